@@ -1,0 +1,7 @@
+//! Raw YAML, then the resolved [`Config`].
+
+mod budget;
+mod defaults;
+mod model;
+
+pub use model::*;

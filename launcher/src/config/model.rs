@@ -1,0 +1,273 @@
+//! The resolved configuration: what every room of Headroom reads. Nothing here depends on the machine.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A complete run, as resolved from a YAML file, its device profile and `--set` overrides.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Name of the config, from its file name; names the run folder.
+    pub name: String,
+    /// Which task's room trains: `emg`.
+    pub task: String,
+    /// Seed of everything random: split, order of samples, initial weights, dropout.
+    pub seed: u64,
+    pub data: DataConfig,
+    /// Keys of the task's model. `emg`: see [`EmgModel`].
+    pub model: EmgModel,
+    pub train: TrainConfig,
+    pub memory: MemoryConfig,
+    pub ddp: DdpConfig,
+    pub log: LogConfig,
+}
+
+/// Where samples come from and how they are cut, normalised and split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Folder searched recursively for `.hdf5` and `.h5` files, or one file.
+    pub dataset_path: PathBuf,
+    /// Make sample data in the true format at `dataset_path` when nothing is there.
+    pub sample_if_missing: bool,
+    pub hdf5_group: String,
+    pub table_name: String,
+    /// Channels expected in the `emg` member.
+    pub emg_channels: usize,
+    /// Angles expected in the `joint_angles` member.
+    pub joint_angles_channels: usize,
+    /// Rows of one window.
+    pub window_size: usize,
+    /// Rows between the starts of neighbouring windows.
+    pub stride: usize,
+    /// Shares of *files* for train, validation and test; sum 1.
+    pub split_ratio: [f64; 3],
+    /// Normalise EMG with statistics of the training files.
+    pub normalize: bool,
+    pub max_samples_for_normalize: usize,
+    /// Full-wave rectification of the EMG, before normalisation.
+    pub rectify: bool,
+    pub shuffle: bool,
+    /// Control experiment: pair every window's angles with another window's EMG.
+    pub shuffle_emg: bool,
+    /// Bytes of decoded HDF5 chunks that a rank keeps.
+    pub chunk_cache_size: u64,
+    /// Upper bound of the node's page cache; absent: what the plan has left.
+    pub cache_size_gb: Option<f64>,
+    /// `auto`, `pin`, `lru`, `next_use` or `off`.
+    pub cache: CachePolicy,
+    /// Leave out files that cannot be read (counted, with a warning) instead of stopping.
+    pub skip_bad: bool,
+    /// Cut the number of windows of an epoch per split; 0: all. For demonstrations.
+    pub max_train_windows: usize,
+    pub max_val_windows: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CachePolicy {
+    Auto,
+    Pin,
+    Lru,
+    NextUse,
+    Off,
+}
+
+/// TDS-LSTM: convolutional stages over EMG, then a recurrent decoder that feeds its pose back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EmgModel {
+    pub input_size: usize,
+    pub output_size: usize,
+    pub dropout: f64,
+    pub tds_stages: Vec<TdsStage>,
+    /// `lstm` or `mlp`.
+    pub decoder_type: DecoderType,
+    pub decoder_hidden_size: usize,
+    pub decoder_num_layers: usize,
+    /// Hidden sizes of the MLP decoder.
+    pub decoder_mlp_hidden: Vec<usize>,
+    /// Feed the previous pose back into the decoder.
+    pub decoder_state_condition: bool,
+    /// The decoder's output is a velocity that is added to the previous pose; else it is the pose.
+    pub predict_velocity: bool,
+    /// Factor on the decoder's output.
+    pub output_scale: f64,
+    /// Decoder steps per second.
+    pub rollout_freq: f64,
+    /// Samples per second of the recording.
+    pub original_sampling_rate: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecoderType {
+    Lstm,
+    Mlp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TdsStage {
+    pub in_conv_kernel: usize,
+    pub in_conv_stride: usize,
+    pub num_blocks: usize,
+    pub channels: usize,
+    pub feature_width: usize,
+    pub kernel_width: usize,
+}
+
+/// The training loop: batch, optimizer, schedule, stopping.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// `auto`, `cpu` or `cuda`; `--device` wins.
+    pub device: DeviceChoice,
+    /// Samples per rank and accumulation step.
+    pub batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+    /// Samples per forward and backward pass; absent: the whole batch.
+    pub microbatch: Option<usize>,
+    pub num_epochs: usize,
+    /// Stop after this many optimizer steps; absent: by epochs.
+    pub max_steps: Option<u64>,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub optimizer: OptimizerKind,
+    pub momentum: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+    pub scheduler: SchedulerKind,
+    /// `step`: epochs between reductions.
+    pub step_size: usize,
+    /// `step` and `plateau`: factor of a reduction.
+    pub gamma: f64,
+    /// `plateau`: epochs without improvement before a reduction.
+    pub plateau_patience: usize,
+    pub min_learning_rate: f64,
+    pub warmup_epochs: f64,
+    /// Warm-up in optimizer steps; wins over `warmup_epochs`.
+    pub warmup_steps: Option<u64>,
+    pub loss_type: LossType,
+    /// Weight of the MAE term in `mse+mae`.
+    pub mae_weight: f64,
+    /// Clip to this global norm; 0: off.
+    pub gradient_clip_norm: f64,
+    pub early_stopping: bool,
+    pub patience: usize,
+    pub min_delta: f64,
+    /// Metric watched for the best weights, early stopping and `plateau`, as named in metrics.jsonl.
+    pub monitor_metric: String,
+    pub monitor_mode: MonitorMode,
+    pub restore_best_weights: bool,
+    /// Decay of the exponential moving average of the weights; absent: none.
+    pub ema_decay: Option<f64>,
+    /// Safetensors file with initial weights, PyTorch `state_dict` names.
+    pub init_from: Option<PathBuf>,
+    /// Loader threads of the node per rank; absent: automatic. 0: the step's own thread.
+    pub num_workers: Option<usize>,
+    pub prefetch_factor: usize,
+    pub pin_memory: bool,
+    pub persistent_workers: bool,
+    pub compute_metrics_online: bool,
+    /// Samples per rank in validation; absent: `batch_size`.
+    pub val_batch_size: Option<usize>,
+    /// Seconds that a collective may wait for its peers.
+    pub step_timeout: f64,
+    /// Seconds between asking ranks to stop and SIGKILL.
+    pub stop_grace: f64,
+    pub amp: Amp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    Adam,
+    Adamw,
+    Sgd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulerKind {
+    None,
+    Step,
+    Cosine,
+    Plateau,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LossType {
+    #[serde(rename = "mse")]
+    Mse,
+    #[serde(rename = "mae")]
+    Mae,
+    #[serde(rename = "mse+mae")]
+    MseMae,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MonitorMode {
+    Min,
+    Max,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Amp {
+    Off,
+    Bf16,
+    Fp16,
+}
+
+/// How much of the node Headroom may use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Bytes (`"20GiB"`, a plain number) or a share (`"80%"`) of the smaller of physical memory and cgroup limit.
+    pub budget: Budget,
+}
+
+/// A budget as written.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "serde_json::Value", into = "serde_json::Value")]
+pub enum Budget {
+    Bytes(u64),
+    Percent(f64),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DdpConfig {
+    /// Size of a gradient bucket in MiB; the first is 1 MiB at most.
+    pub bucket_mb: f64,
+}
+
+/// What is written, where and how often.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Folder that holds the run folders.
+    pub runs_dir: PathBuf,
+    /// Optimizer steps between lines of metrics.jsonl.
+    pub log_every: u64,
+    /// Optimizer steps between memory lines.
+    pub memory_every: u64,
+    /// Epochs between checkpoints; 0: only by `save_every_steps` and at the end.
+    pub save_every: u64,
+    /// Optimizer steps between checkpoints; 0: off.
+    pub save_every_steps: u64,
+    pub save_best_only: bool,
+    /// Checkpoints kept besides the best.
+    pub keep_last: usize,
+    pub plots: bool,
+}

@@ -1,0 +1,25 @@
+//! Exit codes of `launch` and `rank`: one table, documented in the README.
+
+pub const OK: u8 = 0;
+/// A bug: an error that no other code describes.
+pub const INTERNAL: u8 = 1;
+/// Command line or config: unknown key, wrong type, unknown name.
+pub const USAGE: u8 = 2;
+/// The memory plan does not fit this machine.
+pub const PLAN: u8 = 3;
+/// Data set: missing, unreadable, malformed.
+pub const DATA: u8 = 4;
+/// Checkpoint: cannot be written, corrupt, of another model.
+pub const CHECKPOINT: u8 = 5;
+/// Ranks could not meet, or a collective failed or timed out.
+pub const COMM: u8 = 6;
+/// The loss became NaN or infinite.
+pub const NONFINITE: u8 = 7;
+/// A device is missing (`--strict`) or failed.
+pub const DEVICE: u8 = 8;
+/// Stopped because another rank failed; never the launcher's own code while the cause is known.
+pub const PEER: u8 = 9;
+/// Stopped on request (signal) after a checkpoint: run again with `--resume auto`.
+pub const STOPPED: u8 = 75;
+/// `128 + n`: ended by signal n.
+pub const SIGNAL_BASE: u8 = 128;

@@ -1,0 +1,14 @@
+//! All that crosses processes: environment names, exit codes, control messages, record schemas.
+//!
+//! Architecture invariant: data only, no behaviour beyond encoding. A change of meaning raises [`VERSION`].
+
+pub mod env;
+pub mod exit;
+mod message;
+mod record;
+
+pub use message::*;
+pub use record::*;
+
+/// Version of everything in this module; launcher and ranks of different versions refuse each other.
+pub const VERSION: u32 = 1;

@@ -1,0 +1,18 @@
+//! Headroom's launcher: it reads a config, probes the machine, plans every byte of the node's memory,
+//! starts one rank per device and watches over them. It links no libtorch, CUDA or HDF5, so that it starts in
+//! milliseconds and can never create a CUDA context.
+//!
+//! ```text
+//! config ──► plan ──► supervise ──► ranks (package `headroom`)
+//!    machine ──┘          │
+//!                     contract  (all that crosses processes)
+//! ```
+//!
+//! Architecture invariant: `plan` does no I/O; `config` reads neither environment, clock, /proc nor GPU; `machine`
+//! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour.
+
+pub mod config;
+pub mod contract;
+pub mod machine;
+pub mod plan;
+pub mod supervise;

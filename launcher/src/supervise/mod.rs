@@ -1,0 +1,1 @@
+//! Children, process groups, signals, first failure.

@@ -1,0 +1,44 @@
+//! Collectives between the ranks of a job.
+
+use tch::Tensor;
+
+/// What can go wrong between ranks.
+#[derive(Debug, thiserror::Error)]
+pub enum CommError {
+    /// Another rank ended; the launcher says why.
+    #[error("rank {rank} failed: {error}")]
+    PeerFailed { rank: u32, error: String },
+    #[error("{collective} waited {waited_s:.1} s for rank {missing}: it never arrived (train.step_timeout is {timeout_s} s)")]
+    Timeout { collective: String, waited_s: f64, missing: String, timeout_s: f64 },
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Ranks acting together. Every call is made by all ranks, in the same order, with the same shapes.
+///
+/// Sums are bitwise equal on all ranks and from run to run: each element is added in rank order.
+pub trait Collective: Send + Sync {
+    fn rank(&self) -> usize;
+    fn world_size(&self) -> usize;
+    /// `solo`, `shm` or `nccl`.
+    fn backend(&self) -> &'static str;
+    /// A zeroed f32 tensor `[len]` in memory where [`Collective::all_reduce_sum`] needs no copy. It lives as long as
+    /// the collective.
+    ///
+    /// # Errors
+    /// No room for the node's shared segment.
+    fn flat_buffer(&self, len: usize) -> Result<Tensor, CommError>;
+    /// Sums a contiguous f32 or f64 tensor over all ranks, in place. Any tensor will do; one from
+    /// [`Collective::flat_buffer`], or a contiguous slice of it, is fastest.
+    ///
+    /// # Errors
+    /// A peer failed, or did not arrive in time.
+    fn all_reduce_sum(&self, tensor: &Tensor) -> Result<(), CommError>;
+    /// Copies `root`'s contiguous tensor (any dtype) to all ranks, in place.
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError>;
+    /// Every rank's bytes (lengths may differ), in rank order.
+    fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
+    fn barrier(&self) -> Result<(), CommError>;
+    /// Ends every collective that waits, now and later, with this reason. Callable from any thread.
+    fn abort(&self, reason: CommError);
+}

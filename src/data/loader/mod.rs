@@ -1,0 +1,1 @@
+//! Sampler, loader threads, batch slots.

@@ -1,0 +1,1 @@
+//! Formats on disk. The only room that imports `hdf5`.

@@ -1,0 +1,27 @@
+//! Headroom's rank: everything that touches tensors, data and collectives.
+//!
+//! ```text
+//! config ─► plan ─► launch ─► rank ─► data (source ─► cache ─► loader) ─► train (step, amp, ddp) ─► report
+//! ```
+//!
+//! | room | owns | may not touch |
+//! |---|---|---|
+//! | [`torch`] | the one C++ shim: what tch lacks | everything else |
+//! | [`comm`] | [`comm::Collective`]: `shm`, `solo`; rendezvous | model, data |
+//! | [`data::source`] | formats on disk, sole importer of `hdf5` | cache, tch, comm |
+//! | [`data::loader`] | sampler, loader threads, batch slots | files |
+//! | [`train`] | step, ddp, optimizer, ema, schedule, checkpoint, loop, online metrics | paths, environment |
+//! | [`task`] | one room per task: data set, model, loss, metrics, sample data | the loop |
+//! | [`report`] | records, progress, plots, memory lines | control of training |
+//! | [`rank`] | wiring and the exit code | algorithms |
+//!
+//! Architecture invariant: nothing here spawns a process; `hdf5` is imported by `data::source` alone; batches are a
+//! pure function of (seed, epoch, step, rank, world size), whatever the number of threads.
+
+pub mod comm;
+pub mod data;
+pub mod rank;
+pub mod report;
+pub mod task;
+pub mod torch;
+pub mod train;

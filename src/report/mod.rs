@@ -1,0 +1,1 @@
+//! Records, progress, plots, memory lines.

@@ -1,0 +1,86 @@
+//! One room per task: data set, model, loss, metrics, sample data.
+
+use crate::data::{DataError, Dataset};
+use launcher::config::Config;
+use std::path::Path;
+use std::sync::Arc;
+use tch::{Tensor, nn};
+
+/// Which part of the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Split {
+    Train,
+    Val,
+    Test,
+}
+
+/// Data sets of a run, as a task opens them.
+pub struct Datasets {
+    pub train: Arc<dyn Dataset>,
+    pub val: Arc<dyn Dataset>,
+    pub test: Arc<dyn Dataset>,
+    /// Files left out, with the reason, one line each.
+    pub skipped: Vec<String>,
+    /// Facts worth a line at the start, e.g. how many windows of how many files.
+    pub notes: Vec<String>,
+}
+
+/// A micro-batch on the rank's device: one tensor `[B, ...]` per field of the data set.
+pub struct Batch {
+    pub fields: Vec<Tensor>,
+    pub sample_ids: Vec<u64>,
+}
+
+impl Batch {
+    pub fn len(&self) -> usize {
+        self.sample_ids.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sample_ids.is_empty()
+    }
+}
+
+/// What a forward pass yields.
+pub struct Output {
+    /// Scalar: mean of the loss over the micro-batch's samples.
+    pub loss: Tensor,
+    /// What the metrics read; no gradient is taken through it.
+    pub prediction: Tensor,
+}
+
+/// A model with its loss.
+pub trait Model {
+    /// Forward pass and loss of one micro-batch. `train`: dropout on.
+    fn forward(&self, batch: &Batch, train: bool) -> Output;
+}
+
+/// Online metrics: fixed-length sums, so that memory does not grow with the data set and ranks add up.
+pub trait Metrics: Send {
+    fn update(&mut self, batch: &Batch, output: &Output);
+    /// Sums and counts so far, always of the same length; ranks add them element by element.
+    fn sums(&self) -> Vec<f64>;
+    /// Named values from (reduced) sums, without the `train.`/`val.` prefix: `loss`, `mae_deg`, ...
+    fn values(&self, sums: &[f64]) -> Vec<(String, f64)>;
+    fn reset(&mut self);
+}
+
+/// A way for the ranks of a run to share what each found out about its part of the files.
+/// `gather(bytes)` returns every rank's bytes in rank order.
+pub struct Team<'a> {
+    pub rank: usize,
+    pub world_size: usize,
+    pub gather: &'a dyn Fn(&[u8]) -> Result<Vec<Vec<u8>>, DataError>,
+}
+
+/// A task. Adding one touches its own room and [`find`].
+pub trait Task: Send + Sync {
+    fn name(&self) -> &'static str;
+    /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.
+    fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError>;
+    /// Builds the model's parameters under `vs`, named as PyTorch's `state_dict` would.
+    fn model(&self, config: &Config, vs: &nn::Path) -> Box<dyn Model>;
+    fn metrics(&self, config: &Config) -> Box<dyn Metrics>;
+    /// Writes sample data in the task's true format.
+    fn sample_data(&self, out: &Path, seed: u64) -> Result<(), DataError>;
+}

@@ -1,0 +1,1 @@
+//! The C++ shim: what tch lacks.

@@ -1,0 +1,1 @@
+//! Step, ddp, optimizer, ema, schedule, checkpoint, loop.
