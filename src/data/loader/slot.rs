@@ -119,7 +119,9 @@ mod tests {
         second.bytes_mut().fill(2);
         rest.bytes_mut().fill(3);
         assert_eq!((first.len, second.len, rest.len), (3_000, 3_000, 4_000));
-        let rest = first.unsplit(rest).err().expect("not adjacent");
+        let Err(rest) = first.unsplit(rest) else {
+            panic!("joined what is not adjacent")
+        };
         assert!(first.unsplit(second).is_ok() && first.unsplit(rest).is_ok());
         let counts = [1, 2, 3].map(|value| first.bytes().iter().filter(|&&byte| byte == value).count());
         assert_eq!(counts, [3_000, 3_000, 4_000]);

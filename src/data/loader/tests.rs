@@ -309,7 +309,8 @@ fn resuming_at_a_step_reads_nothing_before_it() {
         .requests(0, 9)
         .flat_map(|request| request.sample_ids)
         .collect();
-    (read.sort_unstable(), wanted.sort_unstable());
+    read.sort_unstable();
+    wanted.sort_unstable();
     assert_eq!(read, wanted);
     assert_eq!(stream_loader.stats().samples_read, wanted.len() as u64);
 }
