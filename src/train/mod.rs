@@ -1,1 +1,3 @@
 //! Step, ddp, optimizer, ema, schedule, checkpoint, loop.
+
+pub mod checkpoint;
