@@ -355,7 +355,9 @@ mod tests {
 
     #[test]
     fn a_launcher_that_does_not_read_makes_no_step_wait() {
-        let (reporter, _launcher, _) = pair();
+        let (reporter, launcher, _) = pair();
+        // Never read and never closed.
+        std::mem::forget(launcher);
         let text = "x".repeat(64 << 10);
         for step in 0..200 {
             reporter.line(text.clone());

@@ -27,12 +27,9 @@ impl Axis {
             return Self::decades(low, high, wanted);
         }
         // One value, or values that differ by rounding: an axis around them.
-        let least = (low.abs().max(high.abs()) * 1e-6).max(1e-12);
-        if high - low < least {
-            Self::linear(low - 10.0 * least, high + 10.0 * least, wanted)
-        } else {
-            Self::linear(low, high, wanted)
-        }
+        let size = low.abs().max(high.abs()).clamp(1e-12, 1e300);
+        let around = if high - low < 1e-6 * size { 0.1 * size } else { 0.0 };
+        Self::linear(low - around, high + around, wanted)
     }
 
     /// Whole numbers such as steps: from the first to the last value, without a margin.
@@ -71,7 +68,7 @@ impl Axis {
         let (low, high) = (low.log10(), high.log10());
         let margin = (high - low) * 0.05;
         let (low, high) = (low - margin, high + margin);
-        let every = ((high - low) / wanted as f64).ceil().max(1.0);
+        let every = ((high - low) / wanted as f64).round().max(1.0);
         let first = (low / every).ceil() as i64;
         let last = (high / every).floor() as i64;
         let ticks = (first..=last)

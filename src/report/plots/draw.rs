@@ -60,6 +60,8 @@ pub(super) struct Panel {
     pub title: String,
     pub x: &'static str,
     pub y: String,
+    /// Logarithmic where the values span decades.
+    pub may_log: bool,
     pub curves: Vec<Curve>,
 }
 
@@ -128,7 +130,7 @@ fn draw_panel(area: &Area, panel: &Panel) -> Drawn {
     };
     let points = || panel.curves.iter().flat_map(|c| c.history.points.iter());
     let xs = Axis::steps(points().map(|p| p.0), 8);
-    let ys = Axis::new(points().map(|p| p.1), 7, true);
+    let ys = Axis::new(points().map(|p| p.1), 7, panel.may_log);
     area.draw(&Text::new(
         panel.title.clone(),
         (LEFT, 22),
@@ -219,9 +221,22 @@ fn draw_legend(area: &Area, panel: &Panel) -> Drawn {
 fn draw_curve(area: &Area, frame: &Frame, xs: &Axis, ys: &Axis, curve: &Curve) -> Drawn {
     let pixel = |(x, y): &(f64, f64)| Some((frame.x(xs.place(*x)?), frame.y(ys.place(*y)?)));
     let pixels: Vec<(i32, i32)> = curve.history.points.iter().filter_map(pixel).collect();
-    if pixels.len() > 1 {
-        let path = PathElement::new(columns(&pixels), curve.colour.stroke_width(2));
-        area.draw(&path).map_err(text)?;
+    let columns: Vec<&[(i32, i32)]> = pixels.chunk_by(|a, b| a.0 == b.0).collect();
+    let mut path = pixels.clone();
+    if pixels.len() > 2 * columns.len() {
+        // Many values per pixel: their range as a pale band, their mean as the line.
+        for column in &columns {
+            let (low, high) = column
+                .iter()
+                .fold((i32::MAX, i32::MIN), |(l, h), p| (l.min(p.1), h.max(p.1)));
+            let band = PathElement::new([(column[0].0, low), (column[0].0, high)], curve.colour.mix(0.3));
+            area.draw(&band).map_err(text)?;
+        }
+        path = columns.iter().map(|column| mean(column)).collect();
+    }
+    if path.len() > 1 {
+        area.draw(&PathElement::new(path, curve.colour.stroke_width(2)))
+            .map_err(text)?;
     }
     if (curve.dots && pixels.len() <= 120) || pixels.len() == 1 {
         for at in &pixels {
@@ -231,20 +246,7 @@ fn draw_curve(area: &Area, frame: &Frame, xs: &Axis, ys: &Axis, curve: &Curve) -
     Ok(())
 }
 
-/// Many points in one pixel column become first, highest, lowest and last: the same picture, fewer strokes.
-fn columns(pixels: &[(i32, i32)]) -> Vec<(i32, i32)> {
-    let mut out = vec![];
-    for column in pixels.chunk_by(|a, b| a.0 == b.0) {
-        let ends = (column.first(), column.last());
-        let extremes = (column.iter().min_by_key(|p| p.1), column.iter().max_by_key(|p| p.1));
-        let all = [ends.0, extremes.0, extremes.1, ends.1];
-        out.extend(
-            all.into_iter()
-                .flatten()
-                .copied()
-                .take(if column.len() == 1 { 1 } else { 4 }),
-        );
-    }
-    out.dedup();
-    out
+fn mean(column: &[(i32, i32)]) -> (i32, i32) {
+    let sum: i64 = column.iter().map(|p| i64::from(p.1)).sum();
+    (column[0].0, (sum / column.len() as i64) as i32)
 }

@@ -8,7 +8,7 @@ use draw::{Curve, Panel};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Points that a curve keeps in memory; beyond twice as many, neighbours are merged.
+/// Points that a curve keeps in memory; beyond twice as many, every other one goes.
 const POINTS: usize = 4096;
 
 /// Why there is no figure.
@@ -20,7 +20,7 @@ pub enum PlotError {
     Draw { path: PathBuf, problem: String },
 }
 
-/// One value over the steps, thinned to at most `2 × POINTS` groups of neighbours that keep their extremes.
+/// One value over the steps, thinned to at most `2 × POINTS` points.
 #[derive(Clone, Debug, Default)]
 struct History {
     points: Vec<(f64, f64)>,
@@ -88,6 +88,7 @@ pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str
         title: format!("{run}: loss"),
         x: "step",
         y: "loss".into(),
+        may_log: true,
         curves: vec![
             Curve::line("train", take("loss"), 0),
             Curve::dots("validation", validation, 1),
@@ -103,12 +104,14 @@ pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str
             title: format!("{run}: {monitor}"),
             x: "step",
             y: value,
+            may_log: true,
             curves: vec![Curve::dots(monitor, monitored, 1)],
         },
         Panel {
             title: format!("{run}: learning rate"),
             x: "step",
             y: "learning rate".into(),
+            may_log: false,
             curves: vec![Curve::line("lr", take("lr"), 2)],
         },
     ];
