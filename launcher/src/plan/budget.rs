@@ -169,6 +169,8 @@ struct Sizes {
     ema: u64,
     activation_scalars: u64,
     sample_bytes: u64,
+    /// Bytes of one sample's part of each field: EMG `[T, 16]`, joint angles `[T, 20]`.
+    field_bytes: [u64; 2],
     /// Samples whose activations are held at once, gradients of activations included.
     held_samples: u64,
 }
@@ -176,7 +178,11 @@ struct Sizes {
 impl Sizes {
     fn of(config: &Config, draft: &Plan) -> Result<Self, PlanError> {
         let window = config.data.window_size as u64;
-        let columns = (config.data.emg_channels as u64).checked_add(config.data.joint_angles_channels as u64);
+        let field = |columns: usize| product(&[window, columns as u64, F32_BYTES]).ok_or(OVERFLOW);
+        let field_bytes = [
+            field(config.data.emg_channels)?,
+            field(config.data.joint_angles_channels)?,
+        ];
         let micro = (draft.batch.micro_batch as u64)
             .checked_mul(ACTIVATION_FACTOR)
             .ok_or(OVERFLOW)?;
@@ -188,9 +194,8 @@ impl Sizes {
             },
             ema: u64::from(config.train.ema_decay.is_some()),
             activation_scalars: emg::activation_scalars(&config.model, window).ok_or(OVERFLOW)?,
-            sample_bytes: columns
-                .and_then(|columns| product(&[window, columns, F32_BYTES]))
-                .ok_or(OVERFLOW)?,
+            sample_bytes: sum(&field_bytes).ok_or(OVERFLOW)?,
+            field_bytes,
             // Validation keeps nothing for backward, so a larger batch weighs half as much per sample.
             held_samples: micro.max(draft.batch.val_batch as u64),
         })
@@ -223,7 +228,8 @@ impl Sizes {
     fn staging(&self, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
         let slots = draft.loader.slots as u64;
         let line = |name, samples: usize| {
-            let bytes = product(&[slots, samples as u64, self.sample_bytes]).ok_or(OVERFLOW)?;
+            let slot = self.slot_bytes(samples as u64).ok_or(OVERFLOW)?;
+            let bytes = slots.checked_mul(slot).ok_or(OVERFLOW)?;
             let formula = format!("{slots} slots × {samples} samples × {} B", grouped(self.sample_bytes));
             per_rank(name, bytes, ranks, formula)
         };
@@ -231,6 +237,14 @@ impl Sizes {
             line("staging slots", draft.batch.micro_batch)?,
             line("validation slots", draft.batch.val_batch)?,
         ])
+    }
+
+    /// One slot: each field `[samples, …]`, rounded up to whole cache lines.
+    fn slot_bytes(&self, samples: u64) -> Option<u64> {
+        let field = |bytes: &u64| samples.checked_mul(*bytes)?.checked_next_multiple_of(FIELD_ALIGN_BYTES);
+        self.field_bytes
+            .iter()
+            .try_fold(0u64, |slot, bytes| slot.checked_add(field(bytes)?))
     }
 
     /// Rank 0 copies what it saves, so that training goes on while a thread writes. Gradients are not saved.

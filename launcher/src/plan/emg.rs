@@ -80,9 +80,11 @@ pub fn activation_scalars(model: &EmgModel, window: u64) -> Option<u64> {
     let mut features = model.input_size as u64;
     for stage in &model.tds_stages {
         features = width(stage)?;
-        rows = rows.saturating_sub(stage.in_conv_kernel as u64) / (stage.in_conv_stride as u64).max(1) + 1;
+        // Padded by k/2 on both sides: an even kernel gains a row before the stride.
+        let even = u64::from(stage.in_conv_kernel.is_multiple_of(2));
+        rows = rows.checked_add(even)?.saturating_sub(1) / (stage.in_conv_stride as u64).max(1) + 1;
         total = total.checked_add(product(&[6, rows, features])?)?;
-        // All blocks counted as long as the first: convolutions only shorten.
+        // Convolutions of the blocks keep their length.
         let blocks = product(&[10, rows, features, stage.num_blocks as u64])?;
         total = total.checked_add(blocks)?;
     }

@@ -173,6 +173,14 @@ fn lines_are_exact() {
     );
     assert_eq!(line(&plan, "checkpoint staging").bytes, 282_996 * 4 * 3);
     assert_eq!(line(&plan, "page cache").bytes, 0);
+    config.train.batch_size = 1;
+    config.data.window_size = 501;
+    // 501 × 20 × 4 B is no whole number of cache lines: 40,080 becomes 40,128.
+    let odd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
+    assert_eq!(
+        line(&odd, "staging slots").per_rank_bytes,
+        Some(6 * (501 * 64 + 40_128))
+    );
     config.train.ema_decay = Some(0.999);
     config.train.optimizer = OptimizerKind::Sgd;
     let sgd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
