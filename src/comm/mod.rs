@@ -1,9 +1,17 @@
 //! Collectives between the ranks of a job.
 
+pub mod rendezvous;
+pub mod shm;
+pub mod solo;
+
+pub use rendezvous::RankEnv;
+pub use shm::ShmCollective;
+pub use solo::Solo;
+
 use tch::Tensor;
 
 /// What can go wrong between ranks.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum CommError {
     /// Another rank ended; the launcher says why.
     #[error("rank {rank} failed: {error}")]
