@@ -39,6 +39,7 @@ impl Default for DataConfig {
             cache_size_gb: None,
             cache: CachePolicy::Auto,
             skip_bad: true,
+            skip_ik_failures: true,
             max_train_windows: 0,
             max_val_windows: 0,
         }
@@ -121,7 +122,9 @@ impl Default for TrainConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self { budget: Budget::Percent(80.0) }
+        Self {
+            budget: Budget::Percent(80.0),
+        }
     }
 }
 
@@ -142,6 +145,7 @@ impl Default for LogConfig {
             save_best_only: false,
             keep_last: 3,
             plots: true,
+            language: Language::En,
         }
     }
 }
