@@ -1,1 +1,4 @@
+//! The one integration binary: modules under `tests/it` start real `launch` and `rank` processes.
 
+#[path = "it/architecture.rs"]
+mod architecture;

@@ -10,6 +10,13 @@ use std::path::PathBuf;
 pub enum DataError {
     #[error("{path}: {problem}", path = path.display())]
     File { path: PathBuf, problem: String },
+    /// Reading one sample failed; `place` is [`Dataset::describe`]'s.
+    #[error("sample {index} ({place}): {error}")]
+    Sample {
+        index: u64,
+        place: String,
+        error: Box<DataError>,
+    },
     #[error("{0}")]
     Other(String),
 }

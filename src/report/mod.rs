@@ -1,1 +1,417 @@
 //! Records, progress, plots, memory lines.
+//!
+//! Architecture invariant: nothing here makes a step wait; whatever writes does so on a thread of its own.
+
+mod inherit;
+pub mod memory;
+pub mod plots;
+pub mod records;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use launcher::contract::{FromRank, MAX_FRAME_BYTES, Progress, ToRank, VERSION, env};
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Least time between two progress messages to the launcher, and between two progress lines without one.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+const PLAIN_PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// How long the last words of a rank may take to reach the launcher.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Longest line of text sent, bytes; JSON escapes need at most six bytes for one.
+const MAX_TEXT_BYTES: usize = MAX_FRAME_BYTES / 8;
+
+/// The launcher's end of the conversation could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error(
+        "{}={value}: {problem}; it is set by `launch`: unset it to run this rank by hand",
+        env::CONTROL_FD
+    )]
+    Control { value: String, problem: String },
+    #[error("no thread for reports: {0}")]
+    Thread(#[from] io::Error),
+}
+
+enum Out {
+    Message(FromRank),
+    /// The newest progress waits in its slot.
+    Progress,
+    /// Answered when all before it is out.
+    Flush(Sender<()>),
+}
+
+/// A rank's line to its launcher; without a launcher it prints plain lines. Cheap to clone, usable from any thread.
+#[derive(Clone)]
+pub struct Reporter {
+    out: Sender<Out>,
+    progress: Arc<Mutex<Option<Progress>>>,
+}
+
+impl Reporter {
+    /// Connects over the socket named by `HEADROOM_CONTROL_FD`, or prints when there is none.
+    /// `on_peer_failed(rank, error)` is called on a thread of its own when the launcher says so.
+    ///
+    /// # Errors
+    /// The variable does not name an open socket; no thread can be started.
+    pub fn from_env(rank: u32, on_peer_failed: impl Fn(u32, String) + Send + 'static) -> Result<Self, ReportError> {
+        let Some(value) = std::env::var_os(env::CONTROL_FD) else {
+            return Self::plain();
+        };
+        let value = value.to_string_lossy().into_owned();
+        let refused = |problem: String| ReportError::Control {
+            value: value.clone(),
+            problem,
+        };
+        let fd = value
+            .parse()
+            .map_err(|_| refused("expected the number of a descriptor".into()))?;
+        let socket = inherit::control_socket(fd).map_err(|e| refused(e.to_string()))?;
+        Self::over(socket, rank, on_peer_failed)
+    }
+
+    /// Prints lines to stdout and errors to stderr.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn plain() -> Result<Self, ReportError> {
+        Self::start(Sink::Plain, PLAIN_PROGRESS_EVERY)
+    }
+
+    /// Speaks over `socket`; says hello first.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn over(
+        socket: UnixStream,
+        rank: u32,
+        on_peer_failed: impl Fn(u32, String) + Send + 'static,
+    ) -> Result<Self, ReportError> {
+        let incoming = socket.try_clone()?;
+        let reporter = Self::start(Sink::Launcher(socket), PROGRESS_EVERY)?;
+        reporter.send(FromRank::Hello { version: VERSION, rank });
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || listen(incoming, on_peer_failed))?;
+        Ok(reporter)
+    }
+
+    fn start(sink: Sink, every: Duration) -> Result<Self, ReportError> {
+        let (out, queue) = unbounded();
+        let progress = Arc::new(Mutex::new(None));
+        let mut speaker = Speaker {
+            sink,
+            every,
+            last: None,
+            progress: progress.clone(),
+        };
+        std::thread::Builder::new()
+            .name("report".into())
+            .spawn(move || speaker.run(&queue))?;
+        Ok(Self { out, progress })
+    }
+
+    /// One line for people; the launcher adds the rank's prefix.
+    pub fn line(&self, text: impl Into<String>) {
+        let text = shorten(text.into());
+        self.send(FromRank::Line { text });
+    }
+
+    /// Where the run stands. Call it after every step: only the newest is kept, and about ten per second are sent.
+    pub fn progress(&self, now: Progress) {
+        let before = slot(&self.progress).replace(now);
+        if before.is_none() {
+            let _ = self.out.send(Out::Progress);
+        }
+    }
+
+    /// The rank's last words; waits until they are out, two seconds at most.
+    pub fn failed(&self, code: u8, step: Option<u64>, error: impl Into<String>) {
+        let error = shorten(error.into());
+        self.send(FromRank::Failed { code, step, error });
+        self.flush();
+    }
+
+    /// All is done and written; waits until the launcher can know, two seconds at most.
+    pub fn done(&self) {
+        self.send(FromRank::Done);
+        self.flush();
+    }
+
+    fn send(&self, message: FromRank) {
+        let _ = self.out.send(Out::Message(message));
+    }
+
+    fn flush(&self) {
+        let (done, wait) = bounded(1);
+        if self.out.send(Out::Flush(done)).is_ok() {
+            let _ = wait.recv_timeout(LAST_WORDS);
+        }
+    }
+}
+
+fn slot(progress: &Mutex<Option<Progress>>) -> std::sync::MutexGuard<'_, Option<Progress>> {
+    progress.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+fn shorten(mut text: String) -> String {
+    if text.len() > MAX_TEXT_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+        text.push('…');
+    }
+    text
+}
+
+enum Sink {
+    Launcher(UnixStream),
+    Plain,
+}
+
+/// The thread that writes.
+struct Speaker {
+    sink: Sink,
+    every: Duration,
+    /// When progress was last told.
+    last: Option<Instant>,
+    progress: Arc<Mutex<Option<Progress>>>,
+}
+
+impl Speaker {
+    fn run(&mut self, queue: &Receiver<Out>) {
+        let mut due: Option<Instant> = None;
+        loop {
+            let next = match due {
+                Some(at) => queue.recv_deadline(at),
+                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match next {
+                Ok(Out::Message(message)) => {
+                    // Progress told before a line must not come after it.
+                    if matches!(message, FromRank::Done | FromRank::Failed { .. }) {
+                        self.tell_progress();
+                        due = None;
+                    }
+                    self.tell(&message);
+                }
+                Ok(Out::Progress) => due = Some(self.last.map_or_else(Instant::now, |last| last + self.every)),
+                Ok(Out::Flush(done)) => drop(done),
+                Err(RecvTimeoutError::Timeout) => {
+                    due = None;
+                    self.tell_progress();
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn tell_progress(&mut self) {
+        let newest = slot(&self.progress).take();
+        if let Some(progress) = newest {
+            self.last = Some(Instant::now());
+            self.tell(&FromRank::Progress(progress));
+        }
+    }
+
+    fn tell(&mut self, message: &FromRank) {
+        if let Sink::Launcher(socket) = &mut self.sink {
+            match write_frame(socket, message) {
+                Ok(()) => return,
+                // The launcher is gone: say it where someone may read it.
+                Err(_) => self.sink = Sink::Plain,
+            }
+        }
+        print(message);
+    }
+}
+
+/// Printing to a closed pipe must not end training: errors are passed over.
+fn print(message: &FromRank) {
+    let _ = match message {
+        FromRank::Line { text } => writeln!(io::stdout(), "{text}"),
+        FromRank::Failed {
+            error,
+            step: Some(step),
+            ..
+        } => writeln!(io::stderr(), "error at step {step}: {error}"),
+        FromRank::Failed { error, step: None, .. } => writeln!(io::stderr(), "error: {error}"),
+        FromRank::Progress(p) => writeln!(
+            io::stdout(),
+            "{} epoch {}/{} step {}/{} loss {:.5} {:.1} samples/s",
+            p.phase,
+            p.epoch,
+            p.epochs,
+            p.step,
+            p.steps,
+            p.loss,
+            p.samples_per_s
+        ),
+        FromRank::Hello { .. } | FromRank::Done => Ok(()),
+    };
+}
+
+/// Reads until the launcher closes its end; a launcher's death is the kernel's business (PDEATHSIG).
+fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String)) {
+    loop {
+        match read_frame::<ToRank>(&mut socket) {
+            Ok(Some(ToRank::PeerFailed { rank, error })) => on_peer_failed(rank, error),
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!("control messages from the launcher end here: {error}");
+                return;
+            }
+        }
+    }
+}
+
+fn write_frame(to: &mut impl Write, message: &FromRank) -> io::Result<()> {
+    let body = serde_json::to_vec(message)?;
+    if body.len() > MAX_FRAME_BYTES {
+        return Err(io::Error::other(format!(
+            "message of {} bytes, at most {MAX_FRAME_BYTES} fit",
+            body.len()
+        )));
+    }
+    let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+    frame.extend_from_slice(&body);
+    to.write_all(&frame)
+}
+
+/// `None`: the other side closed between two frames.
+fn read_frame<T: serde::de::DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
+    let mut length = [0; 4];
+    let mut filled = 0;
+    while filled < length.len() {
+        match from.read(&mut length[filled..]) {
+            Ok(0) if filled == 0 => return Ok(None),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_FRAME_BYTES {
+        return Err(io::Error::other(format!(
+            "frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed"
+        )));
+    }
+    let mut body = vec![0; length];
+    from.read_exact(&mut body)?;
+    Ok(Some(serde_json::from_slice(&body)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Reporter, UnixStream, Receiver<(u32, String)>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (told, peers) = unbounded();
+        let reporter = Reporter::over(ours, 3, move |rank, error| told.send((rank, error)).unwrap()).unwrap();
+        (reporter, theirs, peers)
+    }
+
+    fn next(socket: &mut UnixStream) -> FromRank {
+        read_frame(socket).unwrap().unwrap()
+    }
+
+    #[test]
+    fn messages_arrive_in_order_and_the_newest_progress_before_the_end() {
+        let (reporter, mut launcher, _) = pair();
+        reporter.line("opened 3 files");
+        for step in 1..=1000 {
+            reporter.progress(Progress {
+                step,
+                loss: f64::from(step as u32),
+                ..Default::default()
+            });
+        }
+        reporter.done();
+        assert_eq!(
+            next(&mut launcher),
+            FromRank::Hello {
+                version: VERSION,
+                rank: 3
+            }
+        );
+        assert_eq!(
+            next(&mut launcher),
+            FromRank::Line {
+                text: "opened 3 files".into()
+            }
+        );
+        let mut steps = vec![];
+        loop {
+            match next(&mut launcher) {
+                FromRank::Progress(p) => steps.push(p.step),
+                FromRank::Done => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(steps.is_sorted() && steps.last() == Some(&1000), "{steps:?}");
+        assert!(steps.len() < 1000, "progress is not rate-limited");
+    }
+
+    #[test]
+    fn a_launcher_that_does_not_read_makes_no_step_wait() {
+        let (reporter, launcher, _) = pair();
+        // Never read and never closed.
+        std::mem::forget(launcher);
+        let text = "x".repeat(64 << 10);
+        for step in 0..200 {
+            reporter.line(text.clone());
+            reporter.progress(Progress {
+                step,
+                ..Default::default()
+            });
+        }
+    }
+
+    #[test]
+    fn a_failed_peer_is_told() {
+        let (_reporter, mut launcher, peers) = pair();
+        let body = serde_json::to_vec(&ToRank::PeerFailed {
+            rank: 1,
+            error: "boom".into(),
+        })
+        .unwrap();
+        launcher.write_all(&(body.len() as u32).to_le_bytes()).unwrap();
+        launcher.write_all(&body).unwrap();
+        assert_eq!(peers.recv().unwrap(), (1, "boom".into()));
+    }
+
+    #[test]
+    fn last_words_survive_a_launcher_that_is_gone_and_a_text_that_is_too_long() {
+        let (reporter, launcher, _) = pair();
+        drop(launcher);
+        reporter.failed(4, Some(7), "data ended early");
+        let (reporter, mut launcher, _) = pair();
+        reporter.failed(1, None, "é\u{1}".repeat(MAX_FRAME_BYTES));
+        assert!(matches!(next(&mut launcher), FromRank::Hello { .. }));
+        assert!(matches!(
+            next(&mut launcher),
+            FromRank::Failed {
+                code: 1,
+                step: None,
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn a_frame_that_claims_too_much_is_refused_before_memory_is_taken() {
+        let mut bytes: &[u8] = &[0xff, 0xff, 0xff, 0xff, b'{'];
+        assert!(
+            read_frame::<ToRank>(&mut bytes)
+                .unwrap_err()
+                .to_string()
+                .contains("at most")
+        );
+        let mut cut: &[u8] = &[1, 0];
+        assert_eq!(
+            read_frame::<ToRank>(&mut cut).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+    }
+}

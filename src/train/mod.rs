@@ -1,1 +1,57 @@
-//! Step, ddp, optimizer, ema, schedule, checkpoint, loop.
+//! The training loop: step, ddp, optimizer, ema, schedule, checkpoints, evaluation.
+//!
+//! Architecture invariant: this room decides what is trained and when; it reads neither environment nor clock for its
+//! results, and paths only pass through it. Progress leaves by [`Observer`].
+
+pub mod checkpoint;
+pub mod ddp;
+pub mod ema;
+mod evaluate;
+mod fit;
+mod input;
+pub mod optimizer;
+pub mod schedule;
+mod state;
+mod step;
+
+pub use fit::{Finished, Fit, Resume, Status};
+pub use input::to_tensors;
+pub use state::LoopState;
+
+use crate::comm::CommError;
+use crate::data::DataError;
+use crate::torch::TorchError;
+use checkpoint::CheckpointError;
+use launcher::contract::{MetricsRecord, Progress};
+
+/// What ends training early.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    #[error("{0}")]
+    Config(String),
+    #[error(
+        "the loss became {value} at step {step} on rank {rank} (samples {samples}): lower train.learning_rate, set \
+         train.gradient_clip_norm, or look at these samples; the last good state is in checkpoints/step-{good}"
+    )]
+    NonFinite { step: u64, rank: usize, value: String, samples: String, good: u64 },
+}
+
+/// Where the loop tells what happens. Called on the step's thread: implementations must not block.
+pub trait Observer {
+    /// A new phase begins: `train`, `val`, `checkpoint`, `test`.
+    fn phase(&mut self, phase: &str, step: u64);
+    /// An optimizer step is done.
+    fn step(&mut self, progress: &Progress);
+    /// A line for metrics.jsonl, values reduced over ranks; rank 0 only.
+    fn record(&mut self, record: &MetricsRecord);
+    /// One line for people; rank 0 only.
+    fn line(&mut self, text: String);
+}

@@ -1,4 +1,15 @@
 //! Probes of this machine: facts, no decisions.
+//!
+//! [`Machine::probe`] never fails: what cannot be read is absent (zero or `None`). All reading of files goes through
+//! [`Probe`], which takes a root folder, so that tests run on fixture trees.
+
+mod cgroup;
+mod dataset;
+mod gpu;
+mod probe;
+
+pub use dataset::{DatasetFacts, dataset_facts};
+pub use probe::{Probe, free_disk_bytes};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +27,10 @@ pub struct Machine {
     pub cgroup_limit_bytes: Option<u64>,
     /// Bytes in use in the cgroup that sets the limit, page cache that can be reclaimed left out.
     pub cgroup_used_bytes: Option<u64>,
+    /// Least room (limit less use) over this cgroup and its ancestors: siblings may fill an ancestor whose limit is not
+    /// the tightest. Absent: no limit.
+    #[serde(default)]
+    pub cgroup_room_bytes: Option<u64>,
     /// 1 or 2; absent: no memory controller found.
     pub cgroup_version: Option<u32>,
     /// Size of a page, bytes.
@@ -24,6 +39,10 @@ pub struct Machine {
     /// Why no GPU is usable although a driver is present; absent: none was tried or all is well.
     pub gpu_note: Option<String>,
     pub numa_nodes: usize,
+    /// Free bytes of the tmpfs at `/dev/shm`; absent: not mounted. A memfd is not bound by it: see
+    /// [`Machine::memfd_room_bytes`].
+    #[serde(default)]
+    pub shm_room_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,4 +51,30 @@ pub struct Gpu {
     pub name: String,
     pub memory_total_bytes: u64,
     pub memory_free_bytes: u64,
+}
+
+impl Machine {
+    /// Looks at this machine. Takes milliseconds; loads NVML where a driver is present, never CUDA.
+    pub fn probe() -> Self {
+        let mut machine = Probe::default().machine();
+        let found = gpu::probe(std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref());
+        machine.gpus = found.gpus;
+        machine.gpu_note = found.note;
+        machine
+    }
+
+    /// Smaller of physical memory and cgroup limit, bytes; 0: unknown.
+    pub fn memory_bytes(&self) -> u64 {
+        match (self.memory_total_bytes, self.cgroup_limit_bytes) {
+            (0, limit) => limit.unwrap_or(0),
+            (total, limit) => total.min(limit.unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// Bytes that a new memfd could hold now. Its pages are shared memory on the kernel's own mount: no tmpfs size
+    /// bounds them, but they count against `MemAvailable` and the cgroup of whoever touches them first, and without
+    /// swap they cannot be reclaimed.
+    pub fn memfd_room_bytes(&self) -> u64 {
+        self.memory_available_bytes.min(self.cgroup_room_bytes.unwrap_or(u64::MAX))
+    }
 }

@@ -1,8 +1,91 @@
 //! The plan: topology and every byte of the node's budget, by name.
 //!
+//! ```text
+//! node budget = reserve + launcher + ranks × (runtime + model state + activations + slots + decode scratch)
+//!             + checkpoint staging + page cache
+//! ```
+//! `topology` decides ranks and batch, `budget` weighs the lines, `suggest` finds what would fit, `table` prints.
+//!
 //! Architecture invariant: pure. `plan(config, machine, dataset, request)` reads nothing else.
 
+mod budget;
+mod constants;
+pub mod emg;
+mod error;
+mod suggest;
+mod table;
+#[cfg(test)]
+mod tests;
+mod topology;
+
+pub use constants::CUDA_TRAINS;
+pub use error::PlanError;
+pub use suggest::Suggestion;
+pub use table::bytes_text;
+pub use topology::choose_device;
+
+use crate::config::{Config, DeviceChoice};
+use crate::machine::{DatasetFacts, Machine};
 use serde::{Deserialize, Serialize};
+
+/// What the command line asks for. Absent: decided by config and machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// `--gpus`: ranks per node, one per GPU; CPU ranks where there is no GPU.
+    pub gpus: Option<usize>,
+    /// `--ranks`: ranks of this node, whatever the devices.
+    pub ranks: Option<usize>,
+    /// `--device`; `Auto`: the config's `train.device`.
+    pub device: DeviceChoice,
+    /// `--strict`: refuse instead of falling back.
+    pub strict: bool,
+    pub nnodes: usize,
+    pub node_rank: usize,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self { gpus: None, ranks: None, device: DeviceChoice::Auto, strict: false, nnodes: 1, node_rank: 0 }
+    }
+}
+
+/// Decides ranks, batch, loader and every byte of the budget.
+///
+/// # Errors
+/// A device is missing (`strict`), the lines do not fit (with the smallest single changes that do), or the config asks
+/// for the impossible.
+pub fn plan(config: &Config, machine: &Machine, dataset: &DatasetFacts, request: &Request) -> Result<Plan, PlanError> {
+    let draft = draft(config, machine, dataset, request)?;
+    let need_bytes = draft.budget.need_bytes();
+    if need_bytes > draft.budget.total_bytes {
+        let suggestions = suggest::all(config, machine, dataset, request, &draft);
+        return Err(PlanError::does_not_fit(draft, suggestions));
+    }
+    match &draft.budget.gpu {
+        Some(gpu) if gpu.need_bytes() > gpu.total_bytes => {
+            let suggestions = suggest::all(config, machine, dataset, request, &draft);
+            Err(PlanError::gpu_does_not_fit(gpu, suggestions))
+        }
+        _ => Ok(draft),
+    }
+}
+
+/// A plan with all its lines, whether or not they fit.
+fn draft(config: &Config, machine: &Machine, dataset: &DatasetFacts, request: &Request) -> Result<Plan, PlanError> {
+    let mut notes = Vec::new();
+    let topology = topology::topology(config, machine, request, &mut notes)?;
+    let batch = topology::batch(config, request, &topology)?;
+    let loader = topology::loader(config, machine, &topology, &mut notes)?;
+    let mut plan = Plan { topology, batch, loader, budget: BudgetPlan::default(), notes };
+    plan.budget = budget::budget(config, machine, dataset, &mut plan)?;
+    Ok(plan)
+}
+
+/// Whether the drafted lines fit, host and GPU.
+fn fits(plan: &Plan) -> bool {
+    let gpu = plan.budget.gpu.as_ref().is_none_or(|gpu| gpu.need_bytes() <= gpu.total_bytes);
+    plan.budget.need_bytes() <= plan.budget.total_bytes && gpu
+}
 
 /// A decided run. Bytes throughout.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -59,6 +142,39 @@ pub struct BudgetPlan {
     pub lines: Vec<BudgetLine>,
     /// What is left for the page cache after every line.
     pub page_cache_bytes: u64,
+    /// How `total_bytes` came about.
+    #[serde(default)]
+    pub formula: String,
+    /// Memory of one device; absent on CPU.
+    #[serde(default)]
+    pub gpu: Option<GpuPlan>,
+}
+
+impl BudgetPlan {
+    /// Sum of all lines, bytes of the node.
+    pub fn need_bytes(&self) -> u64 {
+        sum_lines(&self.lines)
+    }
+}
+
+/// Memory of one device, which one rank has for itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GpuPlan {
+    /// Free bytes of the fullest device.
+    pub total_bytes: u64,
+    pub lines: Vec<BudgetLine>,
+}
+
+impl GpuPlan {
+    /// Sum of all lines, bytes of one device.
+    pub fn need_bytes(&self) -> u64 {
+        sum_lines(&self.lines)
+    }
+}
+
+/// The lines were summed with checks when they were made; a hand-made plan saturates.
+fn sum_lines(lines: &[BudgetLine]) -> u64 {
+    lines.iter().fold(0, |sum, line| sum.saturating_add(line.bytes))
 }
 
 /// One named part of the budget. `bytes` counts the whole node: `per_rank_bytes × ranks` where a line is per rank.

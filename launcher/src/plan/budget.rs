@@ -1,0 +1,231 @@
+//! Every byte of the node, line by line, with checked arithmetic: an absurd config is an error, not a panic.
+
+use super::constants::*;
+use super::emg::{self, product, sum};
+use super::table::bytes_text;
+use super::{BudgetLine, BudgetPlan, GpuPlan, Plan, PlanError};
+use crate::config::{Budget, CachePolicy, Config, OptimizerKind};
+use crate::machine::{DatasetFacts, Machine};
+
+/// Makes all lines; adds to the draft's notes.
+pub(super) fn budget(
+    config: &Config,
+    machine: &Machine,
+    dataset: &DatasetFacts,
+    draft: &mut Plan,
+) -> Result<BudgetPlan, PlanError> {
+    check_cache_size(config, machine)?;
+    let (total_bytes, formula) = total(config, machine)?;
+    let sizes = Sizes::of(config, draft)?;
+    let ranks = draft.topology.local_world_size as u64;
+    let cuda = draft.topology.device == "cuda";
+    let mut lines = vec![reserve(machine, total_bytes), launcher()];
+    lines.push(per_rank("runtime", runtime_bytes(cuda), ranks, format!("libtorch and allocator × {ranks} ranks"))?);
+    let device_lines = [sizes.model_state(ranks)?, sizes.activations(ranks)?];
+    let gpu = if cuda {
+        Some(gpu_plan(machine, &device_lines))
+    } else {
+        lines.extend(device_lines);
+        None
+    };
+    lines.extend(sizes.staging(draft, ranks)?);
+    lines.push(decode_scratch(draft, ranks)?);
+    lines.push(sizes.checkpoint()?);
+    let used = sum(&lines.iter().map(|line| line.bytes).collect::<Vec<_>>()).ok_or(OVERFLOW)?;
+    let room = total_bytes.saturating_sub(used);
+    let (page_cache_bytes, line) = page_cache(config, dataset, room);
+    lines.push(line);
+    if page_cache_bytes > 0 {
+        draft.notes.push(format!(
+            "{} would be room for the shared page cache, which this build does not have yet: 0 used",
+            bytes_text(page_cache_bytes)
+        ));
+    }
+    Ok(BudgetPlan { total_bytes, lines, page_cache_bytes, formula, gpu })
+}
+
+const OVERFLOW: PlanError = PlanError::Overflow {
+    what: "the memory plan",
+    keys: "train.batch_size, data.window_size, train.num_workers, train.prefetch_factor, model sizes and the number of ranks",
+};
+
+/// `memory.budget` of the smaller of physical memory and cgroup limit.
+fn total(config: &Config, machine: &Machine) -> Result<(u64, String), PlanError> {
+    let basis = machine.memory_bytes();
+    let limited = machine.cgroup_limit_bytes.is_some_and(|limit| limit == basis);
+    let source = if limited { "cgroup limit" } else { "memory" };
+    match config.memory.budget {
+        Budget::Bytes(bytes) if basis > 0 && bytes > basis => Err(PlanError::Budget(format!(
+            "{} is more than the {} of {source} here; set it to {} or less",
+            bytes_text(bytes),
+            bytes_text(basis),
+            bytes_text(basis)
+        ))),
+        Budget::Bytes(bytes) => Ok((bytes, format!("memory.budget, of {} {source}", bytes_text(basis)))),
+        Budget::Percent(_) if basis == 0 => Err(PlanError::Budget(
+            "a share cannot be taken: this machine's memory could not be read; write a size such as 8GiB".into(),
+        )),
+        Budget::Percent(percent) if percent > 0.0 && percent <= 100.0 => {
+            let bytes = ((basis as f64 * percent / 100.0) as u64).min(basis);
+            Ok((bytes, format!("{percent} % of {} {source}", bytes_text(basis))))
+        }
+        Budget::Percent(percent) => Err(PlanError::Budget(format!("{percent} % is no share: write 1 % to 100 %"))),
+    }
+}
+
+/// The guides refuse a cache above half of the memory.
+fn check_cache_size(config: &Config, machine: &Machine) -> Result<(), PlanError> {
+    let Some(asked_gb) = config.data.cache_size_gb else { return Ok(()) };
+    if !(asked_gb.is_finite() && asked_gb >= 0.0) {
+        return Err(PlanError::Invalid(format!("data.cache_size_gb is {asked_gb}: a size of 0 or more is needed")));
+    }
+    let memory_bytes = machine.memory_bytes();
+    let most = memory_bytes as f64 / 2.0 / GIB as f64;
+    if memory_bytes > 0 && asked_gb > most {
+        let fits_gb = (most * 10.0).floor() / 10.0;
+        return Err(PlanError::CacheTooLarge { asked_gb, fits_gb, memory_bytes });
+    }
+    Ok(())
+}
+
+/// What others use already beyond what the budget leaves to them, and a margin. Others count against physical memory
+/// and against the cgroup's limit; the worse of the two binds.
+fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
+    // What can be had now, beside the budget's complement.
+    let beyond = |basis: u64, room: u64| total_bytes.saturating_sub(room.min(basis));
+    let physical = match machine.memory_total_bytes {
+        0 => 0,
+        basis => beyond(basis, machine.memory_available_bytes),
+    };
+    let limit = machine.cgroup_limit_bytes.map(|limit| {
+        let room = limit.saturating_sub(machine.cgroup_used_bytes.unwrap_or(0));
+        beyond(limit, room.min(machine.cgroup_room_bytes.unwrap_or(u64::MAX)))
+    });
+    let others = physical.max(limit.unwrap_or(0));
+    let margin = (total_bytes / MARGIN_DIVISOR).clamp(MARGIN_MIN_BYTES, MARGIN_MAX_BYTES);
+    let formula = format!("in use by others beyond their share {} + margin {}", bytes_text(others), bytes_text(margin));
+    once("reserve", others.saturating_add(margin), formula)
+}
+
+fn launcher() -> BudgetLine {
+    once("launcher", LAUNCHER_BYTES, "launch itself".into())
+}
+
+fn runtime_bytes(cuda: bool) -> u64 {
+    if cuda { RUNTIME_CUDA_HOST_BYTES } else { RUNTIME_CPU_BYTES }
+}
+
+/// One device's lines: its rank's share of the model, and what CUDA itself takes.
+fn gpu_plan(machine: &Machine, rank_lines: &[BudgetLine]) -> GpuPlan {
+    let context = once("CUDA runtime", RUNTIME_CUDA_DEVICE_BYTES, "context and library workspaces".into());
+    let one = |line: &BudgetLine| BudgetLine { bytes: line.per_rank_bytes.unwrap_or(line.bytes), ..line.clone() };
+    let lines = std::iter::once(context).chain(rank_lines.iter().map(one)).collect();
+    GpuPlan { total_bytes: machine.gpus.iter().map(|gpu| gpu.memory_free_bytes).min().unwrap_or(0), lines }
+}
+
+/// What the model and its samples weigh.
+struct Sizes {
+    parameters: u64,
+    /// Optimizer moments per parameter.
+    moments: u64,
+    ema: u64,
+    activation_scalars: u64,
+    sample_bytes: u64,
+    /// Samples whose activations are held at once, gradients of activations included.
+    held_samples: u64,
+}
+
+impl Sizes {
+    fn of(config: &Config, draft: &Plan) -> Result<Self, PlanError> {
+        let window = config.data.window_size as u64;
+        let columns = (config.data.emg_channels as u64).checked_add(config.data.joint_angles_channels as u64);
+        let micro = (draft.batch.micro_batch as u64).checked_mul(ACTIVATION_FACTOR).ok_or(OVERFLOW)?;
+        Ok(Self {
+            parameters: emg::parameters(&config.model).ok_or(OVERFLOW)?,
+            moments: match config.train.optimizer {
+                OptimizerKind::Adam | OptimizerKind::Adamw => 2,
+                OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
+            },
+            ema: u64::from(config.train.ema_decay.is_some()),
+            activation_scalars: emg::activation_scalars(&config.model, window).ok_or(OVERFLOW)?,
+            sample_bytes: columns.and_then(|columns| product(&[window, columns, F32_BYTES])).ok_or(OVERFLOW)?,
+            // Validation keeps nothing for backward, so a larger batch weighs half as much per sample.
+            held_samples: micro.max(draft.batch.val_batch as u64),
+        })
+    }
+
+    /// Weights, gradients, moments and moving average, all f32.
+    fn model_state(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
+        let copies = 2 + self.moments + self.ema;
+        let bytes = product(&[self.parameters, F32_BYTES, copies]).ok_or(OVERFLOW)?;
+        let ema = if self.ema > 0 { " + EMA" } else { "" };
+        let formula = format!(
+            "{} parameters × 4 B × {copies} (weights + gradients + {} moments{ema})",
+            self.parameters, self.moments
+        );
+        per_rank("model state", bytes, ranks, formula)
+    }
+
+    fn activations(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
+        let bytes = product(&[self.held_samples, self.activation_scalars, F32_BYTES]).ok_or(OVERFLOW)?;
+        let formula = format!(
+            "{} × {} per sample (saved activations), estimate",
+            self.held_samples,
+            bytes_text(self.activation_scalars.saturating_mul(F32_BYTES))
+        );
+        per_rank("activations", bytes, ranks, formula)
+    }
+
+    /// Slots of the training and the validation loader.
+    fn staging(&self, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
+        let slots = draft.loader.slots as u64;
+        let line = |name, samples: usize| {
+            let bytes = product(&[slots, samples as u64, self.sample_bytes]).ok_or(OVERFLOW)?;
+            let formula = format!("{slots} slots × {samples} samples × {} B", self.sample_bytes);
+            per_rank(name, bytes, ranks, formula)
+        };
+        Ok([line("staging slots", draft.batch.micro_batch)?, line("validation slots", draft.batch.val_batch)?])
+    }
+
+    /// Rank 0 copies what it saves, so that training goes on while a thread writes. Gradients are not saved.
+    fn checkpoint(&self) -> Result<BudgetLine, PlanError> {
+        let copies = 1 + self.moments + self.ema;
+        let bytes = product(&[self.parameters, F32_BYTES, copies]).ok_or(OVERFLOW)?;
+        let formula = format!("rank 0: {} parameters × 4 B × {copies}", self.parameters);
+        Ok(once("checkpoint staging", bytes, formula))
+    }
+}
+
+fn decode_scratch(draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
+    // Without loader threads the step's own thread decodes.
+    let threads = (draft.loader.threads as u64).max(1);
+    let cache = draft.loader.chunk_cache_bytes;
+    let bytes = product(&[threads, DECODE_SCRATCH_BYTES]).and_then(|bytes| bytes.checked_add(cache)).ok_or(OVERFLOW)?;
+    let scratch = bytes_text(DECODE_SCRATCH_BYTES);
+    let formula = format!("{threads} threads × {scratch} + chunk cache {}", bytes_text(cache));
+    per_rank("decode scratch", bytes, ranks, formula)
+}
+
+/// Capacity that the page cache may have, and its line: this build uses none of it.
+fn page_cache(config: &Config, dataset: &DatasetFacts, room: u64) -> (u64, BudgetLine) {
+    let off = config.data.cache == CachePolicy::Off;
+    let cap = config.data.cache_size_gb.map(|gb| (gb * GIB as f64) as u64);
+    let useful = (dataset.bytes > 0).then(|| dataset.bytes.saturating_mul(DECODED_OVER_DISK));
+    let capacity = if off { 0 } else { room.min(cap.unwrap_or(u64::MAX)).min(useful.unwrap_or(u64::MAX)) };
+    let cut = match capacity {
+        _ if off => "data.cache is off".to_owned(),
+        _ if capacity == room => "all that is left".to_owned(),
+        _ if Some(capacity) == cap => "cut by data.cache_size_gb".to_owned(),
+        _ => format!("{} data set × {DECODED_OVER_DISK}", bytes_text(dataset.bytes)),
+    };
+    (capacity, once("page cache", 0, format!("0 used, not in this build; planned {} ({cut})", bytes_text(capacity))))
+}
+
+fn once(name: &str, bytes: u64, formula: String) -> BudgetLine {
+    BudgetLine { name: name.into(), bytes, per_rank_bytes: None, formula }
+}
+
+fn per_rank(name: &str, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
+    let all = bytes.checked_mul(ranks).ok_or(OVERFLOW)?;
+    Ok(BudgetLine { name: name.into(), bytes: all, per_rank_bytes: Some(bytes), formula })
+}

@@ -1,0 +1,46 @@
+//! Every number of the plan that is neither read from the machine nor from the config, with its source.
+
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
+
+/// Whether ranks can train on CUDA devices; while false, `auto` and `cuda` become CPU ranks, with a note.
+pub const CUDA_TRAINS: bool = false;
+
+/// The launcher's resident memory. Source: the design's bound of 15 MB, rounded up.
+pub(super) const LAUNCHER_BYTES: u64 = 16 * MIB;
+
+/// libtorch's pages, allocator and thread stacks of one CPU rank before a model exists. Its file-backed part is shared by
+/// the ranks of a node, so this counts too much rather than too little. Source: an assumption until measured.
+pub(super) const RUNTIME_CPU_BYTES: u64 = 220 * MIB;
+
+/// The same for a CUDA rank on the host: the driver's context and kernels come on top. Source: an assumption.
+pub(super) const RUNTIME_CUDA_HOST_BYTES: u64 = 1536 * MIB;
+
+/// CUDA context, cuBLAS and cuDNN workspaces on the device. Source: an assumption.
+pub(super) const RUNTIME_CUDA_DEVICE_BYTES: u64 = 768 * MIB;
+
+/// Raw and decoded bytes of the chunk that a loader thread has in hand: sessions come in chunks of some 2,000 rows of
+/// 232 B (453 KiB); four times that, twice. Source: the format's sample files; larger chunks are read all the same.
+pub(super) const DECODE_SCRATCH_BYTES: u64 = 4 * MIB;
+
+/// Backward holds gradients of activations beside the activations themselves, and the allocator rounds up.
+/// Source: an upper estimate; the sum over a step's life is below twice the saved activations.
+pub(super) const ACTIVATION_FACTOR: u64 = 2;
+
+/// Decoded recordings over files on disk. Source: full data set, 575 GiB of rows in 431 GiB of files (1.34), rounded up.
+pub(super) const DECODED_OVER_DISK: u64 = 2;
+
+/// Safety margin: this share of the budget (1 in 50), within the two bounds below. Source: a choice.
+pub(super) const MARGIN_DIVISOR: u64 = 50;
+pub(super) const MARGIN_MIN_BYTES: u64 = 32 * MIB;
+pub(super) const MARGIN_MAX_BYTES: u64 = 512 * MIB;
+
+/// Automatic loader threads per rank. Source: the guides' "4 per GPU".
+pub(super) const LOADER_THREADS_PER_RANK: usize = 4;
+
+/// Slots beyond `prefetch_factor × threads`: one in use by the step, one being filled.
+pub(super) const EXTRA_SLOTS: u64 = 2;
+
+/// Bytes of an f32.
+pub(super) const F32_BYTES: u64 = 4;

@@ -1,0 +1,160 @@
+//! Sizes of the EMG model (TDS-LSTM) by formula: parameters and activations.
+//!
+//! With `F = channels × feature_width` of a stage and `C` the features before it:
+//!
+//! ```text
+//! stage    C·F·k_in  (Conv1d without bias)  +  2F  (LayerNorm)  +  num_blocks × block
+//! block    c·c·k + c  (Conv2d c→c, kernel (1,k))  +  2F  +  2(F·F + F)  (Linear-ReLU-Linear)  +  2F
+//! LSTM     4H·(in + H) + 8H  per layer (two bias vectors), in = F_last + 20 (pose fed back), then H
+//! MLP      in·h + h  per hidden layer
+//! output   H·20 + 20
+//! ```
+//! It gives 282,996 for `default`, 1,504,836 for `high_performance` and 29,512 for `quick_demo`.
+
+use crate::config::{DecoderType, EmgModel, TdsStage};
+
+/// Scalars of the model; absent: the product overflows.
+pub fn parameters(model: &EmgModel) -> Option<u64> {
+    let mut total = 0u64;
+    let mut features = model.input_size as u64;
+    for stage in &model.tds_stages {
+        total = total.checked_add(stage_parameters(stage, features)?)?;
+        features = width(stage)?;
+    }
+    let pose = if model.decoder_state_condition { model.output_size as u64 } else { 0 };
+    let (decoder, hidden) = decoder_parameters(model, features.checked_add(pose)?)?;
+    total.checked_add(decoder)?.checked_add(linear(hidden, model.output_size as u64)?)
+}
+
+fn stage_parameters(stage: &TdsStage, input: u64) -> Option<u64> {
+    let (features, channels) = (width(stage)?, stage.channels as u64);
+    let norm = features.checked_mul(2)?;
+    let conv_in = product(&[input, features, stage.in_conv_kernel as u64])?;
+    let conv = product(&[channels, channels, stage.kernel_width as u64])?.checked_add(channels)?;
+    let dense = linear(features, features)?.checked_mul(2)?;
+    let block = sum(&[conv, norm, dense, norm])?;
+    sum(&[conv_in, norm, block.checked_mul(stage.num_blocks as u64)?])
+}
+
+/// Scalars of the decoder without its output layer, and the width that it hands to that layer.
+fn decoder_parameters(model: &EmgModel, input: u64) -> Option<(u64, u64)> {
+    let mut total = 0u64;
+    let mut input = input;
+    match model.decoder_type {
+        DecoderType::Lstm => {
+            let hidden = model.decoder_hidden_size as u64;
+            // Beyond the first, layers are alike: no loop over a config's number.
+            let layer = |input: u64| sum(&[product(&[4, hidden, input.checked_add(hidden)?])?, product(&[8, hidden])?]);
+            let further = (model.decoder_num_layers as u64).saturating_sub(1);
+            total = layer(input)?.checked_add(layer(hidden)?.checked_mul(further)?)?;
+            input = hidden;
+        }
+        DecoderType::Mlp => {
+            for hidden in model.decoder_mlp_hidden.iter().map(|h| *h as u64) {
+                total = total.checked_add(linear(input, hidden)?)?;
+                input = hidden;
+            }
+        }
+    }
+    Some((total, input))
+}
+
+/// Scalars that autograd keeps for backward, for one window of `window` rows; an estimate from above. Per element of a
+/// layer's output: 6 tensors in a stage's entry (two layouts, conv, norm, ReLU, dropout), 10 in a block (conv, ReLU,
+/// residual, norm, two linears with ReLU, residual, norm, one layout), 8 per LSTM unit and step (4 gates, cell,
+/// its tanh, hidden, a copy), 3 per output value.
+pub fn activation_scalars(model: &EmgModel, window: u64) -> Option<u64> {
+    let mut total = window.checked_mul(model.input_size as u64)?.checked_mul(2)?;
+    let mut rows = window;
+    let mut features = model.input_size as u64;
+    for stage in &model.tds_stages {
+        features = width(stage)?;
+        rows = rows.saturating_sub(stage.in_conv_kernel as u64) / (stage.in_conv_stride as u64).max(1) + 1;
+        total = total.checked_add(product(&[6, rows, features])?)?;
+        // All blocks counted as long as the first: convolutions only shorten.
+        let blocks = product(&[10, rows, features, stage.num_blocks as u64])?;
+        total = total.checked_add(blocks)?;
+    }
+    let steps = rollout_steps(model, window);
+    let decoder = match model.decoder_type {
+        DecoderType::Lstm => product(&[8, model.decoder_hidden_size as u64, model.decoder_num_layers as u64])?,
+        DecoderType::Mlp => model.decoder_mlp_hidden.iter().try_fold(0u64, |n, h| n.checked_add(*h as u64 * 3))?,
+    };
+    let per_step = sum(&[decoder, features, product(&[4, model.output_size as u64])?])?;
+    sum(&[total, steps.checked_mul(per_step)?, product(&[3, window, model.output_size as u64])?])
+}
+
+/// Decoder steps of a window: its duration times the rollout frequency, half to even, at least 1.
+fn rollout_steps(model: &EmgModel, window: u64) -> u64 {
+    let steps = (window as f64 / model.original_sampling_rate * model.rollout_freq).round_ties_even();
+    // A cast saturates and turns NaN into 0; the config's own checks name such values.
+    (steps as u64).clamp(1, window.max(1))
+}
+
+fn width(stage: &TdsStage) -> Option<u64> {
+    product(&[stage.channels as u64, stage.feature_width as u64])
+}
+
+/// Linear layer with bias.
+fn linear(input: u64, output: u64) -> Option<u64> {
+    input.checked_mul(output)?.checked_add(output)
+}
+
+pub(super) fn product(factors: &[u64]) -> Option<u64> {
+    factors.iter().try_fold(1u64, |product, factor| product.checked_mul(*factor))
+}
+
+pub(super) fn sum(terms: &[u64]) -> Option<u64> {
+    terms.iter().try_fold(0u64, |sum, term| sum.checked_add(*term))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(shape: [usize; 6]) -> TdsStage {
+        let [in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width] = shape;
+        TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
+    }
+
+    fn sized(stages: &[[usize; 6]], hidden: usize, layers: usize) -> EmgModel {
+        EmgModel {
+            tds_stages: stages.iter().map(|shape| stage(*shape)).collect(),
+            decoder_hidden_size: hidden,
+            decoder_num_layers: layers,
+            ..EmgModel::default()
+        }
+    }
+
+    #[test]
+    fn parameters_of_the_guides_three_sizes() {
+        assert_eq!(parameters(&EmgModel::default()), Some(282_996));
+        let high = sized(&[[7, 2, 2, 8, 8, 21], [5, 2, 2, 8, 8, 11], [3, 2, 2, 8, 8, 7]], 256, 3);
+        assert_eq!(parameters(&high), Some(1_504_836));
+        assert_eq!(parameters(&sized(&[[5, 4, 1, 4, 4, 11]], 64, 1)), Some(29_512));
+    }
+
+    #[test]
+    fn mlp_decoder_by_hand() {
+        let mlp = EmgModel { decoder_type: DecoderType::Mlp, ..EmgModel::default() };
+        // Encoder 38,752; 84→256→128→20.
+        let by_hand = 38_752 + (84 * 256 + 256) + (256 * 128 + 128) + (128 * 20 + 20);
+        assert_eq!(parameters(&mlp), Some(by_hand));
+        let free = EmgModel { decoder_state_condition: false, ..mlp };
+        assert_eq!(parameters(&free), Some(by_hand - 20 * 256));
+    }
+
+    #[test]
+    fn absurd_sizes_overflow_to_none() {
+        assert_eq!(parameters(&sized(&[[5, 4, 1, usize::MAX, 2, 11]], 64, 1)), None);
+        assert_eq!(parameters(&sized(&[], usize::MAX / 2, 1)), None);
+        assert_eq!(activation_scalars(&EmgModel::default(), u64::MAX), None);
+    }
+
+    #[test]
+    fn rollout_rounds_half_to_even() {
+        assert_eq!(rollout_steps(&EmgModel::default(), 500), 12);
+        assert_eq!(rollout_steps(&EmgModel::default(), 1000), 25);
+        assert_eq!(rollout_steps(&EmgModel::default(), 1), 1);
+    }
+}

@@ -1,0 +1,192 @@
+//! Ranks, devices, batch and loader threads, and what to do when less is there than was asked for.
+
+use super::constants::{CUDA_TRAINS, EXTRA_SLOTS, LOADER_THREADS_PER_RANK};
+use super::{BatchPlan, LoaderPlan, PlanError, Request, Topology};
+use crate::config::{Config, DeviceChoice};
+use crate::machine::Machine;
+
+/// `cpu` or `cuda`: on what a run with this choice trains here. Needed before the config is resolved, to pick its
+/// device profile.
+pub fn choose_device(choice: DeviceChoice, machine: &Machine) -> &'static str {
+    device(choice, machine, CUDA_TRAINS)
+}
+
+fn device(choice: DeviceChoice, machine: &Machine, cuda_trains: bool) -> &'static str {
+    let possible = cuda_trains && !machine.gpus.is_empty();
+    if possible && choice != DeviceChoice::Cpu { "cuda" } else { "cpu" }
+}
+
+/// The command line's device wins over the config's.
+fn choice(config: &Config, request: &Request) -> DeviceChoice {
+    if request.device == DeviceChoice::Auto { config.train.device } else { request.device }
+}
+
+/// Ranks per node that the global batch is counted for, whatever is present: `None` where nothing was asked.
+fn asked(request: &Request) -> Option<usize> {
+    request.gpus.or(request.ranks)
+}
+
+pub(super) fn topology(
+    config: &Config,
+    machine: &Machine,
+    request: &Request,
+    notes: &mut Vec<String>,
+) -> Result<Topology, PlanError> {
+    topology_with(config, machine, request, notes, CUDA_TRAINS)
+}
+
+pub(super) fn topology_with(
+    config: &Config,
+    machine: &Machine,
+    request: &Request,
+    notes: &mut Vec<String>,
+    cuda_trains: bool,
+) -> Result<Topology, PlanError> {
+    check(request)?;
+    let choice = choice(config, request);
+    let device = device(choice, machine, cuda_trains);
+    let shortage = shortage(choice, device, machine, request);
+    if let (Some(shortage), true) = (&shortage, request.strict) {
+        return Err(PlanError::Device { problem: shortage.problem.clone(), fallback: shortage.fallback.clone() });
+    }
+    let local_world_size = local_ranks(device, machine, request);
+    if let Some(shortage) = shortage {
+        let kept = if request.gpus.is_some() { "; the global batch stays" } else { "" };
+        let plural = if local_world_size == 1 { "rank" } else { "ranks" };
+        notes.push(format!("{}: training on {local_world_size} {} {plural}{kept}", shortage.problem, device_word(device)));
+    }
+    let world_size = local_world_size.checked_mul(request.nnodes).ok_or(OVERFLOWING_RANKS)?;
+    if device == "cpu" && local_world_size > machine.cores {
+        notes.push(format!("{local_world_size} ranks share {} cores", machine.cores));
+    }
+    Ok(Topology {
+        device: device.into(),
+        local_world_size,
+        world_size,
+        nnodes: request.nnodes,
+        node_rank: request.node_rank,
+        devices: if device == "cuda" { (0..local_world_size).map(|i| machine.gpus[i].index).collect() } else { vec![] },
+        threads_per_rank: (machine.cores / local_world_size).max(1),
+    })
+}
+
+const OVERFLOWING_RANKS: PlanError = PlanError::Overflow { what: "the number of ranks", keys: "--ranks and --nnodes" };
+
+fn check(request: &Request) -> Result<(), PlanError> {
+    let bad = |text: String| Err(PlanError::Invalid(text));
+    match request {
+        Request { gpus: Some(0), .. } => bad("--gpus 0: ask for at least 1, or train on the CPU by --device cpu".into()),
+        Request { ranks: Some(0), .. } => bad("--ranks 0: ask for at least 1".into()),
+        Request { nnodes: 0, .. } => bad("--nnodes 0: a job has at least 1 node".into()),
+        Request { nnodes, node_rank, .. } if node_rank >= nnodes => {
+            bad(format!("--node-rank {node_rank} of --nnodes {nnodes}: node ranks count from 0 to {}", nnodes - 1))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What was asked for and is not there.
+struct Shortage {
+    problem: String,
+    fallback: String,
+}
+
+fn shortage(choice: DeviceChoice, device: &str, machine: &Machine, request: &Request) -> Option<Shortage> {
+    let present = machine.gpus.len();
+    if choice == DeviceChoice::Cpu {
+        return None;
+    }
+    if device == "cuda" {
+        let asked = asked(request).filter(|asked| *asked > present)?;
+        let problem = format!("{asked} GPUs asked for, {present} present");
+        return Some(Shortage { problem, fallback: format!("train on {present}") });
+    }
+    let fallback = "train on CPU ranks".to_owned();
+    if present > 0 {
+        let name = &machine.gpus[0].name;
+        let problem = format!("{present} GPU(s) present ({name}), but training on CUDA is not built in yet");
+        return Some(Shortage { problem, fallback });
+    }
+    let wanted = match (request.gpus, choice) {
+        (Some(gpus), _) => format!("{gpus} GPU(s) asked for, none present"),
+        (None, DeviceChoice::Cuda) => "device cuda asked for, no GPU present".to_owned(),
+        _ => return None,
+    };
+    let reason = machine.gpu_note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+    Some(Shortage { problem: wanted + &reason, fallback })
+}
+
+fn local_ranks(device: &str, machine: &Machine, request: &Request) -> usize {
+    let wanted = request.ranks.or(request.gpus);
+    match device {
+        "cuda" => wanted.unwrap_or(usize::MAX).min(machine.gpus.len()),
+        _ => wanted.unwrap_or(1),
+    }
+}
+
+fn device_word(device: &str) -> &str {
+    if device == "cuda" { "CUDA" } else { "CPU" }
+}
+
+/// Rank r of W takes items r, r + W, … of each global batch, so its share is the floor or the ceiling of G/W; it runs
+/// the share in micro-batches.
+pub(super) fn batch(config: &Config, request: &Request, topology: &Topology) -> Result<BatchPlan, PlanError> {
+    let train = &config.train;
+    let (batch, accumulation) = (train.batch_size, train.gradient_accumulation_steps);
+    for (key, value) in [
+        ("train.batch_size", Some(batch)),
+        ("train.gradient_accumulation_steps", Some(accumulation)),
+        ("train.microbatch", train.microbatch),
+        ("train.val_batch_size", train.val_batch_size),
+        ("data.window_size", Some(config.data.window_size)),
+    ] {
+        if value == Some(0) {
+            return Err(PlanError::Invalid(format!("{key} is 0: at least 1 is needed")));
+        }
+    }
+    let nodes = topology.nnodes;
+    let asked = asked(request).unwrap_or(topology.local_world_size);
+    let overflow = PlanError::Overflow {
+        what: "the global batch",
+        keys: "train.batch_size, train.gradient_accumulation_steps and the number of ranks",
+    };
+    let product = [accumulation, asked, nodes].iter().try_fold(batch, |product, factor| product.checked_mul(*factor));
+    let global_batch = product.ok_or(overflow)?;
+    let world = topology.world_size;
+    if global_batch < world {
+        return Err(PlanError::Invalid(format!(
+            "batch_size {batch} × accumulation {accumulation} × ranks {} = {global_batch} samples per step, but {world} \
+             ranks train: some would have none; raise train.batch_size to {} or start fewer ranks",
+            asked * nodes,
+            world.div_ceil(accumulation * asked * nodes)
+        )));
+    }
+    let share = global_batch.div_ceil(world);
+    let micro_batch = train.microbatch.unwrap_or(batch).min(batch).min(share);
+    // Validation keeps to what was set to save memory; its metrics do not depend on the batch.
+    let val_batch = train.val_batch_size.unwrap_or(micro_batch);
+    Ok(BatchPlan { global_batch, micro_batch, micro_steps: share.div_ceil(micro_batch), val_batch })
+}
+
+/// Loader threads and slots of each rank. Source of the rule: the guides ("4 per GPU", "at most 50 % of cores").
+pub(super) fn loader(
+    config: &Config,
+    machine: &Machine,
+    topology: &Topology,
+    notes: &mut Vec<String>,
+) -> Result<LoaderPlan, PlanError> {
+    let ranks = topology.local_world_size;
+    let most = (machine.cores / 2 / ranks).max(1);
+    let threads = config.train.num_workers.unwrap_or(LOADER_THREADS_PER_RANK.min(most));
+    if threads > most {
+        notes.push(format!(
+            "train.num_workers {threads} × {ranks} ranks is more than 50 % of {} cores: {most} per rank would be the rule",
+            machine.cores
+        ));
+    }
+    let slots = (config.train.prefetch_factor as u64).checked_mul(threads as u64);
+    let slots = slots.and_then(|slots| slots.checked_add(EXTRA_SLOTS)).and_then(|slots| usize::try_from(slots).ok());
+    let overflow =
+        PlanError::Overflow { what: "the number of batch slots", keys: "train.prefetch_factor and train.num_workers" };
+    Ok(LoaderPlan { threads, slots: slots.ok_or(overflow)?, chunk_cache_bytes: config.data.chunk_cache_size })
+}

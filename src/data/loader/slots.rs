@@ -1,0 +1,405 @@
+//! Batch slots and the batches in flight: the state that consumer and loader threads share.
+//!
+//! A slot is free, being filled, ready, or held by a [`HostBatch`](super::HostBatch). Pieces of a slot are owned by whoever
+//! writes or reads them, so the lock is held for bookkeeping only, never while a sample is read.
+
+use super::slot::Piece;
+use super::{BatchRequest, LoaderStats};
+use crate::data::{DataError, Dataset, FieldSpec};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Fields of a slot start at multiples of this.
+const ALIGN_BYTES: usize = 64;
+
+/// Bytes of one slot of `micro_batch` samples: each field `[micro_batch, shape...]`, rounded up to 64.
+pub fn slot_bytes(fields: &[FieldSpec], micro_batch: usize) -> usize {
+    fields.iter().map(|field| field_bytes(field, micro_batch)).sum()
+}
+
+fn field_bytes(field: &FieldSpec, micro_batch: usize) -> usize {
+    field
+        .sample_bytes()
+        .saturating_mul(micro_batch)
+        .next_multiple_of(ALIGN_BYTES)
+}
+
+/// Room for one micro-batch.
+pub(super) struct Slot {
+    /// One piece per field; empty while cut into `parts`.
+    whole: Vec<Piece>,
+    /// By chunk, then by field. A chunk being filled has left its place empty.
+    parts: Vec<Vec<Piece>>,
+}
+
+impl Slot {
+    /// The bytes of one field, padding included.
+    pub(super) fn field(&self, field: usize) -> &[u8] {
+        self.whole.get(field).map_or(&[], Piece::bytes)
+    }
+
+    /// Cuts every field into chunks of so many samples; the last takes the padding too.
+    fn cut(&mut self, sample_bytes: impl Iterator<Item = usize>, chunk: usize) {
+        let last = self.parts.len() - 1;
+        for (mut rest, bytes) in self.whole.drain(..).zip(sample_bytes) {
+            for part in &mut self.parts[..last] {
+                part.push(rest.split_to(chunk * bytes));
+            }
+            self.parts[last].push(rest);
+        }
+    }
+
+    /// The inverse of [`Slot::cut`]. False when a chunk never came back.
+    fn join(&mut self) -> bool {
+        for part in &mut self.parts {
+            for (field, piece) in part.drain(..).enumerate() {
+                match self.whole.get_mut(field) {
+                    None => self.whole.push(piece),
+                    Some(whole) => {
+                        if whole.unsplit(piece).is_err() {
+                            return false;
+                        }
+                    }
+                }
+            }
+        }
+        true
+    }
+}
+
+/// A batch whose chunks are being read, or all are.
+struct Flight {
+    /// Unique over all runs of the loader.
+    sequence: u64,
+    slot: Slot,
+    request: BatchRequest,
+    chunks: usize,
+    /// Chunks given out; they go out in order.
+    claimed: usize,
+    returned: usize,
+    /// Of the lowest failing chunk: every chunk below it was claimed before, so this does not depend on timing.
+    error: Option<(usize, DataError)>,
+}
+
+impl Flight {
+    fn may_claim(&self) -> bool {
+        self.error.is_none() && self.claimed < self.chunks
+    }
+
+    fn idle(&self) -> bool {
+        self.returned == self.claimed
+    }
+
+    fn ready(&self) -> bool {
+        self.idle() && !self.may_claim()
+    }
+}
+
+/// A range of a batch's samples for one thread to read. Reused by the thread from chunk to chunk.
+#[derive(Default)]
+pub(super) struct Job {
+    sequence: u64,
+    chunk: usize,
+    pub(super) ids: Vec<u64>,
+    /// One piece per field, room for at least `ids.len()` samples.
+    pub(super) pieces: Vec<Piece>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    free: Vec<Slot>,
+    /// Requests known ahead of their batches.
+    upcoming: VecDeque<BatchRequest>,
+    /// Batches of the current run, in request order.
+    flights: VecDeque<Flight>,
+    /// Batches of cancelled runs with chunks still out.
+    draining: Vec<Flight>,
+    next_sequence: u64,
+    /// Why no batch will come any more.
+    dead: Option<String>,
+    pub(super) closing: bool,
+    pub(super) stats: LoaderStats,
+}
+
+pub(super) struct Shared {
+    pub(super) dataset: Arc<dyn Dataset>,
+    pub(super) fields: Arc<[FieldSpec]>,
+    pub(super) micro_batch: usize,
+    pub(super) slots: usize,
+    /// Most batches that are being filled or wait to be taken.
+    pub(super) prefetch: usize,
+    /// Samples that a thread claims at once.
+    chunk: usize,
+    state: Mutex<State>,
+    /// There may be a chunk to claim.
+    pub(super) work: Condvar,
+    /// There may be a batch to take.
+    pub(super) ready: Condvar,
+}
+
+/// What the consumer finds.
+pub(super) enum Next {
+    Batch(Slot, BatchRequest),
+    Failed(DataError),
+    /// No request is left.
+    End,
+    /// The next batch is not ready. `held`: because the consumer's side holds every slot.
+    Wait {
+        held: bool,
+    },
+}
+
+impl Shared {
+    pub(super) fn new(
+        dataset: Arc<dyn Dataset>,
+        micro_batch: usize,
+        slots: usize,
+        threads: usize,
+    ) -> Result<Self, DataError> {
+        let fields: Arc<[FieldSpec]> = dataset.fields().into();
+        let sample_bytes: usize = fields.iter().map(FieldSpec::sample_bytes).sum();
+        let chunk = chunk_samples(micro_batch, threads, sample_bytes);
+        let mut pool = Piece::allocate(slot_bytes(&fields, micro_batch).saturating_mul(slots))?;
+        let free = (0..slots)
+            .map(|_| Slot {
+                whole: fields
+                    .iter()
+                    .map(|field| pool.split_to(field_bytes(field, micro_batch)))
+                    .collect(),
+                parts: (0..micro_batch.div_ceil(chunk))
+                    .map(|_| Vec::with_capacity(fields.len()))
+                    .collect(),
+            })
+            .collect();
+        // Two slots are for the batch in use and the one being handed over. Without threads nothing is read ahead.
+        let prefetch = if threads == 0 {
+            1
+        } else {
+            slots.saturating_sub(2).max(1)
+        };
+        Ok(Self {
+            dataset,
+            fields,
+            micro_batch,
+            slots,
+            prefetch,
+            chunk,
+            state: Mutex::new(State {
+                free,
+                ..State::default()
+            }),
+            work: Condvar::new(),
+            ready: Condvar::new(),
+        })
+    }
+
+    /// A thread that panicked with the lock leaves consistent state: `dead` is set before anyone trusts it.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Requests wanted ahead: enough for every slot.
+    pub(super) fn wanted(&self) -> usize {
+        (2 * self.slots).saturating_sub(self.lock().upcoming.len())
+    }
+
+    pub(super) fn add_requests(&self, requests: &mut Vec<BatchRequest>) {
+        if !requests.is_empty() {
+            self.lock().upcoming.extend(requests.drain(..));
+            self.work.notify_all();
+        }
+    }
+
+    /// The next chunk of the earliest batch that has one; begins a batch when none has. False: nothing to do now.
+    pub(super) fn claim(&self, state: &mut State, job: &mut Job) -> bool {
+        if state.dead.is_some() {
+            return false;
+        }
+        let position = match state.flights.iter().position(Flight::may_claim) {
+            Some(position) => position,
+            None => match self.begin(state) {
+                Some(position) => position,
+                None => return false,
+            },
+        };
+        let flight = &mut state.flights[position];
+        let first = flight.claimed * self.chunk;
+        let last = (first + self.chunk).min(flight.request.sample_ids.len());
+        job.sequence = flight.sequence;
+        job.chunk = flight.claimed;
+        job.ids.clear();
+        job.ids.extend_from_slice(&flight.request.sample_ids[first..last]);
+        // The job's empty list takes the place of the chunk's: no list is ever allocated again.
+        std::mem::swap(&mut job.pieces, &mut flight.slot.parts[flight.claimed]);
+        flight.claimed += 1;
+        true
+    }
+
+    /// Puts upcoming requests into free slots until one has a chunk to claim; its place in flight.
+    fn begin(&self, state: &mut State) -> Option<usize> {
+        while state.flights.len() < self.prefetch && state.flights.iter().all(|flight| flight.error.is_none()) {
+            if state.upcoming.is_empty() {
+                return None;
+            }
+            let mut slot = state.free.pop()?;
+            let request = state.upcoming.pop_front()?;
+            slot.cut(self.fields.iter().map(FieldSpec::sample_bytes), self.chunk);
+            let error = self.refuse(&request).map(|error| (0, error));
+            let chunks = request.sample_ids.len().div_ceil(self.chunk);
+            let flight = Flight {
+                sequence: state.next_sequence,
+                slot,
+                request,
+                chunks,
+                claimed: 0,
+                returned: 0,
+                error,
+            };
+            state.next_sequence += 1;
+            let claimable = flight.may_claim();
+            state.flights.push_back(flight);
+            state.stats.most_ahead = state.stats.most_ahead.max(state.flights.len());
+            if claimable {
+                return Some(state.flights.len() - 1);
+            }
+            self.ready.notify_all();
+        }
+        None
+    }
+
+    fn refuse(&self, request: &BatchRequest) -> Option<DataError> {
+        let (ids, samples) = (&request.sample_ids, self.dataset.len());
+        if ids.len() > self.micro_batch {
+            let problem = format!(
+                "a batch of {} samples was asked for, slots hold {} (micro-batch)",
+                ids.len(),
+                self.micro_batch
+            );
+            return Some(DataError::Other(problem));
+        }
+        let id = ids
+            .iter()
+            .find(|&&id| usize::try_from(id).map_or(true, |id| id >= samples))?;
+        Some(DataError::Other(format!(
+            "sample {id} was asked for, the data set has {samples}"
+        )))
+    }
+
+    /// Takes a chunk back, read or failed.
+    pub(super) fn finish(&self, job: &mut Job, result: Result<(), DataError>) {
+        let mut state = self.lock();
+        state.stats.samples_read += if result.is_ok() { job.ids.len() as u64 } else { 0 };
+        if let Some(index) = state.draining.iter().position(|flight| flight.sequence == job.sequence) {
+            take_back(&mut state.draining[index], job, result);
+            if state.draining[index].idle() {
+                let flight = state.draining.swap_remove(index);
+                self.free(&mut state, flight.slot);
+            }
+        } else if let Some(index) = state.flights.iter().position(|flight| flight.sequence == job.sequence) {
+            take_back(&mut state.flights[index], job, result);
+            if index == 0 && state.flights[0].ready() {
+                self.ready.notify_all();
+            }
+        }
+    }
+
+    /// Puts a slot back whole. One that lost a piece to a dying thread is given up.
+    fn free(&self, state: &mut State, mut slot: Slot) {
+        if slot.join() {
+            state.free.push(slot);
+            self.work.notify_all();
+            self.ready.notify_all();
+        }
+    }
+
+    pub(super) fn give_back(&self, slot: Slot) {
+        let mut state = self.lock();
+        self.free(&mut state, slot);
+    }
+
+    pub(super) fn next(&self, state: &mut State) -> Next {
+        if let Some(reason) = &state.dead {
+            return Next::Failed(DataError::Other(reason.clone()));
+        }
+        if !state.flights.front().is_some_and(Flight::ready) {
+            return match state.flights.is_empty() {
+                true if state.upcoming.is_empty() => Next::End,
+                empty => Next::Wait {
+                    held: empty && state.free.is_empty() && state.draining.is_empty(),
+                },
+            };
+        }
+        let Some(mut flight) = state.flights.pop_front() else {
+            return Next::End;
+        };
+        self.work.notify_all();
+        if let Some((_, error)) = flight.error {
+            self.free(state, flight.slot);
+            return Next::Failed(error);
+        }
+        if !flight.slot.join() {
+            return Next::Failed(DataError::Other("a loader thread lost part of a batch".into()));
+        }
+        state.stats.batches += 1;
+        Next::Batch(flight.slot, flight.request)
+    }
+
+    /// Forgets every request and batch of the current run; chunks still out come back by themselves.
+    pub(super) fn cancel(&self) {
+        let mut state = self.lock();
+        state.upcoming.clear();
+        while let Some(flight) = state.flights.pop_front() {
+            if flight.idle() {
+                self.free(&mut state, flight.slot);
+            } else {
+                state.draining.push(flight);
+            }
+        }
+    }
+
+    /// Ends this and all later runs.
+    pub(super) fn die(&self, reason: String) {
+        self.lock().dead.get_or_insert(reason);
+        self.ready.notify_all();
+        self.work.notify_all();
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+        self.work.notify_all();
+    }
+
+    pub(super) fn reopen(&self) {
+        self.lock().closing = false;
+    }
+
+    pub(super) fn stats(&self) -> LoaderStats {
+        let state = self.lock();
+        let queued = state.flights.iter().filter(|flight| flight.ready()).count();
+        LoaderStats {
+            queued,
+            free_slots: state.free.len(),
+            ..state.stats.clone()
+        }
+    }
+}
+
+fn take_back(flight: &mut Flight, job: &mut Job, result: Result<(), DataError>) {
+    std::mem::swap(&mut job.pieces, &mut flight.slot.parts[job.chunk]);
+    flight.returned += 1;
+    if let Err(error) = result
+        && flight.error.as_ref().is_none_or(|(chunk, _)| job.chunk < *chunk)
+    {
+        flight.error = Some((job.chunk, error));
+    }
+}
+
+/// Samples of one claim: a few, so that all threads share the first batch; at least 64 KiB, so that the lock costs nothing.
+fn chunk_samples(micro_batch: usize, threads: usize, sample_bytes: usize) -> usize {
+    let share = micro_batch.div_ceil(2 * threads.max(1));
+    if threads == 0 {
+        micro_batch
+    } else {
+        share.clamp(1, 8.max(65_536 / sample_bytes.max(1)))
+    }
+}

@@ -1,0 +1,408 @@
+//! The loader over a data set in memory whose samples can fail, panic, and be waited for.
+
+use super::*;
+use crate::data::Dtype;
+use std::collections::BTreeSet;
+use std::sync::{Barrier, Mutex};
+
+/// Sample `i`: f32 `[3, 5]` of `i + k / 16`, and i64 `[]` of `-i`.
+struct Numbers {
+    len: usize,
+    fields: Vec<FieldSpec>,
+    fail: Option<usize>,
+    panic: Option<usize>,
+    /// These two samples are read at the same time, or never.
+    meet: Option<([usize; 2], Barrier)>,
+    read: Mutex<Vec<usize>>,
+    threads: Mutex<BTreeSet<String>>,
+}
+
+impl Numbers {
+    fn new(len: usize) -> Self {
+        let field = |name, shape: &[usize], dtype| FieldSpec {
+            name,
+            shape: shape.to_vec(),
+            dtype,
+        };
+        Self {
+            len,
+            fields: vec![field("x", &[3, 5], Dtype::F32), field("y", &[], Dtype::I64)],
+            fail: None,
+            panic: None,
+            meet: None,
+            read: Mutex::default(),
+            threads: Mutex::default(),
+        }
+    }
+}
+
+impl Dataset for Numbers {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn fields(&self) -> &[FieldSpec] {
+        &self.fields
+    }
+
+    fn read(&self, index: usize, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
+        self.threads
+            .lock()
+            .unwrap()
+            .insert(std::thread::current().name().unwrap_or("").to_owned());
+        if let Some((samples, barrier)) = &self.meet
+            && samples.contains(&index)
+        {
+            barrier.wait();
+        }
+        assert!(self.panic != Some(index), "bad sector");
+        if self.fail == Some(index) {
+            return Err(DataError::Other("disk on fire".into()));
+        }
+        for (k, bytes) in out[0].chunks_exact_mut(4).enumerate() {
+            bytes.copy_from_slice(&(index as f32 + k as f32 / 16.0).to_ne_bytes());
+        }
+        out[1].copy_from_slice(&(-(index as i64)).to_ne_bytes());
+        self.read.lock().unwrap().push(index);
+        Ok(())
+    }
+
+    fn describe(&self, index: usize) -> String {
+        format!("numbers row {index}")
+    }
+}
+
+fn spec(threads: usize) -> LoaderSpec {
+    LoaderSpec {
+        threads,
+        slots: 2 * threads + 2,
+        micro_batch: 13,
+        ..LoaderSpec::default()
+    }
+}
+
+fn loader(dataset: &Arc<Numbers>, spec: LoaderSpec) -> Loader {
+    Loader::new(Arc::clone(dataset) as Arc<dyn Dataset>, spec).unwrap()
+}
+
+fn planner(len: usize) -> BatchPlanner {
+    let order = Order {
+        len: len as u64,
+        seed: 4,
+        shuffle: true,
+    };
+    BatchPlanner {
+        order,
+        global_batch: 40,
+        micro_batch: 13,
+        rank: 1,
+        world_size: 2,
+        drop_last: false,
+    }
+}
+
+fn requests(ids: &[&[u64]]) -> Vec<BatchRequest> {
+    ids.iter()
+        .map(|ids| BatchRequest {
+            sample_ids: ids.to_vec(),
+            ..BatchRequest::default()
+        })
+        .collect()
+}
+
+/// Everything a batch is.
+type Contents = (BatchRequest, Vec<u8>, Vec<u8>);
+
+fn contents(stream: BatchStream) -> Vec<Contents> {
+    stream
+        .map(|batch| {
+            let batch = batch.unwrap();
+            (
+                batch.request().clone(),
+                batch.field(0).to_vec(),
+                batch.field(1).to_vec(),
+            )
+        })
+        .collect()
+}
+
+fn expected(requests: impl Iterator<Item = BatchRequest>) -> Vec<Contents> {
+    let floats = |id: u64| (0..15).flat_map(move |k| (id as f32 + k as f32 / 16.0).to_ne_bytes());
+    requests
+        .map(|request| {
+            let x = request.sample_ids.iter().flat_map(|&id| floats(id)).collect();
+            let y = request
+                .sample_ids
+                .iter()
+                .flat_map(|&id| (-(id as i64)).to_ne_bytes())
+                .collect();
+            (request, x, y)
+        })
+        .collect()
+}
+
+#[test]
+fn batches_do_not_depend_on_threads() {
+    let dataset = Arc::new(Numbers::new(503));
+    for threads in [0, 1, 2, 8] {
+        let mut loader = loader(&dataset, spec(threads));
+        for epoch in 0..3 {
+            let stream = loader.run(planner(503).requests(epoch, 0)).unwrap();
+            assert_eq!(
+                contents(stream),
+                expected(planner(503).requests(epoch, 0)),
+                "{threads} threads, epoch {epoch}"
+            );
+        }
+        assert!(loader.stats().most_ahead <= loader.shared.prefetch);
+        assert_eq!(loader.stats().free_slots, spec(threads).slots);
+    }
+}
+
+#[test]
+fn a_batch_is_aligned_counted_and_outlives_its_loader() {
+    let dataset = Arc::new(Numbers::new(100));
+    let mut loader = loader(&dataset, spec(2));
+    assert_eq!(
+        loader.pool_bytes(),
+        6 * (13_usize * 60).next_multiple_of(64) + 6 * (13_usize * 8).next_multiple_of(64)
+    );
+    let batch = loader
+        .run(requests(&[&[5, 7]]).into_iter())
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    drop(loader);
+    assert_eq!(
+        (
+            batch.len(),
+            batch.field(0).len(),
+            batch.field(1).len(),
+            batch.field(2).len()
+        ),
+        (2, 120, 16, 0)
+    );
+    assert_eq!(
+        [batch.field(0), batch.field(1)].map(|field| field.as_ptr() as usize % 64),
+        [0, 0]
+    );
+    assert_eq!(batch.field(1)[8..], (-7_i64).to_ne_bytes());
+    std::thread::spawn(move || drop(batch)).join().unwrap();
+}
+
+#[test]
+fn threads_share_the_first_batch() {
+    let mut dataset = Numbers::new(13);
+    dataset.meet = Some(([0, 12], Barrier::new(2)));
+    let dataset = Arc::new(dataset);
+    let ids: Vec<u64> = (0..13).collect();
+    let mut loader = loader(&dataset, spec(2));
+    assert_eq!(contents(loader.run(requests(&[&ids]).into_iter()).unwrap()).len(), 1);
+}
+
+#[test]
+fn a_failing_sample_ends_the_stream_with_its_name_after_the_batches_before_it() {
+    for (threads, panics) in [(0, false), (1, false), (2, false), (8, false), (0, true), (2, true)] {
+        let mut dataset = Numbers::new(300);
+        *(if panics { &mut dataset.panic } else { &mut dataset.fail }) = Some(137);
+        let dataset = Arc::new(dataset);
+        let plan = BatchPlanner {
+            order: Order {
+                len: 300,
+                seed: 4,
+                shuffle: false,
+            },
+            ..planner(300)
+        };
+        let bad = plan
+            .requests(0, 0)
+            .position(|request| request.sample_ids.contains(&137))
+            .unwrap();
+        let mut loader = loader(&dataset, spec(threads));
+        let mut stream = loader.run(plan.requests(0, 0)).unwrap();
+        for _ in 0..bad {
+            assert!(stream.next().unwrap().is_ok());
+        }
+        let error = stream.next().unwrap().err().unwrap().to_string();
+        let cause = if panics {
+            "reading panicked: bad sector"
+        } else {
+            "disk on fire"
+        };
+        assert_eq!(error, format!("sample 137 (numbers row 137): {cause}"));
+        assert!(stream.next().is_none());
+        drop(stream);
+        // The loader is as good as new, and no slot is lost.
+        let rest = || plan.requests(0, 4);
+        assert_eq!(contents(loader.run(rest()).unwrap()), expected(rest()));
+        // A chunk of the failed run may be out for a moment more.
+        (0..1_000_000)
+            .take_while(|_| loader.stats().free_slots < spec(threads).slots)
+            .for_each(|_| std::thread::yield_now());
+        assert_eq!(loader.stats().free_slots, spec(threads).slots);
+    }
+}
+
+#[test]
+fn impossible_requests_are_errors() {
+    let dataset = Arc::new(Numbers::new(10));
+    for threads in [0, 2] {
+        let mut loader = loader(&dataset, spec(threads));
+        let mut first = |ids: &[u64]| {
+            let mut stream = loader.run(requests(&[&[], ids]).into_iter()).unwrap();
+            assert!(stream.next().unwrap().unwrap().is_empty());
+            stream.next().unwrap().err().map(|error| error.to_string())
+        };
+        assert_eq!(first(&[3]), None);
+        assert_eq!(first(&[3, 10]).unwrap(), "sample 10 was asked for, the data set has 10");
+        assert!(
+            first(&[1; 14])
+                .unwrap()
+                .contains("14 samples was asked for, slots hold 13")
+        );
+    }
+    let none = LoaderSpec { slots: 0, ..spec(1) };
+    assert!(
+        Loader::new(dataset, none)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("0 slots")
+    );
+}
+
+#[test]
+fn a_cancelled_run_leaves_the_loader_usable() {
+    let dataset = Arc::new(Numbers::new(503));
+    for (threads, persistent) in [(0, true), (1, true), (2, true), (8, true), (2, false)] {
+        let mut loader = loader(
+            &dataset,
+            LoaderSpec {
+                persistent,
+                ..spec(threads)
+            },
+        );
+        for taken in [0, 1, 3, 5].map(|taken: usize| taken.min(spec(threads).slots)) {
+            let mut stream = loader.run(planner(503).requests(0, 0)).unwrap();
+            let batches: Vec<_> = stream.by_ref().take(taken).map(Result::unwrap).collect();
+            drop(stream);
+            let rerun = loader.run(planner(503).requests(1, 9)).unwrap();
+            drop(batches);
+            assert_eq!(contents(rerun), expected(planner(503).requests(1, 9)));
+        }
+    }
+}
+
+#[test]
+fn resuming_at_a_step_reads_nothing_before_it() {
+    let dataset = Arc::new(Numbers::new(503));
+    let stream_loader = &mut loader(&dataset, spec(2));
+    assert!(
+        stream_loader
+            .run(planner(503).requests(0, 9))
+            .unwrap()
+            .all(|batch| batch.is_ok())
+    );
+    let mut read: Vec<u64> = dataset.read.lock().unwrap().iter().map(|&id| id as u64).collect();
+    let mut wanted: Vec<u64> = planner(503)
+        .requests(0, 9)
+        .flat_map(|request| request.sample_ids)
+        .collect();
+    read.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(read, wanted);
+    assert_eq!(stream_loader.stats().samples_read, wanted.len() as u64);
+}
+
+#[test]
+fn prefetch_never_exceeds_its_slots() {
+    let dataset = Arc::new(Numbers::new(2000));
+    let mut loader = loader(&dataset, spec(2));
+    let mut stream = loader.run(planner(2000).requests(0, 0)).unwrap();
+    let held = stream.next().unwrap().unwrap();
+    // Prefetch factor 2 × 2 threads; once they are ready, nothing is left to do until a batch is taken.
+    while stream.stats().queued < 4 {
+        std::thread::yield_now();
+    }
+    let ahead: usize = planner(2000)
+        .requests(0, 0)
+        .take(5)
+        .map(|request| request.sample_ids.len())
+        .sum();
+    assert_eq!(
+        (stream.stats().samples_read, stream.stats().most_ahead),
+        (ahead as u64, 4)
+    );
+    assert_eq!(held.request(), &planner(2000).request(0, 0, 0));
+}
+
+#[test]
+fn holding_every_slot_is_an_error_until_one_is_let_go() {
+    let dataset = Arc::new(Numbers::new(503));
+    for threads in [0, 1] {
+        let tight = LoaderSpec {
+            slots: 2,
+            held_timeout_s: 0.0,
+            ..spec(threads)
+        };
+        let mut one = loader(&dataset, tight.clone());
+        let mut stream = one.run(planner(503).requests(0, 0)).unwrap();
+        let held = [stream.next().unwrap().unwrap(), stream.next().unwrap().unwrap()];
+        let error = stream.next().unwrap().err().unwrap().to_string();
+        assert!(error.contains("all 2 batch slots were still in use"), "{error}");
+        drop(held);
+
+        let mut patient = loader(
+            &dataset,
+            LoaderSpec {
+                held_timeout_s: 600.0,
+                ..tight
+            },
+        );
+        let mut stream = patient.run(planner(503).requests(0, 0)).unwrap();
+        let held = [stream.next().unwrap().unwrap(), stream.next().unwrap().unwrap()];
+        let other = std::thread::spawn(move || drop(held));
+        assert_eq!(
+            stream.next().unwrap().unwrap().request(),
+            &planner(503).requests(0, 0).nth(2).unwrap()
+        );
+        other.join().unwrap();
+    }
+}
+
+#[test]
+fn threads_persist_over_epochs_only_when_asked_to() {
+    for (persistent, ids) in [(true, [[0, 1], [0, 1]]), (false, [[0, 1], [2, 3]])] {
+        let dataset = Arc::new(Numbers::new(503));
+        let mut loader = loader(&dataset, LoaderSpec { persistent, ..spec(2) });
+        for (epoch, ids) in ids.into_iter().enumerate() {
+            dataset.threads.lock().unwrap().clear();
+            let mut stream = loader.run(planner(503).requests(epoch as u64, 0)).unwrap();
+            assert_eq!(stream.worker_ids(), ids);
+            assert!(stream.all(|batch| batch.is_ok()));
+            let names: BTreeSet<_> = ids.iter().map(|id| format!("hr-load-{id}")).collect();
+            assert!(
+                dataset.threads.lock().unwrap().is_subset(&names),
+                "epoch {epoch}: {names:?}"
+            );
+        }
+    }
+    let dataset = Arc::new(Numbers::new(20));
+    let mut unthreaded = loader(&dataset, spec(0));
+    assert!(
+        unthreaded
+            .run(planner(20).requests(0, 0))
+            .unwrap()
+            .all(|batch| batch.is_ok())
+    );
+    assert_eq!(unthreaded.worker_ids(), Vec::<u64>::new());
+    assert!(
+        !dataset
+            .threads
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|name| name.starts_with("hr-load"))
+    );
+}

@@ -1,0 +1,126 @@
+//! Reading chunks: the body of a loader thread, and of the caller's own thread where there are none.
+
+use super::slots::{Job, Shared};
+use crate::data::{DataError, Scratch};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+
+/// Fields up to this many need no list on the heap.
+const FEW_FIELDS: usize = 8;
+
+/// A loader thread named `hr-load-<id>`.
+pub(super) struct Worker {
+    pub(super) id: u64,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    pub(super) fn spawn(id: u64, shared: Arc<Shared>) -> Result<Self, DataError> {
+        let thread = std::thread::Builder::new()
+            .name(format!("hr-load-{id}"))
+            .spawn(move || {
+                let _guard = DeathGuard {
+                    id,
+                    shared: Arc::clone(&shared),
+                };
+                work(&shared);
+            })
+            .map_err(|error| {
+                DataError::Other(format!(
+                    "loader thread {id} did not start: {error}; lower train.num_workers"
+                ))
+            })?;
+        Ok(Self { id, thread })
+    }
+
+    /// Waits for the thread's end. Its death by panic is known already, from its guard.
+    pub(super) fn join(self) {
+        let _ = self.thread.join();
+    }
+}
+
+/// Tells the consumer when the thread dies of anything but closing: it would wait forever.
+struct DeathGuard {
+    id: u64,
+    shared: Arc<Shared>,
+}
+
+impl Drop for DeathGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared
+                .die(format!("loader thread {} died of a panic outside a sample", self.id));
+        }
+    }
+}
+
+/// Claims and reads chunks until the loader closes.
+fn work(shared: &Shared) {
+    let (mut job, mut scratch) = (Job::default(), Scratch::default());
+    loop {
+        let mut state = shared.lock();
+        loop {
+            if state.closing {
+                return;
+            }
+            if shared.claim(&mut state, &mut job) {
+                break;
+            }
+            state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        let result = read_chunk(shared, &mut job, &mut scratch);
+        shared.finish(&mut job, result);
+    }
+}
+
+/// Reads the job's samples into its pieces, one behind the other. A panic of the data set becomes an error.
+pub(super) fn read_chunk(shared: &Shared, job: &mut Job, scratch: &mut Scratch) -> Result<(), DataError> {
+    let mut at = 0;
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        while at < job.ids.len() {
+            read_sample(shared, job, at, scratch)?;
+            at += 1;
+        }
+        Ok(())
+    }));
+    let error = match outcome {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error,
+        Err(panic) => {
+            // Whatever the data set kept in there may be half done.
+            *scratch = Scratch::default();
+            DataError::Other(format!("reading panicked: {}", panic_message(panic.as_ref())))
+        }
+    };
+    let index = job.ids[at];
+    let place = catch_unwind(AssertUnwindSafe(|| shared.dataset.describe(index as usize)))
+        .unwrap_or_else(|_| "of unknown origin".into());
+    Err(DataError::Sample {
+        index,
+        place,
+        error: Box::new(error),
+    })
+}
+
+fn read_sample(shared: &Shared, job: &mut Job, at: usize, scratch: &mut Scratch) -> Result<(), DataError> {
+    let index = job.ids[at] as usize;
+    let mut slices = job.pieces.iter_mut().zip(shared.fields.iter()).map(|(piece, field)| {
+        let bytes = field.sample_bytes();
+        &mut piece.bytes_mut()[at * bytes..(at + 1) * bytes]
+    });
+    let fields = shared.fields.len();
+    if fields > FEW_FIELDS {
+        return shared.dataset.read(index, &mut slices.collect::<Vec<_>>(), scratch);
+    }
+    let mut few: [&mut [u8]; FEW_FIELDS] = std::array::from_fn(|_| slices.next().unwrap_or_default());
+    shared.dataset.read(index, &mut few[..fields], scratch)
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

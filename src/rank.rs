@@ -1,1 +1,0 @@
-//! Wiring of one rank and its exit code.

@@ -1,0 +1,77 @@
+//! `rank batch`: the tensors that a rank would train on at one step, for people who want to look.
+
+use super::{RankError, read_job};
+use crate::data::DataError;
+use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
+use crate::task::{self, Team};
+use crate::train::to_tensors;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tch::{Device, Tensor};
+
+/// Which batch, and where to.
+#[derive(clap::Args)]
+pub struct Request {
+    /// The job that `launch` wrote.
+    #[arg(long)]
+    job: PathBuf,
+    /// Optimizer steps done before this one, counted from the start of training.
+    #[arg(long)]
+    step: u64,
+    #[arg(long)]
+    rank: usize,
+    #[arg(long)]
+    world: usize,
+    /// The safetensors file to write.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// Writes one tensor `[B, ...]` per field, micro-batches one after the other, and `sample_ids` `[B]`.
+///
+/// # Errors
+/// A rank outside the world, no data, or a file that cannot be written.
+pub fn write(request: &Request) -> Result<(), RankError> {
+    let job = read_job(Some(request.job.clone()))?;
+    if request.rank >= request.world {
+        let (rank, world) = (request.rank, request.world);
+        return Err(RankError::Usage(format!("--rank {rank} is outside --world {world}: ranks count from 0")));
+    }
+    let gather = |bytes: &[u8]| Ok::<_, DataError>(vec![bytes.to_vec()]);
+    let team = Team { rank: 0, world_size: 1, gather: &gather };
+    let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
+    let datasets = task::find(&job.config.task).map_err(RankError::Usage)?.open(&job.config, &team, &index)?;
+    let planner = BatchPlanner {
+        order: Order { len: datasets.train.len() as u64, seed: job.config.seed, shuffle: job.config.data.shuffle },
+        global_batch: job.plan.batch.global_batch as u64,
+        micro_batch: job.plan.batch.micro_batch as u64,
+        rank: request.rank as u64,
+        world_size: request.world as u64,
+        drop_last: true,
+    }
+    .checked()?;
+    let (epoch, step) = (request.step / planner.steps_per_epoch(), request.step % planner.steps_per_epoch());
+    let requests: Vec<_> = (0..planner.micro_batches(step)).map(|micro| planner.request(epoch, step, micro)).collect();
+    let spec = LoaderSpec { threads: 0, slots: 2, micro_batch: job.plan.batch.micro_batch, ..LoaderSpec::default() };
+    let mut loader = Loader::new(Arc::clone(&datasets.train), spec)?;
+    let mut parts: Vec<Vec<Tensor>> = vec![Vec::new(); datasets.train.fields().len()];
+    let mut ids = Vec::new();
+    for host in loader.run(requests.into_iter())? {
+        let batch = to_tensors(&host?, Device::Cpu);
+        ids.extend(batch.sample_ids.iter().map(|&id| id as i64));
+        parts.iter_mut().zip(batch.fields).for_each(|(part, tensor)| part.push(tensor));
+    }
+    let mut tensors: Vec<(String, Tensor)> = datasets
+        .train
+        .fields()
+        .iter()
+        .zip(parts)
+        .map(|(field, parts)| (field.name.to_string(), Tensor::cat(&parts, 0)))
+        .collect();
+    tensors.push(("sample_ids".into(), Tensor::from_slice(&ids)));
+    Tensor::write_safetensors(&tensors, &request.out)
+        .map_err(|e| RankError::Io(format!("{}: {e}", request.out.display())))?;
+    println!("step {} of epoch {}: {} samples of rank {} of {} in {}", step, epoch + 1, ids.len(), request.rank,
+        request.world, request.out.display());
+    Ok(())
+}

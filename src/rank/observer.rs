@@ -1,0 +1,59 @@
+//! The loop's [`Observer`]: progress to the launcher, records to the run folder, memory lines.
+
+use crate::report::Reporter;
+use crate::report::memory::MemorySampler;
+use crate::report::records::RecordWriter;
+use crate::train::Observer;
+use launcher::contract::{MetricsRecord, Progress};
+
+/// What rank `rank` tells.
+pub struct RankObserver {
+    pub rank: usize,
+    pub reporter: Reporter,
+    pub memory: MemorySampler,
+    /// Rank 0's metrics.jsonl.
+    pub records: Option<RecordWriter>,
+    pub memory_every: u64,
+    /// The first step of this process is still to come.
+    pub first: bool,
+    pub phase: String,
+}
+
+impl Observer for RankObserver {
+    fn phase(&mut self, phase: &str, step: u64) {
+        self.memory.step(step);
+        if self.phase != phase {
+            self.phase = phase.to_string();
+            self.memory.phase(phase);
+        }
+    }
+
+    fn step(&mut self, progress: &Progress) {
+        self.memory.step(progress.step);
+        if std::mem::take(&mut self.first) {
+            self.memory.phase("first step");
+            self.memory.phase("train");
+        }
+        if self.memory_every > 0 && progress.step % self.memory_every == 0 {
+            self.memory.print(&format!("Step {}", progress.step));
+        }
+        if self.rank == 0 {
+            self.reporter.progress(progress.clone());
+        }
+    }
+
+    fn record(&mut self, record: &MetricsRecord) {
+        if let Some(records) = &self.records
+            && let Err(error) = records.write(record)
+        {
+            self.reporter.line(format!("metrics.jsonl: {error}"));
+            self.records = None;
+        }
+    }
+
+    fn line(&mut self, text: String) {
+        if self.rank == 0 {
+            self.reporter.line(text);
+        }
+    }
+}

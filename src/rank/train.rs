@@ -1,0 +1,240 @@
+//! A training rank, from its environment to its exit code.
+
+use super::observer::RankObserver;
+use super::{RankError, read_job};
+use crate::comm::{Collective, CommError, RankEnv, Solo};
+use crate::data::DataError;
+use crate::report::memory::{MemorySampler, Probe};
+use crate::report::records::{RecordWriter, write_summary};
+use crate::report::{Reporter, plots};
+use crate::task::{self, Datasets, Team};
+use crate::train::checkpoint::{self, Checkpointer, Facts, Loaded};
+use crate::train::{Finished, Fit, LoopState, Resume, Status, TrainError};
+use launcher::contract::{Best, CacheSummary, Job, Summary, env, exit};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tch::{Device, Tensor, nn};
+
+/// Time between two memory records, besides those at phases and steps.
+const MEMORY_PERIOD: Duration = Duration::from_secs(2);
+
+/// What is known before anything is opened.
+struct Start {
+    job: Job,
+    env: RankEnv,
+    collective: Arc<dyn Collective>,
+    reporter: Reporter,
+    began: Instant,
+}
+
+/// Trains what the environment names; returns the exit code. Errors are told to the launcher, once.
+pub fn main() -> u8 {
+    let began = Instant::now();
+    match start(began).and_then(|start| Ok((start.reporter.clone(), train(start)))) {
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.exit_code()
+        }
+        Ok((reporter, Ok(code))) => {
+            reporter.done();
+            code
+        }
+        Ok((reporter, Err(error))) => {
+            let code = error.exit_code();
+            let step = match &error {
+                RankError::Train(TrainError::NonFinite { step, .. }) => Some(*step),
+                _ => None,
+            };
+            reporter.failed(code, step, error.to_string());
+            code
+        }
+    }
+}
+
+/// Reads environment and job, meets the other ranks.
+fn start(began: Instant) -> Result<Start, RankError> {
+    let job = read_job(None)?;
+    let env = RankEnv::from_env().map_err(|e| RankError::Usage(e.to_string()))?;
+    // A failure of a peer may arrive before this rank has met the others.
+    let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
+    let reporter = Reporter::from_env(env.rank as u32, {
+        let meeting = Arc::clone(&meeting);
+        move |rank, error| match meeting.get() {
+            Some(collective) => collective.abort(CommError::PeerFailed { rank, error }),
+            None => std::process::exit(i32::from(exit::PEER)),
+        }
+    })?;
+    let told = |error: RankError| {
+        reporter.failed(error.exit_code(), None, error.to_string());
+        error
+    };
+    let timeout = Duration::try_from_secs_f64(job.config.train.step_timeout).unwrap_or(Duration::MAX);
+    let collective: Arc<dyn Collective> = if env.world_size == 1 {
+        Arc::new(Solo::new(Device::Cpu))
+    } else {
+        Arc::new(crate::comm::rendezvous::meet(&env, timeout).map_err(|e| told(e.into()))?)
+    };
+    let _ = meeting.set(Arc::clone(&collective));
+    Ok(Start { job, env, collective, reporter, began })
+}
+
+fn train(start: Start) -> Result<u8, RankError> {
+    let Start { job, env, collective, reporter, began } = &start;
+    let (config, plan) = (&job.config, &job.plan);
+    let threads = plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
+    crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
+    let stop = stop_flag()?;
+    let resume = job.resume.as_deref().map(checkpoint::load).transpose()?;
+    let resumed_step = resume.as_ref().map(|loaded| loaded.step);
+
+    let task = task::find(&config.task).map_err(RankError::Usage)?;
+    let memory = memory_sampler(&start, resumed_step)?;
+    let datasets = open(&start, task)?;
+    memory.print("After dataset creation");
+    if env.rank == 0 {
+        datasets.notes.iter().chain(&datasets.skipped).for_each(|line| reporter.line(line.clone()));
+    }
+
+    tch::manual_seed(config.seed as i64);
+    let mut vs = nn::VarStore::new(Device::Cpu);
+    let model = task.model(config, &vs.root());
+    let params = named(&mut vs);
+    let facts = facts(&start);
+    let resume = resume.map(|loaded| resume_from(loaded, &facts, &params)).transpose()?;
+    if resume.is_none()
+        && let Some(path) = &config.train.init_from
+    {
+        checkpoint::apply(path, &checkpoint::load_weights(path)?, &params)?;
+    }
+
+    let records = if env.rank == 0 { Some(open_records(job, "metrics.jsonl", resumed_step)?) } else { None };
+    let mut observer = RankObserver {
+        rank: env.rank,
+        reporter: reporter.clone(),
+        memory,
+        records,
+        memory_every: config.log.memory_every,
+        first: true,
+        phase: String::new(),
+    };
+    let checkpoints = job.run_dir.join("checkpoints");
+    let writer = (env.rank == 0).then(|| Checkpointer::open(&checkpoints, config.log.keep_last)).transpose()?;
+    let fit = Fit {
+        config,
+        plan,
+        device: Device::Cpu,
+        collective: Arc::clone(collective),
+        datasets: &datasets,
+        model: model.as_ref(),
+        params,
+        metrics: task.metrics(config, &datasets),
+        facts,
+        checkpoints: writer,
+        checkpoint_dir: &checkpoints,
+        stop,
+    };
+    let finished = fit.run(resume, &mut observer)?;
+    observer.memory.stop();
+    if let Some(records) = observer.records.take() {
+        records.close().map_err(|e| RankError::Io(e.to_string()))?;
+    }
+    if env.rank == 0 {
+        close(&start, &finished, &datasets, began.elapsed())?;
+    }
+    Ok(if finished.status == Status::Stopped { exit::STOPPED } else { exit::OK })
+}
+
+/// SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean stop.
+fn stop_flag() -> Result<Arc<AtomicBool>, RankError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|e| RankError::Io(format!("signals: {e}")))?;
+    }
+    Ok(stop)
+}
+
+fn open(start: &Start, task: &dyn task::Task) -> Result<Datasets, RankError> {
+    let Start { job, env, collective, .. } = start;
+    let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Other(e.to_string()));
+    let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather };
+    let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
+    Ok(task.open(&job.config, &team, &index)?)
+}
+
+fn memory_sampler(start: &Start, resumed_step: Option<u64>) -> Result<MemorySampler, RankError> {
+    let name = format!("memory.rank{}.jsonl", start.env.rank);
+    let records = open_records(&start.job, &name, resumed_step)?;
+    let reporter = start.reporter.clone();
+    MemorySampler::start(MEMORY_PERIOD, records, Probe::default, move |line| reporter.line(line))
+        .map_err(|e| RankError::Io(format!("memory sampling: {e}")))
+}
+
+fn open_records(job: &Job, name: &str, resumed_step: Option<u64>) -> Result<RecordWriter, RankError> {
+    RecordWriter::open(&job.run_dir.join(name), resumed_step).map_err(|e| RankError::Io(e.to_string()))
+}
+
+/// What a checkpoint must share with this run.
+fn facts(start: &Start) -> Facts {
+    let config = &start.job.config;
+    let sizes = serde_json::to_string(&config.model).unwrap_or_default();
+    Facts {
+        model: format!("{} {sizes}", config.task),
+        global_batch: start.job.plan.batch.global_batch as u64,
+        seed: config.seed,
+        world_size: start.env.world_size as u64,
+    }
+}
+
+fn resume_from(loaded: Loaded, facts: &Facts, params: &[(String, Tensor)]) -> Result<Resume, RankError> {
+    loaded.check_facts(facts)?;
+    checkpoint::apply(&loaded.path, &loaded.model, params)?;
+    let state: LoopState = loaded.state()?;
+    Ok(Resume { state, optimizer: loaded.optimizer, ema: loaded.ema.unwrap_or_default() })
+}
+
+/// Trainable parameters with their names, in the order in which the model registered them.
+fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
+    let names: std::collections::BTreeMap<usize, String> =
+        vs.variables().into_iter().map(|(name, tensor)| (tensor.data_ptr() as usize, name)).collect();
+    let of = |tensor: Tensor| names.get(&(tensor.data_ptr() as usize)).map(|name| (name.clone(), tensor));
+    vs.trainable_variables().into_iter().filter_map(of).collect()
+}
+
+/// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes.
+fn close(start: &Start, finished: &Finished, datasets: &Datasets, wall: Duration) -> Result<(), RankError> {
+    let Start { job, reporter, .. } = start;
+    let config = &job.config;
+    let summary = Summary {
+        status: match finished.status {
+            Status::Finished => "finished",
+            Status::EarlyStopped => "early_stopped",
+            Status::Stopped => "stopped",
+        }
+        .into(),
+        steps: finished.steps,
+        epochs: finished.epochs,
+        wall_s: wall.as_secs_f64(),
+        train_s: finished.train_s,
+        samples_per_s: finished.samples_per_s,
+        metrics: finished.metrics.clone(),
+        best: finished.best.map(|best| Best {
+            metric: config.train.monitor_metric.clone(),
+            value: best.value,
+            step: best.step,
+        }),
+        cache: CacheSummary { policy: "off".into(), ..CacheSummary::default() },
+        files_skipped: datasets.skipped.len() as u64,
+        restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
+        ..Summary::default()
+    };
+    write_summary(&job.run_dir.join("summary.json"), &summary).map_err(|e| RankError::Io(e.to_string()))?;
+    if config.log.plots {
+        let (records, plots) = (job.run_dir.join("metrics.jsonl"), job.run_dir.join("plots"));
+        let metric = &config.train.monitor_metric;
+        if let Err(error) = plots::plot_run(&records, &plots, &config.name, metric, "") {
+            reporter.line(error.to_string());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,438 @@
+//! What this process and this machine use, off the step thread.
+//!
+//! The printed line shows RSS, as the user's guides do. Records and peaks hold PSS as well: RSS summed over ranks
+//! counts every shared page once per rank.
+
+use super::records::RecordWriter;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use launcher::contract::MemoryRecord;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+const MIB: f64 = 1024.0 * 1024.0;
+const GIB: f64 = 1024.0 * MIB;
+/// Share of the machine's memory above which the line is followed by a warning.
+const CRITICAL_PERCENT: f64 = 90.0;
+
+/// Device memory of this rank, as the allocator reports it, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuMemory {
+    pub allocated_bytes: u64,
+    pub reserved_bytes: u64,
+    pub peak_bytes: u64,
+}
+
+/// What others know and the sampler asks for at each sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Probe {
+    /// Absent on CPU.
+    pub gpu: Option<GpuMemory>,
+    pub cache_bytes: u64,
+    pub cache_hits: u64,
+    pub cache_misses: u64,
+}
+
+/// Memory of this process and of the machine at one moment, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemorySnapshot {
+    pub rss_bytes: u64,
+    /// Shared pages divided by the number of processes that map them.
+    pub pss_bytes: u64,
+    /// Pages of this process alone, clean and dirty.
+    pub uss_bytes: u64,
+    pub shared_bytes: u64,
+    /// `MemTotal - MemAvailable`.
+    pub system_used_bytes: u64,
+    pub system_total_bytes: u64,
+    pub gpu: Option<GpuMemory>,
+}
+
+impl MemorySnapshot {
+    /// Reads `/proc/self/smaps_rollup` and `/proc/meminfo`.
+    ///
+    /// # Errors
+    /// `/proc` is missing or hides these files.
+    pub fn take(gpu: Option<GpuMemory>) -> Result<Self, procfs::ProcError> {
+        use procfs::Current;
+        let rollup = procfs::process::Process::myself()?.smaps_rollup()?;
+        let sum = |key: &str| -> u64 {
+            rollup
+                .memory_map_rollup
+                .iter()
+                .filter_map(|map| map.extension.map.get(key))
+                .sum()
+        };
+        let system = procfs::Meminfo::current()?;
+        let available = system.mem_available.unwrap_or(system.mem_free);
+        Ok(Self {
+            rss_bytes: sum("Rss"),
+            pss_bytes: sum("Pss"),
+            uss_bytes: sum("Private_Clean") + sum("Private_Dirty"),
+            shared_bytes: sum("Shared_Clean") + sum("Shared_Dirty"),
+            system_used_bytes: system.mem_total.saturating_sub(available),
+            system_total_bytes: system.mem_total,
+            gpu,
+        })
+    }
+
+    /// The guides' line; `tag` is `Step 100`, `After dataset creation`, … MB are MiB and GB are GiB, as there.
+    pub fn line(&self, tag: &str) -> String {
+        let mut line = format!(
+            "[{tag}] Memory - Process: {:.1}MB ({:.1}%), System: {:.1}/{:.1}GB ({:.1}%)",
+            self.rss_bytes as f64 / MIB,
+            percent(self.rss_bytes, self.system_total_bytes),
+            self.system_used_bytes as f64 / GIB,
+            self.system_total_bytes as f64 / GIB,
+            self.system_percent(),
+        );
+        if let Some(gpu) = self.gpu {
+            let (allocated, reserved) = (gpu.allocated_bytes as f64 / MIB, gpu.reserved_bytes as f64 / MIB);
+            line += &format!(", GPU: {allocated:.1}MB allocated, {reserved:.1}MB reserved");
+        }
+        line
+    }
+
+    /// Two more lines when the machine is more than 90 % full.
+    pub fn warning(&self) -> Option<[String; 2]> {
+        (self.system_percent() > CRITICAL_PERCENT).then(|| {
+            [
+                format!(
+                    "⚠️  WARNING: System memory usage is critically high ({:.1}%)!",
+                    self.system_percent()
+                ),
+                "   Consider reducing CACHE_SIZE_GB or NUM_WORKERS in config.".into(),
+            ]
+        })
+    }
+
+    fn system_percent(&self) -> f64 {
+        percent(self.system_used_bytes, self.system_total_bytes)
+    }
+
+    fn record(&self, step: u64, phase: &str, probe: &Probe) -> MemoryRecord {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let gpu = self.gpu.unwrap_or_default();
+        MemoryRecord {
+            t: now.as_secs_f64(),
+            step,
+            phase: phase.into(),
+            rss_bytes: self.rss_bytes,
+            pss_bytes: self.pss_bytes,
+            uss_bytes: self.uss_bytes,
+            shared_bytes: self.shared_bytes,
+            system_used_bytes: self.system_used_bytes,
+            system_total_bytes: self.system_total_bytes,
+            gpu_allocated_bytes: gpu.allocated_bytes,
+            gpu_reserved_bytes: gpu.reserved_bytes,
+            gpu_peak_bytes: gpu.peak_bytes,
+            cache_bytes: probe.cache_bytes,
+            cache_hits: probe.cache_hits,
+            cache_misses: probe.cache_misses,
+        }
+    }
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        0.0
+    } else {
+        100.0 * part as f64 / whole as f64
+    }
+}
+
+/// Largest values seen by a [`MemorySampler`], bytes, and what looking cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Peaks {
+    pub rss_bytes: u64,
+    pub pss_bytes: u64,
+    pub uss_bytes: u64,
+    pub system_used_bytes: u64,
+    pub gpu_allocated_bytes: u64,
+    pub gpu_reserved_bytes: u64,
+    pub samples: u64,
+    /// Time spent on all samples, and on the longest one.
+    pub sampling_s: f64,
+    pub longest_sample_s: f64,
+    /// The latest PSS, for the progress bar.
+    pub last_pss_bytes: u64,
+}
+
+impl Peaks {
+    fn add(&mut self, now: &MemorySnapshot, cost_s: f64) {
+        let gpu = now.gpu.unwrap_or_default();
+        self.rss_bytes = self.rss_bytes.max(now.rss_bytes);
+        self.pss_bytes = self.pss_bytes.max(now.pss_bytes);
+        self.uss_bytes = self.uss_bytes.max(now.uss_bytes);
+        self.system_used_bytes = self.system_used_bytes.max(now.system_used_bytes);
+        self.gpu_allocated_bytes = self.gpu_allocated_bytes.max(gpu.allocated_bytes).max(gpu.peak_bytes);
+        self.gpu_reserved_bytes = self.gpu_reserved_bytes.max(gpu.reserved_bytes);
+        self.samples += 1;
+        self.sampling_s += cost_s;
+        self.longest_sample_s = self.longest_sample_s.max(cost_s);
+        self.last_pss_bytes = now.pss_bytes;
+    }
+}
+
+enum Ask {
+    Step(u64),
+    Phase(String),
+    Print(String),
+}
+
+/// Takes a record every `period`, at each change of phase and whenever asked, on its own thread.
+pub struct MemorySampler {
+    asks: Option<Sender<Ask>>,
+    peaks: Arc<Mutex<Peaks>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MemorySampler {
+    /// `records`: where records go. `probe`: asked at each sample. `print`: gets the lines that
+    /// [`MemorySampler::print`] asks for.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(
+        period: Duration,
+        records: RecordWriter,
+        probe: impl Fn() -> Probe + Send + 'static,
+        print: impl Fn(String) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (asks, receiver) = unbounded();
+        let peaks = Arc::new(Mutex::new(Peaks::default()));
+        let mut room = Room {
+            step: 0,
+            phase: "start".into(),
+            records,
+            probe: Box::new(probe),
+            print: Box::new(print),
+            peaks: peaks.clone(),
+            complained: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("memory".into())
+            .spawn(move || room.run(&receiver, period))?;
+        Ok(Self {
+            asks: Some(asks),
+            peaks,
+            thread: Some(thread),
+        })
+    }
+
+    /// The step that records carry from now on; takes no sample.
+    pub fn step(&self, step: u64) {
+        self.ask(Ask::Step(step));
+    }
+
+    /// `train`, `val`, `checkpoint`, …; takes a sample at its start.
+    pub fn phase(&self, phase: &str) {
+        self.ask(Ask::Phase(phase.into()));
+    }
+
+    /// Takes a sample and prints its line under `tag`, with the warning when there is cause.
+    pub fn print(&self, tag: &str) {
+        self.ask(Ask::Print(tag.into()));
+    }
+
+    pub fn peaks(&self) -> Peaks {
+        *lock(&self.peaks)
+    }
+
+    /// Takes the last sample, closes the records and yields the peaks.
+    pub fn stop(mut self) -> Peaks {
+        self.join();
+        self.peaks()
+    }
+
+    fn ask(&self, ask: Ask) {
+        if let Some(asks) = &self.asks {
+            let _ = asks.send(ask);
+        }
+    }
+
+    fn join(&mut self) {
+        self.asks = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for MemorySampler {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+fn lock(peaks: &Mutex<Peaks>) -> MutexGuard<'_, Peaks> {
+    peaks.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// What the sampling thread owns.
+struct Room {
+    step: u64,
+    phase: String,
+    records: RecordWriter,
+    probe: Box<dyn Fn() -> Probe + Send>,
+    print: Box<dyn Fn(String) + Send>,
+    peaks: Arc<Mutex<Peaks>>,
+    complained: bool,
+}
+
+impl Room {
+    fn run(&mut self, asks: &Receiver<Ask>, period: Duration) {
+        let mut due = Instant::now();
+        loop {
+            match asks.recv_deadline(due) {
+                Ok(Ask::Step(step)) => self.step = step,
+                Ok(Ask::Phase(phase)) => {
+                    self.phase = phase;
+                    self.sample();
+                }
+                Ok(Ask::Print(tag)) => {
+                    if let Some(now) = self.sample() {
+                        (self.print)(now.line(&tag));
+                        now.warning().into_iter().flatten().for_each(|line| (self.print)(line));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.sample();
+                    due = Instant::now() + period;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.sample();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn sample(&mut self) -> Option<MemorySnapshot> {
+        let start = Instant::now();
+        let probe = (self.probe)();
+        let taken = MemorySnapshot::take(probe.gpu);
+        let cost_s = start.elapsed().as_secs_f64();
+        match taken {
+            Ok(now) => {
+                lock(&self.peaks).add(&now, cost_s);
+                if let Err(error) = self.records.write(&now.record(self.step, &self.phase, &probe)) {
+                    self.complain(&error.to_string());
+                }
+                Some(now)
+            }
+            Err(error) => {
+                self.complain(&format!("memory of this process is unknown: {error}"));
+                None
+            }
+        }
+    }
+
+    fn complain(&mut self, text: &str) {
+        if !std::mem::replace(&mut self.complained, true) {
+            tracing::warn!("{text}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guide() -> MemorySnapshot {
+        MemorySnapshot {
+            rss_bytes: (15678.9 * MIB) as u64,
+            system_used_bytes: (125.4 * GIB) as u64,
+            system_total_bytes: (256.0 * GIB) as u64,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_line_has_the_guides_form() {
+        let mut s = guide();
+        let cpu = "[Step 100] Memory - Process: 15678.9MB (6.0%), System: 125.4/256.0GB (49.0%)";
+        assert_eq!(s.line("Step 100"), cpu);
+        let gpu = GpuMemory {
+            allocated_bytes: 8192 << 20,
+            reserved_bytes: 9216 << 20,
+            peak_bytes: 0,
+        };
+        s.gpu = Some(gpu);
+        assert_eq!(
+            s.line("Step 100"),
+            format!("{cpu}, GPU: 8192.0MB allocated, 9216.0MB reserved")
+        );
+        assert!(
+            s.line("After dataset creation")
+                .starts_with("[After dataset creation] Memory - Process: ")
+        );
+    }
+
+    #[test]
+    fn the_warning_comes_above_ninety_percent_only() {
+        let mut s = guide();
+        assert_eq!(s.warning(), None);
+        s.system_used_bytes = (256.0 * GIB * 0.912) as u64;
+        let [first, second] = s.warning().unwrap();
+        assert_eq!(first, "⚠️  WARNING: System memory usage is critically high (91.2%)!");
+        assert_eq!(second, "   Consider reducing CACHE_SIZE_GB or NUM_WORKERS in config.");
+    }
+
+    #[test]
+    fn a_snapshot_sees_memory_that_this_process_touches() {
+        let before = MemorySnapshot::take(None).unwrap();
+        let held = vec![1u8; 64 << 20];
+        let after = MemorySnapshot::take(None).unwrap();
+        assert!(held.iter().all(|b| *b == 1));
+        assert!(after.uss_bytes >= before.uss_bytes + (32 << 20), "{before:?} {after:?}");
+        assert!(
+            after.pss_bytes >= after.uss_bytes && after.pss_bytes <= after.rss_bytes,
+            "{after:?}"
+        );
+        assert!(after.system_used_bytes > 0 && after.system_used_bytes < after.system_total_bytes);
+    }
+
+    #[test]
+    fn the_sampler_records_phases_steps_and_peaks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("memory.rank0.jsonl");
+        let (lines, printed) = unbounded();
+        let probe = || Probe {
+            gpu: None,
+            cache_bytes: 5,
+            cache_hits: 3,
+            cache_misses: 2,
+        };
+        let records = RecordWriter::open(&path, None).unwrap();
+        let period = Duration::from_secs(3600);
+        let sampler = MemorySampler::start(period, records, probe, move |line| lines.send(line).unwrap()).unwrap();
+        sampler.step(100);
+        sampler.phase("train");
+        sampler.print("Step 100");
+        let peaks = sampler.stop();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let all: Vec<MemoryRecord> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        println!(
+            "{} samples, {:.3} ms each",
+            peaks.samples,
+            1e3 * peaks.sampling_s / peaks.samples as f64
+        );
+        assert_eq!(peaks.samples as usize, all.len());
+        assert!(
+            all.len() >= 3 && all.iter().any(|r| r.step == 100 && r.phase == "train"),
+            "{text}"
+        );
+        assert_eq!(all.iter().map(|r| r.pss_bytes).max(), Some(peaks.pss_bytes));
+        assert_eq!((all[0].cache_bytes, all[0].cache_hits, all[0].cache_misses), (5, 3, 2));
+        assert!(
+            printed
+                .try_iter()
+                .next()
+                .unwrap()
+                .starts_with("[Step 100] Memory - Process: ")
+        );
+    }
+}

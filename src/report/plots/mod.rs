@@ -1,0 +1,196 @@
+//! Loss and metric curves as PNG, drawn from `metrics.jsonl` with a font of their own.
+
+mod axis;
+mod draw;
+
+use super::records::{RecordError, for_each_metrics};
+use draw::{Curve, Panel};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Points that a curve keeps in memory; beyond twice as many, every other one goes.
+const POINTS: usize = 4096;
+
+/// Why there is no figure.
+#[derive(Debug, thiserror::Error)]
+pub enum PlotError {
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    #[error("{path}: no figure: {problem}; set log.plots to false to train without", path = path.display())]
+    Draw { path: PathBuf, problem: String },
+}
+
+/// One value over the steps, thinned to at most `2 × POINTS` points.
+#[derive(Clone, Debug, Default)]
+struct History {
+    points: Vec<(f64, f64)>,
+    /// Values seen but not finite.
+    lost: u64,
+    /// Every how many values one is taken.
+    stride: u64,
+    seen: u64,
+}
+
+impl History {
+    fn add(&mut self, step: f64, value: f64) {
+        if !value.is_finite() {
+            self.lost += 1;
+            return;
+        }
+        self.stride = self.stride.max(1);
+        if self.seen.is_multiple_of(self.stride) {
+            self.points.push((step, value));
+        } else if let Some(last) = self.points.last_mut()
+            && value.abs() > 4.0 * last.1.abs()
+        {
+            // A spike must not vanish between two kept points.
+            *last = (step, value);
+        }
+        self.seen += 1;
+        if self.points.len() > 2 * POINTS {
+            let mut index = 0;
+            self.points.retain(|_| {
+                index += 1;
+                index % 2 == 1
+            });
+            self.stride *= 2;
+        }
+    }
+}
+
+/// Draws `loss.png` (training and validation loss) and `metrics.png` (learning rate and the monitored validation
+/// metric) below `dir`. `monitor`: the metric's full name, e.g. `val.mae_deg`; `unit`: e.g. `degrees`, may be empty.
+/// Values that are not finite are left out and counted in the figure.
+///
+/// # Errors
+/// The metrics cannot be read, or a file cannot be written.
+pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str) -> Result<(), PlotError> {
+    let mut names: BTreeMap<&str, History> = ["loss", "val.loss", "lr", monitor]
+        .into_iter()
+        .map(|name| (name, History::default()))
+        .collect();
+    for_each_metrics(metrics, |record| {
+        let step = record.get("step").copied().unwrap_or(f64::NAN);
+        for (name, history) in &mut names {
+            if let (Some(value), true) = (record.get(*name), step.is_finite()) {
+                history.add(step, *value);
+            }
+        }
+    })?;
+    let mut take = |name: &str| names.remove(name).unwrap_or_default();
+    let validation = take("val.loss");
+    let monitored = if monitor == "val.loss" {
+        validation.clone()
+    } else {
+        take(monitor)
+    };
+    let loss = [Panel {
+        title: format!("{run}: loss"),
+        x: "step",
+        y: "loss".into(),
+        may_log: true,
+        curves: vec![
+            Curve::line("train", take("loss"), 0),
+            Curve::dots("validation", validation, 1),
+        ],
+    }];
+    let value = if unit.is_empty() {
+        monitor.to_owned()
+    } else {
+        format!("{monitor} [{unit}]")
+    };
+    let metrics = [
+        Panel {
+            title: format!("{run}: {monitor}"),
+            x: "step",
+            y: value,
+            may_log: true,
+            curves: vec![Curve::dots(monitor, monitored, 1)],
+        },
+        Panel {
+            title: format!("{run}: learning rate"),
+            x: "step",
+            y: "learning rate".into(),
+            may_log: false,
+            curves: vec![Curve::line("lr", take("lr"), 2)],
+        },
+    ];
+    std::fs::create_dir_all(dir).map_err(|e| PlotError::Draw {
+        path: dir.to_owned(),
+        problem: e.to_string(),
+    })?;
+    draw::figure(&dir.join("loss.png"), &loss)?;
+    draw::figure(&dir.join("metrics.png"), &metrics)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::records::RecordWriter;
+    use launcher::contract::MetricsRecord;
+
+    /// Where HEADROOM_KEEP_PLOTS says, so that a person can look; else a folder that goes away.
+    fn draw(name: &str, values: impl Iterator<Item = (u64, f64, Option<f64>)>) {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = std::env::var_os("HEADROOM_KEEP_PLOTS").map_or(temporary.path().to_owned(), PathBuf::from);
+        let dir = root.join(name);
+        let metrics = temporary.path().join("metrics.jsonl");
+        let writer = RecordWriter::open(&metrics, None).unwrap();
+        for (step, loss, val) in values {
+            let lr = 5e-4 * (1.0 + (step as f64 / 800.0).cos()) / 2.0;
+            let mut record = MetricsRecord {
+                step,
+                loss,
+                lr,
+                ..Default::default()
+            };
+            record.metrics.extend(val.map(|v| ("val.loss".into(), v)));
+            record.metrics.extend(val.map(|v| ("val.mae_deg".into(), 30.0 * v)));
+            writer.write(&record).unwrap();
+        }
+        writer.close().unwrap();
+        plot_run(&metrics, &dir, "quick_demo", "val.mae_deg", "degrees").unwrap();
+        for file in ["loss.png", "metrics.png"] {
+            let bytes = std::fs::read(dir.join(file)).unwrap();
+            assert!(
+                bytes.starts_with(b"\x89PNG") && bytes.len() > 2000,
+                "{file}: {} bytes",
+                bytes.len()
+            );
+        }
+    }
+
+    fn noisy(step: u64) -> f64 {
+        0.2 + 0.8 * (-(step as f64) / 700.0).exp() + 0.03 * ((step * 7919 % 101) as f64 / 101.0)
+    }
+
+    #[test]
+    fn any_history_gives_figures() {
+        draw(
+            "usual",
+            (1..=240).map(|i| (10 * i, noisy(10 * i), (i % 24 == 0).then(|| 0.05 + noisy(10 * i)))),
+        );
+        draw("one_point", [(10, 0.5, Some(0.6))].into_iter());
+        draw("nothing", std::iter::empty());
+        draw(
+            "nan",
+            (1..50).map(|i| (i, if i % 7 == 0 { f64::NAN } else { 1.0 / i as f64 }, None)),
+        );
+        draw(
+            "huge",
+            (1..60).map(|i| (i, 1e6 * (-(i as f64) / 3.0).exp(), Some(1e-30))),
+        );
+        draw(
+            "many",
+            (1..50_000).map(|i| (i, noisy(i / 20), (i % 5000 == 0).then(|| noisy(i / 20)))),
+        );
+    }
+
+    #[test]
+    fn memory_is_bounded_and_a_spike_stays() {
+        let mut history = History::default();
+        (0..100_000u32).for_each(|i| history.add(f64::from(i), if i == 77_777 { 50.0 } else { 1.0 }));
+        assert!(history.points.len() <= 2 * POINTS);
+        assert!(history.points.iter().any(|p| p.1 == 50.0));
+    }
+}

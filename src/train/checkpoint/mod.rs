@@ -1,0 +1,89 @@
+//! Checkpoints: `step-<N>/{model,optimizer,ema}.safetensors` and `state.json`, whole or not there at all.
+//!
+//! `model.safetensors` uses PyTorch's `state_dict` names, so `safetensors.torch.load_file` reads it. `state.json` is the
+//! manifest: sizes and CRC-32 of the other files, the facts a run must share to resume, and the caller's state. JSON has
+//! no NaN: keep values that may not be finite as `Option`, or as bits.
+
+mod files;
+mod load;
+mod save;
+
+pub use files::staging_bytes;
+pub use load::{Loaded, apply, check_coverage, list, load, load_weights};
+pub use save::{Checkpointer, Content};
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Version of the manifest and of what the files hold.
+pub const VERSION: u32 = 1;
+const MANIFEST: &str = "state.json";
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const EMA: &str = "ema.safetensors";
+
+/// What can go wrong with checkpoints.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{path}: {action}: {source}", path = path.display())]
+    Io {
+        path: PathBuf,
+        action: &'static str,
+        source: io::Error,
+    },
+    #[error(
+        "{path}: no room for the checkpoint: {needed_bytes} bytes needed, {available_bytes} available; free some space, \
+         or lower log.keep_last; earlier checkpoints are whole", path = path.display()
+    )]
+    NoSpace {
+        path: PathBuf,
+        needed_bytes: u64,
+        available_bytes: u64,
+    },
+    #[error("{path}: {problem}; resume from an earlier checkpoint", path = path.display())]
+    Corrupt { path: PathBuf, problem: String },
+    #[error("{path}: is of another run: {problem}", path = path.display())]
+    Mismatch { path: PathBuf, problem: String },
+    #[error("checkpoint of step {step}: tensor {name}: {problem}")]
+    Tensor { step: u64, name: String, problem: String },
+}
+
+/// What a run that resumes must share with the run that saved. The world size may differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Names the model and its sizes.
+    pub model: String,
+    /// Samples of one optimizer step over the whole job.
+    pub global_batch: u64,
+    pub seed: u64,
+    /// For people; not compared.
+    pub world_size: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Manifest {
+    version: u32,
+    step: u64,
+    /// The best so far when it was saved.
+    best: bool,
+    facts: Facts,
+    files: BTreeMap<String, FileFacts>,
+    /// Epoch, position, schedule, history: whatever the loop keeps.
+    state: serde_json::Value,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileFacts {
+    bytes: u64,
+    crc32: u32,
+}
+
+fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    move |source| CheckpointError::Io { path, action, source }
+}
+
+#[cfg(test)]
+mod tests;

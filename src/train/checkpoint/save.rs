@@ -1,0 +1,214 @@
+//! Saving: staged on the caller's thread, written by another, published by a rename.
+
+use super::files::{Image, available_bytes, encode_manifest, read_manifest, stage};
+use super::{CheckpointError, EMA, Facts, MANIFEST, MODEL, Manifest, OPTIMIZER, VERSION, io_error, load};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use tch::Tensor;
+
+/// What a checkpoint holds. Tensors may lie on any device.
+pub struct Content<'a> {
+    pub step: u64,
+    /// Named as PyTorch's `state_dict` names them.
+    pub model: &'a [(String, Tensor)],
+    pub optimizer: &'a [(String, Tensor)],
+    pub ema: Option<&'a [(String, Tensor)]>,
+    pub facts: Facts,
+    /// Best value of the monitored metric so far: kept until a better one comes.
+    pub best: bool,
+    /// Everything else that the loop needs to go on.
+    pub state: serde_json::Value,
+}
+
+/// Writes checkpoints below one folder, one at a time, in the background. One process at a time may have it.
+pub struct Checkpointer {
+    dir: PathBuf,
+    keep_last: usize,
+    writing: Option<JoinHandle<Result<(), CheckpointError>>>,
+}
+
+impl Checkpointer {
+    /// Makes the folder `dir` (`checkpoints/`) and removes what an interrupted save left there.
+    /// `keep_last`: checkpoints that stay besides the best; the newest always stays.
+    ///
+    /// # Errors
+    /// The folder cannot be made or read.
+    pub fn open(dir: &Path, keep_last: usize) -> Result<Self, CheckpointError> {
+        fs::create_dir_all(dir).map_err(io_error(dir, "create"))?;
+        for entry in fs::read_dir(dir).map_err(io_error(dir, "read"))? {
+            let entry = entry.map_err(io_error(dir, "read"))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(".step-") && name.contains(".tmp-") {
+                fs::remove_dir_all(entry.path()).map_err(io_error(&entry.path(), "remove"))?;
+            }
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            keep_last,
+            writing: None,
+        })
+    }
+
+    /// Copies the content to host memory and returns; `step-<N>` appears when all of it is on disk. Waits for an
+    /// earlier save first.
+    ///
+    /// # Errors
+    /// The earlier save failed (this one is then not begun), or a tensor cannot be copied.
+    pub fn save(&mut self, content: Content) -> Result<(), CheckpointError> {
+        self.wait()?;
+        let path = self.dir.join(format!("step-{}", content.step));
+        let mut images = vec![];
+        let parts = [
+            (MODEL, Some(content.model)),
+            (OPTIMIZER, Some(content.optimizer)),
+            (EMA, content.ema),
+        ];
+        for (name, tensors) in parts {
+            if let Some(tensors) = tensors {
+                images.push((name, Image::new(&path.join(name), stage(content.step, tensors)?)?));
+            }
+        }
+        let manifest = Manifest {
+            version: VERSION,
+            step: content.step,
+            best: content.best,
+            facts: content.facts,
+            files: BTreeMap::new(),
+            state: content.state,
+        };
+        let (dir, keep_last) = (self.dir.clone(), self.keep_last);
+        let write = move || {
+            publish(&dir, &path, &images, manifest)?;
+            drop(images);
+            prune(&dir, keep_last)
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
+        self.writing = Some(thread.map_err(io_error(&self.dir, "start the writing thread"))?);
+        Ok(())
+    }
+
+    /// Waits until the last save is on disk.
+    ///
+    /// # Errors
+    /// It failed; earlier checkpoints are whole.
+    pub fn wait(&mut self) -> Result<(), CheckpointError> {
+        match self.writing.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(result)) => result,
+            Some(Err(_)) => {
+                let source = io::Error::other("the writing thread panicked");
+                Err(io_error(&self.dir, "write a checkpoint")(source))
+            }
+        }
+    }
+
+    pub fn is_writing(&self) -> bool {
+        self.writing.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        if let Err(error) = self.wait() {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// Writes a sibling folder, syncs it and renames it to `path`; on failure nothing of it stays.
+fn publish(
+    dir: &Path,
+    path: &Path,
+    images: &[(&'static str, Image)],
+    manifest: Manifest,
+) -> Result<(), CheckpointError> {
+    let needed: u64 = images.iter().map(|(_, image)| image.bytes()).sum();
+    let available = available_bytes(dir).map_err(io_error(dir, "ask for free space"))?;
+    check_room(path, needed, available)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let sibling = dir.join(format!(".{name}.tmp-{}", std::process::id()));
+    let done = write_folder(&sibling, images, manifest)
+        .and_then(|()| replace(&sibling, path))
+        .and_then(|()| sync(dir));
+    done.map_err(|source| {
+        // What lies there is incomplete, or the checkpoint that was replaced.
+        let _ = fs::remove_dir_all(&sibling);
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                let available_bytes = available_bytes(dir).unwrap_or(0);
+                CheckpointError::NoSpace {
+                    path: path.to_owned(),
+                    needed_bytes: needed,
+                    available_bytes,
+                }
+            }
+            _ => io_error(path, "write")(source),
+        }
+    })
+}
+
+pub(super) fn check_room(path: &Path, needed_bytes: u64, available_bytes: u64) -> Result<(), CheckpointError> {
+    if needed_bytes <= available_bytes {
+        return Ok(());
+    }
+    Err(CheckpointError::NoSpace {
+        path: path.to_owned(),
+        needed_bytes,
+        available_bytes,
+    })
+}
+
+fn write_folder(sibling: &Path, images: &[(&'static str, Image)], mut manifest: Manifest) -> io::Result<()> {
+    fs::create_dir_all(sibling)?;
+    for (name, image) in images {
+        manifest.files.insert((*name).into(), image.write(&sibling.join(name))?);
+    }
+    let mut file = File::create(sibling.join(MANIFEST))?;
+    file.write_all(&encode_manifest(&manifest)?)?;
+    file.sync_all()?;
+    sync(sibling)
+}
+
+/// A checkpoint of the same step is swapped in one call, so that there is one at every moment.
+fn replace(sibling: &Path, path: &Path) -> io::Result<()> {
+    if !path.exists() {
+        return fs::rename(sibling, path);
+    }
+    if renameat_with(CWD, sibling, CWD, path, RenameFlags::EXCHANGE).is_err() {
+        // The file system cannot swap.
+        fs::remove_dir_all(path)?;
+        return fs::rename(sibling, path);
+    }
+    fs::remove_dir_all(sibling)
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Removes the oldest checkpoints; the newest and the best stay.
+fn prune(dir: &Path, keep_last: usize) -> Result<(), CheckpointError> {
+    let all = load::list(dir)?;
+    let is_best = |path: &Path| read_manifest(&path.join(MANIFEST)).is_ok_and(|manifest| manifest.best);
+    let best = all.iter().rev().find(|(_, path)| is_best(path)).map(|(step, _)| *step);
+    let mut others: Vec<_> = all.iter().filter(|(step, _)| Some(*step) != best).collect();
+    // The newest stays, be it the best or not.
+    let keep = if all.last().map(|(step, _)| *step) == best {
+        keep_last
+    } else {
+        keep_last.max(1)
+    };
+    others.truncate(others.len().saturating_sub(keep));
+    for (_, path) in others {
+        // Renamed first: a crash in between leaves what the next start removes, not half a checkpoint.
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let doomed = dir.join(format!(".{name}.tmp-{}", std::process::id()));
+        fs::rename(path, &doomed).map_err(io_error(path, "remove"))?;
+        fs::remove_dir_all(&doomed).map_err(io_error(&doomed, "remove"))?;
+    }
+    Ok(())
+}

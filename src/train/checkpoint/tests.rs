@@ -1,0 +1,272 @@
+use super::save::check_room;
+use super::*;
+use serde_json::json;
+use std::fs;
+use tch::{Device, Kind, Tensor};
+
+fn facts() -> Facts {
+    Facts {
+        model: "emg 16→20".into(),
+        global_batch: 12,
+        seed: 7,
+        world_size: 3,
+    }
+}
+
+fn tensors(value: f64) -> Vec<(String, Tensor)> {
+    let f = |shape: &[i64], kind| Tensor::full(shape, value, (kind, Device::Cpu));
+    vec![
+        ("encoder.0.weight".into(), f(&[4, 3], Kind::Float)),
+        ("encoder.0.bias".into(), f(&[4], Kind::Float)),
+        ("half".into(), f(&[3], Kind::Half)),
+        ("count".into(), f(&[], Kind::Int64)),
+        ("empty".into(), f(&[0, 2], Kind::Float)),
+    ]
+}
+
+fn save(keeper: &mut Checkpointer, step: u64, best: bool) -> Result<(), CheckpointError> {
+    let (model, optimizer, ema) = (tensors(step as f64), tensors(2.0), tensors(3.0));
+    let state = json!({"epoch": 2, "lr": 0.1 + 0.2, "best": null});
+    let content = Content {
+        step,
+        model: &model,
+        optimizer: &optimizer,
+        ema: Some(&ema),
+        facts: facts(),
+        best,
+        state,
+    };
+    keeper.save(content)?;
+    keeper.wait()
+}
+
+fn steps(dir: &Path) -> Vec<u64> {
+    list(dir).unwrap().into_iter().map(|(step, _)| step).collect()
+}
+
+fn saved() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut keeper = Checkpointer::open(dir.path(), 3).unwrap();
+    save(&mut keeper, 5, false).unwrap();
+    let path = dir.path().join("step-5");
+    (dir, path)
+}
+
+fn error_of(path: &Path) -> String {
+    load(path).unwrap_err().to_string()
+}
+
+#[test]
+fn what_is_saved_is_loaded_bit_for_bit() {
+    let (dir, path) = saved();
+    let loaded = load(&path).unwrap();
+    assert_eq!((loaded.step, &loaded.facts), (5, &facts()));
+    assert_eq!(loaded.state["lr"].as_f64().unwrap().to_bits(), (0.1f64 + 0.2).to_bits());
+    let target = tensors(0.0);
+    apply(&path, &loaded.model, &target).unwrap();
+    for ((name, got), (_, want)) in target.iter().zip(&tensors(5.0)) {
+        assert!(got.equal(want) && got.kind() == want.kind(), "{name}");
+    }
+    assert_eq!(loaded.ema.unwrap().len(), 5);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no sibling stays");
+}
+
+#[test]
+fn saving_does_not_see_later_changes_and_the_same_step_may_be_saved_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut keeper = Checkpointer::open(dir.path(), 3).unwrap();
+    let model = vec![("w".to_owned(), Tensor::from_slice(&[1f32; 100_000]))];
+    for value in [1.0, 2.0] {
+        let mut w = model[0].1.shallow_clone();
+        let _ = w.fill_(value);
+        let content = Content {
+            step: 1,
+            model: &model,
+            optimizer: &[],
+            ema: None,
+            facts: facts(),
+            best: false,
+            state: json!({}),
+        };
+        keeper.save(content).unwrap();
+        let _ = w.fill_(9.0);
+        keeper.wait().unwrap();
+        let loaded = load(&dir.path().join("step-1")).unwrap();
+        assert_eq!(loaded.model[0].1.double_value(&[99_999]), value);
+        assert!(loaded.ema.is_none());
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn pruning_keeps_the_last_the_newest_and_the_best() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut keeper = Checkpointer::open(dir.path(), 2).unwrap();
+    for (step, best) in [(1, true), (2, true), (10, false), (11, false), (12, false)] {
+        save(&mut keeper, step, best).unwrap();
+    }
+    assert_eq!(steps(dir.path()), [2, 11, 12]);
+    let mut keeper = Checkpointer::open(dir.path(), 0).unwrap();
+    save(&mut keeper, 13, false).unwrap();
+    assert_eq!(steps(dir.path()), [2, 13]);
+    save(&mut keeper, 14, true).unwrap();
+    assert_eq!(steps(dir.path()), [14]);
+}
+
+#[test]
+fn what_an_interrupted_save_left_is_removed_at_start() {
+    let (dir, path) = saved();
+    let stale = dir.path().join(".step-6.tmp-4242");
+    fs::create_dir(&stale).unwrap();
+    fs::write(stale.join(MODEL), b"half").unwrap();
+    Checkpointer::open(dir.path(), 3).unwrap();
+    assert!(!stale.exists() && path.exists());
+}
+
+#[test]
+fn a_truncated_file_a_flipped_bit_and_missing_parts_are_named() {
+    let (_dir, path) = saved();
+    let model = path.join(MODEL);
+    let whole = fs::read(&model).unwrap();
+    fs::write(&model, &whole[..whole.len() - 1]).unwrap();
+    assert!(error_of(&path).contains("it was cut or changed"), "{}", error_of(&path));
+    let mut flipped = whole.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    fs::write(&model, &flipped).unwrap();
+    assert!(error_of(&path).contains("it is damaged"), "{}", error_of(&path));
+    fs::remove_file(&model).unwrap();
+    assert!(
+        error_of(&path).contains("model.safetensors: the file is missing"),
+        "{}",
+        error_of(&path)
+    );
+    fs::write(&model, &whole).unwrap();
+    load(&path).unwrap();
+
+    let manifest = path.join(MANIFEST);
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("\"epoch\": 2", "\"epoch\": 3")).unwrap();
+    assert!(error_of(&path).contains("checksum"), "{}", error_of(&path));
+    fs::write(&manifest, &text[..text.len() / 2]).unwrap();
+    assert!(
+        error_of(&path).contains("the manifest is damaged"),
+        "{}",
+        error_of(&path)
+    );
+    fs::remove_file(&manifest).unwrap();
+    assert!(
+        error_of(&path).contains("the manifest is missing"),
+        "{}",
+        error_of(&path)
+    );
+}
+
+#[test]
+fn another_model_another_batch_and_another_seed_are_refused_but_another_world_size_is_not() {
+    let (_dir, path) = saved();
+    let loaded = load(&path).unwrap();
+    loaded
+        .check_facts(&Facts {
+            world_size: 1,
+            ..facts()
+        })
+        .unwrap();
+    let error = loaded
+        .check_facts(&Facts {
+            global_batch: 16,
+            world_size: 4,
+            ..facts()
+        })
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("global batch is 12 (on 3 ranks), this run's is 16 (on 4 ranks)"),
+        "{error}"
+    );
+    let error = loaded
+        .check_facts(&Facts {
+            model: "emg 16→8".into(),
+            seed: 8,
+            ..facts()
+        })
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("its model is emg 16→20, this run's is emg 16→8; its seed is 7"),
+        "{error}"
+    );
+
+    let mut other = tensors(0.0);
+    other[0].1 = Tensor::zeros([4, 5], (Kind::Float, Device::Cpu));
+    other[1].0 = "encoder.1.bias".into();
+    let error = apply(&path, &loaded.model, &other).unwrap_err().to_string();
+    for part in [
+        "encoder.0.weight is Float [4, 3] in the file, Float [4, 5] in this run's model",
+        "missing encoder.1.bias Float [4]",
+        "unexpected encoder.0.bias Float [4]",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(other[2].1.double_value(&[0]), 0.0, "nothing is copied");
+}
+
+#[test]
+fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
+    let (dir, path) = saved();
+    let mut keeper = Checkpointer::open(dir.path(), 1).unwrap();
+    // Writes to /dev/full fail as on a full disk: here in the middle of the second file.
+    let sibling = dir.path().join(format!(".step-6.tmp-{}", std::process::id()));
+    fs::create_dir(&sibling).unwrap();
+    std::os::unix::fs::symlink("/dev/full", sibling.join(OPTIMIZER)).unwrap();
+    let error = save(&mut keeper, 6, true).unwrap_err().to_string();
+    assert!(error.contains("step-6: no room for the checkpoint: "), "{error}");
+    assert!(error.contains("bytes needed") && error.contains("available"), "{error}");
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "nothing of the failed save stays"
+    );
+    load(&path).unwrap();
+    save(&mut keeper, 6, true).unwrap();
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_found_before_writing() {
+    check_room(Path::new("c/step-1"), 10, 10).unwrap();
+    let error = check_room(Path::new("c/step-1"), 11, 10).unwrap_err().to_string();
+    assert!(
+        error.starts_with("c/step-1: no room for the checkpoint: 11 bytes needed, 10 available"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_failed_save_is_told_at_the_next_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("checkpoints");
+    let mut keeper = Checkpointer::open(&folder, 1).unwrap();
+    fs::remove_dir(&folder).unwrap();
+    let content = || Content {
+        step: 1,
+        model: &[],
+        optimizer: &[],
+        ema: None,
+        facts: facts(),
+        best: false,
+        state: json!({}),
+    };
+    keeper.save(content()).unwrap();
+    assert!(matches!(keeper.save(content()), Err(CheckpointError::Io { .. })));
+    keeper.wait().unwrap();
+}
+
+#[test]
+fn weights_of_half_width_become_f32() {
+    let (_dir, path) = saved();
+    let weights = load_weights(&path.join(MODEL)).unwrap();
+    let kind = |name: &str| weights.iter().find(|(n, _)| n == name).unwrap().1.kind();
+    assert_eq!((kind("half"), kind("count")), (Kind::Float, Kind::Int64));
+    fs::write(path.join("x"), b"not safetensors").unwrap();
+    let error = load_weights(&path.join("x")).unwrap_err().to_string();
+    assert!(error.contains("is no safetensors file"), "{error}");
+}

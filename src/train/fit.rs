@@ -1,0 +1,408 @@
+//! The loop: epochs of steps, evaluation, schedule, early stopping, checkpoints.
+
+use super::checkpoint::{self, Checkpointer, Content, Facts};
+use super::ddp::Ddp;
+use super::ema::Ema;
+use super::evaluate::{EvalSpec, evaluate, reduce_sums};
+use super::optimizer::Optimizer;
+use super::schedule::{EarlyStop, Schedule};
+use super::state::{BestState, LoopState};
+use super::step::{StepOutcome, StepRunner};
+use super::{Observer, TrainError};
+use crate::comm::Collective;
+use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
+use crate::task::{Datasets, Metrics, Model};
+use launcher::config::{Config, MonitorMode};
+use launcher::contract::{MetricsRecord, Progress};
+use launcher::plan::Plan;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tch::{Device, Tensor};
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Finished,
+    EarlyStopped,
+    /// A signal asked for it; a checkpoint holds everything.
+    Stopped,
+}
+
+/// Result of a run, the same on every rank.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    pub status: Status,
+    pub steps: u64,
+    pub epochs: u64,
+    pub train_s: f64,
+    pub samples_per_s: f64,
+    pub metrics: BTreeMap<String, f64>,
+    pub best: Option<BestState>,
+}
+
+/// Where a resumed run goes on.
+pub struct Resume {
+    pub state: LoopState,
+    pub model: BTreeMap<String, Tensor>,
+    pub optimizer: BTreeMap<String, Tensor>,
+    pub ema: BTreeMap<String, Tensor>,
+}
+
+/// A run, made ready by `rank`.
+pub struct Fit<'a> {
+    pub config: &'a Config,
+    pub plan: &'a Plan,
+    pub device: Device,
+    pub collective: Arc<dyn Collective>,
+    pub datasets: &'a Datasets,
+    pub model: &'a dyn Model,
+    /// Trainable parameters by name, in registration order.
+    pub params: Vec<(String, Tensor)>,
+    pub metrics: Box<dyn Metrics>,
+    pub facts: Facts,
+    /// Rank 0's writer of checkpoints.
+    pub checkpoints: Option<Checkpointer>,
+    /// Set by a signal: stop after a step that all ranks agree on.
+    pub stop: Arc<AtomicBool>,
+}
+
+struct Loop<'a, 'o> {
+    fit: Fit<'a>,
+    observer: &'o mut dyn Observer,
+    planner: BatchPlanner,
+    ddp: Ddp,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    early_stop: EarlyStop,
+    ema: Option<Ema>,
+    state: LoopState,
+    /// Sums of the running epoch before a resume; they count on rank 0.
+    carried_sums: Vec<f64>,
+    last_values: BTreeMap<String, f64>,
+    saved_step: Option<u64>,
+    steps_here: u64,
+    samples_here: u64,
+    train_s_here: f64,
+}
+
+impl<'a> Fit<'a> {
+    /// Trains to the end, or until a signal or early stopping ends it.
+    ///
+    /// # Errors
+    /// See [`TrainError`]; whatever was saved before stays whole.
+    pub fn run(self, resume: Option<Resume>, observer: &mut dyn Observer) -> Result<Finished, TrainError> {
+        let mut this = Loop::new(self, resume, observer)?;
+        let result = this.train();
+        let written = this.fit.checkpoints.take().map_or(Ok(()), Checkpointer::finish);
+        let status = result?;
+        written?;
+        this.close(status)
+    }
+}
+
+impl<'a, 'o> Loop<'a, 'o> {
+    fn new(fit: Fit<'a>, resume: Option<Resume>, observer: &'o mut dyn Observer) -> Result<Self, TrainError> {
+        let (config, train) = (fit.config, &fit.config.train);
+        let planner = BatchPlanner {
+            order: Order { len: fit.datasets.train.len() as u64, seed: config.seed, shuffle: config.data.shuffle },
+            global_batch: fit.plan.batch.global_batch as u64,
+            micro_batch: fit.plan.batch.micro_batch as u64,
+            rank: fit.collective.rank() as u64,
+            world_size: fit.collective.world_size() as u64,
+            drop_last: true,
+        }
+        .checked()?;
+        let steps_per_epoch = planner.steps_per_epoch();
+        if let Some(resume) = &resume {
+            checkpoint::apply(&resume.model, &fit.params)?;
+        }
+        let mut ddp = Ddp::new(fit.params.clone_shallow(), Arc::clone(&fit.collective), config.ddp.bucket_mb)?;
+        let mut optimizer = Optimizer::new(train, &mut ddp)?;
+        let mut ema = train.ema_decay.map(|decay| Ema::new(decay, &fit.params));
+        let mut schedule = Schedule::new(train, steps_per_epoch);
+        let mut early_stop = EarlyStop::new(train);
+        let mut state = LoopState { steps_per_epoch, ..LoopState::default() };
+        if let Some(resume) = resume {
+            optimizer.load(&resume.optimizer, &ddp)?;
+            if let Some(ema) = &mut ema {
+                ema.load(&resume.ema);
+            }
+            state = resume.state;
+            if state.steps_per_epoch != steps_per_epoch {
+                return Err(TrainError::Config(format!(
+                    "the checkpoint counts {} steps per epoch, this run {steps_per_epoch}: the training data or the \
+                     global batch changed; start afresh, or give the old data back",
+                    state.steps_per_epoch
+                )));
+            }
+            if let Some(saved) = state.schedule.take() {
+                schedule.load(saved);
+            }
+            if let Some(saved) = state.early_stop.take() {
+                early_stop = saved;
+            }
+        }
+        let carried_sums = if planner.rank == 0 { std::mem::take(&mut state.train_sums) } else { Vec::new() };
+        let saved_step = (state.step > 0).then_some(state.step);
+        Ok(Self {
+            fit, observer, planner, ddp, optimizer, schedule, early_stop, ema, state, carried_sums,
+            last_values: BTreeMap::new(), saved_step, steps_here: 0, samples_here: 0, train_s_here: 0.0,
+        })
+    }
+
+    fn steps_total(&self) -> u64 {
+        let by_epochs = self.fit.config.train.num_epochs as u64 * self.state.steps_per_epoch;
+        self.fit.config.train.max_steps.map_or(by_epochs, |max| max.min(by_epochs))
+    }
+
+    fn train(&mut self) -> Result<Status, TrainError> {
+        let spec = LoaderSpec {
+            threads: self.fit.plan.loader.threads,
+            slots: self.fit.plan.loader.slots,
+            micro_batch: self.fit.plan.batch.micro_batch,
+            persistent: self.fit.config.train.persistent_workers,
+            ..LoaderSpec::default()
+        };
+        let mut loader = Loader::new(Arc::clone(&self.fit.datasets.train), spec)?;
+        let total = self.steps_total();
+        while self.state.step < total {
+            if let Some(status) = self.epoch(&mut loader, total)? {
+                return Ok(status);
+            }
+        }
+        Ok(Status::Finished)
+    }
+
+    /// What is left of the current epoch. `Some`: training ends here.
+    fn epoch(&mut self, loader: &mut Loader, total: u64) -> Result<Option<Status>, TrainError> {
+        let epoch = self.state.epoch();
+        let last = ((epoch + 1) * self.state.steps_per_epoch).min(total);
+        self.observer.phase("train", self.state.step);
+        let mut batches = loader.run(self.planner.requests(epoch, self.state.step_in_epoch()))?;
+        loop {
+            let outcome = self.step(&mut batches)?;
+            let ends = self.state.step == last;
+            let stop = outcome.stop;
+            let mut record = self.record(&outcome, epoch, ends || stop)?;
+            let status = if ends {
+                drop(batches);
+                let status = self.end_epoch(epoch, record.as_mut())?;
+                self.write(record);
+                return Ok(status.or(stop.then_some(Status::Stopped)).map(|status| self.seal(status)).transpose()?);
+            } else if stop {
+                Some(Status::Stopped)
+            } else {
+                None
+            };
+            self.write(record);
+            if let Some(status) = status {
+                return self.seal(status).map(Some);
+            }
+            let every = self.fit.config.log.save_every_steps;
+            if every > 0 && self.state.step % every == 0 {
+                self.save(false)?;
+            }
+        }
+    }
+
+    /// One optimizer step over all ranks.
+    fn step(&mut self, batches: &mut crate::data::loader::BatchStream) -> Result<StepOutcome, TrainError> {
+        let started = Instant::now();
+        let step = self.state.step;
+        let lr = self.schedule.lr(step);
+        let runner = StepRunner {
+            config: self.fit.config,
+            planner: &self.planner,
+            model: self.fit.model,
+            device: self.fit.device,
+            collective: self.fit.collective.as_ref(),
+            step,
+            step_in_epoch: self.state.step_in_epoch(),
+            stop: self.fit.stop.load(Ordering::Relaxed),
+        };
+        let result = runner.run(batches, &mut self.ddp, &mut self.optimizer, self.fit.metrics.as_mut(), lr);
+        let mut outcome = match result {
+            Err(error @ TrainError::NonFinite { .. }) => {
+                self.save(false)?;
+                return Err(error);
+            }
+            other => other?,
+        };
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.fit.params);
+        }
+        outcome.step_s = started.elapsed().as_secs_f64();
+        self.state.step += 1;
+        self.state.train_s += outcome.step_s;
+        self.state.samples += self.planner.global_batch;
+        self.steps_here += 1;
+        self.samples_here += self.planner.global_batch;
+        self.train_s_here += outcome.step_s;
+        let progress = self.progress(&outcome);
+        self.observer.step(&progress);
+        Ok(outcome)
+    }
+
+    fn progress(&self, outcome: &StepOutcome) -> Progress {
+        Progress {
+            phase: "train".into(),
+            epoch: (self.state.step - 1) / self.state.steps_per_epoch + 1,
+            epochs: self.steps_total().div_ceil(self.state.steps_per_epoch),
+            step: self.state.step,
+            steps: self.steps_total(),
+            loss: outcome.loss,
+            samples_per_s: self.samples_here as f64 / self.train_s_here.max(1e-9),
+            pss_bytes: 0,
+            cache_hit_rate: None,
+        }
+    }
+
+    /// The record of this step where one is due. Every rank calls it: values are reduced.
+    fn record(&mut self, outcome: &StepOutcome, epoch: u64, due: bool) -> Result<Option<MetricsRecord>, TrainError> {
+        let every = self.fit.config.log.log_every.max(1);
+        if !due && self.state.step % every != 0 {
+            return Ok(None);
+        }
+        let sums = self.train_sums()?;
+        let mut metrics = BTreeMap::new();
+        for (name, value) in self.fit.metrics.values(&sums) {
+            metrics.insert(format!("train.{name}"), value);
+        }
+        self.last_values.extend(metrics.clone());
+        Ok(Some(MetricsRecord {
+            step: self.state.step,
+            epoch: epoch + 1,
+            loss: outcome.loss,
+            lr: outcome.lr,
+            samples_per_s: self.planner.global_batch as f64 / outcome.step_s.max(1e-9),
+            data_wait_s: outcome.data_wait_s,
+            step_s: outcome.step_s,
+            grad_norm: outcome.grad_norm,
+            scale: 1.0,
+            cache_hit_rate: None,
+            metrics,
+        }))
+    }
+
+    /// Sums of the training metrics since the epoch began, over all ranks.
+    fn train_sums(&self) -> Result<Vec<f64>, TrainError> {
+        let mut sums = self.fit.metrics.sums();
+        for (sum, carried) in sums.iter_mut().zip(&self.carried_sums) {
+            *sum += carried;
+        }
+        reduce_sums(&sums, self.fit.collective.as_ref())
+    }
+
+    fn write(&mut self, record: Option<MetricsRecord>) {
+        if let Some(record) = record
+            && self.planner.rank == 0
+        {
+            self.observer.record(&record);
+        }
+    }
+
+    /// Validation, schedule, early stopping, checkpoint. `Some`: training ends here.
+    fn end_epoch(&mut self, epoch: u64, record: Option<&mut MetricsRecord>) -> Result<Option<Status>, TrainError> {
+        let values = self.validate()?;
+        self.carried_sums.clear();
+        if let Some(record) = record {
+            record.metrics.extend(values.clone());
+        }
+        self.last_values.extend(values);
+        let monitored = self.monitored()?;
+        let improved = self.early_stop.observe(monitored);
+        self.schedule.epoch_end(monitored);
+        if improved {
+            self.state.best = Some(BestState { value: monitored, step: self.state.step });
+        }
+        let log = &self.fit.config.log;
+        let due = log.save_every > 0 && (epoch + 1) % log.save_every == 0 && !log.save_best_only;
+        let keeps_best = improved && self.fit.config.train.restore_best_weights;
+        if due || keeps_best || (improved && log.save_best_only) {
+            self.save(improved)?;
+        }
+        Ok(self.early_stop.is_over().then_some(Status::EarlyStopped))
+    }
+
+    fn validate(&mut self) -> Result<BTreeMap<String, f64>, TrainError> {
+        self.observer.phase("val", self.state.step);
+        let dataset = &self.fit.datasets.val;
+        self.evaluate(Arc::clone(dataset), "val.")
+    }
+
+    /// With the averaged weights where there are any.
+    fn evaluate(
+        &mut self,
+        dataset: Arc<dyn crate::data::Dataset>,
+        prefix: &str,
+    ) -> Result<BTreeMap<String, f64>, TrainError> {
+        let spec = EvalSpec {
+            batch: self.fit.plan.batch.val_batch,
+            threads: self.fit.plan.loader.threads,
+            device: self.fit.device,
+        };
+        if let Some(ema) = &mut self.ema {
+            ema.swap(&self.fit.params);
+        }
+        let metrics = self.fit.metrics.as_mut();
+        let values = evaluate(self.fit.model, metrics, &dataset, &spec, self.fit.collective.as_ref(), prefix);
+        if let Some(ema) = &mut self.ema {
+            ema.swap(&self.fit.params);
+        }
+        values
+    }
+
+    fn monitored(&self) -> Result<f64, TrainError> {
+        let name = &self.fit.config.train.monitor_metric;
+        self.last_values.get(name).copied().ok_or_else(|| {
+            let known: Vec<&str> = self.last_values.keys().map(String::as_str).collect();
+            TrainError::Config(format!(
+                "train.monitor_metric {name} is not measured: choose one of {}",
+                known.join(", ")
+            ))
+        })
+    }
+
+    /// The last checkpoint of a run that ends.
+    fn seal(&mut self, status: Status) -> Result<Status, TrainError> {
+        if self.saved_step != Some(self.state.step) {
+            self.save(false)?;
+        }
+        Ok(status)
+    }
+
+    /// Every rank calls it; rank 0 writes, in the background.
+    fn save(&mut self, best: bool) -> Result<(), TrainError> {
+        self.observer.phase("checkpoint", self.state.step);
+        let mut state = self.state.clone();
+        state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
+        state.schedule = Some(self.schedule.state());
+        state.early_stop = Some(self.early_stop.clone());
+        self.saved_step = Some(state.step);
+        if let Some(checkpoints) = &mut self.fit.checkpoints {
+            let optimizer = self.optimizer.tensors(&self.ddp);
+            let ema = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
+            let content = Content {
+                step: state.step,
+                best,
+                facts: &self.fit.facts,
+                model: &self.fit.params,
+                optimizer: &optimizer,
+                ema: &ema,
+                state: &state,
+            };
+            checkpoints.save(content)?;
+        }
+        Ok(())
+    }
+}
+
+/// Is `a` better than `b`?
+pub(super) fn better(mode: MonitorMode, a: f64, b: f64) -> bool {
+    match mode {
+        MonitorMode::Min => a < b,
+        MonitorMode::Max => a > b,
+    }
+}
