@@ -9,13 +9,22 @@ pub const MAX_FRAME_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum FromRank {
-    Hello { version: u32, rank: u32 },
+    Hello {
+        version: u32,
+        rank: u32,
+    },
     /// Where the run stands; sent by rank 0 after a step, at most some ten times per second.
     Progress(Progress),
     /// One line for people, to be printed above the progress bar with the rank's prefix.
-    Line { text: String },
+    Line {
+        text: String,
+    },
     /// The rank is about to end with this error.
-    Failed { code: u8, step: Option<u64>, error: String },
+    Failed {
+        code: u8,
+        step: Option<u64>,
+        error: String,
+    },
     /// All work is done, everything is written.
     Done,
 }
