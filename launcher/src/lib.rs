@@ -13,6 +13,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod contract;
 pub mod machine;
 pub mod plan;
