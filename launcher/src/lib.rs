@@ -11,8 +11,11 @@
 //! Architecture invariant: `plan` does no I/O; `config` reads neither environment, clock, /proc nor GPU; `machine`
 //! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour.
 
+pub mod cli;
 pub mod config;
+pub mod console;
 pub mod contract;
 pub mod machine;
 pub mod plan;
+pub mod run_dir;
 pub mod supervise;

@@ -34,6 +34,10 @@ impl std::str::FromStr for Budget {
             let sensible = percent > 0.0 && percent <= 100.0;
             return sensible.then_some(Budget::Percent(percent)).ok_or_else(|| bad(text));
         }
+        // A plain number of bytes stays exact beyond 2^53.
+        if let Ok(bytes @ 1..) = trimmed.parse::<u64>() {
+            return Ok(Budget::Bytes(bytes));
+        }
         let split = trimmed.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(split);
         let number: f64 = number.trim().parse().map_err(|_| bad(text))?;

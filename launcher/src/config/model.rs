@@ -58,6 +58,8 @@ pub struct DataConfig {
     pub cache: CachePolicy,
     /// Leave out files that cannot be read (counted, with a warning) instead of stopping.
     pub skip_bad: bool,
+    /// Leave out windows that touch a block where inverse kinematics failed (all angles zero).
+    pub skip_ik_failures: bool,
     /// Cut the number of windows of an epoch per split; 0: all. For demonstrations.
     pub max_train_windows: usize,
     pub max_val_windows: usize,
@@ -270,4 +272,13 @@ pub struct LogConfig {
     /// Checkpoints kept besides the best.
     pub keep_last: usize,
     pub plots: bool,
+    /// Language of warnings and advice for people.
+    pub language: Language,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Language {
+    En,
+    Zh,
 }

@@ -4,9 +4,11 @@
 
 pub mod env;
 pub mod exit;
+mod frame;
 mod message;
 mod record;
 
+pub use frame::*;
 pub use message::*;
 pub use record::*;
 

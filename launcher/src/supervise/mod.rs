@@ -1,1 +1,126 @@
 //! Children, process groups, signals, first failure.
+//!
+//! One loop waits on pidfds, control sockets, output pipes and a pipe of signals (`job`); what it sees is judged by a
+//! pure part (`verdict`). A forked guard and a cgroup (`unix`, `cgroup`) see to it that nothing outlives a killed
+//! launcher.
+//!
+//! Architecture invariant: knows neither tensors nor YAML; prints nothing itself, all goes to a [`Watcher`].
+
+mod cgroup;
+mod child;
+mod env;
+mod failure;
+mod job;
+mod lines;
+mod memory;
+mod unix;
+mod verdict;
+
+pub use env::{Meeting, ranks};
+pub use failure::Failure;
+pub use memory::Peaks;
+pub use verdict::{End, signal_name};
+
+use crate::contract::{Progress, exit};
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A job: one program, started once per rank.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Looked up in PATH when it holds no slash.
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+    /// Added to the launcher's own environment for every rank.
+    pub env: Vec<(String, String)>,
+    pub ranks: Vec<RankSpec>,
+    /// Folder that gets `rank<R>.log` with the full output of each rank, appended; it must exist.
+    pub log_dir: Option<PathBuf>,
+    /// From asking ranks to end to SIGKILL.
+    pub grace: Duration,
+    /// Give ranks a control socket (`HEADROOM_CONTROL_FD`) and the node's memfd (`HEADROOM_COMM_FD`).
+    pub control: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct RankSpec {
+    /// Number within the whole job.
+    pub rank: u32,
+    pub env: Vec<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Out,
+    Err,
+    /// A line sent over the control socket.
+    Control,
+}
+
+/// What a job shows while it runs. Calls must not block: `ready` says when output has to wait.
+pub trait Watcher: Sync {
+    fn line(&self, rank: u32, stream: Stream, text: &str);
+    /// The launcher's own words.
+    fn note(&self, text: &str);
+    fn progress(&self, _progress: &Progress) {}
+    /// Sum of PSS over the job, bytes.
+    fn memory(&self, _node_bytes: u64) {}
+    /// False: leave the ranks' output in their pipes for now.
+    fn ready(&self) -> bool {
+        true
+    }
+    /// The launcher is about to be stopped (Ctrl-Z) and has to leave the terminal tidy.
+    fn pause(&self) {}
+}
+
+/// How a job went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What the launcher should exit with.
+    pub exit_code: u8,
+    pub first_failure: Option<Failure>,
+    /// First signal that the user sent to stop the job.
+    pub stopped_by: Option<i32>,
+    pub wall: Duration,
+    pub peaks: Peaks,
+    /// How often the job was started again.
+    pub restarts: u32,
+    /// The last state that a rank reported.
+    pub progress: Option<Progress>,
+}
+
+/// Runs a job to its end on the calling thread, which must not end before (PDEATHSIG is tied to it).
+///
+/// # Errors
+/// When a rank cannot be started (those already running are killed), or the system refuses a pipe, memfd or signal
+/// handler. Failures of ranks are no errors: see [`Outcome`].
+pub fn run(spec: &Spec, watcher: &dyn Watcher) -> io::Result<Outcome> {
+    run_with_restarts(0, |_| Ok(spec.clone()), watcher)
+}
+
+/// Runs a job, and again after a failure, at most `max_restarts` times. `spec` gets the number of restarts so far and
+/// gives the job to run (a new port, where to resume). Stops on request, wrong usage and impossible plans are final.
+pub fn run_with_restarts(
+    max_restarts: u32,
+    mut spec: impl FnMut(u32) -> io::Result<Spec>,
+    watcher: &dyn Watcher,
+) -> io::Result<Outcome> {
+    let signals = unix::Signals::take()?;
+    let mut restarts = 0;
+    loop {
+        let mut outcome = job::run(&spec(restarts)?, watcher, &signals)?;
+        outcome.restarts = restarts;
+        let Some(failure) = &outcome.first_failure else {
+            return Ok(outcome);
+        };
+        let hopeless = matches!(outcome.exit_code, exit::USAGE | exit::PLAN) || outcome.stopped_by.is_some();
+        if hopeless || restarts >= max_restarts {
+            return Ok(outcome);
+        }
+        restarts += 1;
+        watcher.note(&format!("{failure}"));
+        watcher.note(&format!("starting again ({restarts} of {max_restarts} restarts)"));
+    }
+}

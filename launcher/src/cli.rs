@@ -1,0 +1,457 @@
+//! The command line of `launch`, and what can be said of it before the machine is asked.
+
+use crate::config::{Config, ConfigError, DeviceChoice, RawConfig};
+use crate::run_dir::Resume;
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Path of the rank program, where it does not lie beside `launch`.
+pub const RANK_PROGRAM: &str = "HEADROOM_RANK";
+
+/// Trains on every GPU of this machine, within a memory budget planned before anything starts.
+#[derive(Debug, Parser)]
+#[command(name = "launch", version, args_conflicts_with_subcommands = true)]
+#[command(
+    override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
+                            launch plan|sample-data|batch ...\n       launch --ranks N --exec PROGRAM [ARGS]..."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Supervise PROGRAM with the ranks' environment; everything behind --exec belongs to it
+    #[arg(long)]
+    exec: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Print the memory plan of a run; start nothing
+    Plan(RunArgs),
+    /// Write sample data in a task's true format
+    SampleData(SampleDataArgs),
+    /// Write the tensors that one rank trains on at one step
+    Batch(BatchArgs),
+}
+
+/// Which config, how changed, for which device.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ConfigArgs {
+    /// A config's name in configs/, or a path
+    #[arg(long, value_name = "NAME")]
+    pub config: Option<String>,
+    /// Override one key: train.batch_size=32
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// auto, cpu or cuda; wins over train.device
+    #[arg(long, value_parser = device)]
+    pub device: Option<DeviceChoice>,
+}
+
+/// Options of a run.
+#[derive(Clone, Debug, Default, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// GPUs of this node to use; fewer present: those, at the same global batch; none: as many CPU ranks
+    #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "ranks")]
+    pub gpus: Option<usize>,
+    /// Ranks of this node, whatever the devices
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub ranks: Option<usize>,
+    /// Name of the run's folder; default: the config's name and the time
+    #[arg(long, value_name = "RUN")]
+    pub name: Option<String>,
+    /// Continue a run: auto, a run folder or a checkpoint folder
+    #[arg(long, value_name = "auto|PATH")]
+    pub resume: Option<PathBuf>,
+    /// Refuse to start on fewer devices than asked for
+    #[arg(long)]
+    pub strict: bool,
+    /// Restart from the last checkpoint after a failure, so often at most
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub max_restarts: u32,
+    /// Nodes of the job
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
+    pub nnodes: usize,
+    /// This node's number, from 0
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    pub node_rank: usize,
+    /// Address of node 0
+    #[arg(long, value_name = "A")]
+    pub master_addr: Option<String>,
+    /// Free port on node 0
+    #[arg(long, value_name = "P")]
+    pub master_port: Option<u16>,
+    /// Print the plan and stop, as `launch plan`
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct SampleDataArgs {
+    /// The task whose format is written
+    #[arg(long)]
+    pub task: String,
+    /// Folder to write to
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BatchArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Optimizer step, from 0
+    #[arg(long)]
+    pub step: u64,
+    #[arg(long)]
+    pub rank: usize,
+    /// Ranks of the job
+    #[arg(long, value_parser = at_least_one)]
+    pub world: usize,
+    /// File to write
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Train(RunArgs),
+    Plan(RunArgs),
+    SampleData(SampleDataArgs),
+    Batch(BatchArgs),
+    Exec {
+        run: RunArgs,
+        program: OsString,
+        args: Vec<OsString>,
+    },
+}
+
+/// A command line that is not one.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// `--help` or `--version`: text for standard output, no mistake.
+    #[error("{0}")]
+    Shown(String),
+    #[error("{0}")]
+    Usage(String),
+    #[error(
+        "no rank program at {path}: build it with `cargo build --release`, or name it in {RANK_PROGRAM}",
+        path = .0.display()
+    )]
+    NoRank(PathBuf),
+}
+
+impl Command {
+    /// Reads a command line, the program's name first.
+    ///
+    /// # Errors
+    /// [`CliError::Shown`] for `--help` and `--version`; else what is wrong and how it is written.
+    pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Self, CliError> {
+        let (head, tail) = split_exec(line.into_iter().collect());
+        let cli = Cli::try_parse_from(head).map_err(shown)?;
+        let command = match (cli.verb, tail) {
+            (Some(Verb::Plan(run)), _) => Command::Plan(run),
+            (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
+            (Some(Verb::Batch(args)), _) => Command::Batch(args),
+            (None, Some(mut tail)) if !tail.is_empty() => {
+                let program = tail.remove(0);
+                Command::Exec {
+                    run: cli.run,
+                    program,
+                    args: tail,
+                }
+            }
+            (None, Some(_)) => {
+                return Err(usage(
+                    "--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]...",
+                ));
+            }
+            (None, None) => Command::Train(cli.run),
+        };
+        command.check()?;
+        Ok(command)
+    }
+
+    fn check(&self) -> Result<(), CliError> {
+        match self {
+            Command::Train(run) | Command::Plan(run) => {
+                run.config.need()?;
+                run.check_nodes()?;
+                let unnamed = run.nnodes > 1 && run.name.is_none() && !matches!(run.resume(), Resume::Path(_));
+                if unnamed && matches!(self, Command::Train(_)) {
+                    return Err(usage("--nnodes above 1 needs --name: all nodes share one run folder"));
+                }
+                Ok(())
+            }
+            Command::Batch(args) if args.rank >= args.world => Err(usage(format!(
+                "--rank {} of --world {}: ranks count from 0",
+                args.rank, args.world
+            ))),
+            Command::Batch(args) => args.config.need(),
+            Command::SampleData(_) => Ok(()),
+            Command::Exec { run, .. } if run.config.config.is_some() => Err(usage(
+                "--config and --exec do not go together: a program reads its own config",
+            )),
+            Command::Exec { run, .. } => run.check_nodes(),
+        }
+    }
+}
+
+impl RunArgs {
+    pub fn resume(&self) -> Resume {
+        match &self.resume {
+            None => Resume::No,
+            Some(path) if path == Path::new("auto") => Resume::Auto,
+            Some(path) => Resume::Path(path.clone()),
+        }
+    }
+
+    /// Ranks asked for on this node, by either option.
+    pub fn local_ranks(&self) -> Option<usize> {
+        self.ranks.or(self.gpus)
+    }
+
+    fn check_nodes(&self) -> Result<(), CliError> {
+        if self.node_rank >= self.nnodes {
+            let (rank, nodes) = (self.node_rank, self.nnodes);
+            return Err(usage(format!(
+                "--node-rank {rank} of --nnodes {nodes}: nodes count from 0"
+            )));
+        }
+        if self.nnodes > 1 && (self.master_addr.is_none() || self.master_port.is_none()) {
+            return Err(usage(
+                "--nnodes above 1 needs --master-addr and --master-port, the same on every node",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A config ready for the plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    pub config: Config,
+    /// Lines for the user.
+    pub notes: Vec<String>,
+}
+
+impl ConfigArgs {
+    fn need(&self) -> Result<(), CliError> {
+        let example = || usage("no config: name one with --config, such as --config quick_demo");
+        self.config.is_some().then_some(()).ok_or_else(example)
+    }
+
+    /// Finds the config and resolves it with the profile of the device that will be used: `cuda` if one is present
+    /// and not declined. `home`: Headroom's own folder, see [`home`].
+    ///
+    /// # Errors
+    /// As [`RawConfig::find_in`] and [`RawConfig::resolve`].
+    pub fn prepare(&self, gpu_present: bool, cwd: &Path, home: Option<&Path>) -> Result<Prepared, ConfigError> {
+        let raw = RawConfig::find_in(self.config.as_deref().unwrap_or("default"), cwd, home)?;
+        let mut sets = self.set.clone();
+        if let Some(device) = self.device {
+            let word = match device {
+                DeviceChoice::Auto => "auto",
+                DeviceChoice::Cpu => "cpu",
+                DeviceChoice::Cuda => "cuda",
+            };
+            sets.push(format!("train.device={word}"));
+        }
+        let cuda = gpu_present && raw.device(&sets)? != DeviceChoice::Cpu;
+        let (config, notes) = raw.resolve_with_notes(if cuda { "cuda" } else { "cpu" }, &sets)?;
+        Ok(Prepared { config, notes })
+    }
+}
+
+/// Headroom's own folder: the nearest one above the executable that holds `configs/`.
+pub fn home(exe: &Path) -> Option<PathBuf> {
+    exe.ancestors()
+        .skip(1)
+        .find(|folder| folder.join("configs").is_dir())
+        .map(Path::to_path_buf)
+}
+
+/// The rank program: `named` (from [`RANK_PROGRAM`]), else `rank` beside the executable.
+///
+/// # Errors
+/// There is no such file.
+pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliError> {
+    let path = named.map(PathBuf::from).unwrap_or_else(|| exe.with_file_name("rank"));
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(CliError::NoRank(path))
+    }
+}
+
+/// Cuts the line behind the first `--exec`, so that the program's own options are never taken for ours.
+fn split_exec(mut line: Vec<OsString>) -> (Vec<OsString>, Option<Vec<OsString>>) {
+    let Some(at) = line.iter().position(|word| word == "--exec") else {
+        return (line, None);
+    };
+    let tail = line.split_off(at + 1);
+    (line, Some(tail))
+}
+
+fn shown(error: clap::Error) -> CliError {
+    let text = error.render().to_string();
+    match error.use_stderr() {
+        false => CliError::Shown(text),
+        true => CliError::Usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_string()),
+    }
+}
+
+fn usage(text: impl Into<String>) -> CliError {
+    CliError::Usage(text.into())
+}
+
+fn device(text: &str) -> Result<DeviceChoice, String> {
+    match text {
+        "auto" => Ok(DeviceChoice::Auto),
+        "cpu" => Ok(DeviceChoice::Cpu),
+        "cuda" => Ok(DeviceChoice::Cuda),
+        _ => Err("expected auto, cpu or cuda".into()),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|count| *count >= 1)
+        .ok_or_else(|| "expected a whole number of 1 or more".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, CliError> {
+        Command::parse(
+            std::iter::once("launch")
+                .chain(line.split_whitespace())
+                .map(OsString::from),
+        )
+    }
+
+    fn wrong(line: &str) -> String {
+        match parse(line) {
+            Err(CliError::Usage(text)) => text,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn definition_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn training_is_what_no_verb_means() {
+        let line = "--gpus 3 --config configs/a.yaml --set a=1 --set b=2 --name r --resume auto --device cpu --strict";
+        let Command::Train(run) = parse(line).unwrap() else {
+            panic!()
+        };
+        assert_eq!(
+            (run.local_ranks(), run.config.set.len(), run.resume()),
+            (Some(3), 2, Resume::Auto)
+        );
+        assert_eq!(
+            (run.config.device, run.strict, run.nnodes),
+            (Some(DeviceChoice::Cpu), true, 1)
+        );
+        assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(run) if run.gpus == Some(2)));
+        assert!(
+            matches!(parse("sample-data --task emg --out d").unwrap(), Command::SampleData(args) if args.seed == 42)
+        );
+        let batch = parse("batch --config a --step 3 --rank 1 --world 3 --out f.safetensors").unwrap();
+        assert!(matches!(batch, Command::Batch(args) if (args.step, args.rank, args.world) == (3, 1, 3)));
+    }
+
+    #[test]
+    fn everything_behind_exec_is_the_programs() {
+        let Command::Exec { run, program, args } = parse("--ranks 2 --exec prog --gpus 9 --exec -x -- y").unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!((run.ranks, run.gpus, program), (Some(2), None, "prog".into()));
+        assert_eq!(args, ["--gpus", "9", "--exec", "-x", "--", "y"]);
+    }
+
+    #[test]
+    fn mistakes_say_what_to_write() {
+        for (line, says) in [
+            ("", "no config: name one with --config"),
+            ("--gpus 0 --config a", "expected a whole number of 1 or more"),
+            ("--gpus 2 --ranks 2 --config a", "cannot be used with"),
+            ("--config a --device gpu", "expected auto, cpu or cuda"),
+            ("--config a --gpu 3", "--gpus"),
+            ("--ranks 2 --exec", "--exec needs a program"),
+            ("--config a --ranks 2 --exec p", "do not go together"),
+            ("plan --exec p", "unexpected argument '--exec'"),
+            ("--config a --nnodes 2 --node-rank 2", "--node-rank 2 of --nnodes 2"),
+            ("--config a --nnodes 2", "needs --master-addr and --master-port"),
+            ("--config a --nnodes 2 --master-addr h --master-port 1", "needs --name"),
+            (
+                "batch --config a --step 1 --rank 3 --world 3 --out f",
+                "--rank 3 of --world 3",
+            ),
+        ] {
+            let text = wrong(line);
+            assert!(text.contains(says) && !text.starts_with("error"), "{line}: {text}");
+        }
+        assert!(matches!(parse("--help"), Err(CliError::Shown(text)) if text.contains("sample-data")));
+    }
+
+    #[test]
+    fn device_decides_on_the_profile() {
+        let cwd = tempfile::tempdir().unwrap();
+        let text = "profiles: {cpu: {seed: 1}, cuda: {seed: 2}}\n";
+        std::fs::write(cwd.path().join("a.yaml"), text).unwrap();
+        let seed = |gpu, device| {
+            let args = ConfigArgs {
+                config: Some("a".into()),
+                set: vec![],
+                device,
+            };
+            args.prepare(gpu, cwd.path(), None).unwrap().config.seed
+        };
+        assert_eq!((seed(true, None), seed(false, None)), (2, 1));
+        assert_eq!(
+            (
+                seed(true, Some(DeviceChoice::Cpu)),
+                seed(false, Some(DeviceChoice::Cuda))
+            ),
+            (1, 1)
+        );
+    }
+
+    #[test]
+    fn rank_program_and_home_are_found_from_the_executable() {
+        let root = tempfile::tempdir().unwrap();
+        let exe = root.path().join("target/release/launch");
+        std::fs::create_dir_all(exe.parent().unwrap()).unwrap();
+        assert!(home(&exe).is_none_or(|found| found != root.path()));
+        std::fs::create_dir(root.path().join("configs")).unwrap();
+        assert_eq!(home(&exe).as_deref(), Some(root.path()));
+        assert!(
+            rank_program(None, &exe)
+                .unwrap_err()
+                .to_string()
+                .contains("cargo build --release")
+        );
+        let rank = exe.with_file_name("rank");
+        std::fs::write(&rank, "").unwrap();
+        assert_eq!(rank_program(None, &exe).unwrap(), rank);
+        assert_eq!(
+            rank_program(Some(rank.clone().into()), Path::new("/x/launch")).unwrap(),
+            rank
+        );
+    }
+}

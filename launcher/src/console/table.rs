@@ -1,0 +1,180 @@
+//! The closing table of a run: what it took, what it reached, memory against the plan.
+
+use super::text::{bytes, duration};
+use crate::contract::Summary;
+use crate::plan::Plan;
+
+/// Widest table, columns.
+const WIDTH: usize = 80;
+const LABEL: usize = 16;
+
+/// A box of at most 80 columns, without a line break at its end.
+pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
+    let mut rows = vec![
+        ("status", format!("{}{}", summary.status, restarts(summary.restarts))),
+        (
+            "time",
+            format!(
+                "{}, of which training {}",
+                duration(summary.wall_s),
+                duration(summary.train_s)
+            ),
+        ),
+        ("steps", format!("{} in {} epochs", summary.steps, summary.epochs)),
+        ("speed", format!("{:.1} samples/s", summary.samples_per_s)),
+    ];
+    if let Some(best) = &summary.best {
+        rows.push((
+            "best",
+            format!("{} = {:.6} at step {}", best.metric, best.value, best.step),
+        ));
+    }
+    rows.push(("memory, ranks", per_rank(summary, plan)));
+    rows.push((
+        "memory, node",
+        against(summary.peak_node_bytes, plan.budget.total_bytes),
+    ));
+    if summary.files_skipped > 0 {
+        rows.push(("files left out", summary.files_skipped.to_string()));
+    }
+    let rows = rows
+        .into_iter()
+        .flat_map(|(label, value)| wrap(label, &value))
+        .collect::<Vec<_>>();
+    let inner = rows.iter().map(|row| row.chars().count()).max().unwrap_or(0);
+    let line = "─".repeat(inner + 2);
+    let body: String = rows.iter().map(|row| format!("│ {row:<inner$} │\n")).collect();
+    format!("┌{line}┐\n{body}└{line}┘")
+}
+
+fn restarts(count: u32) -> String {
+    match count {
+        0 => String::new(),
+        1 => " after 1 restart".into(),
+        more => format!(" after {more} restarts"),
+    }
+}
+
+/// Peaks of all ranks, then the plan's share of one of them.
+fn per_rank(summary: &Summary, plan: &Plan) -> String {
+    let peaks: Vec<String> = summary
+        .peak_pss_bytes_per_rank
+        .iter()
+        .map(|peak| bytes(*peak))
+        .collect();
+    let peaks = if peaks.is_empty() {
+        "not sampled".into()
+    } else {
+        format!("peak {}", peaks.join(" · "))
+    };
+    let planned: u64 = plan.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
+    if planned == 0 {
+        peaks
+    } else {
+        format!("{peaks} (planned {} each)", bytes(planned))
+    }
+}
+
+fn against(peak: u64, budget: u64) -> String {
+    if budget == 0 {
+        return format!("peak {}", bytes(peak));
+    }
+    format!(
+        "peak {} of {} planned ({:.1} %)",
+        bytes(peak),
+        bytes(budget),
+        100.0 * peak as f64 / budget as f64
+    )
+}
+
+/// Rows of a label and a value, broken at spaces so that the box stays within [`WIDTH`].
+fn wrap(label: &str, value: &str) -> Vec<String> {
+    let room = WIDTH - 4 - LABEL;
+    let mut lines = vec![String::new()];
+    for word in value.split(' ') {
+        // A word longer than a line is cut, not lost.
+        for piece in word.chars().collect::<Vec<_>>().chunks(room) {
+            let piece: String = piece.iter().collect();
+            let last = lines.last().map_or(0, |line| line.chars().count());
+            if last > 0 && last + 1 + piece.chars().count() > room {
+                lines.push(piece);
+            } else if let Some(line) = lines.last_mut() {
+                line.extend([if last > 0 { " " } else { "" }, &piece]);
+            }
+        }
+    }
+    let labels = std::iter::once(label).chain(std::iter::repeat(""));
+    labels
+        .zip(lines)
+        .map(|(label, line)| format!("{label:<LABEL$}{line}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::Best;
+    use crate::plan::{BudgetLine, BudgetPlan};
+
+    fn plan() -> Plan {
+        let line = BudgetLine {
+            per_rank_bytes: Some(800_000_000),
+            ..BudgetLine::default()
+        };
+        let budget = BudgetPlan {
+            total_bytes: 8_000_000_000,
+            lines: vec![line],
+            page_cache_bytes: 0,
+        };
+        Plan {
+            budget,
+            ..Plan::default()
+        }
+    }
+
+    fn summary(ranks: usize) -> Summary {
+        Summary {
+            status: "finished".into(),
+            steps: 1200,
+            epochs: 10,
+            wall_s: 90.4,
+            train_s: 81.0,
+            samples_per_s: 701.26,
+            best: Some(Best {
+                metric: "val.mae_deg".into(),
+                value: 3.14159,
+                step: 1100,
+            }),
+            peak_pss_bytes_per_rank: vec![512_000_000; ranks],
+            peak_node_bytes: 1_600_000_000,
+            ..Summary::default()
+        }
+    }
+
+    #[test]
+    fn tells_time_speed_best_and_memory_against_the_plan() {
+        let table = closing_table(&summary(3), &plan());
+        for part in [
+            "1:30, of which training 1:21",
+            "701.3 samples/s",
+            "val.mae_deg = 3.141590 at step 1100",
+            "peak 512 MB · 512 MB · 512 MB (planned 800 MB each)",
+            "peak 1.60 GB of 8.00 GB planned (20.0 %)",
+        ] {
+            assert!(table.contains(part), "{part} is missing in\n{table}");
+        }
+    }
+
+    #[test]
+    fn fits_80_columns_and_is_a_box_with_any_number_of_ranks() {
+        for ranks in [0, 1, 8, 64] {
+            let table = closing_table(&summary(ranks), &plan());
+            let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
+            assert!(
+                widths.iter().all(|width| *width == widths[0] && *width <= WIDTH),
+                "{ranks} ranks\n{table}"
+            );
+            assert_eq!(table.matches("512 MB").count(), ranks);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Framing of control messages: a little-endian `u32` length, then that many bytes of JSON.
+
+use super::MAX_FRAME_BYTES;
+use serde::{Serialize, de::DeserializeOwned};
+use std::io::{self, Read, Write};
+
+/// Why a control message could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The stream is out of step: nothing after this can be trusted.
+    #[error("control frame of {len} bytes, at most {MAX_FRAME_BYTES} are allowed")]
+    TooLong { len: usize },
+    /// One body was not understood; the stream itself is whole and the next frame can be read.
+    #[error("control frame is no known message: {0}")]
+    Body(#[from] serde_json::Error),
+    #[error("control socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Length and body of one message, ready to be written.
+///
+/// # Errors
+/// [`FrameError::TooLong`] when the body passes [`MAX_FRAME_BYTES`], [`FrameError::Body`] when it is not JSON.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    let mut frame = vec![0; 4];
+    serde_json::to_writer(&mut frame, message)?;
+    let len = frame.len() - 4;
+    if len > MAX_FRAME_BYTES {
+        return Err(FrameError::TooLong { len });
+    }
+    // The bound above is far below u32::MAX.
+    frame[..4].copy_from_slice(&(len as u32).to_le_bytes());
+    Ok(frame)
+}
+
+/// Writes one message with a single `write_all` and flushes it.
+pub fn write_frame<T: Serialize>(to: &mut impl Write, message: &T) -> Result<(), FrameError> {
+    to.write_all(&encode(message)?)?;
+    Ok(to.flush()?)
+}
+
+/// Reads one message, blocking. `None`: the other side closed between two frames.
+///
+/// # Errors
+/// [`FrameError::Io`] of kind `UnexpectedEof` when the stream ends within a frame.
+pub fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> Result<Option<T>, FrameError> {
+    let mut head = [0; 4];
+    let mut have = 0;
+    while have < head.len() {
+        match from.read(&mut head[have..]) {
+            Ok(0) if have == 0 => return Ok(None),
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(n) => have += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let mut body = vec![0; checked_len(head)?];
+    from.read_exact(&mut body)?;
+    Ok(Some(serde_json::from_slice(&body)?))
+}
+
+/// Takes bytes as they come and gives whole messages, for sockets that do not block.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+    /// Bytes at the front that were given out already.
+    used: usize,
+}
+
+impl Decoder {
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.used);
+        self.used = 0;
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole message; `None`: more bytes are needed.
+    ///
+    /// # Errors
+    /// After [`FrameError::Body`] the frame is skipped and `next` can be called again.
+    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        let rest = &self.bytes[self.used..];
+        let Some((head, rest)) = rest.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let len = checked_len(*head)?;
+        let Some(body) = rest.get(..len) else { return Ok(None) };
+        self.used += 4 + len;
+        Ok(Some(serde_json::from_slice(body)?))
+    }
+}
+
+fn checked_len(head: [u8; 4]) -> Result<usize, FrameError> {
+    let len = u32::from_le_bytes(head) as usize;
+    if len > MAX_FRAME_BYTES {
+        Err(FrameError::TooLong { len })
+    } else {
+        Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::FromRank;
+
+    fn messages() -> Vec<FromRank> {
+        vec![
+            FromRank::Hello { version: 1, rank: 2 },
+            FromRank::Line {
+                text: "ü".repeat(1000)
+            },
+            FromRank::Failed {
+                code: 4,
+                step: Some(37),
+                error: "no such file".into(),
+            },
+            FromRank::Done,
+        ]
+    }
+
+    #[test]
+    fn messages_survive_any_cut_of_the_stream() {
+        let stream: Vec<u8> = messages().iter().flat_map(|m| encode(m).unwrap()).collect();
+        for piece in [1, 3, 5, 64, stream.len()] {
+            let (mut decoder, mut got) = (Decoder::default(), Vec::new());
+            for bytes in stream.chunks(piece) {
+                decoder.push(bytes);
+                while let Some(message) = decoder.next::<FromRank>().unwrap() {
+                    got.push(message);
+                }
+            }
+            assert_eq!(got, messages(), "pieces of {piece} bytes");
+        }
+    }
+
+    #[test]
+    fn blocking_reader_ends_between_frames_and_refuses_a_cut_one() {
+        let mut stream = Vec::new();
+        for message in messages() {
+            write_frame(&mut stream, &message).unwrap();
+        }
+        let mut from = stream.as_slice();
+        let mut got = Vec::new();
+        while let Some(message) = read_frame(&mut from).unwrap() {
+            got.push(message);
+        }
+        assert_eq!(got, messages());
+        for cut in [2, 7] {
+            let error = read_frame::<FromRank>(&mut &stream[..cut]).unwrap_err();
+            assert!(
+                matches!(&error, FrameError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bad_body_is_skipped_but_a_bad_length_is_final() {
+        let mut decoder = Decoder::default();
+        decoder.push(&[2, 0, 0, 0, b'{', b'}']);
+        decoder.push(&encode(&FromRank::Done).unwrap());
+        assert!(matches!(decoder.next::<FromRank>(), Err(FrameError::Body(_))));
+        assert_eq!(decoder.next::<FromRank>().unwrap(), Some(FromRank::Done));
+        decoder.push(&[255; 8]);
+        assert!(matches!(
+            decoder.next::<FromRank>(),
+            Err(FrameError::TooLong { len: 0xffff_ffff })
+        ));
+        let long = FromRank::Line {
+            text: "x".repeat(MAX_FRAME_BYTES),
+        };
+        assert!(matches!(encode(&long), Err(FrameError::TooLong { .. })));
+    }
+}

@@ -1,0 +1,464 @@
+//! A run's folder, `<log.runs_dir>/<run>/`: which one a command means, and what the launcher writes there.
+
+use crate::config::{Config, is_folder_name};
+use crate::contract::{self, Job, exit};
+use crate::plan::Plan;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// Why there is no folder to run in, or nothing to resume from.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    #[error(
+        "the run {name} exists already ({path}): continue it with --resume auto, or choose another --name",
+        path = path.display()
+    )]
+    Exists { name: String, path: PathBuf },
+    #[error("--name {0:?} cannot name a folder: use letters, digits, - _ . and start with none of - .")]
+    BadName(String),
+    #[error("--name {name} and --resume {path} mean different runs: leave --name out", path = path.display())]
+    OtherRun { name: String, path: PathBuf },
+    #[error("--resume {path}: {problem}", path = path.display())]
+    NoCheckpoint { path: PathBuf, problem: String },
+    #[error("cannot {what} {path}", path = path.display())]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot write the resolved config")]
+    Config(#[from] crate::config::ConfigError),
+}
+
+impl RunDirError {
+    /// The exit code of `launch` for this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            RunDirError::NoCheckpoint { .. } => exit::CHECKPOINT,
+            RunDirError::Io { .. } => exit::INTERNAL,
+            _ => exit::USAGE,
+        }
+    }
+}
+
+/// `--resume`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Resume {
+    #[default]
+    No,
+    /// The newest complete checkpoint of the named run, or of the newest run of the config. Starts afresh where there
+    /// is none, so that a job that is queued again after any kind of end needs no other command.
+    Auto,
+    /// A run folder (its newest complete checkpoint) or a checkpoint folder.
+    Path(PathBuf),
+}
+
+/// What decides on the folder.
+#[derive(Clone, Debug)]
+pub struct Ask<'a> {
+    pub runs_dir: &'a Path,
+    /// Name of the config: default run names begin with it.
+    pub config_name: &'a str,
+    pub name: Option<&'a str>,
+    pub resume: &'a Resume,
+    /// Nodes other than 0 join the folder that node 0 makes.
+    pub node_rank: usize,
+    pub now: SystemTime,
+}
+
+/// An existing run folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Checkpoint folder to continue from, absolute.
+    pub resume: Option<PathBuf>,
+    node_rank: usize,
+}
+
+impl RunDir {
+    /// Finds or makes the folder.
+    ///
+    /// # Errors
+    /// The name is taken and nothing is to be resumed; nothing there to resume from; the folder cannot be made.
+    pub fn open(ask: &Ask) -> Result<Self, RunDirError> {
+        if let Some(name) = ask.name.filter(|name| !is_folder_name(name)) {
+            return Err(RunDirError::BadName(name.to_string()));
+        }
+        let runs_dir = absolute(ask.runs_dir)?;
+        let (path, resume) = match (ask.resume, ask.name) {
+            (Resume::Path(path), name) => resume_from(&absolute(path)?, name)?,
+            (Resume::Auto, Some(name)) => known_or_new(runs_dir.join(name))?,
+            (Resume::Auto, None) => match newest_run(&runs_dir, ask.config_name) {
+                Some(path) => known_or_new(path)?,
+                None => (make_fresh(&runs_dir, ask)?, None),
+            },
+            (Resume::No, Some(name)) if ask.node_rank == 0 => (make_named(&runs_dir, name)?, None),
+            (Resume::No, Some(name)) => (known_or_new(runs_dir.join(name))?.0, None),
+            (Resume::No, None) => (make_fresh(&runs_dir, ask)?, None),
+        };
+        Ok(Self {
+            path,
+            resume,
+            node_rank: ask.node_rank,
+        })
+    }
+
+    /// Name of the run.
+    pub fn name(&self) -> String {
+        self.path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Writes `config.yaml`, `plan.json` and `job.json` (on node R > 0: `plan.node<R>.json`, `job.node<R>.json`), and
+    /// returns the job with the path of its file. Call it again with another `resume` before a restart.
+    ///
+    /// # Errors
+    /// No room, no permission.
+    pub fn write(&self, config: &Config, plan: &Plan) -> Result<(Job, PathBuf), RunDirError> {
+        let job = Job {
+            version: contract::VERSION,
+            config: config.clone(),
+            plan: plan.clone(),
+            run_dir: self.path.clone(),
+            resume: self.resume.clone(),
+        };
+        let node = if self.node_rank == 0 {
+            String::new()
+        } else {
+            format!(".node{}", self.node_rank)
+        };
+        if self.node_rank == 0 {
+            replace(&self.path.join("config.yaml"), config.to_yaml()?.as_bytes())?;
+        }
+        replace(&self.path.join(format!("plan{node}.json")), &json(plan, &self.path)?)?;
+        let path = self.path.join(format!("job{node}.json"));
+        replace(&path, &json(&job, &self.path)?)?;
+        Ok((job, path))
+    }
+
+    /// Continues from the newest complete checkpoint, for a restart of the same run.
+    pub fn resume_newest(&mut self) {
+        self.resume = newest_checkpoint(&self.path).or(self.resume.take());
+    }
+}
+
+/// The complete checkpoint of a run with the highest step: `checkpoints/step-<N>/` with a readable `state.json`, which
+/// is written last.
+pub fn newest_checkpoint(run_dir: &Path) -> Option<PathBuf> {
+    let entries = run_dir.join("checkpoints").read_dir().ok()?.flatten();
+    let complete = entries.map(|entry| entry.path()).filter(|path| is_complete(path));
+    complete
+        .filter_map(|path| Some((step_of(&path)?, path)))
+        .max_by_key(|(step, _)| *step)
+        .map(|(_, path)| path)
+}
+
+fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
+fn is_complete(checkpoint: &Path) -> bool {
+    let text = std::fs::read(checkpoint.join("state.json"));
+    text.is_ok_and(|text| serde_json::from_slice::<serde_json::Value>(&text).is_ok())
+}
+
+/// A folder with its newest checkpoint; made where it is missing.
+fn known_or_new(path: PathBuf) -> Result<(PathBuf, Option<PathBuf>), RunDirError> {
+    std::fs::create_dir_all(&path).map_err(|source| io_error("make the run folder", &path, source))?;
+    let resume = newest_checkpoint(&path);
+    Ok((path, resume))
+}
+
+fn resume_from(path: &Path, name: Option<&str>) -> Result<(PathBuf, Option<PathBuf>), RunDirError> {
+    let fail = |problem: &str| RunDirError::NoCheckpoint {
+        path: path.to_path_buf(),
+        problem: problem.to_string(),
+    };
+    if !path.is_dir() {
+        return Err(fail(
+            "no such folder: give a run folder, or a checkpoint folder checkpoints/step-<N> in it",
+        ));
+    }
+    let (run, checkpoint) = if step_of(path).is_some() {
+        let run = path
+            .parent()
+            .and_then(Path::parent)
+            .ok_or_else(|| fail("not inside a run folder"))?;
+        if !is_complete(path) {
+            return Err(fail(
+                "state.json is missing or broken: this checkpoint is incomplete, try an earlier one",
+            ));
+        }
+        (run.to_path_buf(), path.to_path_buf())
+    } else {
+        let newest = newest_checkpoint(path).ok_or_else(|| fail("holds no complete checkpoint"))?;
+        (path.to_path_buf(), newest)
+    };
+    match name {
+        Some(name) if run.file_name().is_none_or(|run| run != name) => Err(RunDirError::OtherRun {
+            name: name.to_string(),
+            path: path.to_path_buf(),
+        }),
+        _ => Ok((run, Some(checkpoint))),
+    }
+}
+
+/// The run of this config whose job was written last.
+fn newest_run(runs_dir: &Path, config_name: &str) -> Option<PathBuf> {
+    let runs = runs_dir.read_dir().ok()?.flatten().map(|entry| entry.path());
+    let of_config = runs.filter_map(|run| {
+        let job = run.join("job.json");
+        let written = job.metadata().ok()?.modified().ok()?;
+        let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&job).ok()?).ok()?;
+        (value.pointer("/config/name")?.as_str()? == config_name).then_some((written, run))
+    });
+    of_config.max().map(|(_, run)| run)
+}
+
+fn make_named(runs_dir: &Path, name: &str) -> Result<PathBuf, RunDirError> {
+    let path = runs_dir.join(name);
+    match make(runs_dir, &path)? {
+        true => Ok(path),
+        false => Err(RunDirError::Exists {
+            name: name.to_string(),
+            path,
+        }),
+    }
+}
+
+/// `<config>-<YYYYmmdd-HHMMSS>` (UTC), with a number behind it when two runs start within one second.
+fn make_fresh(runs_dir: &Path, ask: &Ask) -> Result<PathBuf, RunDirError> {
+    let name = format!("{}-{}", ask.config_name, time_stamp(ask.now));
+    let mut path = runs_dir.join(&name);
+    for i in 2.. {
+        if make(runs_dir, &path)? {
+            break;
+        }
+        path = runs_dir.join(format!("{name}-{i}"));
+    }
+    Ok(path)
+}
+
+/// Whether the folder was made; false: it was there.
+fn make(runs_dir: &Path, path: &Path) -> Result<bool, RunDirError> {
+    std::fs::create_dir_all(runs_dir).map_err(|source| io_error("make", runs_dir, source))?;
+    match std::fs::create_dir(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(source) => Err(io_error("make the run folder", path, source)),
+    }
+}
+
+/// Readers see the old file or the new one, never half of it.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
+    let sibling = path.with_added_extension("new");
+    std::fs::write(&sibling, bytes).map_err(|source| io_error("write", &sibling, source))?;
+    std::fs::rename(&sibling, path).map_err(|source| io_error("write", path, source))
+}
+
+fn json<T: serde::Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, RunDirError> {
+    serde_json::to_vec_pretty(value).map_err(|e| io_error("write to", path, e.into()))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, RunDirError> {
+    std::path::absolute(path).map_err(|source| io_error("find", path, source))
+}
+
+fn io_error(what: &'static str, path: &Path, source: io::Error) -> RunDirError {
+    RunDirError::Io {
+        what,
+        path: path.to_path_buf(),
+        source,
+    }
+}
+
+/// `YYYYmmdd-HHMMSS`, UTC. Days to date: H. Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
+fn time_stamp(now: SystemTime) -> String {
+    let seconds = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!(
+        "{year:04}{month:02}{day:02}-{:02}{:02}{:02}",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::time::Duration;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn open(runs_dir: &Path, name: Option<&str>, resume: &Resume) -> Result<RunDir, RunDirError> {
+        RunDir::open(&Ask {
+            runs_dir,
+            config_name: "demo",
+            name,
+            resume,
+            node_rank: 0,
+            now: at(1_763_655_609),
+        })
+    }
+
+    fn checkpoint(run: &Path, step: u64, state: Option<&str>) -> PathBuf {
+        let folder = run.join(format!("checkpoints/step-{step}"));
+        fs::create_dir_all(&folder).unwrap();
+        if let Some(state) = state {
+            fs::write(folder.join("state.json"), state).unwrap();
+        }
+        folder
+    }
+
+    fn demo() -> Config {
+        Config {
+            name: "demo".into(),
+            ..Config::default()
+        }
+    }
+
+    #[test]
+    fn time_stamps() {
+        assert_eq!(time_stamp(at(0)), "19700101-000000");
+        assert_eq!(time_stamp(at(951_782_400)), "20000229-000000");
+        assert_eq!(time_stamp(at(1_763_655_609)), "20251120-162009");
+        assert_eq!(time_stamp(at(4_107_542_399)), "21000228-235959");
+    }
+
+    #[test]
+    fn fresh_runs_never_share_a_folder() {
+        let runs = tempfile::tempdir().unwrap();
+        let first = open(runs.path(), None, &Resume::No).unwrap();
+        let second = open(runs.path(), None, &Resume::No).unwrap();
+        assert_eq!(
+            (first.name(), second.name()),
+            ("demo-20251120-162009".into(), "demo-20251120-162009-2".into())
+        );
+    }
+
+    #[test]
+    fn a_used_name_is_refused_unless_resumed() {
+        let runs = tempfile::tempdir().unwrap();
+        let first = open(runs.path(), Some("a"), &Resume::No).unwrap();
+        let error = open(runs.path(), Some("a"), &Resume::No).unwrap_err();
+        assert!(error.to_string().contains("the run a exists already"), "{error}");
+        assert_eq!(error.exit_code(), exit::USAGE);
+        assert_eq!(open(runs.path(), Some("a"), &Resume::Auto).unwrap(), first);
+        assert!(matches!(
+            open(runs.path(), Some("../a"), &Resume::No),
+            Err(RunDirError::BadName(_))
+        ));
+    }
+
+    #[test]
+    fn auto_takes_the_newest_complete_checkpoint() {
+        let runs = tempfile::tempdir().unwrap();
+        let run = open(runs.path(), Some("a"), &Resume::No).unwrap();
+        checkpoint(&run.path, 9, Some("{}"));
+        let newest = checkpoint(&run.path, 20, Some("{}"));
+        checkpoint(&run.path, 30, None);
+        checkpoint(&run.path, 40, Some("{\"half\":"));
+        fs::create_dir_all(run.path.join("checkpoints/step-50.new")).unwrap();
+        fs::write(run.path.join("checkpoints/step-50.new/state.json"), "{}").unwrap();
+        assert_eq!(
+            open(runs.path(), Some("a"), &Resume::Auto).unwrap().resume,
+            Some(newest.clone())
+        );
+        assert_eq!(
+            open(runs.path(), None, &Resume::Path(run.path.clone())).unwrap().resume,
+            Some(newest)
+        );
+    }
+
+    #[test]
+    fn auto_without_a_name_takes_the_newest_run_of_the_config() {
+        let runs = tempfile::tempdir().unwrap();
+        let write = |name: &str, config: &Config, age_s: u64| {
+            let run = open(runs.path(), Some(name), &Resume::No).unwrap();
+            let (_, job) = run.write(config, &Plan::default()).unwrap();
+            let time = at(1_763_655_609 - age_s);
+            fs::File::options()
+                .write(true)
+                .open(job)
+                .unwrap()
+                .set_modified(time)
+                .unwrap();
+            run.path
+        };
+        write("old", &demo(), 20);
+        let new = write("new", &demo(), 10);
+        write(
+            "other",
+            &Config {
+                name: "other".into(),
+                ..demo()
+            },
+            0,
+        );
+        assert_eq!(open(runs.path(), None, &Resume::Auto).unwrap().path, new);
+        let empty = tempfile::tempdir().unwrap();
+        let fresh = open(empty.path(), None, &Resume::Auto).unwrap();
+        assert_eq!((fresh.name().as_str(), fresh.resume), ("demo-20251120-162009", None));
+    }
+
+    #[test]
+    fn a_checkpoint_folder_leads_to_its_run() {
+        let runs = tempfile::tempdir().unwrap();
+        let run = open(runs.path(), Some("a"), &Resume::No).unwrap();
+        let old = checkpoint(&run.path, 9, Some("{}"));
+        checkpoint(&run.path, 20, Some("{}"));
+        let broken = checkpoint(&run.path, 30, None);
+        let resumed = open(runs.path(), None, &Resume::Path(old.clone())).unwrap();
+        assert_eq!((resumed.path, resumed.resume), (run.path.clone(), Some(old.clone())));
+        let mismatch = open(runs.path(), Some("b"), &Resume::Path(old)).unwrap_err();
+        assert!(matches!(mismatch, RunDirError::OtherRun { .. }), "{mismatch}");
+        for (path, says) in [
+            (broken, "incomplete"),
+            (runs.path().join("none"), "no such folder"),
+            (runs.path().into(), "no complete"),
+        ] {
+            let error = open(runs.path(), None, &Resume::Path(path)).unwrap_err();
+            assert!(error.to_string().contains(says), "{error}");
+            assert_eq!(error.exit_code(), exit::CHECKPOINT);
+        }
+    }
+
+    #[test]
+    fn written_files_read_back() {
+        let runs = tempfile::tempdir().unwrap();
+        let run = open(runs.path(), Some("a"), &Resume::No).unwrap();
+        let (job, path) = run.write(&demo(), &Plan::default()).unwrap();
+        assert_eq!(serde_json::from_slice::<Job>(&fs::read(path).unwrap()).unwrap(), job);
+        assert_eq!(job.run_dir, run.path);
+        let text = fs::read_to_string(run.path.join("config.yaml")).unwrap();
+        let again = crate::config::RawConfig::parse(&text, "config.yaml")
+            .unwrap()
+            .resolve("cpu", &[])
+            .unwrap();
+        assert_eq!(again, demo());
+        let mut names: Vec<_> = fs::read_dir(&run.path)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["config.yaml", "job.json", "plan.json"]);
+    }
+}

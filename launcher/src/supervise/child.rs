@@ -1,0 +1,210 @@
+//! One rank: its process, its pipes, its log file.
+
+use super::cgroup::Cgroup;
+use super::lines::{Lines, Tail};
+use super::unix::prepare_rank;
+use super::verdict::End;
+use super::{RankSpec, Spec, Stream, Watcher};
+use crate::contract::{self, Decoder, ToRank, env};
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// Most bytes read from one pipe before other events are looked at.
+const READ_AT_ONCE: usize = 64 << 10;
+
+pub struct Child {
+    pub rank: u32,
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+    pub out: Option<OwnedFd>,
+    pub err: Option<OwnedFd>,
+    pub control: Option<OwnedFd>,
+    pub decoder: Decoder,
+    pub tail: Tail,
+    pub ended: bool,
+    out_lines: Lines,
+    err_lines: Lines,
+    log: Option<File>,
+}
+
+/// What all ranks of a job share when they start.
+pub struct Shared<'a> {
+    pub spec: &'a Spec,
+    pub cgroup: Option<&'a Cgroup>,
+    /// The memfd of `HEADROOM_COMM_FD`.
+    pub comm: Option<&'a OwnedFd>,
+}
+
+impl Child {
+    /// Starts one rank; it runs when this returns.
+    pub fn start(shared: &Shared, rank: &RankSpec) -> io::Result<Self> {
+        let spec = shared.spec;
+        let mut command = Command::new(&spec.program);
+        command
+            .args(&spec.args)
+            .envs(spec.env.iter().cloned())
+            .envs(rank.env.iter().cloned());
+        let (out, out_end) = pipe()?;
+        let (err, err_end) = pipe()?;
+        // Nothing to read: a rank in a background process group that reads the terminal would be stopped.
+        command.stdin(Stdio::null()).stdout(out_end).stderr(err_end);
+        let (mut keep, mut control, mut theirs) = (Vec::new(), None, None);
+        for name in [env::CONTROL_FD, env::COMM_FD] {
+            command.env_remove(name);
+        }
+        if spec.control {
+            let (ours, end) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            rustix::io::ioctl_fionbio(&ours, true)?;
+            command.env(env::CONTROL_FD, end.as_raw_fd().to_string());
+            keep.push(end.as_raw_fd());
+            (control, theirs) = (Some(ours), Some(end));
+        }
+        if let Some(comm) = shared.comm {
+            command.env(env::COMM_FD, comm.as_raw_fd().to_string());
+            keep.push(comm.as_raw_fd());
+        }
+        let log = match &spec.log_dir {
+            Some(dir) => Some(
+                OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(dir.join(format!("rank{}.log", rank.rank)))?,
+            ),
+            None => None,
+        };
+        let procs = shared.cgroup.and_then(|cgroup| cgroup.open_procs().ok());
+        prepare_rank(&mut command, keep, procs.as_ref().map(AsRawFd::as_raw_fd));
+        let process = command.spawn().map_err(|e| {
+            io::Error::new(
+                e.kind(),
+                format!("rank {}: cannot start {}: {e}", rank.rank, spec.program.display()),
+            )
+        })?;
+        drop(theirs);
+        let pid = Pid::from_child(&process);
+        // Not reaped before `reap`, so the number still means this process.
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self {
+            rank: rank.rank,
+            pid,
+            pidfd,
+            out: Some(out),
+            err: Some(err),
+            control,
+            decoder: Decoder::default(),
+            tail: Tail::default(),
+            ended: false,
+            out_lines: Lines::default(),
+            err_lines: Lines::default(),
+            log,
+        })
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        if !self.ended {
+            let _ = pidfd_send_signal(&self.pidfd, signal);
+        }
+    }
+
+    /// To the rank and whatever it started in its process group, which may outlive it.
+    pub fn signal_group(&self, signal: Signal) {
+        let _ = rustix::process::kill_process_group(self.pid, signal);
+    }
+
+    /// False: the rank cannot be told this way.
+    pub fn tell(&self, message: &ToRank) -> bool {
+        let (Some(control), Ok(frame)) = (&self.control, contract::encode(message)) else {
+            return false;
+        };
+        rustix::net::send(control, &frame, SendFlags::NOSIGNAL) == Ok(frame.len())
+    }
+
+    /// Takes the exit status of a process that has ended.
+    pub fn reap(&mut self) -> io::Result<Option<End>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let Some(status) = waitid(WaitId::PidFd(rustix::fd::AsFd::as_fd(&self.pidfd)), options)? else {
+            return Ok(None);
+        };
+        self.ended = true;
+        let code = status
+            .exit_status()
+            .map(|code| End::Code(u8::try_from(code).unwrap_or(u8::MAX)));
+        Ok(code.or_else(|| status.terminating_signal().map(End::Signal)))
+    }
+
+    /// Reads one of the pipes, at most [`READ_AT_ONCE`] bytes. False: there is no more for now, or ever.
+    pub fn read_output(&mut self, stream: Stream, watcher: &dyn Watcher) -> bool {
+        let (pipe, lines) = match stream {
+            Stream::Out => (&mut self.out, &mut self.out_lines),
+            _ => (&mut self.err, &mut self.err_lines),
+        };
+        let Some(fd) = pipe else { return false };
+        let mut bytes = [0; READ_AT_ONCE];
+        let n = match rustix::io::read(fd, &mut bytes) {
+            Ok(n) => n,
+            Err(Errno::INTR) => return true,
+            Err(Errno::AGAIN) => return false,
+            Err(_) => 0,
+        };
+        let (rank, tail) = (self.rank, &mut self.tail);
+        let mut give = |line: &str| {
+            tail.push(line);
+            watcher.line(rank, stream, line);
+        };
+        if n == 0 {
+            lines.finish(&mut give);
+            *pipe = None;
+            return false;
+        }
+        lines.push(&bytes[..n], Instant::now(), &mut give);
+        if let Some(log) = &mut self.log
+            && let Err(e) = log.write_all(&bytes[..n])
+        {
+            watcher.note(&format!("rank {rank}: its log file cannot be written: {e}"));
+            self.log = None;
+        }
+        true
+    }
+
+    /// A line sent over the control socket.
+    pub fn line(&mut self, text: &str, watcher: &dyn Watcher) {
+        if let Some(log) = &mut self.log {
+            let _ = writeln!(log, "{text}");
+        }
+        text.lines()
+            .for_each(|line| watcher.line(self.rank, Stream::Control, line));
+    }
+
+    /// All that is in the pipes now; does not wait for what other holders of their ends may still write.
+    pub fn drain(&mut self, watcher: &dyn Watcher) {
+        for stream in [Stream::Out, Stream::Err] {
+            // Bounded: a process that the rank left behind may write for ever.
+            let _ = (0..64).all(|_| self.read_output(stream, watcher));
+        }
+    }
+
+    /// What stands without a line break, after everything else.
+    pub fn finish(&mut self, watcher: &dyn Watcher) {
+        self.drain(watcher);
+        let (rank, tail) = (self.rank, &mut self.tail);
+        for (stream, lines) in [(Stream::Out, &mut self.out_lines), (Stream::Err, &mut self.err_lines)] {
+            lines.finish(|line| {
+                tail.push(line);
+                watcher.line(rank, stream, line);
+            });
+        }
+    }
+}
+
+/// Reading end (not blocking) and writing end.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&reader, true)?;
+    Ok((reader, writer))
+}

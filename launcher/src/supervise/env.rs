@@ -1,0 +1,159 @@
+//! The environment that torchrun gives its ranks.
+
+use super::RankSpec;
+use crate::contract::env;
+use std::io;
+use std::net::TcpListener;
+
+/// Where the ranks of a job stand and meet.
+#[derive(Clone, Debug, Default)]
+pub struct Meeting {
+    /// Ranks on this node.
+    pub local_world_size: usize,
+    /// Nodes; 0 counts as 1. Every node runs `local_world_size` ranks.
+    pub nnodes: usize,
+    pub node_rank: usize,
+    /// Absent: this machine.
+    pub master_addr: Option<String>,
+    /// Absent: a free one, chosen now.
+    pub master_port: Option<u16>,
+    /// `OMP_NUM_THREADS` where the caller's environment does not set it.
+    pub threads_per_rank: usize,
+}
+
+/// One [`RankSpec`] per local rank with the names torchrun sets.
+///
+/// # Errors
+/// `AddrInUse` when `master_port` is taken on the node that must open it; `InvalidInput` when several nodes are to
+/// meet at an address or port that was not given, or the node's rank is out of range.
+pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
+    let nnodes = meeting.nnodes.max(1);
+    let invalid = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    if meeting.node_rank >= nnodes {
+        return invalid(format!(
+            "node rank {} of {nnodes} nodes: expected 0 to {}",
+            meeting.node_rank,
+            nnodes - 1
+        ));
+    }
+    if nnodes > 1 && (meeting.master_addr.is_none() || meeting.master_port.is_none()) {
+        return invalid(format!(
+            "{nnodes} nodes need --master-addr and --master-port of node 0 to meet"
+        ));
+    }
+    let port = match meeting.master_port {
+        Some(port) if meeting.node_rank == 0 => check_free(port)?,
+        Some(port) => port,
+        None => free_port()?,
+    };
+    let addr = meeting.master_addr.as_deref().unwrap_or("127.0.0.1");
+    let one = |local: usize| {
+        let rank = meeting.node_rank * meeting.local_world_size + local;
+        let mut pairs = vec![
+            (env::RANK.to_owned(), rank.to_string()),
+            (env::LOCAL_RANK.to_owned(), local.to_string()),
+            (
+                env::WORLD_SIZE.to_owned(),
+                (nnodes * meeting.local_world_size).to_string(),
+            ),
+            (env::LOCAL_WORLD_SIZE.to_owned(), meeting.local_world_size.to_string()),
+            (env::GROUP_RANK.to_owned(), meeting.node_rank.to_string()),
+            (env::MASTER_ADDR.to_owned(), addr.to_owned()),
+            (env::MASTER_PORT.to_owned(), port.to_string()),
+        ];
+        if std::env::var_os("OMP_NUM_THREADS").is_none() {
+            pairs.push(("OMP_NUM_THREADS".into(), meeting.threads_per_rank.max(1).to_string()));
+        }
+        RankSpec {
+            rank: u32::try_from(rank).unwrap_or(u32::MAX),
+            env: pairs,
+        }
+    };
+    Ok((0..meeting.local_world_size).map(one).collect())
+}
+
+fn check_free(port: u16) -> io::Result<u16> {
+    match TcpListener::bind(("0.0.0.0", port)) {
+        Ok(_) => Ok(port),
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => Err(io::Error::new(
+            e.kind(),
+            format!("port {port} is in use: give another --master-port, or none to have a free one chosen"),
+        )),
+        Err(e) => Err(io::Error::new(e.kind(), format!("port {port} cannot be opened: {e}"))),
+    }
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(spec: &RankSpec, name: &str) -> String {
+        spec.env
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+            .unwrap()
+    }
+
+    #[test]
+    fn second_node_counts_its_ranks_after_the_first() {
+        let meeting = Meeting {
+            local_world_size: 3,
+            nnodes: 2,
+            node_rank: 1,
+            master_addr: Some("node0".into()),
+            master_port: Some(29500),
+            threads_per_rank: 2,
+        };
+        let specs = ranks(&meeting).unwrap();
+        assert_eq!(specs.iter().map(|s| s.rank).collect::<Vec<_>>(), [3, 4, 5]);
+        let names = [
+            "RANK",
+            "LOCAL_RANK",
+            "WORLD_SIZE",
+            "LOCAL_WORLD_SIZE",
+            "GROUP_RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        ];
+        let values: Vec<String> = names.iter().map(|name| value(&specs[2], name)).collect();
+        assert_eq!(values, ["5", "2", "6", "3", "1", "node0", "29500"]);
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_and_a_free_one_is_chosen() {
+        let taken = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let with = |master_port| {
+            ranks(&Meeting {
+                local_world_size: 1,
+                master_port,
+                ..Meeting::default()
+            })
+        };
+        let error = with(Some(port)).unwrap_err();
+        assert!(error.to_string().contains(&format!("port {port} is in use")), "{error}");
+        let chosen: u16 = value(&with(None).unwrap()[0], "MASTER_PORT").parse().unwrap();
+        assert!(chosen > 0 && chosen != port);
+    }
+
+    #[test]
+    fn nodes_that_cannot_meet_are_refused() {
+        let meeting = Meeting {
+            local_world_size: 1,
+            nnodes: 2,
+            ..Meeting::default()
+        };
+        assert!(ranks(&meeting).unwrap_err().to_string().contains("--master-addr"));
+        let meeting = Meeting {
+            local_world_size: 1,
+            node_rank: 1,
+            ..Meeting::default()
+        };
+        assert!(ranks(&meeting).unwrap_err().to_string().contains("node rank 1 of 1"));
+    }
+}

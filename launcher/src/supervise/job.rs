@@ -1,0 +1,459 @@
+//! The loop: one attempt at a job, from the first fork to the last exit.
+//!
+//! Two epoll sets: `urgent` holds pidfds, control sockets and signals, and, as one member, the set `outputs` of pipes.
+//! So a flood of output never delays a failure or a signal. epoll gives events in the order they happened, which
+//! decides between failures that arrive in one wake-up.
+
+use super::cgroup::Cgroup;
+use super::child::{Child, Shared};
+use super::memory::{self, Peaks};
+use super::unix::{Guard, Signals};
+use super::verdict::{Said, Verdict, signal_name};
+use super::{Failure, Outcome, Spec, Stream, Watcher};
+use crate::contract::{self, FrameError, FromRank, Progress, ToRank, exit};
+use rustix::event::{Timespec, epoll};
+use rustix::fd::OwnedFd;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, getpid, kill_process};
+use std::io;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// How long output waits before it is looked at again when the watcher cannot take more.
+const HOLD: Duration = Duration::from_millis(20);
+/// Longest error text passed on to other ranks, characters: must fit into a socket's buffer.
+const LONGEST_ERROR: usize = 2000;
+
+/// Event sources, as stored with epoll: kind in the high half, index of the rank in the low half.
+const SIGNALS: u64 = 0;
+const OUTPUTS: u64 = 1;
+const EXIT: u64 = 2;
+const CONTROL: u64 = 3;
+const OUT: u64 = 4;
+const ERR: u64 = 5;
+
+struct Job<'a> {
+    spec: &'a Spec,
+    watcher: &'a dyn Watcher,
+    signals: &'a Signals,
+    guard: &'a Guard,
+    children: Vec<Child>,
+    urgent: OwnedFd,
+    outputs: OwnedFd,
+    /// Output is left in the pipes because the watcher is behind.
+    held: bool,
+    verdict: Verdict,
+    /// When ranks that still run are killed.
+    deadline: Option<Instant>,
+    told: bool,
+    interrupts: u32,
+    progress: Option<Progress>,
+}
+
+pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<Outcome> {
+    let started = Instant::now();
+    let cgroup = Cgroup::make();
+    // Dropped without `dismiss` on any error below: then the guard ends what was started.
+    let guard = Guard::start(cgroup.clone())?;
+    let comm = if spec.control {
+        Some(memfd_create("headroom-comm", MemfdFlags::CLOEXEC)?)
+    } else {
+        None
+    };
+    let shared = Shared {
+        spec,
+        cgroup: cgroup.as_ref(),
+        comm: comm.as_ref(),
+    };
+    let mut children = Vec::with_capacity(spec.ranks.len());
+    for rank in &spec.ranks {
+        match Child::start(&shared, rank) {
+            Ok(child) => {
+                guard.watch(child.pid);
+                children.push(child);
+            }
+            Err(e) => {
+                children.iter_mut().for_each(kill_now);
+                end_cgroup(cgroup.as_ref());
+                guard.dismiss();
+                return Err(e);
+            }
+        }
+    }
+    let pids: Vec<Pid> = children.iter().map(|child| child.pid).collect();
+    let mut job = Job::new(spec, watcher, signals, &guard, children)?;
+    let (stop, stopped) = mpsc::channel();
+    let peaks = std::thread::scope(|scope| -> io::Result<Peaks> {
+        let sampler = std::thread::Builder::new()
+            .name("memory".into())
+            .stack_size(256 << 10)
+            .spawn_scoped(scope, move || memory::sample(&pids, watcher, &stopped))?;
+        let end = job.watch();
+        drop(stop);
+        let peaks = sampler.join().unwrap_or_default();
+        end.map(|()| peaks)
+    })?;
+    end_cgroup(cgroup.as_ref());
+    job.children.iter_mut().for_each(|child| child.finish(watcher));
+    let outcome = job.outcome(started.elapsed(), peaks);
+    drop(job);
+    guard.dismiss();
+    Ok(outcome)
+}
+
+fn end_cgroup(cgroup: Option<&Cgroup>) {
+    if let Some(cgroup) = cgroup {
+        cgroup.end(200);
+    }
+}
+
+fn kill_now(child: &mut Child) {
+    child.signal_group(Signal::KILL);
+    let _ = rustix::process::waitpid(Some(child.pid), rustix::process::WaitOptions::empty());
+    child.ended = true;
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        spec: &'a Spec,
+        watcher: &'a dyn Watcher,
+        signals: &'a Signals,
+        guard: &'a Guard,
+        children: Vec<Child>,
+    ) -> io::Result<Self> {
+        let urgent = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let outputs = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        add(&urgent, &signals.pipe, SIGNALS, 0)?;
+        add(&urgent, &outputs, OUTPUTS, 0)?;
+        for (index, child) in children.iter().enumerate() {
+            add(&urgent, &child.pidfd, EXIT, index)?;
+            if let Some(control) = &child.control {
+                add(&urgent, control, CONTROL, index)?;
+            }
+            for (pipe, kind) in [(&child.out, OUT), (&child.err, ERR)] {
+                if let Some(pipe) = pipe {
+                    add(&outputs, pipe, kind, index)?;
+                }
+            }
+        }
+        let verdict = Verdict::new(children.len());
+        let (held, told, interrupts) = (false, false, 0);
+        let (deadline, progress) = (None, None);
+        Ok(Self {
+            spec,
+            watcher,
+            signals,
+            guard,
+            children,
+            urgent,
+            outputs,
+            held,
+            verdict,
+            deadline,
+            told,
+            interrupts,
+            progress,
+        })
+    }
+
+    /// Until every rank has ended.
+    fn watch(&mut self) -> io::Result<()> {
+        while self.children.iter().any(|child| !child.ended) {
+            let mut output = false;
+            for (kind, index) in wait(&self.urgent, self.timeout())? {
+                match kind {
+                    SIGNALS => self.take_signals(),
+                    OUTPUTS => output = true,
+                    EXIT => self.take_exit(index)?,
+                    _ => self.take_control(index),
+                }
+            }
+            self.spread_failure();
+            self.keep_deadline();
+            self.hold_output()?;
+            if output && !self.held {
+                self.take_output()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `None`: nothing is due.
+    fn timeout(&self) -> Option<Duration> {
+        let until = self
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        match (until, self.held) {
+            (Some(until), true) => Some(until.min(HOLD)),
+            (None, true) => Some(HOLD),
+            (until, false) => until,
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let mut numbers = [0; 64];
+        while let Ok(n @ 1..) = rustix::io::read(&self.signals.pipe, &mut numbers) {
+            for number in &numbers[..n] {
+                self.take_signal(i32::from(*number));
+            }
+        }
+    }
+
+    fn take_signal(&mut self, number: i32) {
+        match Signal::from_named_raw(number) {
+            Some(Signal::TSTP) => {
+                self.watcher.pause();
+                self.signal_groups(Signal::STOP);
+                let _ = kill_process(getpid(), Signal::STOP);
+            }
+            Some(Signal::CONT) => self.signal_groups(Signal::CONT),
+            Some(Signal::INT) => {
+                self.interrupts += 1;
+                self.forward(Signal::INT);
+                if self.interrupts > 1 {
+                    self.watcher.note("interrupted again: killing every rank now");
+                    self.signal_groups(Signal::KILL);
+                }
+            }
+            // A terminal that went away, and a job manager that wants the node back, mean the same.
+            Some(Signal::HUP) => self.forward(Signal::TERM),
+            Some(signal) => self.forward(signal),
+            None => {}
+        }
+    }
+
+    fn forward(&mut self, signal: Signal) {
+        if self.verdict.stopped_by().is_none() && !self.told {
+            let (name, grace) = (signal_name(signal.as_raw()), self.spec.grace.as_secs_f64());
+            self.watcher
+                .note(&format!("{name}: asking every rank to stop, at most {grace} s"));
+        }
+        self.verdict.forwarded(signal.as_raw());
+        self.children.iter().for_each(|child| child.signal(signal));
+        self.start_grace();
+    }
+
+    fn signal_groups(&self, signal: Signal) {
+        self.children
+            .iter()
+            .filter(|child| !child.ended)
+            .for_each(|child| child.signal_group(signal));
+    }
+
+    fn start_grace(&mut self) {
+        self.deadline.get_or_insert_with(|| Instant::now() + self.spec.grace);
+    }
+
+    fn keep_deadline(&mut self) {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let late: Vec<String> = self
+                .children
+                .iter()
+                .filter(|child| !child.ended)
+                .map(|child| child.rank.to_string())
+                .collect();
+            if !late.is_empty() {
+                let (s, late) = (self.spec.grace.as_secs_f64(), late.join(", "));
+                self.watcher
+                    .note(&format!("not stopped within {s} s, killed: rank {late}"));
+            }
+            self.signal_groups(Signal::KILL);
+            // SIGKILL cannot be refused: all that is left is to wait for the exits.
+            self.deadline = Some(Instant::now() + Duration::from_secs(3600));
+        }
+    }
+
+    fn take_exit(&mut self, index: usize) -> io::Result<()> {
+        if self.children[index].ended {
+            return Ok(());
+        }
+        // What it said before it ended comes first.
+        self.take_control(index);
+        let child = &mut self.children[index];
+        child.drain(self.watcher);
+        // While it is not reaped its number is still its own; whatever it left in its group ends now.
+        child.signal_group(Signal::KILL);
+        self.guard.forget(child.pid);
+        if let Some(end) = child.reap()? {
+            epoll::delete(&self.urgent, &child.pidfd)?;
+            self.verdict.ended(index, end);
+        }
+        Ok(())
+    }
+
+    /// Reads all messages that a rank has sent so far.
+    fn take_control(&mut self, index: usize) {
+        let mut bytes = [0; 16 << 10];
+        loop {
+            let Some(control) = &self.children[index].control else {
+                return;
+            };
+            match rustix::io::read(control, &mut bytes) {
+                Ok(n @ 1..) => self.children[index].decoder.push(&bytes[..n]),
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return,
+                // Closed. That is no failure as such: its exit tells.
+                Ok(_) | Err(_) => return self.close_control(index),
+            }
+            loop {
+                match self.children[index].decoder.next() {
+                    Ok(Some(message)) => self.take_message(index, message),
+                    Ok(None) => break,
+                    Err(FrameError::Body(e)) => {
+                        let rank = self.children[index].rank;
+                        self.watcher
+                            .note(&format!("rank {rank}: control message not understood: {e}"));
+                    }
+                    Err(e) => {
+                        self.fail(index, exit::INTERNAL, e.to_string());
+                        return self.close_control(index);
+                    }
+                }
+            }
+        }
+    }
+
+    fn close_control(&mut self, index: usize) {
+        // Closing takes it out of the epoll set: no other descriptor stands for the same socket end.
+        self.children[index].control = None;
+    }
+
+    fn take_message(&mut self, index: usize, message: FromRank) {
+        match message {
+            FromRank::Hello { version, .. } if version != contract::VERSION => {
+                let ours = contract::VERSION;
+                self.fail(
+                    index,
+                    exit::INTERNAL,
+                    format!("the rank speaks contract version {version}, the launcher {ours}: build both together"),
+                );
+            }
+            FromRank::Hello { .. } => self.verdict.greeted(index),
+            FromRank::Progress(progress) => {
+                self.watcher.progress(&progress);
+                self.progress = Some(progress);
+            }
+            FromRank::Line { text } => self.children[index].line(&text, self.watcher),
+            FromRank::Failed { code, step, error } => self.verdict.said(index, Said { code, step, error }),
+            FromRank::Done => {}
+        }
+    }
+
+    /// The launcher itself finds fault with a rank, which has to end.
+    fn fail(&mut self, index: usize, code: u8, error: String) {
+        self.verdict.said(
+            index,
+            Said {
+                code,
+                step: None,
+                error,
+            },
+        );
+        self.children[index].signal(Signal::TERM);
+    }
+
+    /// Once, when a failure is known: the other ranks are asked to end.
+    fn spread_failure(&mut self) {
+        let Some(cause) = self.verdict.cause().filter(|_| !self.told) else {
+            return;
+        };
+        let at = cause.index;
+        let error = match (&cause.said, self.verdict.end_of(at)) {
+            (Some(said), _) => said.error.chars().take(LONGEST_ERROR).collect(),
+            (None, Some(end)) => end.to_string(),
+            (None, None) => String::new(),
+        };
+        let message = ToRank::PeerFailed {
+            rank: self.children[at].rank,
+            error,
+        };
+        for (index, child) in self.children.iter().enumerate().filter(|(index, _)| *index != at) {
+            if !(self.verdict.has_greeted(index) && child.tell(&message)) {
+                child.signal(Signal::TERM);
+            }
+        }
+        self.told = true;
+        self.verdict.told();
+        self.start_grace();
+    }
+
+    /// Stops and resumes looking at the pipes as the watcher falls behind and catches up.
+    fn hold_output(&mut self) -> io::Result<()> {
+        let held = !self.watcher.ready();
+        if held != self.held {
+            let interest = if held {
+                epoll::EventFlags::empty()
+            } else {
+                epoll::EventFlags::IN
+            };
+            epoll::modify(
+                &self.urgent,
+                &self.outputs,
+                epoll::EventData::new_u64(OUTPUTS << 32),
+                interest,
+            )?;
+            self.held = held;
+        }
+        Ok(())
+    }
+
+    fn take_output(&mut self) -> io::Result<()> {
+        for (kind, index) in wait(&self.outputs, Some(Duration::ZERO))? {
+            let stream = if kind == OUT { Stream::Out } else { Stream::Err };
+            // At its end the pipe is closed, which takes it out of the epoll set.
+            self.children[index].read_output(stream, self.watcher);
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self, wall: Duration, peaks: Peaks) -> Outcome {
+        let first_failure = self.verdict.cause().map(|cause| {
+            let child = &self.children[cause.index];
+            Failure {
+                rank: child.rank,
+                pid: child.pid.as_raw_nonzero().get().unsigned_abs(),
+                status: self.verdict.end_of(cause.index),
+                step: cause.said.as_ref().and_then(|said| said.step),
+                error: cause.said.as_ref().map(|said| said.error.clone()),
+                last_lines: child.tail.lines(),
+            }
+        });
+        Outcome {
+            exit_code: self.verdict.exit_code(),
+            first_failure,
+            stopped_by: self.verdict.stopped_by(),
+            wall,
+            peaks,
+            restarts: 0,
+            progress: self.progress.take(),
+        }
+    }
+}
+
+fn add(set: &OwnedFd, source: &OwnedFd, kind: u64, index: usize) -> io::Result<()> {
+    Ok(epoll::add(
+        set,
+        source,
+        epoll::EventData::new_u64(kind << 32 | index as u64),
+        epoll::EventFlags::IN,
+    )?)
+}
+
+/// Kind and index of what is ready, in the order it became so.
+fn wait(set: &OwnedFd, timeout: Option<Duration>) -> io::Result<Vec<(u64, usize)>> {
+    let mut events = Vec::with_capacity(64);
+    let timeout = timeout.map(|t| Timespec {
+        tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: t.subsec_nanos().into(),
+    });
+    match epoll::wait(set, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let split = |event: &epoll::Event| {
+        let data = event.data.u64();
+        (data >> 32, (data & u64::from(u32::MAX)) as usize)
+    };
+    Ok(events.iter().map(split).collect())
+}

@@ -1,0 +1,233 @@
+//! The system calls that neither the standard library nor `rustix` offers safely.
+#![allow(unsafe_code)]
+
+use super::cgroup::Cgroup;
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, getppid, kill_process_group};
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+const SIG_DFL: usize = 0;
+const SIG_IGN: usize = 1;
+const SIG_ERR: usize = usize::MAX;
+const CLOSE_RANGE_CLOEXEC: i32 = 4;
+
+// The C library is linked by the standard library; these are its documented signatures on Linux.
+unsafe extern "C" {
+    fn signal(number: i32, handler: usize) -> usize;
+    fn fork() -> i32;
+    fn _exit(code: i32) -> !;
+    fn close_range(first: u32, last: u32, flags: i32) -> i32;
+}
+
+/// Signals that [`Signals`] takes from the launcher.
+const TAKEN: [Signal; 7] = [
+    Signal::HUP,
+    Signal::INT,
+    Signal::TERM,
+    Signal::USR1,
+    Signal::TSTP,
+    Signal::CONT,
+    Signal::USR2,
+];
+
+/// Writing end of the pipe that the handler writes to; -1: none.
+static PIPE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn on_signal(number: i32) {
+    let fd = PIPE.load(Ordering::Relaxed);
+    if fd >= 0 {
+        // SAFETY: `Signals` stores a descriptor here and takes it away, handlers first, before closing it.
+        let pipe = unsafe { BorrowedFd::borrow_raw(fd) };
+        // A full pipe already wakes the loop. The raw system call leaves the thread's errno alone.
+        let _ = rustix::io::write(pipe, &[number as u8]);
+    }
+}
+
+/// While this lives, signals to the launcher arrive as bytes (their numbers) on [`Signals::pipe`].
+pub struct Signals {
+    pub pipe: OwnedFd,
+    _writer: OwnedFd,
+    /// What each of [`TAKEN`] did before.
+    before: [usize; TAKEN.len()],
+}
+
+impl Signals {
+    /// # Errors
+    /// `AlreadyExists` when another one lives in this process; else what the pipe or `signal` says.
+    pub fn take() -> io::Result<Self> {
+        use rustix::pipe::{PipeFlags, pipe_with};
+        let (pipe, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        if PIPE
+            .compare_exchange(-1, writer.as_raw_fd(), Ordering::SeqCst, Ordering::SeqCst)
+            .is_err()
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "another job is supervised by this process",
+            ));
+        }
+        let mut before = [SIG_DFL; TAKEN.len()];
+        for (old, number) in before.iter_mut().zip(TAKEN) {
+            // SAFETY: `on_signal` only loads an atomic and makes one system call, so it may run at any point.
+            *old = unsafe { signal(number.as_raw(), on_signal as *const () as usize) };
+            // `nohup launch …` must go on to ignore the hang-up; other signals are taken even from a background shell.
+            if *old == SIG_IGN && number == Signal::HUP {
+                // SAFETY: ignoring a signal runs no code.
+                unsafe { signal(number.as_raw(), SIG_IGN) };
+            }
+        }
+        Ok(Self {
+            pipe,
+            _writer: writer,
+            before,
+        })
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for (old, number) in self.before.iter().zip(TAKEN) {
+            if *old != SIG_ERR {
+                // SAFETY: `old` is what `signal` itself gave back for this number.
+                unsafe { signal(number.as_raw(), *old) };
+            }
+        }
+        PIPE.store(-1, Ordering::SeqCst);
+    }
+}
+
+/// Lets `command` start a rank that dies with the launcher, holds no descriptor but 0 to 2 and `keep`, meets every
+/// signal with its default, and lives in the job's cgroup (`cgroup_procs`: an open `cgroup.procs`).
+///
+/// PDEATHSIG is tied to the *thread* that spawns: it must live as long as the job.
+pub fn prepare_rank(command: &mut Command, keep: Vec<RawFd>, cgroup_procs: Option<RawFd>) {
+    let launcher = getpid();
+    command.process_group(0);
+    let setup = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The launcher may have died before the line above: then no signal will ever come.
+        if getppid() != Some(launcher) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        for number in TAKEN
+            .into_iter()
+            .filter(|s| *s != Signal::HUP)
+            .chain([Signal::QUIT, Signal::CHILD])
+        {
+            // SAFETY: only resets a disposition, in a process of one thread.
+            unsafe { signal(number.as_raw(), SIG_DFL) };
+        }
+        if let Some(fd) = cgroup_procs {
+            // SAFETY: the launcher holds this descriptor open until after the spawn.
+            let procs = unsafe { BorrowedFd::borrow_raw(fd) };
+            // "0" moves the writer. Without a cgroup PDEATHSIG and the process group still hold.
+            let _ = rustix::io::write(procs, b"0");
+        }
+        // SAFETY: only marks descriptors; the standard library's own are close-on-exec anyway. An old kernel refuses.
+        unsafe { close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+        for fd in &keep {
+            // SAFETY: the launcher holds these open until after the spawn.
+            fcntl_setfd(unsafe { BorrowedFd::borrow_raw(*fd) }, FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec `setup` makes system calls only: no allocation, no locks.
+    unsafe { command.pre_exec(setup) };
+}
+
+/// Most ranks of one node whose process groups the guard remembers.
+const MOST_GROUPS: usize = 1024;
+
+/// A tiny forked process that outlives a killed launcher just long enough to end what the ranks left behind.
+///
+/// It sleeps in `read` on a pipe of which only the launcher holds the other end. A process id adds a group, its negative
+/// takes it away, zero ends the guard, the end of the pipe means that the launcher died.
+pub struct Guard {
+    pid: Pid,
+    pipe: OwnedFd,
+}
+
+impl Guard {
+    /// Forks the guard. Its memory is the launcher's, shared copy-on-write.
+    pub fn start(cgroup: Option<Cgroup>) -> io::Result<Self> {
+        use rustix::pipe::{PipeFlags, pipe_with};
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        // SAFETY: the child runs `guard`, which makes system calls on memory made before the fork and ends in `_exit`.
+        match unsafe { fork() } {
+            0 => guard(&reader, cgroup.as_ref()),
+            pid => {
+                let pid = Pid::from_raw(pid)
+                    .filter(|_| pid > 0)
+                    .ok_or_else(io::Error::last_os_error)?;
+                Ok(Self { pid, pipe: writer })
+            }
+        }
+    }
+
+    /// A rank was started as the leader of this process group.
+    pub fn watch(&self, group: Pid) {
+        let _ = rustix::io::write(&self.pipe, &group.as_raw_nonzero().get().to_ne_bytes());
+    }
+
+    /// The group's leader is about to be reaped, after which its number may come to mean another group.
+    pub fn forget(&self, group: Pid) {
+        let _ = rustix::io::write(&self.pipe, &(-group.as_raw_nonzero().get()).to_ne_bytes());
+    }
+
+    /// The job ended in good order.
+    pub fn dismiss(self) {
+        let _ = rustix::io::write(&self.pipe, &0i32.to_ne_bytes());
+        let _ = rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
+    }
+}
+
+fn guard(reader: &OwnedFd, cgroup: Option<&Cgroup>) -> ! {
+    // Out of the terminal's reach, deaf to what stops the launcher, holding nothing but the pipe.
+    let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(c"launch-guard");
+    for number in TAKEN.into_iter().chain([Signal::QUIT, Signal::PIPE]) {
+        // SAFETY: ignoring a signal runs no code.
+        unsafe { signal(number.as_raw(), SIG_IGN) };
+    }
+    // SAFETY: in this process nothing else uses a descriptor again: it leaves by `_exit`, without destructors.
+    let pipe = unsafe {
+        let _ = rustix::stdio::dup2_stdin(reader);
+        close_range(1, u32::MAX, 0);
+        BorrowedFd::borrow_raw(0)
+    };
+    let (mut groups, mut known) = ([0i32; MOST_GROUPS], 0);
+    let mut word = [0u8; 4];
+    let orderly = loop {
+        match rustix::io::read(pipe, &mut word) {
+            Ok(4) if word == [0; 4] => break true,
+            Ok(4) => match i32::from_ne_bytes(word) {
+                gone @ ..0 => groups[..known]
+                    .iter_mut()
+                    .filter(|group| **group == -gone)
+                    .for_each(|group| *group = 0),
+                new if known < MOST_GROUPS => {
+                    groups[known] = new;
+                    known += 1;
+                }
+                _ => {}
+            },
+            Err(rustix::io::Errno::INTR) => {}
+            _ => break false,
+        }
+    };
+    if !orderly {
+        for group in groups[..known].iter().filter_map(|raw| Pid::from_raw(*raw)) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        if let Some(cgroup) = cgroup {
+            cgroup.end(500);
+        }
+    }
+    // SAFETY: ends this process at once, as it must: the launcher's destructors are not ours to run.
+    unsafe { _exit(0) }
+}
