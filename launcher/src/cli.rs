@@ -100,6 +100,39 @@ pub struct SampleDataArgs {
     pub out: PathBuf,
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
+    /// How the files are laid out: gzip (chunked, shuffled) or contiguous
+    #[arg(long)]
+    pub layout: Option<String>,
+    /// Sessions to write
+    #[arg(long, value_name = "N")]
+    pub sessions: Option<usize>,
+    /// Length of a session
+    #[arg(long, value_name = "S")]
+    pub seconds: Option<f64>,
+}
+
+impl SampleDataArgs {
+    /// The task's usual sample data.
+    pub fn of(task: &str, out: &Path, seed: u64) -> Self {
+        let (task, out) = (task.to_string(), out.to_path_buf());
+        Self { task, out, seed, layout: None, sessions: None, seconds: None }
+    }
+
+    /// The command line of the rank program that does it.
+    pub fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec!["sample-data".into(), "--task".into(), self.task.clone().into()];
+        words.extend(["--out".into(), self.out.clone().into_os_string()]);
+        let mut option = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                words.extend([name.into(), value.into()]);
+            }
+        };
+        option("--seed", Some(self.seed.to_string()));
+        option("--layout", self.layout.clone());
+        option("--sessions", self.sessions.map(|n| n.to_string()));
+        option("--seconds", self.seconds.map(|s| s.to_string()));
+        words
+    }
 }
 
 #[derive(Clone, Debug, Args)]

@@ -106,6 +106,21 @@ impl RunDir {
         })
     }
 
+    /// A folder for one job that leaves nothing behind: see [`RunDir::remove`].
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn scratch(runs_dir: &Path) -> Result<Self, RunDirError> {
+        let path = runs_dir.join(format!(".batch-{}", std::process::id()));
+        std::fs::create_dir_all(&path).map_err(|source| io_error("make", &path, source))?;
+        Ok(Self { path, resume: None, node_rank: 0 })
+    }
+
+    /// Removes the folder and all in it.
+    pub fn remove(self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+
     /// Name of the run.
     pub fn name(&self) -> String {
         self.path
