@@ -183,9 +183,11 @@ impl Sizes {
             field(config.data.emg_channels)?,
             field(config.data.joint_angles_channels)?,
         ];
-        let micro = (draft.batch.micro_batch as u64)
-            .checked_mul(ACTIVATION_FACTOR)
-            .ok_or(OVERFLOW)?;
+        let (numerator, denominator) = ACTIVATION_FACTOR;
+        let held = (draft.batch.micro_batch as u64)
+            .checked_mul(numerator)
+            .ok_or(OVERFLOW)?
+            .div_ceil(denominator);
         Ok(Self {
             parameters: emg::parameters(&config.model).ok_or(OVERFLOW)?,
             moments: match config.train.optimizer {
@@ -196,8 +198,8 @@ impl Sizes {
             activation_scalars: emg::activation_scalars(&config.model, window).ok_or(OVERFLOW)?,
             sample_bytes: sum(&field_bytes).ok_or(OVERFLOW)?,
             field_bytes,
-            // Validation keeps nothing for backward, so a larger batch weighs half as much per sample.
-            held_samples: micro.max(draft.batch.val_batch as u64),
+            // Validation keeps nothing for backward: its samples count once at most.
+            held_samples: held.max(draft.batch.val_batch as u64),
         })
     }
 
@@ -217,8 +219,8 @@ impl Sizes {
     fn activations(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
         let bytes = product(&[self.held_samples, self.activation_scalars, F32_BYTES]).ok_or(OVERFLOW)?;
         let formula = format!(
-            "{} × {} per sample (saved activations), estimate",
-            self.held_samples,
+            "{} samples (micro-batch × 1.5, or validation) × {} each, estimate",
+            grouped(self.held_samples),
             bytes_text(self.activation_scalars.saturating_mul(F32_BYTES))
         );
         per_rank("activations", bytes, ranks, formula)

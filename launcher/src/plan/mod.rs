@@ -20,7 +20,7 @@ mod topology;
 
 pub use constants::CUDA_TRAINS;
 pub use error::PlanError;
-pub use suggest::Suggestion;
+pub use suggest::{Change, Suggestion};
 pub use table::bytes_text;
 pub use topology::choose_device;
 

@@ -244,3 +244,24 @@ pub(super) fn loader(
         chunk_cache_bytes: config.data.chunk_cache_size,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Gpu;
+
+    #[test]
+    fn cuda_is_chosen_only_where_it_trains_and_a_gpu_is_present() {
+        let none = Machine::default();
+        let one = Machine {
+            gpus: vec![Gpu::default()],
+            ..Machine::default()
+        };
+        assert_eq!(device(DeviceChoice::Auto, &one, true), "cuda");
+        assert_eq!(device(DeviceChoice::Cpu, &one, true), "cpu");
+        assert_eq!(device(DeviceChoice::Cuda, &none, true), "cpu");
+        assert_eq!(device(DeviceChoice::Cuda, &one, false), "cpu");
+        let trains = if CUDA_TRAINS { "cuda" } else { "cpu" };
+        assert_eq!(choose_device(DeviceChoice::Auto, &one), trains);
+    }
+}
