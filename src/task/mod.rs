@@ -1,5 +1,7 @@
 //! One room per task: data set, model, loss, metrics, sample data.
 
+pub mod emg;
+
 use crate::data::{DataError, Dataset};
 use launcher::config::Config;
 use std::path::Path;

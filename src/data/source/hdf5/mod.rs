@@ -1,0 +1,232 @@
+//! Recordings in HDF5: one row per sample, compound or plain 2-D.
+//!
+//! [`open`](open::open) asks libhdf5 for metadata; [`Reader`] reads rows by `pread`; [`SessionData`] is one file for people.
+
+pub mod decode;
+pub mod gather;
+pub mod open;
+pub mod reader;
+pub mod session;
+pub mod write;
+
+pub use open::{Attribute, Opened, Wanted};
+pub use reader::{ReadStats, Reader, Target};
+pub use session::SessionData;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Decoded bytes of the largest chunk that is accepted.
+pub const MAX_CHUNK_BYTES: u64 = 1 << 30;
+/// Most chunks of one file that are accepted.
+const MAX_CHUNKS: u64 = 1 << 22;
+/// Deflate cannot shrink by more than this (a 258-byte match in about two bits).
+const MAX_DEFLATE_RATIO: u64 = 1040;
+
+/// Element type on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scalar {
+    F32,
+    F64,
+}
+
+impl Scalar {
+    pub fn bytes(self) -> usize {
+        match self {
+            Scalar::F32 => 4,
+            Scalar::F64 => 8,
+        }
+    }
+}
+
+/// Byte order on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    Little,
+    Big,
+}
+
+/// An array of numbers in each row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub name: String,
+    /// Bytes from the row's start.
+    pub offset: usize,
+    pub scalar: Scalar,
+    pub order: Order,
+    /// Numbers per row.
+    pub len: usize,
+}
+
+impl Member {
+    /// Bytes per row.
+    pub fn width(&self) -> usize {
+        self.scalar.bytes() * self.len
+    }
+}
+
+/// Where a chunk lies in the file. `stored_bytes` 0: never written, libhdf5 gives the fill value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkAt {
+    pub addr: u64,
+    pub stored_bytes: u32,
+    /// Bit i: filter i was not applied.
+    pub filter_mask: u32,
+}
+
+/// A filter that is decoded here, in the order of writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Filter {
+    Shuffle,
+    Deflate,
+    Fletcher32,
+}
+
+/// How rows lie in the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layout {
+    Contiguous {
+        addr: u64,
+    },
+    Chunked {
+        chunk_rows: usize,
+        chunks: Box<[ChunkAt]>,
+        filters: Vec<Filter>,
+    },
+    /// Only libhdf5 can read it (compact, virtual, not yet allocated, a filter of its own), in blocks of `chunk_rows`.
+    Library {
+        chunk_rows: usize,
+        reason: String,
+    },
+}
+
+/// All that is needed to read the rows of one file without libhdf5.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    pub path: PathBuf,
+    /// Path of the dataset inside the file.
+    pub dataset: String,
+    pub rows: u64,
+    pub row_bytes: usize,
+    /// Element size that the shuffle filter saw: a row of a compound, a number of a 2-D dataset.
+    pub element_bytes: usize,
+    /// Plain 2-D dataset instead of a compound.
+    pub plain: bool,
+    /// Fields in use, in the order asked for.
+    pub members: Vec<Member>,
+    pub layout: Layout,
+    /// Size and modification time when the file was opened; a file that changed is not read on.
+    pub file_bytes: u64,
+    pub modified_ns: i128,
+}
+
+impl Table {
+    /// Rows per chunk, or `None` for contiguous rows.
+    pub fn chunk_rows(&self) -> Option<usize> {
+        match &self.layout {
+            Layout::Contiguous { .. } => None,
+            Layout::Chunked { chunk_rows, .. } | Layout::Library { chunk_rows, .. } => Some(*chunk_rows),
+        }
+    }
+
+    /// Bytes of the fields in use, per row.
+    pub fn used_row_bytes(&self) -> usize {
+        self.members.iter().map(Member::width).sum()
+    }
+
+    /// Checks every number that later becomes an index, an address or an allocation.
+    ///
+    /// # Errors
+    /// What is wrong, without the path.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.row_bytes == 0 || self.row_bytes > 1 << 20 {
+            return Err(format!("a row of {} bytes is not credible", self.row_bytes));
+        }
+        if self.element_bytes == 0 || !self.row_bytes.is_multiple_of(self.element_bytes) {
+            return Err(format!(
+                "elements of {} bytes do not fill rows of {}",
+                self.element_bytes, self.row_bytes
+            ));
+        }
+        for member in &self.members {
+            let end = member
+                .len
+                .checked_mul(member.scalar.bytes())
+                .and_then(|width| width.checked_add(member.offset));
+            if member.len == 0 || end.is_none_or(|end| end > self.row_bytes) {
+                return Err(format!("a field leaves its row of {} bytes", self.row_bytes));
+            }
+        }
+        let total = self.rows.checked_mul(self.row_bytes as u64);
+        let total = total.ok_or_else(|| format!("{} rows of {} bytes are not credible", self.rows, self.row_bytes))?;
+        match &self.layout {
+            Layout::Contiguous { addr } => self.inside(*addr, total).map_err(|e| format!("rows: {e}")),
+            Layout::Chunked {
+                chunk_rows,
+                chunks,
+                filters,
+            } => self.validate_chunks(*chunk_rows, chunks, filters),
+            Layout::Library { chunk_rows, .. } => self.validate_chunk_rows(*chunk_rows).map(drop),
+        }
+    }
+
+    fn validate_chunk_rows(&self, chunk_rows: usize) -> Result<u64, String> {
+        let bytes = (chunk_rows as u64)
+            .checked_mul(self.row_bytes as u64)
+            .unwrap_or(u64::MAX);
+        if bytes == 0 || bytes > MAX_CHUNK_BYTES {
+            return Err(format!(
+                "chunks of {chunk_rows} rows are {bytes} bytes, at most {MAX_CHUNK_BYTES} are accepted: write smaller chunks"
+            ));
+        }
+        let chunks = self.rows.div_ceil(chunk_rows as u64);
+        if chunks > MAX_CHUNKS {
+            return Err(format!(
+                "{chunks} chunks, at most {MAX_CHUNKS} are accepted: write larger chunks"
+            ));
+        }
+        Ok(bytes)
+    }
+
+    fn validate_chunks(&self, chunk_rows: usize, chunks: &[ChunkAt], filters: &[Filter]) -> Result<(), String> {
+        let decoded = self.validate_chunk_rows(chunk_rows)?;
+        let expected = self.rows.div_ceil(chunk_rows as u64);
+        if chunks.len() as u64 != expected {
+            return Err(format!("{} chunks listed, {expected} expected", chunks.len()));
+        }
+        for (index, chunk) in chunks.iter().enumerate().filter(|(_, chunk)| chunk.stored_bytes != 0) {
+            let stored = u64::from(chunk.stored_bytes);
+            self.inside(chunk.addr, stored)
+                .map_err(|error| format!("chunk {index}: {error}"))?;
+            let deflated = filters
+                .iter()
+                .enumerate()
+                .any(|(n, filter)| *filter == Filter::Deflate && chunk.filter_mask & (1 << n) == 0);
+            // Without deflate only checksums are added; with it, nothing shrinks without limit.
+            let credible = if deflated {
+                decoded <= stored * MAX_DEFLATE_RATIO + 64
+            } else {
+                stored >= decoded && stored <= decoded + 8
+            };
+            if !credible {
+                return Err(format!(
+                    "chunk {index}: {stored} stored bytes cannot hold {decoded} bytes of rows"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn inside(&self, addr: u64, bytes: u64) -> Result<(), String> {
+        match addr.checked_add(bytes) {
+            Some(end) if end <= self.file_bytes => Ok(()),
+            _ => Err(format!(
+                "bytes {addr}..+{bytes} lie outside the file of {} bytes: it is truncated or damaged",
+                self.file_bytes
+            )),
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! Rows of many files, read by `pread` and decoded in the calling thread.
+
+use super::decode::{self, Inflater};
+use super::gather::{Transform, gather};
+use super::open::stamp_of;
+use super::{ChunkAt, Layout, Member, Order, Scalar, Table};
+use crate::data::source::chunks::{Chunk, ChunkKey, ChunkStore};
+use crate::data::source::file_error;
+use crate::data::{DataError, Scratch};
+use ::hdf5::H5Type;
+use lru::LruCache;
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Files kept open at once: far below the usual limit of 1,024 descriptors per process.
+const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+/// Datasets kept open through libhdf5.
+const OPEN_DATASETS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
+/// A field to read: f32 `[rows, len]`, native byte order, into `out`.
+pub struct Target<'a> {
+    /// Place of the field in [`Table::members`].
+    pub member: usize,
+    pub transform: &'a Transform,
+    pub out: &'a mut [u8],
+}
+
+/// What was read so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadStats {
+    /// Rows handed out, once per field.
+    pub rows: u64,
+    /// Bytes that came by `pread`.
+    pub bytes: u64,
+    /// Chunks decoded here.
+    pub decoded_chunks: u64,
+    /// Blocks that libhdf5 had to read.
+    pub library_blocks: u64,
+}
+
+/// Reads rows of the files of a data set. Shared by all loader threads of a rank.
+pub struct Reader {
+    tables: Vec<Table>,
+    store: Arc<dyn ChunkStore>,
+    files: Mutex<LruCache<usize, Arc<File>>>,
+    datasets: Mutex<LruCache<usize, ::hdf5::Dataset>>,
+    rows: AtomicU64,
+    bytes: AtomicU64,
+    decoded_chunks: AtomicU64,
+    library_blocks: AtomicU64,
+}
+
+impl Reader {
+    /// `tables[i]` is file `i` of every later call; each must have passed [`Table::validate`].
+    pub fn new(tables: Vec<Table>, store: Arc<dyn ChunkStore>) -> Self {
+        Self {
+            tables,
+            store,
+            files: Mutex::new(LruCache::new(OPEN_FILES)),
+            datasets: Mutex::new(LruCache::new(OPEN_DATASETS)),
+            rows: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            decoded_chunks: AtomicU64::new(0),
+            library_blocks: AtomicU64::new(0),
+        }
+    }
+
+    pub fn tables(&self) -> &[Table] {
+        &self.tables
+    }
+
+    pub fn store(&self) -> &Arc<dyn ChunkStore> {
+        &self.store
+    }
+
+    pub fn stats(&self) -> ReadStats {
+        ReadStats {
+            rows: self.rows.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            decoded_chunks: self.decoded_chunks.load(Ordering::Relaxed),
+            library_blocks: self.library_blocks.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Reads rows `start..start + rows` of `file` into each target. Contiguous files: exactly these rows are read.
+    /// Chunked files: the chunks they touch, through the store.
+    ///
+    /// # Errors
+    /// The file is gone, has changed, or holds bytes that do not decode; rows or lengths are out of range.
+    pub fn read(
+        &self,
+        file: usize,
+        start: u64,
+        rows: usize,
+        targets: &mut [Target],
+        scratch: &mut Scratch,
+    ) -> Result<(), DataError> {
+        let table = self
+            .tables
+            .get(file)
+            .ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        self.check(table, start, rows, targets)?;
+        self.rows.fetch_add((rows * targets.len()) as u64, Ordering::Relaxed);
+        match &table.layout {
+            Layout::Contiguous { addr } => {
+                let bytes = rows * table.row_bytes;
+                self.pread(file, addr + start * table.row_bytes as u64, bytes, &mut scratch.raw)
+                    .map_err(|error| {
+                        file_error(&table.path, format!("rows {start}..{}: {error}", start + rows as u64))
+                    })?;
+                for target in targets {
+                    let member = &table.members[target.member];
+                    gather(
+                        &scratch.raw[..bytes],
+                        table.row_bytes,
+                        member,
+                        target.transform,
+                        target.out,
+                    );
+                }
+                Ok(())
+            }
+            Layout::Chunked { chunk_rows, .. } | Layout::Library { chunk_rows, .. } => {
+                self.read_chunks(file, table, *chunk_rows, start, rows, targets, scratch)
+            }
+        }
+    }
+
+    fn check(&self, table: &Table, start: u64, rows: usize, targets: &[Target]) -> Result<(), DataError> {
+        if start.checked_add(rows as u64).is_none_or(|end| end > table.rows) {
+            let problem = format!("rows {start}..+{rows} asked for, it has {}", table.rows);
+            return Err(file_error(&table.path, problem));
+        }
+        for target in targets {
+            let fits = table
+                .members
+                .get(target.member)
+                .is_some_and(|m| target.out.len() == rows * m.len * 4);
+            if !fits {
+                let problem = format!("{} bytes of room for field {}", target.out.len(), target.member);
+                return Err(file_error(&table.path, problem));
+            }
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a window, and where it goes")]
+    fn read_chunks(
+        &self,
+        file: usize,
+        table: &Table,
+        chunk_rows: usize,
+        start: u64,
+        rows: usize,
+        targets: &mut [Target],
+        scratch: &mut Scratch,
+    ) -> Result<(), DataError> {
+        let mut done = 0;
+        while done < rows {
+            let row = start + done as u64;
+            let index = (row / chunk_rows as u64) as usize;
+            let first = (row % chunk_rows as u64) as usize;
+            let take = (chunk_rows - first).min(rows - done);
+            let key = ChunkKey {
+                file: file as u32,
+                chunk: index as u32,
+            };
+            let chunk = self
+                .store
+                .get(key, &mut || self.fill(file, table, chunk_rows, index, scratch))?;
+            for target in &mut *targets {
+                let before: usize = table.members[..target.member].iter().map(Member::width).sum();
+                let member = Member {
+                    offset: 0,
+                    name: String::new(),
+                    ..table.members[target.member]
+                };
+                let column = &chunk.bytes[chunk_rows * before..][..chunk_rows * member.width()];
+                let out = &mut target.out[done * member.len * 4..(done + take) * member.len * 4];
+                gather(
+                    &column[first * member.width()..],
+                    member.width(),
+                    &member,
+                    target.transform,
+                    out,
+                );
+            }
+            done += take;
+        }
+        Ok(())
+    }
+
+    /// Decodes one chunk into its columns.
+    fn fill(
+        &self,
+        file: usize,
+        table: &Table,
+        chunk_rows: usize,
+        index: usize,
+        scratch: &mut Scratch,
+    ) -> Result<Chunk, DataError> {
+        let first = index as u64 * chunk_rows as u64;
+        let fail = |problem: String| {
+            file_error(
+                &table.path,
+                format!("chunk {index} (rows {first}..+{chunk_rows}) {problem}"),
+            )
+        };
+        if let Layout::Chunked { chunks, filters, .. } = &table.layout
+            && let Some(ChunkAt {
+                addr,
+                stored_bytes,
+                filter_mask,
+            }) = chunks.get(index).copied()
+            && stored_bytes > 0
+        {
+            let Scratch { raw, decoded, extra } = scratch;
+            self.pread(file, addr, stored_bytes as usize, raw).map_err(&fail)?;
+            raw.truncate(stored_bytes as usize);
+            self.decoded_chunks.fetch_add(1, Ordering::Relaxed);
+            return decode::decode(table, chunk_rows, filters, filter_mask, raw, decoded, inflater(extra))
+                .map_err(&fail);
+        }
+        self.library_blocks.fetch_add(1, Ordering::Relaxed);
+        self.by_library(file, table, chunk_rows, first).map_err(&fail)
+    }
+
+    /// Fills the first `bytes` of `buffer`, which only ever grows.
+    fn pread(&self, file: usize, addr: u64, bytes: usize, buffer: &mut Vec<u8>) -> Result<(), String> {
+        if buffer.len() < bytes {
+            buffer.resize(bytes, 0);
+        }
+        let opened = self.opened(file)?;
+        opened
+            .read_exact_at(&mut buffer[..bytes], addr)
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => {
+                    format!(
+                        "the file ends before byte {}: it was cut while in use",
+                        addr + bytes as u64
+                    )
+                }
+                _ => error.to_string(),
+            })?;
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn opened(&self, file: usize) -> Result<Arc<File>, String> {
+        if let Some(opened) = self.files.lock().unwrap_or_else(PoisonError::into_inner).get(&file) {
+            return Ok(opened.clone());
+        }
+        let table = &self.tables[file];
+        let opened = File::open(&table.path).map_err(|error| error.to_string())?;
+        let facts = opened.metadata().map_err(|error| error.to_string())?;
+        if (facts.len(), stamp_of(&facts)) != (table.file_bytes, table.modified_ns) {
+            return Err(format!(
+                "the file changed since it was opened (size or modification time; {} bytes then, {} now): start again",
+                table.file_bytes,
+                facts.len()
+            ));
+        }
+        let opened = Arc::new(opened);
+        self.files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .put(file, opened.clone());
+        Ok(opened)
+    }
+
+    /// The way through libhdf5 and its global lock: a block of rows, as columns in the table's types.
+    fn by_library(&self, file: usize, table: &Table, block_rows: usize, first: u64) -> Result<Chunk, String> {
+        warn_once(table);
+        let words = |error: ::hdf5::Error| format!("cannot be read by libhdf5: {error}");
+        let mut datasets = self.datasets.lock().unwrap_or_else(PoisonError::into_inner);
+        let dataset = datasets.try_get_or_insert(file, || {
+            ::hdf5::File::open(&table.path)
+                .and_then(|opened| opened.dataset(&table.dataset))
+                .map_err(words)
+        })?;
+        let rows = (table.rows - first).min(block_rows as u64) as usize;
+        let range = first as usize..first as usize + rows;
+        let mut chunk = Chunk {
+            bytes: vec![0; block_rows * table.used_row_bytes()].into(),
+        };
+        if table.plain {
+            let values = dataset.read_slice_2d::<f64, _>((range, ..)).map_err(words)?;
+            let mut before = 0;
+            fill_columns(
+                table,
+                block_rows,
+                &mut chunk,
+                |member, row, channel| {
+                    if member == 0 {
+                        before = 0
+                    } else {
+                        before = table.members[0].len
+                    }
+                    values[[row, before + channel]]
+                },
+                rows,
+            );
+        } else {
+            let [emg, angles] = &table.members[..] else {
+                return Err("needs two fields".into());
+            };
+            if (emg.name.as_str(), emg.len, angles.name.as_str(), angles.len) != ("emg", 16, "joint_angles", 20) {
+                return Err("can only be read by libhdf5, and only with 16 EMG channels and 20 joint angles".into());
+            }
+            let values = dataset.read_slice_1d::<LibraryRow, _>(range).map_err(words)?;
+            fill_columns(
+                table,
+                block_rows,
+                &mut chunk,
+                |member, row, channel| {
+                    if member == 0 {
+                        values[row].emg[channel]
+                    } else {
+                        values[row].joint_angles[channel]
+                    }
+                },
+                rows,
+            );
+        }
+        Ok(chunk)
+    }
+}
+
+/// A row in memory when libhdf5 reads it; it converts type, byte order and order of members by name.
+#[derive(Clone, Copy, H5Type)]
+#[repr(C)]
+struct LibraryRow {
+    emg: [f64; 16],
+    joint_angles: [f64; 20],
+}
+
+/// Writes `value(member, row, channel)` into the columns, in the table's types.
+fn fill_columns(
+    table: &Table,
+    block_rows: usize,
+    chunk: &mut Chunk,
+    mut value: impl FnMut(usize, usize, usize) -> f64,
+    rows: usize,
+) {
+    let mut rest = &mut chunk.bytes[..];
+    for (n, member) in table.members.iter().enumerate() {
+        let (column, tail) = std::mem::take(&mut rest).split_at_mut(block_rows * member.width());
+        for (i, cell) in column
+            .chunks_exact_mut(member.scalar.bytes())
+            .take(rows * member.len)
+            .enumerate()
+        {
+            let number = value(n, i / member.len, i % member.len);
+            match (member.scalar, member.order) {
+                (Scalar::F32, Order::Little) => cell.copy_from_slice(&(number as f32).to_le_bytes()),
+                (Scalar::F32, Order::Big) => cell.copy_from_slice(&(number as f32).to_be_bytes()),
+                (Scalar::F64, Order::Little) => cell.copy_from_slice(&number.to_le_bytes()),
+                (Scalar::F64, Order::Big) => cell.copy_from_slice(&number.to_be_bytes()),
+            }
+        }
+        rest = tail;
+    }
+}
+
+/// One line per reason and process.
+fn warn_once(table: &Table) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let reason = match &table.layout {
+        Layout::Library { reason, .. } => reason.as_str(),
+        _ => "chunks never written",
+    };
+    if SAID
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(reason.into())
+    {
+        tracing::warn!(
+            "{}: {reason}: read through libhdf5, one thread at a time; deflate, shuffle and uncompressed files are faster",
+            table.path.display()
+        );
+    }
+}
+
+/// The thread's decoder, made at first use.
+fn inflater(extra: &mut Option<Box<dyn Any + Send>>) -> &mut Inflater {
+    if !extra.as_ref().is_some_and(|kept| kept.is::<Inflater>()) {
+        *extra = None;
+    }
+    let kept = extra.get_or_insert_with(|| Box::new(Inflater::default()));
+    match kept.downcast_mut() {
+        Some(inflater) => inflater,
+        None => unreachable!("only an Inflater is kept here"),
+    }
+}
