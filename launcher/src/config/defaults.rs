@@ -39,6 +39,7 @@ impl Default for DataConfig {
             cache_size_gb: None,
             cache: CachePolicy::Auto,
             skip_bad: true,
+            skip_ik_failures: true,
             max_train_windows: 0,
             max_val_windows: 0,
         }

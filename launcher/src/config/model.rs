@@ -58,6 +58,8 @@ pub struct DataConfig {
     pub cache: CachePolicy,
     /// Leave out files that cannot be read (counted, with a warning) instead of stopping.
     pub skip_bad: bool,
+    /// Leave out windows that touch samples whose inverse kinematics failed (all angles zero).
+    pub skip_ik_failures: bool,
     /// Cut the number of windows of an epoch per split; 0: all. For demonstrations.
     pub max_train_windows: usize,
     pub max_val_windows: usize,
