@@ -54,7 +54,7 @@ pub fn write(request: &Request) -> Result<(), RankError> {
     let requests: Vec<_> = (0..planner.micro_batches(step)).map(|micro| planner.request(epoch, step, micro)).collect();
     let spec = LoaderSpec { threads: 0, slots: 2, micro_batch: job.plan.batch.micro_batch, ..LoaderSpec::default() };
     let mut loader = Loader::new(Arc::clone(&datasets.train), spec)?;
-    let mut parts: Vec<Vec<Tensor>> = vec![Vec::new(); datasets.train.fields().len()];
+    let mut parts: Vec<Vec<Tensor>> = datasets.train.fields().iter().map(|_| Vec::new()).collect();
     let mut ids = Vec::new();
     for host in loader.run(requests.into_iter())? {
         let batch = to_tensors(&host?, Device::Cpu);

@@ -12,6 +12,7 @@ impl Ema {
     /// Starts as a copy of `params`.
     pub fn new(decay: f64, params: &[(String, Tensor)]) -> Self {
         let shadow = no_grad(|| params.iter().map(|(name, t)| (name.clone(), t.detach().copy())).collect());
+        Self { decay, shadow }
     }
 
     /// Takes one step of the average; `params` in the order given to [`Ema::new`].

@@ -1,1 +1,462 @@
+//! EMG recordings as a data set: which files, which windows, which numbers.
+//!
+//! ```text
+//! files ─► scan (divided among ranks and threads, kept in an index) ─► split by files ─► windows as indices ─► Reader
+//! ```
+//!
+//! Architecture invariant: memory is O(files + failure blocks), never O(windows); statistics come from training files only.
 
+mod index;
+pub mod scan;
+pub mod windows;
+
+use crate::data::source::chunks::LruChunks;
+use crate::data::source::file_error;
+use crate::data::source::find_files;
+use crate::data::source::hdf5::gather::{Affine, Transform};
+use crate::data::source::hdf5::{Reader, Target};
+use crate::data::{DataError, Dataset, Dtype, FieldSpec, Scratch};
+use crate::task::{Datasets, Team};
+use launcher::config::DataConfig;
+use scan::{FileFacts, Moments, ScanFacts, scan_file};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use windows::{Windows, permuted, split_files};
+
+/// Seeds differ by use, so that the split says nothing about the control experiment's pairs.
+const SHUFFLE_EMG_SEED: u64 = 0x5348_5546;
+
+/// What opening yields beside the data sets.
+pub struct EmgData {
+    pub datasets: Datasets,
+    /// Mean of each joint angle over the training files, radians: the baseline "always the mean pose".
+    pub mean_pose: Vec<f64>,
+    /// EMG statistics of the training files, after rectification when on.
+    pub statistics: Moments,
+    /// Shared by the three data sets; tells rows, bytes, chunks and cache hits so far.
+    pub reader: Arc<Reader>,
+}
+
+/// Windows of one split: `emg` f32 `[T, 16]` and `joint_angles` f32 `[T, 20]` in radians.
+pub struct EmgDataset {
+    reader: Arc<Reader>,
+    fields: [FieldSpec; 2],
+    windows: Windows,
+    window_rows: usize,
+    emg: Transform,
+    /// Control experiment: the EMG of another window.
+    shuffle_emg: Option<u64>,
+}
+
+impl EmgDataset {
+    fn locate(&self, index: usize) -> Result<(usize, u64), DataError> {
+        let found = self.windows.get(index).map(|(file, row)| (file as usize, row));
+        found.ok_or_else(|| DataError::Other(format!("window {index} asked for, there are {}", self.windows.len())))
+    }
+}
+
+impl Dataset for EmgDataset {
+    fn len(&self) -> usize {
+        self.windows.len()
+    }
+
+    fn fields(&self) -> &[FieldSpec] {
+        &self.fields
+    }
+
+    fn read(&self, index: usize, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError> {
+        let [emg, angles] = out else {
+            return Err(DataError::Other(format!("{} fields asked for, there are 2", out.len())));
+        };
+        let (file, row) = self.locate(index)?;
+        let emg = Target {
+            member: 0,
+            transform: &self.emg,
+            out: emg,
+        };
+        let angles = Target {
+            member: 1,
+            transform: &Transform::IDENTITY,
+            out: angles,
+        };
+        let rows = self.window_rows;
+        let Some(seed) = self.shuffle_emg else {
+            return self.reader.read(file, row, rows, &mut [emg, angles], scratch);
+        };
+        let other = permuted(index as u64, self.windows.len() as u64, seed) as usize;
+        let (other_file, other_row) = self.locate(other)?;
+        self.reader.read(other_file, other_row, rows, &mut [emg], scratch)?;
+        self.reader.read(file, row, rows, &mut [angles], scratch)
+    }
+
+    fn describe(&self, index: usize) -> String {
+        match self.windows.get(index) {
+            Some((file, row)) => {
+                let path = &self.reader.tables()[file as usize].path;
+                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+                format!("{name} rows {row}..{}", row + self.window_rows as u64)
+            }
+            None => format!("window {index} of {}", self.windows.len()),
+        }
+    }
+}
+
+/// Opens the data sets of a run. Every rank of `team` calls it; each scans its share of the files that `index_dir` does not
+/// know yet, then all know all.
+///
+/// # Errors
+/// No files, none usable, a bad file when `data.skip_bad` is off, or ranks that see different files. All ranks fail alike.
+pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Path) -> Result<EmgData, DataError> {
+    let facts = scan_facts(config)?;
+    let index_path = index::path(index_dir, &facts, &config.dataset_path);
+    let mut skipped = Vec::new();
+    let found = find_files(&config.dataset_path, &["hdf5", "h5"], &mut skipped);
+    let results = share(scan_share(&found, &facts, &index_path, team), team)?;
+    let files = found?;
+    if files.is_empty() {
+        return Err(no_files(config, "no .hdf5 or .h5 file"));
+    }
+    let known = keep_good(results, config, &mut skipped)?;
+    if team.rank == 0
+        && let Err(error) = index::save(&index_path, &facts, known.iter())
+    {
+        tracing::warn!("{error}: the next start scans the files again");
+    }
+    let usable = keep_long(known, config, &mut skipped);
+    if usable.is_empty() {
+        let first = skipped
+            .first()
+            .map(|line| format!("; the first: {line}"))
+            .unwrap_or_default();
+        return Err(no_files(
+            config,
+            &format!("none of {} files is usable{first}", files.len()),
+        ));
+    }
+    if team.rank == 0 {
+        skipped.iter().for_each(|line| tracing::warn!("left out: {line}"));
+    }
+    Ok(assemble(usable, config, seed, skipped))
+}
+
+fn scan_facts(config: &DataConfig) -> Result<ScanFacts, DataError> {
+    for (key, value) in [
+        ("window_size", config.window_size),
+        ("stride", config.stride),
+        ("emg_channels", config.emg_channels),
+        ("joint_angles_channels", config.joint_angles_channels),
+    ] {
+        if value == 0 {
+            return Err(DataError::Other(format!("data.{key} is 0: expected at least 1")));
+        }
+    }
+    Ok(ScanFacts {
+        group: config.hdf5_group.clone(),
+        table: config.table_name.clone(),
+        emg_channels: config.emg_channels,
+        angle_channels: config.joint_angles_channels,
+        rectify: config.rectify,
+        max_samples: config.max_samples_for_normalize,
+    })
+}
+
+fn no_files(config: &DataConfig, problem: &str) -> DataError {
+    let way_out = "set data.dataset_path to a folder of recordings, or data.sample_if_missing: true, with which \
+                   scripts/launch makes sample data in a folder that does not exist yet";
+    file_error(&config.dataset_path, format!("{problem}: {way_out}"))
+}
+
+/// What a rank tells the others.
+#[derive(Serialize, Deserialize)]
+struct Share {
+    /// Files this rank sees, as a count and a checksum of their paths.
+    files: usize,
+    paths_crc32: u32,
+    /// Why it sees none.
+    error: Option<String>,
+    results: Vec<(usize, Result<FileFacts, String>)>,
+}
+
+/// Facts about this rank's files: every `world_size`-th, from the index or by a scan in threads.
+fn scan_share(found: &Result<Vec<PathBuf>, DataError>, facts: &ScanFacts, index_path: &Path, team: &Team) -> Share {
+    let files = match found {
+        Ok(files) => files,
+        Err(error) => {
+            return Share {
+                files: 0,
+                paths_crc32: 0,
+                error: Some(error.to_string()),
+                results: Vec::new(),
+            };
+        }
+    };
+    let paths: Vec<_> = files.iter().map(|path| path.to_string_lossy()).collect();
+    let mut known = index::load(index_path, facts);
+    let mut results = Vec::new();
+    let mut unknown = Vec::new();
+    for (n, path) in files
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| n % team.world_size.max(1) == team.rank)
+    {
+        match known.remove(path).filter(index::current) {
+            Some(file) => results.push((n, Ok(file))),
+            None => unknown.push((n, path)),
+        }
+    }
+    results.extend(scan_all(&unknown, facts, team));
+    Share {
+        files: files.len(),
+        paths_crc32: libdeflater::crc32(paths.join("\n").as_bytes()),
+        error: None,
+        results,
+    }
+}
+
+fn scan_all(files: &[(usize, &PathBuf)], facts: &ScanFacts, team: &Team) -> Vec<(usize, Result<FileFacts, String>)> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = (cores / team.world_size.max(1)).clamp(1, 8).min(files.len());
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::with_capacity(files.len()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((n, path)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = scan_file(path, facts).map_err(|error| error.to_string());
+                    results
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push((*n, result));
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Every rank's results, in the order of files.
+fn share(own: Share, team: &Team) -> Result<Vec<Result<FileFacts, String>>, DataError> {
+    let unreadable = |error: serde_json::Error| DataError::Other(format!("what ranks found out: {error}"));
+    let bytes = serde_json::to_vec(&own).map_err(unreadable)?;
+    let mut all = Vec::new();
+    for (rank, bytes) in (team.gather)(&bytes)?.iter().enumerate() {
+        let theirs: Share = serde_json::from_slice(bytes).map_err(unreadable)?;
+        if let Some(error) = theirs.error {
+            return Err(DataError::Other(format!(
+                "{error} (rank {rank}): set data.dataset_path, or data.sample_if_missing: true"
+            )));
+        }
+        if (theirs.files, theirs.paths_crc32) != (own.files, own.paths_crc32) {
+            return Err(DataError::Other(format!(
+                "rank {rank} finds {} files, rank {} finds {}, or other ones: data.dataset_path must hold the same files on \
+                 every node",
+                theirs.files, team.rank, own.files
+            )));
+        }
+        all.extend(theirs.results);
+    }
+    all.sort_by_key(|(n, _)| *n);
+    if all.len() != own.files {
+        return Err(DataError::Other(format!(
+            "{} of {} files were looked at",
+            all.len(),
+            own.files
+        )));
+    }
+    Ok(all.into_iter().map(|(_, result)| result).collect())
+}
+
+fn keep_good(
+    results: Vec<Result<FileFacts, String>>,
+    config: &DataConfig,
+    skipped: &mut Vec<String>,
+) -> Result<Vec<FileFacts>, DataError> {
+    let mut good = Vec::with_capacity(results.len());
+    for result in results {
+        match result {
+            Ok(file) => good.push(file),
+            Err(problem) if config.skip_bad => skipped.push(problem),
+            Err(problem) => {
+                return Err(DataError::Other(format!(
+                    "{problem} (data.skip_bad: true leaves such files out)"
+                )));
+            }
+        }
+    }
+    Ok(good)
+}
+
+/// Leaves out files without a single window.
+fn keep_long(files: Vec<FileFacts>, config: &DataConfig, skipped: &mut Vec<String>) -> Vec<FileFacts> {
+    let (window, stride) = (config.window_size as u64, config.stride as u64);
+    let mut long = Vec::with_capacity(files.len());
+    for file in files {
+        let some = blocks(&file, config)
+            .iter()
+            .any(|block| windows::windows_in(*block, window, stride).1 > 0);
+        if some {
+            long.push(file);
+            continue;
+        }
+        let failed = file.table.rows - file.valid_rows();
+        let failures = if failed > 0 {
+            format!(", {failed} of them IK failures")
+        } else {
+            String::new()
+        };
+        skipped.push(format!(
+            "{}: too short for one window: {} rows{failures}, data.window_size is {window}",
+            file.table.path.display(),
+            file.table.rows
+        ));
+    }
+    long
+}
+
+/// Runs of rows that windows may lie in.
+fn blocks(file: &FileFacts, config: &DataConfig) -> Vec<[u64; 2]> {
+    if config.skip_ik_failures {
+        file.valid.clone()
+    } else {
+        vec![[0, file.table.rows]]
+    }
+}
+
+/// Splits files, adds up statistics of the training files, and lists windows.
+fn assemble(files: Vec<FileFacts>, config: &DataConfig, seed: u64, skipped: Vec<String>) -> EmgData {
+    let splits = split_files(files.len(), config.split_ratio, seed);
+    let mut statistics = Moments::new(config.emg_channels);
+    let mut mean_pose = vec![0.0; config.joint_angles_channels];
+    let mut rows = 0;
+    for file in splits[0].iter().map(|n| &files[*n]) {
+        statistics.merge(&file.emg);
+        mean_pose.iter_mut().zip(&file.angle_sum).for_each(|(sum, x)| *sum += x);
+        // Failed rows are zero: they add nothing to the sum, and count only when they are trained on.
+        rows += if config.skip_ik_failures {
+            file.valid_rows()
+        } else {
+            file.table.rows
+        };
+    }
+    mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
+    let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, 0)]
+        .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
+    let notes = notes(&files, &splits, &listed, config, &skipped);
+    let tables = files.into_iter().map(|file| file.table).collect();
+    let reader = Arc::new(Reader::new(tables, Arc::new(LruChunks::new(config.chunk_cache_size))));
+    let emg = Transform {
+        rectify: config.rectify,
+        normalise: config.normalize.then(|| affine(&statistics)),
+    };
+    let [train, val, test] = listed.map(|windows| dataset(windows, config, &emg, seed, &reader));
+    EmgData {
+        datasets: Datasets {
+            baseline: None,
+            train,
+            val,
+            test,
+            skipped,
+            notes,
+        },
+        mean_pose,
+        statistics,
+        reader,
+    }
+}
+
+fn affine(statistics: &Moments) -> Affine {
+    Affine {
+        mean: statistics.mean.iter().map(|mean| *mean as f32).collect(),
+        inverse_std: statistics.std().iter().map(|std| (1.0 / std) as f32).collect(),
+    }
+}
+
+fn list_windows(split: &[usize], limit: usize, files: &[FileFacts], config: &DataConfig) -> Windows {
+    let mut windows = Windows::new(config.stride as u64);
+    for n in split {
+        for block in blocks(&files[*n], config) {
+            windows.add(*n as u32, block, config.window_size as u64);
+        }
+    }
+    windows.limit(limit);
+    windows
+}
+
+fn dataset(
+    windows: Windows,
+    config: &DataConfig,
+    emg: &Transform,
+    seed: u64,
+    reader: &Arc<Reader>,
+) -> Arc<dyn Dataset> {
+    let field = |name, channels| FieldSpec {
+        name,
+        shape: vec![config.window_size, channels],
+        dtype: Dtype::F32,
+    };
+    Arc::new(EmgDataset {
+        reader: reader.clone(),
+        fields: [
+            field("emg", config.emg_channels),
+            field("joint_angles", config.joint_angles_channels),
+        ],
+        windows,
+        window_rows: config.window_size,
+        emg: emg.clone(),
+        shuffle_emg: config.shuffle_emg.then_some(seed ^ SHUFFLE_EMG_SEED),
+    })
+}
+
+fn notes(
+    files: &[FileFacts],
+    splits: &[Vec<usize>; 3],
+    listed: &[Windows; 3],
+    config: &DataConfig,
+    skipped: &[String],
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    for ((name, split), windows) in ["train", "val", "test"].iter().zip(splits).zip(listed) {
+        let part = if (windows.len() as u64) < windows.total() {
+            format!(" (evenly out of {})", windows.total())
+        } else {
+            String::new()
+        };
+        notes.push(format!(
+            "{name}: {} windows{part} of {} files",
+            windows.len(),
+            split.len()
+        ));
+    }
+    notes.push(format!(
+        "windows of {} samples, stride {}",
+        config.window_size, config.stride
+    ));
+    let failed: u64 = files.iter().map(|file| file.table.rows - file.valid_rows()).sum();
+    if failed > 0 {
+        let done = if config.skip_ik_failures {
+            "their windows are left out"
+        } else {
+            "they are kept"
+        };
+        notes.push(format!(
+            "{failed} samples without inverse kinematics, {done} (data.skip_ik_failures)"
+        ));
+    }
+    match files.len() {
+        1 => notes.push("one file: train, val and test are the same, metrics say nothing about new sessions".into()),
+        2 => notes.push("two files: val and test are the same file".into()),
+        _ => {}
+    }
+    if !skipped.is_empty() {
+        notes.push(format!("{} files left out", skipped.len()));
+    }
+    if config.shuffle_emg {
+        notes.push("control experiment: every window has another window's EMG (data.shuffle_emg)".into());
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests;

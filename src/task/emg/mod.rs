@@ -3,6 +3,7 @@
 //! A sample is a window of `emg` `[T, 16]` (volts, or normalised) and `joint_angles` `[T, 20]` (radians) at 2 kHz.
 //! The model is a TDS encoder with a decoder that feeds its pose back: see [`model`], [`tds`], [`decoder`].
 
+pub mod data;
 pub mod decoder;
 mod init;
 pub mod joints;
@@ -10,9 +11,56 @@ pub mod loss;
 pub mod metrics;
 pub mod model;
 pub mod resample;
+pub mod sample;
 pub mod tds;
 #[cfg(test)]
 mod tests;
 
 pub use metrics::EmgMetrics;
 pub use model::EmgNet;
+
+use super::{Datasets, Metrics, Model, SampleRequest, Task, Team};
+use crate::data::DataError;
+use crate::data::source::hdf5::write::Storage;
+use launcher::config::Config;
+use std::path::Path;
+use tch::nn;
+
+/// The task, as the registry knows it.
+pub struct Emg;
+
+impl Task for Emg {
+    fn name(&self) -> &'static str {
+        "emg"
+    }
+
+    fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError> {
+        let opened = data::open_datasets(&config.data, config.seed, team, index_dir)?;
+        Ok(Datasets { baseline: Some(opened.mean_pose), ..opened.datasets })
+    }
+
+    fn model(&self, config: &Config, vs: &nn::Path) -> Box<dyn Model> {
+        model::build(&config.model, &config.train, config.data.window_size, vs)
+    }
+
+    fn metrics(&self, config: &Config, datasets: &Datasets) -> Box<dyn Metrics> {
+        let rate = config.model.original_sampling_rate;
+        Box::new(EmgMetrics::new(config.model.output_size, rate, datasets.baseline.as_deref()))
+    }
+
+    fn sample_data(&self, request: &SampleRequest) -> Result<(), DataError> {
+        let mut spec = sample::SampleSpec { seed: request.seed, ..sample::SampleSpec::default() };
+        match request.layout.as_str() {
+            "gzip" => {}
+            "contiguous" => {
+                spec.storage = Storage { chunk_rows: None, gzip: None, shuffle: false, ..spec.storage };
+            }
+            other => {
+                return Err(DataError::Other(format!("--layout {other} is unknown: choose gzip or contiguous")));
+            }
+        }
+        spec.sessions = request.sessions.unwrap_or(spec.sessions);
+        spec.seconds = request.seconds.unwrap_or(spec.seconds);
+        sample::write_sample_data(&request.out, &spec)
+    }
+}
