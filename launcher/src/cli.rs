@@ -248,12 +248,17 @@ impl ConfigArgs {
         self.config.is_some().then_some(()).ok_or_else(example)
     }
 
-    /// Finds the config and resolves it with the profile of the device that will be used: `cuda` if one is present
-    /// and not declined. `home`: Headroom's own folder, see [`home`].
+    /// Finds the config and resolves it with the profile of the device that `choose` says a run will use: `cpu` or
+    /// `cuda`. `home`: Headroom's own folder, see [`home`].
     ///
     /// # Errors
     /// As [`RawConfig::find_in`] and [`RawConfig::resolve`].
-    pub fn prepare(&self, gpu_present: bool, cwd: &Path, home: Option<&Path>) -> Result<Prepared, ConfigError> {
+    pub fn prepare(
+        &self,
+        choose: impl FnOnce(DeviceChoice) -> &'static str,
+        cwd: &Path,
+        home: Option<&Path>,
+    ) -> Result<Prepared, ConfigError> {
         let raw = RawConfig::find_in(self.config.as_deref().unwrap_or("default"), cwd, home)?;
         let mut sets = self.set.clone();
         if let Some(device) = self.device {
@@ -264,8 +269,7 @@ impl ConfigArgs {
             };
             sets.push(format!("train.device={word}"));
         }
-        let cuda = gpu_present && raw.device(&sets)? != DeviceChoice::Cpu;
-        let (config, notes) = raw.resolve_with_notes(if cuda { "cuda" } else { "cpu" }, &sets)?;
+        let (config, notes) = raw.resolve_with_notes(choose(raw.device(&sets)?), &sets)?;
         Ok(Prepared { config, notes })
     }
 }
@@ -414,22 +418,14 @@ mod tests {
         let cwd = tempfile::tempdir().unwrap();
         let text = "profiles: {cpu: {seed: 1}, cuda: {seed: 2}}\n";
         std::fs::write(cwd.path().join("a.yaml"), text).unwrap();
-        let seed = |gpu, device| {
-            let args = ConfigArgs {
-                config: Some("a".into()),
-                set: vec![],
-                device,
-            };
-            args.prepare(gpu, cwd.path(), None).unwrap().config.seed
+        let seed = |device| {
+            let args = ConfigArgs { config: Some("a".into()), set: vec![], device };
+            let choose = |choice| if choice == DeviceChoice::Cpu { "cpu" } else { "cuda" };
+            let config = args.prepare(choose, cwd.path(), None).unwrap().config;
+            (config.seed, config.train.device)
         };
-        assert_eq!((seed(true, None), seed(false, None)), (2, 1));
-        assert_eq!(
-            (
-                seed(true, Some(DeviceChoice::Cpu)),
-                seed(false, Some(DeviceChoice::Cuda))
-            ),
-            (1, 1)
-        );
+        assert_eq!(seed(None), (2, DeviceChoice::Auto));
+        assert_eq!(seed(Some(DeviceChoice::Cpu)), (1, DeviceChoice::Cpu));
     }
 
     #[test]

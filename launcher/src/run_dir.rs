@@ -106,6 +106,11 @@ impl RunDir {
         })
     }
 
+    /// An existing folder that is no run, for a command that needs a job and nothing else.
+    pub fn scratch(folder: &Path) -> Self {
+        Self { path: folder.to_path_buf(), resume: None, node_rank: 0 }
+    }
+
     /// Name of the run.
     pub fn name(&self) -> String {
         self.path
