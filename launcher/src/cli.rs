@@ -100,6 +100,39 @@ pub struct SampleDataArgs {
     pub out: PathBuf,
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
+    /// How the files are laid out: gzip (chunked, shuffled) or contiguous
+    #[arg(long)]
+    pub layout: Option<String>,
+    /// Sessions to write
+    #[arg(long, value_name = "N")]
+    pub sessions: Option<usize>,
+    /// Length of a session
+    #[arg(long, value_name = "S")]
+    pub seconds: Option<f64>,
+}
+
+impl SampleDataArgs {
+    /// The task's usual sample data.
+    pub fn of(task: &str, out: &Path, seed: u64) -> Self {
+        let (task, out) = (task.to_string(), out.to_path_buf());
+        Self { task, out, seed, layout: None, sessions: None, seconds: None }
+    }
+
+    /// The command line of the rank program that does it.
+    pub fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec!["sample-data".into(), "--task".into(), self.task.clone().into()];
+        words.extend(["--out".into(), self.out.clone().into_os_string()]);
+        let mut option = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                words.extend([name.into(), value.into()]);
+            }
+        };
+        option("--seed", Some(self.seed.to_string()));
+        option("--layout", self.layout.clone());
+        option("--sessions", self.sessions.map(|n| n.to_string()));
+        option("--seconds", self.seconds.map(|s| s.to_string()));
+        words
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -248,17 +281,12 @@ impl ConfigArgs {
         self.config.is_some().then_some(()).ok_or_else(example)
     }
 
-    /// Finds the config and resolves it with the profile of the device that `choose` says a run will use: `cpu` or
-    /// `cuda`. `home`: Headroom's own folder, see [`home`].
+    /// Finds the config and resolves it with the profile of the device that will be used: `cuda` if one is present
+    /// and not declined. `home`: Headroom's own folder, see [`home`].
     ///
     /// # Errors
     /// As [`RawConfig::find_in`] and [`RawConfig::resolve`].
-    pub fn prepare(
-        &self,
-        choose: impl FnOnce(DeviceChoice) -> &'static str,
-        cwd: &Path,
-        home: Option<&Path>,
-    ) -> Result<Prepared, ConfigError> {
+    pub fn prepare(&self, gpu_present: bool, cwd: &Path, home: Option<&Path>) -> Result<Prepared, ConfigError> {
         let raw = RawConfig::find_in(self.config.as_deref().unwrap_or("default"), cwd, home)?;
         let mut sets = self.set.clone();
         if let Some(device) = self.device {
@@ -269,7 +297,8 @@ impl ConfigArgs {
             };
             sets.push(format!("train.device={word}"));
         }
-        let (config, notes) = raw.resolve_with_notes(choose(raw.device(&sets)?), &sets)?;
+        let cuda = gpu_present && raw.device(&sets)? != DeviceChoice::Cpu;
+        let (config, notes) = raw.resolve_with_notes(if cuda { "cuda" } else { "cpu" }, &sets)?;
         Ok(Prepared { config, notes })
     }
 }
@@ -418,14 +447,22 @@ mod tests {
         let cwd = tempfile::tempdir().unwrap();
         let text = "profiles: {cpu: {seed: 1}, cuda: {seed: 2}}\n";
         std::fs::write(cwd.path().join("a.yaml"), text).unwrap();
-        let seed = |device| {
-            let args = ConfigArgs { config: Some("a".into()), set: vec![], device };
-            let choose = |choice| if choice == DeviceChoice::Cpu { "cpu" } else { "cuda" };
-            let config = args.prepare(choose, cwd.path(), None).unwrap().config;
-            (config.seed, config.train.device)
+        let seed = |gpu, device| {
+            let args = ConfigArgs {
+                config: Some("a".into()),
+                set: vec![],
+                device,
+            };
+            args.prepare(gpu, cwd.path(), None).unwrap().config.seed
         };
-        assert_eq!(seed(None), (2, DeviceChoice::Auto));
-        assert_eq!(seed(Some(DeviceChoice::Cpu)), (1, DeviceChoice::Cpu));
+        assert_eq!((seed(true, None), seed(false, None)), (2, 1));
+        assert_eq!(
+            (
+                seed(true, Some(DeviceChoice::Cpu)),
+                seed(false, Some(DeviceChoice::Cuda))
+            ),
+            (1, 1)
+        );
     }
 
     #[test]

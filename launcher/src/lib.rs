@@ -12,6 +12,7 @@
 //! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour.
 
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod console;
 pub mod contract;

@@ -106,9 +106,19 @@ impl RunDir {
         })
     }
 
-    /// An existing folder that is no run, for a command that needs a job and nothing else.
-    pub fn scratch(folder: &Path) -> Self {
-        Self { path: folder.to_path_buf(), resume: None, node_rank: 0 }
+    /// A folder for one job that leaves nothing behind: see [`RunDir::remove`].
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn scratch(runs_dir: &Path) -> Result<Self, RunDirError> {
+        let path = runs_dir.join(format!(".batch-{}", std::process::id()));
+        std::fs::create_dir_all(&path).map_err(|source| io_error("make", &path, source))?;
+        Ok(Self { path, resume: None, node_rank: 0 })
+    }
+
+    /// Removes the folder and all in it.
+    pub fn remove(self) {
+        let _ = std::fs::remove_dir_all(&self.path);
     }
 
     /// Name of the run.

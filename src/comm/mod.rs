@@ -1,22 +1,23 @@
 //! Collectives between the ranks of a job.
 
+pub mod rendezvous;
+pub mod shm;
+pub mod solo;
+
+pub use rendezvous::RankEnv;
+pub use shm::ShmCollective;
+pub use solo::Solo;
+
 use tch::Tensor;
 
 /// What can go wrong between ranks.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum CommError {
     /// Another rank ended; the launcher says why.
     #[error("rank {rank} failed: {error}")]
     PeerFailed { rank: u32, error: String },
-    #[error(
-        "{collective} waited {waited_s:.1} s for rank {missing}: it never arrived (train.step_timeout is {timeout_s} s)"
-    )]
-    Timeout {
-        collective: String,
-        waited_s: f64,
-        missing: String,
-        timeout_s: f64,
-    },
+    #[error("{collective} waited {waited_s:.1} s for rank {missing}: it never arrived (train.step_timeout is {timeout_s} s)")]
+    Timeout { collective: String, waited_s: f64, missing: String, timeout_s: f64 },
     #[error("{0}")]
     Other(String),
 }

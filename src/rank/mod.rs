@@ -7,6 +7,7 @@ mod train;
 
 pub use error::RankError;
 
+use crate::task::SampleRequest;
 use clap::{Parser, Subcommand};
 use launcher::contract::{Job, VERSION, env};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Write sample data in a task's true format.
-    SampleData(crate::task::SampleRequest),
+    SampleData(SampleRequest),
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
 }
@@ -32,7 +33,7 @@ pub fn main() -> u8 {
     let args = Args::parse();
     let result = match args.verb {
         None => return train::main(),
-        Some(Verb::SampleData(request)) => crate::task::write_sample_data(&request).map_err(RankError::from),
+        Some(Verb::SampleData(request)) => sample_data(&request),
         Some(Verb::Batch(request)) => batch::write(&request),
     };
     match result {
@@ -42,6 +43,10 @@ pub fn main() -> u8 {
             error.exit_code()
         }
     }
+}
+
+fn sample_data(request: &SampleRequest) -> Result<(), RankError> {
+    Ok(crate::task::find(&request.task).map_err(RankError::Usage)?.sample_data(request)?)
 }
 
 /// Reads the job that the launcher wrote.

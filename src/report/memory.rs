@@ -383,11 +383,11 @@ mod tests {
 
     #[test]
     fn a_snapshot_sees_memory_that_this_process_touches() {
-        let before = MemorySnapshot::take(None).unwrap();
-        let held = vec![1u8; 64 << 20];
+        // Other tests take and give back memory meanwhile: only this test's own part is certain.
+        let held = vec![1u8; 256 << 20];
         let after = MemorySnapshot::take(None).unwrap();
         assert!(held.iter().all(|b| *b == 1));
-        assert!(after.uss_bytes >= before.uss_bytes + (32 << 20), "{before:?} {after:?}");
+        assert!(after.uss_bytes >= 256 << 20, "{after:?}");
         assert!(
             after.pss_bytes >= after.uss_bytes && after.pss_bytes <= after.rss_bytes,
             "{after:?}"

@@ -4,7 +4,7 @@ pub mod emg;
 
 use crate::data::{DataError, Dataset};
 use launcher::config::Config;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::{Tensor, nn};
 
@@ -21,6 +21,9 @@ pub struct Datasets {
     pub train: Arc<dyn Dataset>,
     pub val: Arc<dyn Dataset>,
     pub test: Arc<dyn Dataset>,
+    /// The constant prediction that a model must beat, where a task has one (`emg`: the mean pose of the training
+    /// files, radians).
+    pub baseline: Option<Vec<f64>>,
     /// Files left out, with the reason, one line each.
     pub skipped: Vec<String>,
     /// Facts worth a line at the start, e.g. how many windows of how many files.
@@ -82,7 +85,42 @@ pub trait Task: Send + Sync {
     fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError>;
     /// Builds the model's parameters under `vs`, named as PyTorch's `state_dict` would.
     fn model(&self, config: &Config, vs: &nn::Path) -> Box<dyn Model>;
-    fn metrics(&self, config: &Config) -> Box<dyn Metrics>;
+    fn metrics(&self, config: &Config, datasets: &Datasets) -> Box<dyn Metrics>;
     /// Writes sample data in the task's true format.
-    fn sample_data(&self, out: &Path, seed: u64) -> Result<(), DataError>;
+    fn sample_data(&self, request: &SampleRequest) -> Result<(), DataError>;
+}
+
+/// Every task there is.
+const TASKS: &[&dyn Task] = &[&emg::Emg];
+
+/// The task called `name`.
+///
+/// # Errors
+/// There is none; the message lists those there are.
+pub fn find(name: &str) -> Result<&'static dyn Task, String> {
+    TASKS.iter().find(|task| task.name() == name).copied().ok_or_else(|| {
+        let known: Vec<&str> = TASKS.iter().map(|task| task.name()).collect();
+        format!("task {name} is unknown: choose one of {}", known.join(", "))
+    })
+}
+
+/// What sample data to write, and where to.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SampleRequest {
+    #[arg(long, default_value = "emg")]
+    pub task: String,
+    /// The folder to make; it must not hold anything yet.
+    #[arg(long)]
+    pub out: PathBuf,
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// `gzip` (chunked, shuffled) or `contiguous`.
+    #[arg(long, default_value = "gzip")]
+    pub layout: String,
+    /// Sessions to write; absent: the task's own number.
+    #[arg(long)]
+    pub sessions: Option<usize>,
+    /// Length of a session in seconds; absent: the task's own.
+    #[arg(long)]
+    pub seconds: Option<f64>,
 }

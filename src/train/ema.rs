@@ -1,6 +1,5 @@
 //! Exponential moving average of the weights.
 
-use std::collections::BTreeMap;
 use tch::{Tensor, no_grad};
 
 /// A shadow of every parameter: `shadow ← decay · shadow + (1 − decay) · weight` after each optimizer step.
@@ -42,11 +41,11 @@ impl Ema {
     }
 
     /// Takes the averaged weights of a checkpoint; names that are absent keep their value.
-    pub fn load(&mut self, tensors: &BTreeMap<String, Tensor>) {
+    pub fn load(&mut self, saved: &[(String, Tensor)]) {
         no_grad(|| {
             for (name, shadow) in &mut self.shadow {
-                if let Some(saved) = tensors.get(name.as_str()) {
-                    shadow.copy_(saved);
+                if let Some((_, tensor)) = saved.iter().find(|(saved, _)| saved == name) {
+                    shadow.copy_(tensor);
                 }
             }
         });

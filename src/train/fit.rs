@@ -5,20 +5,21 @@ use super::ddp::Ddp;
 use super::ema::Ema;
 use super::evaluate::{EvalSpec, evaluate, reduce_sums};
 use super::optimizer::Optimizer;
-use super::schedule::{EarlyStop, Schedule};
+use super::schedule::{Monitor, Schedule};
 use super::state::{BestState, LoopState};
 use super::step::{StepOutcome, StepRunner};
 use super::{Observer, TrainError};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
 use crate::task::{Datasets, Metrics, Model};
-use launcher::config::{Config, MonitorMode};
+use launcher::config::Config;
 use launcher::contract::{MetricsRecord, Progress};
 use launcher::plan::Plan;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use std::path::Path;
 use tch::{Device, Tensor};
 
 /// How training ended.
@@ -45,9 +46,8 @@ pub struct Finished {
 /// Where a resumed run goes on.
 pub struct Resume {
     pub state: LoopState,
-    pub model: BTreeMap<String, Tensor>,
-    pub optimizer: BTreeMap<String, Tensor>,
-    pub ema: BTreeMap<String, Tensor>,
+    pub optimizer: Vec<(String, Tensor)>,
+    pub ema: Vec<(String, Tensor)>,
 }
 
 /// A run, made ready by `rank`.
@@ -64,6 +64,8 @@ pub struct Fit<'a> {
     pub facts: Facts,
     /// Rank 0's writer of checkpoints.
     pub checkpoints: Option<Checkpointer>,
+    /// Where that writer writes.
+    pub checkpoint_dir: &'a Path,
     /// Set by a signal: stop after a step that all ranks agree on.
     pub stop: Arc<AtomicBool>,
 }
@@ -75,7 +77,7 @@ struct Loop<'a, 'o> {
     ddp: Ddp,
     optimizer: Optimizer,
     schedule: Schedule,
-    early_stop: EarlyStop,
+    monitor: Monitor,
     ema: Option<Ema>,
     state: LoopState,
     /// Sums of the running epoch before a resume; they count on rank 0.
@@ -95,7 +97,7 @@ impl<'a> Fit<'a> {
     pub fn run(self, resume: Option<Resume>, observer: &mut dyn Observer) -> Result<Finished, TrainError> {
         let mut this = Loop::new(self, resume, observer)?;
         let result = this.train();
-        let written = this.fit.checkpoints.take().map_or(Ok(()), Checkpointer::finish);
+        let written = this.fit.checkpoints.as_mut().map_or(Ok(()), Checkpointer::wait);
         let status = result?;
         written?;
         this.close(status)
@@ -115,14 +117,12 @@ impl<'a, 'o> Loop<'a, 'o> {
         }
         .checked()?;
         let steps_per_epoch = planner.steps_per_epoch();
-        if let Some(resume) = &resume {
-            checkpoint::apply(&resume.model, &fit.params)?;
-        }
-        let mut ddp = Ddp::new(fit.params.clone_shallow(), Arc::clone(&fit.collective), config.ddp.bucket_mb)?;
+        let params = fit.params.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+        let mut ddp = Ddp::new(params, Arc::clone(&fit.collective), config.ddp.bucket_mb)?;
         let mut optimizer = Optimizer::new(train, &mut ddp)?;
         let mut ema = train.ema_decay.map(|decay| Ema::new(decay, &fit.params));
         let mut schedule = Schedule::new(train, steps_per_epoch);
-        let mut early_stop = EarlyStop::new(train);
+        let mut monitor = Monitor::new(train);
         let mut state = LoopState { steps_per_epoch, ..LoopState::default() };
         if let Some(resume) = resume {
             optimizer.load(&resume.optimizer, &ddp)?;
@@ -138,16 +138,16 @@ impl<'a, 'o> Loop<'a, 'o> {
                 )));
             }
             if let Some(saved) = state.schedule.take() {
-                schedule.load(saved);
+                schedule.restore(saved);
             }
-            if let Some(saved) = state.early_stop.take() {
-                early_stop = saved;
+            if let Some(saved) = state.monitor.take() {
+                monitor.restore(saved);
             }
         }
         let carried_sums = if planner.rank == 0 { std::mem::take(&mut state.train_sums) } else { Vec::new() };
         let saved_step = (state.step > 0).then_some(state.step);
         Ok(Self {
-            fit, observer, planner, ddp, optimizer, schedule, early_stop, ema, state, carried_sums,
+            fit, observer, planner, ddp, optimizer, schedule, monitor, ema, state, carried_sums,
             last_values: BTreeMap::new(), saved_step, steps_here: 0, samples_here: 0, train_s_here: 0.0,
         })
     }
@@ -211,7 +211,7 @@ impl<'a, 'o> Loop<'a, 'o> {
     fn step(&mut self, batches: &mut crate::data::loader::BatchStream) -> Result<StepOutcome, TrainError> {
         let started = Instant::now();
         let step = self.state.step;
-        let lr = self.schedule.lr(step);
+        let lr = self.schedule.rate(step);
         let runner = StepRunner {
             config: self.fit.config,
             planner: &self.planner,
@@ -312,8 +312,9 @@ impl<'a, 'o> Loop<'a, 'o> {
         }
         self.last_values.extend(values);
         let monitored = self.monitored()?;
-        let improved = self.early_stop.observe(monitored);
-        self.schedule.epoch_end(monitored);
+        let verdict = self.monitor.end_epoch(epoch, monitored);
+        self.schedule.end_epoch(self.state.step, monitored);
+        let improved = verdict.improved;
         if improved {
             self.state.best = Some(BestState { value: monitored, step: self.state.step });
         }
@@ -323,7 +324,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         if due || keeps_best || (improved && log.save_best_only) {
             self.save(improved)?;
         }
-        Ok(self.early_stop.is_over().then_some(Status::EarlyStopped))
+        Ok(verdict.stop.then_some(Status::EarlyStopped))
     }
 
     fn validate(&mut self) -> Result<BTreeMap<String, f64>, TrainError> {
@@ -378,31 +379,63 @@ impl<'a, 'o> Loop<'a, 'o> {
         self.observer.phase("checkpoint", self.state.step);
         let mut state = self.state.clone();
         state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
-        state.schedule = Some(self.schedule.state());
-        state.early_stop = Some(self.early_stop.clone());
+        state.schedule = Some(self.schedule.state().clone());
+        state.monitor = Some(self.monitor.state().clone());
         self.saved_step = Some(state.step);
         if let Some(checkpoints) = &mut self.fit.checkpoints {
             let optimizer = self.optimizer.tensors(&self.ddp);
-            let ema = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
-            let content = Content {
+            let ema = self.ema.as_ref().map(Ema::tensors);
+            checkpoints.save(Content {
                 step: state.step,
-                best,
-                facts: &self.fit.facts,
                 model: &self.fit.params,
                 optimizer: &optimizer,
-                ema: &ema,
-                state: &state,
-            };
-            checkpoints.save(content)?;
+                ema: ema.as_deref(),
+                facts: self.fit.facts.clone(),
+                best,
+                state: serde_json::to_value(&state).map_err(|e| TrainError::Config(format!("loop state: {e}")))?,
+            })?;
         }
         Ok(())
     }
-}
 
-/// Is `a` better than `b`?
-pub(super) fn better(mode: MonitorMode, a: f64, b: f64) -> bool {
-    match mode {
-        MonitorMode::Min => a < b,
-        MonitorMode::Max => a > b,
+    /// The best weights back, the test split, the result.
+    fn close(mut self, status: Status) -> Result<Finished, TrainError> {
+        if status != Status::Stopped {
+            // Ranks meet here: rank 0's checkpoints are on disk.
+            self.fit.collective.barrier()?;
+            self.restore_best()?;
+            self.observer.phase("test", self.state.step);
+            let values = self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")?;
+            self.last_values.extend(values);
+        }
+        Ok(Finished {
+            status,
+            steps: self.state.step,
+            epochs: self.state.epoch(),
+            train_s: self.state.train_s,
+            samples_per_s: self.samples_here as f64 / self.train_s_here.max(1e-9),
+            metrics: self.last_values,
+            best: self.state.best,
+        })
+    }
+
+    /// Rank 0 reads the best checkpoint, all ranks get its weights.
+    fn restore_best(&mut self) -> Result<(), TrainError> {
+        let Some(best) = self.state.best else { return Ok(()) };
+        if !self.fit.config.train.restore_best_weights || best.step == self.state.step {
+            return Ok(());
+        }
+        let averaged = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
+        if self.planner.rank == 0 {
+            let loaded = checkpoint::load(&self.fit.checkpoint_dir.join(format!("step-{}", best.step)))?;
+            checkpoint::apply(&loaded.path, &loaded.model, &self.fit.params)?;
+            if let Some(ema) = &loaded.ema {
+                checkpoint::apply(&loaded.path, ema, &averaged)?;
+            }
+        }
+        for (_, tensor) in self.fit.params.iter().chain(&averaged) {
+            self.fit.collective.broadcast(&tensor.detach(), 0)?;
+        }
+        Ok(())
     }
 }

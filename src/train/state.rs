@@ -1,6 +1,6 @@
 //! What the loop keeps besides tensors: the part of a checkpoint that says where it stands.
 
-use super::schedule::{EarlyStop, ScheduleState};
+use super::schedule::{MonitorState, ScheduleState};
 use serde::{Deserialize, Serialize};
 
 /// Position and memory of the loop after `step` optimizer steps.
@@ -14,7 +14,7 @@ pub struct LoopState {
     /// Sums of the training metrics since the epoch began, over all ranks.
     pub train_sums: Vec<f64>,
     pub schedule: Option<ScheduleState>,
-    pub early_stop: Option<EarlyStop>,
+    pub monitor: Option<MonitorState>,
     pub best: Option<BestState>,
     /// Seconds spent in training steps before this process.
     pub train_s: f64,

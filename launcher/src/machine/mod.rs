@@ -7,6 +7,8 @@ mod cgroup;
 mod dataset;
 mod gpu;
 mod probe;
+#[cfg(test)]
+mod tests;
 
 pub use dataset::{DatasetFacts, dataset_facts};
 pub use probe::{Probe, free_disk_bytes};
@@ -75,6 +77,7 @@ impl Machine {
     /// bounds them, but they count against `MemAvailable` and the cgroup of whoever touches them first, and without
     /// swap they cannot be reclaimed.
     pub fn memfd_room_bytes(&self) -> u64 {
-        self.memory_available_bytes.min(self.cgroup_room_bytes.unwrap_or(u64::MAX))
+        self.memory_available_bytes
+            .min(self.cgroup_room_bytes.unwrap_or(u64::MAX))
     }
 }

@@ -40,15 +40,22 @@ impl Probe {
             gpus: Vec::new(),
             gpu_note: None,
             numa_nodes: self.numa_nodes().max(1),
-            shm_room_bytes: free_disk_bytes(&self.root.join("dev/shm")),
+            shm_room_bytes: Some(self.root.join("dev/shm"))
+                .filter(|shm| shm.is_dir())
+                .and_then(|shm| free_disk_bytes(&shm)),
         }
     }
 
     /// Folders `node<N>` of sysfs.
     fn numa_nodes(&self) -> usize {
-        let Ok(entries) = std::fs::read_dir(self.root.join("sys/devices/system/node")) else { return 0 };
+        let Ok(entries) = std::fs::read_dir(self.root.join("sys/devices/system/node")) else {
+            return 0;
+        };
         let is_node = |name: &str| name.strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok());
-        entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_node)).count()
+        entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_str().is_some_and(is_node))
+            .count()
     }
 
     fn text(&self, path: &str) -> String {
@@ -65,15 +72,25 @@ fn affinity_cores() -> usize {
 
 /// `Key:  123 kB` in bytes; the file's kB are KiB.
 fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
+    let rest = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    rest.trim()
+        .trim_end_matches("kB")
+        .trim()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
 }
 
 /// Bytes that an unprivileged process may still write below `path`, or below its nearest existing ancestor; absent:
 /// the file system does not say.
 pub fn free_disk_bytes(path: &Path) -> Option<u64> {
-    let existing = path.ancestors().find(|p| p.exists())?;
-    let existing = if existing.as_os_str().is_empty() { Path::new(".") } else { existing };
+    // The last ancestor of a relative path is empty: the working folder.
+    let folders = path
+        .ancestors()
+        .map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    let existing = folders.into_iter().find(|p| p.exists())?;
     let facts = rustix::fs::statvfs(existing).ok()?;
     facts.f_bavail.checked_mul(facts.f_frsize)
 }

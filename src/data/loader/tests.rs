@@ -406,3 +406,66 @@ fn threads_persist_over_epochs_only_when_asked_to() {
             .any(|name| name.starts_with("hr-load"))
     );
 }
+
+#[test]
+fn many_fields_are_read_like_few() {
+    struct Wide(Vec<FieldSpec>);
+    impl Dataset for Wide {
+        fn len(&self) -> usize {
+            50
+        }
+        fn fields(&self) -> &[FieldSpec] {
+            &self.0
+        }
+        fn read(&self, index: usize, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
+            assert_eq!(out.len(), 11);
+            out.iter_mut()
+                .enumerate()
+                .for_each(|(field, bytes)| bytes.fill((index + field) as u8));
+            Ok(())
+        }
+        fn describe(&self, index: usize) -> String {
+            index.to_string()
+        }
+    }
+    // Field 0 holds no bytes at all.
+    let field = |size| FieldSpec {
+        name: "w",
+        shape: vec![size],
+        dtype: Dtype::U8,
+    };
+    let dataset = Arc::new(Wide((0..11).map(field).collect()));
+    let mut loader = Loader::new(dataset, spec(2)).unwrap();
+    let batch = loader
+        .run(requests(&[&[3, 40]]).into_iter())
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    for field in 0..11 {
+        let expected: Vec<u8> = [3, 40].iter().flat_map(|id| vec![(id + field) as u8; field]).collect();
+        assert_eq!(batch.field(field), expected);
+    }
+}
+
+#[test]
+fn a_dying_thread_ends_a_waiting_stream() {
+    let mut dataset = Numbers::new(13);
+    // Sample 0 waits for the thread below, so the stream has to wait.
+    dataset.meet = Some(([0, 0], Barrier::new(2)));
+    let dataset = Arc::new(dataset);
+    let mut loader = loader(&dataset, spec(1));
+    let shared = Arc::clone(&loader.shared);
+    let mut stream = loader.run(requests(&[&[0]]).into_iter()).unwrap();
+    // Sample 0 is being read once its thread has signed in.
+    while dataset.threads.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    let other = std::thread::spawn(move || shared.die("loader thread 0 died".into()));
+    assert_eq!(
+        stream.next().unwrap().err().unwrap().to_string(),
+        "loader thread 0 died"
+    );
+    other.join().unwrap();
+    dataset.meet.as_ref().unwrap().1.wait();
+}

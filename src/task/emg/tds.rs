@@ -86,12 +86,22 @@ impl Stage {
         (t + 2 * (self.kernel() / 2) - self.kernel()) / self.stride + 1
     }
 
+    /// The strided convolution as one matrix product: tiles of `stride` frames, each with those that follow until the
+    /// kernel is covered. Backward through it is about twice as fast as through a direct convolution.
+    fn convolve(&self, x: &Tensor) -> Tensor {
+        let [b, t, inputs] = [x.size()[0], x.size()[1], x.size()[2]];
+        let (kernel, tile, frames) = (self.kernel(), self.stride, self.frames(t));
+        let shifts = (kernel + tile - 1) / tile;
+        let left = kernel / 2;
+        let padded = x.constant_pad_nd([0, 0, left, (frames + shifts - 1) * tile - t - left]);
+        let rows = shifted(&padded.view([b, frames + shifts - 1, tile * inputs]), frames, shifts);
+        let weight = self.conv.permute([2, 1, 0]).constant_pad_nd([0, 0, 0, 0, 0, shifts * tile - kernel]);
+        let outputs = self.conv.size()[0];
+        rows.matmul(&weight.reshape([shifts * tile * inputs, outputs]))
+    }
+
     fn forward(&self, x: &Tensor, wanted: Option<&Tensor>, train: bool) -> Tensor {
-        // A 2-D convolution over [B, C, T, 1] whose memory is [B, T, C].
-        let image = x.unsqueeze(2).permute([0, 3, 1, 2]);
-        let weight = self.conv.unsqueeze(3);
-        let y = image.conv2d(&weight, None::<&Tensor>, [self.stride, 1], [self.kernel() / 2, 0], [1, 1], 1);
-        let y = self.norm.forward(&y.permute([0, 2, 3, 1]).squeeze_dim(2));
+        let y = self.norm.forward(&self.convolve(x));
         let mut x = dropout(&y.relu(), self.dropout, train);
         let last = self.blocks.len().saturating_sub(1);
         for (index, (tds, fc)) in self.blocks.iter().enumerate() {
@@ -149,12 +159,18 @@ impl TdsConv {
         let left = self.toeplitz.left;
         let padded = x.constant_pad_nd([0, 0, left, (tiles + 2) * p - t - left]);
         let padded = padded.view([b, tiles + 2, p, c, w]).permute([0, 1, 4, 2, 3]).reshape([b, tiles + 2, w, p * c]);
-        let shifted = [padded.narrow(1, 0, tiles), padded.narrow(1, 1, tiles), padded.narrow(1, 2, tiles)];
-        let rows = Tensor::cat(&shifted, 3).view([b * tiles * w, 3 * p * c]);
+        let rows = shifted(&padded, tiles, 3).view([b * tiles * w, 3 * p * c]);
         let y = self.bias.repeat([p]).addmm(&rows, &self.toeplitz.matrix(&self.weight));
         let y = y.view([b, tiles, w, p, c]).permute([0, 1, 3, 4, 2]).reshape([b, tiles * p, c * w]);
         if tiles * p == t { y } else { y.narrow(1, 0, t) }
     }
+}
+
+/// `[B, tiles, ..., N]`: each of the first `tiles` tiles of `x` `[B, tiles + count - 1, ..., N / count]` with the
+/// `count - 1` that follow it, side by side.
+fn shifted(x: &Tensor, tiles: i64, count: i64) -> Tensor {
+    let parts: Vec<Tensor> = (0..count).map(|shift| x.narrow(1, shift, tiles)).collect();
+    Tensor::cat(&parts, -1)
 }
 
 /// How a kernel of `k` taps becomes a banded matrix over tiles of `p = ceil((k-1)/2)` frames.

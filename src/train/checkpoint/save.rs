@@ -84,7 +84,7 @@ impl Checkpointer {
         let write = move || {
             publish(&dir, &path, &images, manifest)?;
             drop(images);
-            prune(&dir, keep_last)
+            prune(&dir, keep_last, content.step)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
         self.writing = Some(thread.map_err(io_error(&self.dir, "start the writing thread"))?);
@@ -190,17 +190,20 @@ fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Removes the oldest checkpoints; the newest and the best stay.
-fn prune(dir: &Path, keep_last: usize) -> Result<(), CheckpointError> {
+/// Removes the oldest checkpoints; `saved`, the step just written, and the best stay. A run that resumed from an earlier
+/// checkpoint may find later steps than its own.
+fn prune(dir: &Path, keep_last: usize, saved: u64) -> Result<(), CheckpointError> {
     let all = load::list(dir)?;
     let is_best = |path: &Path| read_manifest(&path.join(MANIFEST)).is_ok_and(|manifest| manifest.best);
     let best = all.iter().rev().find(|(_, path)| is_best(path)).map(|(step, _)| *step);
-    let mut others: Vec<_> = all.iter().filter(|(step, _)| Some(*step) != best).collect();
-    // The newest stays, be it the best or not.
-    let keep = if all.last().map(|(step, _)| *step) == best {
+    let mut others: Vec<_> = all
+        .iter()
+        .filter(|(step, _)| Some(*step) != best && *step != saved)
+        .collect();
+    let keep = if best == Some(saved) {
         keep_last
     } else {
-        keep_last.max(1)
+        keep_last.saturating_sub(1)
     };
     others.truncate(others.len().saturating_sub(keep));
     for (_, path) in others {

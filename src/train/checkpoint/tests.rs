@@ -114,6 +114,18 @@ fn pruning_keeps_the_last_the_newest_and_the_best() {
 }
 
 #[test]
+fn pruning_after_a_resume_from_an_earlier_step_keeps_what_was_just_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut keeper = Checkpointer::open(dir.path(), 2).unwrap();
+    for step in [10, 20, 30] {
+        save(&mut keeper, step, false).unwrap();
+    }
+    assert_eq!(steps(dir.path()), [20, 30]);
+    save(&mut keeper, 15, false).unwrap();
+    assert_eq!(steps(dir.path()), [15, 30]);
+}
+
+#[test]
 fn what_an_interrupted_save_left_is_removed_at_start() {
     let (dir, path) = saved();
     let stale = dir.path().join(".step-6.tmp-4242");

@@ -1,0 +1,344 @@
+//! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
+
+use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
+use crate::config::{Config, ConfigError, DeviceChoice};
+use crate::console::{Console, closing_table};
+use crate::contract::{Summary, env, exit};
+use crate::machine::{Machine, dataset_facts};
+use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
+use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
+use crate::supervise::{self, Meeting, Outcome, RankSpec, Spec};
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Time from asking a program under `--exec` to end to SIGKILL.
+const EXEC_GRACE: Duration = Duration::from_secs(30);
+
+/// Anything that ends `launch` before or after its ranks.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Cli(#[from] CliError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error("{0}")]
+    Data(String),
+    #[error("{what}: {source}")]
+    Io { what: String, code: u8, source: std::io::Error },
+}
+
+impl Error {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Error::Cli(_) | Error::Config(_) => exit::USAGE,
+            Error::Plan(error) => error.exit_code(),
+            Error::RunDir(error) => error.exit_code(),
+            Error::Data(_) => exit::DATA,
+            Error::Io { code, .. } => *code,
+        }
+    }
+}
+
+fn io(what: impl Into<String>, code: u8) -> impl FnOnce(std::io::Error) -> Error {
+    let what = what.into();
+    move |source| Error::Io { what, code, source }
+}
+
+/// Runs the command line; returns the exit code.
+pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
+    let result = Command::parse(line).map_err(Error::from).and_then(|command| match command {
+        Command::Train(run) if run.dry_run => show_plan(&run),
+        Command::Plan(run) => show_plan(&run),
+        Command::Train(run) => train(&run),
+        Command::Exec { run, program, args } => exec(&run, program, args),
+        Command::SampleData(args) => sample_data(&args),
+        Command::Batch(args) => batch(&args),
+    });
+    match result {
+        Ok(code) => code,
+        Err(Error::Cli(CliError::Shown(text))) => {
+            print!("{text}");
+            exit::OK
+        }
+        Err(error) => {
+            eprintln!("launch: error: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+/// A config with the machine's facts: what the plan is made from.
+struct Ready {
+    config: Config,
+    machine: Machine,
+    request: Request,
+}
+
+fn here() -> Result<(PathBuf, PathBuf), Error> {
+    let exe = std::env::current_exe().map_err(io("cannot find this program", exit::INTERNAL))?;
+    let cwd = std::env::current_dir().map_err(io("cannot find the working folder", exit::INTERNAL))?;
+    Ok((exe, cwd))
+}
+
+fn prepare(config: &cli::ConfigArgs, request: Request) -> Result<Ready, Error> {
+    let (exe, cwd) = here()?;
+    let machine = Machine::probe();
+    let gpu = CUDA_TRAINS && !machine.gpus.is_empty();
+    let prepared = config.prepare(gpu, &cwd, cli::home(&exe).as_deref())?;
+    for note in &prepared.notes {
+        eprintln!("launch: {note}");
+    }
+    Ok(Ready { config: prepared.config, machine, request })
+}
+
+fn request(run: &RunArgs) -> Request {
+    Request {
+        gpus: run.gpus,
+        ranks: run.ranks,
+        device: run.config.device.unwrap_or(DeviceChoice::Auto),
+        strict: run.strict,
+        nnodes: run.nnodes,
+        node_rank: run.node_rank,
+    }
+}
+
+impl Ready {
+    fn plan(&self) -> Result<Plan, Error> {
+        let facts = dataset_facts(&self.config.data.dataset_path);
+        Ok(plan::plan(&self.config, &self.machine, &facts, &self.request)?)
+    }
+
+    /// Sample data where the config wants it and nothing is there.
+    fn sample_if_missing(&self) -> Result<(), Error> {
+        let data = &self.config.data;
+        if dataset_facts(&data.dataset_path).exists || !data.sample_if_missing {
+            return Ok(());
+        }
+        let path = data.dataset_path.display();
+        eprintln!("launch: {path} is absent: making sample data there (data.sample_if_missing)");
+        let args = SampleDataArgs::of(&self.config.task, &data.dataset_path, self.config.seed);
+        let status = rank_command(&args.words())?.status().map_err(io("cannot start rank", exit::INTERNAL))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Error::Data(format!("no sample data at {path}: `rank sample-data` ended with {status}")))
+    }
+}
+
+fn rank_program() -> Result<PathBuf, Error> {
+    let (exe, _) = here()?;
+    Ok(cli::rank_program(std::env::var_os(cli::RANK_PROGRAM), &exe)?)
+}
+
+fn rank_command(words: &[OsString]) -> Result<std::process::Command, Error> {
+    let mut command = std::process::Command::new(rank_program()?);
+    command.args(words);
+    Ok(command)
+}
+
+/// Columns of the terminal, 80 where there is none.
+fn columns() -> usize {
+    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(40))
+}
+
+fn show_plan(run: &RunArgs) -> Result<u8, Error> {
+    let ready = prepare(&run.config, request(run))?;
+    let plan = ready.plan()?;
+    println!("{}", plan.table_at(columns()));
+    for note in &plan.notes {
+        println!("note: {note}");
+    }
+    Ok(exit::OK)
+}
+
+fn train(run: &RunArgs) -> Result<u8, Error> {
+    let ready = prepare(&run.config, request(run))?;
+    let program = rank_program()?;
+    ready.plan()?;
+    ready.sample_if_missing()?;
+    // Again: the sample data weigh something now.
+    let plan = ready.plan()?;
+    let resume = run.resume();
+    let ask = Ask {
+        runs_dir: &ready.config.log.runs_dir,
+        config_name: &ready.config.name,
+        name: run.name.as_deref(),
+        resume: &resume,
+        node_rank: run.node_rank,
+        now: SystemTime::now(),
+    };
+    let mut folder = RunDir::open(&ask)?;
+    println!("{}", plan.table_at(columns()));
+    for note in &plan.notes {
+        println!("note: {note}");
+    }
+    announce(&folder, &resume);
+    let outcome = supervise_run(run, &ready, &plan, &mut folder, program)?;
+    close(&folder, &plan, &outcome);
+    Ok(outcome.exit_code)
+}
+
+fn announce(folder: &RunDir, resume: &Resume) {
+    match (&folder.resume, resume) {
+        (Some(checkpoint), _) => println!("run {}: going on from {}", folder.name(), checkpoint.display()),
+        (None, Resume::Auto) => println!("run {}: no checkpoint yet, starting afresh", folder.name()),
+        (None, _) => println!("run {}: {}", folder.name(), folder.path.display()),
+    }
+}
+
+fn supervise_run(
+    run: &RunArgs,
+    ready: &Ready,
+    plan: &Plan,
+    folder: &mut RunDir,
+    program: PathBuf,
+) -> Result<Outcome, Error> {
+    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let mut made = None;
+    let spec = |restarts: u32| {
+        if restarts > 0 {
+            folder.resume_newest();
+        }
+        let spec = train_spec(run, ready, plan, folder, &program, restarts);
+        spec.map_err(|error| {
+            let text = error.to_string();
+            made = Some(error);
+            std::io::Error::other(text)
+        })
+    };
+    let outcome = supervise::run_with_restarts(run.max_restarts, spec, &console);
+    console.finish();
+    outcome.map_err(|source| made.unwrap_or(Error::Io { what: "cannot run the ranks".into(), code: exit::INTERNAL, source }))
+}
+
+fn train_spec(
+    run: &RunArgs,
+    ready: &Ready,
+    plan: &Plan,
+    folder: &RunDir,
+    program: &Path,
+    restarts: u32,
+) -> Result<Spec, Error> {
+    let (_, job) = folder.write(&ready.config, plan)?;
+    let meeting = meeting(run, plan.topology.local_world_size, plan.topology.threads_per_rank);
+    let mut env = vec![
+        (env::JOB.to_string(), job.display().to_string()),
+        (env::RUN_ID.to_string(), folder.name()),
+        (env::RESTARTS.to_string(), restarts.to_string()),
+    ];
+    env.extend(quiet_torch());
+    Ok(Spec {
+        program: program.to_path_buf(),
+        args: Vec::new(),
+        env,
+        ranks: ranks(&meeting)?,
+        log_dir: Some(folder.path.clone()),
+        grace: Duration::try_from_secs_f64(ready.config.train.stop_grace).unwrap_or(EXEC_GRACE),
+        control: true,
+    })
+}
+
+/// libtorch's own chatter is for its developers.
+fn quiet_torch() -> Option<(String, String)> {
+    let name = "TORCH_CPP_LOG_LEVEL";
+    std::env::var_os(name).is_none().then(|| (name.to_string(), "ERROR".to_string()))
+}
+
+fn meeting(run: &RunArgs, local_world_size: usize, threads_per_rank: usize) -> Meeting {
+    Meeting {
+        local_world_size,
+        nnodes: run.nnodes,
+        node_rank: run.node_rank,
+        master_addr: run.master_addr.clone(),
+        master_port: run.master_port,
+        threads_per_rank,
+    }
+}
+
+fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
+    supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
+}
+
+fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>) -> Result<u8, Error> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let count = run.local_ranks().unwrap_or(1);
+    let spec = Spec {
+        program: program.into(),
+        args,
+        env: Vec::new(),
+        ranks: ranks(&meeting(run, count, (cores / count).max(1)))?,
+        log_dir: None,
+        grace: EXEC_GRACE,
+        control: false,
+    };
+    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let outcome = supervise::run_with_restarts(run.max_restarts, |_| Ok(spec.clone()), &console);
+    console.finish();
+    let outcome = outcome.map_err(io("cannot run the ranks", exit::INTERNAL))?;
+    explain(&outcome);
+    Ok(outcome.exit_code)
+}
+
+fn explain(outcome: &Outcome) {
+    if let Some(failure) = &outcome.first_failure {
+        eprintln!("launch: error: {failure}");
+    }
+}
+
+/// Adds what only the launcher knows to summary.json, prints the closing table.
+fn close(folder: &RunDir, plan: &Plan, outcome: &Outcome) {
+    explain(outcome);
+    let path = folder.path.join("summary.json");
+    let known = outcome.first_failure.is_none().then(|| std::fs::read(&path).ok()).flatten();
+    let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
+        status: "failed".into(),
+        steps: outcome.progress.as_ref().map_or(0, |last| last.step),
+        epochs: outcome.progress.as_ref().map_or(0, |last| last.epoch),
+        wall_s: outcome.wall.as_secs_f64(),
+        ..Summary::default()
+    });
+    summary.wall_s = outcome.wall.as_secs_f64();
+    summary.peak_pss_bytes_per_rank = outcome.peaks.pss_bytes_per_rank.clone();
+    summary.peak_node_bytes = outcome.peaks.node_bytes;
+    summary.restarts = outcome.restarts;
+    if let Ok(text) = serde_json::to_vec_pretty(&summary)
+        && let Err(error) = std::fs::write(&path, text)
+    {
+        eprintln!("launch: {}: {error}", path.display());
+    }
+    println!("{}", closing_table(&summary, plan));
+    println!("{}", folder.path.display());
+    if outcome.exit_code == exit::STOPPED {
+        println!("stopped after a checkpoint: go on with --name {} --resume auto", folder.name());
+    }
+}
+
+fn sample_data(args: &SampleDataArgs) -> Result<u8, Error> {
+    let error = rank_command(&args.words())?.exec();
+    Err(io("cannot start rank", exit::INTERNAL)(error))
+}
+
+fn batch(args: &BatchArgs) -> Result<u8, Error> {
+    let request = Request { ranks: Some(args.world), device: DeviceChoice::Cpu, ..Request::default() };
+    let ready = prepare(&args.config, request)?;
+    ready.sample_if_missing()?;
+    let plan = ready.plan()?;
+    // Beside the runs, where the facts about unchanged files are kept; gone when the batch is written.
+    let runs_dir = std::path::absolute(&ready.config.log.runs_dir).map_err(io("log.runs_dir", exit::USAGE))?;
+    let folder = RunDir::scratch(&runs_dir)?;
+    let written = folder.write(&ready.config, &plan).map_err(Error::from).and_then(|(_, job)| {
+        let mut command = rank_command(&["batch".into(), "--job".into(), job.into_os_string()])?;
+        command.args(["--step", &args.step.to_string(), "--rank", &args.rank.to_string()]);
+        command.args(["--world", &args.world.to_string(), "--out"]).arg(&args.out);
+        command.status().map_err(io("cannot start rank", exit::INTERNAL))
+    });
+    folder.remove();
+    let status = written?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::INTERNAL))
+}

@@ -1,0 +1,383 @@
+//! Collectives between the CPU ranks of one node, through a shared memfd.
+//!
+//! Flat buffers live in the shared memory itself, so an all-reduce copies nothing: ranks take chunks from a common
+//! counter, add the chunk's range of all ranks' buffers in rank order, and write the sum into all of them. Whoever has a
+//! core does the work; the result is bitwise the same whoever that was. Other tensors go through a small staging region.
+
+#![allow(unsafe_code)]
+
+mod segment;
+mod sum;
+mod sync;
+
+use super::{Collective, CommError};
+use crate::torch;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use segment::{MAX_RANKS, Region, Segment};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use sync::{Call, Name, Sync};
+use tch::{Device, Kind, Tensor};
+
+/// Bytes of one rank's staging slice: what other tensors move per round.
+const STAGE_BYTES: usize = 1 << 20;
+/// Bytes of one rank's buffer that are summed at a time.
+const CHUNK_BYTES: usize = 128 << 10;
+
+/// The ranks of one node, on CPU.
+pub struct ShmCollective {
+    segment: Segment,
+    sync: Sync,
+    /// Held over every collective: calls of one rank never mix.
+    regions: Mutex<Regions>,
+}
+
+struct Regions {
+    next_offset: usize,
+    /// The first one is for staging.
+    list: Vec<Arc<Region>>,
+}
+
+/// Makes the memfd that the ranks of a node share. Inherited over `exec` unless `close_on_exec`.
+///
+/// # Errors
+/// The kernel gives no file.
+pub fn create_memfd(close_on_exec: bool) -> Result<OwnedFd, CommError> {
+    let flags = if close_on_exec {
+        MemfdFlags::CLOEXEC
+    } else {
+        MemfdFlags::empty()
+    } | MemfdFlags::ALLOW_SEALING;
+    memfd_create("headroom-comm", flags).map_err(|e| CommError::Other(format!("memfd_create: {e}")))
+}
+
+impl ShmCollective {
+    /// Joins the node's ranks in a memfd that no earlier run has used, and waits for all of them.
+    ///
+    /// `timeout` bounds every later wait too (`train.step_timeout`).
+    ///
+    /// # Errors
+    /// A rank outside the world or joined twice, a used memfd, no memory, or ranks that do not come in time.
+    pub fn new(fd: OwnedFd, rank: usize, world: usize, timeout: Duration) -> Result<ShmCollective, CommError> {
+        if world > MAX_RANKS || rank >= world {
+            return Err(CommError::Other(format!(
+                "rank {rank} of {world}: a node has ranks 0 to {}",
+                MAX_RANKS - 1
+            )));
+        }
+        let segment = Segment::open(fd).map_err(|e| no_room(Segment::header_bytes(), e))?;
+        let regions = Mutex::new(Regions {
+            next_offset: Segment::header_bytes(),
+            list: Vec::new(),
+        });
+        let new = ShmCollective {
+            segment,
+            sync: Sync::new(rank, world, timeout),
+            regions,
+        };
+        new.join()?;
+        let mut regions = new.lock();
+        new.grow(&mut regions, STAGE_BYTES)?;
+        drop(regions);
+        Ok(new)
+    }
+
+    fn join(&self) -> Result<(), CommError> {
+        let (header, rank, world) = (self.segment.header(), self.sync.rank, self.sync.world as u32);
+        if let Err(found) = header
+            .world
+            .0
+            .compare_exchange(0, world, Ordering::AcqRel, Ordering::Acquire)
+            && found != world
+        {
+            return Err(CommError::Other(format!(
+                "rank {rank} expects {world} ranks on this node, others {found}"
+            )));
+        }
+        if header.generation.0.load(Ordering::Acquire) & !sync::POISON != 0 {
+            let problem = "the shared memory holds an earlier run: each start needs a new memfd";
+            return Err(CommError::Other(format!("rank {rank}: {problem}")));
+        }
+        let line = &header.ranks[rank];
+        line.pid_namespace.store(pid_namespace(), Ordering::Relaxed);
+        if line
+            .pid
+            .compare_exchange(0, std::process::id(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_err()
+        {
+            return Err(CommError::Other(format!(
+                "rank {rank} has joined already: two processes have the same rank"
+            )));
+        }
+        self.sync.barrier(header, call(Name::Join, 0, 0))?;
+        self.sync.watch_peers(header);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Regions> {
+        // A panic while it was held leaves the list as it was: pushes are last.
+        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a region with `slice_bytes` for each rank. All ranks get it, or all get an error.
+    fn grow(&self, regions: &mut Regions, slice_bytes: usize) -> Result<Arc<Region>, CommError> {
+        let (header, rank, world) = (self.segment.header(), self.sync.rank, self.sync.world);
+        let offset = regions.next_offset;
+        let bytes = Segment::region_bytes(slice_bytes, world).ok_or_else(|| no_room(slice_bytes, Errno::OVERFLOW))?;
+        let grow = call(Name::Grow, offset, slice_bytes);
+        self.sync.barrier(header, grow)?;
+        let code = |e: Errno| e.raw_os_error() as u64;
+        let reserved = if rank == 0 {
+            self.segment.reserve(offset, bytes)
+        } else {
+            Ok(())
+        };
+        let own = reserved.err().map_or(0, code);
+        check_growth(&self.sync.barrier(header, Call { own, ..grow })?, bytes)?;
+        let mapped = self.segment.map(offset, slice_bytes, world);
+        let own = mapped.as_ref().err().copied().map_or(0, code);
+        check_growth(&self.sync.barrier(header, Call { own, ..grow })?, bytes)?;
+        let region = Arc::new(mapped.map_err(|e| no_room(bytes, e))?);
+        regions.next_offset = offset + bytes;
+        regions.list.push(region.clone());
+        Ok(region)
+    }
+
+    /// Sums `len` elements of type `T` from byte `offset` of all slices, in all slices.
+    fn reduce<T>(&self, region: &Region, offset: usize, len: usize, call: Call) -> Result<(), CommError>
+    where
+        T: Copy + Default + std::ops::AddAssign,
+    {
+        let header = self.segment.header();
+        self.sync.barrier(header, call)?;
+        let per_chunk = CHUNK_BYTES / size_of::<T>();
+        let total = len.div_ceil(per_chunk) as u32;
+        let working = &header.ranks[self.sync.rank].working;
+        working.store(1, Ordering::Release);
+        loop {
+            let chunk = header.next_chunk.0.fetch_add(1, Ordering::Relaxed);
+            if chunk >= total {
+                break;
+            }
+            let start = chunk as usize * per_chunk;
+            let n = per_chunk.min(len - start);
+            let at = |rank| region.slice(rank).wrapping_add(offset).cast::<T>().wrapping_add(start);
+            let mut buffers = [std::ptr::null_mut(); MAX_RANKS];
+            let buffers = &mut buffers[..self.sync.world];
+            buffers
+                .iter_mut()
+                .enumerate()
+                .for_each(|(rank, buffer)| *buffer = at(rank));
+            // SAFETY: offset + len elements lie inside every slice (checked by the callers), slices do not overlap, and
+            // the counter gave this chunk to this rank alone. Owners keep off their buffers until `wait_done`.
+            unsafe { sum::sum_into_all(buffers, n) };
+            if header.done.0.fetch_add(2, Ordering::AcqRel) >> 1 == total - 1 {
+                sync::wake(&header.done.0);
+            }
+        }
+        working.store(0, Ordering::Release);
+        self.sync.wait_done(header, total, call.name)
+    }
+
+    /// All-reduce of any memory, piece by piece through the staging region.
+    fn reduce_staged<T>(&self, stage: &Region, data: *mut u8, len: usize, name: Name) -> Result<(), CommError>
+    where
+        T: Copy + Default + std::ops::AddAssign,
+    {
+        let own = stage.slice(self.sync.rank);
+        let per_piece = STAGE_BYTES / size_of::<T>();
+        let mut start = 0;
+        // At least one round, so that ranks meet over an empty tensor too.
+        loop {
+            let n = per_piece.min(len - start);
+            let (at, bytes) = (data.wrapping_add(start * size_of::<T>()), n * size_of::<T>());
+            // SAFETY: `data` holds `len` elements; the stage holds a piece and is this rank's own between collectives.
+            unsafe { std::ptr::copy_nonoverlapping(at, own, bytes) };
+            self.reduce::<T>(stage, 0, n, call(name, start, len * size_of::<T>()))?;
+            // SAFETY: as above; all chunks are summed, and nobody writes here before this rank's next barrier.
+            unsafe { std::ptr::copy_nonoverlapping(own, at, bytes) };
+            start += n;
+            if start >= len {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Where `tensor` lies in the shared memory: region number and byte offset in this rank's slice.
+    fn find(&self, regions: &Regions, data: *mut u8, bytes: usize) -> Option<(usize, usize)> {
+        regions.list.iter().enumerate().skip(1).find_map(|(index, region)| {
+            let offset = (data as usize).checked_sub(region.slice(self.sync.rank) as usize)?;
+            (offset.checked_add(bytes)? <= region.slice_bytes).then_some((index, offset))
+        })
+    }
+
+    fn all_reduce<T>(&self, tensor: &Tensor, name: Name) -> Result<(), CommError>
+    where
+        T: Copy + Default + std::ops::AddAssign,
+    {
+        let (len, data) = (tensor.numel(), tensor.data_ptr().cast::<u8>());
+        let bytes = len * size_of::<T>();
+        let regions = self.lock();
+        match self.find(&regions, data, bytes) {
+            Some((index, offset)) if len > 0 => {
+                // The place is part of the call: every rank must reduce the same range.
+                let place = regions.list[..index].iter().map(|r| r.slice_bytes).sum::<usize>() + offset + 1;
+                self.reduce::<T>(&regions.list[index], offset, len, call(name, place, bytes))
+            }
+            _ => self.reduce_staged::<T>(&regions.list[0], data, len, name),
+        }
+    }
+}
+
+impl Collective for ShmCollective {
+    fn rank(&self) -> usize {
+        self.sync.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.sync.world
+    }
+
+    fn backend(&self) -> &'static str {
+        "shm"
+    }
+
+    fn flat_buffer(&self, len: usize) -> Result<Tensor, CommError> {
+        let bytes = len.checked_mul(4).ok_or_else(|| no_room(len, Errno::OVERFLOW))?;
+        let region = self.grow(&mut self.lock(), bytes.max(1))?;
+        let data = region.slice(self.sync.rank);
+        let shape = [i64::try_from(len).map_err(|_| no_room(len, Errno::OVERFLOW))?];
+        // SAFETY: the slice holds `len` f32, is 64-byte aligned and lives as long as the region that the tensor keeps;
+        // other ranks write to it only inside collectives on it, which this rank has entered too.
+        unsafe { torch::from_memory(data, &shape, Kind::Float, Box::new(region)) }
+            .map_err(|e| CommError::Other(format!("flat buffer of {len} elements: {e}")))
+    }
+
+    fn all_reduce_sum(&self, tensor: &Tensor) -> Result<(), CommError> {
+        check_tensor(tensor)?;
+        match tensor.kind() {
+            Kind::Float => self.all_reduce::<f32>(tensor, Name::ReduceF32),
+            Kind::Double => self.all_reduce::<f64>(tensor, Name::ReduceF64),
+            other => Err(CommError::Other(format!(
+                "all_reduce_sum adds f32 or f64, not {other:?}"
+            ))),
+        }
+    }
+
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError> {
+        check_tensor(tensor)?;
+        if root >= self.sync.world {
+            return Err(CommError::Other(format!(
+                "broadcast from rank {root} of {}",
+                self.sync.world
+            )));
+        }
+        let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let data = tensor.data_ptr().cast::<u8>();
+        let regions = self.lock();
+        let (header, stage) = (self.segment.header(), regions.list[0].slice(root));
+        for start in (0..bytes.max(1)).step_by(STAGE_BYTES) {
+            let n = STAGE_BYTES.min(bytes - start);
+            let at = data.wrapping_add(start);
+            let round = call(Name::Broadcast, start * MAX_RANKS + root, bytes);
+            if self.sync.rank == root {
+                // SAFETY: n bytes of a contiguous tensor; the last round's readers have all left.
+                unsafe { std::ptr::copy_nonoverlapping(at, stage, n) };
+            }
+            self.sync.barrier(header, round)?;
+            if self.sync.rank != root {
+                // SAFETY: as above; the root keeps off its stage until the next barrier.
+                unsafe { std::ptr::copy_nonoverlapping(stage, at, n) };
+            }
+            self.sync.barrier(header, round)?;
+        }
+        Ok(())
+    }
+
+    fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        let regions = self.lock();
+        let (header, stage) = (self.segment.header(), &regions.list[0]);
+        let own = bytes.len() as u64;
+        let lengths = self.sync.barrier(
+            header,
+            Call {
+                own,
+                ..call(Name::Gather, 0, 0)
+            },
+        )?;
+        let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+        let mut all: Vec<Vec<u8>> = lengths.iter().map(|&n| Vec::with_capacity(n as usize)).collect();
+        for start in (0..longest).step_by(STAGE_BYTES) {
+            let part = |len: usize| len.saturating_sub(start).min(STAGE_BYTES);
+            let round = call(Name::Gather, start + 1, longest);
+            let mine = &bytes[start.min(bytes.len())..][..part(bytes.len())];
+            // SAFETY: at most STAGE_BYTES into this rank's own stage; the last round's readers have all left.
+            unsafe { std::ptr::copy_nonoverlapping(mine.as_ptr(), stage.slice(self.sync.rank), mine.len()) };
+            self.sync.barrier(header, round)?;
+            for (rank, out) in all.iter_mut().enumerate() {
+                let n = part(lengths[rank] as usize);
+                // SAFETY: the stage holds n bytes that its owner leaves alone until the next barrier.
+                out.extend_from_slice(unsafe { std::slice::from_raw_parts(stage.slice(rank), n) });
+            }
+            self.sync.barrier(header, round)?;
+        }
+        Ok(all)
+    }
+
+    fn barrier(&self) -> Result<(), CommError> {
+        let _calls = self.lock();
+        self.sync.check(self.segment.header())?;
+        self.sync
+            .barrier(self.segment.header(), call(Name::Barrier, 0, 0))
+            .map(|_| ())
+    }
+
+    fn abort(&self, reason: CommError) {
+        self.sync.abort(self.segment.header(), reason);
+    }
+}
+
+fn call(name: Name, place: usize, len: usize) -> Call {
+    Call {
+        name,
+        place: place as u64,
+        len: len as u64,
+        own: 0,
+    }
+}
+
+fn check_tensor(tensor: &Tensor) -> Result<(), CommError> {
+    if tensor.device() != Device::Cpu || !tensor.is_contiguous() {
+        let (shape, device) = (tensor.size(), tensor.device());
+        return Err(CommError::Other(format!(
+            "shm moves contiguous CPU tensors; this one of shape {shape:?} is on {device:?} or not contiguous"
+        )));
+    }
+    Ok(())
+}
+
+/// Every rank's error number of a growth; the first that is none of zero is everybody's error.
+fn check_growth(codes: &[u64], bytes: usize) -> Result<(), CommError> {
+    match codes.iter().find(|&&code| code != 0) {
+        Some(&code) => Err(no_room(bytes, Errno::from_raw_os_error(code as i32))),
+        None => Ok(()),
+    }
+}
+
+fn no_room(bytes: usize, error: Errno) -> CommError {
+    CommError::Other(format!(
+        "no room for {:.1} MiB in the node's shared memory ({error}): use fewer ranks, a smaller model, or a larger memory limit",
+        bytes as f64 / f64::from(1 << 20)
+    ))
+}
+
+fn pid_namespace() -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self/ns/pid").map_or(0, |m| m.ino())
+}
+
+#[cfg(test)]
+mod tests;
