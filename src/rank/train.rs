@@ -2,7 +2,7 @@
 
 use super::observer::RankObserver;
 use super::{RankError, read_job};
-use crate::comm::{Collective, CommError, RankEnv, Solo};
+use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo, rendezvous};
 use crate::data::DataError;
 use crate::report::memory::{MemorySampler, Probe};
 use crate::report::records::{RecordWriter, write_summary};
@@ -55,7 +55,7 @@ pub fn main() -> u8 {
 /// Reads environment and job, meets the other ranks.
 fn start(began: Instant) -> Result<Start, RankError> {
     let job = read_job(None)?;
-    let env = RankEnv::from_env().map_err(|e| RankError::Usage(e.to_string()))?;
+    let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(|e| RankError::Usage(e.to_string()))?;
     // A failure of a peer may arrive before this rank has met the others.
     let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
     let reporter = Reporter::from_env(env.rank as u32, {
@@ -73,10 +73,34 @@ fn start(began: Instant) -> Result<Start, RankError> {
     let collective: Arc<dyn Collective> = if env.world_size == 1 {
         Arc::new(Solo::new(Device::Cpu))
     } else {
-        Arc::new(crate::comm::rendezvous::meet(&env, timeout).map_err(|e| told(e.into()))?)
+        Arc::new(meet(&env, timeout).map_err(told)?)
     };
     let _ = meeting.set(Arc::clone(&collective));
     Ok(Start { job, env, collective, reporter, began })
+}
+
+/// Joins the node's ranks in the launcher's memfd, or in one that local rank 0 makes when another launcher started us.
+fn meet(place: &RankEnv, timeout: Duration) -> Result<ShmCollective, RankError> {
+    if place.world_size != place.local_world_size {
+        let (world, local) = (place.world_size, place.local_world_size);
+        return Err(RankError::Usage(format!(
+            "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, so one node is all; \
+             several nodes need GPUs"
+        )));
+    }
+    let memfd = match std::env::var(env::COMM_FD) {
+        Ok(number) => {
+            // A memfd can be opened anew by its number: no ownership of a raw descriptor is taken.
+            let path = format!("/proc/self/fd/{number}");
+            let file = std::fs::File::options().read(true).write(true).open(&path);
+            file.map_err(|e| RankError::Usage(format!("{}={number}: {e}", env::COMM_FD)))?.into()
+        }
+        Err(_) => {
+            let run = std::env::var(env::RUN_ID).unwrap_or_default();
+            rendezvous::share_memfd(place, &run, timeout)?
+        }
+    };
+    Ok(ShmCollective::new(memfd, place.local_rank, place.local_world_size, timeout)?)
 }
 
 fn train(start: Start) -> Result<u8, RankError> {

@@ -1,10 +1,10 @@
 //! The loop: epochs of steps, evaluation, schedule, early stopping, checkpoints.
 
 use super::checkpoint::{self, Checkpointer, Content, Facts};
-use super::ddp::Ddp;
+use super::ddp::{Ddp, DdpOptions};
 use super::ema::Ema;
 use super::evaluate::{EvalSpec, evaluate, reduce_sums};
-use super::optimizer::Optimizer;
+use super::optimizer::{Optimizer, Rule};
 use super::schedule::{Monitor, Schedule};
 use super::state::{BestState, LoopState};
 use super::step::{StepOutcome, StepRunner};
@@ -12,7 +12,7 @@ use super::{Observer, TrainError};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
 use crate::task::{Datasets, Metrics, Model};
-use launcher::config::Config;
+use launcher::config::{Config, OptimizerKind, TrainConfig};
 use launcher::contract::{MetricsRecord, Progress};
 use launcher::plan::Plan;
 use std::collections::BTreeMap;
@@ -117,15 +117,16 @@ impl<'a, 'o> Loop<'a, 'o> {
         }
         .checked()?;
         let steps_per_epoch = planner.steps_per_epoch();
+        let options = DdpOptions { bucket_mb: config.ddp.bucket_mb, ..DdpOptions::default() };
         let params = fit.params.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-        let mut ddp = Ddp::new(params, Arc::clone(&fit.collective), config.ddp.bucket_mb)?;
-        let mut optimizer = Optimizer::new(train, &mut ddp)?;
+        let ddp = Ddp::new(params, Arc::clone(&fit.collective), options)?;
+        let mut optimizer = Optimizer::new(rule(train), &ddp)?;
         let mut ema = train.ema_decay.map(|decay| Ema::new(decay, &fit.params));
         let mut schedule = Schedule::new(train, steps_per_epoch);
         let mut monitor = Monitor::new(train);
         let mut state = LoopState { steps_per_epoch, ..LoopState::default() };
         if let Some(resume) = resume {
-            optimizer.load(&resume.optimizer, &ddp)?;
+            optimizer.import(&ddp, &resume.optimizer)?;
             if let Some(ema) = &mut ema {
                 ema.load(&resume.ema);
             }
@@ -383,7 +384,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         state.monitor = Some(self.monitor.state().clone());
         self.saved_step = Some(state.step);
         if let Some(checkpoints) = &mut self.fit.checkpoints {
-            let optimizer = self.optimizer.tensors(&self.ddp);
+            let optimizer = self.optimizer.export(&self.ddp)?;
             let ema = self.ema.as_ref().map(Ema::tensors);
             checkpoints.save(Content {
                 step: state.step,
@@ -437,5 +438,15 @@ impl<'a, 'o> Loop<'a, 'o> {
             self.fit.collective.broadcast(&tensor.detach(), 0)?;
         }
         Ok(())
+    }
+}
+
+/// The optimizer's rule as the config has it.
+fn rule(train: &TrainConfig) -> Rule {
+    let TrainConfig { betas, eps, weight_decay, momentum, .. } = *train;
+    match train.optimizer {
+        OptimizerKind::Adamw => Rule::AdamW { betas, eps, weight_decay },
+        OptimizerKind::Adam => Rule::Adam { betas, eps, weight_decay },
+        OptimizerKind::Sgd => Rule::Sgd { momentum, nesterov: false, weight_decay },
     }
 }

@@ -22,6 +22,7 @@ use crate::comm::CommError;
 use crate::data::DataError;
 use crate::torch::TorchError;
 use checkpoint::CheckpointError;
+use ddp::DdpError;
 use launcher::contract::{MetricsRecord, Progress};
 
 /// What ends training early.
@@ -35,6 +36,8 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Torch(#[from] TorchError),
+    #[error(transparent)]
+    Ddp(DdpError),
     #[error("{0}")]
     Config(String),
     #[error(
@@ -54,4 +57,14 @@ pub trait Observer {
     fn record(&mut self, record: &MetricsRecord);
     /// One line for people; rank 0 only.
     fn line(&mut self, text: String);
+}
+
+impl From<DdpError> for TrainError {
+    fn from(error: DdpError) -> Self {
+        match error {
+            DdpError::Comm(error) => TrainError::Comm(error),
+            DdpError::Torch(error) => TrainError::Torch(error),
+            other => TrainError::Ddp(other),
+        }
+    }
 }

@@ -1,13 +1,18 @@
 //! One optimizer step: micro-batches forward and backward, the reduction, clipping, the update.
 
-use super::ddp::{Ddp, Vote};
-use super::optimizer::Optimizer;
+use super::ddp::Ddp;
+use super::optimizer::{Optimizer, clip_grad_norm};
 use super::{TrainError, to_tensors};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, BatchStream};
 use crate::task::{Metrics, Model};
 use launcher::config::Config;
 use tch::Device;
+
+/// Places of this room's sums among the votes of [`Ddp::votes_mut`].
+const STOP: usize = 0;
+const NON_FINITE: usize = 1;
+const LOSS: usize = 2;
 
 /// What a step needs to read.
 pub struct StepRunner<'a> {
@@ -52,7 +57,7 @@ impl StepRunner<'_> {
         lr: f64,
     ) -> Result<StepOutcome, TrainError> {
         let mut outcome = StepOutcome { lr, ..StepOutcome::default() };
-        ddp.zero_grad();
+        ddp.zero_grad()?;
         let micros = self.planner.micro_batches(self.step_in_epoch);
         let (mut loss_sum, mut bad) = (0.0, None);
         for micro in 0..micros {
@@ -70,21 +75,20 @@ impl StepRunner<'_> {
             }
             metrics.update(&batch, &output);
             let last = micro + 1 == micros;
-            if last {
-                ddp.set_vote(Vote::Stop, f32::from(self.stop));
-                ddp.set_vote(Vote::NonFinite, f32::from(bad.is_some()));
-                ddp.set_vote(Vote::Loss, loss_sum as f32);
-            }
             ddp.set_sync(last);
             (output.loss * share).backward();
         }
+        let votes = ddp.votes_mut();
+        votes[STOP] = f32::from(u8::from(self.stop));
+        votes[NON_FINITE] = f32::from(u8::from(bad.is_some()));
+        votes[LOSS] = loss_sum as f32;
         ddp.finish()?;
-        if ddp.vote(Vote::NonFinite) > 0.0 {
+        if ddp.votes()[NON_FINITE] > 0.0 {
             return Err(self.non_finite(bad)?);
         }
-        outcome.loss = f64::from(ddp.vote(Vote::Loss));
-        outcome.stop = ddp.vote(Vote::Stop) > 0.0;
-        outcome.grad_norm = optimizer.clip(ddp, self.config.train.gradient_clip_norm)?;
+        outcome.loss = f64::from(ddp.votes()[LOSS]);
+        outcome.stop = ddp.votes()[STOP] > 0.0;
+        outcome.grad_norm = clip_grad_norm(ddp, self.config.train.gradient_clip_norm)?;
         if !outcome.grad_norm.is_finite() {
             let value = outcome.grad_norm;
             return Err(self.non_finite((self.collective.rank() == 0).then(|| (value, Vec::new())))?);

@@ -1,0 +1,423 @@
+//! From files to windows: what is read, what is left out, what is remembered.
+
+use super::scan::sampled_row;
+use super::*;
+use crate::data::source::hdf5::write::{Row, Storage, write_session};
+use crate::data::source::hdf5::{Order, Scalar};
+use crate::task::emg::sample::{SampleSpec, write_sample_data};
+
+fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
+    Ok(vec![bytes.to_vec()])
+}
+
+fn alone() -> Team<'static> {
+    Team {
+        rank: 0,
+        world_size: 1,
+        gather: &solo,
+    }
+}
+
+fn config(path: &Path) -> DataConfig {
+    DataConfig {
+        dataset_path: path.to_owned(),
+        window_size: 500,
+        stride: 100,
+        ..Default::default()
+    }
+}
+
+/// Ten seconds per session: small, but with several chunks.
+fn make(dir: &Path, sessions: usize) -> PathBuf {
+    let out = dir.join("emg");
+    let spec = SampleSpec {
+        sessions,
+        seconds: 3.0,
+        ik_failure_rows: 700,
+        ..Default::default()
+    };
+    write_sample_data(&out, &spec).unwrap();
+    out
+}
+
+fn window(dataset: &dyn Dataset, index: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut buffers: Vec<Vec<u8>> = dataset
+        .fields()
+        .iter()
+        .map(|field| vec![0; field.sample_bytes()])
+        .collect();
+    let mut out: Vec<&mut [u8]> = buffers.iter_mut().map(|buffer| &mut buffer[..]).collect();
+    dataset.read(index, &mut out, &mut Scratch::default()).unwrap();
+    let floats = |bytes: &[u8]| {
+        bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|x| f32::from_ne_bytes(*x))
+            .collect::<Vec<_>>()
+    };
+    (floats(&buffers[0]), floats(&buffers[1]))
+}
+
+#[test]
+fn windows_equal_direct_reads_and_avoid_failure_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 6);
+    let data = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
+    let Datasets {
+        train,
+        val,
+        test,
+        skipped,
+        ..
+    } = &data.datasets;
+    assert!(skipped.is_empty());
+    assert_eq!(train.fields()[0].shape, [500, 16]);
+    assert_eq!(train.fields()[1].shape, [500, 20]);
+    let mut seen = 0;
+    for dataset in [train, val, test] {
+        assert!(!dataset.is_empty());
+        for index in 0..dataset.len() {
+            let (emg, angles) = window(&**dataset, index);
+            let line = dataset.describe(index);
+            let (name, rows) = line.split_once(" rows ").unwrap();
+            let start: u64 = rows.split_once("..").unwrap().0.parse().unwrap();
+            assert_eq!(start % 100, 0);
+            let wanted = scan_facts(&config(&path)).unwrap().wanted();
+            let session = crate::data::source::hdf5::SessionData::open(&path.join(name), &wanted).unwrap();
+            let direct = session.window(start, start + 500).unwrap();
+            assert!(emg == direct[0] && angles == direct[1], "{line}");
+            assert!(angles.chunks(20).all(|pose| pose.iter().any(|x| *x != 0.0)), "{line}");
+            seen += 1;
+        }
+    }
+    let all = DataConfig {
+        skip_ik_failures: false,
+        ..config(&path)
+    };
+    let all = open_datasets(&all, 42, &alone(), dir.path()).unwrap().datasets;
+    let total = all.train.len() + all.val.len() + all.test.len();
+    assert_eq!(total, 6 * 56);
+    // 700 failed rows touch 12 windows of 500 at stride 100, fewer at an end.
+    assert!(seen < total && seen >= total - 6 * 12, "{seen} of {total}");
+}
+
+#[test]
+fn statistics_come_from_sampled_training_rows_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 5);
+    let config = DataConfig {
+        rectify: true,
+        normalize: true,
+        max_samples_for_normalize: 1000,
+        ..config(&path)
+    };
+    let data = open_datasets(&config, 7, &alone(), dir.path()).unwrap();
+    let splits = split_files(5, config.split_ratio, 7);
+    assert_eq!(
+        data.statistics.count,
+        1000 * splits[0].len() as u64,
+        "at most max_samples rows per training file"
+    );
+    // The same by two passes over direct reads.
+    let (mut values, mut poses) = (vec![Vec::new(); 16], vec![Vec::new(); 20]);
+    for n in &splits[0] {
+        let wanted = scan_facts(&config).unwrap().wanted();
+        let session =
+            crate::data::source::hdf5::SessionData::open(&path.join(format!("s{n:02}.hdf5")), &wanted).unwrap();
+        let fields = session.window(0, session.len()).unwrap();
+        for k in 0..1000 {
+            let row = sampled_row(k, 1000, session.len()) as usize;
+            (0..16).for_each(|c| values[c].push(f64::from(fields[0][row * 16 + c].abs())));
+        }
+        for pose in fields[1].chunks(20).filter(|pose| pose.iter().any(|x| *x != 0.0)) {
+            (0..20).for_each(|j| poses[j].push(f64::from(pose[j])));
+        }
+    }
+    let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    for c in 0..16 {
+        let m = mean(&values[c]);
+        let std = (values[c].iter().map(|x| (x - m).powi(2)).sum::<f64>() / values[c].len() as f64).sqrt() + 1e-8;
+        assert!((data.statistics.mean[c] - m).abs() < 1e-10 && (data.statistics.std()[c] - std).abs() < 1e-10);
+    }
+    for j in 0..20 {
+        assert!((data.mean_pose[j] - mean(&poses[j])).abs() < 1e-9);
+    }
+    let plain = DataConfig {
+        rectify: false,
+        normalize: false,
+        ..config
+    };
+    let plain = open_datasets(&plain, 7, &alone(), dir.path()).unwrap();
+    let (raw, _) = window(&*plain.datasets.train, 3);
+    let (normalised, _) = window(&*data.datasets.train, 3);
+    for (i, (raw, normalised)) in raw.iter().zip(&normalised).enumerate() {
+        let want = (f64::from(raw.abs()) - data.statistics.mean[i % 16]) / data.statistics.std()[i % 16];
+        assert!((want - f64::from(*normalised)).abs() < 1e-5 * want.abs().max(1.0));
+    }
+}
+
+#[test]
+fn the_index_saves_the_second_scan_until_a_file_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 4);
+    let facts = scan_facts(&config(&path)).unwrap();
+    let index_path = index::path(dir.path(), &facts, &path);
+    let scanned = |what: &str| {
+        let known = index::load(&index_path, &facts);
+        let current = known.values().filter(|file| index::current(file)).count();
+        let data = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
+        assert_eq!(data.datasets.skipped.len(), 0, "{what}");
+        (4 - current, data.datasets.train.len(), data.mean_pose)
+    };
+    let first = scanned("first");
+    assert_eq!(first.0, 4);
+    let second = scanned("second");
+    assert_eq!((second.0, &second.1, &second.2), (0, &first.1, &first.2));
+    // Touched: scanned again, nothing else.
+    let touched = std::fs::File::options()
+        .write(true)
+        .open(path.join("s01.hdf5"))
+        .unwrap();
+    touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(scanned("touched").0, 1);
+    assert_eq!(scanned("touched, second").0, 0);
+    // Damaged in every way: scanned again, same result.
+    let good = std::fs::read(&index_path).unwrap();
+    for at in [0, good.len() / 3, good.len() - 4] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&index_path, &bad).unwrap();
+        assert_eq!(scanned("damaged").0, 4);
+    }
+    for keep in [0, 1, good.len() / 2, good.len() - 1] {
+        std::fs::write(&index_path, &good[..keep]).unwrap();
+        let again = scanned("cut");
+        assert_eq!((again.0, &again.1, &again.2), (4, &first.1, &first.2));
+    }
+}
+
+#[test]
+fn ranks_divide_the_scan_and_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 5);
+    let single = open_datasets(&config(&path), 42, &alone(), &dir.path().join("one")).unwrap();
+    let boards: [Mutex<Vec<u8>>; 3] = Default::default();
+    let barrier = std::sync::Barrier::new(3);
+    let (path, boards, barrier) = (&path, &boards, &barrier);
+    let results: Vec<EmgData> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..3)
+            .map(|rank| {
+                let folder = dir.path().join(format!("rank{rank}"));
+                scope.spawn(move || {
+                    let gather = |bytes: &[u8]| {
+                        *boards[rank].lock().unwrap() = bytes.to_vec();
+                        barrier.wait();
+                        let share: Share = serde_json::from_slice(bytes).unwrap();
+                        assert!(share.results.len() <= 2, "files are divided");
+                        Ok(boards.iter().map(|board| board.lock().unwrap().clone()).collect())
+                    };
+                    let team = Team {
+                        rank,
+                        world_size: 3,
+                        gather: &gather,
+                    };
+                    open_datasets(&config(path), 42, &team, &folder).unwrap()
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    for data in &results {
+        assert_eq!(data.mean_pose, single.mean_pose);
+        assert_eq!(data.statistics, single.statistics);
+        assert_eq!(data.datasets.train.len(), single.datasets.train.len());
+        assert_eq!(data.datasets.val.describe(3), single.datasets.val.describe(3));
+    }
+    assert!(
+        dir.path().join("rank0").exists() && !dir.path().join("rank1").exists(),
+        "rank 0 writes the index"
+    );
+}
+
+#[test]
+fn shuffled_emg_is_a_permutation_of_windows_and_leaves_angles_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 3);
+    let plain = open_datasets(&config(&path), 42, &alone(), dir.path())
+        .unwrap()
+        .datasets
+        .train;
+    let shuffled = DataConfig {
+        shuffle_emg: true,
+        ..config(&path)
+    };
+    let shuffled = open_datasets(&shuffled, 42, &alone(), dir.path())
+        .unwrap()
+        .datasets
+        .train;
+    let sorted = |dataset: &dyn Dataset| {
+        let mut emg: Vec<_> = (0..dataset.len())
+            .map(|i| window(dataset, i).0.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+            .collect();
+        emg.sort_unstable();
+        emg
+    };
+    assert!(sorted(&*plain) == sorted(&*shuffled));
+    let same = (0..plain.len())
+        .filter(|i| window(&*plain, *i).0 == window(&*shuffled, *i).0)
+        .count();
+    assert!(same <= plain.len() / 5, "{same} of {}", plain.len());
+    (0..plain.len()).for_each(|i| assert_eq!(window(&*plain, i).1, window(&*shuffled, i).1));
+}
+
+#[test]
+fn an_evenly_spread_part_can_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 3);
+    let part = DataConfig {
+        max_train_windows: 10,
+        max_val_windows: 5,
+        ..config(&path)
+    };
+    let data = open_datasets(&part, 42, &alone(), dir.path()).unwrap().datasets;
+    assert_eq!((data.train.len(), data.val.len()), (10, 5));
+    assert!(
+        data.notes[0].starts_with("train: 10 windows (evenly out of "),
+        "{:?}",
+        data.notes
+    );
+    let mut out = [0u8; 0];
+    assert!(
+        data.train
+            .read(10, &mut [&mut out, &mut []], &mut Scratch::default())
+            .is_err()
+    );
+}
+
+fn rows(n: usize) -> Vec<Row> {
+    let number = |i: usize| ((i * 2_654_435_761) % 10_007) as f32 / 1024.0 - 4.0;
+    let row = |i: usize| Row {
+        time: 0.0,
+        joint_angles: std::array::from_fn(|j| f64::from(number(i * 36 + j))),
+        emg: std::array::from_fn(|c| number(i * 36 + 20 + c)),
+    };
+    (0..n).map(row).collect()
+}
+
+#[test]
+fn bad_files_are_left_out_with_one_line_each_or_stop_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 3);
+    let write = |name: &str, rows: &[Row]| write_session(&path.join(name), &Storage::default(), &[], rows).unwrap();
+    let mut nan = rows(2500);
+    nan[2100].emg[5] = f32::NAN;
+    write("nan.hdf5", &nan);
+    let mut infinite = rows(600);
+    infinite[7].joint_angles[19] = f64::INFINITY;
+    write("infinite.hdf5", &infinite);
+    write("short.hdf5", &rows(499));
+    let mut failed = rows(600);
+    failed.iter_mut().for_each(|row| row.joint_angles = [1e-9; 20]);
+    write("failed.hdf5", &failed);
+    std::fs::write(path.join("text.h5"), "nothing").unwrap();
+    let bytes = std::fs::read(path.join("s00.hdf5")).unwrap();
+    std::fs::write(path.join("cut.hdf5"), &bytes[..bytes.len() - 4000]).unwrap();
+    let good = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
+    let skipped = good.datasets.skipped.join("\n");
+    for line in [
+        "nan.hdf5: emg is NaN at row 2100, channel 5",
+        "infinite.hdf5: joint_angles is inf at row 7, channel 19",
+        "short.hdf5: too short for one window: 499 rows, data.window_size is 500",
+        "failed.hdf5: too short for one window: 600 rows, 600 of them IK failures",
+        "text.h5: cannot be read as HDF5",
+        "cut.hdf5: ",
+    ] {
+        assert!(skipped.contains(line), "{line}: {skipped}");
+    }
+    assert_eq!(good.datasets.skipped.len(), 6);
+    assert!(good.datasets.notes.contains(&"6 files left out".to_string()));
+    let strict = DataConfig {
+        skip_bad: false,
+        ..config(&path)
+    };
+    let error = open_datasets(&strict, 42, &alone(), dir.path())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("cut.hdf5") && error.contains("data.skip_bad"), "{error}");
+}
+
+#[test]
+fn nothing_usable_names_the_path_and_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |path: &Path, expected: &str| {
+        let error = open_datasets(&config(path), 42, &alone(), dir.path())
+            .err()
+            .unwrap()
+            .to_string();
+        for words in [expected, &path.display().to_string(), "data.sample_if_missing: true"] {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+    };
+    refused(&dir.path().join("absent"), "No such file");
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    refused(&dir.path().join("empty"), "no .hdf5 or .h5 file");
+    std::fs::create_dir(dir.path().join("bad")).unwrap();
+    std::fs::write(dir.path().join("bad/a.h5"), "text").unwrap();
+    refused(&dir.path().join("bad"), "none of 1 files is usable; the first:");
+    let zero = DataConfig {
+        stride: 0,
+        ..config(dir.path())
+    };
+    let error = open_datasets(&zero, 42, &alone(), dir.path())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("data.stride is 0"), "{error}");
+}
+
+#[test]
+fn one_or_two_files_are_enough_and_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 2);
+    let two = open_datasets(&config(&path), 42, &alone(), dir.path())
+        .unwrap()
+        .datasets;
+    assert!(
+        two.notes
+            .iter()
+            .any(|note| note.contains("val and test are the same file"))
+    );
+    let one = open_datasets(&config(&path.join("s01.hdf5")), 42, &alone(), dir.path())
+        .unwrap()
+        .datasets;
+    assert!(one.notes.iter().any(|note| note.contains("one file")));
+    assert_eq!(one.train.len(), one.test.len());
+}
+
+#[test]
+fn windows_do_not_depend_on_how_files_are_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let big = Storage {
+        order: Order::Big,
+        emg: Scalar::F64,
+        members: ["emg", "time", "joint_angles"],
+        ..Default::default()
+    };
+    let mut all = Vec::new();
+    for (name, storage) in [("a", Storage::default()), ("b", Storage::contiguous()), ("c", big)] {
+        let spec = SampleSpec {
+            sessions: 3,
+            seconds: 1.5,
+            storage,
+            ik_failure_rows: 300,
+            ..Default::default()
+        };
+        write_sample_data(&dir.path().join(name), &spec).unwrap();
+        let data = open_datasets(&config(&dir.path().join(name)), 42, &alone(), dir.path()).unwrap();
+        let train = &data.datasets.train;
+        all.push((0..train.len()).map(|i| window(&**train, i)).collect::<Vec<_>>());
+    }
+    assert!(!all[0].is_empty() && all[0] == all[1] && all[1] == all[2]);
+}
