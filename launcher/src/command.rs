@@ -29,7 +29,7 @@ enum Error {
     RunDir(#[from] RunDirError),
     #[error("{0}")]
     Data(String),
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Io { what: String, code: u8, source: std::io::Error },
 }
 
@@ -67,8 +67,9 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
             exit::OK
         }
         Err(error) => {
-            eprintln!("launch: error: {error}");
-            error.exit_code()
+            let code = error.exit_code();
+            eprintln!("launch: error: {:#}", anyhow::Error::from(error));
+            code
         }
     }
 }
@@ -114,20 +115,34 @@ impl Ready {
         Ok(plan::plan(&self.config, &self.machine, &facts, &self.request)?)
     }
 
-    /// Sample data where the config wants it and nothing is there.
+    /// Sample data where the config wants it and nothing is there. It appears whole or not at all, so that an
+    /// interrupted first run does not leave half a data set for the next.
     fn sample_if_missing(&self) -> Result<(), Error> {
         let data = &self.config.data;
-        if dataset_facts(&data.dataset_path).exists || !data.sample_if_missing {
+        let path = &data.dataset_path;
+        let empty = || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        if !data.sample_if_missing || (dataset_facts(path).exists && !empty()) {
             return Ok(());
         }
-        let path = data.dataset_path.display();
-        eprintln!("launch: {path} is absent: making sample data there (data.sample_if_missing)");
-        let args = SampleDataArgs::of(&self.config.task, &data.dataset_path, self.config.seed);
+        let shown = path.display();
+        eprintln!("launch: {shown} is absent: making sample data there (data.sample_if_missing)");
+        let partial = path.with_added_extension(format!("partial-{}", std::process::id()));
+        std::fs::create_dir_all(&partial).map_err(io(format!("cannot make {}", partial.display()), exit::DATA))?;
+        let made = self.make_sample(&partial).and_then(|()| {
+            std::fs::rename(&partial, path).map_err(io(format!("cannot make {shown}"), exit::DATA))
+        });
+        if made.is_err() {
+            let _ = std::fs::remove_dir_all(&partial);
+        }
+        made
+    }
+
+    fn make_sample(&self, out: &Path) -> Result<(), Error> {
+        let args = SampleDataArgs::of(&self.config.task, out, self.config.seed);
         let status = rank_command(&args.words())?.status().map_err(io("cannot start rank", exit::INTERNAL))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(Error::Data(format!("no sample data at {path}: `rank sample-data` ended with {status}")))
+        let path = self.config.data.dataset_path.display();
+        let failed = || Error::Data(format!("no sample data at {path}: `rank sample-data` ended with {status}"));
+        if status.success() { Ok(()) } else { Err(failed()) }
     }
 }
 

@@ -77,14 +77,14 @@ impl Kind {
             (Kind::OptionalWhole, Body::Scalar { text, .. }) if text == "auto" => Some(Value::Null),
             (Kind::Choice(words), Body::Scalar { text, plain }) => choose(words, text, *plain, null),
             (_, Body::Scalar { .. }) if null => None,
-            (Kind::Text | Kind::OptionalText, Body::Scalar { text, .. }) => one_line(text).then(|| text.as_str().into()),
+            (Kind::Text | Kind::OptionalText, Body::Scalar { text, .. }) => {
+                one_line(text).then(|| text.as_str().into())
+            }
             (Kind::Metric, Body::Scalar { text, .. }) => Some(metric(text).into()),
             (Kind::Flag, Body::Scalar { text, plain: true }) => flag(text).map(Value::Bool),
             (Kind::Whole | Kind::OptionalWhole, Body::Scalar { text, plain: true }) => whole(text).map(Value::from),
             (Kind::Number | Kind::OptionalNumber, Body::Scalar { text, plain: true }) => number(text).map(Value::from),
-            (Kind::Size, Body::Scalar { text, .. }) => {
-                text.parse::<super::Budget>().ok().map(Value::from)
-            }
+            (Kind::Size, Body::Scalar { text, .. }) => text.parse::<super::Budget>().ok().map(Value::from),
             (Kind::Numbers(count), Body::List(nodes)) if nodes.len() == count => list(nodes, Kind::Number),
             (Kind::Wholes, Body::List(nodes)) => list(nodes, Kind::Whole),
             _ => None,

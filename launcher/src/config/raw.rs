@@ -25,6 +25,7 @@ impl RawConfig {
 
     /// As [`RawConfig::find`], then in `configs/` below `home`, the folder Headroom itself lives in.
     pub fn find_in(name: &str, cwd: &Path, home: Option<&Path>) -> Result<Self, ConfigError> {
+        let home = home.filter(|home| *home != cwd);
         let folders: Vec<PathBuf> = [Some(cwd), home]
             .into_iter()
             .flatten()

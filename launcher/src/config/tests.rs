@@ -77,7 +77,10 @@ fn wrong_types_name_key_line_value_and_expectation() {
             "memory:\n  budget: 200%\n",
             "expected a share such as 80% or a size such as 20GiB",
         ),
-        ("data:\n  table_name: \"a\\nb\"\n", "expected text on one line, found the text \"a\\nb\""),
+        (
+            "data:\n  table_name: \"a\\nb\"\n",
+            "expected text on one line, found the text \"a\\nb\"",
+        ),
         ("- a\n", "found no mapping"),
         ("train:\n  a: [\n", "not valid YAML"),
     ] {

@@ -125,6 +125,7 @@ mod tests {
             total_bytes: 8_000_000_000,
             lines: vec![line],
             page_cache_bytes: 0,
+            ..BudgetPlan::default()
         };
         Plan {
             budget,

@@ -142,7 +142,7 @@ mod tests {
             write_frame(&mut stream, &message).unwrap();
         }
         let mut from = stream.as_slice();
-        let mut got = Vec::new();
+        let mut got: Vec<FromRank> = Vec::new();
         while let Some(message) = read_frame(&mut from).unwrap() {
             got.push(message);
         }

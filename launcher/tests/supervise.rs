@@ -1,0 +1,496 @@
+//! Real jobs under supervision. Each runs in a process of its own: this test binary again, as a launcher.
+
+use launcher::console::Console;
+use launcher::supervise::{Meeting, Spec, ranks, run_with_restarts};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::io::Read;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// A job as the tests describe it: one Python program for every rank.
+struct Job {
+    program: &'static str,
+    script: String,
+    ranks: usize,
+    control: bool,
+    grace_s: f64,
+    restarts: u32,
+    folder: tempfile::TempDir,
+}
+
+/// What ranks of these tests need: their number, and control messages.
+const PRELUDE: &str = r#"
+import json, os, signal, socket, struct, sys, time
+rank = int(os.environ["RANK"])
+folder = os.environ["TEST_DIR"]
+def mark(name): open(os.path.join(folder, f"{name}.{rank}.part"), "w").write(str(os.getpid())); os.rename(os.path.join(folder, f"{name}.{rank}.part"), os.path.join(folder, f"{name}.{rank}"))
+def wait_for(name, ranks=3):
+    while not all(os.path.exists(os.path.join(folder, f"{name}.{r}")) for r in range(ranks)): time.sleep(0.002)
+def connect():
+    global control
+    control = socket.socket(fileno=int(os.environ["HEADROOM_CONTROL_FD"]))
+    send(kind="hello", version=1, rank=rank)
+def send(**message):
+    body = json.dumps(message).encode()
+    control.sendall(struct.pack("<I", len(body)) + body)
+def receive():
+    size = struct.unpack("<I", control.recv(4, socket.MSG_WAITALL))[0]
+    return json.loads(control.recv(size, socket.MSG_WAITALL))
+"#;
+
+fn job(script: &str) -> Job {
+    Job {
+        program: "python3",
+        script: format!("{PRELUDE}\n{script}"),
+        ranks: 3,
+        control: false,
+        grace_s: 30.0,
+        restarts: 0,
+        folder: tempfile::tempdir().unwrap(),
+    }
+}
+
+struct Ended {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Job {
+    fn start(&self) -> Child {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "as_launcher", "--ignored", "--nocapture", "--test-threads=1"]);
+        command
+            .env("TEST_DIR", self.folder.path())
+            .env("JOB_SCRIPT", &self.script)
+            .env("JOB_PROGRAM", self.program);
+        command
+            .env("JOB_RANKS", self.ranks.to_string())
+            .env("JOB_CONTROL", self.control.to_string());
+        command
+            .env("JOB_GRACE", self.grace_s.to_string())
+            .env("JOB_RESTARTS", self.restarts.to_string());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn run(&self) -> Ended {
+        finish(self.start())
+    }
+
+    /// Waits until every rank has left its mark.
+    fn wait_for(&self, name: &str) -> Vec<i32> {
+        (0..self.ranks)
+            .map(|rank| self.pid_at(&format!("{name}.{rank}")))
+            .collect()
+    }
+
+    fn pid_at(&self, file: &str) -> i32 {
+        let path = self.folder.path().join(file);
+        eventually(&format!("{file} appears"), || path.exists());
+        fs::read_to_string(path).unwrap().parse().unwrap()
+    }
+
+    fn log(&self, rank: usize) -> String {
+        fs::read_to_string(self.folder.path().join(format!("rank{rank}.log"))).unwrap()
+    }
+}
+
+fn finish(child: Child) -> Ended {
+    let output = child.wait_with_output().unwrap();
+    Ended {
+        code: output.status.code(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Far beyond what anything here takes; only a hang reaches it.
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < end, "{what}: not within a minute");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// Letter of a process's state; `None`: gone, or dead and waiting to be reaped.
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?
+        .1
+        .chars()
+        .next()
+        .filter(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Not a test: the launcher that the others start.
+#[test]
+#[ignore = "started by the other tests"]
+fn as_launcher() -> ExitCode {
+    let Some(script) = std::env::var_os("JOB_SCRIPT") else {
+        return ExitCode::SUCCESS;
+    };
+    let number = |name: &str| std::env::var(name).unwrap().parse::<f64>().unwrap();
+    // The harness has begun a line of its own.
+    println!();
+    let meeting = Meeting {
+        local_world_size: number("JOB_RANKS") as usize,
+        ..Meeting::default()
+    };
+    let spec = |restarts: u32| {
+        Ok(Spec {
+            program: std::env::var("JOB_PROGRAM").unwrap().into(),
+            args: vec!["-c".into(), script.clone()],
+            env: vec![("HEADROOM_RESTARTS".into(), restarts.to_string())],
+            ranks: ranks(&meeting)?,
+            log_dir: Some(std::env::var_os("TEST_DIR").unwrap().into()),
+            grace: Duration::from_secs_f64(number("JOB_GRACE")),
+            control: std::env::var("JOB_CONTROL").unwrap() == "true",
+        })
+    };
+    let console = Console::start().unwrap();
+    let outcome = run_with_restarts(number("JOB_RESTARTS") as u32, spec, &console);
+    console.finish();
+    let code = match outcome {
+        Ok(outcome) => {
+            outcome.first_failure.iter().for_each(|failure| eprintln!("{failure}"));
+            outcome.exit_code
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            100
+        }
+    };
+    // The test harness would make 101 of every failure.
+    std::process::exit(code.into())
+}
+
+#[test]
+fn output_is_prefixed_line_by_line_and_logged_in_full() {
+    let job = job(r#"
+sys.stdout.write(f"to out {rank}\npart"); sys.stdout.flush()
+sys.stderr.buffer.write(b"to err \xff\n" + "".join(f"\r{i}%" for i in range(100)).encode() + b"\n"); sys.stderr.flush()
+"#);
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    for rank in 0..3 {
+        let lines = |text: &str, line: &str| text.lines().filter(|l| *l == format!("[rank {rank}] {line}")).count();
+        assert_eq!(lines(&ended.out, &format!("to out {rank}")), 1, "{}", ended.out);
+        assert_eq!(lines(&ended.out, "part"), 1, "{}", ended.out);
+        assert_eq!(lines(&ended.err, "to err \u{fffd}"), 1, "{}", ended.err);
+        assert_eq!(lines(&ended.err, "99%"), 1, "{}", ended.err);
+        assert!(!ended.err.contains('\r'));
+        let log = fs::read(job.folder.path().join(format!("rank{rank}.log"))).unwrap();
+        assert!(log.windows(8).any(|w| w == b"to err \xff") && log.windows(7).any(|w| w == b"50%\r51%"));
+    }
+}
+
+#[test]
+fn no_line_is_lost_in_a_flood() {
+    let ended = job("for i in range(50000): print('line', i)").run();
+    for rank in 0..3 {
+        let prefix = format!("[rank {rank}] line ");
+        let numbers: Vec<u32> = ended
+            .out
+            .lines()
+            .filter_map(|line| line.strip_prefix(&prefix)?.parse().ok())
+            .collect();
+        assert!(
+            numbers.iter().copied().eq(0..50000),
+            "rank {rank}: {} lines",
+            numbers.len()
+        );
+    }
+}
+
+#[test]
+fn a_failure_is_heard_while_nobody_reads_the_output() {
+    let job = job(r#"
+if rank == 0:
+    mark("flooding")
+    while True: print("x" * 1000)
+wait_for("flooding", 1)
+time.sleep(0.5)
+if rank == 1: sys.exit(5)
+mark("waiting")
+signal.pause()
+"#);
+    let mut child = job.start();
+    let peer = job.pid_at("waiting.2");
+    eventually("the peer ends although the flood stands still", || {
+        state(peer).is_none()
+    });
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let reader = std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
+    let mut text = String::new();
+    err.read_to_string(&mut text).unwrap();
+    reader.join().unwrap().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5), "{text}");
+    assert!(text.contains("rank 1 failed: exit code 5"), "{text}");
+}
+
+#[test]
+fn exit_code_or_signal_of_the_failed_rank_is_the_launchers_own() {
+    for (end, code, words) in [
+        ("sys.exit(42)", 42, "rank 1 failed: exit code 42"),
+        (
+            "os.kill(os.getpid(), signal.SIGSEGV)",
+            139,
+            "rank 1 failed: SIGSEGV (signal 11)",
+        ),
+    ] {
+        let script = format!(
+            r#"
+if rank != 1: signal.pause()
+for i in range(30): print("line", i, flush=True)
+{end}"#
+        );
+        let ended = job(&script).run();
+        assert_eq!(ended.code, Some(code), "{}", ended.err);
+        assert!(ended.err.contains(words), "{}", ended.err);
+        let (_, last) = ended.err.split_once("last lines of rank 1:").unwrap();
+        assert!(
+            last.contains("line 20\n") && last.contains("line 29") && !last.contains("line 19"),
+            "{last}"
+        );
+    }
+}
+
+#[test]
+fn the_rank_that_failed_first_is_named_although_others_fail_too() {
+    let job = job(r#"
+mark("up"); wait_for("up")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(0.2 + {2: 0, 0: 0.03, 1: 0.05}[rank])
+sys.exit(10 + rank)
+"#);
+    let ended = job.run();
+    assert_eq!(ended.code, Some(12), "{}", ended.err);
+    assert!(ended.err.contains("rank 2 failed: exit code 12"), "{}", ended.err);
+}
+
+#[test]
+fn what_a_rank_says_of_its_failure_is_passed_on_and_decides() {
+    let mut job = job(r#"
+connect(); mark("up"); wait_for("up")
+if rank == 2:
+    send(kind="failed", code=5, step=37, error="no space left on device")
+    time.sleep(0.3)
+    sys.exit(5)
+message = receive()
+send(kind="line", text=f"heard {message['kind']} of {message['rank']}: {message['error']}")
+sys.exit(6 if rank == 0 else 9)
+"#);
+    job.control = true;
+    let ended = job.run();
+    assert_eq!(ended.code, Some(5), "{}", ended.err);
+    assert!(
+        ended.err.contains("rank 2 failed at step 37: no space left on device"),
+        "{}",
+        ended.err
+    );
+    for rank in [0, 1] {
+        let heard = "heard peer_failed of 2: no space left on device";
+        assert!(ended.out.contains(&format!("[rank {rank}] {heard}")), "{}", ended.out);
+        assert!(job.log(rank).contains(heard));
+    }
+}
+
+#[test]
+fn ranks_share_one_memfd_and_inherit_nothing_else() {
+    let mut job = job(r#"
+connect()
+comm = int(os.environ["HEADROOM_COMM_FD"])
+if rank == 0: os.ftruncate(comm, 8); os.pwrite(comm, b"together", 0)
+mark("up"); wait_for("up")
+print("read", os.pread(comm, 8, 0).decode())
+open_now = set(map(int, os.listdir("/proc/self/fd")))
+known = {0, 1, 2, comm, control.fileno()}
+print("others", [n for n in sorted(open_now - known) if os.path.exists(f"/proc/self/fd/{n}")])
+taken = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCONT, signal.SIGCHLD, signal.SIGQUIT)
+print("defaults", all(signal.getsignal(s) == signal.SIG_DFL for s in taken), signal.pthread_sigmask(signal.SIG_BLOCK, []) == set())
+send(kind="done")
+"#);
+    job.control = true;
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    // Python itself ignores SIGPIPE (13) and SIGXFSZ (25).
+    for line in [
+        "read together",
+        "others []",
+        "dispositions True True",
+        "ignored 0000000001001000",
+    ] {
+        assert_eq!(ended.out.matches(line).count(), 3, "{line}\n{}", ended.out);
+    }
+}
+
+#[test]
+fn a_launcher_of_another_version_is_refused_with_a_reason() {
+    let mut job = job(r#"
+control = socket.socket(fileno=int(os.environ["HEADROOM_CONTROL_FD"]))
+send(kind="hello", version=999, rank=rank)
+signal.pause()
+"#);
+    job.control = true;
+    let ended = job.run();
+    assert_eq!(ended.code, Some(1), "{}", ended.err);
+    assert!(
+        ended.err.contains("contract version 999, the launcher 1"),
+        "{}",
+        ended.err
+    );
+}
+
+#[test]
+fn a_signal_reaches_every_rank_once_and_how_they_end_is_the_result() {
+    for (handler, sent, code) in [
+        ("lambda *_: stop(0)", Signal::TERM, 0),
+        ("lambda *_: stop(75)", Signal::USR1, 75),
+        ("signal.SIG_DFL", Signal::TERM, 143),
+        ("lambda *_: stop(0)", Signal::INT, 0),
+    ] {
+        let script = format!(
+            r#"
+got = 0
+def stop(code):
+    global got
+    got += 1
+    if got == 1: time.sleep(0.2); print("stopped", got, flush=True); sys.exit(code)
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT): signal.signal(number, {handler})
+mark("up")
+while True: signal.pause()
+"#
+        );
+        let job = job(&script);
+        let child = job.start();
+        job.wait_for("up");
+        signal(&child, sent);
+        let ended = finish(child);
+        assert_eq!(ended.code, Some(code), "{sent:?}: {}", ended.err);
+        let stopped = if code == 143 { 0 } else { 3 };
+        assert_eq!(ended.out.matches("stopped 1").count(), stopped, "{}", ended.out);
+        assert!(!ended.err.contains("failed"), "{}", ended.err);
+    }
+}
+
+const DEAF: &str = r#"
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT): signal.signal(number, lambda *_: mark("asked"))
+mark("up")
+while True: time.sleep(1)
+"#;
+
+#[test]
+fn ranks_that_do_not_stop_are_killed_after_the_grace() {
+    let mut job = job(DEAF);
+    job.grace_s = 0.2;
+    let child = job.start();
+    job.wait_for("up");
+    signal(&child, Signal::TERM);
+    let ended = finish(child);
+    assert_eq!(ended.code, Some(143), "{}", ended.err);
+    assert!(
+        ended.err.contains("not stopped within 0.2 s, killed: rank 0, 1, 2"),
+        "{}",
+        ended.err
+    );
+}
+
+#[test]
+fn a_second_interrupt_kills_at_once() {
+    let mut job = job(DEAF);
+    job.grace_s = 3600.0;
+    let child = job.start();
+    job.wait_for("up");
+    signal(&child, Signal::INT);
+    job.wait_for("asked");
+    signal(&child, Signal::INT);
+    let ended = finish(child);
+    assert_eq!(ended.code, Some(130), "{}", ended.err);
+}
+
+#[test]
+fn a_stopped_launcher_stops_its_ranks_and_continues_them() {
+    let job = job("mark('up')\nwhile not os.path.exists(os.path.join(folder, 'go')): time.sleep(0.01)");
+    let child = job.start();
+    let ranks = job.wait_for("up");
+    signal(&child, Signal::TSTP);
+    for pid in ranks.iter().copied().chain([child.id() as i32]) {
+        eventually("it is stopped", || state(pid) == Some('T'));
+    }
+    fs::write(job.folder.path().join("go"), "").unwrap();
+    signal(&child, Signal::CONT);
+    let ended = finish(child);
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+}
+
+#[test]
+fn a_killed_launcher_leaves_no_process() {
+    let job = job(r#"
+# Only a cgroup reaches a child that left the process group.
+in_cgroup = "headroom-" in open("/proc/self/cgroup").read()
+child = os.fork()
+if child == 0 and in_cgroup: os.setsid()
+mark("up" if child else "forked")
+while True: time.sleep(1)
+"#);
+    let mut child = job.start();
+    let mut pids = job.wait_for("up");
+    pids.extend(job.wait_for("forked"));
+    signal(&child, Signal::KILL);
+    for pid in pids {
+        eventually("it ends with the launcher", || state(pid).is_none());
+    }
+    child.wait().unwrap();
+}
+
+#[test]
+fn what_a_rank_left_behind_ends_with_the_job() {
+    let job = job("if os.fork() == 0:\n    mark('left')\n    while True: time.sleep(1)\nwait_for('left')");
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    for pid in job.wait_for("left") {
+        eventually("it ends with its rank", || state(pid).is_none());
+    }
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    let mut job = job("");
+    job.program = "no-such-program";
+    let ended = job.run();
+    assert_eq!(ended.code, Some(100));
+    assert!(
+        ended.err.contains("rank 0: cannot start no-such-program"),
+        "{}",
+        ended.err
+    );
+}
+
+#[test]
+fn a_failed_job_is_started_again_as_often_as_allowed() {
+    let script = "attempt = int(os.environ['HEADROOM_RESTARTS'])\nprint('attempt', attempt, flush=True)\nif rank == 1 and attempt < 2: sys.exit(6)";
+    for (restarts, code) in [(2, 0), (1, 6)] {
+        let mut job = job(script);
+        job.restarts = restarts;
+        let ended = job.run();
+        assert_eq!(ended.code, Some(code), "{}", ended.err);
+        assert_eq!(
+            ended.err.matches("starting again").count(),
+            restarts as usize,
+            "{}",
+            ended.err
+        );
+        assert!(job.log(1).contains("attempt 0\nattempt 1\n"), "{}", job.log(1));
+    }
+}
