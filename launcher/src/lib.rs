@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! config ──► plan ──► supervise ──► ranks (package `headroom`)
-//!    machine ──┘          │
-//!                     contract  (all that crosses processes)
+//!    machine ──┘       │     │
+//!                console  contract  (all that crosses processes)
 //! ```
 //!
 //! Architecture invariant: `plan` does no I/O; `config` reads neither environment, clock, /proc nor GPU; `machine`

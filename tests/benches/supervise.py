@@ -23,10 +23,13 @@ HEAD = """
 import os, signal, sys, time
 rank = int(os.environ["RANK"])
 def say(what):
-    with open(os.path.join(os.environ["BENCH_DIR"], f"{what}.{rank}"), "w") as f: f.write(f"{time.time()} {os.getpid()}")
+    path = os.path.join(os.environ["BENCH_DIR"], f"{what}.{rank}")
+    now = time.time()
+    with open(f"{path}~", "w") as f: f.write(f"{now} {os.getpid()}")
+    os.rename(f"{path}~", path)
 say("up")
-def all_up():
-    while len([f for f in os.listdir(os.environ["BENCH_DIR"]) if f.startswith("up.")]) < 3: time.sleep(0.005)
+def wait_for(what):
+    while not all(os.path.exists(os.path.join(os.environ["BENCH_DIR"], f"{what}.{r}")) for r in range(3)): time.sleep(0.005)
 """
 # The trivial program: nothing of Python's own start is measured.
 TRIVIAL = "#!/bin/sh\necho $(date +%s.%N) $$ > $BENCH_DIR/up.$RANK\nsleep 60\n"
@@ -34,13 +37,13 @@ REACH = HEAD + """
 def on_term(*_): say("told"); os._exit(0)
 signal.signal(signal.SIGTERM, on_term)
 say("ready")
-while len([f for f in os.listdir(os.environ["BENCH_DIR"]) if f.startswith("ready.")]) < 3: time.sleep(0.005)
+wait_for("ready")
 time.sleep(0.2)
 if rank == 0: say("failed"); os._exit(7)
 time.sleep(60)
 """
 ORDER = HEAD + """
-all_up()
+wait_for("up")
 start = max(float(open(os.path.join(os.environ["BENCH_DIR"], f"up.{r}")).read().split()[0]) for r in range(3)) + 0.2
 time.sleep(max(0, start + {2: 0.0, 0: 0.03, 1: 60}[rank] - time.time()))
 sys.exit(10 + rank)
@@ -83,7 +86,7 @@ def launchers(args):
 def wait_for(folder, pattern, count, seconds=30):
     end = time.time() + seconds
     while time.time() < end:
-        found = [f for f in folder.glob(pattern) if f.stat().st_size]
+        found = [f for f in folder.glob(pattern) if f.stat().st_size and not f.name.endswith("~")]
         if len(found) >= count:
             return found
         time.sleep(0.002)

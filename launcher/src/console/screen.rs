@@ -90,8 +90,10 @@ impl Screen {
         }
         let colour = self.colour_bar;
         let bar = self.bar.get_or_insert_with(|| new_bar(colour));
-        bar.set_length(progress.steps);
-        bar.set_position(progress.step);
+        bar.update(|state| {
+            state.set_len(progress.steps);
+            state.set_pos(progress.step);
+        });
         bar.set_message(text);
     }
 
@@ -150,18 +152,17 @@ impl Pace {
 
 fn new_bar(colour: bool) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-    let template = if colour {
-        "{bar:16.cyan/blue} {msg}"
-    } else {
-        "{bar:16} {msg}"
-    };
-    match ProgressStyle::with_template(template) {
+    // The text alone takes some 73 columns; what does not fit is cut rather than wrapped.
+    let columns = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| size.ws_col);
+    let width = if columns >= 110 { 24 } else { 6 };
+    let style = if colour { ".cyan/blue" } else { "" };
+    match ProgressStyle::with_template(&format!("{{bar:{width}{style}}} {{wide_msg}}")) {
         Ok(style) => bar.with_style(style.progress_chars("█▉▊▋▌▍▎▏ ")),
         Err(_) => bar,
     }
 }
 
-/// `epoch 2/10 · step 340/1200 · loss 0.1234 · 701 samples/s · ETA 12:05 · 1.52 GB`
+/// `epoch 2/10, step 340/1200, loss 0.1234, 701 samples/s, ETA 12:05, 1.52 GB`
 fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> String {
     let mut parts = vec![
         format!("epoch {}/{}", progress.epoch, progress.epochs),
@@ -179,7 +180,7 @@ fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> Stri
     if !matches!(progress.phase.as_str(), "" | "train") {
         parts.insert(0, progress.phase.clone());
     }
-    parts.join(" · ")
+    parts.join(", ")
 }
 
 #[cfg(test)]
@@ -204,7 +205,7 @@ mod tests {
         let text = describe(&at(340), Some(725.0), 1_520_000_000);
         assert_eq!(
             text,
-            "epoch 2/10 · step 340/1200 · loss 0.1235 · 701 samples/s · ETA 12:05 · 1.52 GB"
+            "epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, ETA 12:05, 1.52 GB"
         );
         let phase = Progress {
             phase: "val".into(),
@@ -214,7 +215,7 @@ mod tests {
         let text = describe(&phase, None, 0);
         assert_eq!(
             text,
-            "val · epoch 2/10 · step 340/1200 · loss 0.1235 · 701 samples/s · 0 kB · cache 82 %"
+            "val, epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, 0 kB, cache 82 %"
         );
     }
 

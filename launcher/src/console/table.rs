@@ -57,11 +57,9 @@ fn restarts(count: u32) -> String {
 
 /// Peaks of all ranks, then the plan's share of one of them.
 fn per_rank(summary: &Summary, plan: &Plan) -> String {
-    let peaks: Vec<String> = summary
-        .peak_pss_bytes_per_rank
-        .iter()
-        .map(|peak| bytes(*peak))
-        .collect();
+    // Number and unit stay together when the line is broken.
+    let amount = |peak: &u64| bytes(*peak).replace(' ', "\u{a0}");
+    let peaks: Vec<String> = summary.peak_pss_bytes_per_rank.iter().map(amount).collect();
     let peaks = if peaks.is_empty() {
         "not sampled".into()
     } else {
@@ -106,7 +104,7 @@ fn wrap(label: &str, value: &str) -> Vec<String> {
     let labels = std::iter::once(label).chain(std::iter::repeat(""));
     labels
         .zip(lines)
-        .map(|(label, line)| format!("{label:<LABEL$}{line}"))
+        .map(|(label, line)| format!("{label:<LABEL$}{}", line.replace('\u{a0}', " ")))
         .collect()
 }
 
@@ -143,7 +141,7 @@ mod tests {
             samples_per_s: 701.26,
             best: Some(Best {
                 metric: "val.mae_deg".into(),
-                value: 3.14159,
+                value: 4.25,
                 step: 1100,
             }),
             peak_pss_bytes_per_rank: vec![512_000_000; ranks],
@@ -158,7 +156,7 @@ mod tests {
         for part in [
             "1:30, of which training 1:21",
             "701.3 samples/s",
-            "val.mae_deg = 3.141590 at step 1100",
+            "val.mae_deg = 4.250000 at step 1100",
             "peak 512 MB · 512 MB · 512 MB (planned 800 MB each)",
             "peak 1.60 GB of 8.00 GB planned (20.0 %)",
         ] {

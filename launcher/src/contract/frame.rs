@@ -78,8 +78,8 @@ impl Decoder {
     /// The next whole message; `None`: more bytes are needed.
     ///
     /// # Errors
-    /// After [`FrameError::Body`] the frame is skipped and `next` can be called again.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    /// After [`FrameError::Body`] the frame is skipped and it can be called again.
+    pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let rest = &self.bytes[self.used..];
         let Some((head, rest)) = rest.split_first_chunk::<4>() else {
             return Ok(None);
@@ -127,7 +127,7 @@ mod tests {
             let (mut decoder, mut got) = (Decoder::default(), Vec::new());
             for bytes in stream.chunks(piece) {
                 decoder.push(bytes);
-                while let Some(message) = decoder.next::<FromRank>().unwrap() {
+                while let Some(message) = decoder.next_message::<FromRank>().unwrap() {
                     got.push(message);
                 }
             }
@@ -161,11 +161,11 @@ mod tests {
         let mut decoder = Decoder::default();
         decoder.push(&[2, 0, 0, 0, b'{', b'}']);
         decoder.push(&encode(&FromRank::Done).unwrap());
-        assert!(matches!(decoder.next::<FromRank>(), Err(FrameError::Body(_))));
-        assert_eq!(decoder.next::<FromRank>().unwrap(), Some(FromRank::Done));
+        assert!(matches!(decoder.next_message::<FromRank>(), Err(FrameError::Body(_))));
+        assert_eq!(decoder.next_message::<FromRank>().unwrap(), Some(FromRank::Done));
         decoder.push(&[255; 8]);
         assert!(matches!(
-            decoder.next::<FromRank>(),
+            decoder.next_message::<FromRank>(),
             Err(FrameError::TooLong { len: 0xffff_ffff })
         ));
         let long = FromRank::Line {

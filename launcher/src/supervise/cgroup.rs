@@ -202,6 +202,31 @@ mod tests {
         assert_eq!(places(MOUNTS, "garbage"), Vec::<PathBuf>::new());
     }
 
+    /// Every hierarchy that may be written here: v2 by `cgroup.kill`, v1 by listing.
+    #[test]
+    fn members_end_with_their_cgroup_in_every_hierarchy() {
+        for parent in own_places() {
+            let dir = parent.join(format!("headroom-test-{}", std::process::id()));
+            if fs::create_dir(&dir).is_err() {
+                continue;
+            }
+            let cgroup = Cgroup::at(&dir).unwrap();
+            let mut member = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+            let joined = fs::write(dir.join("cgroup.procs"), member.id().to_string());
+            let gone = joined.is_ok().then(|| {
+                cgroup.kill_members();
+                member.wait().unwrap();
+                cgroup.end(1000)
+            });
+            if gone.is_none() {
+                member.kill().unwrap();
+                member.wait().unwrap();
+                fs::remove_dir(&dir).unwrap();
+            }
+            assert_ne!(gone, Some(false), "{}", dir.display());
+        }
+    }
+
     #[test]
     fn name_holds_the_identity_of_a_process() {
         let own = name_of(std::process::id()).unwrap();

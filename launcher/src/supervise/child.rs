@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair}
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -69,15 +70,11 @@ impl Child {
             command.env(env::COMM_FD, comm.as_raw_fd().to_string());
             keep.push(comm.as_raw_fd());
         }
-        let log = match &spec.log_dir {
-            Some(dir) => Some(
-                OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(dir.join(format!("rank{}.log", rank.rank)))?,
-            ),
-            None => None,
-        };
+        let log = spec
+            .log_dir
+            .as_deref()
+            .map(|dir| open_log(dir, rank.rank))
+            .transpose()?;
         let procs = shared.cgroup.and_then(|cgroup| cgroup.open_procs().ok());
         prepare_rank(&mut command, keep, procs.as_ref().map(AsRawFd::as_raw_fd));
         let process = command.spawn().map_err(|e| {
@@ -200,6 +197,17 @@ impl Child {
             });
         }
     }
+}
+
+fn open_log(dir: &Path, rank: u32) -> io::Result<File> {
+    let path = dir.join(format!("rank{rank}.log"));
+    let file = OpenOptions::new().create(true).append(true).open(&path);
+    file.map_err(|e| {
+        io::Error::new(
+            e.kind(),
+            format!("rank {rank}: cannot open its log file {}: {e}", path.display()),
+        )
+    })
 }
 
 /// Reading end (not blocking) and writing end.

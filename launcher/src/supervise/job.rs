@@ -297,7 +297,7 @@ impl<'a> Job<'a> {
                 Ok(_) | Err(_) => return self.close_control(index),
             }
             loop {
-                match self.children[index].decoder.next() {
+                match self.children[index].decoder.next_message() {
                     Ok(Some(message)) => self.take_message(index, message),
                     Ok(None) => break,
                     Err(FrameError::Body(e)) => {

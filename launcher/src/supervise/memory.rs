@@ -18,6 +18,19 @@ pub struct Peaks {
     pub launcher_bytes: u64,
 }
 
+impl Peaks {
+    /// To what `other` has reached.
+    pub(super) fn raise(&mut self, other: &Peaks) {
+        self.pss_bytes_per_rank
+            .resize(self.pss_bytes_per_rank.len().max(other.pss_bytes_per_rank.len()), 0);
+        for (peak, new) in self.pss_bytes_per_rank.iter_mut().zip(&other.pss_bytes_per_rank) {
+            *peak = (*peak).max(*new);
+        }
+        self.node_bytes = self.node_bytes.max(other.node_bytes);
+        self.launcher_bytes = self.launcher_bytes.max(other.launcher_bytes);
+    }
+}
+
 /// Samples until `stop` is dropped. Ranks that have ended count nothing.
 pub fn sample(pids: &[Pid], watcher: &dyn Watcher, stop: &Receiver<()>) -> Peaks {
     let mut peaks = Peaks {

@@ -25,7 +25,7 @@ use crate::contract::{Progress, exit};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A job: one program, started once per rank.
 #[derive(Clone, Debug)]
@@ -83,6 +83,7 @@ pub struct Outcome {
     pub first_failure: Option<Failure>,
     /// First signal that the user sent to stop the job.
     pub stopped_by: Option<i32>,
+    /// Over all attempts, as are the peaks.
     pub wall: Duration,
     pub peaks: Peaks,
     /// How often the job was started again.
@@ -108,10 +109,16 @@ pub fn run_with_restarts(
     watcher: &dyn Watcher,
 ) -> io::Result<Outcome> {
     let signals = unix::Signals::take()?;
-    let mut restarts = 0;
+    let (started, mut restarts, mut peaks) = (Instant::now(), 0, Peaks::default());
     loop {
-        let mut outcome = job::run(&spec(restarts)?, watcher, &signals)?;
-        outcome.restarts = restarts;
+        let outcome = job::run(&spec(restarts)?, watcher, &signals)?;
+        peaks.raise(&outcome.peaks);
+        let outcome = Outcome {
+            restarts,
+            wall: started.elapsed(),
+            peaks: peaks.clone(),
+            ..outcome
+        };
         let Some(failure) = &outcome.first_failure else {
             return Ok(outcome);
         };

@@ -25,14 +25,13 @@ unsafe extern "C" {
 }
 
 /// Signals that [`Signals`] takes from the launcher.
-const TAKEN: [Signal; 7] = [
+const TAKEN: [Signal; 6] = [
     Signal::HUP,
     Signal::INT,
     Signal::TERM,
     Signal::USR1,
     Signal::TSTP,
     Signal::CONT,
-    Signal::USR2,
 ];
 
 /// Writing end of the pipe that the handler writes to; -1: none.
