@@ -115,7 +115,14 @@ impl SampleDataArgs {
     /// The task's usual sample data.
     pub fn of(task: &str, out: &Path, seed: u64) -> Self {
         let (task, out) = (task.to_string(), out.to_path_buf());
-        Self { task, out, seed, layout: None, sessions: None, seconds: None }
+        Self {
+            task,
+            out,
+            seed,
+            layout: None,
+            sessions: None,
+            seconds: None,
+        }
     }
 
     /// The command line of the rank program that does it.

@@ -113,7 +113,11 @@ impl RunDir {
     pub fn scratch(runs_dir: &Path) -> Result<Self, RunDirError> {
         let path = runs_dir.join(format!(".batch-{}", std::process::id()));
         std::fs::create_dir_all(&path).map_err(|source| io_error("make", &path, source))?;
-        Ok(Self { path, resume: None, node_rank: 0 })
+        Ok(Self {
+            path,
+            resume: None,
+            node_rank: 0,
+        })
     }
 
     /// Removes the folder and all in it.
