@@ -1,0 +1,340 @@
+//! Data-parallel gradients: persistent flat buckets, reduced while backward still runs.
+//!
+//! All trainable parameters are views of one flat tensor, all gradients views of another that lives where the
+//! collective reduces without a copy. Buckets are neighbouring ranges of it, in the order in which gradients become
+//! ready; a full bucket is reduced at once by a communication thread, always in the same order on all ranks.
+
+mod bucket;
+mod reducer;
+
+pub use bucket::{Layout, Slot};
+
+use crate::comm::{Collective, CommError};
+use crate::torch::{self, TorchError};
+use bucket::Plan;
+use reducer::Reducer;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use tch::{Kind, TchError, Tensor};
+
+/// Sums that travel behind the gradients of each step: stop votes, loss sums, sample counts.
+pub const VOTES: usize = 16;
+
+/// What can go wrong with parallel gradients.
+#[derive(Debug, thiserror::Error)]
+pub enum DdpError {
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    #[error("libtorch: {0}")]
+    Tch(#[from] TchError),
+    #[error("parameter {name}: {problem}")]
+    Parameter { name: String, problem: String },
+    #[error("rank {rank} differs from rank 0 in {what}: all ranks must build the same model from the same seed")]
+    Differs { rank: usize, what: String },
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// How gradients are put into buckets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DdpOptions {
+    /// Largest bucket after the first, MiB (`ddp.bucket_mb`).
+    pub bucket_mb: f64,
+    /// Reduce on a thread of its own while backward goes on; else inside the hook.
+    pub overlap: bool,
+}
+
+impl Default for DdpOptions {
+    fn default() -> Self {
+        DdpOptions {
+            bucket_mb: 25.0,
+            overlap: true,
+        }
+    }
+}
+
+/// Gradients of one model over all ranks.
+///
+/// A step: [`Ddp::zero_grad`]; for each micro-batch [`Ddp::set_sync`] (true for the last one only), forward, backward;
+/// [`Ddp::votes_mut`]; [`Ddp::finish`]. The loss of a micro-batch must be scaled by its share of the global batch: the
+/// reduction is a plain sum.
+pub struct Ddp {
+    collective: Arc<dyn Collective>,
+    names: Vec<String>,
+    variables: Vec<Tensor>,
+    layout: Layout,
+    /// How often the layout changed.
+    version: u64,
+    flat_params: Tensor,
+    /// Gradients, then [`VOTES`] more.
+    flat_grads: Tensor,
+    bucket_bytes: usize,
+    reducer: Reducer,
+    rebuilt: bool,
+    votes: [f32; VOTES],
+}
+
+impl Ddp {
+    /// Takes over the trainable variables `(name, f32 tensor)`, in the same order on every rank: their values move into
+    /// one flat tensor, their gradients into another. Rank 0's values win.
+    ///
+    /// # Errors
+    /// A variable that is not f32 or on another device, ranks with different names, shapes or values, no memory.
+    pub fn new(
+        variables: Vec<(String, Tensor)>,
+        collective: Arc<dyn Collective>,
+        options: DdpOptions,
+    ) -> Result<Ddp, DdpError> {
+        check_variables(&variables)?;
+        compare_ranks(&variables, &*collective)?;
+        let (names, variables): (Vec<_>, Vec<_>) = variables.into_iter().unzip();
+        let shapes: Vec<Vec<i64>> = variables.iter().map(Tensor::size).collect();
+        // The last layer's gradient comes first.
+        let order: Vec<usize> = (0..shapes.len()).rev().collect();
+        let bucket_bytes = (options.bucket_mb * f64::from(1 << 20)) as usize;
+        let Plan { layout, buckets } = Plan::new(&shapes, &order, bucket_bytes);
+        let flat_grads = collective.flat_buffer(layout.len() + VOTES)?;
+        let flat_params = Tensor::f_zeros([layout.len() as i64], (Kind::Float, flat_grads.device()))?;
+        let reducer = Reducer::new(collective.clone(), &flat_grads, buckets, options.overlap)?;
+        let mut ddp = Ddp {
+            collective,
+            names,
+            variables,
+            layout,
+            version: 0,
+            flat_params,
+            flat_grads,
+            bucket_bytes,
+            reducer,
+            rebuilt: false,
+            votes: [0.0; VOTES],
+        };
+        ddp.bind()?;
+        ddp.collective.broadcast(&ddp.flat_params, 0)?;
+        ddp.hook()?;
+        Ok(ddp)
+    }
+
+    /// Copies the variables' values to their places and makes values and gradients views of the flat tensors.
+    fn bind(&mut self) -> Result<(), DdpError> {
+        let _no_grad = tch::no_grad_guard();
+        for (index, variable) in self.variables.iter_mut().enumerate() {
+            let mut param = self.layout.view(&self.flat_params, index)?;
+            param.f_copy_(&variable.f_detach()?)?;
+            variable.f_set_data(&param)?;
+            torch::set_grad(variable, &self.layout.view(&self.flat_grads, index)?)?;
+        }
+        Ok(())
+    }
+
+    fn hook(&self) -> Result<(), DdpError> {
+        for (index, variable) in self.variables.iter().enumerate() {
+            let signal = self.reducer.signal();
+            torch::on_grad_ready(variable, Box::new(move || signal.ready(index)))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the next backward pass is the last of its step, so that full buckets are reduced at once. False at first.
+    pub fn set_sync(&mut self, sync: bool) {
+        self.reducer.set_sync(sync);
+    }
+
+    /// Fills all gradients with zero and forgets what was ready.
+    ///
+    /// # Errors
+    /// A reduction still under way failed.
+    pub fn zero_grad(&mut self) -> Result<(), DdpError> {
+        self.reducer.reset()?;
+        let _no_grad = tch::no_grad_guard();
+        let _ = self.flat_grads.f_zero_()?;
+        self.votes = [0.0; VOTES];
+        Ok(())
+    }
+
+    /// Numbers that [`Ddp::finish`] sums over the ranks with the gradients.
+    pub fn votes_mut(&mut self) -> &mut [f32; VOTES] {
+        &mut self.votes
+    }
+
+    /// The sums over all ranks, after [`Ddp::finish`].
+    pub fn votes(&self) -> &[f32; VOTES] {
+        &self.votes
+    }
+
+    /// Waits until gradients and votes are summed over all ranks. Parameters that got no gradient count as zero.
+    ///
+    /// After the first step the buckets are rebuilt in the order that rank 0 observed; [`Ddp::layout_version`] changes.
+    ///
+    /// # Errors
+    /// A peer failed or came late, or a gradient arrived after its bucket was reduced.
+    pub fn finish(&mut self) -> Result<(), DdpError> {
+        let mut tail = self.flat_grads.f_narrow(0, self.layout.len() as i64, VOTES as i64)?;
+        tail.f_copy_(&Tensor::f_from_slice(&self.votes)?)?;
+        if let Some(late) = self.reducer.finish()? {
+            let problem =
+                "a gradient arrived after its bucket was reduced: only the last micro-batch of a step may sync";
+            return Err(DdpError::Parameter {
+                name: self.names[late].clone(),
+                problem: problem.to_owned(),
+            });
+        }
+        self.votes.copy_from_slice(&Vec::<f32>::try_from(&tail)?);
+        if !self.rebuilt {
+            self.rebuilt = true;
+            self.rebuild()?;
+        }
+        Ok(())
+    }
+
+    /// Puts parameters into the order in which rank 0 saw their gradients. Values and gradients stay what they are.
+    fn rebuild(&mut self) -> Result<(), DdpError> {
+        let seen = self.reducer.ready_order();
+        let bytes: Vec<u8> = seen.iter().flat_map(|&index| (index as u64).to_le_bytes()).collect();
+        let all = self.collective.all_gather(&bytes)?;
+        let order = bucket::complete_order(&all[0], self.variables.len())
+            .ok_or_else(|| DdpError::Usage("rank 0 sent no valid order of parameters".to_owned()))?;
+        let shapes: Vec<Vec<i64>> = self.variables.iter().map(Tensor::size).collect();
+        let Plan { layout, buckets } = Plan::new(&shapes, &order, self.bucket_bytes);
+        if layout == self.layout {
+            return Ok(());
+        }
+        let _no_grad = tch::no_grad_guard();
+        let old = std::mem::replace(&mut self.layout, layout);
+        for flat in [&self.flat_params, &self.flat_grads] {
+            self.layout.refill(&mut flat.shallow_clone(), &old)?;
+        }
+        for (index, variable) in self.variables.iter_mut().enumerate() {
+            variable.f_set_data(&self.layout.view(&self.flat_params, index)?)?;
+            torch::set_grad(variable, &self.layout.view(&self.flat_grads, index)?)?;
+        }
+        self.reducer.replace_buckets(buckets)?;
+        self.version += 1;
+        Ok(())
+    }
+
+    /// All parameters, f32 `[layout().len()]`; gaps between them are zero.
+    pub fn params(&self) -> &Tensor {
+        &self.flat_params
+    }
+
+    /// All gradients in the places of [`Ddp::params`].
+    ///
+    /// # Errors
+    /// libtorch refuses the view, which it does not.
+    pub fn grads(&self) -> Result<Tensor, DdpError> {
+        Ok(self.flat_grads.f_narrow(0, 0, self.layout.len() as i64)?)
+    }
+
+    /// Names of the parameters, as given.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The parameters, as given: views of [`Ddp::params`], whose `.grad` are views of [`Ddp::grads`].
+    pub fn variables(&self) -> &[Tensor] {
+        &self.variables
+    }
+
+    /// Where each parameter lies.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Grows with each change of [`Ddp::layout`].
+    pub fn layout_version(&self) -> u64 {
+        self.version
+    }
+
+    pub fn collective(&self) -> &Arc<dyn Collective> {
+        &self.collective
+    }
+}
+
+impl Drop for Ddp {
+    fn drop(&mut self) {
+        for variable in &self.variables {
+            // A hook that stayed would only count for nobody.
+            let _ = torch::clear_grad_ready(variable);
+        }
+    }
+}
+
+fn check_variables(variables: &[(String, Tensor)]) -> Result<(), DdpError> {
+    if variables.is_empty() {
+        return Err(DdpError::Usage("the model has no trainable parameter".to_owned()));
+    }
+    for (name, variable) in variables {
+        let problem = if variable.kind() != Kind::Float {
+            format!("is {:?}, expected Float", variable.kind())
+        } else if variable.device() != variables[0].1.device() {
+            format!(
+                "is on {:?}, the first one on {:?}",
+                variable.device(),
+                variables[0].1.device()
+            )
+        } else if !variable.requires_grad() {
+            "takes no gradient: leave it out".to_owned()
+        } else {
+            continue;
+        };
+        return Err(DdpError::Parameter {
+            name: name.clone(),
+            problem,
+        });
+    }
+    Ok(())
+}
+
+/// Compares names, shapes and values with rank 0's.
+fn compare_ranks(variables: &[(String, Tensor)], collective: &dyn Collective) -> Result<(), DdpError> {
+    if collective.world_size() == 1 {
+        return Ok(());
+    }
+    let mut own = Vec::with_capacity(variables.len() * 16);
+    for (name, variable) in variables {
+        let values = Vec::<f32>::try_from(variable.f_detach()?.f_reshape([-1])?)?;
+        let shape = hash(|h| (name, variable.size()).hash(h));
+        let values = hash(|h| values.iter().for_each(|v| v.to_bits().hash(h)));
+        own.extend([shape, values].iter().flat_map(|part| part.to_le_bytes()));
+    }
+    let all = collective.all_gather(&own)?;
+    // Every rank looks at all of them, so that all fail alike.
+    for (rank, other) in all.iter().enumerate() {
+        if other.len() != all[0].len() {
+            let what = format!(
+                "its number of parameters ({} against {})",
+                other.len() / 16,
+                all[0].len() / 16
+            );
+            return Err(DdpError::Differs { rank, what });
+        }
+        if let Some(at) = (0..other.len())
+            .step_by(8)
+            .find(|&at| other[at..at + 8] != all[0][at..at + 8])
+        {
+            let name = variables.get(at / 16).map_or("?", |(name, _)| name);
+            let part = if at % 16 == 0 {
+                "name or shape"
+            } else {
+                "initial values"
+            };
+            return Err(DdpError::Differs {
+                rank,
+                what: format!("{part} of parameter {} ({name})", at / 16),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn hash(feed: impl FnOnce(&mut DefaultHasher)) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    feed(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests;
