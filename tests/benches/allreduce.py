@@ -19,7 +19,7 @@ import time
 
 def build():
     """Builds the bench and returns its path."""
-    command = ["cargo", "bench", "--no-run", "--bench", "allreduce", "--message-format=json"]
+    command = ["cargo", "build", "--release", "--bench", "allreduce", "--message-format=json"]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     artifacts = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     paths = [a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == "allreduce"]

@@ -195,11 +195,11 @@ mod tests {
             let _ = old.view(&flat, index).unwrap().fill_(index as f64 + 1.0);
         }
         new.refill(&mut flat, &old).unwrap();
-        for index in 0..3 {
+        for (index, shape) in shapes.iter().enumerate() {
             let view = new.view(&flat, index).unwrap();
             assert_eq!(
-                (view.min().double_value(&[]), view.size()),
-                (index as f64 + 1.0, shapes[index].clone())
+                (view.min().double_value(&[]), &view.size()),
+                (index as f64 + 1.0, shape)
             );
         }
         assert_eq!(flat.sum(Kind::Float).double_value(&[]), 3.0 + 40.0 + 12.0 + 18.0);
