@@ -12,10 +12,8 @@ pub const RANK_PROGRAM: &str = "HEADROOM_RANK";
 /// Trains on every GPU of this machine, within a memory budget planned before anything starts.
 #[derive(Debug, Parser)]
 #[command(name = "launch", version, args_conflicts_with_subcommands = true)]
-#[command(
-    override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch plan|sample-data|batch ...\n       launch --ranks N --exec PROGRAM [ARGS]..."
-)]
+#[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
+                            launch plan|sample-data|batch ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -115,14 +113,7 @@ impl SampleDataArgs {
     /// The task's usual sample data.
     pub fn of(task: &str, out: &Path, seed: u64) -> Self {
         let (task, out) = (task.to_string(), out.to_path_buf());
-        Self {
-            task,
-            out,
-            seed,
-            layout: None,
-            sessions: None,
-            seconds: None,
-        }
+        Self { task, out, seed, layout: None, sessions: None, seconds: None }
     }
 
     /// The command line of the rank program that does it.
@@ -166,11 +157,7 @@ pub enum Command {
     Plan(RunArgs),
     SampleData(SampleDataArgs),
     Batch(BatchArgs),
-    Exec {
-        run: RunArgs,
-        program: OsString,
-        args: Vec<OsString>,
-    },
+    Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
 }
 
 /// A command line that is not one.
@@ -202,16 +189,10 @@ impl Command {
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
-                Command::Exec {
-                    run: cli.run,
-                    program,
-                    args: tail,
-                }
+                Command::Exec { run: cli.run, program, args: tail }
             }
             (None, Some(_)) => {
-                return Err(usage(
-                    "--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]...",
-                ));
+                return Err(usage("--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]..."));
             }
             (None, None) => Command::Train(cli.run),
         };
@@ -230,15 +211,14 @@ impl Command {
                 }
                 Ok(())
             }
-            Command::Batch(args) if args.rank >= args.world => Err(usage(format!(
-                "--rank {} of --world {}: ranks count from 0",
-                args.rank, args.world
-            ))),
+            Command::Batch(args) if args.rank >= args.world => {
+                Err(usage(format!("--rank {} of --world {}: ranks count from 0", args.rank, args.world)))
+            }
             Command::Batch(args) => args.config.need(),
             Command::SampleData(_) => Ok(()),
-            Command::Exec { run, .. } if run.config.config.is_some() => Err(usage(
-                "--config and --exec do not go together: a program reads its own config",
-            )),
+            Command::Exec { run, .. } if run.config.config.is_some() => {
+                Err(usage("--config and --exec do not go together: a program reads its own config"))
+            }
             Command::Exec { run, .. } => run.check_nodes(),
         }
     }
@@ -261,14 +241,10 @@ impl RunArgs {
     fn check_nodes(&self) -> Result<(), CliError> {
         if self.node_rank >= self.nnodes {
             let (rank, nodes) = (self.node_rank, self.nnodes);
-            return Err(usage(format!(
-                "--node-rank {rank} of --nnodes {nodes}: nodes count from 0"
-            )));
+            return Err(usage(format!("--node-rank {rank} of --nnodes {nodes}: nodes count from 0")));
         }
         if self.nnodes > 1 && (self.master_addr.is_none() || self.master_port.is_none()) {
-            return Err(usage(
-                "--nnodes above 1 needs --master-addr and --master-port, the same on every node",
-            ));
+            return Err(usage("--nnodes above 1 needs --master-addr and --master-port, the same on every node"));
         }
         Ok(())
     }
@@ -312,10 +288,7 @@ impl ConfigArgs {
 
 /// Headroom's own folder: the nearest one above the executable that holds `configs/`.
 pub fn home(exe: &Path) -> Option<PathBuf> {
-    exe.ancestors()
-        .skip(1)
-        .find(|folder| folder.join("configs").is_dir())
-        .map(Path::to_path_buf)
+    exe.ancestors().skip(1).find(|folder| folder.join("configs").is_dir()).map(Path::to_path_buf)
 }
 
 /// The rank program: `named` (from [`RANK_PROGRAM`]), else `rank` beside the executable.
@@ -324,11 +297,7 @@ pub fn home(exe: &Path) -> Option<PathBuf> {
 /// There is no such file.
 pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliError> {
     let path = named.map(PathBuf::from).unwrap_or_else(|| exe.with_file_name("rank"));
-    if path.is_file() {
-        Ok(path)
-    } else {
-        Err(CliError::NoRank(path))
-    }
+    if path.is_file() { Ok(path) } else { Err(CliError::NoRank(path)) }
 }
 
 /// Cuts the line behind the first `--exec`, so that the program's own options are never taken for ours.
@@ -362,10 +331,7 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|count| *count >= 1)
-        .ok_or_else(|| "expected a whole number of 1 or more".into())
+    text.parse().ok().filter(|count| *count >= 1).ok_or_else(|| "expected a whole number of 1 or more".into())
 }
 
 #[cfg(test)]
@@ -373,11 +339,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Command, CliError> {
-        Command::parse(
-            std::iter::once("launch")
-                .chain(line.split_whitespace())
-                .map(OsString::from),
-        )
+        Command::parse(std::iter::once("launch").chain(line.split_whitespace()).map(OsString::from))
     }
 
     fn wrong(line: &str) -> String {
@@ -395,17 +357,9 @@ mod tests {
     #[test]
     fn training_is_what_no_verb_means() {
         let line = "--gpus 3 --config configs/a.yaml --set a=1 --set b=2 --name r --resume auto --device cpu --strict";
-        let Command::Train(run) = parse(line).unwrap() else {
-            panic!()
-        };
-        assert_eq!(
-            (run.local_ranks(), run.config.set.len(), run.resume()),
-            (Some(3), 2, Resume::Auto)
-        );
-        assert_eq!(
-            (run.config.device, run.strict, run.nnodes),
-            (Some(DeviceChoice::Cpu), true, 1)
-        );
+        let Command::Train(run) = parse(line).unwrap() else { panic!() };
+        assert_eq!((run.local_ranks(), run.config.set.len(), run.resume()), (Some(3), 2, Resume::Auto));
+        assert_eq!((run.config.device, run.strict, run.nnodes), (Some(DeviceChoice::Cpu), true, 1));
         assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(run) if run.gpus == Some(2)));
         assert!(
             matches!(parse("sample-data --task emg --out d").unwrap(), Command::SampleData(args) if args.seed == 42)
@@ -438,10 +392,7 @@ mod tests {
             ("--config a --nnodes 2 --node-rank 2", "--node-rank 2 of --nnodes 2"),
             ("--config a --nnodes 2", "needs --master-addr and --master-port"),
             ("--config a --nnodes 2 --master-addr h --master-port 1", "needs --name"),
-            (
-                "batch --config a --step 1 --rank 3 --world 3 --out f",
-                "--rank 3 of --world 3",
-            ),
+            ("batch --config a --step 1 --rank 3 --world 3 --out f", "--rank 3 of --world 3"),
         ] {
             let text = wrong(line);
             assert!(text.contains(says) && !text.starts_with("error"), "{line}: {text}");
@@ -455,21 +406,11 @@ mod tests {
         let text = "profiles: {cpu: {seed: 1}, cuda: {seed: 2}}\n";
         std::fs::write(cwd.path().join("a.yaml"), text).unwrap();
         let seed = |gpu, device| {
-            let args = ConfigArgs {
-                config: Some("a".into()),
-                set: vec![],
-                device,
-            };
+            let args = ConfigArgs { config: Some("a".into()), set: vec![], device };
             args.prepare(gpu, cwd.path(), None).unwrap().config.seed
         };
         assert_eq!((seed(true, None), seed(false, None)), (2, 1));
-        assert_eq!(
-            (
-                seed(true, Some(DeviceChoice::Cpu)),
-                seed(false, Some(DeviceChoice::Cuda))
-            ),
-            (1, 1)
-        );
+        assert_eq!((seed(true, Some(DeviceChoice::Cpu)), seed(false, Some(DeviceChoice::Cuda))), (1, 1));
     }
 
     #[test]
@@ -480,18 +421,10 @@ mod tests {
         assert!(home(&exe).is_none_or(|found| found != root.path()));
         std::fs::create_dir(root.path().join("configs")).unwrap();
         assert_eq!(home(&exe).as_deref(), Some(root.path()));
-        assert!(
-            rank_program(None, &exe)
-                .unwrap_err()
-                .to_string()
-                .contains("cargo build --release")
-        );
+        assert!(rank_program(None, &exe).unwrap_err().to_string().contains("cargo build --release"));
         let rank = exe.with_file_name("rank");
         std::fs::write(&rank, "").unwrap();
         assert_eq!(rank_program(None, &exe).unwrap(), rank);
-        assert_eq!(
-            rank_program(Some(rank.clone().into()), Path::new("/x/launch")).unwrap(),
-            rank
-        );
+        assert_eq!(rank_program(Some(rank.clone().into()), Path::new("/x/launch")).unwrap(), rank);
     }
 }

@@ -30,11 +30,7 @@ enum Error {
     #[error("{0}")]
     Data(String),
     #[error("{what}")]
-    Io {
-        what: String,
-        code: u8,
-        source: std::io::Error,
-    },
+    Io { what: String, code: u8, source: std::io::Error },
 }
 
 impl Error {
@@ -56,16 +52,14 @@ fn io(what: impl Into<String>, code: u8) -> impl FnOnce(std::io::Error) -> Error
 
 /// Runs the command line; returns the exit code.
 pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
-    let result = Command::parse(line)
-        .map_err(Error::from)
-        .and_then(|command| match command {
-            Command::Train(run) if run.dry_run => show_plan(&run),
-            Command::Plan(run) => show_plan(&run),
-            Command::Train(run) => train(&run),
-            Command::Exec { run, program, args } => exec(&run, program, args),
-            Command::SampleData(args) => sample_data(&args),
-            Command::Batch(args) => batch(&args),
-        });
+    let result = Command::parse(line).map_err(Error::from).and_then(|command| match command {
+        Command::Train(run) if run.dry_run => show_plan(&run),
+        Command::Plan(run) => show_plan(&run),
+        Command::Train(run) => train(&run),
+        Command::Exec { run, program, args } => exec(&run, program, args),
+        Command::SampleData(args) => sample_data(&args),
+        Command::Batch(args) => batch(&args),
+    });
     match result {
         Ok(code) => code,
         Err(Error::Cli(CliError::Shown(text))) => {
@@ -101,11 +95,7 @@ fn prepare(config: &cli::ConfigArgs, request: Request) -> Result<Ready, Error> {
     for note in &prepared.notes {
         eprintln!("launch: {note}");
     }
-    Ok(Ready {
-        config: prepared.config,
-        machine,
-        request,
-    })
+    Ok(Ready { config: prepared.config, machine, request })
 }
 
 fn request(run: &RunArgs) -> Request {
@@ -149,15 +139,9 @@ impl Ready {
 
     fn make_sample(&self, out: &Path) -> Result<(), Error> {
         let args = SampleDataArgs::of(&self.config.task, out, self.config.seed);
-        let status = rank_command(&args.words())?
-            .status()
-            .map_err(io("cannot start rank", exit::INTERNAL))?;
+        let status = rank_command(&args.words())?.status().map_err(io("cannot start rank", exit::INTERNAL))?;
         let path = self.config.data.dataset_path.display();
-        let failed = || {
-            Error::Data(format!(
-                "no sample data at {path}: `rank sample-data` ended with {status}"
-            ))
-        };
+        let failed = || Error::Data(format!("no sample data at {path}: `rank sample-data` ended with {status}"));
         if status.success() { Ok(()) } else { Err(failed()) }
     }
 }
@@ -246,11 +230,7 @@ fn supervise_run(
     let outcome = supervise::run_with_restarts(run.max_restarts, spec, &console);
     console.finish();
     outcome.map_err(|source| {
-        made.unwrap_or(Error::Io {
-            what: "cannot run the ranks".into(),
-            code: exit::INTERNAL,
-            source,
-        })
+        made.unwrap_or(Error::Io { what: "cannot run the ranks".into(), code: exit::INTERNAL, source })
     })
 }
 
@@ -284,9 +264,7 @@ fn train_spec(
 /// libtorch's own chatter is for its developers.
 fn quiet_torch() -> Option<(String, String)> {
     let name = "TORCH_CPP_LOG_LEVEL";
-    std::env::var_os(name)
-        .is_none()
-        .then(|| (name.to_string(), "ERROR".to_string()))
+    std::env::var_os(name).is_none().then(|| (name.to_string(), "ERROR".to_string()))
 }
 
 fn meeting(run: &RunArgs, local_world_size: usize, threads_per_rank: usize) -> Meeting {
@@ -334,20 +312,14 @@ fn explain(outcome: &Outcome) {
 fn close(folder: &RunDir, plan: &Plan, outcome: &Outcome) {
     explain(outcome);
     let path = folder.path.join("summary.json");
-    let known = outcome
-        .first_failure
-        .is_none()
-        .then(|| std::fs::read(&path).ok())
-        .flatten();
-    let mut summary: Summary = known
-        .and_then(|text| serde_json::from_slice(&text).ok())
-        .unwrap_or_else(|| Summary {
-            status: "failed".into(),
-            steps: outcome.progress.as_ref().map_or(0, |last| last.step),
-            epochs: outcome.progress.as_ref().map_or(0, |last| last.epoch),
-            wall_s: outcome.wall.as_secs_f64(),
-            ..Summary::default()
-        });
+    let known = outcome.first_failure.is_none().then(|| std::fs::read(&path).ok()).flatten();
+    let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
+        status: "failed".into(),
+        steps: outcome.progress.as_ref().map_or(0, |last| last.step),
+        epochs: outcome.progress.as_ref().map_or(0, |last| last.epoch),
+        wall_s: outcome.wall.as_secs_f64(),
+        ..Summary::default()
+    });
     summary.wall_s = outcome.wall.as_secs_f64();
     summary.peak_pss_bytes_per_rank = outcome.peaks.pss_bytes_per_rank.clone();
     summary.peak_node_bytes = outcome.peaks.node_bytes;
@@ -360,10 +332,7 @@ fn close(folder: &RunDir, plan: &Plan, outcome: &Outcome) {
     println!("{}", closing_table(&summary, plan));
     println!("{}", folder.path.display());
     if outcome.exit_code == exit::STOPPED {
-        println!(
-            "stopped after a checkpoint: go on with --name {} --resume auto",
-            folder.name()
-        );
+        println!("stopped after a checkpoint: go on with --name {} --resume auto", folder.name());
     }
 }
 
@@ -373,32 +342,20 @@ fn sample_data(args: &SampleDataArgs) -> Result<u8, Error> {
 }
 
 fn batch(args: &BatchArgs) -> Result<u8, Error> {
-    let request = Request {
-        ranks: Some(args.world),
-        device: DeviceChoice::Cpu,
-        ..Request::default()
-    };
+    let request = Request { ranks: Some(args.world), device: DeviceChoice::Cpu, ..Request::default() };
     let ready = prepare(&args.config, request)?;
     ready.sample_if_missing()?;
     let plan = ready.plan()?;
     // Beside the runs, where the facts about unchanged files are kept; gone when the batch is written.
     let runs_dir = std::path::absolute(&ready.config.log.runs_dir).map_err(io("log.runs_dir", exit::USAGE))?;
     let folder = RunDir::scratch(&runs_dir)?;
-    let written = folder
-        .write(&ready.config, &plan)
-        .map_err(Error::from)
-        .and_then(|(_, job)| {
-            let mut command = rank_command(&["batch".into(), "--job".into(), job.into_os_string()])?;
-            command.args(["--step", &args.step.to_string(), "--rank", &args.rank.to_string()]);
-            command
-                .args(["--world", &args.world.to_string(), "--out"])
-                .arg(&args.out);
-            command.status().map_err(io("cannot start rank", exit::INTERNAL))
-        });
+    let written = folder.write(&ready.config, &plan).map_err(Error::from).and_then(|(_, job)| {
+        let mut command = rank_command(&["batch".into(), "--job".into(), job.into_os_string()])?;
+        command.args(["--step", &args.step.to_string(), "--rank", &args.rank.to_string()]);
+        command.args(["--world", &args.world.to_string(), "--out"]).arg(&args.out);
+        command.status().map_err(io("cannot start rank", exit::INTERNAL))
+    });
     folder.remove();
     let status = written?;
-    Ok(status
-        .code()
-        .and_then(|code| u8::try_from(code).ok())
-        .unwrap_or(exit::INTERNAL))
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::INTERNAL))
 }

@@ -99,11 +99,7 @@ impl RunDir {
             (Resume::No, Some(name)) => (known_or_new(runs_dir.join(name))?.0, None),
             (Resume::No, None) => (make_fresh(&runs_dir, ask)?, None),
         };
-        Ok(Self {
-            path,
-            resume,
-            node_rank: ask.node_rank,
-        })
+        Ok(Self { path, resume, node_rank: ask.node_rank })
     }
 
     /// A folder for one job that leaves nothing behind: see [`RunDir::remove`].
@@ -113,11 +109,7 @@ impl RunDir {
     pub fn scratch(runs_dir: &Path) -> Result<Self, RunDirError> {
         let path = runs_dir.join(format!(".batch-{}", std::process::id()));
         std::fs::create_dir_all(&path).map_err(|source| io_error("make", &path, source))?;
-        Ok(Self {
-            path,
-            resume: None,
-            node_rank: 0,
-        })
+        Ok(Self { path, resume: None, node_rank: 0 })
     }
 
     /// Removes the folder and all in it.
@@ -127,10 +119,7 @@ impl RunDir {
 
     /// Name of the run.
     pub fn name(&self) -> String {
-        self.path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default()
+        self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     /// Writes `config.yaml`, `plan.json` and `job.json` (on node R > 0: `plan.node<R>.json`, `job.node<R>.json`), and
@@ -146,11 +135,7 @@ impl RunDir {
             run_dir: self.path.clone(),
             resume: self.resume.clone(),
         };
-        let node = if self.node_rank == 0 {
-            String::new()
-        } else {
-            format!(".node{}", self.node_rank)
-        };
+        let node = if self.node_rank == 0 { String::new() } else { format!(".node{}", self.node_rank) };
         if self.node_rank == 0 {
             replace(&self.path.join("config.yaml"), config.to_yaml()?.as_bytes())?;
         }
@@ -171,10 +156,7 @@ impl RunDir {
 pub fn newest_checkpoint(run_dir: &Path) -> Option<PathBuf> {
     let entries = run_dir.join("checkpoints").read_dir().ok()?.flatten();
     let complete = entries.map(|entry| entry.path()).filter(|path| is_complete(path));
-    complete
-        .filter_map(|path| Some((step_of(&path)?, path)))
-        .max_by_key(|(step, _)| *step)
-        .map(|(_, path)| path)
+    complete.filter_map(|path| Some((step_of(&path)?, path))).max_by_key(|(step, _)| *step).map(|(_, path)| path)
 }
 
 fn step_of(path: &Path) -> Option<u64> {
@@ -194,24 +176,14 @@ fn known_or_new(path: PathBuf) -> Result<(PathBuf, Option<PathBuf>), RunDirError
 }
 
 fn resume_from(path: &Path, name: Option<&str>) -> Result<(PathBuf, Option<PathBuf>), RunDirError> {
-    let fail = |problem: &str| RunDirError::NoCheckpoint {
-        path: path.to_path_buf(),
-        problem: problem.to_string(),
-    };
+    let fail = |problem: &str| RunDirError::NoCheckpoint { path: path.to_path_buf(), problem: problem.to_string() };
     if !path.is_dir() {
-        return Err(fail(
-            "no such folder: give a run folder, or a checkpoint folder checkpoints/step-<N> in it",
-        ));
+        return Err(fail("no such folder: give a run folder, or a checkpoint folder checkpoints/step-<N> in it"));
     }
     let (run, checkpoint) = if step_of(path).is_some() {
-        let run = path
-            .parent()
-            .and_then(Path::parent)
-            .ok_or_else(|| fail("not inside a run folder"))?;
+        let run = path.parent().and_then(Path::parent).ok_or_else(|| fail("not inside a run folder"))?;
         if !is_complete(path) {
-            return Err(fail(
-                "state.json is missing or broken: this checkpoint is incomplete, try an earlier one",
-            ));
+            return Err(fail("state.json is missing or broken: this checkpoint is incomplete, try an earlier one"));
         }
         (run.to_path_buf(), path.to_path_buf())
     } else {
@@ -219,10 +191,9 @@ fn resume_from(path: &Path, name: Option<&str>) -> Result<(PathBuf, Option<PathB
         (path.to_path_buf(), newest)
     };
     match name {
-        Some(name) if run.file_name().is_none_or(|run| run != name) => Err(RunDirError::OtherRun {
-            name: name.to_string(),
-            path: path.to_path_buf(),
-        }),
+        Some(name) if run.file_name().is_none_or(|run| run != name) => {
+            Err(RunDirError::OtherRun { name: name.to_string(), path: path.to_path_buf() })
+        }
         _ => Ok((run, Some(checkpoint))),
     }
 }
@@ -243,10 +214,7 @@ fn make_named(runs_dir: &Path, name: &str) -> Result<PathBuf, RunDirError> {
     let path = runs_dir.join(name);
     match make(runs_dir, &path)? {
         true => Ok(path),
-        false => Err(RunDirError::Exists {
-            name: name.to_string(),
-            path,
-        }),
+        false => Err(RunDirError::Exists { name: name.to_string(), path }),
     }
 }
 
@@ -289,18 +257,12 @@ fn absolute(path: &Path) -> Result<PathBuf, RunDirError> {
 }
 
 fn io_error(what: &'static str, path: &Path, source: io::Error) -> RunDirError {
-    RunDirError::Io {
-        what,
-        path: path.to_path_buf(),
-        source,
-    }
+    RunDirError::Io { what, path: path.to_path_buf(), source }
 }
 
 /// `YYYYmmdd-HHMMSS`, UTC. Days to date: H. Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
 fn time_stamp(now: SystemTime) -> String {
-    let seconds = now
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -309,12 +271,7 @@ fn time_stamp(now: SystemTime) -> String {
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!(
-        "{year:04}{month:02}{day:02}-{:02}{:02}{:02}",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
+    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", second / 3600, second / 60 % 60, second % 60)
 }
 
 #[cfg(test)]
@@ -328,14 +285,7 @@ mod tests {
     }
 
     fn open(runs_dir: &Path, name: Option<&str>, resume: &Resume) -> Result<RunDir, RunDirError> {
-        RunDir::open(&Ask {
-            runs_dir,
-            config_name: "demo",
-            name,
-            resume,
-            node_rank: 0,
-            now: at(1_763_655_609),
-        })
+        RunDir::open(&Ask { runs_dir, config_name: "demo", name, resume, node_rank: 0, now: at(1_763_655_609) })
     }
 
     fn checkpoint(run: &Path, step: u64, state: Option<&str>) -> PathBuf {
@@ -348,10 +298,7 @@ mod tests {
     }
 
     fn demo() -> Config {
-        Config {
-            name: "demo".into(),
-            ..Config::default()
-        }
+        Config { name: "demo".into(), ..Config::default() }
     }
 
     #[test]
@@ -367,10 +314,7 @@ mod tests {
         let runs = tempfile::tempdir().unwrap();
         let first = open(runs.path(), None, &Resume::No).unwrap();
         let second = open(runs.path(), None, &Resume::No).unwrap();
-        assert_eq!(
-            (first.name(), second.name()),
-            ("demo-20251120-162009".into(), "demo-20251120-162009-2".into())
-        );
+        assert_eq!((first.name(), second.name()), ("demo-20251120-162009".into(), "demo-20251120-162009-2".into()));
     }
 
     #[test]
@@ -381,10 +325,7 @@ mod tests {
         assert!(error.to_string().contains("the run a exists already"), "{error}");
         assert_eq!(error.exit_code(), exit::USAGE);
         assert_eq!(open(runs.path(), Some("a"), &Resume::Auto).unwrap(), first);
-        assert!(matches!(
-            open(runs.path(), Some("../a"), &Resume::No),
-            Err(RunDirError::BadName(_))
-        ));
+        assert!(matches!(open(runs.path(), Some("../a"), &Resume::No), Err(RunDirError::BadName(_))));
     }
 
     #[test]
@@ -397,14 +338,8 @@ mod tests {
         checkpoint(&run.path, 40, Some("{\"half\":"));
         fs::create_dir_all(run.path.join("checkpoints/step-50.new")).unwrap();
         fs::write(run.path.join("checkpoints/step-50.new/state.json"), "{}").unwrap();
-        assert_eq!(
-            open(runs.path(), Some("a"), &Resume::Auto).unwrap().resume,
-            Some(newest.clone())
-        );
-        assert_eq!(
-            open(runs.path(), None, &Resume::Path(run.path.clone())).unwrap().resume,
-            Some(newest)
-        );
+        assert_eq!(open(runs.path(), Some("a"), &Resume::Auto).unwrap().resume, Some(newest.clone()));
+        assert_eq!(open(runs.path(), None, &Resume::Path(run.path.clone())).unwrap().resume, Some(newest));
     }
 
     #[test]
@@ -414,24 +349,12 @@ mod tests {
             let run = open(runs.path(), Some(name), &Resume::No).unwrap();
             let (_, job) = run.write(config, &Plan::default()).unwrap();
             let time = at(1_763_655_609 - age_s);
-            fs::File::options()
-                .write(true)
-                .open(job)
-                .unwrap()
-                .set_modified(time)
-                .unwrap();
+            fs::File::options().write(true).open(job).unwrap().set_modified(time).unwrap();
             run.path
         };
         write("old", &demo(), 20);
         let new = write("new", &demo(), 10);
-        write(
-            "other",
-            &Config {
-                name: "other".into(),
-                ..demo()
-            },
-            0,
-        );
+        write("other", &Config { name: "other".into(), ..demo() }, 0);
         assert_eq!(open(runs.path(), None, &Resume::Auto).unwrap().path, new);
         let empty = tempfile::tempdir().unwrap();
         let fresh = open(empty.path(), None, &Resume::Auto).unwrap();
@@ -449,11 +372,9 @@ mod tests {
         assert_eq!((resumed.path, resumed.resume), (run.path.clone(), Some(old.clone())));
         let mismatch = open(runs.path(), Some("b"), &Resume::Path(old)).unwrap_err();
         assert!(matches!(mismatch, RunDirError::OtherRun { .. }), "{mismatch}");
-        for (path, says) in [
-            (broken, "incomplete"),
-            (runs.path().join("none"), "no such folder"),
-            (runs.path().into(), "no complete"),
-        ] {
+        for (path, says) in
+            [(broken, "incomplete"), (runs.path().join("none"), "no such folder"), (runs.path().into(), "no complete")]
+        {
             let error = open(runs.path(), None, &Resume::Path(path)).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
             assert_eq!(error.exit_code(), exit::CHECKPOINT);
@@ -468,15 +389,9 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Job>(&fs::read(path).unwrap()).unwrap(), job);
         assert_eq!(job.run_dir, run.path);
         let text = fs::read_to_string(run.path.join("config.yaml")).unwrap();
-        let again = crate::config::RawConfig::parse(&text, "config.yaml")
-            .unwrap()
-            .resolve("cpu", &[])
-            .unwrap();
+        let again = crate::config::RawConfig::parse(&text, "config.yaml").unwrap().resolve("cpu", &[]).unwrap();
         assert_eq!(again, demo());
-        let mut names: Vec<_> = fs::read_dir(&run.path)
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        let mut names: Vec<_> = fs::read_dir(&run.path).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["config.yaml", "job.json", "plan.json"]);
     }

@@ -61,22 +61,10 @@ impl Job {
     fn start(&self) -> Child {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "as_launcher", "--ignored", "--nocapture", "--test-threads=1"]);
-        command
-            .env("TEST_DIR", self.folder.path())
-            .env("JOB_SCRIPT", &self.script)
-            .env("JOB_PROGRAM", self.program);
-        command
-            .env("JOB_RANKS", self.ranks.to_string())
-            .env("JOB_CONTROL", self.control.to_string());
-        command
-            .env("JOB_GRACE", self.grace_s.to_string())
-            .env("JOB_RESTARTS", self.restarts.to_string());
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
+        command.env("TEST_DIR", self.folder.path()).env("JOB_SCRIPT", &self.script).env("JOB_PROGRAM", self.program);
+        command.env("JOB_RANKS", self.ranks.to_string()).env("JOB_CONTROL", self.control.to_string());
+        command.env("JOB_GRACE", self.grace_s.to_string()).env("JOB_RESTARTS", self.restarts.to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     fn run(&self) -> Ended {
@@ -85,9 +73,7 @@ impl Job {
 
     /// Waits until every rank has left its mark.
     fn wait_for(&self, name: &str) -> Vec<i32> {
-        (0..self.ranks)
-            .map(|rank| self.pid_at(&format!("{name}.{rank}")))
-            .collect()
+        (0..self.ranks).map(|rank| self.pid_at(&format!("{name}.{rank}"))).collect()
     }
 
     fn pid_at(&self, file: &str) -> i32 {
@@ -126,11 +112,7 @@ fn signal(child: &Child, signal: Signal) {
 /// Letter of a process's state; `None`: gone, or dead and waiting to be reaped.
 fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?
-        .1
-        .chars()
-        .next()
-        .filter(|state| !matches!(state, 'Z' | 'X'))
+    stat.rsplit_once(") ")?.1.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Not a test: the launcher that the others start.
@@ -143,10 +125,7 @@ fn as_launcher() -> ExitCode {
     let number = |name: &str| std::env::var(name).unwrap().parse::<f64>().unwrap();
     // The harness has begun a line of its own.
     println!();
-    let meeting = Meeting {
-        local_world_size: number("JOB_RANKS") as usize,
-        ..Meeting::default()
-    };
+    let meeting = Meeting { local_world_size: number("JOB_RANKS") as usize, ..Meeting::default() };
     let spec = |restarts: u32| {
         Ok(Spec {
             program: std::env::var("JOB_PROGRAM").unwrap().into(),
@@ -200,16 +179,8 @@ fn no_line_is_lost_in_a_flood() {
     let ended = job("for i in range(50000): print('line', i)").run();
     for rank in 0..3 {
         let prefix = format!("[rank {rank}] line ");
-        let numbers: Vec<u32> = ended
-            .out
-            .lines()
-            .filter_map(|line| line.strip_prefix(&prefix)?.parse().ok())
-            .collect();
-        assert!(
-            numbers.iter().copied().eq(0..50000),
-            "rank {rank}: {} lines",
-            numbers.len()
-        );
+        let numbers: Vec<u32> = ended.out.lines().filter_map(|line| line.strip_prefix(&prefix)?.parse().ok()).collect();
+        assert!(numbers.iter().copied().eq(0..50000), "rank {rank}: {} lines", numbers.len());
     }
 }
 
@@ -227,9 +198,7 @@ sys.exit(5)
 "#);
     let mut child = job.start();
     let peer = job.pid_at("waiting.2");
-    eventually("the peer ends although the flood stands still", || {
-        state(peer).is_none()
-    });
+    eventually("the peer ends although the flood stands still", || state(peer).is_none());
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let reader = std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
     let mut text = String::new();
@@ -243,11 +212,7 @@ sys.exit(5)
 fn exit_code_or_signal_of_the_failed_rank_is_the_launchers_own() {
     for (end, code, words) in [
         ("sys.exit(42)", 42, "rank 1 failed: exit code 42"),
-        (
-            "os.kill(os.getpid(), signal.SIGSEGV)",
-            139,
-            "rank 1 failed: SIGSEGV (signal 11)",
-        ),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "rank 1 failed: SIGSEGV (signal 11)"),
     ] {
         let script = format!(
             r#"
@@ -259,10 +224,7 @@ for i in range(30): print("line", i, flush=True)
         assert_eq!(ended.code, Some(code), "{}", ended.err);
         assert!(ended.err.contains(words), "{}", ended.err);
         let (_, last) = ended.err.split_once("last lines of rank 1:").unwrap();
-        assert!(
-            last.contains("line 20\n") && last.contains("line 29") && !last.contains("line 19"),
-            "{last}"
-        );
+        assert!(last.contains("line 20\n") && last.contains("line 29") && !last.contains("line 19"), "{last}");
     }
 }
 
@@ -294,11 +256,7 @@ sys.exit(6 if rank == 0 else 9)
     job.control = true;
     let ended = job.run();
     assert_eq!(ended.code, Some(5), "{}", ended.err);
-    assert!(
-        ended.err.contains("rank 2 failed at step 37: no space left on device"),
-        "{}",
-        ended.err
-    );
+    assert!(ended.err.contains("rank 2 failed at step 37: no space left on device"), "{}", ended.err);
     for rank in [0, 1] {
         let heard = "heard peer_failed of 2: no space left on device";
         assert!(ended.out.contains(&format!("[rank {rank}] {heard}")), "{}", ended.out);
@@ -339,11 +297,7 @@ signal.pause()
     job.control = true;
     let ended = job.run();
     assert_eq!(ended.code, Some(1), "{}", ended.err);
-    assert!(
-        ended.err.contains("contract version 999, the launcher 1"),
-        "{}",
-        ended.err
-    );
+    assert!(ended.err.contains("contract version 999, the launcher 1"), "{}", ended.err);
 }
 
 #[test]
@@ -393,11 +347,7 @@ fn ranks_that_do_not_stop_are_killed_after_the_grace() {
     signal(&child, Signal::TERM);
     let ended = finish(child);
     assert_eq!(ended.code, Some(143), "{}", ended.err);
-    assert!(
-        ended.err.contains("not stopped within 0.2 s, killed: rank 0, 1, 2"),
-        "{}",
-        ended.err
-    );
+    assert!(ended.err.contains("not stopped within 0.2 s, killed: rank 0, 1, 2"), "{}", ended.err);
 }
 
 #[test]
@@ -464,11 +414,7 @@ fn a_program_that_is_not_there_is_named() {
     job.program = "no-such-program";
     let ended = job.run();
     assert_eq!(ended.code, Some(100));
-    assert!(
-        ended.err.contains("rank 0: cannot start no-such-program"),
-        "{}",
-        ended.err
-    );
+    assert!(ended.err.contains("rank 0: cannot start no-such-program"), "{}", ended.err);
 }
 
 #[test]
@@ -479,12 +425,7 @@ fn a_failed_job_is_started_again_as_often_as_allowed() {
         job.restarts = restarts;
         let ended = job.run();
         assert_eq!(ended.code, Some(code), "{}", ended.err);
-        assert_eq!(
-            ended.err.matches("starting again").count(),
-            restarts as usize,
-            "{}",
-            ended.err
-        );
+        assert_eq!(ended.err.matches("starting again").count(), restarts as usize, "{}", ended.err);
         assert!(job.log(1).contains("attempt 0\nattempt 1\n"), "{}", job.log(1));
     }
 }

@@ -16,7 +16,9 @@ pub enum CommError {
     /// Another rank ended; the launcher says why.
     #[error("rank {rank} failed: {error}")]
     PeerFailed { rank: u32, error: String },
-    #[error("{collective} waited {waited_s:.1} s for rank {missing}: it never arrived (train.step_timeout is {timeout_s} s)")]
+    #[error(
+        "{collective} waited {waited_s:.1} s for rank {missing}: it never arrived (train.step_timeout is {timeout_s} s)"
+    )]
     Timeout { collective: String, waited_s: f64, missing: String, timeout_s: f64 },
     #[error("{0}")]
     Other(String),

@@ -89,17 +89,7 @@ pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<RankEnv, Comm
         )));
     }
     let group_rank = group_rank.unwrap_or(rank / local_world_size);
-    with_master(
-        &lookup,
-        RankEnv {
-            rank,
-            local_rank,
-            world_size,
-            local_world_size,
-            group_rank,
-            ..RankEnv::alone()
-        },
-    )
+    with_master(&lookup, RankEnv { rank, local_rank, world_size, local_world_size, group_rank, ..RankEnv::alone() })
 }
 
 impl RankEnv {
@@ -123,43 +113,27 @@ fn with_master(lookup: impl Fn(&str) -> Option<String>, env: RankEnv) -> Result<
             .map_err(|_| CommError::Other(format!("MASTER_PORT is {value}, expected at most 65535")))?,
         None => env.master_port,
     };
-    Ok(RankEnv {
-        master_addr: lookup("MASTER_ADDR").unwrap_or(env.master_addr),
-        master_port,
-        ..env
-    })
+    Ok(RankEnv { master_addr: lookup("MASTER_ADDR").unwrap_or(env.master_addr), master_port, ..env })
 }
 
 fn parse(name: &str, value: &str) -> Result<usize, CommError> {
-    value
-        .trim()
-        .parse()
-        .map_err(|_| CommError::Other(format!("{name} is {value:?}, expected a whole number")))
+    value.trim().parse().map_err(|_| CommError::Other(format!("{name} is {value:?}, expected a whole number")))
 }
 
 fn missing(name: &str, beside: &str) -> CommError {
-    CommError::Other(format!(
-        "{beside} is set but {name} is not: set both, or neither for a single rank"
-    ))
+    CommError::Other(format!("{beside} is set but {name} is not: set both, or neither for a single rank"))
 }
 
 /// Tasks on node `node` out of SLURM's list, such as `4(x2),3`: two nodes of four, then one of three.
 fn slurm_tasks(list: &str, node: usize) -> Result<usize, CommError> {
-    let bad = || {
-        CommError::Other(format!(
-            "SLURM_STEP_TASKS_PER_NODE is {list:?}, expected such as 4(x2),3"
-        ))
-    };
+    let bad = || CommError::Other(format!("SLURM_STEP_TASKS_PER_NODE is {list:?}, expected such as 4(x2),3"));
     let mut left = node;
     for part in list.split(',') {
         let (tasks, times) = match part.split_once("(x") {
             Some((tasks, times)) => (tasks, times.strip_suffix(')').ok_or_else(bad)?),
             None => (part, "1"),
         };
-        let (tasks, times) = (
-            tasks.trim().parse().map_err(|_| bad())?,
-            times.parse::<usize>().map_err(|_| bad())?,
-        );
+        let (tasks, times) = (tasks.trim().parse().map_err(|_| bad())?, times.parse::<usize>().map_err(|_| bad())?);
         if left < times {
             return Ok(tasks);
         }
@@ -179,14 +153,7 @@ pub fn share_memfd(env: &RankEnv, run_id: &str, timeout: Duration) -> Result<Own
     }
     let user = rustix::process::getuid().as_raw();
     // The kernel takes 107 bytes; a long run id is cut from its constant front.
-    let run: String = run_id
-        .chars()
-        .rev()
-        .take(40)
-        .collect::<Vec<_>>()
-        .into_iter()
-        .rev()
-        .collect();
+    let run: String = run_id.chars().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect();
     let name = format!("headroom-{user}-{}-{}-{run}", env.master_port, env.group_rank);
     let address =
         SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(|e| CommError::Other(format!("{name}: {e}")))?;
@@ -221,11 +188,7 @@ fn hand_out(
     while served < env.local_world_size {
         wait_readable(socket, deadline).map_err(&failed)?.ok_or_else(|| {
             let missing = env.local_world_size - served;
-            late(
-                "rendezvous",
-                format!("({missing} of the node's {} ranks)", env.local_world_size),
-                timeout,
-            )
+            late("rendezvous", format!("({missing} of the node's {} ranks)", env.local_world_size), timeout)
         })?;
         let peer = accept_with(socket, SocketFlags::CLOEXEC).map_err(&failed)?;
         // Abstract names have no file permissions: whoever asks must be the same user.
@@ -263,19 +226,11 @@ fn fetch(
             Err(e) => return Err(failed(e)),
         }
     }
-    wait_readable(socket, deadline)
-        .map_err(&failed)?
-        .ok_or_else(|| late("rendezvous", "0".to_owned(), timeout))?;
+    wait_readable(socket, deadline).map_err(&failed)?.ok_or_else(|| late("rendezvous", "0".to_owned(), timeout))?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut byte)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .map_err(&failed)?;
+    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC).map_err(&failed)?;
     let fds = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
@@ -287,10 +242,7 @@ fn wait_readable(socket: &OwnedFd, deadline: Instant) -> Result<Option<()>, Errn
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&left)) {
             Err(Errno::INTR) => {}
             Ok(0) => return Ok(None),
@@ -301,12 +253,7 @@ fn wait_readable(socket: &OwnedFd, deadline: Instant) -> Result<Option<()>, Errn
 
 fn late(collective: &str, missing: String, timeout: Duration) -> CommError {
     let waited = timeout.as_secs_f64();
-    CommError::Timeout {
-        collective: collective.to_owned(),
-        waited_s: waited,
-        missing,
-        timeout_s: waited,
-    }
+    CommError::Timeout { collective: collective.to_owned(), waited_s: waited, missing, timeout_s: waited }
 }
 
 #[cfg(test)]
@@ -315,12 +262,7 @@ mod tests {
     use crate::comm::{Collective, ShmCollective};
 
     fn parse_env(pairs: &[(&str, &str)]) -> Result<RankEnv, CommError> {
-        from_env(|name| {
-            pairs
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| (*value).to_owned())
-        })
+        from_env(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
     }
 
     #[test]
@@ -337,16 +279,7 @@ mod tests {
             ("SLURM_PROCID", "0"),
         ];
         let env = parse_env(&torchrun).unwrap();
-        assert_eq!(
-            (
-                env.rank,
-                env.local_rank,
-                env.world_size,
-                env.local_world_size,
-                env.group_rank
-            ),
-            (5, 1, 8, 4, 1)
-        );
+        assert_eq!((env.rank, env.local_rank, env.world_size, env.local_world_size, env.group_rank), (5, 1, 8, 4, 1));
         assert_eq!((env.master_addr.as_str(), env.master_port), ("node7", 1234));
         let mpi = [
             ("OMPI_COMM_WORLD_RANK", "3"),
@@ -355,10 +288,7 @@ mod tests {
             ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
         ];
         let env = parse_env(&mpi).unwrap();
-        assert_eq!(
-            (env.rank, env.local_rank, env.local_world_size, env.group_rank),
-            (3, 1, 2, 1)
-        );
+        assert_eq!((env.rank, env.local_rank, env.local_world_size, env.group_rank), (3, 1, 2, 1));
         let slurm = [
             ("SLURM_PROCID", "9"),
             ("SLURM_LOCALID", "1"),
@@ -367,16 +297,7 @@ mod tests {
             ("SLURM_STEP_TASKS_PER_NODE", "4(x2),3"),
         ];
         let env = parse_env(&slurm).unwrap();
-        assert_eq!(
-            (
-                env.rank,
-                env.local_rank,
-                env.world_size,
-                env.local_world_size,
-                env.group_rank
-            ),
-            (9, 1, 11, 3, 2)
-        );
+        assert_eq!((env.rank, env.local_rank, env.world_size, env.local_world_size, env.group_rank), (9, 1, 11, 3, 2));
     }
 
     #[test]
@@ -404,13 +325,8 @@ mod tests {
             let start = |rank: usize| {
                 let run = run.as_str();
                 scope.spawn(move || {
-                    let env = RankEnv {
-                        rank,
-                        local_rank: rank,
-                        world_size: 3,
-                        local_world_size: 3,
-                        ..RankEnv::alone()
-                    };
+                    let env =
+                        RankEnv { rank, local_rank: rank, world_size: 3, local_world_size: 3, ..RankEnv::alone() };
                     let fd = share_memfd(&env, run, Duration::from_secs(20)).unwrap();
                     let comm = ShmCollective::new(fd, rank, 3, Duration::from_secs(20)).unwrap();
                     let tensor = tch::Tensor::from_slice(&[rank as f32 + 1.0]);
@@ -428,21 +344,11 @@ mod tests {
     #[test]
     fn a_used_port_and_a_missing_rank_are_errors() {
         let run = format!("missing-{}", std::process::id());
-        let zero = RankEnv {
-            world_size: 2,
-            local_world_size: 2,
-            ..RankEnv::alone()
-        };
+        let zero = RankEnv { world_size: 2, local_world_size: 2, ..RankEnv::alone() };
         let (first, second) = std::thread::scope(|scope| {
-            let first = scope.spawn(|| {
-                share_memfd(&zero, &run, Duration::from_millis(400))
-                    .unwrap_err()
-                    .to_string()
-            });
+            let first = scope.spawn(|| share_memfd(&zero, &run, Duration::from_millis(400)).unwrap_err().to_string());
             std::thread::sleep(Duration::from_millis(100));
-            let second = share_memfd(&zero, &run, Duration::from_millis(400))
-                .unwrap_err()
-                .to_string();
+            let second = share_memfd(&zero, &run, Duration::from_millis(400)).unwrap_err().to_string();
             (first.join().unwrap(), second)
         });
         let mut both = [first, second];

@@ -46,11 +46,7 @@ struct Regions {
 /// # Errors
 /// The kernel gives no file.
 pub fn create_memfd(close_on_exec: bool) -> Result<OwnedFd, CommError> {
-    let flags = if close_on_exec {
-        MemfdFlags::CLOEXEC
-    } else {
-        MemfdFlags::empty()
-    } | MemfdFlags::ALLOW_SEALING;
+    let flags = if close_on_exec { MemfdFlags::CLOEXEC } else { MemfdFlags::empty() } | MemfdFlags::ALLOW_SEALING;
     memfd_create("headroom-comm", flags).map_err(|e| CommError::Other(format!("memfd_create: {e}")))
 }
 
@@ -63,21 +59,11 @@ impl ShmCollective {
     /// A rank outside the world or joined twice, a used memfd, no memory, or ranks that do not come in time.
     pub fn new(fd: OwnedFd, rank: usize, world: usize, timeout: Duration) -> Result<ShmCollective, CommError> {
         if world > MAX_RANKS || rank >= world {
-            return Err(CommError::Other(format!(
-                "rank {rank} of {world}: a node has ranks 0 to {}",
-                MAX_RANKS - 1
-            )));
+            return Err(CommError::Other(format!("rank {rank} of {world}: a node has ranks 0 to {}", MAX_RANKS - 1)));
         }
         let segment = Segment::open(fd).map_err(|e| no_room(Segment::header_bytes(), e))?;
-        let regions = Mutex::new(Regions {
-            next_offset: Segment::header_bytes(),
-            list: Vec::new(),
-        });
-        let new = ShmCollective {
-            segment,
-            sync: Sync::new(rank, world, timeout),
-            regions,
-        };
+        let regions = Mutex::new(Regions { next_offset: Segment::header_bytes(), list: Vec::new() });
+        let new = ShmCollective { segment, sync: Sync::new(rank, world, timeout), regions };
         new.join()?;
         let mut regions = new.lock();
         new.grow(&mut regions, STAGE_BYTES)?;
@@ -87,15 +73,10 @@ impl ShmCollective {
 
     fn join(&self) -> Result<(), CommError> {
         let (header, rank, world) = (self.segment.header(), self.sync.rank, self.sync.world as u32);
-        if let Err(found) = header
-            .world
-            .0
-            .compare_exchange(0, world, Ordering::AcqRel, Ordering::Acquire)
+        if let Err(found) = header.world.0.compare_exchange(0, world, Ordering::AcqRel, Ordering::Acquire)
             && found != world
         {
-            return Err(CommError::Other(format!(
-                "rank {rank} expects {world} ranks on this node, others {found}"
-            )));
+            return Err(CommError::Other(format!("rank {rank} expects {world} ranks on this node, others {found}")));
         }
         if header.generation.0.load(Ordering::Acquire) & !sync::POISON != 0 {
             let problem = "the shared memory holds an earlier run: each start needs a new memfd";
@@ -103,14 +84,8 @@ impl ShmCollective {
         }
         let line = &header.ranks[rank];
         line.pid_namespace.store(pid_namespace(), Ordering::Relaxed);
-        if line
-            .pid
-            .compare_exchange(0, std::process::id(), Ordering::AcqRel, Ordering::Relaxed)
-            .is_err()
-        {
-            return Err(CommError::Other(format!(
-                "rank {rank} has joined already: two processes have the same rank"
-            )));
+        if line.pid.compare_exchange(0, std::process::id(), Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return Err(CommError::Other(format!("rank {rank} has joined already: two processes have the same rank")));
         }
         self.sync.barrier(header, call(Name::Join, 0, 0))?;
         self.sync.watch_peers(header);
@@ -130,11 +105,7 @@ impl ShmCollective {
         let grow = call(Name::Grow, offset, slice_bytes);
         self.sync.barrier(header, grow)?;
         let code = |e: Errno| e.raw_os_error() as u64;
-        let reserved = if rank == 0 {
-            self.segment.reserve(offset, bytes)
-        } else {
-            Ok(())
-        };
+        let reserved = if rank == 0 { self.segment.reserve(offset, bytes) } else { Ok(()) };
         let own = reserved.err().map_or(0, code);
         check_growth(&self.sync.barrier(header, Call { own, ..grow })?, bytes)?;
         let mapped = self.segment.map(offset, slice_bytes, world);
@@ -167,10 +138,7 @@ impl ShmCollective {
             let at = |rank| region.slice(rank).wrapping_add(offset).cast::<T>().wrapping_add(start);
             let mut buffers = [std::ptr::null_mut(); MAX_RANKS];
             let buffers = &mut buffers[..self.sync.world];
-            buffers
-                .iter_mut()
-                .enumerate()
-                .for_each(|(rank, buffer)| *buffer = at(rank));
+            buffers.iter_mut().enumerate().for_each(|(rank, buffer)| *buffer = at(rank));
             // SAFETY: offset + len elements lie inside every slice (checked by the callers), slices do not overlap, and
             // the counter gave this chunk to this rank alone. Owners keep off their buffers until `wait_done`.
             unsafe { sum::sum_into_all(buffers, n) };
@@ -261,19 +229,14 @@ impl Collective for ShmCollective {
         match tensor.kind() {
             Kind::Float => self.all_reduce::<f32>(tensor, Name::ReduceF32),
             Kind::Double => self.all_reduce::<f64>(tensor, Name::ReduceF64),
-            other => Err(CommError::Other(format!(
-                "all_reduce_sum adds f32 or f64, not {other:?}"
-            ))),
+            other => Err(CommError::Other(format!("all_reduce_sum adds f32 or f64, not {other:?}"))),
         }
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError> {
         check_tensor(tensor)?;
         if root >= self.sync.world {
-            return Err(CommError::Other(format!(
-                "broadcast from rank {root} of {}",
-                self.sync.world
-            )));
+            return Err(CommError::Other(format!("broadcast from rank {root} of {}", self.sync.world)));
         }
         let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
         let data = tensor.data_ptr().cast::<u8>();
@@ -301,13 +264,7 @@ impl Collective for ShmCollective {
         let regions = self.lock();
         let (header, stage) = (self.segment.header(), &regions.list[0]);
         let own = bytes.len() as u64;
-        let lengths = self.sync.barrier(
-            header,
-            Call {
-                own,
-                ..call(Name::Gather, 0, 0)
-            },
-        )?;
+        let lengths = self.sync.barrier(header, Call { own, ..call(Name::Gather, 0, 0) })?;
         let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
         let mut all: Vec<Vec<u8>> = lengths.iter().map(|&n| Vec::with_capacity(n as usize)).collect();
         for start in (0..longest).step_by(STAGE_BYTES) {
@@ -330,9 +287,7 @@ impl Collective for ShmCollective {
     fn barrier(&self) -> Result<(), CommError> {
         let _calls = self.lock();
         self.sync.check(self.segment.header())?;
-        self.sync
-            .barrier(self.segment.header(), call(Name::Barrier, 0, 0))
-            .map(|_| ())
+        self.sync.barrier(self.segment.header(), call(Name::Barrier, 0, 0)).map(|_| ())
     }
 
     fn abort(&self, reason: CommError) {
@@ -341,12 +296,7 @@ impl Collective for ShmCollective {
 }
 
 fn call(name: Name, place: usize, len: usize) -> Call {
-    Call {
-        name,
-        place: place as u64,
-        len: len as u64,
-        own: 0,
-    }
+    Call { name, place: place as u64, len: len as u64, own: 0 }
 }
 
 fn check_tensor(tensor: &Tensor) -> Result<(), CommError> {

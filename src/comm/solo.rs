@@ -14,10 +14,7 @@ pub struct Solo {
 impl Solo {
     /// Flat buffers will live on `device`.
     pub fn new(device: Device) -> Solo {
-        Solo {
-            device,
-            aborted: OnceLock::new(),
-        }
+        Solo { device, aborted: OnceLock::new() }
     }
 
     fn check(&self) -> Result<(), CommError> {
@@ -49,9 +46,7 @@ impl Collective for Solo {
 
     fn broadcast(&self, _tensor: &Tensor, root: usize) -> Result<(), CommError> {
         if root != 0 {
-            return Err(CommError::Other(format!(
-                "broadcast from rank {root} in a world of one"
-            )));
+            return Err(CommError::Other(format!("broadcast from rank {root} in a world of one")));
         }
         self.check()
     }
@@ -82,10 +77,7 @@ mod tests {
         assert_eq!(Vec::<f32>::try_from(&t).unwrap(), [1.0; 3]);
         assert_eq!(solo.all_gather(b"x").unwrap(), [b"x".to_vec()]);
         assert!(solo.broadcast(&t, 1).is_err());
-        solo.abort(CommError::PeerFailed {
-            rank: 7,
-            error: "gone".into(),
-        });
+        solo.abort(CommError::PeerFailed { rank: 7, error: "gone".into() });
         assert_eq!(solo.barrier().unwrap_err().to_string(), "rank 7 failed: gone");
     }
 }

@@ -12,11 +12,7 @@ pub enum DataError {
     File { path: PathBuf, problem: String },
     /// Reading one sample failed; `place` is [`Dataset::describe`]'s.
     #[error("sample {index} ({place}): {error}")]
-    Sample {
-        index: u64,
-        place: String,
-        error: Box<DataError>,
-    },
+    Sample { index: u64, place: String, error: Box<DataError> },
     #[error("{0}")]
     Other(String),
 }

@@ -71,7 +71,14 @@ pub fn write(request: &Request) -> Result<(), RankError> {
     tensors.push(("sample_ids".into(), Tensor::from_slice(&ids)));
     Tensor::write_safetensors(&tensors, &request.out)
         .map_err(|e| RankError::Io(format!("{}: {e}", request.out.display())))?;
-    println!("step {} of epoch {}: {} samples of rank {} of {} in {}", step, epoch + 1, ids.len(), request.rank,
-        request.world, request.out.display());
+    println!(
+        "step {} of epoch {}: {} samples of rank {} of {} in {}",
+        step,
+        epoch + 1,
+        ids.len(),
+        request.rank,
+        request.world,
+        request.out.display()
+    );
     Ok(())
 }

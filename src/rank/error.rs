@@ -42,7 +42,9 @@ impl RankError {
             },
             RankError::Train(TrainError::Checkpoint(_)) => exit::CHECKPOINT,
             RankError::Train(TrainError::NonFinite { .. }) => exit::NONFINITE,
-            RankError::Train(TrainError::Torch(_) | TrainError::Ddp(_)) | RankError::Report(_) | RankError::Io(_) => exit::INTERNAL,
+            RankError::Train(TrainError::Torch(_) | TrainError::Ddp(_)) | RankError::Report(_) | RankError::Io(_) => {
+                exit::INTERNAL
+            }
         }
     }
 }

@@ -51,10 +51,11 @@ fn sample_data(request: &SampleRequest) -> Result<(), RankError> {
 
 /// Reads the job that the launcher wrote.
 fn read_job(path: Option<PathBuf>) -> Result<Job, RankError> {
-    let path = path.or_else(|| std::env::var_os(env::JOB).map(PathBuf::from)).ok_or_else(|| {
-        RankError::Usage(format!("{} is not set: start ranks with `launch --config …`", env::JOB))
-    })?;
-    let refused = |problem: String| RankError::Usage(format!("{}: {problem}; start the run again with launch", show(&path)));
+    let path = path
+        .or_else(|| std::env::var_os(env::JOB).map(PathBuf::from))
+        .ok_or_else(|| RankError::Usage(format!("{} is not set: start ranks with `launch --config …`", env::JOB)))?;
+    let refused =
+        |problem: String| RankError::Usage(format!("{}: {problem}; start the run again with launch", show(&path)));
     let text = std::fs::read_to_string(&path).map_err(|e| refused(e.to_string()))?;
     let job: Job = serde_json::from_str(&text).map_err(|e| refused(e.to_string()))?;
     if job.version != VERSION {

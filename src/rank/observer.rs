@@ -34,7 +34,7 @@ impl Observer for RankObserver {
             self.memory.phase("first step");
             self.memory.phase("train");
         }
-        if self.memory_every > 0 && progress.step % self.memory_every == 0 {
+        if self.memory_every > 0 && progress.step.is_multiple_of(self.memory_every) {
             self.memory.print(&format!("Step {}", progress.step));
         }
         if self.rank == 0 {

@@ -31,7 +31,7 @@ struct Start {
 /// Trains what the environment names; returns the exit code. Errors are told to the launcher, once.
 pub fn main() -> u8 {
     let began = Instant::now();
-    match start(began).and_then(|start| Ok((start.reporter.clone(), train(start)))) {
+    match start(began).map(|start| (start.reporter.clone(), train(start))) {
         Err(error) => {
             eprintln!("error: {error}");
             error.exit_code()

@@ -15,9 +15,7 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 pub(super) fn control_socket(fd: RawFd) -> io::Result<UnixStream> {
     let refuse = |problem: String| Err(io::Error::new(ErrorKind::InvalidInput, problem));
     if fd <= 2 {
-        return refuse(format!(
-            "descriptor {fd} is a standard stream or negative, expected a socket"
-        ));
+        return refuse(format!("descriptor {fd} is a standard stream or negative, expected a socket"));
     }
     let what = match std::fs::read_link(format!("/proc/self/fd/{fd}")) {
         Ok(link) => link.to_string_lossy().into_owned(),
@@ -47,12 +45,7 @@ mod tests {
         assert!(control_socket(1).unwrap_err().to_string().contains("standard stream"));
         assert!(control_socket(99_999).unwrap_err().to_string().contains("not open"));
         let file = std::fs::File::open("/proc/self/status").unwrap();
-        assert!(
-            control_socket(file.as_raw_fd())
-                .unwrap_err()
-                .to_string()
-                .contains("expected a socket")
-        );
+        assert!(control_socket(file.as_raw_fd()).unwrap_err().to_string().contains("expected a socket"));
 
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut taken = control_socket(ours.into_raw_fd()).unwrap();
@@ -60,11 +53,6 @@ mod tests {
         let mut got = [0; 2];
         theirs.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"hi");
-        assert!(
-            control_socket(theirs.as_raw_fd())
-                .unwrap_err()
-                .to_string()
-                .contains("taken before")
-        );
+        assert!(control_socket(theirs.as_raw_fd()).unwrap_err().to_string().contains("taken before"));
     }
 }

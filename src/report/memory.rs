@@ -56,13 +56,8 @@ impl MemorySnapshot {
     pub fn take(gpu: Option<GpuMemory>) -> Result<Self, procfs::ProcError> {
         use procfs::Current;
         let rollup = procfs::process::Process::myself()?.smaps_rollup()?;
-        let sum = |key: &str| -> u64 {
-            rollup
-                .memory_map_rollup
-                .iter()
-                .filter_map(|map| map.extension.map.get(key))
-                .sum()
-        };
+        let sum =
+            |key: &str| -> u64 { rollup.memory_map_rollup.iter().filter_map(|map| map.extension.map.get(key)).sum() };
         let system = procfs::Meminfo::current()?;
         let available = system.mem_available.unwrap_or(system.mem_free);
         Ok(Self {
@@ -97,10 +92,7 @@ impl MemorySnapshot {
     pub fn warning(&self) -> Option<[String; 2]> {
         (self.system_percent() > CRITICAL_PERCENT).then(|| {
             [
-                format!(
-                    "⚠️  WARNING: System memory usage is critically high ({:.1}%)!",
-                    self.system_percent()
-                ),
+                format!("⚠️  WARNING: System memory usage is critically high ({:.1}%)!", self.system_percent()),
                 "   Consider reducing CACHE_SIZE_GB or NUM_WORKERS in config.".into(),
             ]
         })
@@ -111,9 +103,7 @@ impl MemorySnapshot {
     }
 
     fn record(&self, step: u64, phase: &str, probe: &Probe) -> MemoryRecord {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let gpu = self.gpu.unwrap_or_default();
         MemoryRecord {
             t: now.as_secs_f64(),
@@ -136,11 +126,7 @@ impl MemorySnapshot {
 }
 
 fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 {
-        0.0
-    } else {
-        100.0 * part as f64 / whole as f64
-    }
+    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
 }
 
 /// Largest values seen by a [`MemorySampler`], bytes, and what looking cost.
@@ -212,14 +198,8 @@ impl MemorySampler {
             peaks: peaks.clone(),
             complained: false,
         };
-        let thread = std::thread::Builder::new()
-            .name("memory".into())
-            .spawn(move || room.run(&receiver, period))?;
-        Ok(Self {
-            asks: Some(asks),
-            peaks,
-            thread: Some(thread),
-        })
+        let thread = std::thread::Builder::new().name("memory".into()).spawn(move || room.run(&receiver, period))?;
+        Ok(Self { asks: Some(asks), peaks, thread: Some(thread) })
     }
 
     /// The step that records carry from now on; takes no sample.
@@ -355,20 +335,10 @@ mod tests {
         let mut s = guide();
         let cpu = "[Step 100] Memory - Process: 15678.9MB (6.0%), System: 125.4/256.0GB (49.0%)";
         assert_eq!(s.line("Step 100"), cpu);
-        let gpu = GpuMemory {
-            allocated_bytes: 8192 << 20,
-            reserved_bytes: 9216 << 20,
-            peak_bytes: 0,
-        };
+        let gpu = GpuMemory { allocated_bytes: 8192 << 20, reserved_bytes: 9216 << 20, peak_bytes: 0 };
         s.gpu = Some(gpu);
-        assert_eq!(
-            s.line("Step 100"),
-            format!("{cpu}, GPU: 8192.0MB allocated, 9216.0MB reserved")
-        );
-        assert!(
-            s.line("After dataset creation")
-                .starts_with("[After dataset creation] Memory - Process: ")
-        );
+        assert_eq!(s.line("Step 100"), format!("{cpu}, GPU: 8192.0MB allocated, 9216.0MB reserved"));
+        assert!(s.line("After dataset creation").starts_with("[After dataset creation] Memory - Process: "));
     }
 
     #[test]
@@ -388,10 +358,7 @@ mod tests {
         let after = MemorySnapshot::take(None).unwrap();
         assert!(held.iter().all(|b| *b == 1));
         assert!(after.uss_bytes >= 256 << 20, "{after:?}");
-        assert!(
-            after.pss_bytes >= after.uss_bytes && after.pss_bytes <= after.rss_bytes,
-            "{after:?}"
-        );
+        assert!(after.pss_bytes >= after.uss_bytes && after.pss_bytes <= after.rss_bytes, "{after:?}");
         assert!(after.system_used_bytes > 0 && after.system_used_bytes < after.system_total_bytes);
     }
 
@@ -400,12 +367,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("memory.rank0.jsonl");
         let (lines, printed) = unbounded();
-        let probe = || Probe {
-            gpu: None,
-            cache_bytes: 5,
-            cache_hits: 3,
-            cache_misses: 2,
-        };
+        let probe = || Probe { gpu: None, cache_bytes: 5, cache_hits: 3, cache_misses: 2 };
         let records = RecordWriter::open(&path, None).unwrap();
         let period = Duration::from_secs(3600);
         let sampler = MemorySampler::start(period, records, probe, move |line| lines.send(line).unwrap()).unwrap();
@@ -415,24 +377,11 @@ mod tests {
         let peaks = sampler.stop();
         let text = std::fs::read_to_string(&path).unwrap();
         let all: Vec<MemoryRecord> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        println!(
-            "{} samples, {:.3} ms each",
-            peaks.samples,
-            1e3 * peaks.sampling_s / peaks.samples as f64
-        );
+        println!("{} samples, {:.3} ms each", peaks.samples, 1e3 * peaks.sampling_s / peaks.samples as f64);
         assert_eq!(peaks.samples as usize, all.len());
-        assert!(
-            all.len() >= 3 && all.iter().any(|r| r.step == 100 && r.phase == "train"),
-            "{text}"
-        );
+        assert!(all.len() >= 3 && all.iter().any(|r| r.step == 100 && r.phase == "train"), "{text}");
         assert_eq!(all.iter().map(|r| r.pss_bytes).max(), Some(peaks.pss_bytes));
         assert_eq!((all[0].cache_bytes, all[0].cache_hits, all[0].cache_misses), (5, 3, 2));
-        assert!(
-            printed
-                .try_iter()
-                .next()
-                .unwrap()
-                .starts_with("[Step 100] Memory - Process: ")
-        );
+        assert!(printed.try_iter().next().unwrap().starts_with("[Step 100] Memory - Process: "));
     }
 }

@@ -25,10 +25,7 @@ const MAX_TEXT_BYTES: usize = MAX_FRAME_BYTES / 8;
 /// The launcher's end of the conversation could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    #[error(
-        "{}={value}: {problem}; it is set by `launch`: unset it to run this rank by hand",
-        env::CONTROL_FD
-    )]
+    #[error("{}={value}: {problem}; it is set by `launch`: unset it to run this rank by hand", env::CONTROL_FD)]
     Control { value: String, problem: String },
     #[error("no thread for reports: {0}")]
     Thread(#[from] io::Error),
@@ -60,13 +57,8 @@ impl Reporter {
             return Self::plain();
         };
         let value = value.to_string_lossy().into_owned();
-        let refused = |problem: String| ReportError::Control {
-            value: value.clone(),
-            problem,
-        };
-        let fd = value
-            .parse()
-            .map_err(|_| refused("expected the number of a descriptor".into()))?;
+        let refused = |problem: String| ReportError::Control { value: value.clone(), problem };
+        let fd = value.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
         let socket = inherit::control_socket(fd).map_err(|e| refused(e.to_string()))?;
         Self::over(socket, rank, on_peer_failed)
     }
@@ -91,24 +83,15 @@ impl Reporter {
         let incoming = socket.try_clone()?;
         let reporter = Self::start(Sink::Launcher(socket), PROGRESS_EVERY)?;
         reporter.send(FromRank::Hello { version: VERSION, rank });
-        std::thread::Builder::new()
-            .name("control".into())
-            .spawn(move || listen(incoming, on_peer_failed))?;
+        std::thread::Builder::new().name("control".into()).spawn(move || listen(incoming, on_peer_failed))?;
         Ok(reporter)
     }
 
     fn start(sink: Sink, every: Duration) -> Result<Self, ReportError> {
         let (out, queue) = unbounded();
         let progress = Arc::new(Mutex::new(None));
-        let mut speaker = Speaker {
-            sink,
-            every,
-            last: None,
-            progress: progress.clone(),
-        };
-        std::thread::Builder::new()
-            .name("report".into())
-            .spawn(move || speaker.run(&queue))?;
+        let mut speaker = Speaker { sink, every, last: None, progress: progress.clone() };
+        std::thread::Builder::new().name("report".into()).spawn(move || speaker.run(&queue))?;
         Ok(Self { out, progress })
     }
 
@@ -229,11 +212,7 @@ impl Speaker {
 fn print(message: &FromRank) {
     let _ = match message {
         FromRank::Line { text } => writeln!(io::stdout(), "{text}"),
-        FromRank::Failed {
-            error,
-            step: Some(step),
-            ..
-        } => writeln!(io::stderr(), "error at step {step}: {error}"),
+        FromRank::Failed { error, step: Some(step), .. } => writeln!(io::stderr(), "error at step {step}: {error}"),
         FromRank::Failed { error, step: None, .. } => writeln!(io::stderr(), "error: {error}"),
         FromRank::Progress(p) => writeln!(
             io::stdout(),
@@ -267,10 +246,7 @@ fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String)) {
 fn write_frame(to: &mut impl Write, message: &FromRank) -> io::Result<()> {
     let body = serde_json::to_vec(message)?;
     if body.len() > MAX_FRAME_BYTES {
-        return Err(io::Error::other(format!(
-            "message of {} bytes, at most {MAX_FRAME_BYTES} fit",
-            body.len()
-        )));
+        return Err(io::Error::other(format!("message of {} bytes, at most {MAX_FRAME_BYTES} fit", body.len())));
     }
     let mut frame = (body.len() as u32).to_le_bytes().to_vec();
     frame.extend_from_slice(&body);
@@ -292,9 +268,7 @@ fn read_frame<T: serde::de::DeserializeOwned>(from: &mut impl Read) -> io::Resul
     }
     let length = u32::from_le_bytes(length) as usize;
     if length > MAX_FRAME_BYTES {
-        return Err(io::Error::other(format!(
-            "frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed"
-        )));
+        return Err(io::Error::other(format!("frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed")));
     }
     let mut body = vec![0; length];
     from.read_exact(&mut body)?;
@@ -321,26 +295,11 @@ mod tests {
         let (reporter, mut launcher, _) = pair();
         reporter.line("opened 3 files");
         for step in 1..=1000 {
-            reporter.progress(Progress {
-                step,
-                loss: f64::from(step as u32),
-                ..Default::default()
-            });
+            reporter.progress(Progress { step, loss: f64::from(step as u32), ..Default::default() });
         }
         reporter.done();
-        assert_eq!(
-            next(&mut launcher),
-            FromRank::Hello {
-                version: VERSION,
-                rank: 3
-            }
-        );
-        assert_eq!(
-            next(&mut launcher),
-            FromRank::Line {
-                text: "opened 3 files".into()
-            }
-        );
+        assert_eq!(next(&mut launcher), FromRank::Hello { version: VERSION, rank: 3 });
+        assert_eq!(next(&mut launcher), FromRank::Line { text: "opened 3 files".into() });
         let mut steps = vec![];
         loop {
             match next(&mut launcher) {
@@ -361,21 +320,14 @@ mod tests {
         let text = "x".repeat(64 << 10);
         for step in 0..200 {
             reporter.line(text.clone());
-            reporter.progress(Progress {
-                step,
-                ..Default::default()
-            });
+            reporter.progress(Progress { step, ..Default::default() });
         }
     }
 
     #[test]
     fn a_failed_peer_is_told() {
         let (_reporter, mut launcher, peers) = pair();
-        let body = serde_json::to_vec(&ToRank::PeerFailed {
-            rank: 1,
-            error: "boom".into(),
-        })
-        .unwrap();
+        let body = serde_json::to_vec(&ToRank::PeerFailed { rank: 1, error: "boom".into() }).unwrap();
         launcher.write_all(&(body.len() as u32).to_le_bytes()).unwrap();
         launcher.write_all(&body).unwrap();
         assert_eq!(peers.recv().unwrap(), (1, "boom".into()));
@@ -389,29 +341,14 @@ mod tests {
         let (reporter, mut launcher, _) = pair();
         reporter.failed(1, None, "é\u{1}".repeat(MAX_FRAME_BYTES));
         assert!(matches!(next(&mut launcher), FromRank::Hello { .. }));
-        assert!(matches!(
-            next(&mut launcher),
-            FromRank::Failed {
-                code: 1,
-                step: None,
-                ..
-            }
-        ));
+        assert!(matches!(next(&mut launcher), FromRank::Failed { code: 1, step: None, .. }));
     }
 
     #[test]
     fn a_frame_that_claims_too_much_is_refused_before_memory_is_taken() {
         let mut bytes: &[u8] = &[0xff, 0xff, 0xff, 0xff, b'{'];
-        assert!(
-            read_frame::<ToRank>(&mut bytes)
-                .unwrap_err()
-                .to_string()
-                .contains("at most")
-        );
+        assert!(read_frame::<ToRank>(&mut bytes).unwrap_err().to_string().contains("at most"));
         let mut cut: &[u8] = &[1, 0];
-        assert_eq!(
-            read_frame::<ToRank>(&mut cut).unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+        assert_eq!(read_frame::<ToRank>(&mut cut).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

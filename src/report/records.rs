@@ -16,11 +16,7 @@ use std::thread::JoinHandle;
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error("{path}: {action}: {source}; check the disk's free space and the folder's permissions", path = path.display())]
-    Io {
-        path: PathBuf,
-        action: &'static str,
-        source: io::Error,
-    },
+    Io { path: PathBuf, action: &'static str, source: io::Error },
     #[error("{path}: record does not become JSON: {source}", path = path.display())]
     Json { path: PathBuf, source: serde_json::Error },
 }
@@ -73,12 +69,7 @@ impl RecordWriter {
                 .spawn(move || append(file, &target, &receiver, &error))
                 .map_err(io_error(path, "start the record thread"))?
         };
-        Ok(Self {
-            path: path.to_owned(),
-            sender: Some(sender),
-            thread: Some(thread),
-            error,
-        })
+        Ok(Self { path: path.to_owned(), sender: Some(sender), thread: Some(thread), error })
     }
 
     /// Queues one record.
@@ -86,10 +77,8 @@ impl RecordWriter {
     /// # Errors
     /// The record does not serialise. Trouble with the disk is reported by [`RecordWriter::close`].
     pub fn write(&self, record: &impl Serialize) -> Result<(), RecordError> {
-        let mut line = serde_json::to_vec(record).map_err(|source| RecordError::Json {
-            path: self.path.clone(),
-            source,
-        })?;
+        let mut line =
+            serde_json::to_vec(record).map_err(|source| RecordError::Json { path: self.path.clone(), source })?;
         line.push(b'\n');
         if let Some(sender) = &self.sender {
             // The thread only ends when the sender is dropped.
@@ -183,10 +172,7 @@ fn cut_after(path: &Path, last: u64) -> Result<(), RecordError> {
 }
 
 fn sibling(path: &Path) -> PathBuf {
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!(".{name}.tmp-{}", std::process::id()))
 }
 
@@ -195,10 +181,8 @@ fn sibling(path: &Path) -> PathBuf {
 /// # Errors
 /// The folder cannot be written.
 pub fn write_summary(path: &Path, summary: &Summary) -> Result<(), RecordError> {
-    let mut text = serde_json::to_vec_pretty(summary).map_err(|source| RecordError::Json {
-        path: path.to_owned(),
-        source,
-    })?;
+    let mut text =
+        serde_json::to_vec_pretty(summary).map_err(|source| RecordError::Json { path: path.to_owned(), source })?;
     text.push(b'\n');
     let sibling = sibling(path);
     fs::write(&sibling, text).map_err(io_error(&sibling, "write"))?;
@@ -215,12 +199,7 @@ pub fn for_each_metrics(path: &Path, mut each: impl FnMut(&BTreeMap<String, f64>
     for line in reader.split(b'\n') {
         let line = line.map_err(io_error(path, "read"))?;
         if let Ok(record) = serde_json::from_slice::<BTreeMap<String, Option<f64>>>(&line) {
-            each(
-                &record
-                    .into_iter()
-                    .map(|(name, value)| (name, value.unwrap_or(f64::NAN)))
-                    .collect(),
-            );
+            each(&record.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect());
         }
     }
     Ok(())
@@ -232,11 +211,7 @@ mod tests {
     use launcher::contract::MetricsRecord;
 
     fn record(step: u64, loss: f64) -> MetricsRecord {
-        MetricsRecord {
-            step,
-            loss,
-            ..Default::default()
-        }
+        MetricsRecord { step, loss, ..Default::default() }
     }
 
     fn steps(path: &Path) -> Vec<u64> {
@@ -252,12 +227,7 @@ mod tests {
         let writer = RecordWriter::open(&path, None).unwrap();
         (1..=6).for_each(|s| writer.write(&record(s, 0.5)).unwrap());
         writer.close().unwrap();
-        OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .unwrap()
-            .write_all(b"{\"step\":3,\"lo")
-            .unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":3,\"lo").unwrap();
 
         let writer = RecordWriter::open(&path, Some(4)).unwrap();
         writer.write(&record(5, 0.25)).unwrap();
@@ -295,15 +265,9 @@ mod tests {
         writer.write(&r).unwrap();
         writer.flush();
         let text = fs::read_to_string(&path).unwrap();
-        assert!(
-            text.contains("\"loss\":null") && text.contains("\"val.loss\":null"),
-            "{text}"
-        );
+        assert!(text.contains("\"loss\":null") && text.contains("\"val.loss\":null"), "{text}");
         let mut seen = 0;
-        for_each_metrics(&path, |r| {
-            seen += usize::from(r["loss"].is_nan() && r["val.loss"].is_nan())
-        })
-        .unwrap();
+        for_each_metrics(&path, |r| seen += usize::from(r["loss"].is_nan() && r["val.loss"].is_nan())).unwrap();
         assert_eq!(seen, 1);
     }
 
@@ -321,15 +285,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("summary.json");
         write_summary(&path, &Summary::default()).unwrap();
-        write_summary(
-            &path,
-            &Summary {
-                status: "finished".into(),
-                steps: 7,
-                ..Default::default()
-            },
-        )
-        .unwrap();
+        write_summary(&path, &Summary { status: "finished".into(), steps: 7, ..Default::default() }).unwrap();
         let read: Summary = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!((read.status.as_str(), read.steps), ("finished", 7));
     }

@@ -84,10 +84,7 @@ fn check(call: &'static str, error: *mut c_char) -> Result<(), TorchError> {
         hr_free(error);
         text
     };
-    Err(TorchError::Cpp {
-        call,
-        message: message.lines().next().unwrap_or_default().to_owned(),
-    })
+    Err(TorchError::Cpp { call, message: message.lines().next().unwrap_or_default().to_owned() })
 }
 
 fn raw(tensor: &Tensor) -> Raw {
@@ -108,10 +105,7 @@ fn scalar_type(kind: Kind) -> Result<c_int, TorchError> {
         Kind::Double => 7,
         Kind::BFloat16 => 15,
         other => {
-            return Err(TorchError::Argument {
-                call: "element type",
-                problem: format!("{other:?} is not offered"),
-            });
+            return Err(TorchError::Argument { call: "element type", problem: format!("{other:?} is not offered") });
         }
     })
 }
@@ -136,9 +130,7 @@ pub fn on_grad_ready(leaf: &Tensor, ready: GradReady) -> Result<(), TorchError> 
     }
     let context = Box::into_raw(Box::new(ready)).cast();
     // SAFETY: `leaf` is a live tensor; the shim takes the box over and calls both functions with it alone.
-    check("set_post_acc_grad_hooks", unsafe {
-        hr_set_grad_hook(raw(leaf), context, call, drop_context)
-    })
+    check("set_post_acc_grad_hooks", unsafe { hr_set_grad_hook(raw(leaf), context, call, drop_context) })
 }
 
 /// Takes the hook of [`on_grad_ready`] away.
@@ -188,26 +180,10 @@ pub fn fused_adam(state: &AdamState, step: &AdamStep) -> Result<(), TorchError> 
     let n = state.params.len();
     let lists = [state.grads, state.exp_avgs, state.exp_avg_sqs, state.steps];
     if lists.iter().any(|list| list.len() != n) {
-        return Err(TorchError::Argument {
-            call: "fused_adam",
-            problem: format!("lists must all have {n} entries"),
-        });
+        return Err(TorchError::Argument { call: "fused_adam", problem: format!("lists must all have {n} entries") });
     }
-    let (p, g, m, v, s) = (
-        raws(state.params),
-        raws(lists[0]),
-        raws(lists[1]),
-        raws(lists[2]),
-        raws(lists[3]),
-    );
-    let AdamStep {
-        decoupled,
-        lr,
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-    } = *step;
+    let (p, g, m, v, s) = (raws(state.params), raws(lists[0]), raws(lists[1]), raws(lists[2]), raws(lists[3]));
+    let AdamStep { decoupled, lr, beta1, beta2, eps, weight_decay } = *step;
     let (p, g, m, v, s) = (p.as_ptr(), g.as_ptr(), m.as_ptr(), v.as_ptr(), s.as_ptr());
     // SAFETY: five arrays of n live tensors, checked above; they outlive the call.
     let error = unsafe { hr_fused_adam(decoupled.into(), p, g, m, v, s, n, lr, beta1, beta2, weight_decay, eps) };
@@ -232,19 +208,10 @@ pub struct SgdStep {
 pub fn fused_sgd(params: &[Tensor], grads: &[Tensor], buffers: &[Tensor], step: &SgdStep) -> Result<(), TorchError> {
     let n = params.len();
     if grads.len() != n || (step.momentum != 0.0 && buffers.len() != n) {
-        return Err(TorchError::Argument {
-            call: "fused_sgd",
-            problem: format!("lists must all have {n} entries"),
-        });
+        return Err(TorchError::Argument { call: "fused_sgd", problem: format!("lists must all have {n} entries") });
     }
     let (p, g, b) = (raws(params), raws(grads), raws(buffers));
-    let SgdStep {
-        lr,
-        momentum,
-        weight_decay,
-        nesterov,
-        first,
-    } = *step;
+    let SgdStep { lr, momentum, weight_decay, nesterov, first } = *step;
     let (p, g, b) = (p.as_ptr(), g.as_ptr(), b.as_ptr());
     // SAFETY: arrays of n live tensors, checked above; `b` is read only with momentum; all outlive the call.
     let error = unsafe { hr_fused_sgd(p, g, b, n, lr, momentum, weight_decay, nesterov.into(), first.into()) };
@@ -286,10 +253,7 @@ impl Autocast {
             Device::Cpu => 0,
             Device::Cuda(_) => 1,
             other => {
-                return Err(TorchError::Argument {
-                    call: "autocast",
-                    problem: format!("no autocast for {other:?}"),
-                });
+                return Err(TorchError::Argument { call: "autocast", problem: format!("no autocast for {other:?}") });
             }
         };
         let dtype = scalar_type(kind)?;
@@ -297,21 +261,14 @@ impl Autocast {
         // SAFETY: plain numbers and two places to write to.
         let error = unsafe { hr_autocast_enter(device, enabled.into(), dtype, &mut was_enabled, &mut was_dtype) };
         check("set_autocast_enabled", error)?;
-        Ok(Autocast {
-            device,
-            was_enabled,
-            was_dtype,
-            _thread: std::marker::PhantomData,
-        })
+        Ok(Autocast { device, was_enabled, was_dtype, _thread: std::marker::PhantomData })
     }
 }
 
 impl Drop for Autocast {
     fn drop(&mut self) {
         // SAFETY: plain numbers, as `enter` got them, on the same thread.
-        let _ = check("leave autocast", unsafe {
-            hr_autocast_leave(self.device, self.was_enabled, self.was_dtype)
-        });
+        let _ = check("leave autocast", unsafe { hr_autocast_leave(self.device, self.was_enabled, self.was_dtype) });
     }
 }
 
@@ -322,9 +279,7 @@ impl Drop for Autocast {
 /// The number between operators was fixed already.
 pub fn set_threads(intra_op: u16, inter_op: u16) -> Result<(), TorchError> {
     // SAFETY: plain numbers.
-    check("set_num_threads", unsafe {
-        hr_set_threads(intra_op.into(), inter_op.into())
-    })
+    check("set_num_threads", unsafe { hr_set_threads(intra_op.into(), inter_op.into()) })
 }
 
 /// Treats denormal numbers as zero on this thread and threads started later; false where the CPU cannot.
@@ -362,28 +317,15 @@ pub unsafe fn from_memory(
         let _ = catch_unwind(AssertUnwindSafe(|| drop(owner)));
     }
     let dtype = scalar_type(kind)?;
-    let elements = shape
-        .iter()
-        .try_fold(1_i64, |n, &dim| if dim < 0 { None } else { n.checked_mul(dim) });
+    let elements = shape.iter().try_fold(1_i64, |n, &dim| if dim < 0 { None } else { n.checked_mul(dim) });
     if elements.is_none() {
-        return Err(TorchError::Argument {
-            call: "from_memory",
-            problem: format!("shape {shape:?}"),
-        });
+        return Err(TorchError::Argument { call: "from_memory", problem: format!("shape {shape:?}") });
     }
     let owner = Box::into_raw(Box::new(owner)).cast();
     let mut out: Raw = std::ptr::null_mut();
     // SAFETY: the caller vouches for the memory; the shim takes the box over in every case.
     unsafe {
-        let error = hr_from_memory(
-            data.cast(),
-            shape.as_ptr(),
-            shape.len(),
-            dtype,
-            owner,
-            drop_owner,
-            &mut out,
-        );
+        let error = hr_from_memory(data.cast(), shape.as_ptr(), shape.len(), dtype, owner, drop_owner, &mut out);
         check("from_blob", error)?;
         Ok(Tensor::from_ptr(out.cast()))
     }
@@ -431,9 +373,7 @@ mod tests {
     #[test]
     fn exceptions_become_errors() {
         let leaf = Tensor::from_slice(&[1.0_f32]).set_requires_grad(true);
-        let error = set_grad(&leaf, &Tensor::zeros([3], (Kind::Float, Device::Cpu)))
-            .unwrap_err()
-            .to_string();
+        let error = set_grad(&leaf, &Tensor::zeros([3], (Kind::Float, Device::Cpu))).unwrap_err().to_string();
         assert!(error.contains("shape [3]"), "{error}");
         let error = on_grad_ready(&(&leaf * 2.0), Box::new(|| ())).unwrap_err().to_string();
         assert!(error.contains("leaf"), "{error}");

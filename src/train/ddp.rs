@@ -49,10 +49,7 @@ pub struct DdpOptions {
 
 impl Default for DdpOptions {
     fn default() -> Self {
-        DdpOptions {
-            bucket_mb: 25.0,
-            overlap: true,
-        }
+        DdpOptions { bucket_mb: 25.0, overlap: true }
     }
 }
 
@@ -177,10 +174,7 @@ impl Ddp {
         if let Some(late) = self.reducer.finish()? {
             let problem =
                 "a gradient arrived after its bucket was reduced: only the last micro-batch of a step may sync";
-            return Err(DdpError::Parameter {
-                name: self.names[late].clone(),
-                problem: problem.to_owned(),
-            });
+            return Err(DdpError::Parameter { name: self.names[late].clone(), problem: problem.to_owned() });
         }
         self.votes.copy_from_slice(&Vec::<f32>::try_from(&tail)?);
         if !self.rebuilt {
@@ -271,20 +265,13 @@ fn check_variables(variables: &[(String, Tensor)]) -> Result<(), DdpError> {
         let problem = if variable.kind() != Kind::Float {
             format!("is {:?}, expected Float", variable.kind())
         } else if variable.device() != variables[0].1.device() {
-            format!(
-                "is on {:?}, the first one on {:?}",
-                variable.device(),
-                variables[0].1.device()
-            )
+            format!("is on {:?}, the first one on {:?}", variable.device(), variables[0].1.device())
         } else if !variable.requires_grad() {
             "takes no gradient: leave it out".to_owned()
         } else {
             continue;
         };
-        return Err(DdpError::Parameter {
-            name: name.clone(),
-            problem,
-        });
+        return Err(DdpError::Parameter { name: name.clone(), problem });
     }
     Ok(())
 }
@@ -305,27 +292,13 @@ fn compare_ranks(variables: &[(String, Tensor)], collective: &dyn Collective) ->
     // Every rank looks at all of them, so that all fail alike.
     for (rank, other) in all.iter().enumerate() {
         if other.len() != all[0].len() {
-            let what = format!(
-                "its number of parameters ({} against {})",
-                other.len() / 16,
-                all[0].len() / 16
-            );
+            let what = format!("its number of parameters ({} against {})", other.len() / 16, all[0].len() / 16);
             return Err(DdpError::Differs { rank, what });
         }
-        if let Some(at) = (0..other.len())
-            .step_by(8)
-            .find(|&at| other[at..at + 8] != all[0][at..at + 8])
-        {
+        if let Some(at) = (0..other.len()).step_by(8).find(|&at| other[at..at + 8] != all[0][at..at + 8]) {
             let name = variables.get(at / 16).map_or("?", |(name, _)| name);
-            let part = if at % 16 == 0 {
-                "name or shape"
-            } else {
-                "initial values"
-            };
-            return Err(DdpError::Differs {
-                rank,
-                what: format!("{part} of parameter {} ({name})", at / 16),
-            });
+            let part = if at % 16 == 0 { "name or shape" } else { "initial values" };
+            return Err(DdpError::Differs { rank, what: format!("{part} of parameter {} ({name})", at / 16) });
         }
     }
     Ok(())

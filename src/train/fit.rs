@@ -16,10 +16,10 @@ use launcher::config::{Config, OptimizerKind, TrainConfig};
 use launcher::contract::{MetricsRecord, Progress};
 use launcher::plan::Plan;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use std::path::Path;
 use tch::{Device, Tensor};
 
 /// How training ended.
@@ -148,8 +148,21 @@ impl<'a, 'o> Loop<'a, 'o> {
         let carried_sums = if planner.rank == 0 { std::mem::take(&mut state.train_sums) } else { Vec::new() };
         let saved_step = (state.step > 0).then_some(state.step);
         Ok(Self {
-            fit, observer, planner, ddp, optimizer, schedule, monitor, ema, state, carried_sums,
-            last_values: BTreeMap::new(), saved_step, steps_here: 0, samples_here: 0, train_s_here: 0.0,
+            fit,
+            observer,
+            planner,
+            ddp,
+            optimizer,
+            schedule,
+            monitor,
+            ema,
+            state,
+            carried_sums,
+            last_values: BTreeMap::new(),
+            saved_step,
+            steps_here: 0,
+            samples_here: 0,
+            train_s_here: 0.0,
         })
     }
 
@@ -191,7 +204,7 @@ impl<'a, 'o> Loop<'a, 'o> {
                 drop(batches);
                 let status = self.end_epoch(epoch, record.as_mut())?;
                 self.write(record);
-                return Ok(status.or(stop.then_some(Status::Stopped)).map(|status| self.seal(status)).transpose()?);
+                return status.or(stop.then_some(Status::Stopped)).map(|status| self.seal(status)).transpose();
             } else if stop {
                 Some(Status::Stopped)
             } else {
@@ -202,7 +215,7 @@ impl<'a, 'o> Loop<'a, 'o> {
                 return self.seal(status).map(Some);
             }
             let every = self.fit.config.log.save_every_steps;
-            if every > 0 && self.state.step % every == 0 {
+            if every > 0 && self.state.step.is_multiple_of(every) {
                 self.save(false)?;
             }
         }
@@ -263,7 +276,7 @@ impl<'a, 'o> Loop<'a, 'o> {
     /// The record of this step where one is due. Every rank calls it: values are reduced.
     fn record(&mut self, outcome: &StepOutcome, epoch: u64, due: bool) -> Result<Option<MetricsRecord>, TrainError> {
         let every = self.fit.config.log.log_every.max(1);
-        if !due && self.state.step % every != 0 {
+        if !due && !self.state.step.is_multiple_of(every) {
             return Ok(None);
         }
         let sums = self.train_sums()?;
@@ -320,7 +333,7 @@ impl<'a, 'o> Loop<'a, 'o> {
             self.state.best = Some(BestState { value: monitored, step: self.state.step });
         }
         let log = &self.fit.config.log;
-        let due = log.save_every > 0 && (epoch + 1) % log.save_every == 0 && !log.save_best_only;
+        let due = log.save_every > 0 && (epoch + 1).is_multiple_of(log.save_every) && !log.save_best_only;
         let keeps_best = improved && self.fit.config.train.restore_best_weights;
         if due || keeps_best || (improved && log.save_best_only) {
             self.save(improved)?;

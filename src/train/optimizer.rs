@@ -11,23 +11,11 @@ use tch::{Kind, Tensor};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
     /// Decoupled weight decay. Loshchilov and Hutter, 2019.
-    AdamW {
-        betas: [f64; 2],
-        eps: f64,
-        weight_decay: f64,
-    },
+    AdamW { betas: [f64; 2], eps: f64, weight_decay: f64 },
     /// Weight decay is added to the gradient. Kingma and Ba, 2015.
-    Adam {
-        betas: [f64; 2],
-        eps: f64,
-        weight_decay: f64,
-    },
+    Adam { betas: [f64; 2], eps: f64, weight_decay: f64 },
     /// Without dampening.
-    Sgd {
-        momentum: f64,
-        nesterov: bool,
-        weight_decay: f64,
-    },
+    Sgd { momentum: f64, nesterov: bool, weight_decay: f64 },
 }
 
 impl Rule {
@@ -58,19 +46,9 @@ impl Optimizer {
     /// # Errors
     /// No memory.
     pub fn new(rule: Rule, ddp: &Ddp) -> Result<Optimizer, DdpError> {
-        let kept = rule
-            .kept()
-            .iter()
-            .map(|_| ddp.params().f_zeros_like())
-            .collect::<Result<_, _>>()?;
+        let kept = rule.kept().iter().map(|_| ddp.params().f_zeros_like()).collect::<Result<_, _>>()?;
         let steps = Tensor::f_zeros([], (Kind::Float, ddp.params().device()))?;
-        Ok(Optimizer {
-            rule,
-            kept,
-            steps,
-            layout: ddp.layout().clone(),
-            version: ddp.layout_version(),
-        })
+        Ok(Optimizer { rule, kept, steps, layout: ddp.layout().clone(), version: ddp.layout_version() })
     }
 
     /// Changes the parameters by the gradients that [`Ddp::finish`] left.
@@ -84,48 +62,16 @@ impl Optimizer {
         let (params, grads) = ([ddp.params().shallow_clone()], [ddp.grads()?]);
         let _ = self.steps.f_add_scalar_(1.0)?;
         match self.rule {
-            Rule::AdamW {
-                betas,
-                eps,
-                weight_decay,
-            }
-            | Rule::Adam {
-                betas,
-                eps,
-                weight_decay,
-            } => {
+            Rule::AdamW { betas, eps, weight_decay } | Rule::Adam { betas, eps, weight_decay } => {
                 let decoupled = matches!(self.rule, Rule::AdamW { .. });
                 let steps = [self.steps.shallow_clone()];
                 let (exp_avgs, exp_avg_sqs) = self.kept.split_at(1);
-                let state = AdamState {
-                    params: &params,
-                    grads: &grads,
-                    exp_avgs,
-                    exp_avg_sqs,
-                    steps: &steps,
-                };
-                let step = AdamStep {
-                    decoupled,
-                    lr,
-                    beta1: betas[0],
-                    beta2: betas[1],
-                    eps,
-                    weight_decay,
-                };
+                let state = AdamState { params: &params, grads: &grads, exp_avgs, exp_avg_sqs, steps: &steps };
+                let step = AdamStep { decoupled, lr, beta1: betas[0], beta2: betas[1], eps, weight_decay };
                 torch::fused_adam(&state, &step)?;
             }
-            Rule::Sgd {
-                momentum,
-                nesterov,
-                weight_decay,
-            } => {
-                let step = SgdStep {
-                    lr,
-                    momentum,
-                    weight_decay,
-                    nesterov,
-                    first,
-                };
+            Rule::Sgd { momentum, nesterov, weight_decay } => {
+                let step = SgdStep { lr, momentum, weight_decay, nesterov, first };
                 torch::fused_sgd(&params, &grads, &self.kept, &step)?;
             }
         }
@@ -150,10 +96,7 @@ impl Optimizer {
         let mut all = vec![("step".to_owned(), self.steps.f_detach_copy()?)];
         for (kind, flat) in self.rule.kept().iter().zip(&self.kept) {
             for (index, name) in ddp.names().iter().enumerate() {
-                all.push((
-                    format!("{kind}.{name}"),
-                    self.layout.view(flat, index)?.f_detach_copy()?,
-                ));
+                all.push((format!("{kind}.{name}"), self.layout.view(flat, index)?.f_detach_copy()?));
             }
         }
         Ok(all)
@@ -168,17 +111,11 @@ impl Optimizer {
         let find = |name: &str, shape: &[i64]| {
             let (_, tensor) = tensors.iter().find(|(key, _)| key == name).ok_or_else(|| {
                 let problem = "is missing: the state is of another model or optimizer".to_owned();
-                DdpError::Parameter {
-                    name: name.to_owned(),
-                    problem,
-                }
+                DdpError::Parameter { name: name.to_owned(), problem }
             })?;
             if tensor.size() != shape {
                 let problem = format!("has shape {:?}, expected {shape:?}", tensor.size());
-                return Err(DdpError::Parameter {
-                    name: name.to_owned(),
-                    problem,
-                });
+                return Err(DdpError::Parameter { name: name.to_owned(), problem });
             }
             Ok(tensor)
         };
@@ -191,9 +128,7 @@ impl Optimizer {
                 copies.push((place, source));
             }
         }
-        copies
-            .into_iter()
-            .try_for_each(|(mut place, source)| place.f_copy_(source).map(|_| ()))?;
+        copies.into_iter().try_for_each(|(mut place, source)| place.f_copy_(source).map(|_| ()))?;
         Ok(())
     }
 
@@ -219,17 +154,11 @@ pub fn clip_grad_norm(ddp: &Ddp, max_norm: f64) -> Result<f64, DdpError> {
     let _no_grad = tch::no_grad_guard();
     let mut flat = ddp.grads()?;
     // One tensor per parameter in registered order: the same norm whatever the buckets.
-    let parts = (0..ddp.names().len())
-        .map(|index| ddp.layout().view(&flat, index))
-        .collect::<Result<Vec<_>, _>>()?;
+    let parts = (0..ddp.names().len()).map(|index| ddp.layout().view(&flat, index)).collect::<Result<Vec<_>, _>>()?;
     let norm = torch::total_norm(&parts)?;
     let value = norm.f_double_value(&[])?;
     if max_norm > 0.0 {
-        let scale = norm
-            .f_add_scalar(1e-6)?
-            .f_reciprocal()?
-            .f_mul_scalar(max_norm)?
-            .f_clamp_max(1.0)?;
+        let scale = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?.f_clamp_max(1.0)?;
         let _ = flat.f_mul_(&scale)?;
     }
     Ok(value)

@@ -62,11 +62,7 @@ impl Schedule {
             steps_per_epoch,
             warmup_steps: config.warmup_steps.unwrap_or(by_epochs),
             total_steps: config.max_steps.unwrap_or(all_epochs),
-            state: ScheduleState {
-                plateau_rate: config.learning_rate,
-                best: None,
-                bad_epochs: 0,
-            },
+            state: ScheduleState { plateau_rate: config.learning_rate, best: None, bad_epochs: 0 },
         }
     }
 
@@ -181,20 +177,11 @@ impl Monitor {
         });
         let improved = better && !metric.is_nan();
         if improved {
-            self.state = MonitorState {
-                best: Some(metric),
-                best_epoch: Some(epoch),
-                bad_epochs: 0,
-            };
+            self.state = MonitorState { best: Some(metric), best_epoch: Some(epoch), bad_epochs: 0 };
         } else {
             self.state.bad_epochs += 1;
         }
-        Verdict {
-            improved,
-            stop: self
-                .patience
-                .is_some_and(|patience| !improved && self.state.bad_epochs >= patience),
-        }
+        Verdict { improved, stop: self.patience.is_some_and(|patience| !improved && self.state.bad_epochs >= patience) }
     }
 
     pub fn state(&self) -> &MonitorState {
@@ -211,13 +198,7 @@ mod tests {
     use super::*;
 
     fn config(scheduler: SchedulerKind) -> TrainConfig {
-        TrainConfig {
-            scheduler,
-            learning_rate: 0.1,
-            warmup_epochs: 0.0,
-            num_epochs: 10,
-            ..TrainConfig::default()
-        }
+        TrainConfig { scheduler, learning_rate: 0.1, warmup_epochs: 0.0, num_epochs: 10, ..TrainConfig::default() }
     }
 
     fn assert_close(found: impl IntoIterator<Item = f64>, expected: &[f64]) {
@@ -231,26 +212,16 @@ mod tests {
 
     #[test]
     fn step_matches_pytorch() {
-        let config = TrainConfig {
-            step_size: 3,
-            gamma: 0.5,
-            ..config(SchedulerKind::Step)
-        };
+        let config = TrainConfig { step_size: 3, gamma: 0.5, ..config(SchedulerKind::Step) };
         let expected = [0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.025, 0.025];
         assert_close((0..8).map(|epoch| Schedule::new(&config, 1).rate(epoch)), &expected);
         // With many steps per epoch the rate holds within the epoch.
-        assert_close(
-            (0..8).map(|epoch| Schedule::new(&config, 50).rate(epoch * 50 + 49)),
-            &expected,
-        );
+        assert_close((0..8).map(|epoch| Schedule::new(&config, 50).rate(epoch * 50 + 49)), &expected);
     }
 
     #[test]
     fn cosine_matches_pytorch() {
-        let config = TrainConfig {
-            min_learning_rate: 0.01,
-            ..config(SchedulerKind::Cosine)
-        };
+        let config = TrainConfig { min_learning_rate: 0.01, ..config(SchedulerKind::Cosine) };
         let expected = [
             0.1,
             0.09779754323328192,
@@ -265,17 +236,10 @@ mod tests {
             0.01,
         ];
         assert_close((0..11).map(|step| Schedule::new(&config, 1).rate(step)), &expected);
-        assert_close(
-            (0..11).map(|epoch| Schedule::new(&config, 7).rate(epoch * 7)),
-            &expected,
-        );
+        assert_close((0..11).map(|epoch| Schedule::new(&config, 7).rate(epoch * 7)), &expected);
         // Past the end the rate stays; PyTorch's would rise again.
         assert_close([Schedule::new(&config, 1).rate(15)], &[0.01]);
-        let shorter = TrainConfig {
-            max_steps: Some(10),
-            num_epochs: 999,
-            ..config
-        };
+        let shorter = TrainConfig { max_steps: Some(10), num_epochs: 999, ..config };
         assert_close((0..11).map(|step| Schedule::new(&shorter, 7).rate(step)), &expected);
     }
 
@@ -302,12 +266,8 @@ mod tests {
             monitor_mode: MonitorMode::Min,
             ..config(SchedulerKind::Plateau)
         };
-        let metrics = [
-            1.0, 0.9, 0.9, 0.89995, 0.95, 0.8, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85,
-        ];
-        let expected = [
-            0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.025, 0.025, 0.025, 0.02, 0.02, 0.02,
-        ];
+        let metrics = [1.0, 0.9, 0.9, 0.89995, 0.95, 0.8, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85, 0.85];
+        let expected = [0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.025, 0.025, 0.025, 0.02, 0.02, 0.02];
         assert_close(plateau_rates(&down, &metrics), &expected);
         let up = TrainConfig {
             gamma: 0.1,
@@ -323,51 +283,24 @@ mod tests {
     #[test]
     fn defect_e_warm_up_and_scheduler_never_act_at_the_same_time() {
         // LinearLR(start_factor=1/4, total_iters=3) of PyTorch, for every scheduler alike.
-        for kind in [
-            SchedulerKind::None,
-            SchedulerKind::Step,
-            SchedulerKind::Cosine,
-            SchedulerKind::Plateau,
-        ] {
-            let config = TrainConfig {
-                warmup_steps: Some(4),
-                warmup_epochs: 9.0,
-                step_size: 1,
-                ..config(kind)
-            };
+        for kind in [SchedulerKind::None, SchedulerKind::Step, SchedulerKind::Cosine, SchedulerKind::Plateau] {
+            let config = TrainConfig { warmup_steps: Some(4), warmup_epochs: 9.0, step_size: 1, ..config(kind) };
             let schedule = Schedule::new(&config, 2);
             assert_close((0..5).map(|step| schedule.rate(step)), &[0.025, 0.05, 0.075, 0.1, 0.1]);
             // After it, the scheduler runs as if training began there.
-            let rest = TrainConfig {
-                warmup_steps: Some(0),
-                max_steps: Some(16),
-                ..config
-            };
+            let rest = TrainConfig { warmup_steps: Some(0), max_steps: Some(16), ..config };
             let rest = Schedule::new(&rest, 2);
-            assert!(
-                (0..16).all(|step| schedule.rate(4 + step) == rest.rate(step)),
-                "{kind:?}"
-            );
+            assert!((0..16).all(|step| schedule.rate(4 + step) == rest.rate(step)), "{kind:?}");
         }
     }
 
     #[test]
     fn plateau_ignores_epochs_inside_warm_up() {
-        let config = TrainConfig {
-            warmup_epochs: 3.0,
-            plateau_patience: 0,
-            gamma: 0.5,
-            ..config(SchedulerKind::Plateau)
-        };
+        let config =
+            TrainConfig { warmup_epochs: 3.0, plateau_patience: 0, gamma: 0.5, ..config(SchedulerKind::Plateau) };
         let mut schedule = Schedule::new(&config, 10);
         assert_eq!(schedule.warmup_steps(), 30);
-        for (steps, metric, rate) in [
-            (10, 1.0, 0.1),
-            (20, 2.0, 0.1),
-            (30, 3.0, 0.1),
-            (40, 4.0, 0.1),
-            (50, 4.0, 0.05),
-        ] {
+        for (steps, metric, rate) in [(10, 1.0, 0.1), (20, 2.0, 0.1), (30, 3.0, 0.1), (40, 4.0, 0.1), (50, 4.0, 0.05)] {
             schedule.end_epoch(steps, metric);
             assert_close([schedule.rate(60)], &[rate]);
         }
@@ -399,19 +332,8 @@ mod tests {
         let (verdicts, state) = run(&config, &[f64::NAN, 1.0, 0.95, 0.8, 0.75, 0.9]);
         let (bad, good, stop) = ((false, false), (true, false), (false, true));
         assert_eq!(verdicts, [bad, good, bad, good, bad, stop]);
-        assert_eq!(
-            state,
-            MonitorState {
-                best: Some(0.8),
-                best_epoch: Some(3),
-                bad_epochs: 2
-            }
-        );
-        let up = TrainConfig {
-            monitor_mode: MonitorMode::Max,
-            early_stopping: false,
-            ..config
-        };
+        assert_eq!(state, MonitorState { best: Some(0.8), best_epoch: Some(3), bad_epochs: 2 });
+        let up = TrainConfig { monitor_mode: MonitorMode::Max, early_stopping: false, ..config };
         assert_eq!(run(&up, &[0.1, 0.3, 0.2, 0.2, 0.2]).0, [good, good, bad, bad, bad]);
     }
 }

@@ -116,7 +116,8 @@ impl StepRunner<'_> {
         let mine = bad.map(|(value, ids)| format!("{value}|{ids:?}")).unwrap_or_default();
         let all = self.collective.all_gather(mine.as_bytes())?;
         let first = all.iter().enumerate().find(|(_, text)| !text.is_empty());
-        let (rank, text) = first.map(|(rank, text)| (rank, String::from_utf8_lossy(text).into_owned())).unwrap_or_default();
+        let (rank, text) =
+            first.map(|(rank, text)| (rank, String::from_utf8_lossy(text).into_owned())).unwrap_or_default();
         let (value, samples) = text.split_once('|').unwrap_or(("not finite", ""));
         Ok(TrainError::NonFinite {
             step: self.step + 1,

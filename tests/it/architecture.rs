@@ -21,27 +21,11 @@ const LAUNCHER: &[(&str, &[&str])] = &[
     ("supervise", &["contract"]),
     ("console", &["contract", "plan"]),
     ("run_dir", &["config", "contract", "plan"]),
-    (
-        "cli",
-        &[
-            "config",
-            "machine",
-            "plan",
-            "contract",
-            "supervise",
-            "console",
-            "run_dir",
-        ],
-    ),
+    ("cli", &["config", "machine", "plan", "contract", "supervise", "console", "run_dir"]),
 ];
 /// Files and folders that may hold `unsafe`.
-const UNSAFE: &[&str] = &[
-    "src/torch/",
-    "src/comm/nccl",
-    "src/comm/shm",
-    "src/data/cache/map.rs",
-    "launcher/src/supervise/unix.rs",
-];
+const UNSAFE: &[&str] =
+    &["src/torch/", "src/comm/nccl", "src/comm/shm", "src/data/cache/map.rs", "launcher/src/supervise/unix.rs"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -62,33 +46,19 @@ fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
 fn code(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap();
     let body = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-    body.lines()
-        .map(|line| line.split("//").next().unwrap_or_default())
-        .collect::<Vec<_>>()
-        .join("\n")
+    body.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
 /// Room of a file below `src`: its folder, or its stem at the top.
 fn room(src: &Path, file: &Path) -> String {
     let inside = file.strip_prefix(src).unwrap();
-    let first = inside
-        .components()
-        .next()
-        .unwrap()
-        .as_os_str()
-        .to_string_lossy()
-        .into_owned();
+    let first = inside.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
     first.trim_end_matches(".rs").to_string()
 }
 
 /// Rooms named after `crate::` in `text`, also inside `crate::{a, b::c}`.
 fn used_rooms(text: &str) -> BTreeSet<String> {
-    let ident = |s: &str| {
-        s.trim_start()
-            .chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect::<String>()
-    };
+    let ident = |s: &str| s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut rooms = BTreeSet::new();
     for part in text.split("crate::").skip(1) {
         if let Some(list) = part.strip_prefix('{') {
@@ -170,10 +140,7 @@ fn only_the_source_room_imports_hdf5_and_the_launcher_links_no_tensor_library() 
     }
     let manifest = std::fs::read_to_string(root().join("launcher/Cargo.toml")).unwrap();
     for name in ["tch", "hdf5", "cudarc", "headroom"] {
-        assert!(
-            !manifest.lines().any(|line| line.starts_with(name)),
-            "launcher depends on {name}"
-        );
+        assert!(!manifest.lines().any(|line| line.starts_with(name)), "launcher depends on {name}");
     }
 }
 
@@ -192,11 +159,7 @@ fn unsafe_stays_in_its_rooms_and_every_block_says_why() {
             if !(code.contains("unsafe {") || code.contains("unsafe impl") || code.contains("unsafe fn")) {
                 continue;
             }
-            assert!(
-                UNSAFE.iter().any(|room| inside.starts_with(room)),
-                "{inside}:{}: unsafe here",
-                number + 1
-            );
+            assert!(UNSAFE.iter().any(|room| inside.starts_with(room)), "{inside}:{}: unsafe here", number + 1);
             if code.contains("unsafe {") || code.contains("unsafe impl") {
                 let before = &lines[number.saturating_sub(8)..number];
                 assert!(

@@ -54,9 +54,7 @@ impl std::str::FromStr for Budget {
             _ => return Err(bad(text)),
         };
         let bytes = number * factor;
-        (bytes >= 1.0 && bytes < 2f64.powi(63))
-            .then_some(Budget::Bytes(bytes as u64))
-            .ok_or_else(|| bad(text))
+        (bytes >= 1.0 && bytes < 2f64.powi(63)).then_some(Budget::Bytes(bytes as u64)).ok_or_else(|| bad(text))
     }
 }
 

@@ -30,17 +30,13 @@ impl Verdict {
 
     fn above_zero(&mut self, keys: &[(&str, f64)]) {
         for (key, value) in keys {
-            self.need(*value > 0.0 && value.is_finite(), || {
-                format!("{key} is {value}; it must be above 0")
-            });
+            self.need(*value > 0.0 && value.is_finite(), || format!("{key} is {value}; it must be above 0"));
         }
     }
 
     fn not_negative(&mut self, keys: &[(&str, f64)]) {
         for (key, value) in keys {
-            self.need(*value >= 0.0 && value.is_finite(), || {
-                format!("{key} is {value}; it must be 0 or more")
-            });
+            self.need(*value >= 0.0 && value.is_finite(), || format!("{key} is {value}; it must be 0 or more"));
         }
     }
 
@@ -103,9 +99,7 @@ fn data(data: &DataConfig, v: &mut Verdict) {
     v.need(shares && (sum - 1.0).abs() < 1e-6, || {
         format!("data.split_ratio is train {train} + val {val} + test {test} = {sum}; three shares of 0 or more must add up to 1")
     });
-    v.need(train > 0.0, || {
-        format!("data.split_ratio leaves {train} for training; it must be above 0")
-    });
+    v.need(train > 0.0, || format!("data.split_ratio leaves {train} for training; it must be above 0"));
     v.not_negative(&[("data.cache_size_gb", data.cache_size_gb.unwrap_or(0.0))]);
 }
 
@@ -119,15 +113,10 @@ fn model(config: &Config, v: &mut Verdict) {
     });
     v.need(model.output_size == config.data.joint_angles_channels, || {
         let joints = config.data.joint_angles_channels;
-        format!(
-            "model.output_size {} ≠ data.joint_angles_channels {joints}; they must be equal",
-            model.output_size
-        )
+        format!("model.output_size {} ≠ data.joint_angles_channels {joints}; they must be equal", model.output_size)
     });
     v.share(&[("model.dropout", model.dropout)]);
-    v.need(!model.tds_stages.is_empty(), || {
-        "model.tds_stages is empty; the encoder needs at least one stage".into()
-    });
+    v.need(!model.tds_stages.is_empty(), || "model.tds_stages is empty; the encoder needs at least one stage".into());
     for (i, stage) in model.tds_stages.iter().enumerate() {
         for (key, value) in [
             ("in_conv_kernel", stage.in_conv_kernel),
@@ -136,9 +125,7 @@ fn model(config: &Config, v: &mut Verdict) {
             ("feature_width", stage.feature_width),
             ("kernel_width", stage.kernel_width),
         ] {
-            v.need(value >= 1, || {
-                format!("model.tds_stages[{i}].{key} is {value}; it must be at least 1")
-            });
+            v.need(value >= 1, || format!("model.tds_stages[{i}].{key} is {value}; it must be at least 1"));
         }
     }
     v.at_least_one(&[
@@ -156,11 +143,7 @@ fn model(config: &Config, v: &mut Verdict) {
     v.need(model.output_scale.is_finite() && model.output_scale != 0.0, || {
         format!("model.output_scale is {}; it must not be 0", model.output_scale)
     });
-    let (window, rate, freq) = (
-        config.data.window_size,
-        model.original_sampling_rate,
-        model.rollout_freq,
-    );
+    let (window, rate, freq) = (config.data.window_size, model.original_sampling_rate, model.rollout_freq);
     let steps = window as f64 / rate * freq;
     v.need(window == 0 || rate <= 0.0 || steps.round_ties_even() >= 1.0, || {
         format!(
@@ -173,10 +156,7 @@ fn model(config: &Config, v: &mut Verdict) {
 fn train(train: &TrainConfig, v: &mut Verdict) {
     v.at_least_one(&[
         ("train.batch_size", train.batch_size as u64),
-        (
-            "train.gradient_accumulation_steps",
-            train.gradient_accumulation_steps as u64,
-        ),
+        ("train.gradient_accumulation_steps", train.gradient_accumulation_steps as u64),
         ("train.microbatch", train.microbatch.unwrap_or(1) as u64),
         ("train.val_batch_size", train.val_batch_size.unwrap_or(1) as u64),
         ("train.num_epochs", train.num_epochs as u64),
@@ -185,10 +165,7 @@ fn train(train: &TrainConfig, v: &mut Verdict) {
     ]);
     if let Some(micro) = train.microbatch {
         v.warn(micro <= train.batch_size, || {
-            format!(
-                "train.microbatch {micro} > train.batch_size {}: the batch is not split",
-                train.batch_size
-            )
+            format!("train.microbatch {micro} > train.batch_size {}: the batch is not split", train.batch_size)
         });
     }
     v.above_zero(&[
@@ -220,18 +197,12 @@ fn train(train: &TrainConfig, v: &mut Verdict) {
 fn schedule(train: &TrainConfig, v: &mut Verdict) {
     v.at_least_one(&[("train.step_size", train.step_size as u64)]);
     v.need(train.gamma > 0.0 && train.gamma <= 1.0, || {
-        format!(
-            "train.gamma is {}; a reduction's factor must be above 0 and at most 1",
-            train.gamma
-        )
+        format!("train.gamma is {}; a reduction's factor must be above 0 and at most 1", train.gamma)
     });
-    v.need(
-        train.learning_rate <= 0.0 || train.min_learning_rate <= train.learning_rate,
-        || {
-            let (min, lr) = (train.min_learning_rate, train.learning_rate);
-            format!("train.min_learning_rate {min} > train.learning_rate {lr}; lower it or raise the learning rate")
-        },
-    );
+    v.need(train.learning_rate <= 0.0 || train.min_learning_rate <= train.learning_rate, || {
+        let (min, lr) = (train.min_learning_rate, train.learning_rate);
+        format!("train.min_learning_rate {min} > train.learning_rate {lr}; lower it or raise the learning rate")
+    });
     let whole_run = train.warmup_steps.is_none() && train.warmup_epochs >= train.num_epochs as f64;
     v.warn(!(whole_run && train.warmup_epochs > 0.0), || {
         let (warm, all) = (train.warmup_epochs, train.num_epochs);
@@ -246,7 +217,5 @@ fn rest(config: &Config, v: &mut Verdict) {
         ("log.memory_every", config.log.memory_every),
         ("log.keep_last", config.log.keep_last as u64),
     ]);
-    v.need(!config.log.runs_dir.as_os_str().is_empty(), || {
-        "log.runs_dir is empty; it must name a folder".into()
-    });
+    v.need(!config.log.runs_dir.as_os_str().is_empty(), || "log.runs_dir is empty; it must name a folder".into());
 }

@@ -122,9 +122,7 @@ impl Default for TrainConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self {
-            budget: Budget::Percent(80.0),
-        }
+        Self { budget: Budget::Percent(80.0) }
     }
 }
 

@@ -44,10 +44,7 @@ pub enum Place {
 
 impl Problem {
     pub(super) fn new(place: Place, text: impl Into<String>) -> Self {
-        Self {
-            place,
-            text: text.into(),
-        }
+        Self { place, text: text.into() }
     }
 }
 

@@ -27,14 +27,7 @@ pub(super) enum Kind {
 }
 
 /// Keys of one entry of `model.tds_stages`; all are needed.
-const STAGE: &[&str] = &[
-    "in_conv_kernel",
-    "in_conv_stride",
-    "num_blocks",
-    "channels",
-    "feature_width",
-    "kernel_width",
-];
+const STAGE: &[&str] = &["in_conv_kernel", "in_conv_stride", "num_blocks", "channels", "feature_width", "kernel_width"];
 
 impl Kind {
     /// Reads `node` as the value of `key`.
@@ -98,11 +91,7 @@ fn one_line(text: &str) -> bool {
 }
 
 fn list(nodes: &[Node], kind: Kind) -> Option<Value> {
-    nodes
-        .iter()
-        .map(|node| kind.read_plain(node))
-        .collect::<Option<Vec<_>>>()
-        .map(Value::Array)
+    nodes.iter().map(|node| kind.read_plain(node)).collect::<Option<Vec<_>>>().map(Value::Array)
 }
 
 /// One of `words`, in any case. A flag or nothing means what it must: `amp: false` is `off`, `scheduler: null` is
@@ -140,13 +129,8 @@ fn number(text: &str) -> Option<f64> {
 
 /// `val_loss` and `train_loss` are the guides' way of writing `val.loss` and `train.loss`.
 fn metric(text: &str) -> String {
-    let split = |side: &str| {
-        text.strip_prefix(&format!("{side}_"))
-            .map(|rest| format!("{side}.{rest}"))
-    };
-    split("val")
-        .or_else(|| split("train"))
-        .unwrap_or_else(|| text.to_string())
+    let split = |side: &str| text.strip_prefix(&format!("{side}_")).map(|rest| format!("{side}.{rest}"));
+    split("val").or_else(|| split("train")).unwrap_or_else(|| text.to_string())
 }
 
 fn read_stages(key: &str, stages: &[Node]) -> Result<Value, Vec<Fault>> {
@@ -155,11 +139,7 @@ fn read_stages(key: &str, stages: &[Node]) -> Result<Value, Vec<Fault>> {
     for (i, stage) in stages.iter().enumerate() {
         values.push(Value::Object(read_stage(&format!("{key}[{i}]"), stage, &mut faults)));
     }
-    if faults.is_empty() {
-        Ok(Value::Array(values))
-    } else {
-        Err(faults)
-    }
+    if faults.is_empty() { Ok(Value::Array(values)) } else { Err(faults) }
 }
 
 fn read_stage(key: &str, stage: &Node, faults: &mut Vec<Fault>) -> Map<String, Value> {
@@ -167,25 +147,15 @@ fn read_stage(key: &str, stage: &Node, faults: &mut Vec<Fault>) -> Map<String, V
     let Body::Map(entries) = &stage.body else {
         faults.push((
             stage.line,
-            format!(
-                "{key}: expected a section with {}, found {}",
-                STAGE.join(", "),
-                describe(stage)
-            ),
+            format!("{key}: expected a section with {}, found {}", STAGE.join(", "), describe(stage)),
         ));
         return values;
     };
     for entry in entries {
         let name = schema::canonical(&entry.key);
         if !STAGE.contains(&name.as_str()) {
-            let near = STAGE
-                .iter()
-                .min_by_key(|known| strsim::damerau_levenshtein(known, &name))
-                .unwrap_or(&"");
-            faults.push((
-                entry.line,
-                format!("unknown key {key}.{}; did you mean {key}.{near}?", entry.key),
-            ));
+            let near = STAGE.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &name)).unwrap_or(&"");
+            faults.push((entry.line, format!("unknown key {key}.{}; did you mean {key}.{near}?", entry.key)));
             continue;
         }
         match Kind::Whole.read(&format!("{key}.{name}"), &entry.value) {

@@ -16,10 +16,7 @@ pub(super) enum Source<'a> {
 impl Source<'_> {
     pub fn place(&self, line: usize) -> Place {
         match self {
-            Source::File(file) => Place::Line {
-                file: file.to_string(),
-                line,
-            },
+            Source::File(file) => Place::Line { file: file.to_string(), line },
             Source::Set(text) => Place::Set(text.to_string()),
         }
     }
@@ -41,12 +38,7 @@ struct Found {
 impl Layer {
     /// Reads a mapping. Every fault is added to `problems`; `inside` precedes keys in messages.
     pub fn read(entries: &[Entry], inside: &str, source: &Source, problems: &mut Vec<Problem>) -> Self {
-        let mut reader = Reader {
-            layer: Layer::default(),
-            inside,
-            source,
-            problems,
-        };
+        let mut reader = Reader { layer: Layer::default(), inside, source, problems };
         reader.section("", entries);
         reader.layer
     }
@@ -115,13 +107,7 @@ impl Reader<'_> {
 
     fn unknown(&mut self, key: &str, written: &str, line: usize) {
         let near = schema::nearest(key, !self.inside.is_empty());
-        self.problem(
-            line,
-            format!(
-                "unknown key {}{written}; did you mean {}{near}?",
-                self.inside, self.inside
-            ),
-        );
+        self.problem(line, format!("unknown key {}{written}; did you mean {}{near}?", self.inside, self.inside));
     }
 
     fn value(&mut self, key: &'static str, written: &str, entry: &Entry) {

@@ -26,11 +26,7 @@ impl RawConfig {
     /// As [`RawConfig::find`], then in `configs/` below `home`, the folder Headroom itself lives in.
     pub fn find_in(name: &str, cwd: &Path, home: Option<&Path>) -> Result<Self, ConfigError> {
         let home = home.filter(|home| *home != cwd);
-        let folders: Vec<PathBuf> = [Some(cwd), home]
-            .into_iter()
-            .flatten()
-            .map(|root| root.join("configs"))
-            .collect();
+        let folders: Vec<PathBuf> = [Some(cwd), home].into_iter().flatten().map(|root| root.join("configs")).collect();
         let stems = std::iter::once(cwd.join(name)).chain(folders.iter().map(|folder| folder.join(name)));
         let candidates = stems.flat_map(|stem| {
             let mut with = stem.clone().into_os_string();
@@ -40,10 +36,7 @@ impl RawConfig {
         let Some(path) = candidates.into_iter().find(|path| path.is_file()) else {
             return Err(not_found(name, &folders));
         };
-        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
         let shown = path.strip_prefix(cwd).unwrap_or(&path);
         Self::parse(&text, &shown.display().to_string())
     }
@@ -53,52 +46,29 @@ impl RawConfig {
     /// # Errors
     /// Broken YAML, duplicate keys; all unknown keys and wrong types at once, each with its line.
     pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
-        let at = |line| Place::Line {
-            file: file.to_string(),
-            line,
-        };
+        let at = |line| Place::Line { file: file.to_string(), line };
         let fault = |(line, text)| ConfigError::Problems(vec![Problem::new(at(line), text)]);
-        let mut raw = Self {
-            file: file.to_string(),
-            base: Layer::default(),
-            profiles: BTreeMap::new(),
-        };
+        let mut raw = Self { file: file.to_string(), base: Layer::default(), profiles: BTreeMap::new() };
         let mut problems = Vec::new();
         let root = tree::parse(text).map_err(fault)?;
         match root.map(|node| (node.line, node.is_null(), node.body)) {
             None | Some((_, true, _)) => {}
             Some((_, _, Body::Map(entries))) => {
-                let (profiles, base): (Vec<_>, Vec<_>) = entries
-                    .into_iter()
-                    .partition(|entry| super::schema::canonical(&entry.key) == "profiles");
+                let (profiles, base): (Vec<_>, Vec<_>) =
+                    entries.into_iter().partition(|entry| super::schema::canonical(&entry.key) == "profiles");
                 raw.base = Layer::read(&base, "", &Source::File(file), &mut problems);
-                profiles
-                    .iter()
-                    .for_each(|entry| raw.take_profiles(&entry.value, &mut problems));
+                profiles.iter().for_each(|entry| raw.take_profiles(&entry.value, &mut problems));
             }
-            Some((line, _, _)) => problems.push(Problem::new(
-                at(line),
-                "expected keys such as data: and train:, found no mapping",
-            )),
+            Some((line, _, _)) => {
+                problems.push(Problem::new(at(line), "expected keys such as data: and train:, found no mapping"))
+            }
         }
-        if problems.is_empty() {
-            Ok(raw)
-        } else {
-            Err(ConfigError::Problems(problems))
-        }
+        if problems.is_empty() { Ok(raw) } else { Err(ConfigError::Problems(problems)) }
     }
 
     fn take_profiles(&mut self, node: &Node, problems: &mut Vec<Problem>) {
         let file = self.file.clone();
-        let mut bad = |line, text: String| {
-            problems.push(Problem::new(
-                Place::Line {
-                    file: file.clone(),
-                    line,
-                },
-                text,
-            ))
-        };
+        let mut bad = |line, text: String| problems.push(Problem::new(Place::Line { file: file.clone(), line }, text));
         let known = PROFILES.join(", ");
         let Body::Map(entries) = &node.body else {
             if !node.is_null() {
@@ -109,10 +79,9 @@ impl RawConfig {
         for entry in entries {
             let name = super::schema::canonical(&entry.key);
             match &entry.value.body {
-                _ if !PROFILES.contains(&name.as_str()) => bad(
-                    entry.line,
-                    format!("unknown profile {}; the profiles there are: {known}", entry.key),
-                ),
+                _ if !PROFILES.contains(&name.as_str()) => {
+                    bad(entry.line, format!("unknown profile {}; the profiles there are: {known}", entry.key))
+                }
                 Body::Map(inner) => {
                     let mut found = Vec::new();
                     let layer = Layer::read(inner, &format!("profiles.{name}."), &Source::File(&file), &mut found);
@@ -134,14 +103,8 @@ impl RawConfig {
     /// As [`RawConfig::resolve`] for `sets`.
     pub fn device(&self, sets: &[String]) -> Result<DeviceChoice, ConfigError> {
         let overrides = read_sets(sets)?;
-        let chosen = overrides
-            .iter()
-            .rev()
-            .chain([&self.base])
-            .find_map(|layer| layer.get("train.device"));
-        Ok(chosen
-            .and_then(|value| serde_json::from_value(value.clone()).ok())
-            .unwrap_or(DeviceChoice::Auto))
+        let chosen = overrides.iter().rev().chain([&self.base]).find_map(|layer| layer.get("train.device"));
+        Ok(chosen.and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or(DeviceChoice::Auto))
     }
 
     /// Second stage: defaults, then the file, then its profile for the device, then overrides `key=value` in order.
@@ -154,25 +117,14 @@ impl RawConfig {
 
     /// As [`RawConfig::resolve`], with what is worth a line to the user: keys without effect, doubtful values.
     pub fn resolve_with_notes(&self, profile: &str, sets: &[String]) -> Result<(Config, Vec<String>), ConfigError> {
-        let here = || Place::Resolved {
-            file: self.file.clone(),
-        };
+        let here = || Place::Resolved { file: self.file.clone() };
         let fail = |text: String| ConfigError::Problems(vec![Problem::new(here(), text)]);
         if !PROFILES.contains(&profile) {
-            return Err(fail(format!(
-                "unknown profile {profile}; the profiles there are: {}",
-                PROFILES.join(", ")
-            )));
+            return Err(fail(format!("unknown profile {profile}; the profiles there are: {}", PROFILES.join(", "))));
         }
         let overrides = read_sets(sets)?;
-        let layers = [&self.base]
-            .into_iter()
-            .chain(self.profiles.get(profile))
-            .chain(&overrides);
-        let mut config = Config {
-            name: self.stem(),
-            ..Config::default()
-        };
+        let layers = [&self.base].into_iter().chain(self.profiles.get(profile)).chain(&overrides);
+        let mut config = Config { name: self.stem(), ..Config::default() };
         let mut notes = Vec::new();
         let mut value = serde_json::to_value(&config).map_err(|e| fail(e.to_string()))?;
         for layer in layers {
@@ -182,26 +134,15 @@ impl RawConfig {
         config = serde_json::from_value(value).map_err(|e| fail(e.to_string()))?;
         let verdict = check::check(&config);
         if !verdict.errors.is_empty() {
-            let problems = verdict
-                .errors
-                .into_iter()
-                .map(|text| Problem::new(here(), text))
-                .collect();
+            let problems = verdict.errors.into_iter().map(|text| Problem::new(here(), text)).collect();
             return Err(ConfigError::Problems(problems));
         }
-        notes.extend(
-            verdict
-                .warnings
-                .into_iter()
-                .map(|text| format!("{}: {text}", self.file)),
-        );
+        notes.extend(verdict.warnings.into_iter().map(|text| format!("{}: {text}", self.file)));
         Ok((config, notes))
     }
 
     fn stem(&self) -> String {
-        let stem = Path::new(&self.file)
-            .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned());
+        let stem = Path::new(&self.file).file_stem().map(|stem| stem.to_string_lossy().into_owned());
         stem.unwrap_or_else(|| "config".into())
     }
 }
@@ -219,42 +160,25 @@ impl Config {
 fn read_sets(sets: &[String]) -> Result<Vec<Layer>, ConfigError> {
     let mut problems = Vec::new();
     let layers = sets.iter().map(|set| read_set(set, &mut problems)).collect();
-    if problems.is_empty() {
-        Ok(layers)
-    } else {
-        Err(ConfigError::Problems(problems))
-    }
+    if problems.is_empty() { Ok(layers) } else { Err(ConfigError::Problems(problems)) }
 }
 
 /// One `key=value`; the value is YAML, so lists work: `data.split_ratio=[0.8,0.1,0.1]`.
 fn read_set(set: &str, problems: &mut Vec<Problem>) -> Layer {
     let source = Source::Set(set);
     let Some((key, text)) = set.split_once('=') else {
-        problems.push(Problem::new(
-            source.place(1),
-            "expected key=value, such as train.batch_size=32",
-        ));
+        problems.push(Problem::new(source.place(1), "expected key=value, such as train.batch_size=32"));
         return Layer::default();
     };
     let value = match tree::parse(text) {
         Ok(Some(value)) => value,
-        Ok(None) => Node {
-            line: 1,
-            body: Body::Scalar {
-                text: String::new(),
-                plain: true,
-            },
-        },
+        Ok(None) => Node { line: 1, body: Body::Scalar { text: String::new(), plain: true } },
         Err((_, text)) => {
             problems.push(Problem::new(source.place(1), text));
             return Layer::default();
         }
     };
-    let entry = tree::Entry {
-        key: key.trim().to_string(),
-        line: 1,
-        value,
-    };
+    let entry = tree::Entry { key: key.trim().to_string(), line: 1, value };
     Layer::read(&[entry], "", &source, problems)
 }
 
@@ -269,16 +193,8 @@ fn not_found(name: &str, folders: &[PathBuf]) -> ConfigError {
         .collect();
     known.sort();
     known.dedup();
-    let known = if known.is_empty() {
-        "none".to_string()
-    } else {
-        known.join(", ")
-    };
+    let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
     let tried = std::iter::once(name.to_string()).chain(folders.iter().map(|f| f.join(name).display().to_string()));
     let tried = tried.collect::<Vec<_>>().join(", ") + " (each also with .yaml)";
-    ConfigError::NotFound {
-        name: name.to_string(),
-        tried,
-        known,
-    }
+    ConfigError::NotFound { name: name.to_string(), tried, known }
 }

@@ -128,10 +128,7 @@ pub(super) const ALIASES: &[(&str, Alias)] = &[
     ("train.log_every", Alias::To("log.log_every")),
     ("train.resume_from_checkpoint", Alias::Inert(RESUME)),
     ("train.checkpoint_path", Alias::Inert(RESUME)),
-    (
-        "train.compile_model",
-        Alias::Inert("has no effect: there is no graph compiler to switch on"),
-    ),
+    ("train.compile_model", Alias::Inert("has no effect: there is no graph compiler to switch on")),
     ("log.monitor", Alias::To("train.monitor_metric")),
     ("log.mode", Alias::To("train.monitor_mode")),
     ("log.checkpoint_dir", Alias::Inert(ONE_RUN_FOLDER)),
@@ -159,25 +156,15 @@ pub(super) fn canonical(written: &str) -> String {
 
 fn lower(word: &str) -> String {
     let upper = !word.contains(|c: char| c.is_ascii_lowercase());
-    if upper {
-        word.to_ascii_lowercase()
-    } else {
-        word.to_string()
-    }
+    if upper { word.to_ascii_lowercase() } else { word.to_string() }
 }
 
 /// The known key that is nearest to an unknown one. A key of the same section comes before a key of another.
 pub(super) fn nearest(unknown: &str, in_profile: bool) -> &'static str {
     let unknown = unknown.to_ascii_lowercase();
     let (section, leaf) = unknown.rsplit_once('.').unwrap_or(("", &unknown));
-    let known = KEYS
-        .iter()
-        .map(|(name, _)| *name)
-        .chain(ALIASES.iter().map(|(name, _)| *name));
-    let sections = SECTIONS
-        .iter()
-        .chain(SECTION_ALIASES.iter().map(|(alias, _)| alias))
-        .copied();
+    let known = KEYS.iter().map(|(name, _)| *name).chain(ALIASES.iter().map(|(name, _)| *name));
+    let sections = SECTIONS.iter().chain(SECTION_ALIASES.iter().map(|(alias, _)| alias)).copied();
     let top = sections.chain((!in_profile).then_some("profiles"));
     let far = |name: &str| {
         let (its_section, its_leaf) = name.rsplit_once('.').unwrap_or(("", name));

@@ -22,20 +22,14 @@ fn error(text: &str, overrides: &[&str]) -> String {
 
 #[test]
 fn empty_config_is_the_default_named_after_its_file() {
-    let expected = Config {
-        name: "my".into(),
-        ..Config::default()
-    };
+    let expected = Config { name: "my".into(), ..Config::default() };
     assert_eq!(load(""), expected);
     assert_eq!(load("# nothing\ndata:\ntrain: {}\n"), expected);
 }
 
 #[test]
 fn all_unknown_keys_are_reported_at_once_with_line_and_nearest_key() {
-    let text = error(
-        "data:\n  strid: 2\ntrain:\n  batch_sze: 4\n  num_epochs: 3\nlogg: {}\n",
-        &[],
-    );
+    let text = error("data:\n  strid: 2\ntrain:\n  batch_sze: 4\n  num_epochs: 3\nlogg: {}\n", &[]);
     assert_eq!(
         text,
         "3 problems in the config:\
@@ -56,31 +50,13 @@ fn wrong_types_name_key_line_value_and_expectation() {
         ("train:\n  batch_size: 2.5\n", "found 2.5"),
         ("train:\n  batch_size: \"16\"\n", "found the text \"16\""),
         ("train:\n  batch_size:\n", "found nothing"),
-        (
-            "data:\n  shuffle: yes\n",
-            "data.shuffle: expected true or false, found the text \"yes\"",
-        ),
-        (
-            "data:\n  split_ratio: [0.7, 0.3]\n",
-            "expected a list of 3 numbers, found a list of 2",
-        ),
+        ("data:\n  shuffle: yes\n", "data.shuffle: expected true or false, found the text \"yes\""),
+        ("data:\n  split_ratio: [0.7, 0.3]\n", "expected a list of 3 numbers, found a list of 2"),
         ("train: 4\n", "my.yaml:1: train: expected a section, found 4"),
-        (
-            "train:\n  optimizer: lion\n",
-            "expected one of adam, adamw, sgd, found the text \"lion\"",
-        ),
-        (
-            "train:\n  learning_rate: .nan\n",
-            "train.learning_rate: expected a number",
-        ),
-        (
-            "memory:\n  budget: 200%\n",
-            "expected a share such as 80% or a size such as 20GiB",
-        ),
-        (
-            "data:\n  table_name: \"a\\nb\"\n",
-            "expected text on one line, found the text \"a\\nb\"",
-        ),
+        ("train:\n  optimizer: lion\n", "expected one of adam, adamw, sgd, found the text \"lion\""),
+        ("train:\n  learning_rate: .nan\n", "train.learning_rate: expected a number"),
+        ("memory:\n  budget: 200%\n", "expected a share such as 80% or a size such as 20GiB"),
+        ("data:\n  table_name: \"a\\nb\"\n", "expected text on one line, found the text \"a\\nb\""),
         ("- a\n", "found no mapping"),
         ("train:\n  a: [\n", "not valid YAML"),
     ] {
@@ -113,16 +89,8 @@ fn overrides_are_checked_like_files_and_name_themselves() {
     ] {
         assert!(found.contains(says), "{found}");
     }
-    let config = resolved(
-        "",
-        "cpu",
-        &[
-            "data.split_ratio=[0.8,0.1,0.1]",
-            "TRAIN.BATCH_SIZE=3",
-            "train.batch_size=5",
-        ],
-    )
-    .unwrap();
+    let config =
+        resolved("", "cpu", &["data.split_ratio=[0.8,0.1,0.1]", "TRAIN.BATCH_SIZE=3", "train.batch_size=5"]).unwrap();
     assert_eq!((config.data.split_ratio, config.train.batch_size), ([0.8, 0.1, 0.1], 5));
 }
 
@@ -130,10 +98,7 @@ fn overrides_are_checked_like_files_and_name_themselves() {
 fn duplicates_are_errors_also_under_another_name() {
     assert!(error("train:\n  patience: 1\n  patience: 1\n", &[]).contains("my.yaml:3: duplicate key patience"));
     let text = error("train:\n  num_epochs: 1\nTRAIN:\n  EPOCHS: 2\n", &[]);
-    assert!(
-        text.contains("my.yaml:4: TRAIN.EPOCHS says again what train.num_epochs says at my.yaml:2"),
-        "{text}"
-    );
+    assert!(text.contains("my.yaml:4: TRAIN.EPOCHS says again what train.num_epochs says at my.yaml:2"), "{text}");
 }
 
 #[test]
@@ -143,25 +108,14 @@ fn profile_lies_over_the_base_and_under_the_overrides() {
     assert_eq!((config.train.batch_size, config.train.prefetch_factor), (4, 3));
     let cuda = resolved(text, "cuda", &[]).unwrap();
     assert_eq!((cuda.train.batch_size, cuda.train.amp), (8, Amp::Bf16));
-    assert_eq!(
-        resolved(text, "cpu", &["train.batch_size=2"]).unwrap().train.batch_size,
-        2
-    );
+    assert_eq!(resolved(text, "cpu", &["train.batch_size=2"]).unwrap().train.batch_size, 2);
     let wrong = error("profiles:\n  gpu: {}\n  cuda: {train: {amq: 1}}\n", &[]);
-    assert!(
-        wrong.contains("my.yaml:2: unknown profile gpu; the profiles there are: cpu, cuda"),
-        "{wrong}"
-    );
+    assert!(wrong.contains("my.yaml:2: unknown profile gpu; the profiles there are: cpu, cuda"), "{wrong}");
     assert!(
         wrong.contains("my.yaml:3: unknown key profiles.cuda.train.amq; did you mean profiles.cuda.train.amp?"),
         "{wrong}"
     );
-    assert!(
-        resolved("", "mps", &[])
-            .unwrap_err()
-            .to_string()
-            .contains("unknown profile mps")
-    );
+    assert!(resolved("", "mps", &[]).unwrap_err().to_string().contains("unknown profile mps"));
 }
 
 #[test]
@@ -169,10 +123,7 @@ fn device_is_known_before_the_profile() {
     let raw = RawConfig::parse("train: {device: cpu}\n", "my.yaml").unwrap();
     assert_eq!(raw.device(&[]).unwrap(), DeviceChoice::Cpu);
     assert_eq!(raw.device(&sets(&["train.device=cuda"])).unwrap(), DeviceChoice::Cuda);
-    assert_eq!(
-        RawConfig::parse("", "my.yaml").unwrap().device(&[]).unwrap(),
-        DeviceChoice::Auto
-    );
+    assert_eq!(RawConfig::parse("", "my.yaml").unwrap().device(&[]).unwrap(), DeviceChoice::Auto);
 }
 
 /// The seed's YAML, with every key that its repository shows.
@@ -247,28 +198,13 @@ logging:
     let raw = RawConfig::parse(text, "configs/seed.yaml").unwrap();
     let (config, notes) = raw.resolve_with_notes("cpu", &[]).unwrap();
     assert_eq!(config.name, "seed");
-    assert_eq!(
-        (config.train.batch_size, config.train.gradient_accumulation_steps),
-        (16, 4)
-    );
-    assert_eq!(
-        (config.train.learning_rate, config.train.optimizer),
-        (5e-4, OptimizerKind::Adamw)
-    );
-    assert_eq!(
-        (config.train.scheduler, config.train.loss_type),
-        (SchedulerKind::None, LossType::MseMae)
-    );
+    assert_eq!((config.train.batch_size, config.train.gradient_accumulation_steps), (16, 4));
+    assert_eq!((config.train.learning_rate, config.train.optimizer), (5e-4, OptimizerKind::Adamw));
+    assert_eq!((config.train.scheduler, config.train.loss_type), (SchedulerKind::None, LossType::MseMae));
     assert_eq!(config.train.monitor_metric, "val.loss");
-    assert_eq!(
-        (config.log.save_every, config.log.log_every, config.log.save_best_only),
-        (10, 50, true)
-    );
+    assert_eq!((config.log.save_every, config.log.log_every, config.log.save_best_only), (10, 50, true));
     assert_eq!(notes.len(), 2, "{notes:?}");
-    assert!(
-        notes[0].starts_with("configs/seed.yaml:59: logging.checkpoint_dir has no effect"),
-        "{notes:?}"
-    );
+    assert!(notes[0].starts_with("configs/seed.yaml:59: logging.checkpoint_dir has no effect"), "{notes:?}");
 }
 
 #[test]
@@ -277,40 +213,25 @@ fn guide_keys_in_capitals_load() {
         "SEED: 123\nDATA:\n  USE_RAM_CACHE: true\n  CACHE_SIZE_GB: 50.0\n  ROOT: /d\nTRAIN:\n  NUM_WORKERS: 12\n  \
          PREFETCH_FACTOR: 4\n  BATCH_SIZE: 1\n  EPOCHS: 20\n  MAX_GRAD_NORM: 1.0\n  RESUME_FROM_CHECKPOINT: null\n",
     );
-    assert_eq!(
-        (config.seed, config.data.cache, config.data.cache_size_gb),
-        (123, CachePolicy::Auto, Some(50.0))
-    );
+    assert_eq!((config.seed, config.data.cache, config.data.cache_size_gb), (123, CachePolicy::Auto, Some(50.0)));
     assert_eq!((config.train.num_workers, config.train.num_epochs), (Some(12), 20));
     assert_eq!(config.data.dataset_path, Path::new("/d"));
-    assert_eq!(
-        load("DATA.USE_RAM_CACHE: false\nDATA.CACHE_SIZE_GB: 30\n").data.cache,
-        CachePolicy::Off
-    );
+    assert_eq!(load("DATA.USE_RAM_CACHE: false\nDATA.CACHE_SIZE_GB: 30\n").data.cache, CachePolicy::Off);
 }
 
 #[test]
 fn values_without_sense_are_refused_with_every_factor() {
     for (set, says) in [
-        (
-            "data.split_ratio=[0.7,0.2,0.2]",
-            "train 0.7 + val 0.2 + test 0.2 = 1.0999999999999999",
-        ),
+        ("data.split_ratio=[0.7,0.2,0.2]", "train 0.7 + val 0.2 + test 0.2 = 1.0999999999999999"),
         ("data.stride=0", "data.stride is 0; it must be at least 1"),
         ("data.window_size=0", "data.window_size is 0"),
-        (
-            "data.window_size=10",
-            "10 / model.original_sampling_rate 2000 × model.rollout_freq 50 = 0.25",
-        ),
+        ("data.window_size=10", "10 / model.original_sampling_rate 2000 × model.rollout_freq 50 = 0.25"),
         ("data.emg_channels=8", "model.input_size 16 ≠ data.emg_channels 8"),
         ("train.batch_size=0", "train.batch_size is 0"),
         ("train.microbatch=0", "train.microbatch is 0"),
         ("train.learning_rate=0", "train.learning_rate is 0; it must be above 0"),
         ("train.learning_rate=-1e-3", "train.learning_rate is -0.001"),
-        (
-            "train.min_learning_rate=1",
-            "train.min_learning_rate 1 > train.learning_rate 0.0005",
-        ),
+        ("train.min_learning_rate=1", "train.min_learning_rate 1 > train.learning_rate 0.0005"),
         ("train.monitor_metric=loss", "such as val.loss"),
         ("train.ema_decay=1", "train.ema_decay is 1"),
         ("model.dropout=1", "model.dropout is 1"),
@@ -323,10 +244,7 @@ fn values_without_sense_are_refused_with_every_factor() {
     }
     let raw = RawConfig::parse("train: {microbatch: 128}\n", "my.yaml").unwrap();
     let (_, notes) = raw.resolve_with_notes("cpu", &[]).unwrap();
-    assert_eq!(
-        notes,
-        ["my.yaml: train.microbatch 128 > train.batch_size 64: the batch is not split"]
-    );
+    assert_eq!(notes, ["my.yaml: train.microbatch 128 > train.batch_size 64: the batch is not split"]);
 }
 
 #[test]
@@ -344,9 +262,7 @@ fn budgets_are_read_in_every_form() {
 fn shipped() -> Vec<std::path::PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
     let files = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
-    files
-        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
-        .collect()
+    files.filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect()
 }
 
 #[test]
@@ -375,11 +291,7 @@ fn shipped_configs_hold_the_guides_values() {
     ] {
         let config = get(name);
         let (train, data) = (&config.train, &config.data);
-        assert_eq!(
-            (train.batch_size, train.gradient_accumulation_steps),
-            (batch, accumulation),
-            "{name}"
-        );
+        assert_eq!((train.batch_size, train.gradient_accumulation_steps), (batch, accumulation), "{name}");
         assert_eq!(
             (train.num_workers, train.prefetch_factor, train.pin_memory),
             (Some(workers), prefetch, pin),
@@ -409,14 +321,7 @@ fn unknown_names_list_the_configs_there_are() {
     let found = RawConfig::find("low_memry", cwd.path()).unwrap_err().to_string();
     assert!(found.ends_with("the configs there are: a, b"), "{found}");
     for name in ["a", "a.yaml", "configs/a.yaml", "configs/a"] {
-        assert_eq!(
-            RawConfig::find(name, cwd.path())
-                .unwrap()
-                .resolve("cpu", &[])
-                .unwrap()
-                .seed,
-            7
-        );
+        assert_eq!(RawConfig::find(name, cwd.path()).unwrap().resolve("cpu", &[]).unwrap().seed, 7);
     }
     let elsewhere = tempfile::tempdir().unwrap();
     assert!(RawConfig::find("a", elsewhere.path()).is_err());

@@ -64,17 +64,8 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, Fault> {
 }
 
 enum Frame {
-    List {
-        line: usize,
-        anchor: usize,
-        nodes: Vec<Node>,
-    },
-    Map {
-        line: usize,
-        anchor: usize,
-        entries: Vec<Entry>,
-        key: Option<(String, usize)>,
-    },
+    List { line: usize, anchor: usize, nodes: Vec<Node> },
+    Map { line: usize, anchor: usize, entries: Vec<Entry>, key: Option<(String, usize)> },
 }
 
 #[derive(Default)]
@@ -96,41 +87,19 @@ impl Builder {
                 }
             }
             Event::Scalar(text, style, anchor, _) => {
-                let body = Body::Scalar {
-                    text: text.into_owned(),
-                    plain: style == ScalarStyle::Plain,
-                };
+                let body = Body::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain };
                 return self.finish(Node { line, body }, anchor);
             }
             Event::Alias(anchor) => {
-                let mut node = self
-                    .anchors
-                    .get(&anchor)
-                    .cloned()
-                    .ok_or((line, "unknown alias".to_string()))?;
+                let mut node = self.anchors.get(&anchor).cloned().ok_or((line, "unknown alias".to_string()))?;
                 node.line = line;
                 return self.finish(node, 0);
             }
             Event::SequenceStart(anchor, _) => {
-                return self.open(
-                    Frame::List {
-                        line,
-                        anchor,
-                        nodes: Vec::new(),
-                    },
-                    line,
-                );
+                return self.open(Frame::List { line, anchor, nodes: Vec::new() }, line);
             }
             Event::MappingStart(anchor, _) => {
-                return self.open(
-                    Frame::Map {
-                        line,
-                        anchor,
-                        entries: Vec::new(),
-                        key: None,
-                    },
-                    line,
-                );
+                return self.open(Frame::Map { line, anchor, entries: Vec::new(), key: None }, line);
             }
             Event::SequenceEnd | Event::MappingEnd => return self.close(),
             _ => {}
@@ -148,22 +117,10 @@ impl Builder {
 
     fn close(&mut self) -> Result<(), Fault> {
         match self.stack.pop() {
-            Some(Frame::List { line, anchor, nodes }) => self.finish(
-                Node {
-                    line,
-                    body: Body::List(nodes),
-                },
-                anchor,
-            ),
-            Some(Frame::Map {
-                line, anchor, entries, ..
-            }) => self.finish(
-                Node {
-                    line,
-                    body: Body::Map(entries),
-                },
-                anchor,
-            ),
+            Some(Frame::List { line, anchor, nodes }) => self.finish(Node { line, body: Body::List(nodes) }, anchor),
+            Some(Frame::Map { line, anchor, entries, .. }) => {
+                self.finish(Node { line, body: Body::Map(entries) }, anchor)
+            }
             None => Ok(()),
         }
     }
@@ -172,10 +129,7 @@ impl Builder {
     fn finish(&mut self, node: Node, anchor: usize) -> Result<(), Fault> {
         self.nodes += node.count();
         if self.nodes > MAX_NODES {
-            return Err((
-                node.line,
-                format!("more than {MAX_NODES} values after aliases are followed"),
-            ));
+            return Err((node.line, format!("more than {MAX_NODES} values after aliases are followed")));
         }
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
@@ -197,10 +151,7 @@ fn key_of(node: Node, entries: &[Entry]) -> Result<(String, usize), Fault> {
         return Err((node.line, "a key must be a word, not a list or a section".into()));
     };
     if let Some(earlier) = entries.iter().find(|entry| entry.key == text) {
-        return Err((
-            node.line,
-            format!("duplicate key {text}: first written on line {}", earlier.line),
-        ));
+        return Err((node.line, format!("duplicate key {text}: first written on line {}", earlier.line)));
     }
     Ok((text, node.line))
 }
@@ -214,13 +165,9 @@ mod tests {
         let root = parse("# note\na: &x [1, 'two']\nb:\n  c: *x\n").unwrap().unwrap();
         let Body::Map(entries) = root.body else { panic!("map") };
         assert_eq!((entries[0].line, entries[1].line), (2, 3));
-        let Body::Map(inner) = &entries[1].value.body else {
-            panic!("map")
-        };
+        let Body::Map(inner) = &entries[1].value.body else { panic!("map") };
         assert_eq!(inner[0].line, 4);
-        let Body::List(items) = &inner[0].value.body else {
-            panic!("list")
-        };
+        let Body::List(items) = &inner[0].value.body else { panic!("list") };
         assert!(matches!(&items[1].body, Body::Scalar { text, plain: false } if text == "two"));
     }
 
@@ -235,12 +182,7 @@ mod tests {
         let (line, text) = parse("a: 1\nb: 2\na: 3\n").unwrap_err();
         assert_eq!((line, text.as_str()), (3, "duplicate key a: first written on line 1"));
         assert_eq!(parse("a: [1, 2\nb: 3\n").unwrap_err().0, 2);
-        assert!(
-            parse("a: 1\n---\nb: 2\n")
-                .unwrap_err()
-                .1
-                .contains("second YAML document")
-        );
+        assert!(parse("a: 1\n---\nb: 2\n").unwrap_err().1.contains("second YAML document"));
     }
 
     #[test]

@@ -51,11 +51,7 @@ impl Console {
             .name("console".into())
             .stack_size(512 << 10)
             .spawn(move || write_all(&receiver, &shared))?;
-        Ok(Self {
-            sender: Some(sender),
-            waiting,
-            writer: Some(writer),
-        })
+        Ok(Self { sender: Some(sender), waiting, writer: Some(writer) })
     }
 
     /// Shows everything that waits, takes the bar away and ends.
@@ -86,11 +82,7 @@ impl Drop for Console {
 
 impl Watcher for Console {
     fn line(&self, rank: u32, stream: Stream, text: &str) {
-        self.send(Message::Line {
-            rank,
-            stream,
-            text: text.to_owned(),
-        });
+        self.send(Message::Line { rank, stream, text: text.to_owned() });
     }
 
     fn note(&self, text: &str) {

@@ -42,14 +42,8 @@ impl Screen {
         let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self {
-            out: Pending {
-                text: String::new(),
-                colour: out && !plain,
-            },
-            err: Pending {
-                text: String::new(),
-                colour: err && !plain,
-            },
+            out: Pending { text: String::new(), colour: out && !plain },
+            err: Pending { text: String::new(), colour: err && !plain },
             bar: None,
             draws: err && !dumb,
             colour_bar: !plain,
@@ -60,11 +54,7 @@ impl Screen {
     }
 
     pub fn line(&mut self, rank: u32, stream: Stream, text: &str) {
-        let to = if stream == Stream::Err {
-            &mut self.err
-        } else {
-            &mut self.out
-        };
+        let to = if stream == Stream::Err { &mut self.err } else { &mut self.out };
         to.push(&format!("[rank {rank}] "), text);
     }
 
@@ -78,10 +68,7 @@ impl Screen {
     }
 
     pub fn progress(&mut self, progress: Progress, now: Instant) {
-        let pace = self.pace.get_or_insert(Pace {
-            since: now,
-            step: progress.step,
-        });
+        let pace = self.pace.get_or_insert(Pace { since: now, step: progress.step });
         let left = pace.left(&progress, now);
         let memory = self.node_bytes.max(progress.pss_bytes);
         let text = describe(&progress, left, memory);
@@ -116,9 +103,7 @@ impl Screen {
         let (out, err) = (std::mem::take(&mut self.out.text), std::mem::take(&mut self.err.text));
         // A reader that has gone away is no reason to stop the job: its output is in the log files.
         let write = || {
-            let _ = std::io::stdout()
-                .write_all(out.as_bytes())
-                .and_then(|()| std::io::stdout().flush());
+            let _ = std::io::stdout().write_all(out.as_bytes()).and_then(|()| std::io::stdout().flush());
             let _ = std::io::stderr().write_all(err.as_bytes());
         };
         match &self.bar {
@@ -172,11 +157,7 @@ fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> Stri
     ];
     parts.extend(left_s.map(|seconds| format!("ETA {}", duration(seconds))));
     parts.push(bytes(memory_bytes));
-    parts.extend(
-        progress
-            .cache_hit_rate
-            .map(|rate| format!("cache {:.0} %", 100.0 * rate)),
-    );
+    parts.extend(progress.cache_hit_rate.map(|rate| format!("cache {:.0} %", 100.0 * rate)));
     if !matches!(progress.phase.as_str(), "" | "train") {
         parts.insert(0, progress.phase.clone());
     }
@@ -203,20 +184,10 @@ mod tests {
     #[test]
     fn a_line_tells_where_the_run_stands() {
         let text = describe(&at(340), Some(725.0), 1_520_000_000);
-        assert_eq!(
-            text,
-            "epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, ETA 12:05, 1.52 GB"
-        );
-        let phase = Progress {
-            phase: "val".into(),
-            cache_hit_rate: Some(0.8245),
-            ..at(340)
-        };
+        assert_eq!(text, "epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, ETA 12:05, 1.52 GB");
+        let phase = Progress { phase: "val".into(), cache_hit_rate: Some(0.8245), ..at(340) };
         let text = describe(&phase, None, 0);
-        assert_eq!(
-            text,
-            "val, epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, 0 kB, cache 82 %"
-        );
+        assert_eq!(text, "val, epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, 0 kB, cache 82 %");
     }
 
     #[test]

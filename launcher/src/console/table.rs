@@ -12,35 +12,19 @@ const LABEL: usize = 16;
 pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
     let mut rows = vec![
         ("status", format!("{}{}", summary.status, restarts(summary.restarts))),
-        (
-            "time",
-            format!(
-                "{}, of which training {}",
-                duration(summary.wall_s),
-                duration(summary.train_s)
-            ),
-        ),
+        ("time", format!("{}, of which training {}", duration(summary.wall_s), duration(summary.train_s))),
         ("steps", format!("{} in {} epochs", summary.steps, summary.epochs)),
         ("speed", format!("{:.1} samples/s", summary.samples_per_s)),
     ];
     if let Some(best) = &summary.best {
-        rows.push((
-            "best",
-            format!("{} = {:.6} at step {}", best.metric, best.value, best.step),
-        ));
+        rows.push(("best", format!("{} = {:.6} at step {}", best.metric, best.value, best.step)));
     }
     rows.push(("memory, ranks", per_rank(summary, plan)));
-    rows.push((
-        "memory, node",
-        against(summary.peak_node_bytes, plan.budget.total_bytes),
-    ));
+    rows.push(("memory, node", against(summary.peak_node_bytes, plan.budget.total_bytes)));
     if summary.files_skipped > 0 {
         rows.push(("files left out", summary.files_skipped.to_string()));
     }
-    let rows = rows
-        .into_iter()
-        .flat_map(|(label, value)| wrap(label, &value))
-        .collect::<Vec<_>>();
+    let rows = rows.into_iter().flat_map(|(label, value)| wrap(label, &value)).collect::<Vec<_>>();
     let inner = rows.iter().map(|row| row.chars().count()).max().unwrap_or(0);
     let line = "─".repeat(inner + 2);
     let body: String = rows.iter().map(|row| format!("│ {row:<inner$} │\n")).collect();
@@ -60,29 +44,16 @@ fn per_rank(summary: &Summary, plan: &Plan) -> String {
     // Number and unit stay together when the line is broken.
     let amount = |peak: &u64| bytes(*peak).replace(' ', "\u{a0}");
     let peaks: Vec<String> = summary.peak_pss_bytes_per_rank.iter().map(amount).collect();
-    let peaks = if peaks.is_empty() {
-        "not sampled".into()
-    } else {
-        format!("peak {}", peaks.join(" · "))
-    };
+    let peaks = if peaks.is_empty() { "not sampled".into() } else { format!("peak {}", peaks.join(" · ")) };
     let planned: u64 = plan.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
-    if planned == 0 {
-        peaks
-    } else {
-        format!("{peaks} (planned {} each)", bytes(planned))
-    }
+    if planned == 0 { peaks } else { format!("{peaks} (planned {} each)", bytes(planned)) }
 }
 
 fn against(peak: u64, budget: u64) -> String {
     if budget == 0 {
         return format!("peak {}", bytes(peak));
     }
-    format!(
-        "peak {} of {} planned ({:.1} %)",
-        bytes(peak),
-        bytes(budget),
-        100.0 * peak as f64 / budget as f64
-    )
+    format!("peak {} of {} planned ({:.1} %)", bytes(peak), bytes(budget), 100.0 * peak as f64 / budget as f64)
 }
 
 /// Rows of a label and a value, broken at spaces so that the box stays within [`WIDTH`].
@@ -102,10 +73,7 @@ fn wrap(label: &str, value: &str) -> Vec<String> {
         }
     }
     let labels = std::iter::once(label).chain(std::iter::repeat(""));
-    labels
-        .zip(lines)
-        .map(|(label, line)| format!("{label:<LABEL$}{}", line.replace('\u{a0}', " ")))
-        .collect()
+    labels.zip(lines).map(|(label, line)| format!("{label:<LABEL$}{}", line.replace('\u{a0}', " "))).collect()
 }
 
 #[cfg(test)]
@@ -115,20 +83,10 @@ mod tests {
     use crate::plan::{BudgetLine, BudgetPlan};
 
     fn plan() -> Plan {
-        let line = BudgetLine {
-            per_rank_bytes: Some(800_000_000),
-            ..BudgetLine::default()
-        };
-        let budget = BudgetPlan {
-            total_bytes: 8_000_000_000,
-            lines: vec![line],
-            page_cache_bytes: 0,
-            ..BudgetPlan::default()
-        };
-        Plan {
-            budget,
-            ..Plan::default()
-        }
+        let line = BudgetLine { per_rank_bytes: Some(800_000_000), ..BudgetLine::default() };
+        let budget =
+            BudgetPlan { total_bytes: 8_000_000_000, lines: vec![line], page_cache_bytes: 0, ..BudgetPlan::default() };
+        Plan { budget, ..Plan::default() }
     }
 
     fn summary(ranks: usize) -> Summary {
@@ -139,11 +97,7 @@ mod tests {
             wall_s: 90.4,
             train_s: 81.0,
             samples_per_s: 701.26,
-            best: Some(Best {
-                metric: "val.mae_deg".into(),
-                value: 4.25,
-                step: 1100,
-            }),
+            best: Some(Best { metric: "val.mae_deg".into(), value: 4.25, step: 1100 }),
             peak_pss_bytes_per_rank: vec![512_000_000; ranks],
             peak_node_bytes: 1_600_000_000,
             ..Summary::default()
@@ -169,10 +123,7 @@ mod tests {
         for ranks in [0, 1, 8, 64] {
             let table = closing_table(&summary(ranks), &plan());
             let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
-            assert!(
-                widths.iter().all(|width| *width == widths[0] && *width <= WIDTH),
-                "{ranks} ranks\n{table}"
-            );
+            assert!(widths.iter().all(|width| *width == widths[0] && *width <= WIDTH), "{ranks} ranks\n{table}");
             assert_eq!(table.matches("512 MB").count(), ranks);
         }
     }

@@ -22,12 +22,7 @@ pub fn clean(text: &str, colour: bool) -> String {
                     }
                 }
                 // An operating system command, such as a window title: up to BEL or ESC \.
-                Some(']') => {
-                    while chars
-                        .next()
-                        .is_some_and(|c| !matches!(c, '\u{7}' | '\u{9c}' | '\u{1b}'))
-                    {}
-                }
+                Some(']') => while chars.next().is_some_and(|c| !matches!(c, '\u{7}' | '\u{9c}' | '\u{1b}')) {},
                 _ => {}
             },
             '\t' => out.push('\t'),
@@ -79,13 +74,7 @@ mod tests {
 
     #[test]
     fn amounts_read_well() {
-        assert_eq!(
-            [1_500, 512_000_000, 7_840_000_000].map(bytes),
-            ["2 kB", "512 MB", "7.84 GB"]
-        );
-        assert_eq!(
-            [47.31, 725.0, 10_965.0, f64::NAN].map(duration),
-            ["47.3 s", "12:05", "3:02:45", "?"]
-        );
+        assert_eq!([1_500, 512_000_000, 7_840_000_000].map(bytes), ["2 kB", "512 MB", "7.84 GB"]);
+        assert_eq!([47.31, 725.0, 10_965.0, f64::NAN].map(duration), ["47.3 s", "12:05", "3:02:45", "?"]);
     }
 }

@@ -93,11 +93,7 @@ impl Decoder {
 
 fn checked_len(head: [u8; 4]) -> Result<usize, FrameError> {
     let len = u32::from_le_bytes(head) as usize;
-    if len > MAX_FRAME_BYTES {
-        Err(FrameError::TooLong { len })
-    } else {
-        Ok(len)
-    }
+    if len > MAX_FRAME_BYTES { Err(FrameError::TooLong { len }) } else { Ok(len) }
 }
 
 #[cfg(test)]
@@ -108,14 +104,8 @@ mod tests {
     fn messages() -> Vec<FromRank> {
         vec![
             FromRank::Hello { version: 1, rank: 2 },
-            FromRank::Line {
-                text: "ü".repeat(1000)
-            },
-            FromRank::Failed {
-                code: 4,
-                step: Some(37),
-                error: "no such file".into(),
-            },
+            FromRank::Line { text: "ü".repeat(1000) },
+            FromRank::Failed { code: 4, step: Some(37), error: "no such file".into() },
             FromRank::Done,
         ]
     }
@@ -149,10 +139,7 @@ mod tests {
         assert_eq!(got, messages());
         for cut in [2, 7] {
             let error = read_frame::<FromRank>(&mut &stream[..cut]).unwrap_err();
-            assert!(
-                matches!(&error, FrameError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof),
-                "{error}"
-            );
+            assert!(matches!(&error, FrameError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof), "{error}");
         }
     }
 
@@ -164,13 +151,8 @@ mod tests {
         assert!(matches!(decoder.next_message::<FromRank>(), Err(FrameError::Body(_))));
         assert_eq!(decoder.next_message::<FromRank>().unwrap(), Some(FromRank::Done));
         decoder.push(&[255; 8]);
-        assert!(matches!(
-            decoder.next_message::<FromRank>(),
-            Err(FrameError::TooLong { len: 0xffff_ffff })
-        ));
-        let long = FromRank::Line {
-            text: "x".repeat(MAX_FRAME_BYTES),
-        };
+        assert!(matches!(decoder.next_message::<FromRank>(), Err(FrameError::TooLong { len: 0xffff_ffff })));
+        let long = FromRank::Line { text: "x".repeat(MAX_FRAME_BYTES) };
         assert!(matches!(encode(&long), Err(FrameError::TooLong { .. })));
     }
 }

@@ -41,17 +41,9 @@ pub(super) fn parse_memberships(text: &str) -> Vec<Membership> {
     let parse = |line: &str| {
         let mut parts = line.splitn(3, ':');
         let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-        let controllers: Vec<_> = controllers
-            .split(',')
-            .filter(|c| !c.is_empty())
-            .map(str::to_owned)
-            .collect();
+        let controllers: Vec<_> = controllers.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect();
         let version = if id == "0" && controllers.is_empty() { 2 } else { 1 };
-        Some(Membership {
-            controllers,
-            path: path.to_owned(),
-            version,
-        })
+        Some(Membership { controllers, path: path.to_owned(), version })
     };
     text.lines().filter_map(parse).collect()
 }
@@ -69,12 +61,7 @@ pub(super) fn parse_mounts(text: &str) -> Vec<Mount> {
             _ => return None,
         };
         let options = back.nth(1).unwrap_or("").split(',').map(str::to_owned).collect();
-        Some(Mount {
-            root,
-            point: point.into(),
-            version,
-            options,
-        })
+        Some(Mount { root, point: point.into(), version, options })
     };
     text.lines().filter_map(parse).collect()
 }
@@ -82,9 +69,7 @@ pub(super) fn parse_mounts(text: &str) -> Vec<Mount> {
 /// Undoes mountinfo's octal escapes of blank, tab, newline and backslash.
 fn unescape(text: &str) -> String {
     let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    escapes
-        .iter()
-        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+    escapes.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// Folders of the own group and all its visible ancestors, own group first; empty: the hierarchy is not mounted.
@@ -131,22 +116,15 @@ fn controller_chain(
 ) -> Option<(u32, Vec<PathBuf>)> {
     let has = |names: &[String]| names.iter().any(|name| name == controller);
     let v1: Vec<_> = mounts.iter().filter(|m| m.version == 1 && has(&m.options)).collect();
-    if let Some(member) = members
-        .iter()
-        .find(|m| m.version == 1 && has(&m.controllers))
-        .filter(|_| !v1.is_empty())
-    {
+    if let Some(member) = members.iter().find(|m| m.version == 1 && has(&m.controllers)).filter(|_| !v1.is_empty()) {
         return Some((1, chain(root, &v1, &member.path)));
     }
     let v2: Vec<_> = mounts.iter().filter(|m| m.version == 2).collect();
     let member = members.iter().find(|m| m.version == 2)?;
     let folders = chain(root, &v2, &member.path);
     // A hybrid mount has a v2 hierarchy without this controller.
-    let listed = |folder: &PathBuf| {
-        read(folder, "cgroup.controllers")
-            .split_whitespace()
-            .any(|name| name == controller)
-    };
+    let listed =
+        |folder: &PathBuf| read(folder, "cgroup.controllers").split_whitespace().any(|name| name == controller);
     folders.iter().any(listed).then_some((2, folders))
 }
 
@@ -156,11 +134,7 @@ pub(super) fn memory_limit(root: &Path, members: &[Membership], mounts: &[Mount]
         return MemoryLimit::default();
     };
     let bound = |folder: &PathBuf| {
-        let limit = if version == 1 {
-            v1_limit(folder)
-        } else {
-            v2_limit(folder)
-        }?;
+        let limit = if version == 1 { v1_limit(folder) } else { v2_limit(folder) }?;
         Some((limit, used_bytes(folder, version)))
     };
     let mut bounds: Vec<(u64, u64)> = folders.iter().filter_map(bound).collect();
@@ -194,11 +168,7 @@ fn hidden_v1_limit(folders: &[PathBuf], version: u32) -> Option<(u64, u64)> {
 
 /// Use less file cache. Shared memory (memfd, tmpfs) is no file cache: it sits in the anon lists.
 fn used_bytes(folder: &Path, version: u32) -> u64 {
-    let (file, prefix) = if version == 1 {
-        ("memory.usage_in_bytes", "total_")
-    } else {
-        ("memory.current", "")
-    };
+    let (file, prefix) = if version == 1 { ("memory.usage_in_bytes", "total_") } else { ("memory.current", "") };
     let statistics = read(folder, "memory.stat");
     let list = |name: &str| stat(&statistics, &format!("{prefix}{name}")).unwrap_or(0);
     let cached = list("active_file").saturating_add(list("inactive_file"));
@@ -210,10 +180,7 @@ pub(super) fn cpu_quota(root: &Path, members: &[Membership], mounts: &[Mount]) -
     let (version, folders) = controller_chain(root, members, mounts, "cpu")?;
     let quota = |folder: &PathBuf| {
         let (quota, period) = match version {
-            1 => (
-                number(&read(folder, "cpu.cfs_quota_us")),
-                number(&read(folder, "cpu.cfs_period_us")),
-            ),
+            1 => (number(&read(folder, "cpu.cfs_quota_us")), number(&read(folder, "cpu.cfs_period_us"))),
             _ => {
                 let text = read(folder, "cpu.max");
                 let mut words = text.split_whitespace();
@@ -228,8 +195,7 @@ pub(super) fn cpu_quota(root: &Path, members: &[Membership], mounts: &[Mount]) -
 
 /// `name value` in a flat-keyed file.
 fn stat(text: &str, name: &str) -> Option<u64> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').and_then(number))
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').and_then(number))
 }
 
 /// `max` and `-1`, which mean none, are no numbers.

@@ -18,10 +18,7 @@ pub struct DatasetFacts {
 /// Weighs the `.h5` and `.hdf5` files below `path`, or `path` itself when it is a file. Folders that cannot be read
 /// count as empty; the rank that opens the data names them.
 pub fn dataset_facts(path: &Path) -> DatasetFacts {
-    let mut facts = DatasetFacts {
-        exists: path.exists(),
-        ..DatasetFacts::default()
-    };
+    let mut facts = DatasetFacts { exists: path.exists(), ..DatasetFacts::default() };
     let mut seen = HashSet::new();
     let mut waiting = vec![path.to_owned()];
     while let Some(path) = waiting.pop() {
@@ -44,12 +41,7 @@ pub fn dataset_facts(path: &Path) -> DatasetFacts {
 fn entries_once(folder: &Path, seen: &mut HashSet<PathBuf>) -> Vec<PathBuf> {
     let fresh = std::fs::canonicalize(folder).is_ok_and(|real| seen.insert(real));
     let entries = fresh.then(|| std::fs::read_dir(folder).ok()).flatten();
-    entries
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect()
+    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 fn is_recording(path: &Path) -> bool {
@@ -71,15 +63,7 @@ mod tests {
         std::fs::write(root.join("a/metadata.csv"), [0; 7000]).unwrap();
         std::os::unix::fs::symlink(root, root.join("a/circle")).unwrap();
         let facts = dataset_facts(root);
-        assert_eq!(
-            facts,
-            DatasetFacts {
-                exists: true,
-                files: 2,
-                bytes: 310,
-                largest_file_bytes: 300
-            }
-        );
+        assert_eq!(facts, DatasetFacts { exists: true, files: 2, bytes: 310, largest_file_bytes: 300 });
         let single = dataset_facts(&root.join("one.hdf5"));
         assert_eq!((single.files, single.bytes), (1, 10));
     }

@@ -28,10 +28,7 @@ pub(super) fn probe(visible: Option<&str>) -> Found {
 }
 
 fn unusable(error: &NvmlError) -> Found {
-    Found {
-        gpus: Vec::new(),
-        note: Some(format!("an NVIDIA driver is present but no GPU is usable: {error}")),
-    }
+    Found { gpus: Vec::new(), note: Some(format!("an NVIDIA driver is present but no GPU is usable: {error}")) }
 }
 
 /// Every GPU with its UUID.
@@ -39,12 +36,7 @@ fn all(nvml: &Nvml) -> Result<Vec<(Gpu, String)>, NvmlError> {
     let describe = |index| {
         let device = nvml.device_by_index(index)?;
         let memory = device.memory_info()?;
-        let gpu = Gpu {
-            index,
-            name: device.name()?,
-            memory_total_bytes: memory.total,
-            memory_free_bytes: memory.free,
-        };
+        let gpu = Gpu { index, name: device.name()?, memory_total_bytes: memory.total, memory_free_bytes: memory.free };
         Ok((gpu, device.uuid()?))
     };
     (0..nvml.device_count()?).map(describe).collect()
@@ -54,27 +46,17 @@ fn all(nvml: &Nvml) -> Result<Vec<(Gpu, String)>, NvmlError> {
 /// no device. [`Gpu::index`] becomes the index that CUDA will use, which counts the visible devices from 0.
 fn select(all: Vec<(Gpu, String)>, visible: Option<&str>) -> Found {
     let Some(visible) = visible else {
-        return Found {
-            gpus: all.into_iter().map(|(gpu, _)| gpu).collect(),
-            note: None,
-        };
+        return Found { gpus: all.into_iter().map(|(gpu, _)| gpu).collect(), note: None };
     };
     let find = |name: &str| {
         let by_index = |gpu: &Gpu| name.parse::<u32>().is_ok_and(|index| index == gpu.index);
         let by_uuid = |uuid: &str| name.starts_with("GPU-") && uuid.starts_with(name);
-        all.iter()
-            .find(|(gpu, uuid)| by_index(gpu) || by_uuid(uuid))
-            .map(|(gpu, _)| gpu.clone())
+        all.iter().find(|(gpu, uuid)| by_index(gpu) || by_uuid(uuid)).map(|(gpu, _)| gpu.clone())
     };
     let chosen = visible.split(',').map(|name| find(name.trim())).map_while(|gpu| gpu);
     let gpus: Vec<_> = chosen.zip(0..).map(|(gpu, index)| Gpu { index, ..gpu }).collect();
     let hidden = gpus.is_empty() && !all.is_empty();
-    let note = hidden.then(|| {
-        format!(
-            "CUDA_VISIBLE_DEVICES={visible:?} hides all {} GPUs of this machine",
-            all.len()
-        )
-    });
+    let note = hidden.then(|| format!("CUDA_VISIBLE_DEVICES={visible:?} hides all {} GPUs of this machine", all.len()));
     Found { gpus, note }
 }
 
@@ -83,25 +65,12 @@ mod tests {
     use super::*;
 
     fn node() -> Vec<(Gpu, String)> {
-        let gpu = |index| Gpu {
-            index,
-            name: format!("gpu {index}"),
-            memory_total_bytes: 80,
-            memory_free_bytes: 70,
-        };
-        vec![
-            (gpu(0), "GPU-aaaa".into()),
-            (gpu(1), "GPU-bbbb".into()),
-            (gpu(2), "GPU-cccc".into()),
-        ]
+        let gpu = |index| Gpu { index, name: format!("gpu {index}"), memory_total_bytes: 80, memory_free_bytes: 70 };
+        vec![(gpu(0), "GPU-aaaa".into()), (gpu(1), "GPU-bbbb".into()), (gpu(2), "GPU-cccc".into())]
     }
 
     fn names(visible: Option<&str>) -> Vec<(u32, String)> {
-        select(node(), visible)
-            .gpus
-            .into_iter()
-            .map(|gpu| (gpu.index, gpu.name))
-            .collect()
+        select(node(), visible).gpus.into_iter().map(|gpu| (gpu.index, gpu.name)).collect()
     }
 
     #[test]

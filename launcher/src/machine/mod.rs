@@ -77,7 +77,6 @@ impl Machine {
     /// bounds them, but they count against `MemAvailable` and the cgroup of whoever touches them first, and without
     /// swap they cannot be reclaimed.
     pub fn memfd_room_bytes(&self) -> u64 {
-        self.memory_available_bytes
-            .min(self.cgroup_room_bytes.unwrap_or(u64::MAX))
+        self.memory_available_bytes.min(self.cgroup_room_bytes.unwrap_or(u64::MAX))
     }
 }

@@ -52,10 +52,7 @@ impl Probe {
             return 0;
         };
         let is_node = |name: &str| name.strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok());
-        entries
-            .flatten()
-            .filter(|entry| entry.file_name().to_str().is_some_and(is_node))
-            .count()
+        entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_node)).count()
     }
 
     fn text(&self, path: &str) -> String {
@@ -72,24 +69,15 @@ fn affinity_cores() -> usize {
 
 /// `Key:  123 kB` in bytes; the file's kB are KiB.
 fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
-    let rest = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    rest.trim()
-        .trim_end_matches("kB")
-        .trim()
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(1024)
+    let rest = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Bytes that an unprivileged process may still write below `path`, or below its nearest existing ancestor; absent:
 /// the file system does not say.
 pub fn free_disk_bytes(path: &Path) -> Option<u64> {
     // The last ancestor of a relative path is empty: the working folder.
-    let folders = path
-        .ancestors()
-        .map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    let folders = path.ancestors().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
     let existing = folders.into_iter().find(|p| p.exists())?;
     let facts = rustix::fs::statvfs(existing).ok()?;
     facts.f_bavail.checked_mul(facts.f_frsize)

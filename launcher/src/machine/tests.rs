@@ -45,14 +45,8 @@ fn v1_takes_the_tightest_ancestor_and_leaves_file_cache_out() {
     ]);
     let machine = machine(root.path());
     let used = 2 * GIB - (1 << 20);
-    assert_eq!(
-        (machine.cgroup_version, machine.cgroup_limit_bytes),
-        (Some(1), Some(4 * GIB))
-    );
-    assert_eq!(
-        (machine.cgroup_used_bytes, machine.cgroup_room_bytes),
-        (Some(used), Some(4 * GIB - used))
-    );
+    assert_eq!((machine.cgroup_version, machine.cgroup_limit_bytes), (Some(1), Some(4 * GIB)));
+    assert_eq!((machine.cgroup_used_bytes, machine.cgroup_room_bytes), (Some(used), Some(4 * GIB - used)));
     assert_eq!(machine.memory_bytes(), 4 * GIB);
     assert_eq!(machine.memfd_room_bytes(), 4 * GIB - used);
 }
@@ -64,20 +58,10 @@ fn v1_without_any_limit_has_none() {
         ("proc/self/cgroup", V1_GROUPS),
         ("proc/self/mountinfo", V1_MOUNTS),
         ("sys/fs/cgroup/memory/batch/job/memory.limit_in_bytes", UNLIMITED),
-        (
-            "sys/fs/cgroup/memory/batch/job/memory.stat",
-            "hierarchical_memory_limit 9223372036854771712\n",
-        ),
+        ("sys/fs/cgroup/memory/batch/job/memory.stat", "hierarchical_memory_limit 9223372036854771712\n"),
     ]);
     let machine = machine(root.path());
-    assert_eq!(
-        (
-            machine.cgroup_version,
-            machine.cgroup_limit_bytes,
-            machine.cgroup_room_bytes
-        ),
-        (Some(1), None, None)
-    );
+    assert_eq!((machine.cgroup_version, machine.cgroup_limit_bytes, machine.cgroup_room_bytes), (Some(1), None, None));
     assert_eq!(machine.memory_bytes(), 16 * GIB);
 }
 
@@ -85,22 +69,13 @@ fn v1_without_any_limit_has_none() {
 fn v1_sees_the_limit_of_an_ancestor_above_a_containers_mount() {
     let root = tree(&[
         ("proc/self/cgroup", "4:memory:/docker/abc\n"),
-        (
-            "proc/self/mountinfo",
-            "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n",
-        ),
+        ("proc/self/mountinfo", "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"),
         ("sys/fs/cgroup/memory/memory.limit_in_bytes", UNLIMITED),
         ("sys/fs/cgroup/memory/memory.usage_in_bytes", "1024\n"),
-        (
-            "sys/fs/cgroup/memory/memory.stat",
-            "hierarchical_memory_limit 2147483648\n",
-        ),
+        ("sys/fs/cgroup/memory/memory.stat", "hierarchical_memory_limit 2147483648\n"),
     ]);
     let machine = machine(root.path());
-    assert_eq!(
-        (machine.cgroup_limit_bytes, machine.cgroup_used_bytes),
-        (Some(2 * GIB), Some(1024))
-    );
+    assert_eq!((machine.cgroup_limit_bytes, machine.cgroup_used_bytes), (Some(2 * GIB), Some(1024)));
 }
 
 #[test]
@@ -114,17 +89,11 @@ fn v2_nested_limits_room_and_quota() {
         ("sys/fs/cgroup/user/cpu.max", "100000 100000\n"),
         ("sys/fs/cgroup/user/run/memory.max", "8589934592\n"),
         ("sys/fs/cgroup/user/run/memory.current", "2147483648\n"),
-        (
-            "sys/fs/cgroup/user/run/memory.stat",
-            "anon 7\nactive_file 1000\ninactive_file 73741824\n",
-        ),
+        ("sys/fs/cgroup/user/run/memory.stat", "anon 7\nactive_file 1000\ninactive_file 73741824\n"),
         ("sys/fs/cgroup/user/run/cpu.max", "max 100000\n"),
     ]);
     let machine = machine(root.path());
-    assert_eq!(
-        (machine.cgroup_version, machine.cgroup_limit_bytes),
-        (Some(2), Some(8 * GIB))
-    );
+    assert_eq!((machine.cgroup_version, machine.cgroup_limit_bytes), (Some(2), Some(8 * GIB)));
     assert_eq!(machine.cgroup_used_bytes, Some(2 * GIB - 73_742_824));
     // The ancestor's siblings leave 512 MiB, less than the own limit does.
     assert_eq!(machine.cgroup_room_bytes, Some(512 << 20));
@@ -148,10 +117,7 @@ fn v2_container_whose_path_lies_outside_of_the_mount() {
     for path in ["0::/../../host.slice/job\n", "0::/kubepods/pod1/c1\n"] {
         let root = tree(&[
             ("proc/self/cgroup", path),
-            (
-                "proc/self/mountinfo",
-                "30 23 0:26 /kubepods/pod2 /sys/fs/cgroup ro - cgroup2 cgroup rw\n",
-            ),
+            ("proc/self/mountinfo", "30 23 0:26 /kubepods/pod2 /sys/fs/cgroup ro - cgroup2 cgroup rw\n"),
             ("sys/fs/cgroup/cgroup.controllers", "cpu memory\n"),
             ("sys/fs/cgroup/memory.max", "3221225472\n"),
         ]);
@@ -163,10 +129,7 @@ fn v2_container_whose_path_lies_outside_of_the_mount() {
 fn a_group_that_is_not_shown_falls_back_to_its_nearest_ancestor() {
     let root = tree(&[
         ("proc/self/cgroup", "4:memory:/docker/abc\n"),
-        (
-            "proc/self/mountinfo",
-            "35 31 0:32 / /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n",
-        ),
+        ("proc/self/mountinfo", "35 31 0:32 / /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"),
         ("sys/fs/cgroup/memory/memory.limit_in_bytes", "1073741824\n"),
     ]);
     assert_eq!(machine(root.path()).cgroup_limit_bytes, Some(GIB));
@@ -184,10 +147,7 @@ fn hybrid_takes_memory_from_v1() {
         ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1\n"),
     ]);
     let machine = machine(root.path());
-    assert_eq!(
-        (machine.cgroup_version, machine.cgroup_limit_bytes),
-        (Some(1), Some(2 * GIB))
-    );
+    assert_eq!((machine.cgroup_version, machine.cgroup_limit_bytes), (Some(1), Some(2 * GIB)));
 }
 
 #[test]
@@ -222,10 +182,7 @@ fn meminfo_and_numa_nodes() {
         ("sys/devices/system/node/online", "0-1\n"),
     ]);
     let machine = machine(root.path());
-    assert_eq!(
-        (machine.memory_total_bytes, machine.memory_available_bytes),
-        (16 * GIB, 8 * GIB)
-    );
+    assert_eq!((machine.memory_total_bytes, machine.memory_available_bytes), (16 * GIB, 8 * GIB));
     assert_eq!((machine.swap_total_bytes, machine.numa_nodes), (GIB, 2));
 }
 
@@ -238,21 +195,12 @@ fn without_memavailable_free_and_cached_stand_in() {
 #[test]
 fn an_empty_root_or_garbage_gives_absent_facts() {
     let empty = machine(tree(&[]).path());
-    assert_eq!(
-        (empty.memory_total_bytes, empty.cgroup_version, empty.numa_nodes),
-        (0, None, 1)
-    );
+    assert_eq!((empty.memory_total_bytes, empty.cgroup_version, empty.numa_nodes), (0, None, 1));
     assert!(empty.cores >= 1);
     let garbage = tree(&[
-        (
-            "proc/meminfo",
-            "MemTotal: lots\nMemAvailable: 99999999999999999999 kB\n",
-        ),
+        ("proc/meminfo", "MemTotal: lots\nMemAvailable: 99999999999999999999 kB\n"),
         ("proc/self/cgroup", "4\n::\nmemory\n4:memory\n"),
-        (
-            "proc/self/mountinfo",
-            "a b - cgroup\n - cgroup2\n35 31 0:32 / /x rw cgroup\n",
-        ),
+        ("proc/self/mountinfo", "a b - cgroup\n - cgroup2\n35 31 0:32 / /x rw cgroup\n"),
     ]);
     let machine = machine(garbage.path());
     assert_eq!((machine.memory_total_bytes, machine.cgroup_limit_bytes), (0, None));

@@ -20,12 +20,7 @@ pub(super) fn budget(
     let ranks = draft.topology.local_world_size as u64;
     let cuda = draft.topology.device == "cuda";
     let mut lines = vec![reserve(machine, total_bytes), launcher()];
-    lines.push(per_rank(
-        "runtime",
-        runtime_bytes(cuda),
-        ranks,
-        format!("libtorch and allocator × {ranks} ranks"),
-    )?);
+    lines.push(per_rank("runtime", runtime_bytes(cuda), ranks, format!("libtorch and allocator × {ranks} ranks"))?);
     let device_lines = [sizes.model_state(ranks)?, sizes.activations(ranks)?];
     let gpu = if cuda {
         Some(gpu_plan(machine, &device_lines))
@@ -46,13 +41,7 @@ pub(super) fn budget(
             bytes_text(page_cache_bytes)
         ));
     }
-    Ok(BudgetPlan {
-        total_bytes,
-        lines,
-        page_cache_bytes,
-        formula,
-        gpu,
-    })
+    Ok(BudgetPlan { total_bytes, lines, page_cache_bytes, formula, gpu })
 }
 
 const OVERFLOW: PlanError = PlanError::Overflow {
@@ -80,9 +69,7 @@ fn total(config: &Config, machine: &Machine) -> Result<(u64, String), PlanError>
             let bytes = ((basis as f64 * percent / 100.0) as u64).min(basis);
             Ok((bytes, format!("{percent} % of {} {source}", bytes_text(basis))))
         }
-        Budget::Percent(percent) => Err(PlanError::Budget(format!(
-            "{percent} % is no share: write 1 % to 100 %"
-        ))),
+        Budget::Percent(percent) => Err(PlanError::Budget(format!("{percent} % is no share: write 1 % to 100 %"))),
     }
 }
 
@@ -92,19 +79,13 @@ fn check_cache_size(config: &Config, machine: &Machine) -> Result<(), PlanError>
         return Ok(());
     };
     if !(asked_gb.is_finite() && asked_gb >= 0.0) {
-        return Err(PlanError::Invalid(format!(
-            "data.cache_size_gb is {asked_gb}: a size of 0 or more is needed"
-        )));
+        return Err(PlanError::Invalid(format!("data.cache_size_gb is {asked_gb}: a size of 0 or more is needed")));
     }
     let memory_bytes = machine.memory_bytes();
     let most = memory_bytes as f64 / 2.0 / GIB as f64;
     if memory_bytes > 0 && asked_gb > most {
         let fits_gb = (most * 10.0).floor() / 10.0;
-        return Err(PlanError::CacheTooLarge {
-            asked_gb,
-            fits_gb,
-            memory_bytes,
-        });
+        return Err(PlanError::CacheTooLarge { asked_gb, fits_gb, memory_bytes });
     }
     Ok(())
 }
@@ -136,29 +117,15 @@ fn launcher() -> BudgetLine {
 }
 
 fn runtime_bytes(cuda: bool) -> u64 {
-    if cuda {
-        RUNTIME_CUDA_HOST_BYTES
-    } else {
-        RUNTIME_CPU_BYTES
-    }
+    if cuda { RUNTIME_CUDA_HOST_BYTES } else { RUNTIME_CPU_BYTES }
 }
 
 /// One device's lines: its rank's share of the model, and what CUDA itself takes.
 fn gpu_plan(machine: &Machine, rank_lines: &[BudgetLine]) -> GpuPlan {
-    let context = once(
-        "CUDA runtime",
-        RUNTIME_CUDA_DEVICE_BYTES,
-        "context and library workspaces".into(),
-    );
-    let one = |line: &BudgetLine| BudgetLine {
-        bytes: line.per_rank_bytes.unwrap_or(line.bytes),
-        ..line.clone()
-    };
+    let context = once("CUDA runtime", RUNTIME_CUDA_DEVICE_BYTES, "context and library workspaces".into());
+    let one = |line: &BudgetLine| BudgetLine { bytes: line.per_rank_bytes.unwrap_or(line.bytes), ..line.clone() };
     let lines = std::iter::once(context).chain(rank_lines.iter().map(one)).collect();
-    GpuPlan {
-        total_bytes: machine.gpus.iter().map(|gpu| gpu.memory_free_bytes).min().unwrap_or(0),
-        lines,
-    }
+    GpuPlan { total_bytes: machine.gpus.iter().map(|gpu| gpu.memory_free_bytes).min().unwrap_or(0), lines }
 }
 
 /// What the model and its samples weigh.
@@ -179,15 +146,9 @@ impl Sizes {
     fn of(config: &Config, draft: &Plan) -> Result<Self, PlanError> {
         let window = config.data.window_size as u64;
         let field = |columns: usize| product(&[window, columns as u64, F32_BYTES]).ok_or(OVERFLOW);
-        let field_bytes = [
-            field(config.data.emg_channels)?,
-            field(config.data.joint_angles_channels)?,
-        ];
+        let field_bytes = [field(config.data.emg_channels)?, field(config.data.joint_angles_channels)?];
         let (numerator, denominator) = ACTIVATION_FACTOR;
-        let held = (draft.batch.micro_batch as u64)
-            .checked_mul(numerator)
-            .ok_or(OVERFLOW)?
-            .div_ceil(denominator);
+        let held = (draft.batch.micro_batch as u64).checked_mul(numerator).ok_or(OVERFLOW)?.div_ceil(denominator);
         Ok(Self {
             parameters: emg::parameters(&config.model).ok_or(OVERFLOW)?,
             moments: match config.train.optimizer {
@@ -235,18 +196,13 @@ impl Sizes {
             let formula = format!("{slots} slots × {samples} samples × {} B", grouped(self.sample_bytes));
             per_rank(name, bytes, ranks, formula)
         };
-        Ok([
-            line("staging slots", draft.batch.micro_batch)?,
-            line("validation slots", draft.batch.val_batch)?,
-        ])
+        Ok([line("staging slots", draft.batch.micro_batch)?, line("validation slots", draft.batch.val_batch)?])
     }
 
     /// One slot: each field `[samples, …]`, rounded up to whole cache lines.
     fn slot_bytes(&self, samples: u64) -> Option<u64> {
         let field = |bytes: &u64| samples.checked_mul(*bytes)?.checked_next_multiple_of(FIELD_ALIGN_BYTES);
-        self.field_bytes
-            .iter()
-            .try_fold(0u64, |slot, bytes| slot.checked_add(field(bytes)?))
+        self.field_bytes.iter().try_fold(0u64, |slot, bytes| slot.checked_add(field(bytes)?))
     }
 
     /// Rank 0 copies what it saves, so that training goes on while a thread writes. Gradients are not saved.
@@ -262,9 +218,7 @@ fn decode_scratch(draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
     // Without loader threads the step's own thread decodes.
     let threads = (draft.loader.threads as u64).max(1);
     let cache = draft.loader.chunk_cache_bytes;
-    let bytes = product(&[threads, DECODE_SCRATCH_BYTES])
-        .and_then(|bytes| bytes.checked_add(cache))
-        .ok_or(OVERFLOW)?;
+    let bytes = product(&[threads, DECODE_SCRATCH_BYTES]).and_then(|bytes| bytes.checked_add(cache)).ok_or(OVERFLOW)?;
     let scratch = bytes_text(DECODE_SCRATCH_BYTES);
     let threads = count(threads as usize, "thread");
     let formula = format!("{threads} × {scratch} + chunk cache {}", bytes_text(cache));
@@ -276,42 +230,21 @@ fn page_cache(config: &Config, dataset: &DatasetFacts, room: u64) -> (u64, Budge
     let off = config.data.cache == CachePolicy::Off;
     let cap = config.data.cache_size_gb.map(|gb| (gb * GIB as f64) as u64);
     let useful = (dataset.bytes > 0).then(|| dataset.bytes.saturating_mul(DECODED_OVER_DISK));
-    let capacity = if off {
-        0
-    } else {
-        room.min(cap.unwrap_or(u64::MAX)).min(useful.unwrap_or(u64::MAX))
-    };
+    let capacity = if off { 0 } else { room.min(cap.unwrap_or(u64::MAX)).min(useful.unwrap_or(u64::MAX)) };
     let cut = match capacity {
         _ if off => "data.cache is off".to_owned(),
         _ if capacity == room => "all that is left".to_owned(),
         _ if Some(capacity) == cap => "cut by data.cache_size_gb".to_owned(),
         _ => format!("{} data set × {DECODED_OVER_DISK}", bytes_text(dataset.bytes)),
     };
-    (
-        capacity,
-        once(
-            "page cache",
-            0,
-            format!("0 used, not in this build; planned {} ({cut})", bytes_text(capacity)),
-        ),
-    )
+    (capacity, once("page cache", 0, format!("0 used, not in this build; planned {} ({cut})", bytes_text(capacity))))
 }
 
 fn once(name: &str, bytes: u64, formula: String) -> BudgetLine {
-    BudgetLine {
-        name: name.into(),
-        bytes,
-        per_rank_bytes: None,
-        formula,
-    }
+    BudgetLine { name: name.into(), bytes, per_rank_bytes: None, formula }
 }
 
 fn per_rank(name: &str, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
     let all = bytes.checked_mul(ranks).ok_or(OVERFLOW)?;
-    Ok(BudgetLine {
-        name: name.into(),
-        bytes: all,
-        per_rank_bytes: Some(bytes),
-        formula,
-    })
+    Ok(BudgetLine { name: name.into(), bytes: all, per_rank_bytes: Some(bytes), formula })
 }

@@ -21,15 +21,9 @@ pub fn parameters(model: &EmgModel) -> Option<u64> {
         total = total.checked_add(stage_parameters(stage, features)?)?;
         features = width(stage)?;
     }
-    let pose = if model.decoder_state_condition {
-        model.output_size as u64
-    } else {
-        0
-    };
+    let pose = if model.decoder_state_condition { model.output_size as u64 } else { 0 };
     let (decoder, hidden) = decoder_parameters(model, features.checked_add(pose)?)?;
-    total
-        .checked_add(decoder)?
-        .checked_add(linear(hidden, model.output_size as u64)?)
+    total.checked_add(decoder)?.checked_add(linear(hidden, model.output_size as u64)?)
 }
 
 fn stage_parameters(stage: &TdsStage, input: u64) -> Option<u64> {
@@ -50,12 +44,7 @@ fn decoder_parameters(model: &EmgModel, input: u64) -> Option<(u64, u64)> {
         DecoderType::Lstm => {
             let hidden = model.decoder_hidden_size as u64;
             // Beyond the first, layers are alike: no loop over a config's number.
-            let layer = |input: u64| {
-                sum(&[
-                    product(&[4, hidden, input.checked_add(hidden)?])?,
-                    product(&[8, hidden])?,
-                ])
-            };
+            let layer = |input: u64| sum(&[product(&[4, hidden, input.checked_add(hidden)?])?, product(&[8, hidden])?]);
             let further = (model.decoder_num_layers as u64).saturating_sub(1);
             total = layer(input)?.checked_add(layer(hidden)?.checked_mul(further)?)?;
             input = hidden;
@@ -91,17 +80,10 @@ pub fn activation_scalars(model: &EmgModel, window: u64) -> Option<u64> {
     let steps = rollout_steps(model, window);
     let decoder = match model.decoder_type {
         DecoderType::Lstm => product(&[8, model.decoder_hidden_size as u64, model.decoder_num_layers as u64])?,
-        DecoderType::Mlp => model
-            .decoder_mlp_hidden
-            .iter()
-            .try_fold(0u64, |n, h| n.checked_add(*h as u64 * 3))?,
+        DecoderType::Mlp => model.decoder_mlp_hidden.iter().try_fold(0u64, |n, h| n.checked_add(*h as u64 * 3))?,
     };
     let per_step = sum(&[decoder, features, product(&[4, model.output_size as u64])?])?;
-    sum(&[
-        total,
-        steps.checked_mul(per_step)?,
-        product(&[3, window, model.output_size as u64])?,
-    ])
+    sum(&[total, steps.checked_mul(per_step)?, product(&[3, window, model.output_size as u64])?])
 }
 
 /// Decoder steps of a window: its duration times the rollout frequency, half to even, at least 1.
@@ -121,9 +103,7 @@ fn linear(input: u64, output: u64) -> Option<u64> {
 }
 
 pub(super) fn product(factors: &[u64]) -> Option<u64> {
-    factors
-        .iter()
-        .try_fold(1u64, |product, factor| product.checked_mul(*factor))
+    factors.iter().try_fold(1u64, |product, factor| product.checked_mul(*factor))
 }
 
 pub(super) fn sum(terms: &[u64]) -> Option<u64> {
@@ -135,22 +115,8 @@ mod tests {
     use super::*;
 
     fn stage(shape: [usize; 6]) -> TdsStage {
-        let [
-            in_conv_kernel,
-            in_conv_stride,
-            num_blocks,
-            channels,
-            feature_width,
-            kernel_width,
-        ] = shape;
-        TdsStage {
-            in_conv_kernel,
-            in_conv_stride,
-            num_blocks,
-            channels,
-            feature_width,
-            kernel_width,
-        }
+        let [in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width] = shape;
+        TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
     }
 
     fn sized(stages: &[[usize; 6]], hidden: usize, layers: usize) -> EmgModel {
@@ -172,17 +138,11 @@ mod tests {
 
     #[test]
     fn mlp_decoder_by_hand() {
-        let mlp = EmgModel {
-            decoder_type: DecoderType::Mlp,
-            ..EmgModel::default()
-        };
+        let mlp = EmgModel { decoder_type: DecoderType::Mlp, ..EmgModel::default() };
         // Encoder 38,752; 84→256→128→20.
         let by_hand = 38_752 + (84 * 256 + 256) + (256 * 128 + 128) + (128 * 20 + 20);
         assert_eq!(parameters(&mlp), Some(by_hand));
-        let free = EmgModel {
-            decoder_state_condition: false,
-            ..mlp
-        };
+        let free = EmgModel { decoder_state_condition: false, ..mlp };
         assert_eq!(parameters(&free), Some(by_hand - 20 * 256));
     }
 

@@ -28,11 +28,7 @@ pub enum PlanError {
         "data.cache_size_gb is {asked_gb}: more than half of this machine's {}; set it to {fits_gb} or less",
         bytes_text(*.memory_bytes)
     )]
-    CacheTooLarge {
-        asked_gb: f64,
-        fits_gb: f64,
-        memory_bytes: u64,
-    },
+    CacheTooLarge { asked_gb: f64, fits_gb: f64, memory_bytes: u64 },
     /// `memory.budget` cannot be had.
     #[error("memory.budget: {0}")]
     Budget(String),
@@ -59,29 +55,16 @@ impl PlanError {
     pub(super) fn does_not_fit(draft: Plan, suggestions: Vec<Suggestion>) -> Self {
         let mut lines: Vec<_> = draft.budget.lines.iter().filter(|line| line.bytes > 0).collect();
         lines.sort_by_key(|line| std::cmp::Reverse(line.bytes));
-        let largest: Vec<_> = lines
-            .iter()
-            .take(3)
-            .map(|line| format!("{} {}", line.name, bytes_text(line.bytes)))
-            .collect();
+        let largest: Vec<_> =
+            lines.iter().take(3).map(|line| format!("{} {}", line.name, bytes_text(line.bytes))).collect();
         let what = format!("{}; largest lines: {}", draft.budget.formula, largest.join(", "));
         let (need_bytes, budget_bytes) = (draft.budget.need_bytes(), draft.budget.total_bytes);
-        Self::DoesNotFit {
-            need_bytes,
-            budget_bytes,
-            what,
-            suggestions,
-        }
+        Self::DoesNotFit { need_bytes, budget_bytes, what, suggestions }
     }
 
     pub(super) fn gpu_does_not_fit(gpu: &GpuPlan, suggestions: Vec<Suggestion>) -> Self {
         let (need_bytes, budget_bytes) = (gpu.need_bytes(), gpu.total_bytes);
-        Self::DoesNotFit {
-            need_bytes,
-            budget_bytes,
-            what: "free memory of the fullest GPU".into(),
-            suggestions,
-        }
+        Self::DoesNotFit { need_bytes, budget_bytes, what: "free memory of the fullest GPU".into(), suggestions }
     }
 }
 
@@ -91,9 +74,6 @@ fn way_out(suggestions: &[Suggestion]) -> String {
                 memory on this machine"
             .into();
     }
-    let lines: Vec<_> = suggestions
-        .iter()
-        .map(|suggestion| format!("\n  {suggestion}"))
-        .collect();
+    let lines: Vec<_> = suggestions.iter().map(|suggestion| format!("\n  {suggestion}")).collect();
     format!("; any one of these fits:{}", lines.concat())
 }

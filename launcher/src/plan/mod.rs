@@ -45,14 +45,7 @@ pub struct Request {
 
 impl Default for Request {
     fn default() -> Self {
-        Self {
-            gpus: None,
-            ranks: None,
-            device: DeviceChoice::Auto,
-            strict: false,
-            nnodes: 1,
-            node_rank: 0,
-        }
+        Self { gpus: None, ranks: None, device: DeviceChoice::Auto, strict: false, nnodes: 1, node_rank: 0 }
     }
 }
 
@@ -83,24 +76,14 @@ fn draft(config: &Config, machine: &Machine, dataset: &DatasetFacts, request: &R
     let topology = topology::topology(config, machine, request, &mut notes)?;
     let batch = topology::batch(config, request, &topology)?;
     let loader = topology::loader(config, machine, &topology, &mut notes)?;
-    let mut plan = Plan {
-        topology,
-        batch,
-        loader,
-        budget: BudgetPlan::default(),
-        notes,
-    };
+    let mut plan = Plan { topology, batch, loader, budget: BudgetPlan::default(), notes };
     plan.budget = budget::budget(config, machine, dataset, &mut plan)?;
     Ok(plan)
 }
 
 /// Whether the drafted lines fit, host and GPU.
 fn fits(plan: &Plan) -> bool {
-    let gpu = plan
-        .budget
-        .gpu
-        .as_ref()
-        .is_none_or(|gpu| gpu.need_bytes() <= gpu.total_bytes);
+    let gpu = plan.budget.gpu.as_ref().is_none_or(|gpu| gpu.need_bytes() <= gpu.total_bytes);
     plan.budget.need_bytes() <= plan.budget.total_bytes && gpu
 }
 

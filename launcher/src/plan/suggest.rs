@@ -73,19 +73,10 @@ impl fmt::Display for Suggestion {
         match self.change {
             Change::Ranks => write!(f, "--ranks {} instead of {} (needs {needs})", self.to, self.from),
             Change::Budget => {
-                write!(
-                    f,
-                    "memory.budget: {}MiB instead of {} (needs {needs})",
-                    self.to / MIB,
-                    bytes_text(self.from)
-                )
+                write!(f, "memory.budget: {}MiB instead of {} (needs {needs})", self.to / MIB, bytes_text(self.from))
             }
             Change::Microbatch => {
-                write!(
-                    f,
-                    "{key}: {} instead of {} (needs {needs}; the global batch stays)",
-                    self.to, self.from
-                )
+                write!(f, "{key}: {} instead of {} (needs {needs}; the global batch stays)", self.to, self.from)
             }
             _ => write!(f, "{key}: {} instead of {} (needs {needs})", self.to, self.from),
         }
@@ -103,12 +94,7 @@ pub(super) fn all(
     request: &Request,
     refused: &Plan,
 ) -> Vec<Suggestion> {
-    let search = Search {
-        config,
-        machine,
-        dataset,
-        request,
-    };
+    let search = Search { config, machine, dataset, request };
     let batch = config.train.batch_size as u64;
     let lower = [
         (Change::Microbatch, refused.batch.micro_batch as u64, 1),
@@ -119,10 +105,8 @@ pub(super) fn all(
         (Change::ChunkCache, config.data.chunk_cache_size, 0),
         (Change::Ranks, refused.topology.local_world_size as u64, 1),
     ];
-    let mut found: Vec<_> = lower
-        .iter()
-        .filter_map(|(change, from, least)| search.lower(*change, *from, *least))
-        .collect();
+    let mut found: Vec<_> =
+        lower.iter().filter_map(|(change, from, least)| search.lower(*change, *from, *least)).collect();
     found.extend(search.raise_budget(refused.budget.total_bytes));
     found
 }
@@ -156,29 +140,17 @@ impl Search<'_> {
             let (mut low, mut high) = (least, from);
             while high - low > 1 {
                 let middle = low + (high - low) / 2;
-                if self.need(change, middle).is_some() {
-                    low = middle
-                } else {
-                    high = middle
-                }
+                if self.need(change, middle).is_some() { low = middle } else { high = middle }
             }
             low
         };
-        Some(Suggestion {
-            change,
-            from,
-            to,
-            need_bytes: self.need(change, to)?,
-        })
+        Some(Suggestion { change, from, to, need_bytes: self.need(change, to)? })
     }
 
     /// Smallest budget in whole MiB that fits, up to what the machine has free: beyond, each byte of budget is a byte
     /// that others use already.
     fn raise_budget(&self, now_bytes: u64) -> Option<Suggestion> {
-        let free = self
-            .machine
-            .memory_available_bytes
-            .min(self.machine.cgroup_room_bytes.unwrap_or(u64::MAX));
+        let free = self.machine.memory_available_bytes.min(self.machine.cgroup_room_bytes.unwrap_or(u64::MAX));
         let most = self.machine.memory_bytes().min(free) / MIB;
         let (mut low, mut high) = (now_bytes / MIB, most);
         let need = |mib: u64| self.need(Change::Budget, mib.saturating_mul(MIB));
@@ -187,17 +159,8 @@ impl Search<'_> {
         }
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            if need(middle).is_some() {
-                high = middle
-            } else {
-                low = middle
-            }
+            if need(middle).is_some() { high = middle } else { low = middle }
         }
-        Some(Suggestion {
-            change: Change::Budget,
-            from: now_bytes,
-            to: high * MIB,
-            need_bytes: need(high)?,
-        })
+        Some(Suggestion { change: Change::Budget, from: now_bytes, to: high * MIB, need_bytes: need(high)? })
     }
 }

@@ -24,10 +24,7 @@ pub fn bytes_text(bytes: u64) -> String {
 pub(super) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let comma = |i: usize| i > 0 && (digits.len() - i).is_multiple_of(3);
-    digits
-        .char_indices()
-        .flat_map(|(i, digit)| comma(i).then_some(',').into_iter().chain([digit]))
-        .collect()
+    digits.char_indices().flat_map(|(i, digit)| comma(i).then_some(',').into_iter().chain([digit])).collect()
 }
 
 impl Plan {
@@ -45,17 +42,9 @@ impl Plan {
             budget_row(&mut text, width, line);
         }
         let total = self.budget.total_bytes;
-        let left = format!(
-            "{} left of {}",
-            bytes_text(total.saturating_sub(self.budget.need_bytes())),
-            bytes_text(total)
-        );
-        row(
-            &mut text,
-            width,
-            ["sum", "", &bytes_text(self.budget.need_bytes())],
-            &left,
-        );
+        let left =
+            format!("{} left of {}", bytes_text(total.saturating_sub(self.budget.need_bytes())), bytes_text(total));
+        row(&mut text, width, ["sum", "", &bytes_text(self.budget.need_bytes())], &left);
         if let Some(gpu) = &self.budget.gpu {
             let _ = writeln!(text, "each GPU: {} free", bytes_text(gpu.total_bytes));
             gpu.lines.iter().for_each(|line| budget_row(&mut text, width, line));
@@ -69,10 +58,7 @@ impl Plan {
         let (topology, batch, loader) = (&self.topology, &self.batch, &self.loader);
         let nodes = match topology.nnodes {
             0 | 1 => String::new(),
-            nodes => format!(
-                " on node {} of {nodes} ({} in all)",
-                topology.node_rank, topology.world_size
-            ),
+            nodes => format!(" on node {} of {nodes} ({} in all)", topology.node_rank, topology.world_size),
         };
         let facts = [
             (
@@ -93,18 +79,8 @@ impl Plan {
                     batch.micro_batch
                 ),
             ),
-            (
-                "loader",
-                format!(
-                    "{} and {} per rank",
-                    count(loader.threads, "thread"),
-                    count(loader.slots, "slot")
-                ),
-            ),
-            (
-                "budget",
-                format!("{} ({})", bytes_text(self.budget.total_bytes), self.budget.formula),
-            ),
+            ("loader", format!("{} and {} per rank", count(loader.threads, "thread"), count(loader.slots, "slot"))),
+            ("budget", format!("{} ({})", bytes_text(self.budget.total_bytes), self.budget.formula)),
         ];
         let mut text = String::new();
         for (name, fact) in facts {
@@ -128,12 +104,7 @@ pub(super) fn count(n: usize, word: &str) -> String {
 
 fn budget_row(text: &mut String, width: usize, line: &BudgetLine) {
     let per_rank = line.per_rank_bytes.map(bytes_text).unwrap_or_default();
-    row(
-        text,
-        width,
-        [&line.name, &per_rank, &bytes_text(line.bytes)],
-        &line.formula,
-    );
+    row(text, width, [&line.name, &per_rank, &bytes_text(line.bytes)], &line.formula);
 }
 
 fn row(text: &mut String, width: usize, [name, per_rank, node]: [&str; 3], formula: &str) {
@@ -168,10 +139,7 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!(
-            [0, 999, 1000, 1_504_836].map(grouped),
-            ["0", "999", "1,000", "1,504,836"]
-        );
+        assert_eq!([0, 999, 1000, 1_504_836].map(grouped), ["0", "999", "1,000", "1,504,836"]);
         let texts = [512, 1536, 220 << 20, 20 << 30].map(bytes_text);
         assert_eq!(texts, ["512 B", "1.5 KiB", "220.0 MiB", "20.00 GiB"]);
     }

@@ -18,30 +18,16 @@ fn machine(cores: usize, memory: u64) -> Machine {
 }
 
 fn with_gpus(count: u32) -> Machine {
-    let gpu = |index| Gpu {
-        index,
-        name: "card".into(),
-        memory_total_bytes: 80 * GIB,
-        memory_free_bytes: 79 * GIB,
-    };
-    Machine {
-        gpus: (0..count).map(gpu).collect(),
-        ..machine(16, 64 * GIB)
-    }
+    let gpu = |index| Gpu { index, name: "card".into(), memory_total_bytes: 80 * GIB, memory_free_bytes: 79 * GIB };
+    Machine { gpus: (0..count).map(gpu).collect(), ..machine(16, 64 * GIB) }
 }
 
 fn gpus(count: usize) -> Request {
-    Request {
-        gpus: Some(count),
-        ..Request::default()
-    }
+    Request { gpus: Some(count), ..Request::default() }
 }
 
 fn ranks(count: usize) -> Request {
-    Request {
-        ranks: Some(count),
-        ..Request::default()
-    }
+    Request { ranks: Some(count), ..Request::default() }
 }
 
 fn planned(config: &Config, machine: &Machine, request: &Request) -> Plan {
@@ -60,43 +46,23 @@ fn line<'a>(plan: &'a Plan, name: &str) -> &'a BudgetLine {
 fn gpus_asked_for_on_a_cpu_machine_become_cpu_ranks() {
     let plan = planned(&Config::default(), &machine(8, 32 * GIB), &gpus(3));
     assert_eq!(plan.topology.local_world_size, 3);
-    assert_eq!(
-        (plan.topology.device.as_str(), plan.topology.threads_per_rank),
-        ("cpu", 2)
-    );
-    assert_eq!(
-        plan.batch,
-        BatchPlan {
-            global_batch: 192,
-            micro_batch: 64,
-            micro_steps: 1,
-            val_batch: 64
-        }
-    );
+    assert_eq!((plan.topology.device.as_str(), plan.topology.threads_per_rank), ("cpu", 2));
+    assert_eq!(plan.batch, BatchPlan { global_batch: 192, micro_batch: 64, micro_steps: 1, val_batch: 64 });
     let note = "3 GPU(s) asked for, none present: training on 3 CPU ranks; the global batch stays";
     assert!(plan.notes.iter().any(|n| n == note), "{:?}", plan.notes);
 }
 
 #[test]
 fn ranks_override_gpus_and_keep_the_global_batch() {
-    let request = Request {
-        ranks: Some(1),
-        ..gpus(3)
-    };
+    let request = Request { ranks: Some(1), ..gpus(3) };
     let plan = planned(&Config::default(), &machine(2, 32 * GIB), &request);
     assert_eq!(plan.topology.local_world_size, 1);
-    assert_eq!(
-        (plan.batch.global_batch, plan.batch.micro_batch, plan.batch.micro_steps),
-        (192, 64, 3)
-    );
+    assert_eq!((plan.batch.global_batch, plan.batch.micro_batch, plan.batch.micro_steps), (192, 64, 3));
 }
 
 #[test]
 fn strict_refuses_missing_gpus() {
-    let request = Request {
-        strict: true,
-        ..gpus(3)
-    };
+    let request = Request { strict: true, ..gpus(3) };
     let error = refused(&Config::default(), &machine(8, 32 * GIB), &request);
     assert_eq!(error.exit_code(), exit::DEVICE);
     let text = "3 GPU(s) asked for, none present; leave out --strict to train on CPU ranks";
@@ -115,20 +81,11 @@ fn fewer_gpus_than_asked_are_used() {
     let mut notes = Vec::new();
     let config = Config::default();
     let topology = topology_with(&config, &with_gpus(2), &gpus(3), &mut notes, true).unwrap();
-    assert_eq!(
-        (topology.device.as_str(), topology.devices.as_slice()),
-        ("cuda", &[0, 1][..])
-    );
-    assert_eq!(
-        notes,
-        ["3 GPUs asked for, 2 present: training on 2 CUDA ranks; the global batch stays"]
-    );
+    assert_eq!((topology.device.as_str(), topology.devices.as_slice()), ("cuda", &[0, 1][..]));
+    assert_eq!(notes, ["3 GPUs asked for, 2 present: training on 2 CUDA ranks; the global batch stays"]);
     let batch = topology::batch(&config, &gpus(3), &topology).unwrap();
     assert_eq!((batch.global_batch, batch.micro_batch, batch.micro_steps), (192, 64, 2));
-    let strict = Request {
-        strict: true,
-        ..gpus(3)
-    };
+    let strict = Request { strict: true, ..gpus(3) };
     assert!(topology_with(&config, &with_gpus(2), &strict, &mut notes, true).is_err());
 }
 
@@ -142,11 +99,7 @@ fn a_cuda_plan_puts_the_model_on_the_device() {
     draft.budget = budget::budget(&config, &machine, &DatasetFacts::default(), &mut draft).unwrap();
     let gpu = draft.budget.gpu.as_ref().unwrap();
     assert_eq!(gpu.total_bytes, 79 * GIB);
-    assert!(
-        gpu.lines
-            .iter()
-            .any(|line| line.name == "model state" && line.bytes == 282_996 * 4 * 4)
-    );
+    assert!(gpu.lines.iter().any(|line| line.name == "model state" && line.bytes == 282_996 * 4 * 4));
     assert!(!draft.budget.lines.iter().any(|line| line.name == "model state"));
     assert!(draft.table().contains("each GPU: 79.00 GiB free"));
 }
@@ -156,31 +109,18 @@ fn lines_are_exact() {
     let mut config = Config::default();
     config.train.num_workers = Some(2);
     let plan = planned(&config, &machine(16, 32 * GIB), &ranks(2));
-    assert_eq!(
-        plan.loader,
-        LoaderPlan {
-            threads: 2,
-            slots: 6,
-            chunk_cache_bytes: 64 * MIB
-        }
-    );
+    assert_eq!(plan.loader, LoaderPlan { threads: 2, slots: 6, chunk_cache_bytes: 64 * MIB });
     assert_eq!(line(&plan, "model state").per_rank_bytes, Some(282_996 * 4 * 4));
     assert_eq!(line(&plan, "model state").bytes, 2 * 282_996 * 4 * 4);
     assert_eq!(line(&plan, "staging slots").per_rank_bytes, Some(6 * 64 * 500 * 36 * 4));
-    assert_eq!(
-        line(&plan, "decode scratch").per_rank_bytes,
-        Some(2 * 4 * MIB + 64 * MIB)
-    );
+    assert_eq!(line(&plan, "decode scratch").per_rank_bytes, Some(2 * 4 * MIB + 64 * MIB));
     assert_eq!(line(&plan, "checkpoint staging").bytes, 282_996 * 4 * 3);
     assert_eq!(line(&plan, "page cache").bytes, 0);
     config.train.batch_size = 1;
     config.data.window_size = 501;
     // 501 × 20 × 4 B is no whole number of cache lines: 40,080 becomes 40,128.
     let odd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
-    assert_eq!(
-        line(&odd, "staging slots").per_rank_bytes,
-        Some(6 * (501 * 64 + 40_128))
-    );
+    assert_eq!(line(&odd, "staging slots").per_rank_bytes, Some(6 * (501 * 64 + 40_128)));
     config.train.ema_decay = Some(0.999);
     config.train.optimizer = OptimizerKind::Sgd;
     let sgd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
@@ -193,10 +133,7 @@ fn loader_threads_follow_the_half_of_cores_rule() {
         let mut config = Config::default();
         config.train.num_workers = workers;
         let plan = planned(&config, &machine(cores, 64 * GIB), &ranks(count));
-        (
-            plan.loader.threads,
-            plan.notes.iter().any(|note| note.contains("50 % of")),
-        )
+        (plan.loader.threads, plan.notes.iter().any(|note| note.contains("50 % of")))
     };
     assert_eq!(threads(32, 2, None), (4, false));
     assert_eq!(threads(8, 2, None), (2, false));
@@ -209,35 +146,12 @@ fn loader_threads_follow_the_half_of_cores_rule() {
 fn page_cache_is_cut_by_config_and_data_set_and_never_used() {
     let mut config = Config::default();
     let machine = machine(8, 32 * GIB);
-    let facts = DatasetFacts {
-        exists: true,
-        files: 12,
-        bytes: 100 * MIB,
-        largest_file_bytes: 9 * MIB,
-    };
-    assert_eq!(
-        plan(&config, &machine, &facts, &ranks(1))
-            .unwrap()
-            .budget
-            .page_cache_bytes,
-        200 * MIB
-    );
+    let facts = DatasetFacts { exists: true, files: 12, bytes: 100 * MIB, largest_file_bytes: 9 * MIB };
+    assert_eq!(plan(&config, &machine, &facts, &ranks(1)).unwrap().budget.page_cache_bytes, 200 * MIB);
     config.data.cache_size_gb = Some(0.125);
-    assert_eq!(
-        plan(&config, &machine, &facts, &ranks(1))
-            .unwrap()
-            .budget
-            .page_cache_bytes,
-        128 * MIB
-    );
+    assert_eq!(plan(&config, &machine, &facts, &ranks(1)).unwrap().budget.page_cache_bytes, 128 * MIB);
     config.data.cache = crate::config::CachePolicy::Off;
-    assert_eq!(
-        plan(&config, &machine, &facts, &ranks(1))
-            .unwrap()
-            .budget
-            .page_cache_bytes,
-        0
-    );
+    assert_eq!(plan(&config, &machine, &facts, &ranks(1)).unwrap().budget.page_cache_bytes, 0);
 }
 
 #[test]
@@ -245,9 +159,7 @@ fn a_cache_above_half_of_the_memory_is_refused_with_the_number_that_passes() {
     let mut config = Config::default();
     config.data.cache_size_gb = Some(50.0);
     let machine = machine(8, 31 * GIB);
-    let PlanError::CacheTooLarge { fits_gb, .. } = refused(&config, &machine, &ranks(1)) else {
-        panic!()
-    };
+    let PlanError::CacheTooLarge { fits_gb, .. } = refused(&config, &machine, &ranks(1)) else { panic!() };
     assert_eq!(fits_gb, 15.5);
     config.data.cache_size_gb = Some(fits_gb);
     planned(&config, &machine, &ranks(1));
@@ -269,10 +181,7 @@ fn the_cgroup_limit_is_the_basis_where_it_is_smaller() {
 #[test]
 fn what_others_use_beyond_their_share_is_reserved() {
     let reserve = |available| {
-        let machine = Machine {
-            memory_available_bytes: available,
-            ..machine(8, 20 * GIB)
-        };
+        let machine = Machine { memory_available_bytes: available, ..machine(8, 20 * GIB) };
         line(&planned(&Config::default(), &machine, &ranks(1)), "reserve").bytes
     };
     // Budget 16 GiB, margin 2 %; 4 GiB are the others' by the budget's definition.
@@ -284,10 +193,7 @@ fn what_others_use_beyond_their_share_is_reserved() {
 
 #[test]
 fn too_little_available_memory_is_refused_although_the_machine_is_large() {
-    let full = Machine {
-        memory_available_bytes: 300 * MIB,
-        ..machine(8, 64 * GIB)
-    };
+    let full = Machine { memory_available_bytes: 300 * MIB, ..machine(8, 64 * GIB) };
     let error = refused(&Config::default(), &full, &ranks(2));
     assert_eq!(error.exit_code(), exit::PLAN);
     assert!(error.to_string().contains("largest lines: reserve"), "{error}");
@@ -298,56 +204,31 @@ fn absurd_configs_are_errors() {
     let machine = machine(8, 32 * GIB);
     let mut config = Config::default();
     config.train.batch_size = usize::MAX;
-    assert!(matches!(
-        refused(&config, &machine, &ranks(3)),
-        PlanError::Overflow { .. }
-    ));
+    assert!(matches!(refused(&config, &machine, &ranks(3)), PlanError::Overflow { .. }));
     config.train.batch_size = usize::MAX / 8;
-    assert!(matches!(
-        refused(&config, &machine, &ranks(1)),
-        PlanError::Overflow { .. }
-    ));
+    assert!(matches!(refused(&config, &machine, &ranks(1)), PlanError::Overflow { .. }));
     config = Config::default();
     config.data.window_size = usize::MAX;
-    assert!(matches!(
-        refused(&config, &machine, &ranks(1)),
-        PlanError::Overflow { .. }
-    ));
+    assert!(matches!(refused(&config, &machine, &ranks(1)), PlanError::Overflow { .. }));
     config = Config::default();
     config.train.prefetch_factor = usize::MAX;
-    assert!(matches!(
-        refused(&config, &machine, &ranks(1)),
-        PlanError::Overflow { .. }
-    ));
+    assert!(matches!(refused(&config, &machine, &ranks(1)), PlanError::Overflow { .. }));
     config = Config::default();
     config.train.batch_size = 0;
     assert_eq!(refused(&config, &machine, &ranks(1)).exit_code(), exit::USAGE);
-    assert_eq!(
-        refused(&Config::default(), &machine, &ranks(0)).exit_code(),
-        exit::USAGE
-    );
+    assert_eq!(refused(&Config::default(), &machine, &ranks(0)).exit_code(), exit::USAGE);
     config = Config::default();
     config.memory.budget = Budget::Bytes(33 * GIB);
-    assert!(
-        refused(&config, &machine, &ranks(1))
-            .to_string()
-            .contains("set it to 32.00 GiB or less")
-    );
+    assert!(refused(&config, &machine, &ranks(1)).to_string().contains("set it to 32.00 GiB or less"));
 }
 
 #[test]
 fn more_ranks_than_samples_are_refused() {
     let mut config = Config::default();
     config.train.batch_size = 1;
-    let request = Request {
-        ranks: Some(3),
-        ..gpus(1)
-    };
+    let request = Request { ranks: Some(3), ..gpus(1) };
     let error = refused(&config, &machine(8, 32 * GIB), &request).to_string();
-    assert!(
-        error.contains("= 1 samples per step, but 3") && error.contains("raise train.batch_size to 3"),
-        "{error}"
-    );
+    assert!(error.contains("= 1 samples per step, but 3") && error.contains("raise train.batch_size to 3"), "{error}");
 }
 
 #[test]
@@ -359,12 +240,7 @@ fn a_refusal_names_every_single_change_that_fits() {
     let error = refused(&config, &machine(32, 128 * GIB), &ranks(3));
     let text = error.to_string();
     let loader = ["train.num_workers: ", "train.prefetch_factor: 1 instead of 2"];
-    let all = [
-        "train.microbatch: ",
-        "train.batch_size: ",
-        "--ranks 2 instead of 3",
-        "memory.budget: ",
-    ];
+    let all = ["train.microbatch: ", "train.batch_size: ", "--ranks 2 instead of 3", "memory.budget: "];
     for key in loader.iter().chain(&all) {
         assert!(text.contains(key), "{text}");
     }
@@ -408,24 +284,10 @@ fn shows_this_machine() {
 
 /// Configs, machines and requests of all sizes, fitting and not.
 fn cases() -> impl Strategy<Value = (Config, Machine, Request)> {
-    let sizes = (
-        1usize..3000,
-        1usize..5,
-        proptest::option::of(1usize..3000),
-        1usize..4000,
-    );
+    let sizes = (1usize..3000, 1usize..5, proptest::option::of(1usize..3000), 1usize..4000);
     let loading = (proptest::option::of(0usize..12), 0usize..6, 0u64..(1 << 30));
-    let node = (
-        1usize..64,
-        (64 * MIB)..(64 * GIB),
-        0u64..=100,
-        proptest::option::of(64 * MIB..32 * GIB),
-    );
-    let asked = (
-        proptest::option::of(1usize..9),
-        proptest::option::of(1usize..9),
-        1u32..=100,
-    );
+    let node = (1usize..64, (64 * MIB)..(64 * GIB), 0u64..=100, proptest::option::of(64 * MIB..32 * GIB));
+    let asked = (proptest::option::of(1usize..9), proptest::option::of(1usize..9), 1u32..=100);
     (sizes, loading, node, asked).prop_map(|(sizes, loading, node, asked)| {
         let mut config = Config::default();
         config.train.batch_size = sizes.0;
@@ -441,15 +303,7 @@ fn cases() -> impl Strategy<Value = (Config, Machine, Request)> {
         machine.cgroup_limit_bytes = node.3;
         machine.cgroup_used_bytes = node.3.map(|limit| limit / 7);
         machine.cgroup_room_bytes = node.3.map(|limit| limit - limit / 7);
-        (
-            config,
-            machine,
-            Request {
-                gpus: asked.0,
-                ranks: asked.1,
-                ..Request::default()
-            },
-        )
+        (config, machine, Request { gpus: asked.0, ranks: asked.1, ..Request::default() })
     })
 }
 

@@ -13,20 +13,12 @@ pub fn choose_device(choice: DeviceChoice, machine: &Machine) -> &'static str {
 
 fn device(choice: DeviceChoice, machine: &Machine, cuda_trains: bool) -> &'static str {
     let possible = cuda_trains && !machine.gpus.is_empty();
-    if possible && choice != DeviceChoice::Cpu {
-        "cuda"
-    } else {
-        "cpu"
-    }
+    if possible && choice != DeviceChoice::Cpu { "cuda" } else { "cpu" }
 }
 
 /// The command line's device wins over the config's.
 fn choice(config: &Config, request: &Request) -> DeviceChoice {
-    if request.device == DeviceChoice::Auto {
-        config.train.device
-    } else {
-        request.device
-    }
+    if request.device == DeviceChoice::Auto { config.train.device } else { request.device }
 }
 
 /// Ranks per node that the global batch is counted for, whatever is present: `None` where nothing was asked.
@@ -55,18 +47,11 @@ pub(super) fn topology_with(
     let device = device(choice, machine, cuda_trains);
     let shortage = shortage(choice, device, machine, request);
     if let (Some(shortage), true) = (&shortage, request.strict) {
-        return Err(PlanError::Device {
-            problem: shortage.problem.clone(),
-            fallback: shortage.fallback.clone(),
-        });
+        return Err(PlanError::Device { problem: shortage.problem.clone(), fallback: shortage.fallback.clone() });
     }
     let local_world_size = local_ranks(device, machine, request);
     if let Some(shortage) = shortage {
-        let kept = if request.gpus.is_some() {
-            "; the global batch stays"
-        } else {
-            ""
-        };
+        let kept = if request.gpus.is_some() { "; the global batch stays" } else { "" };
         let plural = if local_world_size == 1 { "rank" } else { "ranks" };
         notes.push(format!(
             "{}: training on {local_world_size} {} {plural}{kept}",
@@ -84,19 +69,12 @@ pub(super) fn topology_with(
         world_size,
         nnodes: request.nnodes,
         node_rank: request.node_rank,
-        devices: if device == "cuda" {
-            (0..local_world_size).map(|i| machine.gpus[i].index).collect()
-        } else {
-            vec![]
-        },
+        devices: if device == "cuda" { (0..local_world_size).map(|i| machine.gpus[i].index).collect() } else { vec![] },
         threads_per_rank: (machine.cores / local_world_size).max(1),
     })
 }
 
-const OVERFLOWING_RANKS: PlanError = PlanError::Overflow {
-    what: "the number of ranks",
-    keys: "--ranks and --nnodes",
-};
+const OVERFLOWING_RANKS: PlanError = PlanError::Overflow { what: "the number of ranks", keys: "--ranks and --nnodes" };
 
 fn check(request: &Request) -> Result<(), PlanError> {
     let bad = |text: String| Err(PlanError::Invalid(text));
@@ -106,10 +84,9 @@ fn check(request: &Request) -> Result<(), PlanError> {
         }
         Request { ranks: Some(0), .. } => bad("--ranks 0: ask for at least 1".into()),
         Request { nnodes: 0, .. } => bad("--nnodes 0: a job has at least 1 node".into()),
-        Request { nnodes, node_rank, .. } if node_rank >= nnodes => bad(format!(
-            "--node-rank {node_rank} of --nnodes {nnodes}: node ranks count from 0 to {}",
-            nnodes - 1
-        )),
+        Request { nnodes, node_rank, .. } if node_rank >= nnodes => {
+            bad(format!("--node-rank {node_rank} of --nnodes {nnodes}: node ranks count from 0 to {}", nnodes - 1))
+        }
         _ => Ok(()),
     }
 }
@@ -128,10 +105,7 @@ fn shortage(choice: DeviceChoice, device: &str, machine: &Machine, request: &Req
     if device == "cuda" {
         let asked = asked(request).filter(|asked| *asked > present)?;
         let problem = format!("{asked} GPUs asked for, {present} present");
-        return Some(Shortage {
-            problem,
-            fallback: format!("train on {present}"),
-        });
+        return Some(Shortage { problem, fallback: format!("train on {present}") });
     }
     let fallback = "train on CPU ranks".to_owned();
     if present > 0 {
@@ -144,15 +118,8 @@ fn shortage(choice: DeviceChoice, device: &str, machine: &Machine, request: &Req
         (None, DeviceChoice::Cuda) => "device cuda asked for, no GPU present".to_owned(),
         _ => return None,
     };
-    let reason = machine
-        .gpu_note
-        .as_ref()
-        .map(|note| format!(" ({note})"))
-        .unwrap_or_default();
-    Some(Shortage {
-        problem: wanted + &reason,
-        fallback,
-    })
+    let reason = machine.gpu_note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+    Some(Shortage { problem: wanted + &reason, fallback })
 }
 
 fn local_ranks(device: &str, machine: &Machine, request: &Request) -> usize {
@@ -189,9 +156,7 @@ pub(super) fn batch(config: &Config, request: &Request, topology: &Topology) -> 
         what: "the global batch",
         keys: "train.batch_size, train.gradient_accumulation_steps and the number of ranks",
     };
-    let product = [accumulation, asked, nodes]
-        .iter()
-        .try_fold(batch, |product, factor| product.checked_mul(*factor));
+    let product = [accumulation, asked, nodes].iter().try_fold(batch, |product, factor| product.checked_mul(*factor));
     let global_batch = product.ok_or(overflow)?;
     let world = topology.world_size;
     if global_batch < world {
@@ -206,12 +171,7 @@ pub(super) fn batch(config: &Config, request: &Request, topology: &Topology) -> 
     let micro_batch = train.microbatch.unwrap_or(batch).min(batch).min(share);
     // Validation keeps to what was set to save memory; its metrics do not depend on the batch.
     let val_batch = train.val_batch_size.unwrap_or(micro_batch);
-    Ok(BatchPlan {
-        global_batch,
-        micro_batch,
-        micro_steps: share.div_ceil(micro_batch),
-        val_batch,
-    })
+    Ok(BatchPlan { global_batch, micro_batch, micro_steps: share.div_ceil(micro_batch), val_batch })
 }
 
 /// Loader threads and slots of each rank. Source of the rule: the guides ("4 per GPU", "at most 50 % of cores").
@@ -231,18 +191,10 @@ pub(super) fn loader(
         ));
     }
     let slots = (config.train.prefetch_factor as u64).checked_mul(threads as u64);
-    let slots = slots
-        .and_then(|slots| slots.checked_add(EXTRA_SLOTS))
-        .and_then(|slots| usize::try_from(slots).ok());
-    let overflow = PlanError::Overflow {
-        what: "the number of batch slots",
-        keys: "train.prefetch_factor and train.num_workers",
-    };
-    Ok(LoaderPlan {
-        threads,
-        slots: slots.ok_or(overflow)?,
-        chunk_cache_bytes: config.data.chunk_cache_size,
-    })
+    let slots = slots.and_then(|slots| slots.checked_add(EXTRA_SLOTS)).and_then(|slots| usize::try_from(slots).ok());
+    let overflow =
+        PlanError::Overflow { what: "the number of batch slots", keys: "train.prefetch_factor and train.num_workers" };
+    Ok(LoaderPlan { threads, slots: slots.ok_or(overflow)?, chunk_cache_bytes: config.data.chunk_cache_size })
 }
 
 #[cfg(test)]
@@ -253,10 +205,7 @@ mod tests {
     #[test]
     fn cuda_is_chosen_only_where_it_trains_and_a_gpu_is_present() {
         let none = Machine::default();
-        let one = Machine {
-            gpus: vec![Gpu::default()],
-            ..Machine::default()
-        };
+        let one = Machine { gpus: vec![Gpu::default()], ..Machine::default() };
         assert_eq!(device(DeviceChoice::Auto, &one, true), "cuda");
         assert_eq!(device(DeviceChoice::Cpu, &one, true), "cpu");
         assert_eq!(device(DeviceChoice::Cuda, &none, true), "cpu");

@@ -47,11 +47,7 @@ impl Cgroup {
     fn at(dir: &Path) -> Option<Self> {
         let path = |file: &str| CString::new(dir.join(file).as_os_str().as_bytes()).ok();
         let kill = dir.join("cgroup.kill").exists().then(|| path("cgroup.kill")).flatten();
-        Some(Self {
-            dir: CString::new(dir.as_os_str().as_bytes()).ok()?,
-            procs: path("cgroup.procs")?,
-            kill,
-        })
+        Some(Self { dir: CString::new(dir.as_os_str().as_bytes()).ok()?, procs: path("cgroup.procs")?, kill })
     }
 
     /// Opened for writing: `0` moves the writing process in.
@@ -128,10 +124,7 @@ fn remove_stale(parent: &Path) {
     let prefix = format!("headroom-{namespace}-");
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(pid) = name
-            .strip_prefix(&prefix)
-            .and_then(|rest| rest.split('-').next()?.parse().ok())
-        else {
+        let Some(pid) = name.strip_prefix(&prefix).and_then(|rest| rest.split('-').next()?.parse().ok()) else {
             continue;
         };
         if name_of(pid).as_deref() != Some(&name)
@@ -156,11 +149,7 @@ fn places(mountinfo: &str, own: &str) -> Vec<PathBuf> {
             let path = own.lines().find_map(|line| {
                 let mut parts = line.splitn(3, ':').skip(1);
                 let controllers = parts.next()?;
-                controllers
-                    .split(',')
-                    .any(|c| c == controller)
-                    .then(|| parts.next())
-                    .flatten()
+                controllers.split(',').any(|c| c == controller).then(|| parts.next()).flatten()
             })?;
             mountinfo.lines().find_map(|line| mounted(line, controller, path))
         })

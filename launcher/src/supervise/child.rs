@@ -47,10 +47,7 @@ impl Child {
     pub fn start(shared: &Shared, rank: &RankSpec) -> io::Result<Self> {
         let spec = shared.spec;
         let mut command = Command::new(&spec.program);
-        command
-            .args(&spec.args)
-            .envs(spec.env.iter().cloned())
-            .envs(rank.env.iter().cloned());
+        command.args(&spec.args).envs(spec.env.iter().cloned()).envs(rank.env.iter().cloned());
         let (out, out_end) = pipe()?;
         let (err, err_end) = pipe()?;
         // Nothing to read: a rank in a background process group that reads the terminal would be stopped.
@@ -70,18 +67,11 @@ impl Child {
             command.env(env::COMM_FD, comm.as_raw_fd().to_string());
             keep.push(comm.as_raw_fd());
         }
-        let log = spec
-            .log_dir
-            .as_deref()
-            .map(|dir| open_log(dir, rank.rank))
-            .transpose()?;
+        let log = spec.log_dir.as_deref().map(|dir| open_log(dir, rank.rank)).transpose()?;
         let procs = shared.cgroup.and_then(|cgroup| cgroup.open_procs().ok());
         prepare_rank(&mut command, keep, procs.as_ref().map(AsRawFd::as_raw_fd));
         let process = command.spawn().map_err(|e| {
-            io::Error::new(
-                e.kind(),
-                format!("rank {}: cannot start {}: {e}", rank.rank, spec.program.display()),
-            )
+            io::Error::new(e.kind(), format!("rank {}: cannot start {}: {e}", rank.rank, spec.program.display()))
         })?;
         drop(theirs);
         let pid = Pid::from_child(&process);
@@ -129,9 +119,7 @@ impl Child {
             return Ok(None);
         };
         self.ended = true;
-        let code = status
-            .exit_status()
-            .map(|code| End::Code(u8::try_from(code).unwrap_or(u8::MAX)));
+        let code = status.exit_status().map(|code| End::Code(u8::try_from(code).unwrap_or(u8::MAX)));
         Ok(code.or_else(|| status.terminating_signal().map(End::Signal)))
     }
 
@@ -174,8 +162,7 @@ impl Child {
         if let Some(log) = &mut self.log {
             let _ = writeln!(log, "{text}");
         }
-        text.lines()
-            .for_each(|line| watcher.line(self.rank, Stream::Control, line));
+        text.lines().for_each(|line| watcher.line(self.rank, Stream::Control, line));
     }
 
     /// All that is in the pipes now; does not wait for what other holders of their ends may still write.
@@ -202,12 +189,7 @@ impl Child {
 fn open_log(dir: &Path, rank: u32) -> io::Result<File> {
     let path = dir.join(format!("rank{rank}.log"));
     let file = OpenOptions::new().create(true).append(true).open(&path);
-    file.map_err(|e| {
-        io::Error::new(
-            e.kind(),
-            format!("rank {rank}: cannot open its log file {}: {e}", path.display()),
-        )
-    })
+    file.map_err(|e| io::Error::new(e.kind(), format!("rank {rank}: cannot open its log file {}: {e}", path.display())))
 }
 
 /// Reading end (not blocking) and writing end.

@@ -30,16 +30,10 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
     let nnodes = meeting.nnodes.max(1);
     let invalid = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     if meeting.node_rank >= nnodes {
-        return invalid(format!(
-            "node rank {} of {nnodes} nodes: expected 0 to {}",
-            meeting.node_rank,
-            nnodes - 1
-        ));
+        return invalid(format!("node rank {} of {nnodes} nodes: expected 0 to {}", meeting.node_rank, nnodes - 1));
     }
     if nnodes > 1 && (meeting.master_addr.is_none() || meeting.master_port.is_none()) {
-        return invalid(format!(
-            "{nnodes} nodes need --master-addr and --master-port of node 0 to meet"
-        ));
+        return invalid(format!("{nnodes} nodes need --master-addr and --master-port of node 0 to meet"));
     }
     let port = match meeting.master_port {
         Some(port) if meeting.node_rank == 0 => check_free(port)?,
@@ -52,10 +46,7 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
         let mut pairs = vec![
             (env::RANK.to_owned(), rank.to_string()),
             (env::LOCAL_RANK.to_owned(), local.to_string()),
-            (
-                env::WORLD_SIZE.to_owned(),
-                (nnodes * meeting.local_world_size).to_string(),
-            ),
+            (env::WORLD_SIZE.to_owned(), (nnodes * meeting.local_world_size).to_string()),
             (env::LOCAL_WORLD_SIZE.to_owned(), meeting.local_world_size.to_string()),
             (env::GROUP_RANK.to_owned(), meeting.node_rank.to_string()),
             (env::MASTER_ADDR.to_owned(), addr.to_owned()),
@@ -64,10 +55,7 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
         if std::env::var_os("OMP_NUM_THREADS").is_none() {
             pairs.push(("OMP_NUM_THREADS".into(), meeting.threads_per_rank.max(1).to_string()));
         }
-        RankSpec {
-            rank: u32::try_from(rank).unwrap_or(u32::MAX),
-            env: pairs,
-        }
+        RankSpec { rank: u32::try_from(rank).unwrap_or(u32::MAX), env: pairs }
     };
     Ok((0..meeting.local_world_size).map(one).collect())
 }
@@ -92,11 +80,7 @@ mod tests {
     use super::*;
 
     fn value(spec: &RankSpec, name: &str) -> String {
-        spec.env
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.clone())
-            .unwrap()
+        spec.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap()
     }
 
     #[test]
@@ -111,15 +95,8 @@ mod tests {
         };
         let specs = ranks(&meeting).unwrap();
         assert_eq!(specs.iter().map(|s| s.rank).collect::<Vec<_>>(), [3, 4, 5]);
-        let names = [
-            "RANK",
-            "LOCAL_RANK",
-            "WORLD_SIZE",
-            "LOCAL_WORLD_SIZE",
-            "GROUP_RANK",
-            "MASTER_ADDR",
-            "MASTER_PORT",
-        ];
+        let names =
+            ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"];
         let values: Vec<String> = names.iter().map(|name| value(&specs[2], name)).collect();
         assert_eq!(values, ["5", "2", "6", "3", "1", "node0", "29500"]);
     }
@@ -128,13 +105,7 @@ mod tests {
     fn a_port_in_use_is_named_and_a_free_one_is_chosen() {
         let taken = TcpListener::bind(("0.0.0.0", 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        let with = |master_port| {
-            ranks(&Meeting {
-                local_world_size: 1,
-                master_port,
-                ..Meeting::default()
-            })
-        };
+        let with = |master_port| ranks(&Meeting { local_world_size: 1, master_port, ..Meeting::default() });
         let error = with(Some(port)).unwrap_err();
         assert!(error.to_string().contains(&format!("port {port} is in use")), "{error}");
         let chosen: u16 = value(&with(None).unwrap()[0], "MASTER_PORT").parse().unwrap();
@@ -143,17 +114,9 @@ mod tests {
 
     #[test]
     fn nodes_that_cannot_meet_are_refused() {
-        let meeting = Meeting {
-            local_world_size: 1,
-            nnodes: 2,
-            ..Meeting::default()
-        };
+        let meeting = Meeting { local_world_size: 1, nnodes: 2, ..Meeting::default() };
         assert!(ranks(&meeting).unwrap_err().to_string().contains("--master-addr"));
-        let meeting = Meeting {
-            local_world_size: 1,
-            node_rank: 1,
-            ..Meeting::default()
-        };
+        let meeting = Meeting { local_world_size: 1, node_rank: 1, ..Meeting::default() };
         assert!(ranks(&meeting).unwrap_err().to_string().contains("node rank 1 of 1"));
     }
 }

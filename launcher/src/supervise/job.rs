@@ -56,16 +56,8 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
     let cgroup = Cgroup::make();
     // Dropped without `dismiss` on any error below: then the guard ends what was started.
     let guard = Guard::start(cgroup.clone())?;
-    let comm = if spec.control {
-        Some(memfd_create("headroom-comm", MemfdFlags::CLOEXEC)?)
-    } else {
-        None
-    };
-    let shared = Shared {
-        spec,
-        cgroup: cgroup.as_ref(),
-        comm: comm.as_ref(),
-    };
+    let comm = if spec.control { Some(memfd_create("headroom-comm", MemfdFlags::CLOEXEC)?) } else { None };
+    let shared = Shared { spec, cgroup: cgroup.as_ref(), comm: comm.as_ref() };
     let mut children = Vec::with_capacity(spec.ranks.len());
     for rank in &spec.ranks {
         match Child::start(&shared, rank) {
@@ -181,9 +173,7 @@ impl<'a> Job<'a> {
 
     /// `None`: nothing is due.
     fn timeout(&self) -> Option<Duration> {
-        let until = self
-            .deadline
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let until = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         match (until, self.held) {
             (Some(until), true) => Some(until.min(HOLD)),
             (None, true) => Some(HOLD),
@@ -226,8 +216,7 @@ impl<'a> Job<'a> {
     fn forward(&mut self, signal: Signal) {
         if self.verdict.stopped_by().is_none() && !self.told {
             let (name, grace) = (signal_name(signal.as_raw()), self.spec.grace.as_secs_f64());
-            self.watcher
-                .note(&format!("{name}: asking every rank to stop, at most {grace} s"));
+            self.watcher.note(&format!("{name}: asking every rank to stop, at most {grace} s"));
         }
         self.verdict.forwarded(signal.as_raw());
         self.children.iter().for_each(|child| child.signal(signal));
@@ -235,10 +224,7 @@ impl<'a> Job<'a> {
     }
 
     fn signal_groups(&self, signal: Signal) {
-        self.children
-            .iter()
-            .filter(|child| !child.ended)
-            .for_each(|child| child.signal_group(signal));
+        self.children.iter().filter(|child| !child.ended).for_each(|child| child.signal_group(signal));
     }
 
     fn start_grace(&mut self) {
@@ -247,16 +233,11 @@ impl<'a> Job<'a> {
 
     fn keep_deadline(&mut self) {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            let late: Vec<String> = self
-                .children
-                .iter()
-                .filter(|child| !child.ended)
-                .map(|child| child.rank.to_string())
-                .collect();
+            let late: Vec<String> =
+                self.children.iter().filter(|child| !child.ended).map(|child| child.rank.to_string()).collect();
             if !late.is_empty() {
                 let (s, late) = (self.spec.grace.as_secs_f64(), late.join(", "));
-                self.watcher
-                    .note(&format!("not stopped within {s} s, killed: rank {late}"));
+                self.watcher.note(&format!("not stopped within {s} s, killed: rank {late}"));
             }
             self.signal_groups(Signal::KILL);
             // SIGKILL cannot be refused: all that is left is to wait for the exits.
@@ -302,8 +283,7 @@ impl<'a> Job<'a> {
                     Ok(None) => break,
                     Err(FrameError::Body(e)) => {
                         let rank = self.children[index].rank;
-                        self.watcher
-                            .note(&format!("rank {rank}: control message not understood: {e}"));
+                        self.watcher.note(&format!("rank {rank}: control message not understood: {e}"));
                     }
                     Err(e) => {
                         self.fail(index, exit::INTERNAL, e.to_string());
@@ -342,14 +322,7 @@ impl<'a> Job<'a> {
 
     /// The launcher itself finds fault with a rank, which has to end.
     fn fail(&mut self, index: usize, code: u8, error: String) {
-        self.verdict.said(
-            index,
-            Said {
-                code,
-                step: None,
-                error,
-            },
-        );
+        self.verdict.said(index, Said { code, step: None, error });
         self.children[index].signal(Signal::TERM);
     }
 
@@ -364,10 +337,7 @@ impl<'a> Job<'a> {
             (None, Some(end)) => end.to_string(),
             (None, None) => String::new(),
         };
-        let message = ToRank::PeerFailed {
-            rank: self.children[at].rank,
-            error,
-        };
+        let message = ToRank::PeerFailed { rank: self.children[at].rank, error };
         for (index, child) in self.children.iter().enumerate().filter(|(index, _)| *index != at) {
             if !(self.verdict.has_greeted(index) && child.tell(&message)) {
                 child.signal(Signal::TERM);
@@ -382,17 +352,8 @@ impl<'a> Job<'a> {
     fn hold_output(&mut self) -> io::Result<()> {
         let held = !self.watcher.ready();
         if held != self.held {
-            let interest = if held {
-                epoll::EventFlags::empty()
-            } else {
-                epoll::EventFlags::IN
-            };
-            epoll::modify(
-                &self.urgent,
-                &self.outputs,
-                epoll::EventData::new_u64(OUTPUTS << 32),
-                interest,
-            )?;
+            let interest = if held { epoll::EventFlags::empty() } else { epoll::EventFlags::IN };
+            epoll::modify(&self.urgent, &self.outputs, epoll::EventData::new_u64(OUTPUTS << 32), interest)?;
             self.held = held;
         }
         Ok(())
@@ -432,21 +393,14 @@ impl<'a> Job<'a> {
 }
 
 fn add(set: &OwnedFd, source: &OwnedFd, kind: u64, index: usize) -> io::Result<()> {
-    Ok(epoll::add(
-        set,
-        source,
-        epoll::EventData::new_u64(kind << 32 | index as u64),
-        epoll::EventFlags::IN,
-    )?)
+    Ok(epoll::add(set, source, epoll::EventData::new_u64(kind << 32 | index as u64), epoll::EventFlags::IN)?)
 }
 
 /// Kind and index of what is ready, in the order it became so.
 fn wait(set: &OwnedFd, timeout: Option<Duration>) -> io::Result<Vec<(u64, usize)>> {
     let mut events = Vec::with_capacity(64);
-    let timeout = timeout.map(|t| Timespec {
-        tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: t.subsec_nanos().into(),
-    });
+    let timeout = timeout
+        .map(|t| Timespec { tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: t.subsec_nanos().into() });
     match epoll::wait(set, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(e) => return Err(e.into()),

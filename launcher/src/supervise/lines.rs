@@ -135,9 +135,6 @@ mod tests {
     fn tail_keeps_the_last_lines_without_empty_ones() {
         let mut tail = Tail::default();
         (0..30).for_each(|i| tail.push(&if i % 2 == 0 { i.to_string() } else { String::new() }));
-        assert_eq!(
-            tail.lines(),
-            ["10", "12", "14", "16", "18", "20", "22", "24", "26", "28"]
-        );
+        assert_eq!(tail.lines(), ["10", "12", "14", "16", "18", "20", "22", "24", "26", "28"]);
     }
 }

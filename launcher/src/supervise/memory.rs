@@ -21,8 +21,7 @@ pub struct Peaks {
 impl Peaks {
     /// To what `other` has reached.
     pub(super) fn raise(&mut self, other: &Peaks) {
-        self.pss_bytes_per_rank
-            .resize(self.pss_bytes_per_rank.len().max(other.pss_bytes_per_rank.len()), 0);
+        self.pss_bytes_per_rank.resize(self.pss_bytes_per_rank.len().max(other.pss_bytes_per_rank.len()), 0);
         for (peak, new) in self.pss_bytes_per_rank.iter_mut().zip(&other.pss_bytes_per_rank) {
             *peak = (*peak).max(*new);
         }
@@ -33,10 +32,7 @@ impl Peaks {
 
 /// Samples until `stop` is dropped. Ranks that have ended count nothing.
 pub fn sample(pids: &[Pid], watcher: &dyn Watcher, stop: &Receiver<()>) -> Peaks {
-    let mut peaks = Peaks {
-        pss_bytes_per_rank: vec![0; pids.len()],
-        ..Peaks::default()
-    };
+    let mut peaks = Peaks { pss_bytes_per_rank: vec![0; pids.len()], ..Peaks::default() };
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     // The first sample soon, so that short jobs have one too.
     let mut wait = EVERY / 10;
@@ -59,9 +55,7 @@ pub fn sample(pids: &[Pid], watcher: &dyn Watcher, stop: &Receiver<()>) -> Peaks
 /// 0 for a process that has ended or may not be read.
 fn pss_bytes(pid: i32) -> u64 {
     let rollup = Process::new(pid).and_then(|process| process.smaps_rollup());
-    let map = rollup
-        .ok()
-        .and_then(|rollup| rollup.memory_map_rollup.into_iter().next());
+    let map = rollup.ok().and_then(|rollup| rollup.memory_map_rollup.into_iter().next());
     map.and_then(|map| map.extension.map.get("Pss").copied()).unwrap_or(0)
 }
 

@@ -113,12 +113,7 @@ pub fn run_with_restarts(
     loop {
         let outcome = job::run(&spec(restarts)?, watcher, &signals)?;
         peaks.raise(&outcome.peaks);
-        let outcome = Outcome {
-            restarts,
-            wall: started.elapsed(),
-            peaks: peaks.clone(),
-            ..outcome
-        };
+        let outcome = Outcome { restarts, wall: started.elapsed(), peaks: peaks.clone(), ..outcome };
         let Some(failure) = &outcome.first_failure else {
             return Ok(outcome);
         };

@@ -25,14 +25,7 @@ unsafe extern "C" {
 }
 
 /// Signals that [`Signals`] takes from the launcher.
-const TAKEN: [Signal; 6] = [
-    Signal::HUP,
-    Signal::INT,
-    Signal::TERM,
-    Signal::USR1,
-    Signal::TSTP,
-    Signal::CONT,
-];
+const TAKEN: [Signal; 6] = [Signal::HUP, Signal::INT, Signal::TERM, Signal::USR1, Signal::TSTP, Signal::CONT];
 
 /// Writing end of the pipe that the handler writes to; -1: none.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
@@ -61,14 +54,8 @@ impl Signals {
     pub fn take() -> io::Result<Self> {
         use rustix::pipe::{PipeFlags, pipe_with};
         let (pipe, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        if PIPE
-            .compare_exchange(-1, writer.as_raw_fd(), Ordering::SeqCst, Ordering::SeqCst)
-            .is_err()
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                "another job is supervised by this process",
-            ));
+        if PIPE.compare_exchange(-1, writer.as_raw_fd(), Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "another job is supervised by this process"));
         }
         let mut before = [SIG_DFL; TAKEN.len()];
         for (old, number) in before.iter_mut().zip(TAKEN) {
@@ -80,11 +67,7 @@ impl Signals {
                 unsafe { signal(number.as_raw(), SIG_IGN) };
             }
         }
-        Ok(Self {
-            pipe,
-            _writer: writer,
-            before,
-        })
+        Ok(Self { pipe, _writer: writer, before })
     }
 }
 
@@ -113,11 +96,7 @@ pub fn prepare_rank(command: &mut Command, keep: Vec<RawFd>, cgroup_procs: Optio
         if getppid() != Some(launcher) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        for number in TAKEN
-            .into_iter()
-            .filter(|s| *s != Signal::HUP)
-            .chain([Signal::QUIT, Signal::CHILD])
-        {
+        for number in TAKEN.into_iter().filter(|s| *s != Signal::HUP).chain([Signal::QUIT, Signal::CHILD]) {
             // SAFETY: only resets a disposition, in a process of one thread.
             unsafe { signal(number.as_raw(), SIG_DFL) };
         }
@@ -160,9 +139,7 @@ impl Guard {
         match unsafe { fork() } {
             0 => guard(&reader, cgroup.as_ref()),
             pid => {
-                let pid = Pid::from_raw(pid)
-                    .filter(|_| pid > 0)
-                    .ok_or_else(io::Error::last_os_error)?;
+                let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)?;
                 Ok(Self { pid, pipe: writer })
             }
         }
@@ -205,10 +182,7 @@ fn guard(reader: &OwnedFd, cgroup: Option<&Cgroup>) -> ! {
         match rustix::io::read(pipe, &mut word) {
             Ok(4) if word == [0; 4] => break true,
             Ok(4) => match i32::from_ne_bytes(word) {
-                gone @ ..0 => groups[..known]
-                    .iter_mut()
-                    .filter(|group| **group == -gone)
-                    .for_each(|group| *group = 0),
+                gone @ ..0 => groups[..known].iter_mut().filter(|group| **group == -gone).for_each(|group| *group = 0),
                 new if known < MOST_GROUPS => {
                     groups[known] = new;
                     known += 1;

@@ -57,10 +57,7 @@ pub fn signal_name(number: i32) -> String {
         (Signal::XFSZ, "SIGXFSZ"),
         (Signal::SYS, "SIGSYS"),
     ];
-    let name = NAMES
-        .iter()
-        .find(|(signal, _)| signal.as_raw() == number)
-        .map(|(_, name)| (*name).to_owned());
+    let name = NAMES.iter().find(|(signal, _)| signal.as_raw() == number).map(|(_, name)| (*name).to_owned());
     name.unwrap_or_else(|| format!("signal {number}"))
 }
 
@@ -96,11 +93,7 @@ pub struct Verdict {
 
 impl Verdict {
     pub fn new(ranks: usize) -> Self {
-        Self {
-            ends: vec![None; ranks],
-            headroom: vec![false; ranks],
-            ..Self::default()
-        }
+        Self { ends: vec![None; ranks], headroom: vec![false; ranks], ..Self::default() }
     }
 
     pub fn greeted(&mut self, index: usize) {
@@ -125,13 +118,7 @@ impl Verdict {
         let follows = said.code == exit::PEER;
         match &mut self.cause {
             Some(cause) if cause.index == index => cause.said = Some(said),
-            _ => self.blame(
-                Cause {
-                    index,
-                    said: Some(said),
-                },
-                follows,
-            ),
+            _ => self.blame(Cause { index, said: Some(said) }, follows),
         }
     }
 
@@ -174,11 +161,7 @@ impl Verdict {
     /// How the deciding rank ended; what it said of itself where the launcher ended it.
     pub fn cause_code(&self) -> Option<u8> {
         let cause = self.cause.as_ref()?;
-        let said = cause
-            .said
-            .as_ref()
-            .map(|said| said.code)
-            .filter(|code| *code != exit::OK);
+        let said = cause.said.as_ref().map(|said| said.code).filter(|code| *code != exit::OK);
         let end = self.ends[cause.index].filter(|end| !matches!(end, End::Code(exit::OK)));
         let own = end.filter(|end| said.is_none() || matches!(end, End::Code(_)));
         own.map(End::exit_code).or(said).or(Some(exit::INTERNAL))
@@ -190,11 +173,7 @@ impl Verdict {
             return code;
         }
         let stopped = |end: &Option<End>| *end == Some(End::Code(exit::STOPPED));
-        let killed = self
-            .ends
-            .iter()
-            .flatten()
-            .any(|end| !matches!(end, End::Code(exit::OK | exit::STOPPED)));
+        let killed = self.ends.iter().flatten().any(|end| !matches!(end, End::Code(exit::OK | exit::STOPPED)));
         match self.stopped_by() {
             Some(number) if killed => End::Signal(number).exit_code(),
             _ if self.ends.iter().any(stopped) => exit::STOPPED,
@@ -210,11 +189,7 @@ mod tests {
     const TERM: i32 = 15;
 
     fn said(code: u8) -> Said {
-        Said {
-            code,
-            step: Some(37),
-            error: "disk full".into(),
-        }
+        Said { code, step: Some(37), error: "disk full".into() }
     }
 
     fn blamed(verdict: &Verdict) -> Option<usize> {
@@ -267,9 +242,7 @@ mod tests {
         ] {
             let mut v = Verdict::new(2);
             v.forwarded(TERM);
-            ends.into_iter()
-                .enumerate()
-                .for_each(|(index, end)| v.ended(index, end));
+            ends.into_iter().enumerate().for_each(|(index, end)| v.ended(index, end));
             assert_eq!(v.exit_code(), code, "{ends:?}");
         }
     }

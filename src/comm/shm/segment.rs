@@ -104,14 +104,8 @@ impl Segment {
 
     /// Maps a reserved region.
     pub fn map(&self, offset: usize, slice_bytes: usize, world: usize) -> Result<Region, Errno> {
-        let (stride, bytes) = stride(slice_bytes)
-            .zip(Self::region_bytes(slice_bytes, world))
-            .ok_or(Errno::OVERFLOW)?;
-        Ok(Region {
-            map: map(&self.fd, offset, bytes)?,
-            stride,
-            slice_bytes,
-        })
+        let (stride, bytes) = stride(slice_bytes).zip(Self::region_bytes(slice_bytes, world)).ok_or(Errno::OVERFLOW)?;
+        Ok(Region { map: map(&self.fd, offset, bytes)?, stride, slice_bytes })
     }
 }
 
@@ -143,11 +137,7 @@ fn reserve(fd: &OwnedFd, offset: usize, bytes: usize) -> Result<(), Errno> {
 
 fn map(fd: &OwnedFd, offset: usize, bytes: usize) -> Result<MmapRaw, Errno> {
     let failed = |e: std::io::Error| Errno::from_io_error(&e).unwrap_or(Errno::INVAL);
-    let map = MmapOptions::new()
-        .offset(offset as u64)
-        .len(bytes)
-        .map_raw(fd)
-        .map_err(failed)?;
+    let map = MmapOptions::new().offset(offset as u64).len(bytes).map_raw(fd).map_err(failed)?;
     // Both are about speed alone: larger pages where the kernel allows them, and no page faults in the first steps.
     let _ = map.advise(Advice::HugePage);
     let _ = map.advise(Advice::PopulateWrite);

@@ -68,14 +68,7 @@ pub(super) struct Sync {
 impl Sync {
     pub fn new(rank: usize, world: usize, timeout: Duration) -> Sync {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Sync {
-            rank,
-            world,
-            timeout,
-            spin: cores >= world,
-            peers: OnceLock::new(),
-            aborted: OnceLock::new(),
-        }
+        Sync { rank, world, timeout, spin: cores >= world, peers: OnceLock::new(), aborted: OnceLock::new() }
     }
 
     /// Waits until all ranks are here, and checks that all called the same. Returns every rank's [`Call::own`].
@@ -89,10 +82,7 @@ impl Sync {
         let next = now.wrapping_add(2);
         let parity = (now >> 1) as usize & 1;
         let line = &header.ranks[self.rank];
-        for (slot, value) in line.call[parity]
-            .iter()
-            .zip([call.name as u64, call.place, call.len, call.own])
-        {
+        for (slot, value) in line.call[parity].iter().zip([call.name as u64, call.place, call.len, call.own]) {
             slot.store(value, Ordering::Relaxed);
         }
         line.arrived_at.store(next, Ordering::Release);
@@ -104,13 +94,7 @@ impl Sync {
             wake(&header.generation.0);
         } else {
             let late = |line: &RankLine| line.arrived_at.load(Ordering::Acquire) != next;
-            self.wait(
-                header,
-                &header.generation.0,
-                |word| word & !POISON != now,
-                call.name,
-                late,
-            )?;
+            self.wait(header, &header.generation.0, |word| word & !POISON != now, call.name, late)?;
         }
         self.compare(header, parity)
     }
@@ -122,11 +106,7 @@ impl Sync {
     }
 
     fn compare(&self, header: &Header, parity: usize) -> Result<Vec<u64>, CommError> {
-        let read = |rank: usize| {
-            header.ranks[rank].call[parity]
-                .each_ref()
-                .map(|slot| slot.load(Ordering::Relaxed))
-        };
+        let read = |rank: usize| header.ranks[rank].call[parity].each_ref().map(|slot| slot.load(Ordering::Relaxed));
         let mine = read(self.rank);
         for rank in 0..self.world {
             let other = read(rank);
@@ -203,10 +183,7 @@ impl Sync {
     /// Opens the other ranks' processes, once all have joined, so that a dead one ends a wait without a launcher.
     pub fn watch_peers(&self, header: &Header) {
         let own = &header.ranks[self.rank];
-        let (own_pid, namespace) = (
-            own.pid.load(Ordering::Relaxed),
-            own.pid_namespace.load(Ordering::Relaxed),
-        );
+        let (own_pid, namespace) = (own.pid.load(Ordering::Relaxed), own.pid_namespace.load(Ordering::Relaxed));
         let open = |rank: usize| {
             let line = &header.ranks[rank];
             let pid = line.pid.load(Ordering::Relaxed);
@@ -218,16 +195,12 @@ impl Sync {
     }
 
     fn dead_peer(&self, is_missing: impl Fn(usize) -> bool) -> Option<usize> {
-        self.peers
-            .get()?
-            .iter()
-            .filter(|(rank, _)| is_missing(*rank))
-            .find_map(|(rank, pidfd)| {
-                let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-                // A pidfd becomes readable when its process ends.
-                let ready = poll(&mut fds, Some(&timespec(Duration::ZERO))).unwrap_or(0);
-                (ready > 0).then_some(*rank)
-            })
+        self.peers.get()?.iter().filter(|(rank, _)| is_missing(*rank)).find_map(|(rank, pidfd)| {
+            let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+            // A pidfd becomes readable when its process ends.
+            let ready = poll(&mut fds, Some(&timespec(Duration::ZERO))).unwrap_or(0);
+            (ready > 0).then_some(*rank)
+        })
     }
 
     /// Ends all waits on this node, now and later. The first reason stays.
@@ -237,10 +210,7 @@ impl Sync {
             _ => self.rank as u32,
         };
         let _ = self.aborted.set(reason);
-        let _ = header
-            .culprit
-            .0
-            .compare_exchange(0, culprit.wrapping_add(1), Ordering::AcqRel, Ordering::Relaxed);
+        let _ = header.culprit.0.compare_exchange(0, culprit.wrapping_add(1), Ordering::AcqRel, Ordering::Relaxed);
         for word in [&header.generation.0, &header.done.0] {
             word.fetch_or(POISON, Ordering::AcqRel);
             wake(word);
@@ -264,10 +234,7 @@ impl Sync {
 
 fn peer_ended(rank: usize, name: Name) -> CommError {
     let error = format!("its process ended while others waited for it in {}", name.as_str());
-    CommError::PeerFailed {
-        rank: rank as u32,
-        error,
-    }
+    CommError::PeerFailed { rank: rank as u32, error }
 }
 
 pub(super) fn wake(word: &AtomicU32) {
@@ -275,8 +242,5 @@ pub(super) fn wake(word: &AtomicU32) {
 }
 
 fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: duration.as_secs() as i64,
-        tv_nsec: i64::from(duration.subsec_nanos()),
-    }
+    Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
 }

@@ -21,16 +21,12 @@ fn world<T: Send>(n: usize, timeout: Duration, body: impl Fn(ShmCollective) -> T
 
 /// Values whose sum depends on the order of addition.
 fn values(rank: usize, len: usize) -> Vec<f32> {
-    (0..len)
-        .map(|i| ((i * 31 + rank * 17) % 1000) as f32 * [1e-3, 1e4, 0.37][rank % 3])
-        .collect()
+    (0..len).map(|i| ((i * 31 + rank * 17) % 1000) as f32 * [1e-3, 1e4, 0.37][rank % 3]).collect()
 }
 
 fn expected(ranks: usize, len: usize) -> Vec<f32> {
     let parts: Vec<_> = (0..ranks).map(|rank| values(rank, len)).collect();
-    (0..len)
-        .map(|i| parts[1..].iter().fold(parts[0][i], |sum, part| sum + part[i]))
-        .collect()
+    (0..len).map(|i| parts[1..].iter().fold(parts[0][i], |sum, part| sum + part[i])).collect()
 }
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -44,15 +40,13 @@ fn flat_and_staged_sums_are_in_rank_order_on_every_rank() {
     let results = world(3, LONG, |comm| {
         let flat = comm.flat_buffer(len).unwrap();
         assert_eq!(flat.abs().max().double_value(&[]), 0.0);
-        flat.shallow_clone()
-            .copy_(&Tensor::from_slice(&values(comm.rank(), len)));
+        flat.shallow_clone().copy_(&Tensor::from_slice(&values(comm.rank(), len)));
         comm.all_reduce_sum(&flat).unwrap();
         let staged = Tensor::from_slice(&values(comm.rank(), len));
         comm.all_reduce_sum(&staged).unwrap();
         let double = Tensor::from_slice(&[0.5_f64, comm.rank() as f64]);
         comm.all_reduce_sum(&double).unwrap();
-        comm.all_reduce_sum(&Tensor::zeros([0], (Kind::Float, Device::Cpu)))
-            .unwrap();
+        comm.all_reduce_sum(&Tensor::zeros([0], (Kind::Float, Device::Cpu))).unwrap();
         assert_eq!(Vec::<f64>::try_from(&double).unwrap(), [1.5, 3.0]);
         (floats(&flat), floats(&staged))
     });
@@ -74,9 +68,7 @@ fn a_slice_of_a_flat_buffer_leaves_the_rest_alone() {
     });
     for (rank, flat) in results.iter().enumerate() {
         let own = rank as f32 + 1.0;
-        let right: Vec<f32> = (0..100)
-            .map(|i| if (40..60).contains(&i) { 3.0 } else { own })
-            .collect();
+        let right: Vec<f32> = (0..100).map(|i| if (40..60).contains(&i) { 3.0 } else { own }).collect();
         assert_eq!(flat, &right);
     }
 }
@@ -120,11 +112,7 @@ fn different_calls_are_an_error_on_every_rank() {
         let tensor = Tensor::zeros([4 + comm.rank() as i64], (Kind::Float, Device::Cpu));
         comm.all_reduce_sum(&tensor).unwrap_err().to_string()
     });
-    assert!(
-        errors[0].contains("rank 1 called all_reduce_sum(f32) of 20 bytes while rank 0"),
-        "{}",
-        errors[0]
-    );
+    assert!(errors[0].contains("rank 1 called all_reduce_sum(f32) of 20 bytes while rank 0"), "{}", errors[0]);
     assert!(errors[1].contains("of 16 bytes"), "{}", errors[1]);
 }
 
@@ -136,16 +124,8 @@ fn a_missing_rank_is_named_after_the_timeout() {
     });
     for error in [&error[0], &error[2]] {
         match error {
-            Some(CommError::Timeout {
-                collective,
-                missing,
-                timeout_s,
-                ..
-            }) => {
-                assert_eq!(
-                    (collective.as_str(), missing.as_str(), *timeout_s),
-                    ("barrier", "1", 0.2)
-                );
+            Some(CommError::Timeout { collective, missing, timeout_s, .. }) => {
+                assert_eq!((collective.as_str(), missing.as_str(), *timeout_s), ("barrier", "1", 0.2));
             }
             other => panic!("{other:?}"),
         }
@@ -157,18 +137,12 @@ fn abort_ends_waits_of_all_ranks_and_later_calls() {
     let errors = world(3, LONG, |comm| {
         if comm.rank() == 2 {
             std::thread::sleep(Duration::from_millis(30));
-            comm.abort(CommError::PeerFailed {
-                rank: 1,
-                error: "exit code 3".into(),
-            });
+            comm.abort(CommError::PeerFailed { rank: 1, error: "exit code 3".into() });
         } else if comm.rank() == 1 {
             return (String::new(), String::new());
         }
         let tensor = Tensor::zeros([4], (Kind::Float, Device::Cpu));
-        (
-            comm.all_reduce_sum(&tensor).unwrap_err().to_string(),
-            comm.barrier().unwrap_err().to_string(),
-        )
+        (comm.all_reduce_sum(&tensor).unwrap_err().to_string(), comm.barrier().unwrap_err().to_string())
     });
     assert_eq!(errors[2].0, "rank 1 failed: exit code 3");
     assert!(errors[0].0.starts_with("rank 1 failed"), "{}", errors[0].0);

@@ -53,13 +53,7 @@ pub struct LoaderSpec {
 
 impl Default for LoaderSpec {
     fn default() -> Self {
-        Self {
-            threads: 2,
-            slots: 6,
-            micro_batch: 64,
-            persistent: true,
-            held_timeout_s: 60.0,
-        }
+        Self { threads: 2, slots: 6, micro_batch: 64, persistent: true, held_timeout_s: 60.0 }
     }
 }
 
@@ -103,14 +97,7 @@ impl Loader {
         }
         let shared = Arc::new(Shared::new(dataset, spec.micro_batch, spec.slots, spec.threads)?);
         let (scratch, job) = (Scratch::default(), Job::default());
-        let mut loader = Self {
-            shared,
-            spec,
-            workers: Vec::new(),
-            next_worker: 0,
-            scratch,
-            job,
-        };
+        let mut loader = Self { shared, spec, workers: Vec::new(), next_worker: 0, scratch, job };
         if loader.spec.persistent {
             loader.start_workers()?;
         }
@@ -226,11 +213,7 @@ impl BatchStream<'_> {
             match shared.next(&mut state) {
                 Next::Batch(slot, request) => {
                     drop(state);
-                    return Some(Ok(HostBatch {
-                        shared,
-                        slot: Some(slot),
-                        request,
-                    }));
+                    return Some(Ok(HostBatch { shared, slot: Some(slot), request }));
                 }
                 Next::Failed(error) => return Some(Err(error)),
                 Next::End => return None,
@@ -266,9 +249,7 @@ impl BatchStream<'_> {
     }
 
     fn all_held(&self) -> DataError {
-        let LoaderSpec {
-            slots, held_timeout_s, ..
-        } = self.loader.spec;
+        let LoaderSpec { slots, held_timeout_s, .. } = self.loader.spec;
         DataError::Other(format!(
             "all {slots} batch slots were still in use after {held_timeout_s} s: let go of batches earlier, or raise train.prefetch_factor"
         ))
@@ -339,10 +320,7 @@ impl HostBatch {
     /// when there is no such field.
     pub fn field(&self, index: usize) -> &[u8] {
         let bytes = self.shared.fields.get(index).map_or(0, FieldSpec::sample_bytes) * self.len();
-        self.slot
-            .as_ref()
-            .and_then(|slot| slot.field(index).get(..bytes))
-            .unwrap_or_default()
+        self.slot.as_ref().and_then(|slot| slot.field(index).get(..bytes)).unwrap_or_default()
     }
 }
 

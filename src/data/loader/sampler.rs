@@ -47,12 +47,7 @@ impl Order {
         // Two rounds of mixing between seed and epoch: neighbouring pairs share no keys.
         let start = mix(mix(self.seed.wrapping_add(GOLDEN)).wrapping_add(epoch.wrapping_mul(GOLDEN)));
         let keys = std::array::from_fn(|round| mix(start.wrapping_add(GOLDEN.wrapping_mul(round as u64 + 1))));
-        EpochOrder {
-            len: self.len,
-            half_bits,
-            keys,
-            shuffle: self.shuffle && self.len > 1,
-        }
+        EpochOrder { len: self.len, half_bits, keys, shuffle: self.shuffle && self.len > 1 }
     }
 }
 
@@ -136,14 +131,7 @@ impl BatchPlanner {
     /// A factor is 0, the rank is outside the world, a rank would have no sample in a training step, or a training set
     /// does not fill one global batch.
     pub fn checked(self) -> Result<Self, DataError> {
-        let Self {
-            order,
-            global_batch,
-            micro_batch,
-            rank,
-            world_size,
-            drop_last,
-        } = self;
+        let Self { order, global_batch, micro_batch, rank, world_size, drop_last } = self;
         let problem = if global_batch == 0 || micro_batch == 0 || world_size == 0 {
             format!(
                 "global batch {global_batch}, micro-batch {micro_batch} and {world_size} ranks must each be at least 1"
@@ -168,11 +156,7 @@ impl BatchPlanner {
 
     /// Steps of one epoch, the same on every rank.
     pub fn steps_per_epoch(&self) -> u64 {
-        if self.drop_last {
-            self.order.len / self.global_batch
-        } else {
-            self.order.len.div_ceil(self.global_batch)
-        }
+        if self.drop_last { self.order.len / self.global_batch } else { self.order.len.div_ceil(self.global_batch) }
     }
 
     /// Samples of `step` over all ranks.
@@ -185,9 +169,7 @@ impl BatchPlanner {
 
     /// Samples of `step` on this rank.
     pub fn rank_samples(&self, step: u64) -> u64 {
-        self.step_samples(step)
-            .saturating_sub(self.rank)
-            .div_ceil(self.world_size)
+        self.step_samples(step).saturating_sub(self.rank).div_ceil(self.world_size)
     }
 
     /// Micro-batches that this rank runs in `step`; 0 where a last validation batch has nothing for it.
@@ -199,9 +181,7 @@ impl BatchPlanner {
     pub fn global_ids(&self, epoch: u64, step: u64) -> Vec<u64> {
         let order = self.order.epoch(epoch);
         let start = step.saturating_mul(self.global_batch);
-        (0..self.step_samples(step))
-            .filter_map(|item| order.at(start + item))
-            .collect()
+        (0..self.step_samples(step)).filter_map(|item| order.at(start + item)).collect()
     }
 
     /// This rank's micro-batch `micro` of `step`.
@@ -210,16 +190,8 @@ impl BatchPlanner {
         let start = step.saturating_mul(self.global_batch) + self.rank;
         let first = (micro * self.micro_batch).min(self.rank_samples(step));
         let last = (first + self.micro_batch).min(self.rank_samples(step));
-        let sample_ids = (first..last)
-            .filter_map(|item| order.at(start + item * self.world_size))
-            .collect();
-        BatchRequest {
-            epoch,
-            step,
-            micro,
-            micros: self.micro_batches(step),
-            sample_ids,
-        }
+        let sample_ids = (first..last).filter_map(|item| order.at(start + item * self.world_size)).collect();
+        BatchRequest { epoch, step, micro, micros: self.micro_batches(step), sample_ids }
     }
 
     /// This rank's micro-batches of `epoch` from `first_step` on, computed as they are asked for.
@@ -234,38 +206,22 @@ mod tests {
     use super::*;
 
     fn order(len: u64, seed: u64) -> Order {
-        Order {
-            len,
-            seed,
-            shuffle: true,
-        }
+        Order { len, seed, shuffle: true }
     }
 
     fn planner(len: u64, global_batch: u64, micro_batch: u64, rank: u64, world_size: u64) -> BatchPlanner {
-        BatchPlanner {
-            order: order(len, 9),
-            global_batch,
-            micro_batch,
-            rank,
-            world_size,
-            drop_last: false,
-        }
+        BatchPlanner { order: order(len, 9), global_batch, micro_batch, rank, world_size, drop_last: false }
     }
 
     #[test]
     fn every_length_is_permuted_and_inverted() {
-        for len in [
-            1, 2, 3, 7, 15, 16, 17, 31, 97, 255, 256, 257, 1021, 4095, 4096, 4097, 65_537,
-        ] {
+        for len in [1, 2, 3, 7, 15, 16, 17, 31, 97, 255, 256, 257, 1021, 4095, 4096, 4097, 65_537] {
             for epoch in 0..3 {
                 let keyed = order(len, 42).epoch(epoch);
                 let mut seen = vec![false; len as usize];
                 for position in 0..len {
                     let sample = keyed.at(position).unwrap();
-                    assert!(
-                        !std::mem::replace(&mut seen[sample as usize], true),
-                        "len {len}: {sample} twice"
-                    );
+                    assert!(!std::mem::replace(&mut seen[sample as usize], true), "len {len}: {sample} twice");
                     assert_eq!(keyed.position_of(sample), Some(position));
                 }
                 assert_eq!((keyed.at(len), keyed.position_of(len)), (None, None));
@@ -307,10 +263,7 @@ mod tests {
                     counts[order(len, draw % 5).at(draw / 5, position).unwrap() as usize] += 1;
                 }
                 let found = chi_square(&counts);
-                assert!(
-                    found < limit(len as usize - 1),
-                    "len {len}, position {position}: {found}"
-                );
+                assert!(found < limit(len as usize - 1), "len {len}, position {position}: {found}");
             }
         }
     }
@@ -328,32 +281,14 @@ mod tests {
 
     #[test]
     fn epochs_and_seeds_differ_and_repeat() {
-        let ids = |seed, epoch| {
-            (0..1000)
-                .map(|p| order(1000, seed).at(epoch, p).unwrap())
-                .collect::<Vec<_>>()
-        };
+        let ids = |seed, epoch| (0..1000).map(|p| order(1000, seed).at(epoch, p).unwrap()).collect::<Vec<_>>();
         assert_eq!(ids(1, 0), ids(1, 0));
         for (other_seed, other_epoch) in [(1, 1), (2, 0), (0, 1), (1, u64::MAX)] {
-            let same = ids(1, 0)
-                .iter()
-                .zip(ids(other_seed, other_epoch))
-                .filter(|(a, b)| **a == *b)
-                .count();
-            assert!(
-                same < 12,
-                "{same} of 1000 positions agree with seed {other_seed}, epoch {other_epoch}"
-            );
+            let same = ids(1, 0).iter().zip(ids(other_seed, other_epoch)).filter(|(a, b)| **a == *b).count();
+            assert!(same < 12, "{same} of 1000 positions agree with seed {other_seed}, epoch {other_epoch}");
         }
-        let plain = Order {
-            len: 10,
-            seed: 7,
-            shuffle: false,
-        };
-        assert_eq!(
-            (0..10).map(|p| plain.at(4, p).unwrap()).collect::<Vec<_>>(),
-            (0..10).collect::<Vec<_>>()
-        );
+        let plain = Order { len: 10, seed: 7, shuffle: false };
+        assert_eq!((0..10).map(|p| plain.at(4, p).unwrap()).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
     }
 
     #[test]
@@ -365,9 +300,8 @@ mod tests {
                 for rank in 0..world {
                     let cut = planner(103, 12, 5, rank, world);
                     assert_eq!(cut.global_ids(2, step), whole);
-                    let ids: Vec<u64> = (0..cut.micro_batches(step))
-                        .flat_map(|m| cut.request(2, step, m).sample_ids)
-                        .collect();
+                    let ids: Vec<u64> =
+                        (0..cut.micro_batches(step)).flat_map(|m| cut.request(2, step, m).sample_ids).collect();
                     assert_eq!(ids.len() as u64, cut.rank_samples(step));
                     for (item, id) in ids.into_iter().enumerate() {
                         items[rank as usize + item * world as usize] = Some(id);
@@ -383,10 +317,7 @@ mod tests {
         let val = planner(103, 12, 5, 2, 3);
         let train = BatchPlanner { drop_last: true, ..val };
         assert_eq!((val.steps_per_epoch(), train.steps_per_epoch()), (9, 8));
-        assert_eq!(
-            (val.step_samples(8), val.rank_samples(8), train.step_samples(8)),
-            (7, 2, 0)
-        );
+        assert_eq!((val.step_samples(8), val.rank_samples(8), train.step_samples(8)), (7, 2, 0));
         let all: u64 = (0..3)
             .flat_map(|rank| planner(103, 12, 5, rank, 3).requests(0, 0))
             .map(|request| request.sample_ids.len() as u64)
@@ -399,35 +330,21 @@ mod tests {
         let cut = planner(500, 24, 5, 1, 2);
         let all: Vec<_> = cut.requests(3, 0).collect();
         let rest: Vec<_> = cut.requests(3, 7).collect();
-        assert_eq!(
-            all.into_iter().filter(|request| request.step >= 7).collect::<Vec<_>>(),
-            rest
-        );
+        assert_eq!(all.into_iter().filter(|request| request.step >= 7).collect::<Vec<_>>(), rest);
         assert_eq!((rest[0].micros, rest[2].sample_ids.len()), (3, 2));
     }
 
     #[test]
     fn too_small_a_training_set_is_refused_with_every_factor() {
-        let train = BatchPlanner {
-            drop_last: true,
-            ..planner(11, 12, 4, 0, 3)
-        };
+        let train = BatchPlanner { drop_last: true, ..planner(11, 12, 4, 0, 3) };
         let error = train.checked().unwrap_err().to_string();
-        for part in [
-            "11 samples",
-            "global batch of 12",
-            "4 per rank × 3 ranks",
-            "train.batch_size",
-        ] {
+        for part in ["11 samples", "global batch of 12", "4 per rank × 3 ranks", "train.batch_size"] {
             assert!(error.contains(part), "{error}");
         }
         assert!(planner(11, 12, 4, 0, 3).checked().is_ok());
         assert!(planner(11, 12, 4, 3, 3).checked().is_err());
         assert!(planner(11, 0, 4, 0, 3).checked().is_err());
-        let thin = BatchPlanner {
-            drop_last: true,
-            ..planner(11, 2, 4, 0, 3)
-        };
+        let thin = BatchPlanner { drop_last: true, ..planner(11, 2, 4, 0, 3) };
         assert!(thin.checked().unwrap_err().to_string().contains("without any"));
     }
 }

@@ -58,11 +58,7 @@ impl Piece {
         let layout = Layout::from_size_align(len.max(1), PAGE_BYTES).map_err(|_| failed())?;
         // SAFETY: the layout's size is at least 1.
         let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or_else(failed)?;
-        let mut piece = Self {
-            region: Arc::new(Region { base, layout }),
-            start: 0,
-            len,
-        };
+        let mut piece = Self { region: Arc::new(Region { base, layout }), start: 0, len };
         // Written for the page fault alone; the black box keeps the compiler from knowing the bytes to be zero already.
         let bytes = std::hint::black_box(piece.bytes_mut());
         bytes.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 0);
@@ -84,11 +80,7 @@ impl Piece {
     /// Takes the first `at` bytes (at most all) off into a piece of their own.
     pub fn split_to(&mut self, at: usize) -> Self {
         let at = at.min(self.len);
-        let head = Self {
-            region: Arc::clone(&self.region),
-            start: self.start,
-            len: at,
-        };
+        let head = Self { region: Arc::clone(&self.region), start: self.start, len: at };
         self.start += at;
         self.len -= at;
         head
@@ -119,16 +111,11 @@ mod tests {
         second.bytes_mut().fill(2);
         rest.bytes_mut().fill(3);
         assert_eq!((first.len, second.len, rest.len), (3_000, 3_000, 4_000));
-        let Err(rest) = first.unsplit(rest) else {
-            panic!("joined what is not adjacent")
-        };
+        let Err(rest) = first.unsplit(rest) else { panic!("joined what is not adjacent") };
         assert!(first.unsplit(second).is_ok() && first.unsplit(rest).is_ok());
         let counts = [1, 2, 3].map(|value| first.bytes().iter().filter(|&&byte| byte == value).count());
         assert_eq!(counts, [3_000, 3_000, 4_000]);
-        assert_eq!(
-            [first.bytes()[2_999], first.bytes()[3_000], first.bytes()[6_000]],
-            [1, 2, 3]
-        );
+        assert_eq!([first.bytes()[2_999], first.bytes()[3_000], first.bytes()[6_000]], [1, 2, 3]);
     }
 
     #[test]
@@ -159,13 +146,7 @@ mod tests {
         let mut parts = threads.into_iter().map(|thread| thread.join().unwrap());
         let mut whole = parts.next().unwrap();
         parts.for_each(|part| assert!(whole.unsplit(part).is_ok()));
-        assert!(
-            whole
-                .bytes()
-                .chunks(1 << 12)
-                .enumerate()
-                .all(|(value, part)| part.iter().all(|&b| b == value as u8))
-        );
+        assert!(whole.bytes().chunks(1 << 12).enumerate().all(|(value, part)| part.iter().all(|&b| b == value as u8)));
     }
 
     #[test]

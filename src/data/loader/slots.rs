@@ -18,10 +18,7 @@ pub fn slot_bytes(fields: &[FieldSpec], micro_batch: usize) -> usize {
 }
 
 fn field_bytes(field: &FieldSpec, micro_batch: usize) -> usize {
-    field
-        .sample_bytes()
-        .saturating_mul(micro_batch)
-        .next_multiple_of(ALIGN_BYTES)
+    field.sample_bytes().saturating_mul(micro_batch).next_multiple_of(ALIGN_BYTES)
 }
 
 /// Room for one micro-batch.
@@ -162,21 +159,12 @@ impl Shared {
         let mut pool = Piece::allocate(slot_bytes(&fields, micro_batch).saturating_mul(slots))?;
         let free = (0..slots)
             .map(|_| Slot {
-                whole: fields
-                    .iter()
-                    .map(|field| pool.split_to(field_bytes(field, micro_batch)))
-                    .collect(),
-                parts: (0..micro_batch.div_ceil(chunk))
-                    .map(|_| Vec::with_capacity(fields.len()))
-                    .collect(),
+                whole: fields.iter().map(|field| pool.split_to(field_bytes(field, micro_batch))).collect(),
+                parts: (0..micro_batch.div_ceil(chunk)).map(|_| Vec::with_capacity(fields.len())).collect(),
             })
             .collect();
         // Two slots are for the batch in use and the one being handed over. Without threads nothing is read ahead.
-        let prefetch = if threads == 0 {
-            1
-        } else {
-            slots.saturating_sub(2).max(1)
-        };
+        let prefetch = if threads == 0 { 1 } else { slots.saturating_sub(2).max(1) };
         Ok(Self {
             dataset,
             fields,
@@ -184,10 +172,7 @@ impl Shared {
             slots,
             prefetch,
             chunk,
-            state: Mutex::new(State {
-                free,
-                ..State::default()
-            }),
+            state: Mutex::new(State { free, ..State::default() }),
             work: Condvar::new(),
             ready: Condvar::new(),
         })
@@ -246,15 +231,8 @@ impl Shared {
             slot.cut(self.fields.iter().map(FieldSpec::sample_bytes), self.chunk);
             let error = self.refuse(&request).map(|error| (0, error));
             let chunks = request.sample_ids.len().div_ceil(self.chunk);
-            let flight = Flight {
-                sequence: state.next_sequence,
-                slot,
-                request,
-                chunks,
-                claimed: 0,
-                returned: 0,
-                error,
-            };
+            let flight =
+                Flight { sequence: state.next_sequence, slot, request, chunks, claimed: 0, returned: 0, error };
             state.next_sequence += 1;
             let claimable = flight.may_claim();
             state.flights.push_back(flight);
@@ -277,12 +255,8 @@ impl Shared {
             );
             return Some(DataError::Other(problem));
         }
-        let id = ids
-            .iter()
-            .find(|&&id| usize::try_from(id).map_or(true, |id| id >= samples))?;
-        Some(DataError::Other(format!(
-            "sample {id} was asked for, the data set has {samples}"
-        )))
+        let id = ids.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= samples))?;
+        Some(DataError::Other(format!("sample {id} was asked for, the data set has {samples}")))
     }
 
     /// Takes a chunk back, read or failed.
@@ -324,9 +298,7 @@ impl Shared {
         if !state.flights.front().is_some_and(Flight::ready) {
             return match state.flights.is_empty() {
                 true if state.upcoming.is_empty() => Next::End,
-                empty => Next::Wait {
-                    held: empty && state.free.is_empty() && state.draining.is_empty(),
-                },
+                empty => Next::Wait { held: empty && state.free.is_empty() && state.draining.is_empty() },
             };
         }
         let Some(mut flight) = state.flights.pop_front() else {
@@ -376,11 +348,7 @@ impl Shared {
     pub(super) fn stats(&self) -> LoaderStats {
         let state = self.lock();
         let queued = state.flights.iter().filter(|flight| flight.ready()).count();
-        LoaderStats {
-            queued,
-            free_slots: state.free.len(),
-            ..state.stats.clone()
-        }
+        LoaderStats { queued, free_slots: state.free.len(), ..state.stats.clone() }
     }
 }
 
@@ -397,9 +365,5 @@ fn take_back(flight: &mut Flight, job: &mut Job, result: Result<(), DataError>) 
 /// Samples of one claim: a few, so that all threads share the first batch; at least 64 KiB, so that the lock costs nothing.
 fn chunk_samples(micro_batch: usize, threads: usize, sample_bytes: usize) -> usize {
     let share = micro_batch.div_ceil(2 * threads.max(1));
-    if threads == 0 {
-        micro_batch
-    } else {
-        share.clamp(1, 8.max(65_536 / sample_bytes.max(1)))
-    }
+    if threads == 0 { micro_batch } else { share.clamp(1, 8.max(65_536 / sample_bytes.max(1))) }
 }

@@ -19,11 +19,7 @@ struct Numbers {
 
 impl Numbers {
     fn new(len: usize) -> Self {
-        let field = |name, shape: &[usize], dtype| FieldSpec {
-            name,
-            shape: shape.to_vec(),
-            dtype,
-        };
+        let field = |name, shape: &[usize], dtype| FieldSpec { name, shape: shape.to_vec(), dtype };
         Self {
             len,
             fields: vec![field("x", &[3, 5], Dtype::F32), field("y", &[], Dtype::I64)],
@@ -46,10 +42,7 @@ impl Dataset for Numbers {
     }
 
     fn read(&self, index: usize, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
-        self.threads
-            .lock()
-            .unwrap()
-            .insert(std::thread::current().name().unwrap_or("").to_owned());
+        self.threads.lock().unwrap().insert(std::thread::current().name().unwrap_or("").to_owned());
         if let Some((samples, barrier)) = &self.meet
             && samples.contains(&index)
         {
@@ -73,12 +66,7 @@ impl Dataset for Numbers {
 }
 
 fn spec(threads: usize) -> LoaderSpec {
-    LoaderSpec {
-        threads,
-        slots: 2 * threads + 2,
-        micro_batch: 13,
-        ..LoaderSpec::default()
-    }
+    LoaderSpec { threads, slots: 2 * threads + 2, micro_batch: 13, ..LoaderSpec::default() }
 }
 
 fn loader(dataset: &Arc<Numbers>, spec: LoaderSpec) -> Loader {
@@ -86,28 +74,12 @@ fn loader(dataset: &Arc<Numbers>, spec: LoaderSpec) -> Loader {
 }
 
 fn planner(len: usize) -> BatchPlanner {
-    let order = Order {
-        len: len as u64,
-        seed: 4,
-        shuffle: true,
-    };
-    BatchPlanner {
-        order,
-        global_batch: 40,
-        micro_batch: 13,
-        rank: 1,
-        world_size: 2,
-        drop_last: false,
-    }
+    let order = Order { len: len as u64, seed: 4, shuffle: true };
+    BatchPlanner { order, global_batch: 40, micro_batch: 13, rank: 1, world_size: 2, drop_last: false }
 }
 
 fn requests(ids: &[&[u64]]) -> Vec<BatchRequest> {
-    ids.iter()
-        .map(|ids| BatchRequest {
-            sample_ids: ids.to_vec(),
-            ..BatchRequest::default()
-        })
-        .collect()
+    ids.iter().map(|ids| BatchRequest { sample_ids: ids.to_vec(), ..BatchRequest::default() }).collect()
 }
 
 /// Everything a batch is.
@@ -117,11 +89,7 @@ fn contents(stream: BatchStream) -> Vec<Contents> {
     stream
         .map(|batch| {
             let batch = batch.unwrap();
-            (
-                batch.request().clone(),
-                batch.field(0).to_vec(),
-                batch.field(1).to_vec(),
-            )
+            (batch.request().clone(), batch.field(0).to_vec(), batch.field(1).to_vec())
         })
         .collect()
 }
@@ -131,11 +99,7 @@ fn expected(requests: impl Iterator<Item = BatchRequest>) -> Vec<Contents> {
     requests
         .map(|request| {
             let x = request.sample_ids.iter().flat_map(|&id| floats(id)).collect();
-            let y = request
-                .sample_ids
-                .iter()
-                .flat_map(|&id| (-(id as i64)).to_ne_bytes())
-                .collect();
+            let y = request.sample_ids.iter().flat_map(|&id| (-(id as i64)).to_ne_bytes()).collect();
             (request, x, y)
         })
         .collect()
@@ -148,11 +112,7 @@ fn batches_do_not_depend_on_threads() {
         let mut loader = loader(&dataset, spec(threads));
         for epoch in 0..3 {
             let stream = loader.run(planner(503).requests(epoch, 0)).unwrap();
-            assert_eq!(
-                contents(stream),
-                expected(planner(503).requests(epoch, 0)),
-                "{threads} threads, epoch {epoch}"
-            );
+            assert_eq!(contents(stream), expected(planner(503).requests(epoch, 0)), "{threads} threads, epoch {epoch}");
         }
         assert!(loader.stats().most_ahead <= loader.shared.prefetch);
         assert_eq!(loader.stats().free_slots, spec(threads).slots);
@@ -163,30 +123,11 @@ fn batches_do_not_depend_on_threads() {
 fn a_batch_is_aligned_counted_and_outlives_its_loader() {
     let dataset = Arc::new(Numbers::new(100));
     let mut loader = loader(&dataset, spec(2));
-    assert_eq!(
-        loader.pool_bytes(),
-        6 * (13_usize * 60).next_multiple_of(64) + 6 * (13_usize * 8).next_multiple_of(64)
-    );
-    let batch = loader
-        .run(requests(&[&[5, 7]]).into_iter())
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap();
+    assert_eq!(loader.pool_bytes(), 6 * (13_usize * 60).next_multiple_of(64) + 6 * (13_usize * 8).next_multiple_of(64));
+    let batch = loader.run(requests(&[&[5, 7]]).into_iter()).unwrap().next().unwrap().unwrap();
     drop(loader);
-    assert_eq!(
-        (
-            batch.len(),
-            batch.field(0).len(),
-            batch.field(1).len(),
-            batch.field(2).len()
-        ),
-        (2, 120, 16, 0)
-    );
-    assert_eq!(
-        [batch.field(0), batch.field(1)].map(|field| field.as_ptr() as usize % 64),
-        [0, 0]
-    );
+    assert_eq!((batch.len(), batch.field(0).len(), batch.field(1).len(), batch.field(2).len()), (2, 120, 16, 0));
+    assert_eq!([batch.field(0), batch.field(1)].map(|field| field.as_ptr() as usize % 64), [0, 0]);
     assert_eq!(batch.field(1)[8..], (-7_i64).to_ne_bytes());
     std::thread::spawn(move || drop(batch)).join().unwrap();
 }
@@ -207,29 +148,15 @@ fn a_failing_sample_ends_the_stream_with_its_name_after_the_batches_before_it() 
         let mut dataset = Numbers::new(300);
         *(if panics { &mut dataset.panic } else { &mut dataset.fail }) = Some(137);
         let dataset = Arc::new(dataset);
-        let plan = BatchPlanner {
-            order: Order {
-                len: 300,
-                seed: 4,
-                shuffle: false,
-            },
-            ..planner(300)
-        };
-        let bad = plan
-            .requests(0, 0)
-            .position(|request| request.sample_ids.contains(&137))
-            .unwrap();
+        let plan = BatchPlanner { order: Order { len: 300, seed: 4, shuffle: false }, ..planner(300) };
+        let bad = plan.requests(0, 0).position(|request| request.sample_ids.contains(&137)).unwrap();
         let mut loader = loader(&dataset, spec(threads));
         let mut stream = loader.run(plan.requests(0, 0)).unwrap();
         for _ in 0..bad {
             assert!(stream.next().unwrap().is_ok());
         }
         let error = stream.next().unwrap().err().unwrap().to_string();
-        let cause = if panics {
-            "reading panicked: bad sector"
-        } else {
-            "disk on fire"
-        };
+        let cause = if panics { "reading panicked: bad sector" } else { "disk on fire" };
         assert_eq!(error, format!("sample 137 (numbers row 137): {cause}"));
         assert!(stream.next().is_none());
         drop(stream);
@@ -256,33 +183,17 @@ fn impossible_requests_are_errors() {
         };
         assert_eq!(first(&[3]), None);
         assert_eq!(first(&[3, 10]).unwrap(), "sample 10 was asked for, the data set has 10");
-        assert!(
-            first(&[1; 14])
-                .unwrap()
-                .contains("14 samples was asked for, slots hold 13")
-        );
+        assert!(first(&[1; 14]).unwrap().contains("14 samples was asked for, slots hold 13"));
     }
     let none = LoaderSpec { slots: 0, ..spec(1) };
-    assert!(
-        Loader::new(dataset, none)
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("0 slots")
-    );
+    assert!(Loader::new(dataset, none).err().unwrap().to_string().contains("0 slots"));
 }
 
 #[test]
 fn a_cancelled_run_leaves_the_loader_usable() {
     let dataset = Arc::new(Numbers::new(503));
     for (threads, persistent) in [(0, true), (1, true), (2, true), (8, true), (2, false)] {
-        let mut loader = loader(
-            &dataset,
-            LoaderSpec {
-                persistent,
-                ..spec(threads)
-            },
-        );
+        let mut loader = loader(&dataset, LoaderSpec { persistent, ..spec(threads) });
         for taken in [0, 1, 3, 5].map(|taken: usize| taken.min(spec(threads).slots)) {
             let mut stream = loader.run(planner(503).requests(0, 0)).unwrap();
             let batches: Vec<_> = stream.by_ref().take(taken).map(Result::unwrap).collect();
@@ -298,17 +209,9 @@ fn a_cancelled_run_leaves_the_loader_usable() {
 fn resuming_at_a_step_reads_nothing_before_it() {
     let dataset = Arc::new(Numbers::new(503));
     let stream_loader = &mut loader(&dataset, spec(2));
-    assert!(
-        stream_loader
-            .run(planner(503).requests(0, 9))
-            .unwrap()
-            .all(|batch| batch.is_ok())
-    );
+    assert!(stream_loader.run(planner(503).requests(0, 9)).unwrap().all(|batch| batch.is_ok()));
     let mut read: Vec<u64> = dataset.read.lock().unwrap().iter().map(|&id| id as u64).collect();
-    let mut wanted: Vec<u64> = planner(503)
-        .requests(0, 9)
-        .flat_map(|request| request.sample_ids)
-        .collect();
+    let mut wanted: Vec<u64> = planner(503).requests(0, 9).flat_map(|request| request.sample_ids).collect();
     read.sort_unstable();
     wanted.sort_unstable();
     assert_eq!(read, wanted);
@@ -325,15 +228,8 @@ fn prefetch_never_exceeds_its_slots() {
     while stream.stats().queued < 4 {
         std::thread::yield_now();
     }
-    let ahead: usize = planner(2000)
-        .requests(0, 0)
-        .take(5)
-        .map(|request| request.sample_ids.len())
-        .sum();
-    assert_eq!(
-        (stream.stats().samples_read, stream.stats().most_ahead),
-        (ahead as u64, 4)
-    );
+    let ahead: usize = planner(2000).requests(0, 0).take(5).map(|request| request.sample_ids.len()).sum();
+    assert_eq!((stream.stats().samples_read, stream.stats().most_ahead), (ahead as u64, 4));
     assert_eq!(held.request(), &planner(2000).request(0, 0, 0));
 }
 
@@ -341,11 +237,7 @@ fn prefetch_never_exceeds_its_slots() {
 fn holding_every_slot_is_an_error_until_one_is_let_go() {
     let dataset = Arc::new(Numbers::new(503));
     for threads in [0, 1] {
-        let tight = LoaderSpec {
-            slots: 2,
-            held_timeout_s: 0.0,
-            ..spec(threads)
-        };
+        let tight = LoaderSpec { slots: 2, held_timeout_s: 0.0, ..spec(threads) };
         let mut one = loader(&dataset, tight.clone());
         let mut stream = one.run(planner(503).requests(0, 0)).unwrap();
         let held = [stream.next().unwrap().unwrap(), stream.next().unwrap().unwrap()];
@@ -353,20 +245,11 @@ fn holding_every_slot_is_an_error_until_one_is_let_go() {
         assert!(error.contains("all 2 batch slots were still in use"), "{error}");
         drop(held);
 
-        let mut patient = loader(
-            &dataset,
-            LoaderSpec {
-                held_timeout_s: 600.0,
-                ..tight
-            },
-        );
+        let mut patient = loader(&dataset, LoaderSpec { held_timeout_s: 600.0, ..tight });
         let mut stream = patient.run(planner(503).requests(0, 0)).unwrap();
         let held = [stream.next().unwrap().unwrap(), stream.next().unwrap().unwrap()];
         let other = std::thread::spawn(move || drop(held));
-        assert_eq!(
-            stream.next().unwrap().unwrap().request(),
-            &planner(503).requests(0, 0).nth(2).unwrap()
-        );
+        assert_eq!(stream.next().unwrap().unwrap().request(), &planner(503).requests(0, 0).nth(2).unwrap());
         other.join().unwrap();
     }
 }
@@ -382,29 +265,14 @@ fn threads_persist_over_epochs_only_when_asked_to() {
             assert_eq!(stream.worker_ids(), ids);
             assert!(stream.all(|batch| batch.is_ok()));
             let names: BTreeSet<_> = ids.iter().map(|id| format!("hr-load-{id}")).collect();
-            assert!(
-                dataset.threads.lock().unwrap().is_subset(&names),
-                "epoch {epoch}: {names:?}"
-            );
+            assert!(dataset.threads.lock().unwrap().is_subset(&names), "epoch {epoch}: {names:?}");
         }
     }
     let dataset = Arc::new(Numbers::new(20));
     let mut unthreaded = loader(&dataset, spec(0));
-    assert!(
-        unthreaded
-            .run(planner(20).requests(0, 0))
-            .unwrap()
-            .all(|batch| batch.is_ok())
-    );
+    assert!(unthreaded.run(planner(20).requests(0, 0)).unwrap().all(|batch| batch.is_ok()));
     assert_eq!(unthreaded.worker_ids(), Vec::<u64>::new());
-    assert!(
-        !dataset
-            .threads
-            .lock()
-            .unwrap()
-            .iter()
-            .any(|name| name.starts_with("hr-load"))
-    );
+    assert!(!dataset.threads.lock().unwrap().iter().any(|name| name.starts_with("hr-load")));
 }
 
 #[test]
@@ -419,9 +287,7 @@ fn many_fields_are_read_like_few() {
         }
         fn read(&self, index: usize, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
             assert_eq!(out.len(), 11);
-            out.iter_mut()
-                .enumerate()
-                .for_each(|(field, bytes)| bytes.fill((index + field) as u8));
+            out.iter_mut().enumerate().for_each(|(field, bytes)| bytes.fill((index + field) as u8));
             Ok(())
         }
         fn describe(&self, index: usize) -> String {
@@ -429,19 +295,10 @@ fn many_fields_are_read_like_few() {
         }
     }
     // Field 0 holds no bytes at all.
-    let field = |size| FieldSpec {
-        name: "w",
-        shape: vec![size],
-        dtype: Dtype::U8,
-    };
+    let field = |size| FieldSpec { name: "w", shape: vec![size], dtype: Dtype::U8 };
     let dataset = Arc::new(Wide((0..11).map(field).collect()));
     let mut loader = Loader::new(dataset, spec(2)).unwrap();
-    let batch = loader
-        .run(requests(&[&[3, 40]]).into_iter())
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap();
+    let batch = loader.run(requests(&[&[3, 40]]).into_iter()).unwrap().next().unwrap().unwrap();
     for field in 0..11 {
         let expected: Vec<u8> = [3, 40].iter().flat_map(|id| vec![(id + field) as u8; field]).collect();
         assert_eq!(batch.field(field), expected);
@@ -462,10 +319,7 @@ fn a_dying_thread_ends_a_waiting_stream() {
         std::thread::yield_now();
     }
     let other = std::thread::spawn(move || shared.die("loader thread 0 died".into()));
-    assert_eq!(
-        stream.next().unwrap().err().unwrap().to_string(),
-        "loader thread 0 died"
-    );
+    assert_eq!(stream.next().unwrap().err().unwrap().to_string(), "loader thread 0 died");
     other.join().unwrap();
     dataset.meet.as_ref().unwrap().1.wait();
 }

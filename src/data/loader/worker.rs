@@ -21,16 +21,11 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(format!("hr-load-{id}"))
             .spawn(move || {
-                let _guard = DeathGuard {
-                    id,
-                    shared: Arc::clone(&shared),
-                };
+                let _guard = DeathGuard { id, shared: Arc::clone(&shared) };
                 work(&shared);
             })
             .map_err(|error| {
-                DataError::Other(format!(
-                    "loader thread {id} did not start: {error}; lower train.num_workers"
-                ))
+                DataError::Other(format!("loader thread {id} did not start: {error}; lower train.num_workers"))
             })?;
         Ok(Self { id, thread })
     }
@@ -50,8 +45,7 @@ struct DeathGuard {
 impl Drop for DeathGuard {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.shared
-                .die(format!("loader thread {} died of a panic outside a sample", self.id));
+            self.shared.die(format!("loader thread {} died of a panic outside a sample", self.id));
         }
     }
 }
@@ -98,11 +92,7 @@ pub(super) fn read_chunk(shared: &Shared, job: &mut Job, scratch: &mut Scratch) 
     let index = job.ids[at];
     let place = catch_unwind(AssertUnwindSafe(|| shared.dataset.describe(index as usize)))
         .unwrap_or_else(|_| "of unknown origin".into());
-    Err(DataError::Sample {
-        index,
-        place,
-        error: Box::new(error),
-    })
+    Err(DataError::Sample { index, place, error: Box::new(error) })
 }
 
 fn read_sample(shared: &Shared, job: &mut Job, at: usize, scratch: &mut Scratch) -> Result<(), DataError> {
@@ -121,6 +111,5 @@ fn read_sample(shared: &Shared, job: &mut Job, at: usize, scratch: &mut Scratch)
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

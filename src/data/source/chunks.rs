@@ -65,10 +65,7 @@ impl LruChunks {
     pub fn new(capacity_bytes: u64) -> Self {
         Self {
             capacity_bytes,
-            state: Mutex::new(State {
-                slots: LruCache::unbounded(),
-                used_bytes: 0,
-            }),
+            state: Mutex::new(State { slots: LruCache::unbounded(), used_bytes: 0 }),
             filled: Condvar::new(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -156,11 +153,7 @@ impl ChunkStore for LruChunks {
 
     fn stats(&self) -> StoreStats {
         let state = self.lock();
-        let items = state
-            .slots
-            .iter()
-            .filter(|(_, slot)| matches!(slot, Slot::Ready(_)))
-            .count();
+        let items = state.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Ready(_))).count();
         StoreStats {
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
@@ -181,9 +174,7 @@ mod tests {
     }
 
     fn chunk(bytes: usize) -> Result<Chunk, DataError> {
-        Ok(Chunk {
-            bytes: vec![7; bytes].into(),
-        })
+        Ok(Chunk { bytes: vec![7; bytes].into() })
     }
 
     #[test]
@@ -219,9 +210,7 @@ mod tests {
     #[test]
     fn a_failed_fill_keeps_nothing() {
         let store = LruChunks::new(10);
-        let error = store
-            .get(key(0), &mut || Err(DataError::Other("broken".into())))
-            .unwrap_err();
+        let error = store.get(key(0), &mut || Err(DataError::Other("broken".into()))).unwrap_err();
         assert_eq!(error.to_string(), "broken");
         assert_eq!(store.get(key(0), &mut || chunk(3)).unwrap().bytes.len(), 3);
     }

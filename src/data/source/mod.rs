@@ -19,10 +19,7 @@ use super::DataError;
 
 /// An error about a file.
 pub(crate) fn file_error(path: &Path, problem: impl Into<String>) -> DataError {
-    DataError::File {
-        path: path.to_owned(),
-        problem: problem.into(),
-    }
+    DataError::File { path: path.to_owned(), problem: problem.into() }
 }
 
 /// Files with one of the `extensions` (lower case, no dot) under `root`, recursively and sorted; `root` may be one file.
@@ -81,10 +78,7 @@ mod tests {
         std::os::unix::fs::symlink(dir.path(), dir.path().join("b/loop")).unwrap();
         let mut unreadable = Vec::new();
         let found = find_files(dir.path(), &["hdf5", "h5"], &mut unreadable).unwrap();
-        let names: Vec<_> = found
-            .iter()
-            .map(|p| p.strip_prefix(dir.path()).unwrap().to_str().unwrap())
-            .collect();
+        let names: Vec<_> = found.iter().map(|p| p.strip_prefix(dir.path()).unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["a.h5", "b/c/a.H5", "z.hdf5"]);
         assert!(unreadable.is_empty());
         assert!(find_files(&dir.path().join("none"), &["h5"], &mut unreadable).is_err());

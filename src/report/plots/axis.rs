@@ -17,9 +17,7 @@ impl Axis {
     pub(super) fn new(values: impl Iterator<Item = f64>, wanted: usize, may_log: bool) -> Self {
         let (low, high) = values
             .filter(|v| v.is_finite())
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
-                (low.min(v), high.max(v))
-            });
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         if low > high {
             return Self::linear(0.0, 1.0, wanted);
         }
@@ -36,18 +34,9 @@ impl Axis {
     pub(super) fn steps(values: impl Iterator<Item = f64>, wanted: usize) -> Self {
         let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         let (low, high) = if low > high { (0.0, 1.0) } else { (low, high) };
-        let (low, high) = if high - low < 1.0 {
-            (low - 1.0, high + 1.0)
-        } else {
-            (low, high)
-        };
+        let (low, high) = if high - low < 1.0 { (low - 1.0, high + 1.0) } else { (low, high) };
         let step = nice_step((high - low) / wanted as f64).max(1.0);
-        Self {
-            low,
-            high,
-            log: false,
-            ticks: ticks_between(low, high, step),
-        }
+        Self { low, high, log: false, ticks: ticks_between(low, high, step) }
     }
 
     fn linear(low: f64, high: f64, wanted: usize) -> Self {
@@ -56,12 +45,7 @@ impl Axis {
         let low = if low >= 0.0 && padded < 0.0 { 0.0 } else { padded };
         let high = high + margin;
         let step = nice_step(high / wanted as f64 - low / wanted as f64);
-        Self {
-            low,
-            high,
-            log: false,
-            ticks: ticks_between(low, high, step),
-        }
+        Self { low, high, log: false, ticks: ticks_between(low, high, step) }
     }
 
     fn decades(low: f64, high: f64, wanted: usize) -> Self {
@@ -71,16 +55,8 @@ impl Axis {
         let every = ((high - low) / wanted as f64).round().max(1.0);
         let first = (low / every).ceil() as i64;
         let last = (high / every).floor() as i64;
-        let ticks = (first..=last)
-            .map(|i| i as f64 * every)
-            .map(|e| (e, power_label(e as i32)))
-            .collect();
-        Self {
-            low,
-            high,
-            log: true,
-            ticks,
-        }
+        let ticks = (first..=last).map(|i| i as f64 * every).map(|e| (e, power_label(e as i32))).collect();
+        Self { low, high, log: true, ticks }
     }
 
     /// Where a value lies, 0 at the low end and 1 at the high end; `None` for what cannot be drawn.
@@ -100,20 +76,14 @@ impl Axis {
 /// The smallest of 1, 2, 5 × 10ⁿ that is not below `raw`.
 fn nice_step(raw: f64) -> f64 {
     let power = 10f64.powf(raw.log10().floor());
-    let found = [1.0, 2.0, 5.0]
-        .into_iter()
-        .map(|m| m * power)
-        .find(|step| *step >= raw * 0.999);
+    let found = [1.0, 2.0, 5.0].into_iter().map(|m| m * power).find(|step| *step >= raw * 0.999);
     found.unwrap_or(10.0 * power)
 }
 
 fn ticks_between(low: f64, high: f64, step: f64) -> Vec<(f64, String)> {
     let first = (low / step - 1e-9).ceil();
     let count = (high / step - first + 1e-9).floor().clamp(0.0, 50.0) as usize;
-    (0..=count)
-        .map(|i| (first + i as f64) * step)
-        .map(|at| (at, label(at, step)))
-        .collect()
+    (0..=count).map(|i| (first + i as f64) * step).map(|at| (at, label(at, step))).collect()
 }
 
 /// As many decimals as the step between ticks needs; very large and very small numbers as powers.
@@ -148,41 +118,21 @@ mod tests {
 
     #[test]
     fn ticks_are_round_numbers() {
-        assert_eq!(
-            labels(&Axis::new([0.12, 0.93].into_iter(), 6, true)),
-            ["0.2", "0.4", "0.6", "0.8"]
-        );
-        assert_eq!(
-            labels(&Axis::steps([1.0, 1000.0].into_iter(), 6)),
-            ["200", "400", "600", "800", "1000"]
-        );
+        assert_eq!(labels(&Axis::new([0.12, 0.93].into_iter(), 6, true)), ["0.2", "0.4", "0.6", "0.8"]);
+        assert_eq!(labels(&Axis::steps([1.0, 1000.0].into_iter(), 6)), ["200", "400", "600", "800", "1000"]);
         assert_eq!(labels(&Axis::steps([1.0, 3.0].into_iter(), 8)), ["1", "2", "3"]);
-        assert_eq!(
-            labels(&Axis::new([1e-3, 5e2].into_iter(), 6, true)),
-            ["0.001", "0.01", "0.1", "1", "10", "100"]
-        );
+        assert_eq!(labels(&Axis::new([1e-3, 5e2].into_iter(), 6, true)), ["0.001", "0.01", "0.1", "1", "10", "100"]);
     }
 
     #[test]
     fn any_values_give_a_usable_axis() {
-        let cases: [&[f64]; 8] = [
-            &[],
-            &[f64::NAN],
-            &[0.0],
-            &[5.0],
-            &[-3.0, -3.0],
-            &[1e-300, 1e300],
-            &[-1e308, 1e308],
-            &[1.0, 1.0 + 1e-12],
-        ];
+        let cases: [&[f64]; 8] =
+            [&[], &[f64::NAN], &[0.0], &[5.0], &[-3.0, -3.0], &[1e-300, 1e300], &[-1e308, 1e308], &[1.0, 1.0 + 1e-12]];
         for values in cases {
             let axis = Axis::new(values.iter().copied(), 6, true);
             assert!(axis.ticks.len() <= 51 && axis.low < axis.high, "{values:?} {axis:?}");
             for value in values.iter().filter(|v| v.is_finite()) {
-                assert!(
-                    (0.0..=1.0).contains(&axis.place(*value).unwrap()),
-                    "{values:?} {axis:?}"
-                );
+                assert!((0.0..=1.0).contains(&axis.place(*value).unwrap()), "{values:?} {axis:?}");
             }
         }
         assert_eq!(Axis::new([1.0, 2.0].into_iter(), 6, true).place(f64::NAN), None);

@@ -32,19 +32,11 @@ pub(super) struct Curve {
 
 impl Curve {
     pub(super) fn line(name: &str, history: History, colour: usize) -> Self {
-        Self {
-            name: name.into(),
-            history,
-            colour: COLOURS[colour % COLOURS.len()],
-            dots: false,
-        }
+        Self { name: name.into(), history, colour: COLOURS[colour % COLOURS.len()], dots: false }
     }
 
     pub(super) fn dots(name: &str, history: History, colour: usize) -> Self {
-        Self {
-            dots: true,
-            ..Self::line(name, history, colour)
-        }
+        Self { dots: true, ..Self::line(name, history, colour) }
     }
 
     fn legend(&self) -> String {
@@ -75,20 +67,15 @@ pub(super) fn figure(path: &Path, panels: &[Panel]) -> Result<(), PlotError> {
         // It fails for a broken font only, and then the text below fails with its name.
         let _ = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
     });
-    let fail = |problem: String| PlotError::Draw {
-        path: path.to_owned(),
-        problem,
-    };
+    let fail = |problem: String| PlotError::Draw { path: path.to_owned(), problem };
     let sibling = path.with_extension(format!("tmp-{}.png", std::process::id()));
     {
         let root = BitMapBackend::new(&sibling, (WIDTH, PANEL_HEIGHT * panels.len() as u32)).into_drawing_area();
         let areas = root.split_evenly((panels.len(), 1));
-        let drawn = root.fill(&WHITE).map_err(text).and_then(|()| {
-            panels
-                .iter()
-                .zip(&areas)
-                .try_for_each(|(panel, area)| draw_panel(area, panel))
-        });
+        let drawn = root
+            .fill(&WHITE)
+            .map_err(text)
+            .and_then(|()| panels.iter().zip(&areas).try_for_each(|(panel, area)| draw_panel(area, panel)));
         drawn.and_then(|()| root.present().map_err(text)).map_err(fail)?;
     }
     std::fs::rename(&sibling, path).map_err(|e| fail(e.to_string()))
@@ -122,21 +109,11 @@ impl Frame {
 
 fn draw_panel(area: &Area, panel: &Panel) -> Drawn {
     let (width, height) = area.dim_in_pixel();
-    let frame = Frame {
-        x0: LEFT,
-        x1: width as i32 - RIGHT,
-        y0: TOP,
-        y1: height as i32 - BOTTOM,
-    };
+    let frame = Frame { x0: LEFT, x1: width as i32 - RIGHT, y0: TOP, y1: height as i32 - BOTTOM };
     let points = || panel.curves.iter().flat_map(|c| c.history.points.iter());
     let xs = Axis::steps(points().map(|p| p.0), 8);
     let ys = Axis::new(points().map(|p| p.1), 7, panel.may_log);
-    area.draw(&Text::new(
-        panel.title.clone(),
-        (LEFT, 22),
-        style(24, INK, HPos::Left, VPos::Top),
-    ))
-    .map_err(text)?;
+    area.draw(&Text::new(panel.title.clone(), (LEFT, 22), style(24, INK, HPos::Left, VPos::Top))).map_err(text)?;
     draw_axes(area, &frame, &xs, &ys)?;
     draw_names(area, &frame, panel)?;
     draw_legend(area, panel)?;
@@ -145,12 +122,7 @@ fn draw_panel(area: &Area, panel: &Panel) -> Drawn {
     }
     if points().next().is_none() {
         let middle = ((frame.x0 + frame.x1) / 2, (frame.y0 + frame.y1) / 2);
-        area.draw(&Text::new(
-            "no values yet",
-            middle,
-            style(20, INK, HPos::Center, VPos::Center),
-        ))
-        .map_err(text)?;
+        area.draw(&Text::new("no values yet", middle, style(20, INK, HPos::Center, VPos::Center))).map_err(text)?;
     }
     Ok(())
 }
@@ -161,22 +133,14 @@ fn draw_axes(area: &Area, frame: &Frame, xs: &Axis, ys: &Axis) -> Drawn {
         let x = frame.x(xs.place_of_tick(*at));
         line((x, frame.y0), (x, frame.y1), FAINT)?;
         line((x, frame.y1), (x, frame.y1 + 5), INK)?;
-        let label = Text::new(
-            label.clone(),
-            (x, frame.y1 + 10),
-            style(17, INK, HPos::Center, VPos::Top),
-        );
+        let label = Text::new(label.clone(), (x, frame.y1 + 10), style(17, INK, HPos::Center, VPos::Top));
         area.draw(&label).map_err(text)?;
     }
     for (at, label) in &ys.ticks {
         let y = frame.y(ys.place_of_tick(*at));
         line((frame.x0, y), (frame.x1, y), FAINT)?;
         line((frame.x0 - 5, y), (frame.x0, y), INK)?;
-        let label = Text::new(
-            label.clone(),
-            (frame.x0 - 10, y),
-            style(17, INK, HPos::Right, VPos::Center),
-        );
+        let label = Text::new(label.clone(), (frame.x0 - 10, y), style(17, INK, HPos::Right, VPos::Center));
         area.draw(&label).map_err(text)?;
     }
     line((frame.x0, frame.y0), (frame.x0, frame.y1), INK)?;
@@ -185,8 +149,7 @@ fn draw_axes(area: &Area, frame: &Frame, xs: &Axis, ys: &Axis) -> Drawn {
 
 fn draw_names(area: &Area, frame: &Frame, panel: &Panel) -> Drawn {
     let below = ((frame.x0 + frame.x1) / 2, frame.y1 + 40);
-    area.draw(&Text::new(panel.x, below, style(19, INK, HPos::Center, VPos::Top)))
-        .map_err(text)?;
+    area.draw(&Text::new(panel.x, below, style(19, INK, HPos::Center, VPos::Top))).map_err(text)?;
     let beside = (24, (frame.y0 + frame.y1) / 2);
     let upwards = (FONT, 19).into_font().transform(FontTransform::Rotate270).color(&INK);
     let upwards = upwards.pos(Pos::new(HPos::Center, VPos::Center));
@@ -196,23 +159,16 @@ fn draw_names(area: &Area, frame: &Frame, panel: &Panel) -> Drawn {
 /// The legend has a line of its own between title and plot area: it can cover no data.
 fn draw_legend(area: &Area, panel: &Panel) -> Drawn {
     let mut x = LEFT;
-    for curve in panel
-        .curves
-        .iter()
-        .filter(|c| !c.history.points.is_empty() || c.history.lost > 0)
-    {
+    for curve in panel.curves.iter().filter(|c| !c.history.points.is_empty() || c.history.lost > 0) {
         let y = 72;
         let stroke = curve.colour.stroke_width(3);
-        area.draw(&PathElement::new([(x, y), (x + 34, y)], stroke))
-            .map_err(text)?;
+        area.draw(&PathElement::new([(x, y), (x + 34, y)], stroke)).map_err(text)?;
         if curve.dots {
-            area.draw(&Circle::new((x + 17, y), 5, curve.colour.filled()))
-                .map_err(text)?;
+            area.draw(&Circle::new((x + 17, y), 5, curve.colour.filled())).map_err(text)?;
         }
         let style = style(17, INK, HPos::Left, VPos::Center);
         let (wide, _) = area.estimate_text_size(&curve.legend(), &style).map_err(text)?;
-        area.draw(&Text::new(curve.legend(), (x + 44, y), style))
-            .map_err(text)?;
+        area.draw(&Text::new(curve.legend(), (x + 44, y), style)).map_err(text)?;
         x += 44 + wide as i32 + 36;
     }
     Ok(())
@@ -226,17 +182,14 @@ fn draw_curve(area: &Area, frame: &Frame, xs: &Axis, ys: &Axis, curve: &Curve) -
     if pixels.len() > 2 * columns.len() {
         // Many values per pixel: their range as a pale band, their mean as the line.
         for column in &columns {
-            let (low, high) = column
-                .iter()
-                .fold((i32::MAX, i32::MIN), |(l, h), p| (l.min(p.1), h.max(p.1)));
+            let (low, high) = column.iter().fold((i32::MAX, i32::MIN), |(l, h), p| (l.min(p.1), h.max(p.1)));
             let band = PathElement::new([(column[0].0, low), (column[0].0, high)], curve.colour.mix(0.3));
             area.draw(&band).map_err(text)?;
         }
         path = columns.iter().map(|column| mean(column)).collect();
     }
     if path.len() > 1 {
-        area.draw(&PathElement::new(path, curve.colour.stroke_width(2)))
-            .map_err(text)?;
+        area.draw(&PathElement::new(path, curve.colour.stroke_width(2))).map_err(text)?;
     }
     if (curve.dots && pixels.len() <= 120) || pixels.len() == 1 {
         for at in &pixels {

@@ -65,10 +65,8 @@ impl History {
 /// # Errors
 /// The metrics cannot be read, or a file cannot be written.
 pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str) -> Result<(), PlotError> {
-    let mut names: BTreeMap<&str, History> = ["loss", "val.loss", "lr", monitor]
-        .into_iter()
-        .map(|name| (name, History::default()))
-        .collect();
+    let mut names: BTreeMap<&str, History> =
+        ["loss", "val.loss", "lr", monitor].into_iter().map(|name| (name, History::default())).collect();
     for_each_metrics(metrics, |record| {
         let step = record.get("step").copied().unwrap_or(f64::NAN);
         for (name, history) in &mut names {
@@ -79,26 +77,15 @@ pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str
     })?;
     let mut take = |name: &str| names.remove(name).unwrap_or_default();
     let validation = take("val.loss");
-    let monitored = if monitor == "val.loss" {
-        validation.clone()
-    } else {
-        take(monitor)
-    };
+    let monitored = if monitor == "val.loss" { validation.clone() } else { take(monitor) };
     let loss = [Panel {
         title: format!("{run}: loss"),
         x: "step",
         y: "loss".into(),
         may_log: true,
-        curves: vec![
-            Curve::line("train", take("loss"), 0),
-            Curve::dots("validation", validation, 1),
-        ],
+        curves: vec![Curve::line("train", take("loss"), 0), Curve::dots("validation", validation, 1)],
     }];
-    let value = if unit.is_empty() {
-        monitor.to_owned()
-    } else {
-        format!("{monitor} [{unit}]")
-    };
+    let value = if unit.is_empty() { monitor.to_owned() } else { format!("{monitor} [{unit}]") };
     let metrics = [
         Panel {
             title: format!("{run}: {monitor}"),
@@ -115,10 +102,7 @@ pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str
             curves: vec![Curve::line("lr", take("lr"), 2)],
         },
     ];
-    std::fs::create_dir_all(dir).map_err(|e| PlotError::Draw {
-        path: dir.to_owned(),
-        problem: e.to_string(),
-    })?;
+    std::fs::create_dir_all(dir).map_err(|e| PlotError::Draw { path: dir.to_owned(), problem: e.to_string() })?;
     draw::figure(&dir.join("loss.png"), &loss)?;
     draw::figure(&dir.join("metrics.png"), &metrics)
 }
@@ -138,12 +122,7 @@ mod tests {
         let writer = RecordWriter::open(&metrics, None).unwrap();
         for (step, loss, val) in values {
             let lr = 5e-4 * (1.0 + (step as f64 / 800.0).cos()) / 2.0;
-            let mut record = MetricsRecord {
-                step,
-                loss,
-                lr,
-                ..Default::default()
-            };
+            let mut record = MetricsRecord { step, loss, lr, ..Default::default() };
             record.metrics.extend(val.map(|v| ("val.loss".into(), v)));
             record.metrics.extend(val.map(|v| ("val.mae_deg".into(), 30.0 * v)));
             writer.write(&record).unwrap();
@@ -152,11 +131,7 @@ mod tests {
         plot_run(&metrics, &dir, "quick_demo", "val.mae_deg", "degrees").unwrap();
         for file in ["loss.png", "metrics.png"] {
             let bytes = std::fs::read(dir.join(file)).unwrap();
-            assert!(
-                bytes.starts_with(b"\x89PNG") && bytes.len() > 2000,
-                "{file}: {} bytes",
-                bytes.len()
-            );
+            assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 2000, "{file}: {} bytes", bytes.len());
         }
     }
 
@@ -166,24 +141,12 @@ mod tests {
 
     #[test]
     fn any_history_gives_figures() {
-        draw(
-            "usual",
-            (1..=240).map(|i| (10 * i, noisy(10 * i), (i % 24 == 0).then(|| 0.05 + noisy(10 * i)))),
-        );
+        draw("usual", (1..=240).map(|i| (10 * i, noisy(10 * i), (i % 24 == 0).then(|| 0.05 + noisy(10 * i)))));
         draw("one_point", [(10, 0.5, Some(0.6))].into_iter());
         draw("nothing", std::iter::empty());
-        draw(
-            "nan",
-            (1..50).map(|i| (i, if i % 7 == 0 { f64::NAN } else { 1.0 / i as f64 }, None)),
-        );
-        draw(
-            "huge",
-            (1..60).map(|i| (i, 1e6 * (-(i as f64) / 3.0).exp(), Some(1e-30))),
-        );
-        draw(
-            "many",
-            (1..50_000).map(|i| (i, noisy(i / 20), (i % 5000 == 0).then(|| noisy(i / 20)))),
-        );
+        draw("nan", (1..50).map(|i| (i, if i % 7 == 0 { f64::NAN } else { 1.0 / i as f64 }, None)));
+        draw("huge", (1..60).map(|i| (i, 1e6 * (-(i as f64) / 3.0).exp(), Some(1e-30))));
+        draw("many", (1..50_000).map(|i| (i, noisy(i / 20), (i % 5000 == 0).then(|| noisy(i / 20)))));
     }
 
     #[test]

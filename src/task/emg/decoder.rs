@@ -154,7 +154,7 @@ impl<'a> Rollout<'a> {
                     let given = if index == 0 { &given[step as usize] } else { &layer.bias.shallow_clone() };
                     below = Some(layer.step(given, below, *hidden));
                 }
-                leaky_relu(&below.unwrap_or_else(Tensor::new))
+                leaky_relu(&below.unwrap_or_default())
             }
             Rollout::Mlp { given, pose_weight, layers } => {
                 let given = &given[step as usize];

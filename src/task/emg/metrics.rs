@@ -73,7 +73,9 @@ impl Metrics for EmgMetrics {
         let [samples, time] = [shape[0] as f64, shape[1] as f64];
         // One transfer per batch: a GPU is waited for once.
         let reduced = no_grad(|| self.reduce(target, output)).to_kind(Kind::Double);
-        let Ok(reduced) = Vec::<f64>::try_from(reduced) else { return };
+        let Ok(reduced) = Vec::<f64>::try_from(reduced) else {
+            return;
+        };
         self.sums[SAMPLES] += samples;
         self.sums[LOSS] += reduced[0] * samples;
         self.sums[FRAMES] += samples * time;

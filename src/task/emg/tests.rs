@@ -4,7 +4,7 @@ use super::{EmgMetrics, EmgNet, decoder::Decoder, joints, loss::Loss, resample};
 use crate::task::{Batch, Metrics, Model, Output};
 use launcher::config::{DecoderType, EmgModel, LossType, TdsStage, TrainConfig};
 use std::{collections::HashMap, path::Path};
-use tch::{Device, Kind, Tensor, no_grad, nn};
+use tch::{Device, Kind, Tensor, nn, no_grad};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -232,7 +232,8 @@ fn initial(seed: i64) -> HashMap<String, Tensor> {
 /// disturbed; without seeding, none of the pairs could be equal.
 #[test]
 fn initial_weights_are_seeded() {
-    let equal = |a: HashMap<String, Tensor>, b: HashMap<String, Tensor>| a.iter().all(|(name, value)| b[name] == *value);
+    let equal =
+        |a: HashMap<String, Tensor>, b: HashMap<String, Tensor>| a.iter().all(|(name, value)| b[name] == *value);
     assert!((0..100).any(|_| equal(initial(1), initial(1))));
     assert!(!equal(initial(1), initial(2)));
 }

@@ -22,45 +22,24 @@ pub(super) struct Staged {
 
 /// Host memory that saving these tensors takes, bytes.
 pub fn staging_bytes<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> u64 {
-    tensors
-        .into_iter()
-        .map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as u64)
-        .sum()
+    tensors.into_iter().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum()
 }
 
 /// Copies tensors from wherever they are.
 pub(super) fn stage(step: u64, tensors: &[(String, Tensor)]) -> Result<Vec<Staged>, CheckpointError> {
-    let fail = |name: &str, problem: String| CheckpointError::Tensor {
-        step,
-        name: name.into(),
-        problem,
-    };
+    let fail = |name: &str, problem: String| CheckpointError::Tensor { step, name: name.into(), problem };
     let one = |(name, tensor): &(String, Tensor)| -> Result<Staged, CheckpointError> {
         let torch = |e: tch::TchError| fail(name, e.to_string());
         let dtype = dtype_of(tensor.f_kind().map_err(torch)?).map_err(|problem| fail(name, problem))?;
-        let host = tensor
-            .detach()
-            .f_to_device(Device::Cpu)
-            .and_then(|t| t.f_contiguous())
-            .map_err(torch)?;
+        let host = tensor.detach().f_to_device(Device::Cpu).and_then(|t| t.f_contiguous()).map_err(torch)?;
         let mut bytes = vec![0; host.numel() * host.kind().elt_size_in_bytes()];
         host.f_copy_data_u8(&mut bytes, host.numel()).map_err(torch)?;
         let shape = host.size().iter().map(|d| *d as usize).collect();
-        Ok(Staged {
-            name: name.clone(),
-            shape,
-            dtype,
-            bytes,
-        })
+        Ok(Staged { name: name.clone(), shape, dtype, bytes })
     };
     let mut staged = tensors.iter().map(one).collect::<Result<Vec<_>, _>>()?;
     // Wide types first keeps every tensor aligned; then by name, so that equal states are equal files.
-    staged.sort_by(|a, b| {
-        b.dtype
-            .bitsize()
-            .cmp(&a.dtype.bitsize())
-            .then_with(|| a.name.cmp(&b.name))
-    });
+    staged.sort_by(|a, b| b.dtype.bitsize().cmp(&a.dtype.bitsize()).then_with(|| a.name.cmp(&b.name)));
     if let Some(twice) = staged.windows(2).find(|w| w[0].name == w[1].name) {
         return Err(fail(&twice[0].name, "is named twice".into()));
     }
@@ -75,22 +54,12 @@ pub(super) struct Image {
 
 impl Image {
     pub(super) fn new(path: &Path, tensors: Vec<Staged>) -> Result<Self, CheckpointError> {
-        let corrupt = |problem: String| CheckpointError::Corrupt {
-            path: path.to_owned(),
-            problem,
-        };
+        let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
         let mut at = 0;
         let infos = tensors.iter().map(|t| {
             let data_offsets = (at, at + t.bytes.len());
             at = data_offsets.1;
-            (
-                t.name.clone(),
-                TensorInfo {
-                    dtype: t.dtype,
-                    shape: t.shape.clone(),
-                    data_offsets,
-                },
-            )
+            (t.name.clone(), TensorInfo { dtype: t.dtype, shape: t.shape.clone(), data_offsets })
         });
         let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let metadata = Metadata::new(Some(about), infos.collect()).map_err(|e| corrupt(e.to_string()))?;
@@ -118,10 +87,7 @@ impl Image {
             file.write_all(chunk)?;
         }
         file.sync_all()?;
-        Ok(FileFacts {
-            bytes: self.bytes(),
-            crc32: sum.sum(),
-        })
+        Ok(FileFacts { bytes: self.bytes(), crc32: sum.sum() })
     }
 }
 
@@ -136,23 +102,15 @@ pub(super) fn encode_manifest(manifest: &Manifest) -> serde_json::Result<Vec<u8>
 }
 
 pub(super) fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
-    let corrupt = |problem: String| CheckpointError::Corrupt {
-        path: path.to_owned(),
-        problem,
-    };
+    let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
     let text = std::fs::read(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => corrupt("the manifest is missing, so this is no whole checkpoint".into()),
         _ => io_error(path, "read")(e),
     })?;
     let mut value: serde_json::Value =
         serde_json::from_slice(&text).map_err(|e| corrupt(format!("the manifest is damaged: {e}")))?;
-    let stored = value
-        .as_object_mut()
-        .and_then(|map| map.remove("crc32"))
-        .and_then(|crc| crc.as_u64());
-    let found = u64::from(libdeflater::crc32(
-        &serde_json::to_vec(&value).map_err(|e| corrupt(e.to_string()))?,
-    ));
+    let stored = value.as_object_mut().and_then(|map| map.remove("crc32")).and_then(|crc| crc.as_u64());
+    let found = u64::from(libdeflater::crc32(&serde_json::to_vec(&value).map_err(|e| corrupt(e.to_string()))?));
     let manifest: Result<Manifest, _> = serde_json::from_value(value);
     if stored != Some(found) {
         return Err(corrupt("the manifest is damaged: its checksum does not fit".into()));

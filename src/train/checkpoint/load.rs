@@ -42,10 +42,7 @@ impl Loaded {
             ));
         }
         if saved.seed != run.seed {
-            problems.push(format!(
-                "its seed is {}, this run's is {}: set seed={}",
-                saved.seed, run.seed, saved.seed
-            ));
+            problems.push(format!("its seed is {}, this run's is {}: set seed={}", saved.seed, run.seed, saved.seed));
         }
         mismatch(&self.path, problems)
     }
@@ -55,10 +52,8 @@ impl Loaded {
     /// # Errors
     /// It has another shape.
     pub fn state<S: serde::de::DeserializeOwned>(&self) -> Result<S, CheckpointError> {
-        serde_json::from_value(self.state.clone()).map_err(|e| CheckpointError::Corrupt {
-            path: self.path.join(MANIFEST),
-            problem: format!("state: {e}"),
-        })
+        serde_json::from_value(self.state.clone())
+            .map_err(|e| CheckpointError::Corrupt { path: self.path.join(MANIFEST), problem: format!("state: {e}") })
     }
 }
 
@@ -66,10 +61,7 @@ fn mismatch(path: &Path, problems: Vec<String>) -> Result<(), CheckpointError> {
     if problems.is_empty() {
         return Ok(());
     }
-    Err(CheckpointError::Mismatch {
-        path: path.to_owned(),
-        problem: problems.join("; "),
-    })
+    Err(CheckpointError::Mismatch { path: path.to_owned(), problem: problems.join("; ") })
 }
 
 /// Checkpoints below `dir` by step, oldest first. A missing folder holds none.
@@ -85,10 +77,7 @@ pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let mut found = vec![];
     for entry in entries {
         let entry = entry.map_err(io_error(dir, "read"))?;
-        let step = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.strip_prefix("step-")?.parse().ok());
+        let step = entry.file_name().to_str().and_then(|name| name.strip_prefix("step-")?.parse().ok());
         found.extend(step.map(|step| (step, entry.path())));
     }
     found.sort();
@@ -104,17 +93,10 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
     let manifest = read_manifest(&manifest_path)?;
     if manifest.version != VERSION {
         let problem = format!("has version {}, this program reads version {VERSION}", manifest.version);
-        return Err(CheckpointError::Corrupt {
-            path: manifest_path,
-            problem,
-        });
+        return Err(CheckpointError::Corrupt { path: manifest_path, problem });
     }
     let read = |name: &str| -> Result<Option<Vec<(String, Tensor)>>, CheckpointError> {
-        manifest
-            .files
-            .get(name)
-            .map(|facts| read_verified(&dir.join(name), facts))
-            .transpose()
+        manifest.files.get(name).map(|facts| read_verified(&dir.join(name), facts)).transpose()
     };
     let must = |name: &str| {
         read(name)?.ok_or_else(|| CheckpointError::Corrupt {
@@ -135,49 +117,32 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
 }
 
 fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<(String, Tensor)>, CheckpointError> {
-    let corrupt = |problem: String| {
-        Err(CheckpointError::Corrupt {
-            path: path.to_owned(),
-            problem,
-        })
-    };
+    let corrupt = |problem: String| Err(CheckpointError::Corrupt { path: path.to_owned(), problem });
     let bytes = match fs::metadata(path) {
         Ok(about) => about.len(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return corrupt("the file is missing".into()),
         Err(e) => return Err(io_error(path, "read")(e)),
     };
     if bytes != facts.bytes {
-        return corrupt(format!(
-            "has {bytes} bytes, the manifest says {}: it was cut or changed",
-            facts.bytes
-        ));
+        return corrupt(format!("has {bytes} bytes, the manifest says {}: it was cut or changed", facts.bytes));
     }
     let data = fs::read(path).map_err(io_error(path, "read"))?;
     let crc32 = libdeflater::crc32(&data);
     if crc32 != facts.crc32 {
-        return corrupt(format!(
-            "its checksum is {crc32:08x}, the manifest says {:08x}: it is damaged",
-            facts.crc32
-        ));
+        return corrupt(format!("its checksum is {crc32:08x}, the manifest says {:08x}: it is damaged", facts.crc32));
     }
     tensors_of(path, &data)
 }
 
 fn tensors_of(path: &Path, data: &[u8]) -> Result<Vec<(String, Tensor)>, CheckpointError> {
-    let corrupt = |problem: String| CheckpointError::Corrupt {
-        path: path.to_owned(),
-        problem,
-    };
+    let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
     let file = SafeTensors::deserialize(data).map_err(|e| corrupt(format!("is no safetensors file: {e}")))?;
     let one = |(name, view): (&str, safetensors::tensor::TensorView)| {
         let kind = kind_of(view.dtype()).map_err(|problem| corrupt(format!("tensor {name} {problem}")))?;
         let size: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
         // `deserialize` has checked that the bytes are as many as shape and type say.
         let tensor = Tensor::f_from_data_size(view.data(), &size, kind);
-        Ok((
-            name.to_owned(),
-            tensor.map_err(|e| corrupt(format!("tensor {name}: {e}")))?,
-        ))
+        Ok((name.to_owned(), tensor.map_err(|e| corrupt(format!("tensor {name}: {e}")))?))
     };
     let mut tensors = file.iter().map(one).collect::<Result<Vec<_>, _>>()?;
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
@@ -249,10 +214,7 @@ pub fn apply(path: &Path, found: &[(String, Tensor)], into: &[(String, Tensor)])
     for (name, target) in into {
         let copy = |source: &Tensor| no_grad(|| target.shallow_clone().f_copy_(source));
         if let Some(Err(e)) = found.get(name).map(|source| copy(source)) {
-            return Err(CheckpointError::Corrupt {
-                path: path.to_owned(),
-                problem: format!("tensor {name}: {e}"),
-            });
+            return Err(CheckpointError::Corrupt { path: path.to_owned(), problem: format!("tensor {name}: {e}") });
         }
     }
     Ok(())

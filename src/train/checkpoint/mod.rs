@@ -28,20 +28,12 @@ const EMA: &str = "ema.safetensors";
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("{path}: {action}: {source}", path = path.display())]
-    Io {
-        path: PathBuf,
-        action: &'static str,
-        source: io::Error,
-    },
+    Io { path: PathBuf, action: &'static str, source: io::Error },
     #[error(
         "{path}: no room for the checkpoint: {needed_bytes} bytes needed, {available_bytes} available; free some space, \
          or lower log.keep_last; earlier checkpoints are whole", path = path.display()
     )]
-    NoSpace {
-        path: PathBuf,
-        needed_bytes: u64,
-        available_bytes: u64,
-    },
+    NoSpace { path: PathBuf, needed_bytes: u64, available_bytes: u64 },
     #[error("{path}: {problem}; resume from an earlier checkpoint", path = path.display())]
     Corrupt { path: PathBuf, problem: String },
     #[error("{path}: is of another run: {problem}", path = path.display())]

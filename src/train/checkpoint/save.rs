@@ -46,11 +46,7 @@ impl Checkpointer {
                 fs::remove_dir_all(entry.path()).map_err(io_error(&entry.path(), "remove"))?;
             }
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-            keep_last,
-            writing: None,
-        })
+        Ok(Self { dir: dir.to_owned(), keep_last, writing: None })
     }
 
     /// Copies the content to host memory and returns; `step-<N>` appears when all of it is on disk. Waits for an
@@ -62,11 +58,7 @@ impl Checkpointer {
         self.wait()?;
         let path = self.dir.join(format!("step-{}", content.step));
         let mut images = vec![];
-        let parts = [
-            (MODEL, Some(content.model)),
-            (OPTIMIZER, Some(content.optimizer)),
-            (EMA, content.ema),
-        ];
+        let parts = [(MODEL, Some(content.model)), (OPTIMIZER, Some(content.optimizer)), (EMA, content.ema)];
         for (name, tensors) in parts {
             if let Some(tensors) = tensors {
                 images.push((name, Image::new(&path.join(name), stage(content.step, tensors)?)?));
@@ -131,20 +123,14 @@ fn publish(
     check_room(path, needed, available)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let sibling = dir.join(format!(".{name}.tmp-{}", std::process::id()));
-    let done = write_folder(&sibling, images, manifest)
-        .and_then(|()| replace(&sibling, path))
-        .and_then(|()| sync(dir));
+    let done = write_folder(&sibling, images, manifest).and_then(|()| replace(&sibling, path)).and_then(|()| sync(dir));
     done.map_err(|source| {
         // What lies there is incomplete, or the checkpoint that was replaced.
         let _ = fs::remove_dir_all(&sibling);
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                 let available_bytes = available_bytes(dir).unwrap_or(0);
-                CheckpointError::NoSpace {
-                    path: path.to_owned(),
-                    needed_bytes: needed,
-                    available_bytes,
-                }
+                CheckpointError::NoSpace { path: path.to_owned(), needed_bytes: needed, available_bytes }
             }
             _ => io_error(path, "write")(source),
         }
@@ -155,11 +141,7 @@ pub(super) fn check_room(path: &Path, needed_bytes: u64, available_bytes: u64) -
     if needed_bytes <= available_bytes {
         return Ok(());
     }
-    Err(CheckpointError::NoSpace {
-        path: path.to_owned(),
-        needed_bytes,
-        available_bytes,
-    })
+    Err(CheckpointError::NoSpace { path: path.to_owned(), needed_bytes, available_bytes })
 }
 
 fn write_folder(sibling: &Path, images: &[(&'static str, Image)], mut manifest: Manifest) -> io::Result<()> {
@@ -196,15 +178,8 @@ fn prune(dir: &Path, keep_last: usize, saved: u64) -> Result<(), CheckpointError
     let all = load::list(dir)?;
     let is_best = |path: &Path| read_manifest(&path.join(MANIFEST)).is_ok_and(|manifest| manifest.best);
     let best = all.iter().rev().find(|(_, path)| is_best(path)).map(|(step, _)| *step);
-    let mut others: Vec<_> = all
-        .iter()
-        .filter(|(step, _)| Some(*step) != best && *step != saved)
-        .collect();
-    let keep = if best == Some(saved) {
-        keep_last
-    } else {
-        keep_last.saturating_sub(1)
-    };
+    let mut others: Vec<_> = all.iter().filter(|(step, _)| Some(*step) != best && *step != saved).collect();
+    let keep = if best == Some(saved) { keep_last } else { keep_last.saturating_sub(1) };
     others.truncate(others.len().saturating_sub(keep));
     for (_, path) in others {
         // Renamed first: a crash in between leaves what the next start removes, not half a checkpoint.

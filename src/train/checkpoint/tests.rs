@@ -5,12 +5,7 @@ use std::fs;
 use tch::{Device, Kind, Tensor};
 
 fn facts() -> Facts {
-    Facts {
-        model: "emg 16→20".into(),
-        global_batch: 12,
-        seed: 7,
-        world_size: 3,
-    }
+    Facts { model: "emg 16→20".into(), global_batch: 12, seed: 7, world_size: 3 }
 }
 
 fn tensors(value: f64) -> Vec<(String, Tensor)> {
@@ -27,15 +22,7 @@ fn tensors(value: f64) -> Vec<(String, Tensor)> {
 fn save(keeper: &mut Checkpointer, step: u64, best: bool) -> Result<(), CheckpointError> {
     let (model, optimizer, ema) = (tensors(step as f64), tensors(2.0), tensors(3.0));
     let state = json!({"epoch": 2, "lr": 0.1 + 0.2, "best": null});
-    let content = Content {
-        step,
-        model: &model,
-        optimizer: &optimizer,
-        ema: Some(&ema),
-        facts: facts(),
-        best,
-        state,
-    };
+    let content = Content { step, model: &model, optimizer: &optimizer, ema: Some(&ema), facts: facts(), best, state };
     keeper.save(content)?;
     keeper.wait()
 }
@@ -147,11 +134,7 @@ fn a_truncated_file_a_flipped_bit_and_missing_parts_are_named() {
     fs::write(&model, &flipped).unwrap();
     assert!(error_of(&path).contains("it is damaged"), "{}", error_of(&path));
     fs::remove_file(&model).unwrap();
-    assert!(
-        error_of(&path).contains("model.safetensors: the file is missing"),
-        "{}",
-        error_of(&path)
-    );
+    assert!(error_of(&path).contains("model.safetensors: the file is missing"), "{}", error_of(&path));
     fs::write(&model, &whole).unwrap();
     load(&path).unwrap();
 
@@ -160,53 +143,20 @@ fn a_truncated_file_a_flipped_bit_and_missing_parts_are_named() {
     fs::write(&manifest, text.replace("\"epoch\": 2", "\"epoch\": 3")).unwrap();
     assert!(error_of(&path).contains("checksum"), "{}", error_of(&path));
     fs::write(&manifest, &text[..text.len() / 2]).unwrap();
-    assert!(
-        error_of(&path).contains("the manifest is damaged"),
-        "{}",
-        error_of(&path)
-    );
+    assert!(error_of(&path).contains("the manifest is damaged"), "{}", error_of(&path));
     fs::remove_file(&manifest).unwrap();
-    assert!(
-        error_of(&path).contains("the manifest is missing"),
-        "{}",
-        error_of(&path)
-    );
+    assert!(error_of(&path).contains("the manifest is missing"), "{}", error_of(&path));
 }
 
 #[test]
 fn another_model_another_batch_and_another_seed_are_refused_but_another_world_size_is_not() {
     let (_dir, path) = saved();
     let loaded = load(&path).unwrap();
-    loaded
-        .check_facts(&Facts {
-            world_size: 1,
-            ..facts()
-        })
-        .unwrap();
-    let error = loaded
-        .check_facts(&Facts {
-            global_batch: 16,
-            world_size: 4,
-            ..facts()
-        })
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("global batch is 12 (on 3 ranks), this run's is 16 (on 4 ranks)"),
-        "{error}"
-    );
-    let error = loaded
-        .check_facts(&Facts {
-            model: "emg 16→8".into(),
-            seed: 8,
-            ..facts()
-        })
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("its model is emg 16→20, this run's is emg 16→8; its seed is 7"),
-        "{error}"
-    );
+    loaded.check_facts(&Facts { world_size: 1, ..facts() }).unwrap();
+    let error = loaded.check_facts(&Facts { global_batch: 16, world_size: 4, ..facts() }).unwrap_err().to_string();
+    assert!(error.contains("global batch is 12 (on 3 ranks), this run's is 16 (on 4 ranks)"), "{error}");
+    let error = loaded.check_facts(&Facts { model: "emg 16→8".into(), seed: 8, ..facts() }).unwrap_err().to_string();
+    assert!(error.contains("its model is emg 16→20, this run's is emg 16→8; its seed is 7"), "{error}");
 
     let mut other = tensors(0.0);
     other[0].1 = Tensor::zeros([4, 5], (Kind::Float, Device::Cpu));
@@ -233,11 +183,7 @@ fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
     let error = save(&mut keeper, 6, true).unwrap_err().to_string();
     assert!(error.contains("step-6: no room for the checkpoint: "), "{error}");
     assert!(error.contains("bytes needed") && error.contains("available"), "{error}");
-    assert_eq!(
-        fs::read_dir(dir.path()).unwrap().count(),
-        1,
-        "nothing of the failed save stays"
-    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing of the failed save stays");
     load(&path).unwrap();
     save(&mut keeper, 6, true).unwrap();
 }
@@ -246,10 +192,7 @@ fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
 fn a_disk_that_is_too_small_is_found_before_writing() {
     check_room(Path::new("c/step-1"), 10, 10).unwrap();
     let error = check_room(Path::new("c/step-1"), 11, 10).unwrap_err().to_string();
-    assert!(
-        error.starts_with("c/step-1: no room for the checkpoint: 11 bytes needed, 10 available"),
-        "{error}"
-    );
+    assert!(error.starts_with("c/step-1: no room for the checkpoint: 11 bytes needed, 10 available"), "{error}");
 }
 
 #[test]
@@ -258,15 +201,8 @@ fn a_failed_save_is_told_at_the_next_call() {
     let folder = dir.path().join("checkpoints");
     let mut keeper = Checkpointer::open(&folder, 1).unwrap();
     fs::remove_dir(&folder).unwrap();
-    let content = || Content {
-        step: 1,
-        model: &[],
-        optimizer: &[],
-        ema: None,
-        facts: facts(),
-        best: false,
-        state: json!({}),
-    };
+    let content =
+        || Content { step: 1, model: &[], optimizer: &[], ema: None, facts: facts(), best: false, state: json!({}) };
     keeper.save(content()).unwrap();
     assert!(matches!(keeper.save(content()), Err(CheckpointError::Io { .. })));
     keeper.wait().unwrap();

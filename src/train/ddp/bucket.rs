@@ -53,8 +53,7 @@ impl Layout {
     /// `flat` is too short.
     pub fn view(&self, flat: &Tensor, index: usize) -> Result<Tensor, TchError> {
         let slot = &self.slots[index];
-        flat.f_narrow(0, slot.offset as i64, slot.len() as i64)?
-            .f_view(slot.shape.as_slice())
+        flat.f_narrow(0, slot.offset as i64, slot.len() as i64)?.f_view(slot.shape.as_slice())
     }
 
     /// Moves a flat tensor from the places of `old` to those of `self`; what follows the places stays.
@@ -92,35 +91,14 @@ pub(super) struct Plan {
 impl Plan {
     /// Places parameters in `order` and closes a bucket when the next one would make it larger than `bucket_bytes`.
     pub fn new(shapes: &[Vec<i64>], order: &[usize], bucket_bytes: usize) -> Plan {
-        let mut slots: Vec<Slot> = shapes
-            .iter()
-            .map(|shape| Slot {
-                offset: 0,
-                shape: shape.clone(),
-            })
-            .collect();
-        let mut buckets: Vec<Bucket> = vec![Bucket {
-            start: 0,
-            len: 0,
-            members: Vec::new(),
-        }];
+        let mut slots: Vec<Slot> = shapes.iter().map(|shape| Slot { offset: 0, shape: shape.clone() }).collect();
+        let mut buckets: Vec<Bucket> = vec![Bucket { start: 0, len: 0, members: Vec::new() }];
         let mut len = 0;
         for &index in order {
             let padded = slots[index].len().next_multiple_of(ALIGN);
-            let limit = if buckets.len() == 1 {
-                FIRST_BUCKET_BYTES.min(bucket_bytes)
-            } else {
-                bucket_bytes
-            };
-            if buckets
-                .last()
-                .is_some_and(|b| b.len > 0 && (b.len + padded) * 4 > limit)
-            {
-                buckets.push(Bucket {
-                    start: len,
-                    len: 0,
-                    members: Vec::new(),
-                });
+            let limit = if buckets.len() == 1 { FIRST_BUCKET_BYTES.min(bucket_bytes) } else { bucket_bytes };
+            if buckets.last().is_some_and(|b| b.len > 0 && (b.len + padded) * 4 > limit) {
+                buckets.push(Bucket { start: len, len: 0, members: Vec::new() });
             }
             if let Some(bucket) = buckets.last_mut() {
                 bucket.len += padded;
@@ -129,10 +107,7 @@ impl Plan {
             slots[index].offset = len;
             len += padded;
         }
-        Plan {
-            layout: Layout { slots, len },
-            buckets,
-        }
+        Plan { layout: Layout { slots, len }, buckets }
     }
 }
 
@@ -166,9 +141,7 @@ mod tests {
         let mut used = vec![0; layout.len()];
         for slot in layout.slots() {
             assert_eq!(slot.offset % ALIGN, 0);
-            used[slot.offset..slot.offset + slot.len()]
-                .iter_mut()
-                .for_each(|n| *n += 1);
+            used[slot.offset..slot.offset + slot.len()].iter_mut().for_each(|n| *n += 1);
         }
         assert!(used.iter().all(|&n| n <= 1));
         assert_eq!(used.iter().sum::<i32>(), 800_017);
@@ -197,10 +170,7 @@ mod tests {
         new.refill(&mut flat, &old).unwrap();
         for (index, shape) in shapes.iter().enumerate() {
             let view = new.view(&flat, index).unwrap();
-            assert_eq!(
-                (view.min().double_value(&[]), &view.size()),
-                (index as f64 + 1.0, shape)
-            );
+            assert_eq!((view.min().double_value(&[]), &view.size()), (index as f64 + 1.0, shape));
         }
         assert_eq!(flat.sum(Kind::Float).double_value(&[]), 3.0 + 40.0 + 12.0 + 18.0);
     }

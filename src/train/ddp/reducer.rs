@@ -28,10 +28,7 @@ struct Progress {
 
 /// Who reduces: the hook itself, or a thread.
 enum Lane {
-    Inline {
-        collective: Arc<dyn Collective>,
-        grads: Tensor,
-    },
+    Inline { collective: Arc<dyn Collective>, grads: Tensor },
     Thread(Sender<(usize, usize)>),
 }
 
@@ -70,14 +67,7 @@ impl Reducer {
                 .map_err(|e| DdpError::Usage(format!("starting the communication thread: {e}")))?;
             (Lane::Thread(send), Some(results), Some(thread))
         } else {
-            (
-                Lane::Inline {
-                    collective: collective.clone(),
-                    grads: grads.shallow_clone(),
-                },
-                None,
-                None,
-            )
+            (Lane::Inline { collective: collective.clone(), grads: grads.shallow_clone() }, None, None)
         };
         let mut progress = Progress {
             sync: false,
@@ -93,14 +83,7 @@ impl Reducer {
         };
         progress.set_buckets(buckets);
         let progress = Arc::new(Mutex::new(progress));
-        Ok(Reducer {
-            progress,
-            collective,
-            grads: grads.shallow_clone(),
-            results,
-            collected: 0,
-            thread,
-        })
+        Ok(Reducer { progress, collective, grads: grads.shallow_clone(), results, collected: 0, thread })
     }
 
     pub fn signal(&self) -> Signal {
@@ -158,9 +141,7 @@ impl Reducer {
         drop(progress);
         while self.collected < given {
             self.collected += 1;
-            results
-                .recv()
-                .map_err(|_| DdpError::Usage("the communication thread ended".to_owned()))??;
+            results.recv().map_err(|_| DdpError::Usage("the communication thread ended".to_owned()))??;
         }
         Ok(())
     }
@@ -170,10 +151,7 @@ impl Drop for Reducer {
     fn drop(&mut self) {
         let mut progress = lock(&self.progress);
         // The thread's loop ends with the sender.
-        progress.lane = Lane::Inline {
-            collective: self.collective.clone(),
-            grads: self.grads.shallow_clone(),
-        };
+        progress.lane = Lane::Inline { collective: self.collective.clone(), grads: self.grads.shallow_clone() };
         drop(progress);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

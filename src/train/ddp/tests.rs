@@ -26,18 +26,14 @@ fn variables(seed: i64) -> Vec<(String, Tensor)> {
         let values = Tensor::arange(n, (Kind::Float, Device::Cpu)) * 0.37 + (index as i64 + seed) as f64;
         (values.sin() * 0.1).reshape(shape).set_requires_grad(true)
     };
-    let mut all: Vec<_> = (SHAPES.iter().enumerate())
-        .map(|(i, s)| (format!("p{i}"), fill(i, s)))
-        .collect();
+    let mut all: Vec<_> = (SHAPES.iter().enumerate()).map(|(i, s)| (format!("p{i}"), fill(i, s))).collect();
     all.insert(2, ("unused".to_owned(), fill(9, &[33])));
     all
 }
 
 /// Sample `index` of 12, its loss divided by 12.
 fn loss(v: &[Tensor], index: usize) -> Tensor {
-    let x = (Tensor::arange(5, (Kind::Float, Device::Cpu)) + index as f64)
-        .cos()
-        .reshape([1, 5]);
+    let x = (Tensor::arange(5, (Kind::Float, Device::Cpu)) + index as f64).cos().reshape([1, 5]);
     let hidden = x.linear(&v[0], Some(&v[1])).tanh();
     let hidden = hidden.linear(&v[3], Some(&v[4])).relu();
     hidden.linear::<Tensor>(&v[5], None).square().sum(Kind::Float) / 12.0
@@ -55,18 +51,12 @@ fn step(ddp: &mut Ddp, samples: &[usize]) {
 }
 
 fn grads(ddp: &Ddp) -> Vec<Vec<f32>> {
-    ddp.variables()
-        .iter()
-        .map(|v| Vec::<f32>::try_from(v.grad().reshape([-1])).unwrap())
-        .collect()
+    ddp.variables().iter().map(|v| Vec::<f32>::try_from(v.grad().reshape([-1])).unwrap()).collect()
 }
 
 /// Small buckets, so that this small model has several.
 fn options(overlap: bool) -> DdpOptions {
-    DdpOptions {
-        bucket_mb: 0.002,
-        overlap,
-    }
+    DdpOptions { bucket_mb: 0.002, overlap }
 }
 
 #[test]
@@ -89,15 +79,10 @@ fn three_ranks_sum_to_the_gradient_of_one() {
             (first, grads(&ddp))
         });
         for (first, second) in &results {
-            assert!(
-                *first == results[0].0 && *second == results[0].0,
-                "bitwise, before and after the rebuild"
-            );
+            assert!(*first == results[0].0 && *second == results[0].0, "bitwise, before and after the rebuild");
         }
         for (got, right) in results[0].0.iter().zip(&right) {
-            got.iter()
-                .zip(right)
-                .for_each(|(g, r)| assert!((g - r).abs() <= 1e-6 * (1.0 + r.abs()), "{g} {r}"));
+            got.iter().zip(right).for_each(|(g, r)| assert!((g - r).abs() <= 1e-6 * (1.0 + r.abs()), "{g} {r}"));
         }
     }
 }
@@ -110,10 +95,7 @@ fn rebuild_follows_the_ready_order_and_keeps_values() {
     assert!(offset(&ddp, 2) < offset(&ddp, 0));
     step(&mut ddp, &[0]);
     assert_eq!(ddp.layout_version(), 1);
-    assert!(
-        (0..6).all(|index| offset(&ddp, index) <= offset(&ddp, 2)),
-        "the unused one is last"
-    );
+    assert!((0..6).all(|index| offset(&ddp, index) <= offset(&ddp, 2)), "the unused one is last");
     for (now, before) in ddp.variables().iter().zip(&before) {
         assert_eq!(now.detach(), before.detach());
     }
@@ -126,26 +108,15 @@ fn rebuild_follows_the_ready_order_and_keeps_values() {
 fn ranks_of_different_models_are_told_which_parameter() {
     let errors = world(3, |comm| {
         let seed = i64::from(comm.rank() == 2);
-        Ddp::new(variables(seed), comm, DdpOptions::default())
-            .err()
-            .unwrap()
-            .to_string()
+        Ddp::new(variables(seed), comm, DdpOptions::default()).err().unwrap().to_string()
     });
-    assert!(
-        errors
-            .iter()
-            .all(|e| e.contains("rank 2 differs from rank 0 in initial values of parameter 0 (p0)"))
-    );
+    assert!(errors.iter().all(|e| e.contains("rank 2 differs from rank 0 in initial values of parameter 0 (p0)")));
     let errors = world(2, |comm| {
         let mut all = variables(0);
         all[4].0 = format!("of rank {}", comm.rank());
         Ddp::new(all, comm, DdpOptions::default()).err().unwrap().to_string()
     });
-    assert!(
-        errors[0].contains("name or shape of parameter 4 (of rank 0)"),
-        "{}",
-        errors[0]
-    );
+    assert!(errors[0].contains("name or shape of parameter 4 (of rank 0)"), "{}", errors[0]);
 }
 
 #[test]
@@ -158,19 +129,14 @@ fn a_gradient_after_its_reduction_is_an_error() {
         loss(ddp.variables(), 1).backward();
         ddp.finish().unwrap_err().to_string()
     });
-    assert!(
-        errors.iter().all(|e| e.contains("only the last micro-batch")),
-        "{errors:?}"
-    );
+    assert!(errors.iter().all(|e| e.contains("only the last micro-batch")), "{errors:?}");
 }
 
 #[test]
 fn variables_of_a_wrong_kind_are_named() {
     let double = Tensor::zeros([2], (Kind::Double, Device::Cpu)).set_requires_grad(true);
     let solo = || Arc::new(Solo::new(Device::Cpu));
-    let error = Ddp::new(vec![("w".into(), double)], solo(), DdpOptions::default())
-        .err()
-        .unwrap();
+    let error = Ddp::new(vec![("w".into(), double)], solo(), DdpOptions::default()).err().unwrap();
     assert_eq!(error.to_string(), "parameter w: is Double, expected Float");
     assert!(Ddp::new(Vec::new(), solo(), DdpOptions::default()).is_err());
 }

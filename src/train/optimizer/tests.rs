@@ -9,9 +9,7 @@ use tch::Device;
 
 fn variables() -> Vec<(String, Tensor)> {
     let w = Tensor::from_slice(&[0.5_f32, -1.0, 2.0, 0.25]).set_requires_grad(true);
-    let b = Tensor::from_slice(&[3.0_f32, -0.125])
-        .reshape([2, 1])
-        .set_requires_grad(true);
+    let b = Tensor::from_slice(&[3.0_f32, -0.125]).reshape([2, 1]).set_requires_grad(true);
     vec![("w".to_owned(), w), ("b".to_owned(), b)]
 }
 
@@ -26,19 +24,13 @@ fn set_gradients(ddp: &Ddp, k: usize) {
 }
 
 fn values(ddp: &Ddp) -> Vec<f32> {
-    ddp.variables()
-        .iter()
-        .flat_map(|v| Vec::<f32>::try_from(v.detach().reshape([-1])).unwrap())
-        .collect()
+    ddp.variables().iter().flat_map(|v| Vec::<f32>::try_from(v.detach().reshape([-1])).unwrap()).collect()
 }
 
 fn close(got: &[f32], right: &[f64]) {
     assert_eq!(got.len(), right.len());
     for (&g, r) in got.iter().zip(right) {
-        assert!(
-            (f64::from(g) - r).abs() <= 3e-7 * r.abs().max(0.1),
-            "{got:?} against {right:?}"
-        );
+        assert!((f64::from(g) - r).abs() <= 3e-7 * r.abs().max(0.1), "{got:?} against {right:?}");
     }
 }
 
@@ -64,148 +56,36 @@ fn run(rule: Rule, lr: f64, clip: f64) -> (Vec<f32>, f64) {
 
 #[test]
 fn adamw_is_pytorchs() {
-    let (got, _) = run(
-        Rule::AdamW {
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            weight_decay: 0.01,
-        },
-        0.01,
-        0.0,
-    );
-    close(
-        &got,
-        &[
-            0.446_382_462,
-            -0.939_313_888,
-            1.939_293_861,
-            0.220_366_179,
-            2.938_789_844,
-            -0.095_540_352,
-        ],
-    );
+    let (got, _) = run(Rule::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 }, 0.01, 0.0);
+    close(&got, &[0.446_382_462, -0.939_313_888, 1.939_293_861, 0.220_366_179, 2.938_789_844, -0.095_540_352]);
 }
 
 #[test]
 fn adam_is_pytorchs() {
-    let (got, _) = run(
-        Rule::Adam {
-            betas: [0.9, 0.99],
-            eps: 1e-8,
-            weight_decay: 0.1,
-        },
-        0.01,
-        0.0,
-    );
-    close(
-        &got,
-        &[
-            0.445_691_585,
-            -0.939_924_836,
-            1.940_415_859,
-            0.217_412_114,
-            2.940_520_286,
-            -0.095_456_600,
-        ],
-    );
+    let (got, _) = run(Rule::Adam { betas: [0.9, 0.99], eps: 1e-8, weight_decay: 0.1 }, 0.01, 0.0);
+    close(&got, &[0.445_691_585, -0.939_924_836, 1.940_415_859, 0.217_412_114, 2.940_520_286, -0.095_456_600]);
 }
 
 #[test]
 fn sgd_is_pytorchs() {
-    let (got, _) = run(
-        Rule::Sgd {
-            momentum: 0.9,
-            nesterov: false,
-            weight_decay: 0.02,
-        },
-        0.01,
-        0.0,
-    );
-    close(
-        &got,
-        &[
-            0.435_754_299,
-            -0.776_029_348,
-            1.647_537_946,
-            0.233_790_352,
-            2.028_877_735,
-            -0.019_576_095,
-        ],
-    );
-    let (got, _) = run(
-        Rule::Sgd {
-            momentum: 0.9,
-            nesterov: true,
-            weight_decay: 0.0,
-        },
-        0.01,
-        0.0,
-    );
-    close(
-        &got,
-        &[
-            0.425_593_972,
-            -0.695_442_020,
-            1.546_629_905,
-            0.238_754_630,
-            1.831_059_336,
-            0.048_987_329,
-        ],
-    );
-    let (got, _) = run(
-        Rule::Sgd {
-            momentum: 0.0,
-            nesterov: false,
-            weight_decay: 0.0,
-        },
-        0.01,
-        0.0,
-    );
-    close(
-        &got,
-        &[
-            0.479_957_401,
-            -0.888_724_744,
-            1.848_639_488,
-            0.251_843_690,
-            2.592_004_299,
-            -0.045_803_245,
-        ],
-    );
+    let (got, _) = run(Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.02 }, 0.01, 0.0);
+    close(&got, &[0.435_754_299, -0.776_029_348, 1.647_537_946, 0.233_790_352, 2.028_877_735, -0.019_576_095]);
+    let (got, _) = run(Rule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.0 }, 0.01, 0.0);
+    close(&got, &[0.425_593_972, -0.695_442_020, 1.546_629_905, 0.238_754_630, 1.831_059_336, 0.048_987_329]);
+    let (got, _) = run(Rule::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 }, 0.01, 0.0);
+    close(&got, &[0.479_957_401, -0.888_724_744, 1.848_639_488, 0.251_843_690, 2.592_004_299, -0.045_803_245]);
 }
 
 #[test]
 fn clipping_is_pytorchs() {
-    let (got, norm) = run(
-        Rule::Sgd {
-            momentum: 0.0,
-            nesterov: false,
-            weight_decay: 0.0,
-        },
-        0.1,
-        1.0,
-    );
-    close(
-        &got,
-        &[
-            0.475_877_255,
-            -0.848_491_251,
-            1.800_245_761,
-            0.255_149_186,
-            2.475_105_524,
-            -0.009_590_967,
-        ],
-    );
+    let (got, norm) = run(Rule::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 }, 0.1, 1.0);
+    close(&got, &[0.475_877_255, -0.848_491_251, 1.800_245_761, 0.255_149_186, 2.475_105_524, -0.009_590_967]);
     assert!((norm - 6.524_444_580).abs() < 1e-6, "{norm}");
 }
 
 #[test]
 fn state_survives_another_layout_bit_by_bit() {
-    let rule = Rule::AdamW {
-        betas: [0.9, 0.999],
-        eps: 1e-8,
-        weight_decay: 0.01,
-    };
+    let rule = Rule::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 };
     let (mut one, mut other) = (ddp(), ddp());
     // The other one's buckets are in another order.
     other.set_sync(true);
@@ -221,19 +101,12 @@ fn state_survives_another_layout_bit_by_bit() {
     }
     let state = a.export(&one).unwrap();
     let names: Vec<_> = state.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(
-        names,
-        ["step", "exp_avg.w", "exp_avg.b", "exp_avg_sq.w", "exp_avg_sq.b"]
-    );
+    assert_eq!(names, ["step", "exp_avg.w", "exp_avg.b", "exp_avg_sq.w", "exp_avg_sq.b"]);
     let mut b = Optimizer::new(rule, &other).unwrap();
     b.import(&other, &state).unwrap();
     {
         let _no_grad = tch::no_grad_guard();
-        other
-            .variables()
-            .iter()
-            .zip(one.variables())
-            .for_each(|(to, from)| to.shallow_clone().copy_(from));
+        other.variables().iter().zip(one.variables()).for_each(|(to, from)| to.shallow_clone().copy_(from));
     }
     set_gradients(&one, 2);
     set_gradients(&other, 2);
@@ -247,11 +120,7 @@ fn state_survives_another_layout_bit_by_bit() {
 #[test]
 fn state_of_another_model_is_refused_and_changes_nothing() {
     let ddp = ddp();
-    let rule = Rule::Sgd {
-        momentum: 0.9,
-        nesterov: false,
-        weight_decay: 0.0,
-    };
+    let rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
     let mut optimizer = Optimizer::new(rule, &ddp).unwrap();
     set_gradients(&ddp, 0);
     optimizer.step(&ddp, 0.1).unwrap();
@@ -261,12 +130,6 @@ fn state_of_another_model_is_refused_and_changes_nothing() {
     let error = optimizer.import(&ddp, &state).unwrap_err().to_string();
     assert_eq!(error, "parameter momentum_buffer.b: has shape [3], expected [2, 1]");
     state.pop();
-    assert!(
-        optimizer
-            .import(&ddp, &state)
-            .unwrap_err()
-            .to_string()
-            .contains("is missing")
-    );
+    assert!(optimizer.import(&ddp, &state).unwrap_err().to_string().contains("is missing"));
     assert_eq!(optimizer.steps_taken().unwrap(), 1);
 }

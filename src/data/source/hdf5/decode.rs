@@ -34,9 +34,7 @@ pub fn decode(
         match filter {
             Filter::Fletcher32 => check_fletcher32(stored)?,
             Filter::Deflate => {
-                let checksums = (0..n)
-                    .filter(|n| active(*n) && filters[*n] == Filter::Fletcher32)
-                    .count();
+                let checksums = (0..n).filter(|n| active(*n) && filters[*n] == Filter::Fletcher32).count();
                 inflate(stored, spare, decoded_bytes + 4 * checksums, inflater)?;
                 std::mem::swap(stored, spare);
             }
@@ -61,9 +59,7 @@ fn exact(bytes: usize, expected: usize) -> Result<(), String> {
     if bytes == expected {
         return Ok(());
     }
-    Err(format!(
-        "decodes to {bytes} bytes, {expected} expected: the file is damaged, replace it or leave it out"
-    ))
+    Err(format!("decodes to {bytes} bytes, {expected} expected: the file is damaged, replace it or leave it out"))
 }
 
 fn inflate(stored: &[u8], out: &mut Vec<u8>, expected: usize, inflater: &mut Inflater) -> Result<(), String> {
@@ -73,9 +69,9 @@ fn inflate(stored: &[u8], out: &mut Vec<u8>, expected: usize, inflater: &mut Inf
         Err(DecompressionError::BadData) => {
             Err("its deflate stream is corrupt: the file is damaged, replace it or leave it out".into())
         }
-        Err(DecompressionError::InsufficientSpace) => Err(format!(
-            "inflates to more than the {expected} bytes of its rows: the file is damaged or hostile"
-        )),
+        Err(DecompressionError::InsufficientSpace) => {
+            Err(format!("inflates to more than the {expected} bytes of its rows: the file is damaged or hostile"))
+        }
     }
 }
 
@@ -85,10 +81,7 @@ pub(super) fn columns_of_rows(table: &Table, rows: usize, src: &[u8]) -> Chunk {
     let mut rest = &mut bytes[..];
     for member in &table.members {
         let (column, tail) = std::mem::take(&mut rest).split_at_mut(rows * member.width());
-        for (row, out) in src
-            .chunks_exact(table.row_bytes)
-            .zip(column.chunks_exact_mut(member.width()))
-        {
+        for (row, out) in src.chunks_exact(table.row_bytes).zip(column.chunks_exact_mut(member.width())) {
             out.copy_from_slice(&row[member.offset..member.offset + member.width()]);
         }
         rest = tail;
@@ -221,13 +214,7 @@ mod tests {
     }
 
     fn table(rows: u64) -> Table {
-        let member = |offset, scalar, len| Member {
-            name: String::new(),
-            offset,
-            scalar,
-            order: Order::Little,
-            len,
-        };
+        let member = |offset, scalar, len| Member { name: String::new(), offset, scalar, order: Order::Little, len };
         Table {
             path: "t.hdf5".into(),
             dataset: "g/t".into(),
@@ -243,15 +230,7 @@ mod tests {
     }
 
     fn run(bytes: &[u8], filters: &[Filter], mask: u32) -> Result<Chunk, String> {
-        decode(
-            &table(13),
-            13,
-            filters,
-            mask,
-            &mut bytes.to_vec(),
-            &mut Vec::new(),
-            &mut Inflater::default(),
-        )
+        decode(&table(13), 13, filters, mask, &mut bytes.to_vec(), &mut Vec::new(), &mut Inflater::default())
     }
 
     fn deflate(bytes: &[u8]) -> Vec<u8> {
@@ -274,23 +253,14 @@ mod tests {
         assert_eq!(plain.bytes[..12], rows[17..29]);
         assert_eq!(plain.bytes[13 * 12..13 * 12 + 16], rows[1..17]);
         let full = with_checksum(&deflate(&shuffle(&rows, 29)));
-        assert_eq!(
-            run(&full, &[Filter::Shuffle, Filter::Deflate, Filter::Fletcher32], 0).unwrap(),
-            plain
-        );
+        assert_eq!(run(&full, &[Filter::Shuffle, Filter::Deflate, Filter::Fletcher32], 0).unwrap(), plain);
         let inner = deflate(&with_checksum(&shuffle(&rows, 29)));
-        assert_eq!(
-            run(&inner, &[Filter::Shuffle, Filter::Fletcher32, Filter::Deflate], 0).unwrap(),
-            plain
-        );
+        assert_eq!(run(&inner, &[Filter::Shuffle, Filter::Fletcher32, Filter::Deflate], 0).unwrap(), plain);
         let outer = shuffle(&with_checksum(&rows), 29);
         assert_eq!(run(&outer, &[Filter::Fletcher32, Filter::Shuffle], 0).unwrap(), plain);
         // A filter whose bit is set was not applied.
         assert_eq!(run(&rows, &[Filter::Shuffle, Filter::Deflate], 0b11).unwrap(), plain);
-        assert_eq!(
-            run(&shuffle(&rows, 29), &[Filter::Shuffle, Filter::Deflate], 0b10).unwrap(),
-            plain
-        );
+        assert_eq!(run(&shuffle(&rows, 29), &[Filter::Shuffle, Filter::Deflate], 0b10).unwrap(), plain);
     }
 
     #[test]
@@ -304,11 +274,7 @@ mod tests {
         assert!(cut.contains("corrupt"), "{cut}");
         let wrong = run(&[0; 13 * 29 + 4].map(|_: u8| 3), &[Filter::Fletcher32], 0).unwrap_err();
         assert!(wrong.contains("Fletcher32"), "{wrong}");
-        assert!(
-            run(&[1, 2], &[Filter::Fletcher32], 0)
-                .unwrap_err()
-                .contains("too short")
-        );
+        assert!(run(&[1, 2], &[Filter::Fletcher32], 0).unwrap_err().contains("too short"));
     }
 
     proptest! {

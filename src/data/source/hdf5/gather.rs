@@ -21,10 +21,7 @@ pub struct Affine {
 
 impl Transform {
     /// Values as they are.
-    pub const IDENTITY: Transform = Transform {
-        rectify: false,
-        normalise: None,
-    };
+    pub const IDENTITY: Transform = Transform { rectify: false, normalise: None };
 }
 
 /// Gathers `member` out of `src`, rows of `stride` bytes, into `out`, f32 `[rows, member.len]` in native byte order; the
@@ -35,12 +32,12 @@ pub fn gather(src: &[u8], stride: usize, member: &Member, transform: &Transform,
     match (member.scalar, member.order) {
         (Scalar::F32, Order::Little) => transformed::<4>(src, stride, member, transform, out, f32::from_le_bytes),
         (Scalar::F32, Order::Big) => transformed::<4>(src, stride, member, transform, out, f32::from_be_bytes),
-        (Scalar::F64, Order::Little) => transformed::<8>(src, stride, member, transform, out, |bytes| {
-            f64::from_le_bytes(bytes) as f32
-        }),
-        (Scalar::F64, Order::Big) => transformed::<8>(src, stride, member, transform, out, |bytes| {
-            f64::from_be_bytes(bytes) as f32
-        }),
+        (Scalar::F64, Order::Little) => {
+            transformed::<8>(src, stride, member, transform, out, |bytes| f64::from_le_bytes(bytes) as f32)
+        }
+        (Scalar::F64, Order::Big) => {
+            transformed::<8>(src, stride, member, transform, out, |bytes| f64::from_be_bytes(bytes) as f32)
+        }
     }
 }
 
@@ -74,15 +71,11 @@ fn normalised<const B: usize>(
         let (mut m, mut s) = ([0f32; 16], [0f32; 16]);
         m.copy_from_slice(mean);
         s.copy_from_slice(inverse_std);
-        return sized(src, stride, member, out, |bytes, c| {
-            (read(bytes) - m[c & 15]) * s[c & 15]
-        });
+        return sized(src, stride, member, out, |bytes, c| (read(bytes) - m[c & 15]) * s[c & 15]);
     }
-    sized(src, stride, member, out, |bytes, c| {
-        match (mean.get(c), inverse_std.get(c)) {
-            (Some(m), Some(s)) => (read(bytes) - m) * s,
-            _ => 0.0,
-        }
+    sized(src, stride, member, out, |bytes, c| match (mean.get(c), inverse_std.get(c)) {
+        (Some(m), Some(s)) => (read(bytes) - m) * s,
+        _ => 0.0,
     });
 }
 
@@ -140,13 +133,7 @@ mod tests {
                 src[at..at + bytes.len()].copy_from_slice(&bytes);
             }
         }
-        let member = Member {
-            name: String::new(),
-            offset,
-            scalar,
-            order,
-            len,
-        };
+        let member = Member { name: String::new(), offset, scalar, order, len };
         let mut out = vec![0; rows * len * 4];
         gather(&src, stride, &member, transform, &mut out);
         for (i, cell) in out.as_chunks::<4>().0.iter().enumerate() {
@@ -157,11 +144,7 @@ mod tests {
             if let Some(affine) = &transform.normalise {
                 want = (want - affine.mean[i % len]) * affine.inverse_std[i % len];
             }
-            assert_eq!(
-                f32::from_ne_bytes(*cell),
-                want,
-                "{scalar:?} {order:?} len {len} cell {i}"
-            );
+            assert_eq!(f32::from_ne_bytes(*cell), want, "{scalar:?} {order:?} len {len} cell {i}");
         }
     }
 

@@ -146,16 +146,10 @@ impl Table {
             return Err(format!("a row of {} bytes is not credible", self.row_bytes));
         }
         if self.element_bytes == 0 || !self.row_bytes.is_multiple_of(self.element_bytes) {
-            return Err(format!(
-                "elements of {} bytes do not fill rows of {}",
-                self.element_bytes, self.row_bytes
-            ));
+            return Err(format!("elements of {} bytes do not fill rows of {}", self.element_bytes, self.row_bytes));
         }
         for member in &self.members {
-            let end = member
-                .len
-                .checked_mul(member.scalar.bytes())
-                .and_then(|width| width.checked_add(member.offset));
+            let end = member.len.checked_mul(member.scalar.bytes()).and_then(|width| width.checked_add(member.offset));
             if member.len == 0 || end.is_none_or(|end| end > self.row_bytes) {
                 return Err(format!("a field leaves its row of {} bytes", self.row_bytes));
             }
@@ -164,19 +158,13 @@ impl Table {
         let total = total.ok_or_else(|| format!("{} rows of {} bytes are not credible", self.rows, self.row_bytes))?;
         match &self.layout {
             Layout::Contiguous { addr } => self.inside(*addr, total).map_err(|e| format!("rows: {e}")),
-            Layout::Chunked {
-                chunk_rows,
-                chunks,
-                filters,
-            } => self.validate_chunks(*chunk_rows, chunks, filters),
+            Layout::Chunked { chunk_rows, chunks, filters } => self.validate_chunks(*chunk_rows, chunks, filters),
             Layout::Library { chunk_rows, .. } => self.validate_chunk_rows(*chunk_rows).map(drop),
         }
     }
 
     fn validate_chunk_rows(&self, chunk_rows: usize) -> Result<u64, String> {
-        let bytes = (chunk_rows as u64)
-            .checked_mul(self.row_bytes as u64)
-            .unwrap_or(u64::MAX);
+        let bytes = (chunk_rows as u64).saturating_mul(self.row_bytes as u64);
         if bytes == 0 || bytes > MAX_CHUNK_BYTES {
             return Err(format!(
                 "chunks of {chunk_rows} rows are {bytes} bytes, at most {MAX_CHUNK_BYTES} are accepted: write smaller chunks"
@@ -184,9 +172,7 @@ impl Table {
         }
         let chunks = self.rows.div_ceil(chunk_rows as u64);
         if chunks > MAX_CHUNKS {
-            return Err(format!(
-                "{chunks} chunks, at most {MAX_CHUNKS} are accepted: write larger chunks"
-            ));
+            return Err(format!("{chunks} chunks, at most {MAX_CHUNKS} are accepted: write larger chunks"));
         }
         Ok(bytes)
     }
@@ -199,8 +185,7 @@ impl Table {
         }
         for (index, chunk) in chunks.iter().enumerate().filter(|(_, chunk)| chunk.stored_bytes != 0) {
             let stored = u64::from(chunk.stored_bytes);
-            self.inside(chunk.addr, stored)
-                .map_err(|error| format!("chunk {index}: {error}"))?;
+            self.inside(chunk.addr, stored).map_err(|error| format!("chunk {index}: {error}"))?;
             let deflated = filters
                 .iter()
                 .enumerate()
@@ -212,9 +197,7 @@ impl Table {
                 stored >= decoded && stored <= decoded + 8
             };
             if !credible {
-                return Err(format!(
-                    "chunk {index}: {stored} stored bytes cannot hold {decoded} bytes of rows"
-                ));
+                return Err(format!("chunk {index}: {stored} stored bytes cannot hold {decoded} bytes of rows"));
             }
         }
         Ok(())

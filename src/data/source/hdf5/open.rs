@@ -78,20 +78,13 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
     (table.file_bytes, table.modified_ns) = (file_bytes, modified_ns);
     table.layout = layout(&dataset, &table).map_err(&fail)?;
     table.validate().map_err(&fail)?;
-    Ok(Opened {
-        table,
-        field_names,
-        attributes: attributes(&group),
-    })
+    Ok(Opened { table, field_names, attributes: attributes(&group) })
 }
 
 fn not_hdf5(file_bytes: u64, error: &::hdf5::Error) -> String {
     let error = error.to_string();
-    let words = if error.contains("truncated") || error.contains("eof") {
-        "is truncated"
-    } else {
-        "cannot be read as HDF5"
-    };
+    let words =
+        if error.contains("truncated") || error.contains("eof") { "is truncated" } else { "cannot be read as HDF5" };
     format!("{words} ({file_bytes} bytes; {error}): replace it or leave it out")
 }
 
@@ -107,9 +100,7 @@ fn listed(names: ::hdf5::Result<Vec<String>>) -> String {
 fn describe(dataset: &Dataset, wanted: &Wanted) -> Result<(Table, Vec<String>), String> {
     let shape = dataset.shape();
     let dtype = dataset.dtype().map_err(|error| error.to_string())?;
-    let descriptor = dtype
-        .to_descriptor()
-        .map_err(|error| format!("dataset {}: {error}", wanted.dataset))?;
+    let descriptor = dtype.to_descriptor().map_err(|error| format!("dataset {}: {error}", wanted.dataset))?;
     let order = match dtype.byte_order() {
         ByteOrder::LittleEndian => Some(Order::Little),
         ByteOrder::BigEndian => Some(Order::Big),
@@ -126,19 +117,12 @@ fn describe(dataset: &Dataset, wanted: &Wanted) -> Result<(Table, Vec<String>), 
         // Mixed byte order is left to libhdf5, which then yields native numbers.
         layout: match order {
             Some(_) => Layout::Contiguous { addr: 0 },
-            None => Layout::Library {
-                chunk_rows: 0,
-                reason: "mixed byte order".into(),
-            },
+            None => Layout::Library { chunk_rows: 0, reason: "mixed byte order".into() },
         },
         file_bytes: 0,
         modified_ns: 0,
     };
-    let native = order.unwrap_or(if cfg!(target_endian = "big") {
-        Order::Big
-    } else {
-        Order::Little
-    });
+    let native = order.unwrap_or(if cfg!(target_endian = "big") { Order::Big } else { Order::Little });
     let names = match (&descriptor, shape.len()) {
         (TypeDescriptor::Compound(compound), 1) => {
             let names: Vec<String> = compound.fields.iter().map(|field| field.name.clone()).collect();
@@ -176,13 +160,7 @@ fn member(name: &str, ty: &TypeDescriptor, offset: usize, order: Order, len: usi
             "field {name} has {found} channels, {len} expected (data.emg_channels, data.joint_angles_channels)"
         ));
     }
-    Ok(Member {
-        name: name.into(),
-        offset,
-        scalar: scalar(*size),
-        order,
-        len,
-    })
+    Ok(Member { name: name.into(), offset, scalar: scalar(*size), order, len })
 }
 
 fn scalar(size: FloatSize) -> Scalar {
@@ -201,20 +179,11 @@ fn plain(
 ) -> Result<Vec<String>, String> {
     let needed: usize = wanted.fields.iter().map(|(_, len)| len).sum();
     if columns < needed {
-        return Err(format!(
-            "dataset {} has {columns} columns, at least {needed} expected",
-            wanted.dataset
-        ));
+        return Err(format!("dataset {} has {columns} columns, at least {needed} expected", wanted.dataset));
     }
     let mut offset = 0;
     for (name, len) in &wanted.fields {
-        table.members.push(Member {
-            name: name.clone(),
-            offset,
-            scalar: scalar(size),
-            order,
-            len: *len,
-        });
+        table.members.push(Member { name: name.clone(), offset, scalar: scalar(size), order, len: *len });
         offset += len * scalar(size).bytes();
     }
     table.plain = true;
@@ -224,19 +193,11 @@ fn plain(
 
 /// Where the rows lie, and through which filters.
 fn layout(dataset: &Dataset, table: &Table) -> Result<Layout, String> {
-    let library = |reason: &str, chunk_rows| {
-        Ok(Layout::Library {
-            chunk_rows,
-            reason: reason.into(),
-        })
-    };
+    let library = |reason: &str, chunk_rows| Ok(Layout::Library { chunk_rows, reason: reason.into() });
     let some_rows = (table.rows as usize).clamp(1, 2048);
     let stored = dataset.layout();
     let chunk = dataset.chunk();
-    let chunk_rows = chunk
-        .as_ref()
-        .and_then(|shape| shape.first().copied())
-        .unwrap_or(some_rows);
+    let chunk_rows = chunk.as_ref().and_then(|shape| shape.first().copied()).unwrap_or(some_rows);
     if let Layout::Library { reason, .. } = &table.layout {
         return library(reason, chunk_rows);
     }
@@ -252,11 +213,7 @@ fn layout(dataset: &Dataset, table: &Table) -> Result<Layout, String> {
                 return library("chunks that cut rows", chunk_rows);
             }
             match filters(dataset) {
-                Ok(filters) => Ok(Layout::Chunked {
-                    chunk_rows,
-                    chunks: chunks(dataset, table, chunk_rows)?,
-                    filters,
-                }),
+                Ok(filters) => Ok(Layout::Chunked { chunk_rows, chunks: chunks(dataset, table, chunk_rows)?, filters }),
                 Err(name) => library(&format!("filter {name}"), chunk_rows),
             }
         }
@@ -298,11 +255,7 @@ fn chunks(dataset: &Dataset, table: &Table, chunk_rows: usize) -> Result<Box<[Ch
             .flatten();
         match (slot, u32::try_from(info.size)) {
             (Some(slot), Ok(stored_bytes)) if stored_bytes > 0 => {
-                *slot = ChunkAt {
-                    addr: info.addr,
-                    stored_bytes,
-                    filter_mask: info.filter_mask,
-                };
+                *slot = ChunkAt { addr: info.addr, stored_bytes, filter_mask: info.filter_mask };
             }
             _ => problem = Some(format!("a chunk of {} bytes at row {row} is not credible", info.size)),
         }
@@ -318,10 +271,7 @@ fn chunks(dataset: &Dataset, table: &Table, chunk_rows: usize) -> Result<Box<[Ch
 /// The group's attributes; those of types that make no sense here are left out.
 fn attributes(group: &Group) -> BTreeMap<String, Attribute> {
     let names = group.attr_names().unwrap_or_default();
-    names
-        .into_iter()
-        .filter_map(|name| attribute(group, &name).map(|value| (name, value)))
-        .collect()
+    names.into_iter().filter_map(|name| attribute(group, &name).map(|value| (name, value))).collect()
 }
 
 fn attribute(group: &Group, name: &str) -> Option<Attribute> {
@@ -331,22 +281,16 @@ fn attribute(group: &Group, name: &str) -> Option<Attribute> {
     match attr.dtype().ok()?.to_descriptor().ok()? {
         TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_) => attr.read_scalar().ok().map(Attribute::Integer),
         TypeDescriptor::Float(_) => attr.read_scalar().ok().map(Attribute::Float),
-        TypeDescriptor::VarLenUnicode => attr
-            .read_scalar::<VarLenUnicode>()
-            .ok()
-            .map(|s| Attribute::Text(s.to_string())),
-        TypeDescriptor::VarLenAscii => attr
-            .read_scalar::<VarLenAscii>()
-            .ok()
-            .map(|s| Attribute::Text(s.to_string())),
-        TypeDescriptor::FixedUnicode(n) if n <= LONGEST => attr
-            .read_scalar::<FixedUnicode<LONGEST>>()
-            .ok()
-            .map(|s| Attribute::Text(s.to_string())),
-        TypeDescriptor::FixedAscii(n) if n <= LONGEST => attr
-            .read_scalar::<FixedAscii<LONGEST>>()
-            .ok()
-            .map(|s| Attribute::Text(s.to_string())),
+        TypeDescriptor::VarLenUnicode => {
+            attr.read_scalar::<VarLenUnicode>().ok().map(|s| Attribute::Text(s.to_string()))
+        }
+        TypeDescriptor::VarLenAscii => attr.read_scalar::<VarLenAscii>().ok().map(|s| Attribute::Text(s.to_string())),
+        TypeDescriptor::FixedUnicode(n) if n <= LONGEST => {
+            attr.read_scalar::<FixedUnicode<LONGEST>>().ok().map(|s| Attribute::Text(s.to_string()))
+        }
+        TypeDescriptor::FixedAscii(n) if n <= LONGEST => {
+            attr.read_scalar::<FixedAscii<LONGEST>>().ok().map(|s| Attribute::Text(s.to_string()))
+        }
         _ => None,
     }
 }

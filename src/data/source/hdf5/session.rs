@@ -22,11 +22,7 @@ impl SessionData {
     pub fn open(path: &Path, wanted: &Wanted) -> Result<Self, DataError> {
         let opened = open::open(path, wanted)?;
         let reader = Reader::new(vec![opened.table], Arc::new(LruChunks::new(64 << 20)));
-        Ok(Self {
-            reader,
-            field_names: opened.field_names,
-            attributes: opened.attributes,
-        })
+        Ok(Self { reader, field_names: opened.field_names, attributes: opened.attributes })
     }
 
     /// Number of samples.
@@ -58,30 +54,14 @@ impl SessionData {
         let rows = rows.ok_or_else(|| {
             super::super::file_error(&table.path, format!("window {start}..{end} of {} rows", table.rows))
         })? as usize;
-        let mut buffers: Vec<Vec<u8>> = table
-            .members
-            .iter()
-            .map(|member| vec![0; rows * member.len * 4])
-            .collect();
+        let mut buffers: Vec<Vec<u8>> = table.members.iter().map(|member| vec![0; rows * member.len * 4]).collect();
         let mut targets: Vec<Target> = buffers
             .iter_mut()
             .enumerate()
-            .map(|(member, out)| Target {
-                member,
-                transform: &Transform::IDENTITY,
-                out,
-            })
+            .map(|(member, out)| Target { member, transform: &Transform::IDENTITY, out })
             .collect();
-        self.reader
-            .read(0, start, rows, &mut targets, &mut Scratch::default())?;
-        let floats = |bytes: &Vec<u8>| {
-            bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|cell| f32::from_ne_bytes(*cell))
-                .collect()
-        };
+        self.reader.read(0, start, rows, &mut targets, &mut Scratch::default())?;
+        let floats = |bytes: &Vec<u8>| bytes.as_chunks::<4>().0.iter().map(|cell| f32::from_ne_bytes(*cell)).collect();
         Ok(buffers.iter().map(floats).collect())
     }
 

@@ -44,10 +44,7 @@ pub fn load(path: &Path, facts: &ScanFacts) -> HashMap<PathBuf, FileFacts> {
 
 fn parse(text: &[u8], facts: &ScanFacts) -> Result<HashMap<PathBuf, FileFacts>, String> {
     let text = std::str::from_utf8(text).map_err(|_| "damaged index, no text")?;
-    let body = text
-        .strip_suffix('\n')
-        .and_then(|text| text.rfind('\n'))
-        .map(|at| text.split_at(at + 1));
+    let body = text.strip_suffix('\n').and_then(|text| text.rfind('\n')).map(|at| text.split_at(at + 1));
     let (body, last) = body.ok_or("damaged index, too short")?;
     let trailer: Trailer = serde_json::from_str(last).map_err(|_| "damaged index, cut at its end")?;
     if trailer.crc32 != libdeflater::crc32(body.as_bytes()) {
@@ -55,19 +52,13 @@ fn parse(text: &[u8], facts: &ScanFacts) -> Result<HashMap<PathBuf, FileFacts>, 
     }
     let mut lines = body.lines();
     let header: Option<Header> = lines.next().and_then(|line| serde_json::from_str(line).ok());
-    if header
-        != Some(Header {
-            version: VERSION,
-            facts: facts.clone(),
-        })
-    {
+    if header != Some(Header { version: VERSION, facts: facts.clone() }) {
         return Err("index of another version".into());
     }
     let mut found = HashMap::new();
     for line in lines {
         let file: FileFacts = serde_json::from_str(line).map_err(|error| format!("damaged index: {error}"))?;
-        file.validate(facts)
-            .map_err(|error| format!("damaged index: {error}"))?;
+        file.validate(facts).map_err(|error| format!("damaged index: {error}"))?;
         found.insert(file.table.path.clone(), file);
     }
     Ok(found)
@@ -83,15 +74,9 @@ pub fn current(file: &FileFacts) -> bool {
 /// # Errors
 /// No room or permission.
 pub fn save<'a>(path: &Path, facts: &ScanFacts, files: impl Iterator<Item = &'a FileFacts>) -> Result<(), DataError> {
-    let failed = |problem: String| DataError::File {
-        path: path.to_owned(),
-        problem,
-    };
+    let failed = |problem: String| DataError::File { path: path.to_owned(), problem };
     let line = |value: serde_json::Result<String>| value.map_err(|error| failed(error.to_string()));
-    let mut text = line(serde_json::to_string(&Header {
-        version: VERSION,
-        facts: facts.clone(),
-    }))? + "\n";
+    let mut text = line(serde_json::to_string(&Header { version: VERSION, facts: facts.clone() }))? + "\n";
     for file in files {
         text += &line(serde_json::to_string(file))?;
         text.push('\n');

@@ -29,10 +29,7 @@ impl ScanFacts {
         Wanted {
             group: self.group.clone(),
             dataset: self.table.clone(),
-            fields: vec![
-                ("emg".into(), self.emg_channels),
-                ("joint_angles".into(), self.angle_channels),
-            ],
+            fields: vec![("emg".into(), self.emg_channels), ("joint_angles".into(), self.angle_channels)],
         }
     }
 }
@@ -47,11 +44,7 @@ pub struct Moments {
 
 impl Moments {
     pub fn new(channels: usize) -> Self {
-        Self {
-            count: 0,
-            mean: vec![0.0; channels],
-            m2: vec![0.0; channels],
-        }
+        Self { count: 0, mean: vec![0.0; channels], m2: vec![0.0; channels] }
     }
 
     pub fn push(&mut self, values: impl Iterator<Item = f64>) {
@@ -139,23 +132,10 @@ pub fn scan_file(path: &Path, facts: &ScanFacts) -> Result<FileFacts, DataError>
         emg.resize(rows * facts.emg_channels * 4, 0);
         angles.resize(rows * facts.angle_channels * 4, 0);
         let transform = &Transform::IDENTITY;
-        let mut targets = [
-            Target {
-                member: 0,
-                transform,
-                out: &mut emg,
-            },
-            Target {
-                member: 1,
-                transform,
-                out: &mut angles,
-            },
-        ];
+        let mut targets =
+            [Target { member: 0, transform, out: &mut emg }, Target { member: 1, transform, out: &mut angles }];
         reader.read(0, row, rows, &mut targets, &mut scratch)?;
-        let refused = |problem| DataError::File {
-            path: path.to_owned(),
-            problem,
-        };
+        let refused = |problem| DataError::File { path: path.to_owned(), problem };
         pass.block(row, &floats(&emg), &floats(&angles)).map_err(refused)?;
         row += rows as u64;
     }
@@ -163,12 +143,7 @@ pub fn scan_file(path: &Path, facts: &ScanFacts) -> Result<FileFacts, DataError>
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|cell| f32::from_ne_bytes(*cell))
-        .collect()
+    bytes.as_chunks::<4>().0.iter().map(|cell| f32::from_ne_bytes(*cell)).collect()
 }
 
 /// Row `k` of `samples` rows spread evenly over `rows`: `linspace(0, rows - 1, samples)` rounded down.
@@ -215,15 +190,11 @@ impl<'a> Pass<'a> {
             }
             let channels = &emg[(at - first) as usize * self.facts.emg_channels..][..self.facts.emg_channels];
             let rectify = self.facts.rectify;
-            self.emg
-                .push(channels.iter().map(|x| f64::from(if rectify { x.abs() } else { *x })));
+            self.emg.push(channels.iter().map(|x| f64::from(if rectify { x.abs() } else { *x })));
             self.next_sample += 1;
         }
         for (row, pose) in (first..).zip(angles.chunks_exact(self.facts.angle_channels)) {
-            self.angle_sum
-                .iter_mut()
-                .zip(pose)
-                .for_each(|(sum, x)| *sum += f64::from(*x));
+            self.angle_sum.iter_mut().zip(pose).for_each(|(sum, x)| *sum += f64::from(*x));
             if pose.iter().all(|x| x.abs() <= ZERO_RAD) {
                 continue;
             }
@@ -236,12 +207,7 @@ impl<'a> Pass<'a> {
     }
 
     fn finish(self, table: Table) -> FileFacts {
-        FileFacts {
-            table,
-            valid: self.valid,
-            emg: self.emg,
-            angle_sum: self.angle_sum,
-        }
+        FileFacts { table, valid: self.valid, emg: self.emg, angle_sum: self.angle_sum }
     }
 }
 
@@ -253,10 +219,7 @@ fn finite(field: &str, first: u64, values: &[f32], channels: usize) -> Result<()
     }
     let at = values.iter().position(|x| !x.is_finite()).unwrap_or(0);
     let (row, channel) = (first + (at / channels) as u64, at % channels);
-    Err(format!(
-        "{field} is {} at row {row}, channel {channel}: repair the file or leave it out",
-        values[at]
-    ))
+    Err(format!("{field} is {} at row {row}, channel {channel}: repair the file or leave it out", values[at]))
 }
 
 #[cfg(test)]

@@ -11,51 +11,26 @@ fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
 }
 
 fn alone() -> Team<'static> {
-    Team {
-        rank: 0,
-        world_size: 1,
-        gather: &solo,
-    }
+    Team { rank: 0, world_size: 1, gather: &solo }
 }
 
 fn config(path: &Path) -> DataConfig {
-    DataConfig {
-        dataset_path: path.to_owned(),
-        window_size: 500,
-        stride: 100,
-        ..Default::default()
-    }
+    DataConfig { dataset_path: path.to_owned(), window_size: 500, stride: 100, ..Default::default() }
 }
 
 /// Ten seconds per session: small, but with several chunks.
 fn make(dir: &Path, sessions: usize) -> PathBuf {
     let out = dir.join("emg");
-    let spec = SampleSpec {
-        sessions,
-        seconds: 3.0,
-        ik_failure_rows: 700,
-        ..Default::default()
-    };
+    let spec = SampleSpec { sessions, seconds: 3.0, ik_failure_rows: 700, ..Default::default() };
     write_sample_data(&out, &spec).unwrap();
     out
 }
 
 fn window(dataset: &dyn Dataset, index: usize) -> (Vec<f32>, Vec<f32>) {
-    let mut buffers: Vec<Vec<u8>> = dataset
-        .fields()
-        .iter()
-        .map(|field| vec![0; field.sample_bytes()])
-        .collect();
+    let mut buffers: Vec<Vec<u8>> = dataset.fields().iter().map(|field| vec![0; field.sample_bytes()]).collect();
     let mut out: Vec<&mut [u8]> = buffers.iter_mut().map(|buffer| &mut buffer[..]).collect();
     dataset.read(index, &mut out, &mut Scratch::default()).unwrap();
-    let floats = |bytes: &[u8]| {
-        bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|x| f32::from_ne_bytes(*x))
-            .collect::<Vec<_>>()
-    };
+    let floats = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|x| f32::from_ne_bytes(*x)).collect::<Vec<_>>();
     (floats(&buffers[0]), floats(&buffers[1]))
 }
 
@@ -64,13 +39,7 @@ fn windows_equal_direct_reads_and_avoid_failure_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let path = make(dir.path(), 6);
     let data = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
-    let Datasets {
-        train,
-        val,
-        test,
-        skipped,
-        ..
-    } = &data.datasets;
+    let Datasets { train, val, test, skipped, .. } = &data.datasets;
     assert!(skipped.is_empty());
     assert_eq!(train.fields()[0].shape, [500, 16]);
     assert_eq!(train.fields()[1].shape, [500, 20]);
@@ -91,10 +60,7 @@ fn windows_equal_direct_reads_and_avoid_failure_blocks() {
             seen += 1;
         }
     }
-    let all = DataConfig {
-        skip_ik_failures: false,
-        ..config(&path)
-    };
+    let all = DataConfig { skip_ik_failures: false, ..config(&path) };
     let all = open_datasets(&all, 42, &alone(), dir.path()).unwrap().datasets;
     let total = all.train.len() + all.val.len() + all.test.len();
     assert_eq!(total, 6 * 56);
@@ -106,19 +72,10 @@ fn windows_equal_direct_reads_and_avoid_failure_blocks() {
 fn statistics_come_from_sampled_training_rows_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = make(dir.path(), 5);
-    let config = DataConfig {
-        rectify: true,
-        normalize: true,
-        max_samples_for_normalize: 1000,
-        ..config(&path)
-    };
+    let config = DataConfig { rectify: true, normalize: true, max_samples_for_normalize: 1000, ..config(&path) };
     let data = open_datasets(&config, 7, &alone(), dir.path()).unwrap();
     let splits = split_files(5, config.split_ratio, 7);
-    assert_eq!(
-        data.statistics.count,
-        1000 * splits[0].len() as u64,
-        "at most max_samples rows per training file"
-    );
+    assert_eq!(data.statistics.count, 1000 * splits[0].len() as u64, "at most max_samples rows per training file");
     // The same by two passes over direct reads.
     let (mut values, mut poses) = (vec![Vec::new(); 16], vec![Vec::new(); 20]);
     for n in &splits[0] {
@@ -143,11 +100,7 @@ fn statistics_come_from_sampled_training_rows_only() {
     for j in 0..20 {
         assert!((data.mean_pose[j] - mean(&poses[j])).abs() < 1e-9);
     }
-    let plain = DataConfig {
-        rectify: false,
-        normalize: false,
-        ..config
-    };
+    let plain = DataConfig { rectify: false, normalize: false, ..config };
     let plain = open_datasets(&plain, 7, &alone(), dir.path()).unwrap();
     let (raw, _) = window(&*plain.datasets.train, 3);
     let (normalised, _) = window(&*data.datasets.train, 3);
@@ -175,10 +128,7 @@ fn the_index_saves_the_second_scan_until_a_file_changes() {
     let second = scanned("second");
     assert_eq!((second.0, &second.1, &second.2), (0, &first.1, &first.2));
     // Touched: scanned again, nothing else.
-    let touched = std::fs::File::options()
-        .write(true)
-        .open(path.join("s01.hdf5"))
-        .unwrap();
+    let touched = std::fs::File::options().write(true).open(path.join("s01.hdf5")).unwrap();
     touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(scanned("touched").0, 1);
     assert_eq!(scanned("touched, second").0, 0);
@@ -217,11 +167,7 @@ fn ranks_divide_the_scan_and_agree() {
                         assert!(share.results.len() <= 2, "files are divided");
                         Ok(boards.iter().map(|board| board.lock().unwrap().clone()).collect())
                     };
-                    let team = Team {
-                        rank,
-                        world_size: 3,
-                        gather: &gather,
-                    };
+                    let team = Team { rank, world_size: 3, gather: &gather };
                     open_datasets(&config(path), 42, &team, &folder).unwrap()
                 })
             })
@@ -234,39 +180,24 @@ fn ranks_divide_the_scan_and_agree() {
         assert_eq!(data.datasets.train.len(), single.datasets.train.len());
         assert_eq!(data.datasets.val.describe(3), single.datasets.val.describe(3));
     }
-    assert!(
-        dir.path().join("rank0").exists() && !dir.path().join("rank1").exists(),
-        "rank 0 writes the index"
-    );
+    assert!(dir.path().join("rank0").exists() && !dir.path().join("rank1").exists(), "rank 0 writes the index");
 }
 
 #[test]
 fn shuffled_emg_is_a_permutation_of_windows_and_leaves_angles_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = make(dir.path(), 3);
-    let plain = open_datasets(&config(&path), 42, &alone(), dir.path())
-        .unwrap()
-        .datasets
-        .train;
-    let shuffled = DataConfig {
-        shuffle_emg: true,
-        ..config(&path)
-    };
-    let shuffled = open_datasets(&shuffled, 42, &alone(), dir.path())
-        .unwrap()
-        .datasets
-        .train;
+    let plain = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap().datasets.train;
+    let shuffled = DataConfig { shuffle_emg: true, ..config(&path) };
+    let shuffled = open_datasets(&shuffled, 42, &alone(), dir.path()).unwrap().datasets.train;
     let sorted = |dataset: &dyn Dataset| {
-        let mut emg: Vec<_> = (0..dataset.len())
-            .map(|i| window(dataset, i).0.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
-            .collect();
+        let mut emg: Vec<_> =
+            (0..dataset.len()).map(|i| window(dataset, i).0.iter().map(|x| x.to_bits()).collect::<Vec<_>>()).collect();
         emg.sort_unstable();
         emg
     };
     assert!(sorted(&*plain) == sorted(&*shuffled));
-    let same = (0..plain.len())
-        .filter(|i| window(&*plain, *i).0 == window(&*shuffled, *i).0)
-        .count();
+    let same = (0..plain.len()).filter(|i| window(&*plain, *i).0 == window(&*shuffled, *i).0).count();
     assert!(same <= plain.len() / 5, "{same} of {}", plain.len());
     (0..plain.len()).for_each(|i| assert_eq!(window(&*plain, i).1, window(&*shuffled, i).1));
 }
@@ -275,24 +206,12 @@ fn shuffled_emg_is_a_permutation_of_windows_and_leaves_angles_alone() {
 fn an_evenly_spread_part_can_be_used() {
     let dir = tempfile::tempdir().unwrap();
     let path = make(dir.path(), 3);
-    let part = DataConfig {
-        max_train_windows: 10,
-        max_val_windows: 5,
-        ..config(&path)
-    };
+    let part = DataConfig { max_train_windows: 10, max_val_windows: 5, ..config(&path) };
     let data = open_datasets(&part, 42, &alone(), dir.path()).unwrap().datasets;
     assert_eq!((data.train.len(), data.val.len()), (10, 5));
-    assert!(
-        data.notes[0].starts_with("train: 10 windows (evenly out of "),
-        "{:?}",
-        data.notes
-    );
+    assert!(data.notes[0].starts_with("train: 10 windows (evenly out of "), "{:?}", data.notes);
     let mut out = [0u8; 0];
-    assert!(
-        data.train
-            .read(10, &mut [&mut out, &mut []], &mut Scratch::default())
-            .is_err()
-    );
+    assert!(data.train.read(10, &mut [&mut out, &mut []], &mut Scratch::default()).is_err());
 }
 
 fn rows(n: usize) -> Vec<Row> {
@@ -337,14 +256,8 @@ fn bad_files_are_left_out_with_one_line_each_or_stop_the_run() {
     }
     assert_eq!(good.datasets.skipped.len(), 6);
     assert!(good.datasets.notes.contains(&"6 files left out".to_string()));
-    let strict = DataConfig {
-        skip_bad: false,
-        ..config(&path)
-    };
-    let error = open_datasets(&strict, 42, &alone(), dir.path())
-        .err()
-        .unwrap()
-        .to_string();
+    let strict = DataConfig { skip_bad: false, ..config(&path) };
+    let error = open_datasets(&strict, 42, &alone(), dir.path()).err().unwrap().to_string();
     assert!(error.contains("cut.hdf5") && error.contains("data.skip_bad"), "{error}");
 }
 
@@ -352,10 +265,7 @@ fn bad_files_are_left_out_with_one_line_each_or_stop_the_run() {
 fn nothing_usable_names_the_path_and_the_way_out() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |path: &Path, expected: &str| {
-        let error = open_datasets(&config(path), 42, &alone(), dir.path())
-            .err()
-            .unwrap()
-            .to_string();
+        let error = open_datasets(&config(path), 42, &alone(), dir.path()).err().unwrap().to_string();
         for words in [expected, &path.display().to_string(), "data.sample_if_missing: true"] {
             assert!(error.contains(words), "{words}: {error}");
         }
@@ -366,14 +276,8 @@ fn nothing_usable_names_the_path_and_the_way_out() {
     std::fs::create_dir(dir.path().join("bad")).unwrap();
     std::fs::write(dir.path().join("bad/a.h5"), "text").unwrap();
     refused(&dir.path().join("bad"), "none of 1 files is usable; the first:");
-    let zero = DataConfig {
-        stride: 0,
-        ..config(dir.path())
-    };
-    let error = open_datasets(&zero, 42, &alone(), dir.path())
-        .err()
-        .unwrap()
-        .to_string();
+    let zero = DataConfig { stride: 0, ..config(dir.path()) };
+    let error = open_datasets(&zero, 42, &alone(), dir.path()).err().unwrap().to_string();
     assert!(error.contains("data.stride is 0"), "{error}");
 }
 
@@ -381,17 +285,9 @@ fn nothing_usable_names_the_path_and_the_way_out() {
 fn one_or_two_files_are_enough_and_say_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = make(dir.path(), 2);
-    let two = open_datasets(&config(&path), 42, &alone(), dir.path())
-        .unwrap()
-        .datasets;
-    assert!(
-        two.notes
-            .iter()
-            .any(|note| note.contains("val and test are the same file"))
-    );
-    let one = open_datasets(&config(&path.join("s01.hdf5")), 42, &alone(), dir.path())
-        .unwrap()
-        .datasets;
+    let two = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap().datasets;
+    assert!(two.notes.iter().any(|note| note.contains("val and test are the same file")));
+    let one = open_datasets(&config(&path.join("s01.hdf5")), 42, &alone(), dir.path()).unwrap().datasets;
     assert!(one.notes.iter().any(|note| note.contains("one file")));
     assert_eq!(one.train.len(), one.test.len());
 }
@@ -399,21 +295,11 @@ fn one_or_two_files_are_enough_and_say_so() {
 #[test]
 fn windows_do_not_depend_on_how_files_are_stored() {
     let dir = tempfile::tempdir().unwrap();
-    let big = Storage {
-        order: Order::Big,
-        emg: Scalar::F64,
-        members: ["emg", "time", "joint_angles"],
-        ..Default::default()
-    };
+    let big =
+        Storage { order: Order::Big, emg: Scalar::F64, members: ["emg", "time", "joint_angles"], ..Default::default() };
     let mut all = Vec::new();
     for (name, storage) in [("a", Storage::default()), ("b", Storage::contiguous()), ("c", big)] {
-        let spec = SampleSpec {
-            sessions: 3,
-            seconds: 1.5,
-            storage,
-            ik_failure_rows: 300,
-            ..Default::default()
-        };
+        let spec = SampleSpec { sessions: 3, seconds: 1.5, storage, ik_failure_rows: 300, ..Default::default() };
         write_sample_data(&dir.path().join(name), &spec).unwrap();
         let data = open_datasets(&config(&dir.path().join(name)), 42, &alone(), dir.path()).unwrap();
         let train = &data.datasets.train;

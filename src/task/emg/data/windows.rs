@@ -23,23 +23,14 @@ pub struct Windows {
 impl Windows {
     /// `stride` ≥ 1. `limit` 0: all windows that are added.
     pub fn new(stride: u64) -> Self {
-        Self {
-            segments: Vec::new(),
-            stride,
-            total: 0,
-            used: 0,
-        }
+        Self { segments: Vec::new(), stride, total: 0, used: 0 }
     }
 
     /// Adds the windows of `rows` rows that start at multiples of the stride in `file` and lie wholly inside `block`.
     pub fn add(&mut self, file: u32, block: [u64; 2], window: u64) {
         let (first, count) = windows_in(block, window, self.stride);
         if count > 0 {
-            self.segments.push(Segment {
-                file,
-                first,
-                before: self.total,
-            });
+            self.segments.push(Segment { file, first, before: self.total });
             self.total += count;
             self.used = self.total;
         }
@@ -47,11 +38,7 @@ impl Windows {
 
     /// Keeps at most `limit` windows, evenly spread; 0 keeps all.
     pub fn limit(&mut self, limit: usize) {
-        self.used = if limit == 0 {
-            self.total
-        } else {
-            self.total.min(limit as u64)
-        };
+        self.used = if limit == 0 { self.total } else { self.total.min(limit as u64) };
     }
 
     pub fn len(&self) -> usize {
@@ -127,11 +114,7 @@ pub fn split_files(files: usize, ratio: [f64; 3], seed: u64) -> [Vec<usize>; 3] 
             let val = share(ratio[1]);
             let test = share(ratio[2]).min(files - 1 - val);
             let train = files - val - test;
-            [
-                order[..train].to_vec(),
-                order[train..train + val].to_vec(),
-                order[train + val..].to_vec(),
-            ]
+            [order[..train].to_vec(), order[train..train + val].to_vec(), order[train + val..].to_vec()]
         }
     };
     splits.iter_mut().for_each(|split| split.sort_unstable());
@@ -145,13 +128,7 @@ mod tests {
 
     #[test]
     fn windows_per_file_follow_the_formula() {
-        for (rows, window, stride) in [
-            (1000, 500, 1),
-            (1000, 500, 2),
-            (999, 500, 250),
-            (500, 500, 7),
-            (499, 500, 1),
-        ] {
+        for (rows, window, stride) in [(1000, 500, 1), (1000, 500, 2), (999, 500, 250), (500, 500, 7), (499, 500, 1)] {
             let expected = if rows < window { 0 } else { (rows - window) / stride + 1 };
             assert_eq!(windows_in([0, rows], window, stride).1, expected);
         }
