@@ -36,7 +36,12 @@ impl EmgMetrics {
     /// compare with.
     pub fn new(joints: usize, rate: f64, mean_pose: Option<&[f64]>) -> Self {
         let mean_pose = mean_pose.map(|pose| Tensor::from_slice(pose).to_kind(Kind::Float));
-        Self { rate, joints, mean_pose, sums: vec![0.0; JOINT + joints] }
+        Self {
+            rate,
+            joints,
+            mean_pose,
+            sums: vec![0.0; JOINT + joints],
+        }
     }
 
     /// What one batch adds, as one tensor: the loss, |Δ¹e|, |Δ²e|, |Δ³e|, |target − mean pose|, then |e| per joint.
@@ -73,16 +78,17 @@ impl Metrics for EmgMetrics {
         let [samples, time] = [shape[0] as f64, shape[1] as f64];
         // One transfer per batch: a GPU is waited for once.
         let reduced = no_grad(|| self.reduce(target, output)).to_kind(Kind::Double);
+        // It is a flat f64 tensor, so this cannot fail.
         let Ok(reduced) = Vec::<f64>::try_from(reduced) else {
             return;
         };
         self.sums[SAMPLES] += samples;
         self.sums[LOSS] += reduced[0] * samples;
         self.sums[FRAMES] += samples * time;
-        for order in 1..=NAMES.len() {
-            let at = DERIVATIVES + 2 * (order - 1);
-            self.sums[at] += reduced[order];
-            self.sums[at + 1] += samples * (time - order as f64).max(0.0) * self.joints as f64;
+        for (order, sum) in reduced[1..=NAMES.len()].iter().enumerate() {
+            let at = DERIVATIVES + 2 * order;
+            self.sums[at] += sum;
+            self.sums[at + 1] += samples * (time - 1.0 - order as f64).max(0.0) * self.joints as f64;
         }
         self.sums[BASELINE] += reduced[4];
         for (sum, part) in self.sums[JOINT..].iter_mut().zip(&reduced[5..]) {
