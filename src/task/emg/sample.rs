@@ -192,15 +192,15 @@ impl Hand {
         let mut random = Random(HAND_SEED);
         let mut weights = |scale: f64| std::array::from_fn(|_| scale * random.normal());
         Self {
-            joints: std::array::from_fn(|_| weights(0.3)),
+            joints: std::array::from_fn(|_| weights(0.2)),
             muscles: std::array::from_fn(|_| weights(1.2)),
         }
     }
 
-    /// Radians, about -0.2 to 1.4, never all zero.
+    /// Radians, about -0.2 to 1.4, never all zero; f32 precision, finer than any motion capture, so that they compress.
     fn angles(&self, synergies: &[f64; SYNERGIES]) -> [f64; 20] {
         self.joints
-            .map(|weights| (0.4 + dot(&weights, synergies)).clamp(-0.6, 1.6))
+            .map(|weights| f64::from((0.4 + dot(&weights, synergies)).clamp(-0.6, 1.6) as f32))
     }
 
     fn envelopes(&self, synergies: &[f64; SYNERGIES]) -> [f64; 16] {

@@ -174,9 +174,7 @@ impl Table {
     }
 
     fn validate_chunk_rows(&self, chunk_rows: usize) -> Result<u64, String> {
-        let bytes = (chunk_rows as u64)
-            .checked_mul(self.row_bytes as u64)
-            .unwrap_or(u64::MAX);
+        let bytes = (chunk_rows as u64).saturating_mul(self.row_bytes as u64);
         if bytes == 0 || bytes > MAX_CHUNK_BYTES {
             return Err(format!(
                 "chunks of {chunk_rows} rows are {bytes} bytes, at most {MAX_CHUNK_BYTES} are accepted: write smaller chunks"

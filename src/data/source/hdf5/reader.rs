@@ -290,21 +290,11 @@ impl Reader {
         };
         if table.plain {
             let values = dataset.read_slice_2d::<f64, _>((range, ..)).map_err(words)?;
-            let mut before = 0;
-            fill_columns(
-                table,
-                block_rows,
-                &mut chunk,
-                |member, row, channel| {
-                    if member == 0 {
-                        before = 0
-                    } else {
-                        before = table.members[0].len
-                    }
-                    values[[row, before + channel]]
-                },
-                rows,
-            );
+            let first_of = |n: usize| table.members[..n].iter().map(|member| member.len).sum::<usize>();
+            let firsts: Vec<usize> = (0..table.members.len()).map(first_of).collect();
+            fill_columns(table, block_rows, rows, &mut chunk, |n, row, channel| {
+                values[[row, firsts[n] + channel]]
+            });
         } else {
             let [emg, angles] = &table.members[..] else {
                 return Err("needs two fields".into());
@@ -313,19 +303,13 @@ impl Reader {
                 return Err("can only be read by libhdf5, and only with 16 EMG channels and 20 joint angles".into());
             }
             let values = dataset.read_slice_1d::<LibraryRow, _>(range).map_err(words)?;
-            fill_columns(
-                table,
-                block_rows,
-                &mut chunk,
-                |member, row, channel| {
-                    if member == 0 {
-                        values[row].emg[channel]
-                    } else {
-                        values[row].joint_angles[channel]
-                    }
-                },
-                rows,
-            );
+            fill_columns(table, block_rows, rows, &mut chunk, |n, row, channel| {
+                if n == 0 {
+                    values[row].emg[channel]
+                } else {
+                    values[row].joint_angles[channel]
+                }
+            });
         }
         Ok(chunk)
     }
@@ -343,9 +327,9 @@ struct LibraryRow {
 fn fill_columns(
     table: &Table,
     block_rows: usize,
-    chunk: &mut Chunk,
-    mut value: impl FnMut(usize, usize, usize) -> f64,
     rows: usize,
+    chunk: &mut Chunk,
+    value: impl Fn(usize, usize, usize) -> f64,
 ) {
     let mut rest = &mut chunk.bytes[..];
     for (n, member) in table.members.iter().enumerate() {

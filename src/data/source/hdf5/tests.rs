@@ -311,7 +311,7 @@ fn a_file_without_permission_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("locked.hdf5");
     write_session(&path, &Storage::default(), &[], &rows(10)).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
     // Root reads it all the same.
     if std::fs::File::open(&path).is_err() {
         assert!(error_of(&path).contains("Permission denied"));

@@ -123,7 +123,7 @@ fn create(path: &Path, storage: &Storage, rows: usize) -> ::hdf5::Result<()> {
     let group = file.create_group(&storage.group)?;
     let mut builder = group
         .new_dataset_builder()
-        .empty_as(&storage.descriptor())
+        .empty_as(storage.descriptor())
         .packed(true)
         .shape([rows]);
     if let Some(chunk_rows) = storage.chunk_rows {
