@@ -240,9 +240,16 @@ fn scan_all(files: &[(usize, &PathBuf)], facts: &ScanFacts, team: &Team) -> Vec<
 fn share(own: Share, team: &Team) -> Result<Vec<Result<FileFacts, String>>, DataError> {
     let unreadable = |error: serde_json::Error| DataError::Other(format!("what ranks found out: {error}"));
     let bytes = serde_json::to_vec(&own).map_err(unreadable)?;
-    let mut all = Vec::new();
-    for (rank, bytes) in (team.gather)(&bytes)?.iter().enumerate() {
-        let theirs: Share = serde_json::from_slice(bytes).map_err(unreadable)?;
+    // What this rank found comes back with the rest: with tens of thousands of files every copy counts.
+    let own = Share {
+        results: Vec::new(),
+        ..own
+    };
+    let gathered = (team.gather)(&bytes)?;
+    drop(bytes);
+    let mut all = Vec::with_capacity(own.files);
+    for (rank, bytes) in gathered.into_iter().enumerate() {
+        let theirs: Share = serde_json::from_slice(&bytes).map_err(unreadable)?;
         if let Some(error) = theirs.error {
             return Err(DataError::Other(format!(
                 "{error} (rank {rank}): set data.dataset_path, or data.sample_if_missing: true"

@@ -324,7 +324,7 @@ mod tests {
         let inside = rows
             .iter()
             .flat_map(|row| row.joint_angles)
-            .filter(|x| (-0.6..=1.6).contains(x))
+            .filter(|x| (-0.61..=1.61).contains(x))
             .count();
         assert_eq!(inside, rows.len() * 20);
         // Envelope 60 ms ahead of the pose: the synergies at t + delay set the amplitude at t.
