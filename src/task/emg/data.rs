@@ -113,13 +113,14 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     let index_path = index::path(index_dir, &facts, &config.dataset_path);
     let mut skipped = Vec::new();
     let found = find_files(&config.dataset_path, &["hdf5", "h5"], &mut skipped);
-    let results = share(scan_share(&found, &facts, &index_path, team), team)?;
+    let (results, scanned) = share(scan_share(&found, &facts, &index_path, team), team)?;
     let files = found?;
     if files.is_empty() {
         return Err(no_files(config, "no .hdf5 or .h5 file"));
     }
     let known = keep_good(results, config, &mut skipped)?;
     if team.rank == 0
+        && scanned > 0
         && let Err(error) = index::save(&index_path, &facts, known.iter())
     {
         tracing::warn!("{error}: the next start scans the files again");
@@ -177,6 +178,8 @@ struct Share {
     /// Why it sees none.
     error: Option<String>,
     results: Vec<(usize, Result<FileFacts, String>)>,
+    /// How many of them the index did not know.
+    scanned: usize,
 }
 
 /// Facts about this rank's files: every `world_size`-th, from the index or by a scan in threads.
@@ -189,6 +192,7 @@ fn scan_share(found: &Result<Vec<PathBuf>, DataError>, facts: &ScanFacts, index_
                 paths_crc32: 0,
                 error: Some(error.to_string()),
                 results: Vec::new(),
+                scanned: 0,
             };
         }
     };
@@ -206,12 +210,14 @@ fn scan_share(found: &Result<Vec<PathBuf>, DataError>, facts: &ScanFacts, index_
             None => unknown.push((n, path)),
         }
     }
+    let scanned = unknown.len();
     results.extend(scan_all(&unknown, facts, team));
     Share {
         files: files.len(),
         paths_crc32: libdeflater::crc32(paths.join("\n").as_bytes()),
         error: None,
         results,
+        scanned,
     }
 }
 
@@ -236,8 +242,8 @@ fn scan_all(files: &[(usize, &PathBuf)], facts: &ScanFacts, team: &Team) -> Vec<
     results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Every rank's results, in the order of files.
-fn share(own: Share, team: &Team) -> Result<Vec<Result<FileFacts, String>>, DataError> {
+/// Every rank's results, in the order of files, and how many of them were scanned.
+fn share(own: Share, team: &Team) -> Result<(Vec<Result<FileFacts, String>>, usize), DataError> {
     let unreadable = |error: serde_json::Error| DataError::Other(format!("what ranks found out: {error}"));
     let bytes = serde_json::to_vec(&own).map_err(unreadable)?;
     // What this rank found comes back with the rest: with tens of thousands of files every copy counts.
@@ -248,6 +254,7 @@ fn share(own: Share, team: &Team) -> Result<Vec<Result<FileFacts, String>>, Data
     let gathered = (team.gather)(&bytes)?;
     drop(bytes);
     let mut all = Vec::with_capacity(own.files);
+    let mut scanned = 0;
     for (rank, bytes) in gathered.into_iter().enumerate() {
         let theirs: Share = serde_json::from_slice(&bytes).map_err(unreadable)?;
         if let Some(error) = theirs.error {
@@ -262,6 +269,7 @@ fn share(own: Share, team: &Team) -> Result<Vec<Result<FileFacts, String>>, Data
                 theirs.files, team.rank, own.files
             )));
         }
+        scanned += theirs.scanned;
         all.extend(theirs.results);
     }
     all.sort_by_key(|(n, _)| *n);
@@ -272,7 +280,7 @@ fn share(own: Share, team: &Team) -> Result<Vec<Result<FileFacts, String>>, Data
             own.files
         )));
     }
-    Ok(all.into_iter().map(|(_, result)| result).collect())
+    Ok((all.into_iter().map(|(_, result)| result).collect(), scanned))
 }
 
 fn keep_good(
