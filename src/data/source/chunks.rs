@@ -6,7 +6,7 @@
 use crate::data::DataError;
 use lru::LruCache;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Names a chunk: the file's place in the data set, the chunk's place in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,9 +40,12 @@ pub trait ChunkStore: Send + Sync {
     fn stats(&self) -> StoreStats;
 }
 
+/// Where threads that wait for a chunk find it, kept or passed through. Still empty when they wake: the fill failed.
+type Awaited = Arc<OnceLock<Arc<Chunk>>>;
+
 enum Slot {
     /// A thread decodes it; others wait on the condition variable.
-    Filling,
+    Filling(Awaited),
     Ready(Arc<Chunk>),
 }
 
@@ -78,19 +81,26 @@ impl LruChunks {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The chunk, or `None` when the caller is to fill it (its slot is then marked).
-    fn look_up(&self, key: ChunkKey) -> Option<Arc<Chunk>> {
+    /// The chunk, or the mark that the caller is to fill it under.
+    fn look_up(&self, key: ChunkKey) -> Result<Arc<Chunk>, FillMark<'_>> {
         let mut state = self.lock();
         loop {
-            match state.slots.get(&key) {
-                Some(Slot::Ready(chunk)) => return Some(chunk.clone()),
-                Some(Slot::Filling) => {
-                    state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
+            let awaited = match state.slots.get(&key) {
+                Some(Slot::Ready(chunk)) => return Ok(chunk.clone()),
+                Some(Slot::Filling(awaited)) => awaited.clone(),
                 None => {
-                    state.slots.put(key, Slot::Filling);
-                    return None;
+                    let awaited = Awaited::default();
+                    state.slots.put(key, Slot::Filling(awaited.clone()));
+                    return Err(FillMark {
+                        store: self,
+                        key,
+                        awaited,
+                    });
                 }
+            };
+            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if let Some(chunk) = awaited.get() {
+                return Ok(chunk.clone());
             }
         }
     }
@@ -108,12 +118,12 @@ impl LruChunks {
                     state.used_bytes -= old.bytes.len() as u64;
                     self.evictions.fetch_add(1, Ordering::Relaxed);
                 }
-                Some((filling, Slot::Filling)) => marks.push(filling),
+                Some(filling) => marks.push(filling),
                 None => break,
             }
         }
-        for filling in marks {
-            state.slots.put(filling, Slot::Filling);
+        for (filling, slot) in marks {
+            state.slots.put(filling, slot);
         }
         state.used_bytes += bytes;
         state.slots.put(key, Slot::Ready(chunk.clone()));
@@ -124,12 +134,13 @@ impl LruChunks {
 struct FillMark<'a> {
     store: &'a LruChunks,
     key: ChunkKey,
+    awaited: Awaited,
 }
 
 impl Drop for FillMark<'_> {
     fn drop(&mut self) {
         let mut state = self.store.lock();
-        if matches!(state.slots.peek(&self.key), Some(Slot::Filling)) {
+        if matches!(state.slots.peek(&self.key), Some(Slot::Filling(_))) {
             state.slots.pop(&self.key);
         }
         drop(state);
@@ -139,15 +150,18 @@ impl Drop for FillMark<'_> {
 
 impl ChunkStore for LruChunks {
     fn get(&self, key: ChunkKey, fill: &mut dyn FnMut() -> Result<Chunk, DataError>) -> Result<Arc<Chunk>, DataError> {
-        if let Some(chunk) = self.look_up(key) {
-            self.hits.fetch_add(1, Ordering::Relaxed);
-            return Ok(chunk);
-        }
+        let mark = match self.look_up(key) {
+            Ok(chunk) => {
+                self.hits.fetch_add(1, Ordering::Relaxed);
+                return Ok(chunk);
+            }
+            Err(mark) => mark,
+        };
         self.misses.fetch_add(1, Ordering::Relaxed);
-        let mark = FillMark { store: self, key };
         let chunk = Arc::new(fill()?);
         self.publish(key, &chunk);
-        drop(mark);
+        // The mark was made here, so it is still empty.
+        let _ = mark.awaited.set(chunk.clone());
         Ok(chunk)
     }
 
@@ -238,5 +252,31 @@ mod tests {
         assert_eq!(fills.load(Ordering::Relaxed), 50);
         let stats = store.stats();
         assert_eq!((stats.hits, stats.misses), (350, 50));
+    }
+
+    #[test]
+    fn threads_that_wait_share_a_chunk_that_is_passed_through() {
+        let store = LruChunks::new(0);
+        let (fills, waiting) = (AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    waiting.fetch_add(1, Ordering::SeqCst);
+                    let mut fill = || {
+                        // Decodes until all others have asked, or are about to.
+                        while waiting.load(Ordering::SeqCst) < 4 {
+                            std::thread::yield_now();
+                        }
+                        fills.fetch_add(1, Ordering::Relaxed);
+                        chunk(8)
+                    };
+                    assert_eq!(store.get(key(0), &mut fill).unwrap().bytes.len(), 8);
+                });
+            }
+        });
+        let stats = store.stats();
+        assert_eq!(stats.hits + stats.misses, 4);
+        assert_eq!(stats.misses, fills.load(Ordering::Relaxed));
+        assert_eq!((stats.used_bytes, stats.items), (0, 0));
     }
 }

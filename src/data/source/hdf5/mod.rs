@@ -70,11 +70,28 @@ impl Member {
 
 /// Where a chunk lies in the file. `stored_bytes` 0: never written, libhdf5 gives the fill value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u32, u32)", into = "(u64, u32, u32)")]
 pub struct ChunkAt {
     pub addr: u64,
     pub stored_bytes: u32,
     /// Bit i: filter i was not applied.
     pub filter_mask: u32,
+}
+
+impl From<(u64, u32, u32)> for ChunkAt {
+    fn from((addr, stored_bytes, filter_mask): (u64, u32, u32)) -> Self {
+        Self {
+            addr,
+            stored_bytes,
+            filter_mask,
+        }
+    }
+}
+
+impl From<ChunkAt> for (u64, u32, u32) {
+    fn from(chunk: ChunkAt) -> Self {
+        (chunk.addr, chunk.stored_bytes, chunk.filter_mask)
+    }
 }
 
 /// A filter that is decoded here, in the order of writing.

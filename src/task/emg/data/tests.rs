@@ -18,7 +18,7 @@ fn config(path: &Path) -> DataConfig {
     DataConfig { dataset_path: path.to_owned(), window_size: 500, stride: 100, ..Default::default() }
 }
 
-/// Ten seconds per session: small, but with several chunks.
+/// Three seconds per session: small, but with several chunks.
 fn make(dir: &Path, sessions: usize) -> PathBuf {
     let out = dir.join("emg");
     let spec = SampleSpec { sessions, seconds: 3.0, ik_failure_rows: 700, ..Default::default() };
@@ -92,13 +92,13 @@ fn statistics_come_from_sampled_training_rows_only() {
         }
     }
     let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
-    for c in 0..16 {
-        let m = mean(&values[c]);
-        let std = (values[c].iter().map(|x| (x - m).powi(2)).sum::<f64>() / values[c].len() as f64).sqrt() + 1e-8;
+    for (c, values) in values.iter().enumerate() {
+        let m = mean(values);
+        let std = (values.iter().map(|x| (x - m).powi(2)).sum::<f64>() / values.len() as f64).sqrt() + 1e-8;
         assert!((data.statistics.mean[c] - m).abs() < 1e-10 && (data.statistics.std()[c] - std).abs() < 1e-10);
     }
-    for j in 0..20 {
-        assert!((data.mean_pose[j] - mean(&poses[j])).abs() < 1e-9);
+    for (found, poses) in data.mean_pose.iter().zip(&poses) {
+        assert!((found - mean(poses)).abs() < 1e-9);
     }
     let plain = DataConfig { rectify: false, normalize: false, ..config };
     let plain = open_datasets(&plain, 7, &alone(), dir.path()).unwrap();

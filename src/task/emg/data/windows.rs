@@ -21,7 +21,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// `stride` ≥ 1. `limit` 0: all windows that are added.
+    /// None yet; `stride` is at least 1.
     pub fn new(stride: u64) -> Self {
         Self { segments: Vec::new(), stride, total: 0, used: 0 }
     }
@@ -45,6 +45,11 @@ impl Windows {
         self.used as usize
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.used == 0
+    }
+
+    /// Windows before [`Windows::limit`].
     pub fn total(&self) -> u64 {
         self.total
     }
