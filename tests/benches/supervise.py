@@ -86,7 +86,7 @@ def launchers(args):
 def wait_for(folder, pattern, count, seconds=30):
     end = time.time() + seconds
     while time.time() < end:
-        found = [f for f in folder.glob(pattern) if f.stat().st_size and not f.name.endswith("~")]
+        found = [f for f in folder.glob(pattern) if not f.name.endswith("~") and f.stat().st_size]
         if len(found) >= count:
             return found
         time.sleep(0.002)
