@@ -70,12 +70,15 @@ pub trait Metrics: Send {
     fn reset(&mut self);
 }
 
+/// Gives every rank's bytes, in rank order, for this rank's.
+pub type Gather<'a> = dyn Fn(&[u8]) -> Result<Vec<Vec<u8>>, DataError> + 'a;
+
 /// A way for the ranks of a run to share what each found out about its part of the files.
 /// `gather(bytes)` returns every rank's bytes in rank order.
 pub struct Team<'a> {
     pub rank: usize,
     pub world_size: usize,
-    pub gather: &'a dyn Fn(&[u8]) -> Result<Vec<Vec<u8>>, DataError>,
+    pub gather: &'a Gather<'a>,
 }
 
 /// A task. Adding one touches its own room and [`find`].

@@ -8,36 +8,18 @@ use tch::{Device, Kind, Tensor, nn};
 
 fn stage(in_conv_kernel: usize, in_conv_stride: usize, num_blocks: usize, size: [usize; 3]) -> TdsStage {
     let [channels, feature_width, kernel_width] = size;
-    TdsStage {
-        in_conv_kernel,
-        in_conv_stride,
-        num_blocks,
-        channels,
-        feature_width,
-        kernel_width,
-    }
+    TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
 }
 
 fn config(name: &str) -> EmgModel {
     let (tds_stages, decoder_hidden_size, decoder_num_layers) = match name {
-        "high_performance" => (
-            vec![
-                stage(7, 2, 2, [8, 8, 21]),
-                stage(5, 2, 2, [8, 8, 11]),
-                stage(3, 2, 2, [8, 8, 7]),
-            ],
-            256,
-            3,
-        ),
+        "high_performance" => {
+            (vec![stage(7, 2, 2, [8, 8, 21]), stage(5, 2, 2, [8, 8, 11]), stage(3, 2, 2, [8, 8, 7])], 256, 3)
+        }
         "quick_demo" => (vec![stage(5, 4, 1, [4, 4, 11])], 64, 1),
         _ => return EmgModel::default(),
     };
-    EmgModel {
-        tds_stages,
-        decoder_hidden_size,
-        decoder_num_layers,
-        ..EmgModel::default()
-    }
+    EmgModel { tds_stages, decoder_hidden_size, decoder_num_layers, ..EmgModel::default() }
 }
 
 fn median(mut times: Vec<f64>) -> f64 {
@@ -52,11 +34,7 @@ fn main() {
         at.cloned().unwrap_or_else(|| default.to_owned())
     };
     let number = |name: &str, default: &str| value(name, default).parse::<i64>().expect("a number");
-    let (name, size, window) = (
-        value("--config", "default"),
-        number("--batch", "32"),
-        number("--window", "500"),
-    );
+    let (name, size, window) = (value("--config", "default"), number("--batch", "32"), number("--window", "500"));
     let steps = number("--steps", "10") as usize;
     tch::set_num_threads(number("--threads", "1") as i32);
     tch::manual_seed(0);
@@ -64,10 +42,7 @@ fn main() {
     let net = emg::EmgNet::new(&config(&name), &TrainConfig::default(), window as usize, &vs.root());
     let emg = Tensor::randn([size, window, 16], (Kind::Float, Device::Cpu));
     let target = Tensor::randn([size, window, 20], (Kind::Float, Device::Cpu)) * 0.3;
-    let batch = Batch {
-        fields: vec![emg, target],
-        sample_ids: (0..size as u64).collect(),
-    };
+    let batch = Batch { fields: vec![emg, target], sample_ids: (0..size as u64).collect() };
     let mut metrics = emg::EmgMetrics::new(20, 2000.0, None);
     let (mut forward, mut backward, mut measure) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..steps + 3 {

@@ -91,11 +91,7 @@ impl LruChunks {
                 None => {
                     let awaited = Awaited::default();
                     state.slots.put(key, Slot::Filling(awaited.clone()));
-                    return Err(FillMark {
-                        store: self,
-                        key,
-                        awaited,
-                    });
+                    return Err(FillMark { store: self, key, awaited });
                 }
             };
             state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);

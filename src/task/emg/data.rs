@@ -71,16 +71,8 @@ impl Dataset for EmgDataset {
             return Err(DataError::Other(format!("{} fields asked for, there are 2", out.len())));
         };
         let (file, row) = self.locate(index)?;
-        let emg = Target {
-            member: 0,
-            transform: &self.emg,
-            out: emg,
-        };
-        let angles = Target {
-            member: 1,
-            transform: &Transform::IDENTITY,
-            out: angles,
-        };
+        let emg = Target { member: 0, transform: &self.emg, out: emg };
+        let angles = Target { member: 1, transform: &Transform::IDENTITY, out: angles };
         let rows = self.window_rows;
         let Some(seed) = self.shuffle_emg else {
             return self.reader.read(file, row, rows, &mut [emg, angles], scratch);
@@ -127,14 +119,8 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     }
     let usable = keep_long(known, config, &mut skipped);
     if usable.is_empty() {
-        let first = skipped
-            .first()
-            .map(|line| format!("; the first: {line}"))
-            .unwrap_or_default();
-        return Err(no_files(
-            config,
-            &format!("none of {} files is usable{first}", files.len()),
-        ));
+        let first = skipped.first().map(|line| format!("; the first: {line}")).unwrap_or_default();
+        return Err(no_files(config, &format!("none of {} files is usable{first}", files.len())));
     }
     if team.rank == 0 {
         skipped.iter().for_each(|line| tracing::warn!("left out: {line}"));
@@ -187,24 +173,14 @@ fn scan_share(found: &Result<Vec<PathBuf>, DataError>, facts: &ScanFacts, index_
     let files = match found {
         Ok(files) => files,
         Err(error) => {
-            return Share {
-                files: 0,
-                paths_crc32: 0,
-                error: Some(error.to_string()),
-                results: Vec::new(),
-                scanned: 0,
-            };
+            return Share { files: 0, paths_crc32: 0, error: Some(error.to_string()), results: Vec::new(), scanned: 0 };
         }
     };
     let paths: Vec<_> = files.iter().map(|path| path.to_string_lossy()).collect();
     let mut known = index::load(index_path, facts);
     let mut results = Vec::new();
     let mut unknown = Vec::new();
-    for (n, path) in files
-        .iter()
-        .enumerate()
-        .filter(|(n, _)| n % team.world_size.max(1) == team.rank)
-    {
+    for (n, path) in files.iter().enumerate().filter(|(n, _)| n % team.world_size.max(1) == team.rank) {
         match known.remove(path).filter(index::current) {
             Some(file) => results.push((n, Ok(file))),
             None => unknown.push((n, path)),
@@ -231,10 +207,7 @@ fn scan_all(files: &[(usize, &PathBuf)], facts: &ScanFacts, team: &Team) -> Vec<
             scope.spawn(|| {
                 while let Some((n, path)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = scan_file(path, facts).map_err(|error| error.to_string());
-                    results
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((*n, result));
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push((*n, result));
                 }
             });
         }
@@ -247,10 +220,7 @@ fn share(own: Share, team: &Team) -> Result<(Vec<Result<FileFacts, String>>, usi
     let unreadable = |error: serde_json::Error| DataError::Other(format!("what ranks found out: {error}"));
     let bytes = serde_json::to_vec(&own).map_err(unreadable)?;
     // What this rank found comes back with the rest: with tens of thousands of files every copy counts.
-    let own = Share {
-        results: Vec::new(),
-        ..own
-    };
+    let own = Share { results: Vec::new(), ..own };
     let gathered = (team.gather)(&bytes)?;
     drop(bytes);
     let mut all = Vec::with_capacity(own.files);
@@ -274,11 +244,7 @@ fn share(own: Share, team: &Team) -> Result<(Vec<Result<FileFacts, String>>, usi
     }
     all.sort_by_key(|(n, _)| *n);
     if all.len() != own.files {
-        return Err(DataError::Other(format!(
-            "{} of {} files were looked at",
-            all.len(),
-            own.files
-        )));
+        return Err(DataError::Other(format!("{} of {} files were looked at", all.len(), own.files)));
     }
     Ok((all.into_iter().map(|(_, result)| result).collect(), scanned))
 }
@@ -294,9 +260,7 @@ fn keep_good(
             Ok(file) => good.push(file),
             Err(problem) if config.skip_bad => skipped.push(problem),
             Err(problem) => {
-                return Err(DataError::Other(format!(
-                    "{problem} (data.skip_bad: true leaves such files out)"
-                )));
+                return Err(DataError::Other(format!("{problem} (data.skip_bad: true leaves such files out)")));
             }
         }
     }
@@ -308,19 +272,13 @@ fn keep_long(files: Vec<FileFacts>, config: &DataConfig, skipped: &mut Vec<Strin
     let (window, stride) = (config.window_size as u64, config.stride as u64);
     let mut long = Vec::with_capacity(files.len());
     for file in files {
-        let some = blocks(&file, config)
-            .iter()
-            .any(|block| windows::windows_in(*block, window, stride).1 > 0);
+        let some = blocks(&file, config).iter().any(|block| windows::windows_in(*block, window, stride).1 > 0);
         if some {
             long.push(file);
             continue;
         }
         let failed = file.table.rows - file.valid_rows();
-        let failures = if failed > 0 {
-            format!(", {failed} of them IK failures")
-        } else {
-            String::new()
-        };
+        let failures = if failed > 0 { format!(", {failed} of them IK failures") } else { String::new() };
         skipped.push(format!(
             "{}: too short for one window: {} rows{failures}, data.window_size is {window}",
             file.table.path.display(),
@@ -332,11 +290,7 @@ fn keep_long(files: Vec<FileFacts>, config: &DataConfig, skipped: &mut Vec<Strin
 
 /// Runs of rows that windows may lie in.
 fn blocks(file: &FileFacts, config: &DataConfig) -> Vec<[u64; 2]> {
-    if config.skip_ik_failures {
-        file.valid.clone()
-    } else {
-        vec![[0, file.table.rows]]
-    }
+    if config.skip_ik_failures { file.valid.clone() } else { vec![[0, file.table.rows]] }
 }
 
 /// Splits files, adds up statistics of the training files, and lists windows.
@@ -349,11 +303,7 @@ fn assemble(files: Vec<FileFacts>, config: &DataConfig, seed: u64, skipped: Vec<
         statistics.merge(&file.emg);
         mean_pose.iter_mut().zip(&file.angle_sum).for_each(|(sum, x)| *sum += x);
         // Failed rows are zero: they add nothing to the sum, and count only when they are trained on.
-        rows += if config.skip_ik_failures {
-            file.valid_rows()
-        } else {
-            file.table.rows
-        };
+        rows += if config.skip_ik_failures { file.valid_rows() } else { file.table.rows };
     }
     mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
     let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, 0)]
@@ -361,23 +311,9 @@ fn assemble(files: Vec<FileFacts>, config: &DataConfig, seed: u64, skipped: Vec<
     let notes = notes(&files, &splits, &listed, config, &skipped);
     let tables = files.into_iter().map(|file| file.table).collect();
     let reader = Arc::new(Reader::new(tables, Arc::new(LruChunks::new(config.chunk_cache_size))));
-    let emg = Transform {
-        rectify: config.rectify,
-        normalise: config.normalize.then(|| affine(&statistics)),
-    };
+    let emg = Transform { rectify: config.rectify, normalise: config.normalize.then(|| affine(&statistics)) };
     let [train, val, test] = listed.map(|windows| dataset(windows, config, &emg, seed, &reader));
-    EmgData {
-        datasets: Datasets {
-            train,
-            val,
-            test,
-            skipped,
-            notes,
-        },
-        mean_pose,
-        statistics,
-        reader,
-    }
+    EmgData { datasets: Datasets { train, val, test, baseline: None, skipped, notes }, mean_pose, statistics, reader }
 }
 
 fn affine(statistics: &Moments) -> Affine {
@@ -405,17 +341,10 @@ fn dataset(
     seed: u64,
     reader: &Arc<Reader>,
 ) -> Arc<dyn Dataset> {
-    let field = |name, channels| FieldSpec {
-        name,
-        shape: vec![config.window_size, channels],
-        dtype: Dtype::F32,
-    };
+    let field = |name, channels| FieldSpec { name, shape: vec![config.window_size, channels], dtype: Dtype::F32 };
     Arc::new(EmgDataset {
         reader: reader.clone(),
-        fields: [
-            field("emg", config.emg_channels),
-            field("joint_angles", config.joint_angles_channels),
-        ],
+        fields: [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)],
         windows,
         window_rows: config.window_size,
         emg: emg.clone(),
@@ -437,26 +366,13 @@ fn notes(
         } else {
             String::new()
         };
-        notes.push(format!(
-            "{name}: {} windows{part} of {} files",
-            windows.len(),
-            split.len()
-        ));
+        notes.push(format!("{name}: {} windows{part} of {} files", windows.len(), split.len()));
     }
-    notes.push(format!(
-        "windows of {} samples, stride {}",
-        config.window_size, config.stride
-    ));
+    notes.push(format!("windows of {} samples, stride {}", config.window_size, config.stride));
     let failed: u64 = files.iter().map(|file| file.table.rows - file.valid_rows()).sum();
     if failed > 0 {
-        let done = if config.skip_ik_failures {
-            "their windows are left out"
-        } else {
-            "they are kept"
-        };
-        notes.push(format!(
-            "{failed} samples without inverse kinematics, {done} (data.skip_ik_failures)"
-        ));
+        let done = if config.skip_ik_failures { "their windows are left out" } else { "they are kept" };
+        notes.push(format!("{failed} samples without inverse kinematics, {done} (data.skip_ik_failures)"));
     }
     match files.len() {
         1 => notes.push("one file: train, val and test are the same, metrics say nothing about new sessions".into()),

@@ -62,10 +62,7 @@ impl Decoder {
     fn lstm(vs: &nn::Path, inputs: i64, config: &EmgModel) -> (Core, i64) {
         let hidden = config.decoder_hidden_size as i64;
         let layer = |index| LstmLayer::new(vs, index, if index == 0 { inputs } else { hidden }, hidden);
-        (
-            Core::Lstm((0..config.decoder_num_layers.max(1)).map(layer).collect()),
-            hidden,
-        )
+        (Core::Lstm((0..config.decoder_num_layers.max(1)).map(layer).collect()), hidden)
     }
 
     fn mlp(vs: &nn::Path, inputs: i64, config: &EmgModel) -> (Core, i64) {
@@ -83,10 +80,7 @@ impl Decoder {
     pub fn forward(&self, features: &Tensor) -> Tensor {
         let [steps, batch] = [features.size()[0], features.size()[1]];
         let mut cell = self.unroll(features);
-        let mut pose = Tensor::zeros(
-            [batch, self.head.weight.size()[0]],
-            (features.kind(), features.device()),
-        );
+        let mut pose = Tensor::zeros([batch, self.head.weight.size()[0]], (features.kind(), features.device()));
         let mut poses = Vec::with_capacity(steps as usize);
         for step in 0..steps {
             let hidden = cell.step(step, self.conditioned.then_some(&pose));
@@ -110,16 +104,8 @@ impl Decoder {
 
 /// A rollout under way.
 enum Rollout<'a> {
-    Lstm {
-        given: Vec<Tensor>,
-        layers: Vec<RolloutLayer>,
-        hidden: i64,
-    },
-    Mlp {
-        given: Vec<Tensor>,
-        pose_weight: Option<Tensor>,
-        layers: &'a [Linear],
-    },
+    Lstm { given: Vec<Tensor>, layers: Vec<RolloutLayer>, hidden: i64 },
+    Mlp { given: Vec<Tensor>, pose_weight: Option<Tensor>, layers: &'a [Linear] },
 }
 
 /// A layer with its input and recurrent weights side by side, transposed; `bias` is the sum of both biases.
@@ -146,29 +132,17 @@ impl<'a> Rollout<'a> {
             }
         };
         let layers = layers.iter().enumerate().map(prepare).collect();
-        Rollout::Lstm {
-            given: given.unbind(0),
-            layers,
-            hidden,
-        }
+        Rollout::Lstm { given: given.unbind(0), layers, hidden }
     }
 
     fn mlp(layers: &'a [Linear], features: &Tensor, width: i64) -> Self {
         let Some(first) = layers.first() else {
-            return Rollout::Mlp {
-                given: features.unbind(0),
-                pose_weight: None,
-                layers,
-            };
+            return Rollout::Mlp { given: features.unbind(0), pose_weight: None, layers };
         };
         let given = features.linear(&first.weight.narrow(1, 0, width), Some(&first.bias));
         let poses = first.weight.size()[1] - width;
         let pose_weight = (poses > 0).then(|| first.weight.narrow(1, width, poses).transpose(0, 1));
-        Rollout::Mlp {
-            given: given.unbind(0),
-            pose_weight,
-            layers: &layers[1..],
-        }
+        Rollout::Mlp { given: given.unbind(0), pose_weight, layers: &layers[1..] }
     }
 
     /// The head's input after step `step`, given the previous pose.
@@ -177,29 +151,19 @@ impl<'a> Rollout<'a> {
             Rollout::Lstm { given, layers, hidden } => {
                 let mut below = pose.map(Tensor::shallow_clone);
                 for (index, layer) in layers.iter_mut().enumerate() {
-                    let given = if index == 0 {
-                        &given[step as usize]
-                    } else {
-                        &layer.bias.shallow_clone()
-                    };
+                    let given = if index == 0 { &given[step as usize] } else { &layer.bias.shallow_clone() };
                     below = Some(layer.step(given, below, *hidden));
                 }
                 leaky_relu(&below.unwrap_or_default())
             }
-            Rollout::Mlp {
-                given,
-                pose_weight,
-                layers,
-            } => {
+            Rollout::Mlp { given, pose_weight, layers } => {
                 let given = &given[step as usize];
                 let first = match (pose, pose_weight) {
                     (Some(pose), Some(weight)) => given.addmm(pose, weight),
                     (Some(pose), None) => Tensor::cat(&[given, pose], 1),
                     (None, _) => given.shallow_clone(),
                 };
-                layers
-                    .iter()
-                    .fold(leaky_relu(&first), |x, layer| leaky_relu(&layer.forward(&x)))
+                layers.iter().fold(leaky_relu(&first), |x, layer| leaky_relu(&layer.forward(&x)))
             }
         }
     }
@@ -207,10 +171,7 @@ impl<'a> Rollout<'a> {
 
 impl RolloutLayer {
     fn step(&mut self, given: &Tensor, below: Option<Tensor>, hidden: i64) -> Tensor {
-        let input: Vec<Tensor> = below
-            .into_iter()
-            .chain(self.h.as_ref().map(Tensor::shallow_clone))
-            .collect();
+        let input: Vec<Tensor> = below.into_iter().chain(self.h.as_ref().map(Tensor::shallow_clone)).collect();
         let gates = match input.len() {
             0 => given.shallow_clone(),
             _ => {
@@ -221,12 +182,7 @@ impl RolloutLayer {
             }
         };
         let gates = gates.split(hidden, 1);
-        let [i, f, g, o] = [
-            gates[0].sigmoid(),
-            gates[1].sigmoid(),
-            gates[2].tanh(),
-            gates[3].sigmoid(),
-        ];
+        let [i, f, g, o] = [gates[0].sigmoid(), gates[1].sigmoid(), gates[2].tanh(), gates[3].sigmoid()];
         let c = match &self.c {
             Some(c) => (i * g).addcmul(&f, c),
             None => i * g,

@@ -27,17 +27,9 @@ pub fn name(index: usize) -> Option<String> {
 
 /// Groups that metrics are given for: name and indices of its angles.
 pub fn groups() -> Vec<(&'static str, Vec<usize>)> {
-    let fingers = FINGERS
+    let fingers = FINGERS.iter().enumerate().map(|(f, name)| (*name, (f * PER_FINGER..(f + 1) * PER_FINGER).collect()));
+    let regions = REGIONS
         .iter()
-        .enumerate()
-        .map(|(f, name)| (*name, (f * PER_FINGER..(f + 1) * PER_FINGER).collect()));
-    let regions = REGIONS.iter().map(|(name, places)| {
-        (
-            *name,
-            (0..JOINTS)
-                .filter(|joint| places.contains(&(joint % PER_FINGER)))
-                .collect(),
-        )
-    });
+        .map(|(name, places)| (*name, (0..JOINTS).filter(|joint| places.contains(&(joint % PER_FINGER))).collect()));
     fingers.chain(regions).collect()
 }

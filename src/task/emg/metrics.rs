@@ -36,12 +36,7 @@ impl EmgMetrics {
     /// compare with.
     pub fn new(joints: usize, rate: f64, mean_pose: Option<&[f64]>) -> Self {
         let mean_pose = mean_pose.map(|pose| Tensor::from_slice(pose).to_kind(Kind::Float));
-        Self {
-            rate,
-            joints,
-            mean_pose,
-            sums: vec![0.0; JOINT + joints],
-        }
+        Self { rate, joints, mean_pose, sums: vec![0.0; JOINT + joints] }
     }
 
     /// What one batch adds, as one tensor: the loss, |Δ¹e|, |Δ²e|, |Δ³e|, |target − mean pose|, then |e| per joint.

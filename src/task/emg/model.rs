@@ -40,12 +40,7 @@ impl Timing {
     fn new(encoder: &Encoder, window: i64, rate: f64, freq: f64, device: Device) -> Self {
         let steps = resample::rollout_steps(window, rate, freq);
         let (frames, down) = resample::sparse(encoder.frames(window).max(1), steps, device);
-        Self {
-            window,
-            frames,
-            down,
-            up: resample::matrix(steps, window, device),
-        }
+        Self { window, frames, down, up: resample::matrix(steps, window, device) }
     }
 }
 
@@ -55,25 +50,14 @@ impl EmgNet {
         let decoder = Decoder::new(&(vs / "decoder"), encoder.features(), config);
         let (rate, freq) = (config.original_sampling_rate, config.rollout_freq);
         let timing = Timing::new(&encoder, window_size as i64, rate, freq, vs.device());
-        let loss = Loss {
-            kind: train.loss_type,
-            mae_weight: train.mae_weight,
-        };
-        Self {
-            encoder,
-            decoder,
-            loss,
-            rate,
-            freq,
-            timing,
-        }
+        let loss = Loss { kind: train.loss_type, mae_weight: train.mae_weight };
+        Self { encoder, decoder, loss, rate, freq, timing }
     }
 
     /// EMG `[B, T, 16]` to poses at the rollout's steps `[B, S, 20]`.
     fn rollout(&self, emg: &Tensor, timing: &Timing, train: bool) -> Tensor {
         let features = self.encoder.forward(emg, timing.frames.as_ref(), train);
-        self.decoder
-            .forward(&timing.down.matmul(&features).transpose(0, 1).contiguous())
+        self.decoder.forward(&timing.down.matmul(&features).transpose(0, 1).contiguous())
     }
 
     /// Poses at the rollout's steps, `[B, S, 20]` radians, of EMG `[B, T, 16]`.

@@ -11,11 +11,7 @@ pub fn rollout_steps(window: i64, rate: f64, freq: f64) -> i64 {
 /// Interpolation from `inputs` to `outputs` points: for every output the lower input, the next one, and the weight of
 /// the next. Positions are taken in f32, as PyTorch takes them.
 fn positions(inputs: i64, outputs: i64) -> Vec<(i64, i64, f32)> {
-    let scale = if outputs > 1 {
-        (inputs - 1) as f32 / (outputs - 1) as f32
-    } else {
-        0.0
-    };
+    let scale = if outputs > 1 { (inputs - 1) as f32 / (outputs - 1) as f32 } else { 0.0 };
     let position = |output: i64| {
         let place = scale * output as f32;
         let lower = (place as i64).min(inputs - 1);
@@ -38,10 +34,7 @@ pub fn matrix(inputs: i64, outputs: i64, device: Device) -> Tensor {
 /// Inputs that the interpolation reads, ascending `[N]` i64, and the matrix `[outputs, N]` f32 over them alone when
 /// they are fewer than all inputs; else no list, and the matrix over all inputs.
 pub fn sparse(inputs: i64, outputs: i64, device: Device) -> (Option<Tensor>, Tensor) {
-    let mut read: Vec<i64> = positions(inputs, outputs)
-        .iter()
-        .flat_map(|&(lower, upper, _)| [lower, upper])
-        .collect();
+    let mut read: Vec<i64> = positions(inputs, outputs).iter().flat_map(|&(lower, upper, _)| [lower, upper]).collect();
     read.sort_unstable();
     read.dedup();
     let all = matrix(inputs, outputs, device);

@@ -37,13 +37,7 @@ pub struct SampleSpec {
 impl Default for SampleSpec {
     /// 12 sessions of 20 s, stored as the public recordings are.
     fn default() -> Self {
-        Self {
-            sessions: 12,
-            seconds: 20.0,
-            storage: Storage::default(),
-            seed: 42,
-            ik_failure_rows: 600,
-        }
+        Self { sessions: 12, seconds: 20.0, storage: Storage::default(), seed: 42, ik_failure_rows: 600 }
     }
 }
 
@@ -52,18 +46,12 @@ impl Default for SampleSpec {
 /// # Errors
 /// `out` exists and is not an empty folder, or there is no room or permission.
 pub fn write_sample_data(out: &Path, spec: &SampleSpec) -> Result<(), DataError> {
-    let failed = |error: std::io::Error| DataError::File {
-        path: out.to_owned(),
-        problem: error.to_string(),
-    };
+    let failed = |error: std::io::Error| DataError::File { path: out.to_owned(), problem: error.to_string() };
     if let Ok(mut entries) = std::fs::read_dir(out)
         && entries.next().is_some()
     {
         let problem = "already holds files: name another folder, or remove it".to_string();
-        return Err(DataError::File {
-            path: out.to_owned(),
-            problem,
-        });
+        return Err(DataError::File { path: out.to_owned(), problem });
     }
     let beside = beside(out);
     std::fs::create_dir_all(&beside).map_err(failed)?;
@@ -97,20 +85,14 @@ fn write_all(folder: &Path, spec: &SampleSpec) -> Result<(), DataError> {
                     }
                     if let Err(error) = write_one(folder, spec, session) {
                         next.store(spec.sessions, Ordering::Relaxed);
-                        failure
-                            .lock()
-                            .unwrap_or_else(|poisoned| poisoned.into_inner())
-                            .get_or_insert(error);
+                        failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
                         return;
                     }
                 }
             });
         }
     });
-    failure
-        .into_inner()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-        .map_or(Ok(()), Err)
+    failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
 }
 
 fn write_one(folder: &Path, spec: &SampleSpec, session: usize) -> Result<(), DataError> {
@@ -122,21 +104,13 @@ fn write_one(folder: &Path, spec: &SampleSpec, session: usize) -> Result<(), Dat
         ("session", text(format!("sample-session-{session:02}"))),
         ("stage", text("FreeStyle".into())),
         ("user", text(format!("sample-user-{}", session / 3))),
-        (
-            "side",
-            text(if session.is_multiple_of(2) { "left" } else { "right" }.into()),
-        ),
+        ("side", text(if session.is_multiple_of(2) { "left" } else { "right" }.into())),
         ("sample_rate", Attribute::Float(RATE)),
         ("start", Attribute::Float(start)),
         ("end", Attribute::Float(start + spec.seconds)),
         ("num_channels", Attribute::Integer(16)),
     ];
-    write_session(
-        &folder.join(name),
-        &spec.storage,
-        &attributes,
-        &session_rows(spec, session, start),
-    )
+    write_session(&folder.join(name), &spec.storage, &attributes, &session_rows(spec, session, start))
 }
 
 /// The samples of one session.
@@ -164,11 +138,7 @@ fn session_rows(spec: &SampleSpec, session: usize, start: f64) -> Vec<Row> {
                 white[channel] = fresh;
                 (drive[channel] * passed[channel] + 0.05 * random.normal()) as f32
             });
-            Row {
-                time: start + t,
-                joint_angles,
-                emg,
-            }
+            Row { time: start + t, joint_angles, emg }
         })
         .collect()
 }
@@ -191,16 +161,12 @@ impl Hand {
     fn new() -> Self {
         let mut random = Random(HAND_SEED);
         let mut weights = |scale: f64| std::array::from_fn(|_| scale * random.normal());
-        Self {
-            joints: std::array::from_fn(|_| weights(0.2)),
-            muscles: std::array::from_fn(|_| weights(1.2)),
-        }
+        Self { joints: std::array::from_fn(|_| weights(0.2)), muscles: std::array::from_fn(|_| weights(1.2)) }
     }
 
     /// Radians, about -0.2 to 1.4, never all zero; f32 precision, finer than any motion capture, so that they compress.
     fn angles(&self, synergies: &[f64; SYNERGIES]) -> [f64; 20] {
-        self.joints
-            .map(|weights| f64::from((0.4 + dot(&weights, synergies)).clamp(-0.6, 1.6) as f32))
+        self.joints.map(|weights| f64::from((0.4 + dot(&weights, synergies)).clamp(-0.6, 1.6) as f32))
     }
 
     fn envelopes(&self, synergies: &[f64; SYNERGIES]) -> [f64; 16] {
@@ -217,19 +183,11 @@ struct Latent([[(f64, f64); SINUSOIDS]; SYNERGIES]);
 
 impl Latent {
     fn new(random: &mut Random) -> Self {
-        Self(std::array::from_fn(|_| {
-            std::array::from_fn(|_| (0.2 + 0.8 * random.uniform(), TAU * random.uniform()))
-        }))
+        Self(std::array::from_fn(|_| std::array::from_fn(|_| (0.2 + 0.8 * random.uniform(), TAU * random.uniform()))))
     }
 
     fn at(&self, t: f64) -> [f64; SYNERGIES] {
-        self.0.map(|waves| {
-            waves
-                .iter()
-                .map(|(hertz, phase)| (TAU * hertz * t + phase).sin())
-                .sum::<f64>()
-                * 0.7
-        })
+        self.0.map(|waves| waves.iter().map(|(hertz, phase)| (TAU * hertz * t + phase).sin()).sum::<f64>() * 0.7)
     }
 }
 
@@ -276,12 +234,7 @@ mod tests {
     #[test]
     fn sample_data_is_deterministic_complete_and_in_the_true_format() {
         let dir = tempfile::tempdir().unwrap();
-        let spec = SampleSpec {
-            sessions: 2,
-            seconds: 2.0,
-            ik_failure_rows: 300,
-            ..Default::default()
-        };
+        let spec = SampleSpec { sessions: 2, seconds: 2.0, ik_failure_rows: 300, ..Default::default() };
         write_sample_data(&dir.path().join("a"), &spec).unwrap();
         write_sample_data(&dir.path().join("b"), &spec).unwrap();
         write_sample_data(&dir.path().join("c"), &SampleSpec { seed: 1, ..spec }).unwrap();
@@ -296,36 +249,19 @@ mod tests {
         assert!(a == b && a != c);
         let zero = a[1].chunks(20).filter(|pose| pose.iter().all(|x| *x == 0.0)).count();
         assert_eq!(zero, 300);
-        let left: Vec<_> = std::fs::read_dir(dir.path())
-            .unwrap()
-            .flatten()
-            .map(|e| e.file_name())
-            .collect();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
         assert_eq!(left.len(), 3, "{left:?}");
-        let error = write_sample_data(&dir.path().join("a"), &SampleSpec::default())
-            .unwrap_err()
-            .to_string();
+        let error = write_sample_data(&dir.path().join("a"), &SampleSpec::default()).unwrap_err().to_string();
         assert!(error.contains("already holds files"), "{error}");
     }
 
     #[test]
     fn angles_are_plausible_and_the_emg_is_noise_of_zero_mean() {
-        let rows = session_rows(
-            &SampleSpec {
-                seconds: 10.0,
-                ..Default::default()
-            },
-            3,
-            0.0,
-        );
+        let rows = session_rows(&SampleSpec { seconds: 10.0, ..Default::default() }, 3, 0.0);
         let mean = rows.iter().map(|row| f64::from(row.emg[5])).sum::<f64>() / rows.len() as f64;
         let power = rows.iter().map(|row| f64::from(row.emg[5]).powi(2)).sum::<f64>() / rows.len() as f64;
         assert!(mean.abs() < 0.05 * power.sqrt(), "mean {mean}, rms {}", power.sqrt());
-        let inside = rows
-            .iter()
-            .flat_map(|row| row.joint_angles)
-            .filter(|x| (-0.61..=1.61).contains(x))
-            .count();
+        let inside = rows.iter().flat_map(|row| row.joint_angles).filter(|x| (-0.61..=1.61).contains(x)).count();
         assert_eq!(inside, rows.len() * 20);
         // Envelope 60 ms ahead of the pose: the synergies at t + delay set the amplitude at t.
         let mut random = Random(7);

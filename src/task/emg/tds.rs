@@ -67,10 +67,7 @@ impl Stage {
         let kernel = config.in_conv_kernel as i64;
         let block = |index| {
             let vs = vs / "blocks" / index;
-            (
-                TdsConv::new(&(&vs / "tds"), config),
-                FcBlock::new(&(&vs / "fc"), features),
-            )
+            (TdsConv::new(&(&vs / "tds"), config), FcBlock::new(&(&vs / "fc"), features))
         };
         Self {
             conv: init::uniform(&(vs / "conv"), "weight", &[features, inputs, kernel], inputs * kernel),
@@ -98,10 +95,7 @@ impl Stage {
         let left = kernel / 2;
         let padded = x.constant_pad_nd([0, 0, left, (frames + shifts - 1) * tile - t - left]);
         let rows = shifted(&padded.view([b, frames + shifts - 1, tile * inputs]), frames, shifts);
-        let weight = self
-            .conv
-            .permute([2, 1, 0])
-            .constant_pad_nd([0, 0, 0, 0, 0, shifts * tile - kernel]);
+        let weight = self.conv.permute([2, 1, 0]).constant_pad_nd([0, 0, 0, 0, 0, shifts * tile - kernel]);
         let outputs = self.conv.size()[0];
         rows.matmul(&weight.reshape([shifts * tile * inputs, outputs]))
     }
@@ -133,11 +127,8 @@ struct TdsConv {
 
 impl TdsConv {
     fn new(vs: &nn::Path, config: &TdsStage) -> Self {
-        let (channels, width, kernel) = (
-            config.channels as i64,
-            config.feature_width as i64,
-            config.kernel_width as i64,
-        );
+        let (channels, width, kernel) =
+            (config.channels as i64, config.feature_width as i64, config.kernel_width as i64);
         let conv = vs / "conv";
         Self {
             weight: init::uniform(&conv, "weight", &[channels, channels, 1, kernel], channels * kernel),
@@ -167,16 +158,10 @@ impl TdsConv {
         let tiles = (t + p - 1) / p;
         let left = self.toeplitz.left;
         let padded = x.constant_pad_nd([0, 0, left, (tiles + 2) * p - t - left]);
-        let padded = padded
-            .view([b, tiles + 2, p, c, w])
-            .permute([0, 1, 4, 2, 3])
-            .reshape([b, tiles + 2, w, p * c]);
+        let padded = padded.view([b, tiles + 2, p, c, w]).permute([0, 1, 4, 2, 3]).reshape([b, tiles + 2, w, p * c]);
         let rows = shifted(&padded, tiles, 3).view([b * tiles * w, 3 * p * c]);
         let y = self.bias.repeat([p]).addmm(&rows, &self.toeplitz.matrix(&self.weight));
-        let y = y
-            .view([b, tiles, w, p, c])
-            .permute([0, 1, 3, 4, 2])
-            .reshape([b, tiles * p, c * w]);
+        let y = y.view([b, tiles, w, p, c]).permute([0, 1, 3, 4, 2]).reshape([b, tiles * p, c * w]);
         if tiles * p == t { y } else { y.narrow(1, 0, t) }
     }
 }
@@ -204,24 +189,14 @@ impl Toeplitz {
             tap if (0..kernel).contains(&tap) => tap,
             _ => kernel,
         };
-        let taps: Vec<i64> = (0..3 * tile)
-            .flat_map(|input| (0..tile).map(move |output| tap(input, output)))
-            .collect();
-        Self {
-            kernel,
-            tile,
-            left: (kernel - 1) / 2,
-            taps: Tensor::from_slice(&taps).to_device(device),
-        }
+        let taps: Vec<i64> = (0..3 * tile).flat_map(|input| (0..tile).map(move |output| tap(input, output))).collect();
+        Self { kernel, tile, left: (kernel - 1) / 2, taps: Tensor::from_slice(&taps).to_device(device) }
     }
 
     /// `[3p × c_in, p × c_out]` from the weight `[c_out, c_in, 1, k]`.
     fn matrix(&self, weight: &Tensor) -> Tensor {
         let [outputs, inputs] = [weight.size()[0], weight.size()[1]];
-        let taps = weight
-            .squeeze_dim(2)
-            .permute([2, 1, 0])
-            .reshape([self.kernel, inputs * outputs]);
+        let taps = weight.squeeze_dim(2).permute([2, 1, 0]).reshape([self.kernel, inputs * outputs]);
         taps.constant_pad_nd([0, 0, 0, 1])
             .index_select(0, &self.taps)
             .view([3 * self.tile, self.tile, inputs, outputs])
@@ -286,13 +261,7 @@ impl Norm {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(
-            self.weight.size(),
-            Some(&self.weight),
-            Some(&self.bias),
-            LAYER_NORM_EPS,
-            false,
-        )
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), LAYER_NORM_EPS, false)
     }
 }
 

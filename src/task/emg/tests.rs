@@ -10,22 +10,8 @@ const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 /// `[conv kernel, stride, blocks, channels, width, time kernel]`.
 fn stage(numbers: [usize; 6]) -> TdsStage {
-    let [
-        in_conv_kernel,
-        in_conv_stride,
-        num_blocks,
-        channels,
-        feature_width,
-        kernel_width,
-    ] = numbers;
-    TdsStage {
-        in_conv_kernel,
-        in_conv_stride,
-        num_blocks,
-        channels,
-        feature_width,
-        kernel_width,
-    }
+    let [in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width] = numbers;
+    TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
 }
 
 fn config(stages: &[[usize; 6]], hidden: usize, layers: usize) -> EmgModel {
@@ -48,20 +34,14 @@ fn high_performance() -> EmgModel {
 
 fn net(config: &EmgModel, loss: LossType, window: usize) -> (nn::VarStore, EmgNet) {
     let vs = nn::VarStore::new(Device::Cpu);
-    let train = TrainConfig {
-        loss_type: loss,
-        ..TrainConfig::default()
-    };
+    let train = TrainConfig { loss_type: loss, ..TrainConfig::default() };
     let net = EmgNet::new(config, &train, window, &vs.root());
     (vs, net)
 }
 
 fn batch(emg: Tensor, target: Tensor) -> Batch {
     let sample_ids = (0..emg.size()[0] as u64).collect();
-    Batch {
-        fields: vec![emg, target],
-        sample_ids,
-    }
+    Batch { fields: vec![emg, target], sample_ids }
 }
 
 fn golden() -> HashMap<String, Tensor> {
@@ -79,10 +59,7 @@ fn equals_twin(case: &str, config: &EmgModel, loss: LossType) {
     let golden = golden();
     let get = |name: &str| golden[&format!("{case}/{name}")].shallow_clone();
     let (vs, net) = net(config, loss, get("emg").size()[1] as usize);
-    let names: Vec<_> = golden
-        .keys()
-        .filter_map(|key| key.strip_prefix(&format!("{case}/param/")))
-        .collect();
+    let names: Vec<_> = golden.keys().filter_map(|key| key.strip_prefix(&format!("{case}/param/"))).collect();
     let mut variables = vs.variables();
     assert_eq!(variables.len(), names.len());
     for (name, variable) in &mut variables {
@@ -91,30 +68,18 @@ fn equals_twin(case: &str, config: &EmgModel, loss: LossType) {
     let batch = batch(get("emg"), get("target"));
     let output = net.forward(&batch, true);
     output.loss.backward();
-    assert!(
-        difference(&output.prediction, &get("prediction")) < 1e-5,
-        "{case}: prediction"
-    );
+    assert!(difference(&output.prediction, &get("prediction")) < 1e-5, "{case}: prediction");
     assert!(difference(&output.loss, &get("loss")) < 1e-5, "{case}: loss");
     for (name, variable) in &variables {
         let expected = get(&format!("grad/{name}"));
         let bound = 1e-5 * expected.abs().max().double_value(&[]).max(1.0);
-        assert!(
-            difference(&variable.grad(), &expected) < bound,
-            "{case}: gradient of {name}"
-        );
+        assert!(difference(&variable.grad(), &expected) < bound, "{case}: gradient of {name}");
     }
-    assert!(
-        difference(&net.predict(&batch.fields[0], false), &get("prediction")) < 1e-5,
-        "{case}: predict"
-    );
+    assert!(difference(&net.predict(&batch.fields[0], false), &get("prediction")) < 1e-5, "{case}: predict");
     // Evaluation gives the same value without a graph.
     let evaluated = no_grad(|| net.forward(&batch, false));
     assert!(!evaluated.loss.requires_grad());
-    assert!(
-        difference(&evaluated.loss, &get("loss")) < 1e-5,
-        "{case}: evaluated loss"
-    );
+    assert!(difference(&evaluated.loss, &get("loss")) < 1e-5, "{case}: evaluated loss");
 }
 
 #[test]
@@ -125,46 +90,27 @@ fn quick_demo_equals_pytorch() {
 #[test]
 fn velocity_mode_equals_pytorch() {
     let config = config(&[[5, 2, 2, 4, 3, 21], [3, 2, 1, 2, 5, 4]], 12, 2);
-    equals_twin(
-        "velocity",
-        &EmgModel {
-            predict_velocity: true,
-            output_scale: 0.1,
-            ..config
-        },
-        LossType::Mae,
-    );
+    equals_twin("velocity", &EmgModel { predict_velocity: true, output_scale: 0.1, ..config }, LossType::Mae);
 }
 
 #[test]
 fn mlp_decoder_equals_pytorch() {
     let config = config(&[[4, 3, 1, 3, 2, 5]], 0, 0);
-    let config = EmgModel {
-        decoder_type: DecoderType::Mlp,
-        decoder_mlp_hidden: vec![10, 6],
-        ..config
-    };
+    let config = EmgModel { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: vec![10, 6], ..config };
     equals_twin("mlp", &config, LossType::Mse);
 }
 
 #[test]
 fn unconditioned_decoder_equals_pytorch() {
     let config = config(&[[7, 2, 1, 2, 3, 3]], 8, 2);
-    let config = EmgModel {
-        decoder_state_condition: false,
-        output_scale: 0.5,
-        ..config
-    };
+    let config = EmgModel { decoder_state_condition: false, output_scale: 0.5, ..config };
     equals_twin("unconditioned", &config, LossType::MseMae);
 }
 
 /// A resumed run can only equal an unbroken one when the same step gives the same bits.
 #[test]
 fn gradients_repeat_bit_for_bit() {
-    let config = EmgModel {
-        dropout: 0.0,
-        ..EmgModel::default()
-    };
+    let config = EmgModel { dropout: 0.0, ..EmgModel::default() };
     let (vs, net) = net(&config, LossType::MseMae, 500);
     let batch = batch(Tensor::randn([4, 500, 16], CPU), Tensor::randn([4, 500, 20], CPU));
     let gradients = || {
@@ -178,17 +124,10 @@ fn gradients_repeat_bit_for_bit() {
 /// Defect (a): time kernels were clamped to the width of a group. The counts hold only with the configured kernels.
 #[test]
 fn time_kernels_are_not_clamped() {
-    let expected = [
-        (EmgModel::default(), 282_996),
-        (high_performance(), 1_504_836),
-        (quick_demo(), 29_512),
-    ];
+    let expected = [(EmgModel::default(), 282_996), (high_performance(), 1_504_836), (quick_demo(), 29_512)];
     for (config, parameters) in expected {
         let (vs, _) = net(&config, LossType::Mse, 500);
-        assert_eq!(
-            vs.trainable_variables().iter().map(Tensor::numel).sum::<usize>(),
-            parameters
-        );
+        assert_eq!(vs.trainable_variables().iter().map(Tensor::numel).sum::<usize>(), parameters);
         let kernel = vs.variables()["encoder.stages.0.blocks.0.tds.conv.weight"].size()[3];
         assert_eq!(kernel as usize, config.tds_stages[0].kernel_width);
     }
@@ -198,10 +137,7 @@ fn time_kernels_are_not_clamped() {
 #[test]
 fn rollout_length_follows_the_window() {
     let steps = |window| resample::rollout_steps(window, 2000.0, 50.0);
-    assert_eq!(
-        [steps(500), steps(540), steps(1000), steps(10_000), steps(10)],
-        [12, 14, 25, 250, 1]
-    );
+    assert_eq!([steps(500), steps(540), steps(1000), steps(10_000), steps(10)], [12, 14, 25, 250, 1]);
     for config in [EmgModel::default(), high_performance(), quick_demo()] {
         let (_vs, net) = net(&config, LossType::Mse, 500);
         assert_eq!(net.rollout_of(&Tensor::randn([2, 500, 16], CPU)).size(), [2, 12, 20]);
@@ -213,10 +149,7 @@ fn rollout_length_follows_the_window() {
 fn online_metrics_divide_by_joints_too() {
     let mut metrics = EmgMetrics::new(20, 2000.0, None);
     let target = Tensor::zeros([3, 50, 20], CPU);
-    let output = Output {
-        loss: Tensor::from(0.25f32),
-        prediction: &target + 0.5,
-    };
+    let output = Output { loss: Tensor::from(0.25f32), prediction: &target + 0.5 };
     metrics.update(&batch(Tensor::zeros([3, 50, 16], CPU), target), &output);
     let values: HashMap<_, _> = metrics.values(&metrics.sums()).into_iter().collect();
     assert!((values["mae_rad"] - 0.5).abs() < 1e-7);
@@ -232,36 +165,21 @@ fn online_metrics_equal_offline() {
     let target = Tensor::randn([11, 60, 20], CPU);
     let prediction = &target + Tensor::randn([11, 60, 20], CPU) * 0.2;
     let parts = [(0, 4), (4, 4), (8, 3)];
-    let mut ranks = [
-        EmgMetrics::new(20, 2000.0, Some(&mean)),
-        EmgMetrics::new(20, 2000.0, Some(&mean)),
-    ];
+    let mut ranks = [EmgMetrics::new(20, 2000.0, Some(&mean)), EmgMetrics::new(20, 2000.0, Some(&mean))];
     for (index, (start, len)) in parts.into_iter().enumerate() {
         let prediction = prediction.narrow(0, start, len);
-        let output = Output {
-            loss: Tensor::from(index as f32),
-            prediction,
-        };
+        let output = Output { loss: Tensor::from(index as f32), prediction };
         let batch = batch(Tensor::zeros([len, 60, 16], CPU), target.narrow(0, start, len));
         ranks[index % 2].update(&batch, &output);
     }
-    let sums: Vec<f64> = ranks[0]
-        .sums()
-        .iter()
-        .zip(ranks[1].sums())
-        .map(|(a, b)| a + b)
-        .collect();
+    let sums: Vec<f64> = ranks[0].sums().iter().zip(ranks[1].sums()).map(|(a, b)| a + b).collect();
     let values: HashMap<_, _> = ranks[0].values(&sums).into_iter().collect();
 
     let (target, prediction) = (target.to_kind(Kind::Double), prediction.to_kind(Kind::Double));
     let error = &prediction - &target;
     let mean_of = |x: &Tensor| x.abs().mean(Kind::Double).double_value(&[]);
     let close = |name: &str, expected: f64| {
-        assert!(
-            (values[name] / expected - 1.0).abs() < 1e-6,
-            "{name}: {} against {expected}",
-            values[name]
-        );
+        assert!((values[name] / expected - 1.0).abs() < 1e-6, "{name}: {} against {expected}", values[name]);
     };
     close("loss", (0.0 * 4.0 + 1.0 * 4.0 + 2.0 * 3.0) / 11.0);
     close("mae_rad", mean_of(&error));
@@ -272,10 +190,7 @@ fn online_metrics_equal_offline() {
         close(&format!("mae_deg_{name}"), mean_of(&group).to_degrees());
     }
     for (order, name) in [(1, "velocity_mae"), (2, "acceleration_mae"), (3, "jerk_mae")] {
-        close(
-            name,
-            mean_of(&error.diff(order, 1, None::<&Tensor>, None::<&Tensor>)) * 2000f64.powi(order as i32),
-        );
+        close(name, mean_of(&error.diff(order, 1, None::<&Tensor>, None::<&Tensor>)) * 2000f64.powi(order as i32));
     }
     let baseline = mean_of(&(&target - Tensor::from_slice(&mean).to_kind(Kind::Float))).to_degrees();
     close("mean_pose_mae_deg", baseline);
@@ -290,11 +205,7 @@ fn losses_equal_autograd() {
     tch::manual_seed(5);
     let target = Tensor::randn([4, 30, 20], CPU);
     let upsample = resample::matrix(6, 30, Device::Cpu);
-    for (kind, mse, mae) in [
-        (LossType::Mse, 1.0, 0.0),
-        (LossType::Mae, 0.0, 1.0),
-        (LossType::MseMae, 1.0, 0.3),
-    ] {
+    for (kind, mse, mae) in [(LossType::Mse, 1.0, 0.0), (LossType::Mae, 0.0, 1.0), (LossType::MseMae, 1.0, 0.3)] {
         let poses = Tensor::randn([4, 6, 20], CPU).set_requires_grad(true);
         let error = upsample.matmul(&poses) - &target;
         let plain = error.square().mean(Kind::Float) * mse + error.abs().mean(Kind::Float) * mae;
@@ -310,10 +221,7 @@ fn losses_equal_autograd() {
 fn interpolation_equals_pytorch() {
     let x = Tensor::randn([2, 125, 8], CPU);
     for outputs in [1, 12, 124, 125, 400] {
-        let expected = x
-            .transpose(1, 2)
-            .upsample_linear1d([outputs], true, None)
-            .transpose(1, 2);
+        let expected = x.transpose(1, 2).upsample_linear1d([outputs], true, None).transpose(1, 2);
         let (frames, matrix) = resample::sparse(125, outputs, Device::Cpu);
         assert_eq!(frames.is_some(), outputs < 63);
         let read = frames.map_or(x.shallow_clone(), |frames| x.index_select(1, &frames));
@@ -325,10 +233,7 @@ fn interpolation_equals_pytorch() {
 fn windows_of_another_length_pass() {
     let (_vs, net) = net(&EmgModel::default(), LossType::Mse, 500);
     for window in [1, 37, 1000] {
-        assert_eq!(
-            net.predict(&Tensor::randn([2, window, 16], CPU), false).size(),
-            [2, window, 20]
-        );
+        assert_eq!(net.predict(&Tensor::randn([2, window, 16], CPU), false).size(), [2, window, 20]);
     }
 }
 
@@ -379,11 +284,7 @@ fn dropout_keeps_the_mean() {
 #[test]
 fn decoder_without_hidden_layers_is_linear() {
     let vs = nn::VarStore::new(Device::Cpu);
-    let config = EmgModel {
-        decoder_type: DecoderType::Mlp,
-        decoder_mlp_hidden: Vec::new(),
-        ..EmgModel::default()
-    };
+    let config = EmgModel { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: Vec::new(), ..EmgModel::default() };
     let decoder = Decoder::new(&vs.root(), 64, &config);
     assert_eq!(decoder.forward(&Tensor::randn([3, 2, 64], CPU)).size(), [2, 3, 20]);
 }
@@ -391,10 +292,7 @@ fn decoder_without_hidden_layers_is_linear() {
 #[test]
 fn joint_groups_cover_every_joint_twice() {
     let groups = joints::groups();
-    assert_eq!(
-        groups.iter().map(|(_, joints)| joints.len()).collect::<Vec<_>>(),
-        [4, 4, 4, 4, 4, 10, 5, 5]
-    );
+    assert_eq!(groups.iter().map(|(_, joints)| joints.len()).collect::<Vec<_>>(), [4, 4, 4, 4, 4, 10, 5, 5]);
     assert_eq!(joints::name(0).as_deref(), Some("thumb_CMC_FE"));
     assert_eq!(joints::name(19).as_deref(), Some("pinky_DIP_FE"));
     assert_eq!(joints::name(20), None);

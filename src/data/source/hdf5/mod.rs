@@ -80,11 +80,7 @@ pub struct ChunkAt {
 
 impl From<(u64, u32, u32)> for ChunkAt {
     fn from((addr, stored_bytes, filter_mask): (u64, u32, u32)) -> Self {
-        Self {
-            addr,
-            stored_bytes,
-            filter_mask,
-        }
+        Self { addr, stored_bytes, filter_mask }
     }
 }
 

@@ -100,28 +100,18 @@ impl Reader {
         targets: &mut [Target],
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
-        let table = self
-            .tables
-            .get(file)
-            .ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        let table = self.tables.get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
         self.check(table, start, rows, targets)?;
         self.rows.fetch_add((rows * targets.len()) as u64, Ordering::Relaxed);
         match &table.layout {
             Layout::Contiguous { addr } => {
                 let bytes = rows * table.row_bytes;
-                self.pread(file, addr + start * table.row_bytes as u64, bytes, &mut scratch.raw)
-                    .map_err(|error| {
-                        file_error(&table.path, format!("rows {start}..{}: {error}", start + rows as u64))
-                    })?;
+                self.pread(file, addr + start * table.row_bytes as u64, bytes, &mut scratch.raw).map_err(|error| {
+                    file_error(&table.path, format!("rows {start}..{}: {error}", start + rows as u64))
+                })?;
                 for target in targets {
                     let member = &table.members[target.member];
-                    gather(
-                        &scratch.raw[..bytes],
-                        table.row_bytes,
-                        member,
-                        target.transform,
-                        target.out,
-                    );
+                    gather(&scratch.raw[..bytes], table.row_bytes, member, target.transform, target.out);
                 }
                 Ok(())
             }
@@ -137,10 +127,7 @@ impl Reader {
             return Err(file_error(&table.path, problem));
         }
         for target in targets {
-            let fits = table
-                .members
-                .get(target.member)
-                .is_some_and(|m| target.out.len() == rows * m.len * 4);
+            let fits = table.members.get(target.member).is_some_and(|m| target.out.len() == rows * m.len * 4);
             if !fits {
                 let problem = format!("{} bytes of room for field {}", target.out.len(), target.member);
                 return Err(file_error(&table.path, problem));
@@ -166,29 +153,14 @@ impl Reader {
             let index = (row / chunk_rows as u64) as usize;
             let first = (row % chunk_rows as u64) as usize;
             let take = (chunk_rows - first).min(rows - done);
-            let key = ChunkKey {
-                file: file as u32,
-                chunk: index as u32,
-            };
-            let chunk = self
-                .store
-                .get(key, &mut || self.fill(file, table, chunk_rows, index, scratch))?;
+            let key = ChunkKey { file: file as u32, chunk: index as u32 };
+            let chunk = self.store.get(key, &mut || self.fill(file, table, chunk_rows, index, scratch))?;
             for target in &mut *targets {
                 let before: usize = table.members[..target.member].iter().map(Member::width).sum();
-                let member = Member {
-                    offset: 0,
-                    name: String::new(),
-                    ..table.members[target.member]
-                };
+                let member = Member { offset: 0, name: String::new(), ..table.members[target.member] };
                 let column = &chunk.bytes[chunk_rows * before..][..chunk_rows * member.width()];
                 let out = &mut target.out[done * member.len * 4..(done + take) * member.len * 4];
-                gather(
-                    &column[first * member.width()..],
-                    member.width(),
-                    &member,
-                    target.transform,
-                    out,
-                );
+                gather(&column[first * member.width()..], member.width(), &member, target.transform, out);
             }
             done += take;
         }
@@ -205,18 +177,10 @@ impl Reader {
         scratch: &mut Scratch,
     ) -> Result<Chunk, DataError> {
         let first = index as u64 * chunk_rows as u64;
-        let fail = |problem: String| {
-            file_error(
-                &table.path,
-                format!("chunk {index} (rows {first}..+{chunk_rows}) {problem}"),
-            )
-        };
+        let fail =
+            |problem: String| file_error(&table.path, format!("chunk {index} (rows {first}..+{chunk_rows}) {problem}"));
         if let Layout::Chunked { chunks, filters, .. } = &table.layout
-            && let Some(ChunkAt {
-                addr,
-                stored_bytes,
-                filter_mask,
-            }) = chunks.get(index).copied()
+            && let Some(ChunkAt { addr, stored_bytes, filter_mask }) = chunks.get(index).copied()
             && stored_bytes > 0
         {
             let Scratch { raw, decoded, extra } = scratch;
@@ -236,17 +200,12 @@ impl Reader {
             buffer.resize(bytes, 0);
         }
         let opened = self.opened(file)?;
-        opened
-            .read_exact_at(&mut buffer[..bytes], addr)
-            .map_err(|error| match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => {
-                    format!(
-                        "the file ends before byte {}: it was cut while in use",
-                        addr + bytes as u64
-                    )
-                }
-                _ => error.to_string(),
-            })?;
+        opened.read_exact_at(&mut buffer[..bytes], addr).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                format!("the file ends before byte {}: it was cut while in use", addr + bytes as u64)
+            }
+            _ => error.to_string(),
+        })?;
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -266,10 +225,7 @@ impl Reader {
             ));
         }
         let opened = Arc::new(opened);
-        self.files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .put(file, opened.clone());
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).put(file, opened.clone());
         Ok(opened)
     }
 
@@ -279,22 +235,16 @@ impl Reader {
         let words = |error: ::hdf5::Error| format!("cannot be read by libhdf5: {error}");
         let mut datasets = self.datasets.lock().unwrap_or_else(PoisonError::into_inner);
         let dataset = datasets.try_get_or_insert(file, || {
-            ::hdf5::File::open(&table.path)
-                .and_then(|opened| opened.dataset(&table.dataset))
-                .map_err(words)
+            ::hdf5::File::open(&table.path).and_then(|opened| opened.dataset(&table.dataset)).map_err(words)
         })?;
         let rows = (table.rows - first).min(block_rows as u64) as usize;
         let range = first as usize..first as usize + rows;
-        let mut chunk = Chunk {
-            bytes: vec![0; block_rows * table.used_row_bytes()].into(),
-        };
+        let mut chunk = Chunk { bytes: vec![0; block_rows * table.used_row_bytes()].into() };
         if table.plain {
             let values = dataset.read_slice_2d::<f64, _>((range, ..)).map_err(words)?;
             let first_of = |n: usize| table.members[..n].iter().map(|member| member.len).sum::<usize>();
             let firsts: Vec<usize> = (0..table.members.len()).map(first_of).collect();
-            fill_columns(table, block_rows, rows, &mut chunk, |n, row, channel| {
-                values[[row, firsts[n] + channel]]
-            });
+            fill_columns(table, block_rows, rows, &mut chunk, |n, row, channel| values[[row, firsts[n] + channel]]);
         } else {
             let [emg, angles] = &table.members[..] else {
                 return Err("needs two fields".into());
@@ -304,11 +254,7 @@ impl Reader {
             }
             let values = dataset.read_slice_1d::<LibraryRow, _>(range).map_err(words)?;
             fill_columns(table, block_rows, rows, &mut chunk, |n, row, channel| {
-                if n == 0 {
-                    values[row].emg[channel]
-                } else {
-                    values[row].joint_angles[channel]
-                }
+                if n == 0 { values[row].emg[channel] } else { values[row].joint_angles[channel] }
             });
         }
         Ok(chunk)
@@ -334,11 +280,7 @@ fn fill_columns(
     let mut rest = &mut chunk.bytes[..];
     for (n, member) in table.members.iter().enumerate() {
         let (column, tail) = std::mem::take(&mut rest).split_at_mut(block_rows * member.width());
-        for (i, cell) in column
-            .chunks_exact_mut(member.scalar.bytes())
-            .take(rows * member.len)
-            .enumerate()
-        {
+        for (i, cell) in column.chunks_exact_mut(member.scalar.bytes()).take(rows * member.len).enumerate() {
             let number = value(n, i / member.len, i % member.len);
             match (member.scalar, member.order) {
                 (Scalar::F32, Order::Little) => cell.copy_from_slice(&(number as f32).to_le_bytes()),
@@ -358,11 +300,7 @@ fn warn_once(table: &Table) {
         Layout::Library { reason, .. } => reason.as_str(),
         _ => "chunks never written",
     };
-    if SAID
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(reason.into())
-    {
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(reason.into()) {
         tracing::warn!(
             "{}: {reason}: read through libhdf5, one thread at a time; deflate, shuffle and uncompressed files are faster",
             table.path.display()

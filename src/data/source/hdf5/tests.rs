@@ -29,10 +29,7 @@ fn rows(n: usize) -> Vec<Row> {
 
 /// The rows as libhdf5 reads them, by its own way through the file.
 fn by_libhdf5(path: &Path, range: std::ops::Range<usize>) -> Vec<Row> {
-    let dataset = ::hdf5::File::open(path)
-        .unwrap()
-        .dataset("emg2pose/timeseries")
-        .unwrap();
+    let dataset = ::hdf5::File::open(path).unwrap().dataset("emg2pose/timeseries").unwrap();
     dataset.read_slice_1d::<Row, _>(range).unwrap().to_vec()
 }
 
@@ -54,13 +51,8 @@ fn windows_equal_direct_reads_for_every_layout_type_order_and_member_order() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.hdf5");
     let data = rows(530);
-    let chunked = |gzip, shuffle, fletcher32| Storage {
-        chunk_rows: Some(100),
-        gzip,
-        shuffle,
-        fletcher32,
-        ..Default::default()
-    };
+    let chunked =
+        |gzip, shuffle, fletcher32| Storage { chunk_rows: Some(100), gzip, shuffle, fletcher32, ..Default::default() };
     let layouts = [
         Storage::contiguous(),
         chunked(None, false, false),
@@ -69,27 +61,14 @@ fn windows_equal_direct_reads_for_every_layout_type_order_and_member_order() {
         chunked(None, true, true),
         chunked(Some(1), true, true),
     ];
-    let orders = [
-        ["time", "joint_angles", "emg"],
-        ["emg", "joint_angles", "time"],
-        ["joint_angles", "time", "emg"],
-    ];
+    let orders = [["time", "joint_angles", "emg"], ["emg", "joint_angles", "time"], ["joint_angles", "time", "emg"]];
     let mut cases = 0;
     for layout in layouts {
-        for (emg, joint_angles) in [
-            (Scalar::F32, Scalar::F64),
-            (Scalar::F64, Scalar::F32),
-            (Scalar::F32, Scalar::F32),
-        ] {
+        for (emg, joint_angles) in [(Scalar::F32, Scalar::F64), (Scalar::F64, Scalar::F32), (Scalar::F32, Scalar::F32)]
+        {
             for order in [Order::Little, Order::Big] {
                 for members in orders {
-                    let storage = Storage {
-                        emg,
-                        joint_angles,
-                        order,
-                        members,
-                        ..layout.clone()
-                    };
+                    let storage = Storage { emg, joint_angles, order, members, ..layout.clone() };
                     write_session(&path, &storage, &[], &data).unwrap();
                     let opened = open::open(&path, &wanted()).unwrap();
                     assert!(!matches!(opened.table.layout, Layout::Library { .. }), "{storage:?}");
@@ -129,11 +108,7 @@ fn a_session_tells_its_length_fields_and_attributes() {
 #[test]
 fn plain_2d_datasets_are_read_by_columns() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, chunk) in [
-        ("contiguous", None),
-        ("rows", Some([50, 40])),
-        ("cut rows", Some([50, 7])),
-    ] {
+    for (name, chunk) in [("contiguous", None), ("rows", Some([50, 40])), ("cut rows", Some([50, 7]))] {
         let path = dir.path().join(format!("{name}.h5"));
         let values: Vec<f32> = (0..130 * 40).map(|i| i as f32 / 8.0).collect();
         let file = ::hdf5::File::create(&path).unwrap();
@@ -142,12 +117,7 @@ fn plain_2d_datasets_are_read_by_columns() {
         if let Some(chunk) = chunk {
             builder = builder.chunk(chunk).shuffle().deflate(3);
         }
-        let wide: Vec<[f64; 40]> = values
-            .as_chunks::<40>()
-            .0
-            .iter()
-            .map(|row| row.map(f64::from))
-            .collect();
+        let wide: Vec<[f64; 40]> = values.as_chunks::<40>().0.iter().map(|row| row.map(f64::from)).collect();
         let dataset = builder.create("timeseries").unwrap();
         for (i, row) in wide.iter().enumerate() {
             dataset.write_slice(&row[..], (i, ..)).unwrap();
@@ -172,41 +142,23 @@ fn compact_user_block_and_missing_chunks_equal_libhdf5() {
     let descriptor = <Row as ::hdf5::types::H5Type>::type_descriptor();
     let file = ::hdf5::File::create(&path).unwrap();
     let group = file.create_group("emg2pose").unwrap();
-    let compact = group
-        .new_dataset_builder()
-        .empty_as(&descriptor)
-        .shape([230])
-        .layout(::hdf5::dataset::Layout::Compact);
+    let compact =
+        group.new_dataset_builder().empty_as(&descriptor).shape([230]).layout(::hdf5::dataset::Layout::Compact);
     compact.create("timeseries").unwrap().write_raw(&data[..]).unwrap();
     drop((group, file));
-    assert!(matches!(
-        open::open(&path, &wanted()).unwrap().table.layout,
-        Layout::Library { .. }
-    ));
+    assert!(matches!(open::open(&path, &wanted()).unwrap().table.layout, Layout::Library { .. }));
     assert_equals_libhdf5(&path, "compact");
 
     let path = dir.path().join("missing.hdf5");
-    let file = ::hdf5::File::with_options()
-        .with_fcpl(|create| create.userblock(512))
-        .create(&path)
-        .unwrap();
+    let file = ::hdf5::File::with_options().with_fcpl(|create| create.userblock(512)).create(&path).unwrap();
     let group = file.create_group("emg2pose").unwrap();
-    let dataset = group
-        .new_dataset::<Row>()
-        .shape([300])
-        .chunk([100])
-        .deflate(2)
-        .create("timeseries")
-        .unwrap();
+    let dataset = group.new_dataset::<Row>().shape([300]).chunk([100]).deflate(2).create("timeseries").unwrap();
     dataset.write_slice(&data[..100], 100..200).unwrap();
     drop((dataset, group, file));
     assert_equals_libhdf5(&path, "missing chunks behind a user block");
 
     let path = dir.path().join("block.hdf5");
-    let file = ::hdf5::File::with_options()
-        .with_fcpl(|create| create.userblock(1024))
-        .create(&path)
-        .unwrap();
+    let file = ::hdf5::File::with_options().with_fcpl(|create| create.userblock(1024)).create(&path).unwrap();
     let group = file.create_group("emg2pose").unwrap();
     let dataset = group.new_dataset::<Row>().shape([230]).create("timeseries").unwrap();
     dataset.write_raw(&data[..]).unwrap();
@@ -215,12 +167,7 @@ fn compact_user_block_and_missing_chunks_equal_libhdf5() {
 
     let path = dir.path().join("late.hdf5");
     let file = ::hdf5::File::create(&path).unwrap();
-    file.create_group("emg2pose")
-        .unwrap()
-        .new_dataset::<Row>()
-        .shape([230])
-        .create("timeseries")
-        .unwrap();
+    file.create_group("emg2pose").unwrap().new_dataset::<Row>().shape([230]).create("timeseries").unwrap();
     drop(file);
     assert_equals_libhdf5(&path, "contiguous, never written");
 }
@@ -254,23 +201,9 @@ fn hostile_files_give_one_error_that_names_them() {
     let made = |name: &str, storage: Storage, n: usize| {
         write_session(&dir.path().join(name), &storage, &[], &rows(n)).unwrap()
     };
-    made(
-        "group",
-        Storage {
-            group: "other".into(),
-            ..Default::default()
-        },
-        10,
-    );
+    made("group", Storage { group: "other".into(), ..Default::default() }, 10);
     check("group", "no group /emg2pose: it holds other");
-    made(
-        "dataset",
-        Storage {
-            dataset: "other".into(),
-            ..Default::default()
-        },
-        10,
-    );
+    made("dataset", Storage { dataset: "other".into(), ..Default::default() }, 10);
     check("dataset", "no dataset timeseries in group /emg2pose: it holds other");
     made("rows", Storage::contiguous(), 0);
     check("rows", "has no rows");
@@ -322,11 +255,7 @@ fn read_all(table: Table) -> Result<(), DataError> {
     let n = table.rows as usize;
     let reader = Reader::new(vec![table], Arc::new(LruChunks::new(1 << 20)));
     let mut out = vec![0; n * 64];
-    let mut targets = [Target {
-        member: 0,
-        transform: &Transform::IDENTITY,
-        out: &mut out,
-    }];
+    let mut targets = [Target { member: 0, transform: &Transform::IDENTITY, out: &mut out }];
     reader.read(0, 0, n, &mut targets, &mut Scratch::default())
 }
 
@@ -335,34 +264,16 @@ fn damaged_chunks_name_file_and_chunk() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("damaged.hdf5");
     for fletcher32 in [false, true] {
-        let storage = Storage {
-            chunk_rows: Some(1000),
-            fletcher32,
-            ..Default::default()
-        };
+        let storage = Storage { chunk_rows: Some(1000), fletcher32, ..Default::default() };
         write_session(&path, &storage, &[], &rows(5000)).unwrap();
-        let Layout::Chunked { chunks, .. } = open::open(&path, &wanted()).unwrap().table.layout else {
-            panic!()
-        };
+        let Layout::Chunked { chunks, .. } = open::open(&path, &wanted()).unwrap().table.layout else { panic!() };
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = chunks[3].addr as usize + chunks[3].stored_bytes as usize / 2;
         bytes[middle..middle + 8].fill(0x55);
         std::fs::write(&path, &bytes).unwrap();
-        let error = read_all(open::open(&path, &wanted()).unwrap().table)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("damaged.hdf5") && error.contains("chunk 3 (rows 3000..+1000)"),
-            "{error}"
-        );
-        assert!(
-            error.contains(if fletcher32 {
-                "Fletcher32"
-            } else {
-                "the file is damaged"
-            }),
-            "{error}"
-        );
+        let error = read_all(open::open(&path, &wanted()).unwrap().table).unwrap_err().to_string();
+        assert!(error.contains("damaged.hdf5") && error.contains("chunk 3 (rows 3000..+1000)"), "{error}");
+        assert!(error.contains(if fletcher32 { "Fletcher32" } else { "the file is damaged" }), "{error}");
     }
 }
 
@@ -370,31 +281,13 @@ fn damaged_chunks_name_file_and_chunk() {
 fn tables_that_lie_are_refused_before_use() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("good.hdf5");
-    write_session(
-        &path,
-        &Storage {
-            chunk_rows: Some(100),
-            ..Default::default()
-        },
-        &[],
-        &rows(1000),
-    )
-    .unwrap();
+    write_session(&path, &Storage { chunk_rows: Some(100), ..Default::default() }, &[], &rows(1000)).unwrap();
     let table = open::open(&path, &wanted()).unwrap().table;
-    let Layout::Chunked { chunks, filters, .. } = table.layout.clone() else {
-        panic!()
-    };
+    let Layout::Chunked { chunks, filters, .. } = table.layout.clone() else { panic!() };
     let refused = |chunk_rows: usize, change: &dyn Fn(&mut ChunkAt), expected: &str| {
         let mut chunks = chunks.clone();
         change(&mut chunks[7]);
-        let table = Table {
-            layout: Layout::Chunked {
-                chunk_rows,
-                chunks,
-                filters: filters.clone(),
-            },
-            ..table.clone()
-        };
+        let table = Table { layout: Layout::Chunked { chunk_rows, chunks, filters: filters.clone() }, ..table.clone() };
         let error = table.validate().unwrap_err();
         assert!(error.contains(expected), "{error}");
     };
@@ -407,36 +300,10 @@ fn tables_that_lie_are_refused_before_use() {
     refused(99, &|_| (), "10 chunks listed, 11 expected");
     let refused = |table: Table, expected: &str| assert!(table.validate().unwrap_err().contains(expected));
     let contiguous = |addr| Layout::Contiguous { addr };
-    refused(
-        Table {
-            layout: contiguous(u64::MAX),
-            ..table.clone()
-        },
-        "lie outside the file",
-    );
-    refused(
-        Table {
-            rows: u64::MAX,
-            layout: contiguous(0),
-            ..table.clone()
-        },
-        "not credible",
-    );
-    refused(
-        Table {
-            row_bytes: 100,
-            element_bytes: 100,
-            ..table.clone()
-        },
-        "a field leaves its row",
-    );
-    refused(
-        Table {
-            element_bytes: 7,
-            ..table.clone()
-        },
-        "do not fill",
-    );
+    refused(Table { layout: contiguous(u64::MAX), ..table.clone() }, "lie outside the file");
+    refused(Table { rows: u64::MAX, layout: contiguous(0), ..table.clone() }, "not credible");
+    refused(Table { row_bytes: 100, element_bytes: 100, ..table.clone() }, "a field leaves its row");
+    refused(Table { element_bytes: 7, ..table.clone() }, "do not fill");
 }
 
 #[test]
@@ -448,29 +315,15 @@ fn a_file_that_changes_or_shrinks_is_an_error() {
     let reader = Reader::new(vec![table.clone()], Arc::new(LruChunks::new(1 << 20)));
     let mut out = vec![0; 64 * 1000];
     let mut read = |reader: &Reader| {
-        let mut targets = [Target {
-            member: 0,
-            transform: &Transform::IDENTITY,
-            out: &mut out,
-        }];
+        let mut targets = [Target { member: 0, transform: &Transform::IDENTITY, out: &mut out }];
         reader.read(0, 0, 1000, &mut targets, &mut Scratch::default())
     };
     read(&reader).unwrap();
     assert_eq!(reader.stats().bytes, 232_000);
-    std::fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(9000)
-        .unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(9000).unwrap();
     let error = read(&reader).unwrap_err().to_string();
-    assert!(
-        error.contains("rows 0..1000") && error.contains("cut while in use"),
-        "{error}"
-    );
-    let error = read(&Reader::new(vec![table], Arc::new(LruChunks::new(1 << 20))))
-        .unwrap_err()
-        .to_string();
+    assert!(error.contains("rows 0..1000") && error.contains("cut while in use"), "{error}");
+    let error = read(&Reader::new(vec![table], Arc::new(LruChunks::new(1 << 20)))).unwrap_err().to_string();
     assert!(error.contains("changed since it was opened"), "{error}");
 }
 
@@ -478,29 +331,14 @@ fn a_file_that_changes_or_shrinks_is_an_error() {
 fn overlapping_windows_decode_each_chunk_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session.hdf5");
-    write_session(
-        &path,
-        &Storage {
-            chunk_rows: Some(100),
-            ..Default::default()
-        },
-        &[],
-        &rows(1000),
-    )
-    .unwrap();
+    write_session(&path, &Storage { chunk_rows: Some(100), ..Default::default() }, &[], &rows(1000)).unwrap();
     let table = open::open(&path, &wanted()).unwrap().table;
     let reads = |cache_bytes: u64| {
         let reader = Reader::new(vec![table.clone()], Arc::new(LruChunks::new(cache_bytes)));
         let mut out = vec![0; 64 * 150];
         for start in (0..850).step_by(10) {
-            let mut targets = [Target {
-                member: 0,
-                transform: &Transform::IDENTITY,
-                out: &mut out,
-            }];
-            reader
-                .read(0, start, 150, &mut targets, &mut Scratch::default())
-                .unwrap();
+            let mut targets = [Target { member: 0, transform: &Transform::IDENTITY, out: &mut out }];
+            reader.read(0, start, 150, &mut targets, &mut Scratch::default()).unwrap();
         }
         reader.stats().decoded_chunks
     };

@@ -58,12 +58,7 @@ impl Default for Storage {
 impl Storage {
     /// Contiguous and uncompressed.
     pub fn contiguous() -> Self {
-        Self {
-            chunk_rows: None,
-            gzip: None,
-            shuffle: false,
-            ..Self::default()
-        }
+        Self { chunk_rows: None, gzip: None, shuffle: false, ..Self::default() }
     }
 
     fn descriptor(&self) -> TypeDescriptor {
@@ -117,15 +112,9 @@ pub fn write_session(
 
 fn create(path: &Path, storage: &Storage, rows: usize) -> ::hdf5::Result<()> {
     // Object headers without checksums, so that `make_big_endian` may change them.
-    let file = ::hdf5::File::with_options()
-        .with_fapl(|access| access.libver_earliest())
-        .create(path)?;
+    let file = ::hdf5::File::with_options().with_fapl(|access| access.libver_earliest()).create(path)?;
     let group = file.create_group(&storage.group)?;
-    let mut builder = group
-        .new_dataset_builder()
-        .empty_as(storage.descriptor())
-        .packed(true)
-        .shape([rows]);
+    let mut builder = group.new_dataset_builder().empty_as(storage.descriptor()).packed(true).shape([rows]);
     if let Some(chunk_rows) = storage.chunk_rows {
         // libhdf5 wants chunks of a fixed-size dataset to be no larger than it.
         builder = builder.chunk([chunk_rows.min(rows.max(1))]);
