@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod inherit;
 mod segment;
 mod sum;
 mod sync;

@@ -1,5 +1,6 @@
 //! From files to batches: `source → cache → loader`.
 
+pub mod cache;
 pub mod loader;
 pub mod source;
 

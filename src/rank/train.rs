@@ -2,6 +2,7 @@
 
 use super::observer::RankObserver;
 use super::{RankError, read_job};
+use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo, rendezvous};
 use crate::data::DataError;
 use crate::report::memory::{MemorySampler, Probe};
@@ -58,7 +59,7 @@ fn start(began: Instant) -> Result<Start, RankError> {
     let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(|e| RankError::Usage(e.to_string()))?;
     // A failure of a peer may arrive before this rank has met the others.
     let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
-    let reporter = Reporter::from_env(env.rank as u32, {
+    let reporter = reporter(env.rank as u32, {
         let meeting = Arc::clone(&meeting);
         move |rank, error| match meeting.get() {
             Some(collective) => collective.abort(CommError::PeerFailed { rank, error }),
@@ -77,6 +78,22 @@ fn start(began: Instant) -> Result<Start, RankError> {
     };
     let _ = meeting.set(Arc::clone(&collective));
     Ok(Start { job, env, collective, reporter, began })
+}
+
+/// Speaks with the launcher over the inherited socket; prints where there is none.
+fn reporter(rank: u32, on_peer_failed: impl Fn(u32, String) + Send + 'static) -> Result<Reporter, RankError> {
+    let Ok(number) = std::env::var(env::CONTROL_FD) else {
+        return Ok(Reporter::plain()?);
+    };
+    let refused = |problem: String| {
+        RankError::Usage(format!(
+            "{}={number}: {problem}; it is set by `launch`: unset it to run this rank by hand",
+            env::CONTROL_FD
+        ))
+    };
+    let fd = number.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
+    let socket = inherit::control_socket(fd).map_err(|e| refused(e.to_string()))?;
+    Ok(Reporter::over(socket, rank, on_peer_failed)?)
 }
 
 /// Joins the node's ranks in the launcher's memfd, or in one that local rank 0 makes when another launcher started us.

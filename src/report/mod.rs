@@ -2,14 +2,13 @@
 //!
 //! Architecture invariant: nothing here makes a step wait; whatever writes does so on a thread of its own.
 
-mod inherit;
 pub mod memory;
 pub mod plots;
 pub mod records;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use launcher::contract::{FromRank, MAX_FRAME_BYTES, Progress, ToRank, VERSION, env};
-use std::io::{self, Read, Write};
+use launcher::contract::{FromRank, MAX_FRAME_BYTES, Progress, ToRank, VERSION, read_frame, write_frame};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -25,8 +24,6 @@ const MAX_TEXT_BYTES: usize = MAX_FRAME_BYTES / 8;
 /// The launcher's end of the conversation could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    #[error("{}={value}: {problem}; it is set by `launch`: unset it to run this rank by hand", env::CONTROL_FD)]
-    Control { value: String, problem: String },
     #[error("no thread for reports: {0}")]
     Thread(#[from] io::Error),
 }
@@ -47,22 +44,6 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Connects over the socket named by `HEADROOM_CONTROL_FD`, or prints when there is none.
-    /// `on_peer_failed(rank, error)` is called on a thread of its own when the launcher says so.
-    ///
-    /// # Errors
-    /// The variable does not name an open socket; no thread can be started.
-    pub fn from_env(rank: u32, on_peer_failed: impl Fn(u32, String) + Send + 'static) -> Result<Self, ReportError> {
-        let Some(value) = std::env::var_os(env::CONTROL_FD) else {
-            return Self::plain();
-        };
-        let value = value.to_string_lossy().into_owned();
-        let refused = |problem: String| ReportError::Control { value: value.clone(), problem };
-        let fd = value.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
-        let socket = inherit::control_socket(fd).map_err(|e| refused(e.to_string()))?;
-        Self::over(socket, rank, on_peer_failed)
-    }
-
     /// Prints lines to stdout and errors to stderr.
     ///
     /// # Errors
@@ -243,38 +224,6 @@ fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String)) {
     }
 }
 
-fn write_frame(to: &mut impl Write, message: &FromRank) -> io::Result<()> {
-    let body = serde_json::to_vec(message)?;
-    if body.len() > MAX_FRAME_BYTES {
-        return Err(io::Error::other(format!("message of {} bytes, at most {MAX_FRAME_BYTES} fit", body.len())));
-    }
-    let mut frame = (body.len() as u32).to_le_bytes().to_vec();
-    frame.extend_from_slice(&body);
-    to.write_all(&frame)
-}
-
-/// `None`: the other side closed between two frames.
-fn read_frame<T: serde::de::DeserializeOwned>(from: &mut impl Read) -> io::Result<Option<T>> {
-    let mut length = [0; 4];
-    let mut filled = 0;
-    while filled < length.len() {
-        match from.read(&mut length[filled..]) {
-            Ok(0) if filled == 0 => return Ok(None),
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    let length = u32::from_le_bytes(length) as usize;
-    if length > MAX_FRAME_BYTES {
-        return Err(io::Error::other(format!("frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed")));
-    }
-    let mut body = vec![0; length];
-    from.read_exact(&mut body)?;
-    Ok(Some(serde_json::from_slice(&body)?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,13 +291,5 @@ mod tests {
         reporter.failed(1, None, "é\u{1}".repeat(MAX_FRAME_BYTES));
         assert!(matches!(next(&mut launcher), FromRank::Hello { .. }));
         assert!(matches!(next(&mut launcher), FromRank::Failed { code: 1, step: None, .. }));
-    }
-
-    #[test]
-    fn a_frame_that_claims_too_much_is_refused_before_memory_is_taken() {
-        let mut bytes: &[u8] = &[0xff, 0xff, 0xff, 0xff, b'{'];
-        assert!(read_frame::<ToRank>(&mut bytes).unwrap_err().to_string().contains("at most"));
-        let mut cut: &[u8] = &[1, 0];
-        assert_eq!(read_frame::<ToRank>(&mut cut).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -19,9 +19,10 @@ const LAUNCHER: &[(&str, &[&str])] = &[
     ("plan", &["config", "machine", "contract"]),
     ("contract", &["config", "plan"]),
     ("supervise", &["contract"]),
-    ("console", &["contract", "plan"]),
+    ("console", &["contract", "plan", "supervise"]),
     ("run_dir", &["config", "contract", "plan"]),
-    ("cli", &["config", "machine", "plan", "contract", "supervise", "console", "run_dir"]),
+    ("cli", &["config", "run_dir"]),
+    ("command", &["cli", "config", "machine", "plan", "contract", "supervise", "console", "run_dir"]),
 ];
 /// Files and folders that may hold `unsafe`.
 const UNSAFE: &[&str] =

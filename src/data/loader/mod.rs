@@ -10,7 +10,6 @@
 //! Architecture invariant: the loader reads samples by [`Dataset::read`] alone and knows no files.
 
 mod sampler;
-mod slot;
 mod slots;
 #[cfg(test)]
 mod tests;

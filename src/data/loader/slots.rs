@@ -3,7 +3,7 @@
 //! A slot is free, being filled, ready, or held by a [`HostBatch`](super::HostBatch). Pieces of a slot are owned by whoever
 //! writes or reads them, so the lock is held for bookkeeping only, never while a sample is read.
 
-use super::slot::Piece;
+use crate::data::cache::map::Piece;
 use super::{BatchRequest, LoaderStats};
 use crate::data::{DataError, Dataset, FieldSpec};
 use std::collections::VecDeque;

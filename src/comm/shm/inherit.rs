@@ -12,7 +12,7 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 ///
 /// # Errors
 /// The number is a standard stream, not open, not a socket, or a socket was taken before.
-pub(super) fn control_socket(fd: RawFd) -> io::Result<UnixStream> {
+pub fn control_socket(fd: RawFd) -> io::Result<UnixStream> {
     let refuse = |problem: String| Err(io::Error::new(ErrorKind::InvalidInput, problem));
     if fd <= 2 {
         return refuse(format!("descriptor {fd} is a standard stream or negative, expected a socket"));

@@ -1,6 +1,6 @@
-//! Memory of batch slots: one aligned region that is handed around in disjoint owned pieces.
+//! Memory that is handed around in owned pieces: one aligned region that is handed around in disjoint owned pieces.
 //!
-//! The one unsafe corner of the loader. A [`Piece`] is to its bytes what a `Box<[u8]>` is: the only way to them. A
+//! The one unsafe corner of the data rooms. A [`Piece`] is to its bytes what a `Box<[u8]>` is: the only way to them. A
 //! piece can be cut in two and put together again, so that loader threads fill parts of a batch at the same time and
 //! the batch is contiguous afterwards. All of it is behind a safe interface.
 #![allow(unsafe_code)]
