@@ -18,3 +18,7 @@ pub const JOB: &str = "HEADROOM_JOB";
 pub const RUN_ID: &str = "HEADROOM_RUN_ID";
 /// How often this run was restarted.
 pub const RESTARTS: &str = "HEADROOM_RESTARTS";
+/// Number of the inherited socket to the page cache's directory; absent: no shared cache.
+pub const CACHE_FD: &str = "HEADROOM_CACHE_FD";
+/// Number of the inherited memfd that holds the page cache.
+pub const CACHE_MEMFD: &str = "HEADROOM_CACHE_MEMFD";

@@ -2,6 +2,7 @@
 //!
 //! Architecture invariant: data only, no behaviour beyond encoding. A change of meaning raises [`VERSION`].
 
+pub mod cache;
 pub mod env;
 pub mod exit;
 mod frame;

@@ -3,8 +3,8 @@
 //! A slot is free, being filled, ready, or held by a [`HostBatch`](super::HostBatch). Pieces of a slot are owned by whoever
 //! writes or reads them, so the lock is held for bookkeeping only, never while a sample is read.
 
-use crate::data::cache::map::Piece;
 use super::{BatchRequest, LoaderStats};
+use crate::data::cache::map::Piece;
 use crate::data::{DataError, Dataset, FieldSpec};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

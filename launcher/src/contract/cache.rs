@@ -1,0 +1,68 @@
+//! Messages between a rank and the directory of the node's shared page cache.
+//!
+//! A frame is a little-endian `u32` length of what follows, one byte of kind, and the fields in order, little-endian,
+//! no padding; a list is its `u32` length and its items. Binary, because the directory serves hundreds of thousands of
+//! keys per second. A rank may have any number of `Acquire`s under way; replies to one rank keep their order.
+
+/// One key that a batch needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Entry of the data source, the same number on every rank.
+    pub key: u64,
+    /// Exact bytes of the entry.
+    pub bytes: u64,
+    /// Global position (epoch × samples + position in the epoch's order) at which some rank needs the entry after
+    /// this use; `u64::MAX`: never, or not known. Read by the policy `next_use` alone.
+    pub next_use: u64,
+    /// Only worth storing when it displaces nothing that is needed sooner: never waits, may be bypassed at will.
+    pub offer: bool,
+}
+
+/// From a rank to the directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToDirectory {
+    Hello { version: u32, rank: u32 },
+    /// References to all `items`, answered by one [`FromDirectory::Granted`] with the same ticket.
+    Acquire { ticket: u64, items: Vec<Item> },
+    /// The entry is filled: every rank may read it. The rank keeps its reference.
+    Publish { keys: Vec<u64> },
+    /// The entry could not be filled; its space is taken back and the next waiter fills.
+    Abandon { keys: Vec<u64> },
+    /// References given back, with the next use as known now: `(key, next_use)`.
+    Release { keys: Vec<(u64, u64)> },
+    Stats { ticket: u64 },
+}
+
+/// From the directory to a rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromDirectory {
+    Granted { ticket: u64, grants: Vec<Grant> },
+    /// What became of a `Wait`.
+    Settled { key: u64, grant: Grant },
+    Stats { ticket: u64, stats: CacheStats },
+}
+
+/// What a rank may do with one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Read `bytes` at this offset of the mapping until released.
+    Ready { offset: u64 },
+    /// Write `bytes` at this offset, then publish. Counts as a miss.
+    Fill { offset: u64 },
+    /// Another rank fills it now; [`FromDirectory::Settled`] follows.
+    Wait,
+    /// No room: read into memory of your own; holds no reference. Counts as a bypass.
+    Bypass,
+}
+
+/// Counters of the directory. Lookups = hits + misses + bypasses; a `Wait` that becomes `Ready` is a hit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    pub entries: u64,
+    pub hits: u64,
+    pub misses: u64,
+    pub evictions: u64,
+    pub bypasses: u64,
+}
