@@ -9,9 +9,31 @@ use std::path::{Path, PathBuf};
 /// Path of the rank program, where it does not lie beside `launch`.
 pub const RANK_PROGRAM: &str = "HEADROOM_RANK";
 
+const EXAMPLES: &str = "\
+Examples:
+  launch --gpus 3 --config quick_demo                 a demonstration, no data needed
+  launch plan --gpus 3 --config default               would it fit?
+  launch --gpus 3 --config default --name night --set train.batch_size=32
+  launch --gpus 3 --config default --name night --resume auto
+  launch --ranks 3 --exec python3 worker.py           any program, RANK and so on set";
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  launch plan --gpus 3 --config default
+  launch plan --ranks 2 --config low_memory --set memory.budget=4GiB";
+
+const SAMPLE_EXAMPLES: &str = "\
+Example:
+  launch sample-data --task emg --out sample-data/long --sessions 4 --seconds 60";
+
+const BATCH_EXAMPLES: &str = "\
+Example:
+  launch batch --config quick_demo --step 0 --rank 0 --world 3 --out batch.safetensors";
+
 /// Trains on every GPU of this machine, within a memory budget planned before anything starts.
 #[derive(Debug, Parser)]
 #[command(name = "launch", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
                             launch plan|sample-data|batch ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
@@ -19,7 +41,7 @@ struct Cli {
     verb: Option<Verb>,
     #[command(flatten)]
     run: RunArgs,
-    /// Supervise PROGRAM with the ranks' environment; everything behind --exec belongs to it
+    /// Run PROGRAM as every rank; what follows is its own
     #[arg(long)]
     exec: bool,
 }
@@ -27,10 +49,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Print the memory plan of a run; start nothing
+    #[command(after_help = PLAN_EXAMPLES)]
     Plan(RunArgs),
     /// Write sample data in a task's true format
+    #[command(after_help = SAMPLE_EXAMPLES)]
     SampleData(SampleDataArgs),
     /// Write the tensors that one rank trains on at one step
+    #[command(after_help = BATCH_EXAMPLES)]
     Batch(BatchArgs),
 }
 
@@ -40,11 +65,11 @@ pub struct ConfigArgs {
     /// A config's name in configs/, or a path
     #[arg(long, value_name = "NAME")]
     pub config: Option<String>,
-    /// Override one key: train.batch_size=32
+    /// Override one key, such as train.batch_size=32
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// auto, cpu or cuda; wins over train.device
-    #[arg(long, value_parser = device)]
+    #[arg(long, value_name = "WHICH", value_parser = device)]
     pub device: Option<DeviceChoice>,
 }
 
@@ -53,22 +78,22 @@ pub struct ConfigArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// GPUs of this node to use; fewer present: those, at the same global batch; none: as many CPU ranks
+    /// GPUs to use here; where there are none, CPU ranks
     #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "ranks")]
     pub gpus: Option<usize>,
     /// Ranks of this node, whatever the devices
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub ranks: Option<usize>,
-    /// Name of the run's folder; default: the config's name and the time
+    /// Name of the run's folder [default: config and time]
     #[arg(long, value_name = "RUN")]
     pub name: Option<String>,
-    /// Continue a run: auto, a run folder or a checkpoint folder
+    /// Go on: auto (run --name), a run or checkpoint folder
     #[arg(long, value_name = "auto|PATH")]
     pub resume: Option<PathBuf>,
     /// Refuse to start on fewer devices than asked for
     #[arg(long)]
     pub strict: bool,
-    /// Restart from the last checkpoint after a failure, so often at most
+    /// Restarts from the last checkpoint after failures
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_restarts: u32,
     /// Nodes of the job
@@ -91,20 +116,21 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Args)]
 pub struct SampleDataArgs {
     /// The task whose format is written
-    #[arg(long)]
+    #[arg(long, value_name = "TASK")]
     pub task: String,
     /// Folder to write to
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    #[arg(long, default_value_t = 42)]
+    /// Seed of the data
+    #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
-    /// How the files are laid out: gzip (chunked, shuffled) or contiguous
-    #[arg(long)]
+    /// gzip (chunked, shuffled) or contiguous [default: gzip]
+    #[arg(long, value_name = "LAYOUT")]
     pub layout: Option<String>,
-    /// Sessions to write
+    /// Sessions to write [default: the task's]
     #[arg(long, value_name = "N")]
     pub sessions: Option<usize>,
-    /// Length of a session
+    /// Seconds per session [default: the task's]
     #[arg(long, value_name = "S")]
     pub seconds: Option<f64>,
 }
@@ -138,12 +164,13 @@ pub struct BatchArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Optimizer step, from 0
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub step: u64,
-    #[arg(long)]
+    /// Which rank, from 0
+    #[arg(long, value_name = "R")]
     pub rank: usize,
     /// Ranks of the job
-    #[arg(long, value_parser = at_least_one)]
+    #[arg(long, value_name = "W", value_parser = at_least_one)]
     pub world: usize,
     /// File to write
     #[arg(long, value_name = "FILE.safetensors")]

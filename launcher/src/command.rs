@@ -125,7 +125,7 @@ impl Ready {
             return Ok(());
         }
         let shown = path.display();
-        eprintln!("launch: {shown} is absent: making sample data there (data.sample_if_missing)");
+        eprintln!("launch: no data at {shown}: making sample data there");
         let partial = path.with_added_extension(format!("partial-{}", std::process::id()));
         std::fs::create_dir_all(&partial).map_err(io(format!("cannot make {}", partial.display()), exit::DATA))?;
         let made = self
@@ -162,13 +162,15 @@ fn columns() -> usize {
     rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(40))
 }
 
+fn show(plan: &Plan) {
+    let width = columns();
+    print!("{}\n{}", plan.table_at(width), plan.notes_at(width));
+}
+
 fn show_plan(run: &RunArgs) -> Result<u8, Error> {
     let ready = prepare(&run.config, request(run))?;
     let plan = ready.plan()?;
-    println!("{}", plan.table_at(columns()));
-    for note in &plan.notes {
-        println!("note: {note}");
-    }
+    show(&plan);
     Ok(exit::OK)
 }
 
@@ -189,21 +191,24 @@ fn train(run: &RunArgs) -> Result<u8, Error> {
         now: SystemTime::now(),
     };
     let mut folder = RunDir::open(&ask)?;
-    println!("{}", plan.table_at(columns()));
-    for note in &plan.notes {
-        println!("note: {note}");
-    }
+    show(&plan);
     announce(&folder, &resume);
     let outcome = supervise_run(run, &ready, &plan, &mut folder, program)?;
     close(&folder, &plan, &outcome);
     Ok(outcome.exit_code)
 }
 
+/// Relative to the working folder where it lies below it.
+fn shown(path: &Path) -> std::path::Display<'_> {
+    let cwd = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(cwd).unwrap_or(path).display()
+}
+
 fn announce(folder: &RunDir, resume: &Resume) {
     match (&folder.resume, resume) {
-        (Some(checkpoint), _) => println!("run {}: going on from {}", folder.name(), checkpoint.display()),
+        (Some(checkpoint), _) => println!("run {}: going on from {}", folder.name(), shown(checkpoint)),
         (None, Resume::Auto) => println!("run {}: no checkpoint yet, starting afresh", folder.name()),
-        (None, _) => println!("run {}: {}", folder.name(), folder.path.display()),
+        (None, _) => println!("run {}: in {}", folder.name(), shown(&folder.path)),
     }
 }
 
@@ -310,7 +315,6 @@ fn explain(outcome: &Outcome) {
 
 /// Adds what only the launcher knows to summary.json, prints the closing table.
 fn close(folder: &RunDir, plan: &Plan, outcome: &Outcome) {
-    explain(outcome);
     let path = folder.path.join("summary.json");
     let known = outcome.first_failure.is_none().then(|| std::fs::read(&path).ok()).flatten();
     let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
@@ -330,9 +334,11 @@ fn close(folder: &RunDir, plan: &Plan, outcome: &Outcome) {
         eprintln!("launch: {}: {error}", path.display());
     }
     println!("{}", closing_table(&summary, plan));
-    println!("{}", folder.path.display());
+    println!("run folder: {}", shown(&folder.path));
+    // Last, where eyes are.
+    explain(outcome);
     if outcome.exit_code == exit::STOPPED {
-        println!("stopped after a checkpoint: go on with --name {} --resume auto", folder.name());
+        println!("stopped after a checkpoint; to go on, add: --name {} --resume auto", folder.name());
     }
 }
 

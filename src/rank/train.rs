@@ -259,6 +259,7 @@ fn close(start: &Start, finished: &Finished, datasets: &Datasets, wall: Duration
         train_s: finished.train_s,
         samples_per_s: finished.samples_per_s,
         metrics: finished.metrics.clone(),
+        headline: finished.headline.clone(),
         best: finished.best.map(|best| Best {
             metric: config.train.monitor_metric.clone(),
             value: best.value,
@@ -272,10 +273,29 @@ fn close(start: &Start, finished: &Finished, datasets: &Datasets, wall: Duration
     write_summary(&job.run_dir.join("summary.json"), &summary).map_err(|e| RankError::Io(e.to_string()))?;
     if config.log.plots {
         let (records, plots) = (job.run_dir.join("metrics.jsonl"), job.run_dir.join("plots"));
-        let metric = &config.train.monitor_metric;
-        if let Err(error) = plots::plot_run(&records, &plots, &config.name, metric, "") {
+        let metric = &plotted(config.train.monitor_metric.as_str(), &finished.headline);
+        let name = job.run_dir.file_name().map_or_else(|| config.name.clone(), |n| n.to_string_lossy().into_owned());
+        if let Err(error) = plots::plot_run(&records, &plots, &name, metric, unit(metric)) {
             reporter.line(error.to_string());
         }
     }
     Ok(())
+}
+
+/// The metric with a figure of its own: the monitored one, or, since the loss has its figure anyway, the task's first.
+fn plotted(monitor: &str, headline: &[String]) -> String {
+    let of_task = || headline.iter().filter_map(|name| name.split_once('.')).find(|(_, name)| *name != "loss");
+    match monitor {
+        "val.loss" => of_task().map_or_else(|| monitor.to_owned(), |(_, name)| format!("val.{name}")),
+        other => other.to_owned(),
+    }
+}
+
+/// Unit of a metric, from the ending of its name.
+fn unit(metric: &str) -> &'static str {
+    match metric {
+        name if name.contains("_deg") => "degrees",
+        name if name.ends_with("_rad") => "radians",
+        _ => "",
+    }
 }

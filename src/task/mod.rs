@@ -67,6 +67,10 @@ pub trait Metrics: Send {
     fn sums(&self) -> Vec<f64>;
     /// Named values from (reduced) sums, without the `train.`/`val.` prefix: `loss`, `mae_deg`, ...
     fn values(&self, sums: &[f64]) -> Vec<(String, f64)>;
+    /// Names of the values, at most three or so, that a person wants to see beside the monitored one.
+    fn headline(&self) -> &[&str] {
+        &[]
+    }
     fn reset(&mut self);
 }
 

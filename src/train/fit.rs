@@ -40,6 +40,8 @@ pub struct Finished {
     pub train_s: f64,
     pub samples_per_s: f64,
     pub metrics: BTreeMap<String, f64>,
+    /// Names in `metrics` that a person wants to see first.
+    pub headline: Vec<String>,
     pub best: Option<BestState>,
 }
 
@@ -332,6 +334,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         if improved {
             self.state.best = Some(BestState { value: monitored, step: self.state.step });
         }
+        self.tell_epoch(epoch, improved);
         let log = &self.fit.config.log;
         let due = log.save_every > 0 && (epoch + 1).is_multiple_of(log.save_every) && !log.save_best_only;
         let keeps_best = improved && self.fit.config.train.restore_best_weights;
@@ -339,6 +342,29 @@ impl<'a, 'o> Loop<'a, 'o> {
             self.save(improved)?;
         }
         Ok(verdict.stop.then_some(Status::EarlyStopped))
+    }
+
+    /// One line for people: `epoch 3/10: val.loss 0.1234, val.mae_deg 6.789 (best so far)`.
+    fn tell_epoch(&mut self, epoch: u64, improved: bool) {
+        let epochs = self.steps_total().div_ceil(self.state.steps_per_epoch);
+        let best = if improved { " (best so far)" } else { "" };
+        let values = told(&self.last_values, &self.headline("val."));
+        self.observer.line(format!("epoch {}/{epochs}: {values}{best}", epoch + 1));
+    }
+
+    /// The monitored metric where it has this prefix (else the loss), then those that the task puts forward.
+    fn headline(&self, prefix: &str) -> Vec<String> {
+        let monitored = self.fit.config.train.monitor_metric.as_str();
+        let first = if monitored.starts_with(prefix) { monitored.to_owned() } else { format!("{prefix}loss") };
+        let mut names = vec![first];
+        for name in self.fit.metrics.headline() {
+            let name = format!("{prefix}{name}");
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.retain(|name| self.last_values.contains_key(name));
+        names
     }
 
     fn validate(&mut self) -> Result<BTreeMap<String, f64>, TrainError> {
@@ -422,6 +448,10 @@ impl<'a, 'o> Loop<'a, 'o> {
             let values = self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")?;
             self.last_values.extend(values);
         }
+        let mut headline = self.headline("test.");
+        if headline.is_empty() {
+            headline = self.headline("val.");
+        }
         Ok(Finished {
             status,
             steps: self.state.step,
@@ -429,6 +459,7 @@ impl<'a, 'o> Loop<'a, 'o> {
             train_s: self.state.train_s,
             samples_per_s: self.samples_here as f64 / self.train_s_here.max(1e-9),
             metrics: self.last_values,
+            headline,
             best: self.state.best,
         })
     }
@@ -451,6 +482,23 @@ impl<'a, 'o> Loop<'a, 'o> {
             self.fit.collective.broadcast(&tensor.detach(), 0)?;
         }
         Ok(())
+    }
+}
+
+/// `val.loss 0.01234, val.mae_deg 6.789`: four significant digits are what people compare.
+fn told(values: &BTreeMap<String, f64>, names: &[String]) -> String {
+    let one = |name: &String| values.get(name).map(|value| format!("{name} {}", four_digits(*value)));
+    names.iter().filter_map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn four_digits(value: f64) -> String {
+    let size = value.abs();
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    match size.log10().floor() as i32 {
+        exponent @ -4..=3 => format!("{value:.*}", (3 - exponent) as usize),
+        _ => format!("{value:.3e}"),
     }
 }
 

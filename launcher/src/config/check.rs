@@ -188,6 +188,7 @@ fn train(train: &TrainConfig, v: &mut Verdict) {
         ("train.betas[1]", train.betas[1]),
         ("train.ema_decay", train.ema_decay.unwrap_or(0.0)),
     ]);
+    v.warn(train.amp == Amp::Off, || "train.amp has no effect on CPU ranks: they train in f32".into());
     let metric = &train.monitor_metric;
     v.need(metric.starts_with("val.") || metric.starts_with("train."), || {
         format!("train.monitor_metric is {metric}; metrics are named val.… or train.…, such as val.loss")

@@ -198,6 +198,23 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_lists_every_key_with_its_default() {
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+        let defaults = serde_json::to_value(Config::default()).unwrap();
+        for (key, kind) in KEYS {
+            let shown = match defaults.pointer(&format!("/{}", key.replace('.', "/"))).unwrap() {
+                _ if *key == "name" => " ".to_owned(),
+                _ if matches!(kind, Stages) => " 2 stages ".to_owned(),
+                serde_json::Value::Null => " ".to_owned(),
+                serde_json::Value::String(text) => format!(" {text} "),
+                other => format!(" {other} "),
+            };
+            let row = format!("| `{key}` |{shown}|");
+            assert!(readme.contains(&row), "README.md lacks {row}");
+        }
+    }
+
+    #[test]
     fn aliases_lead_to_keys_and_hide_none() {
         for (name, alias) in ALIASES {
             assert!(kind(name).is_none(), "{name} is a key itself");

@@ -1,7 +1,8 @@
 //! Lines on stdout and stderr, and the progress bar below them.
 
-use super::text::{bytes, clean, duration};
+use super::text::{clean, duration};
 use crate::contract::Progress;
+use crate::plan::bytes_text;
 use crate::supervise::Stream;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -147,7 +148,7 @@ fn new_bar(colour: bool) -> ProgressBar {
     }
 }
 
-/// `epoch 2/10, step 340/1200, loss 0.1234, 701 samples/s, ETA 12:05, 1.52 GB`
+/// `epoch 2/10, step 340/1200, loss 0.1234, 701 samples/s, ETA 12:05, 1.42 GiB`
 fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> String {
     let mut parts = vec![
         format!("epoch {}/{}", progress.epoch, progress.epochs),
@@ -156,7 +157,9 @@ fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> Stri
         format!("{:.0} samples/s", progress.samples_per_s),
     ];
     parts.extend(left_s.map(|seconds| format!("ETA {}", duration(seconds))));
-    parts.push(bytes(memory_bytes));
+    if memory_bytes > 0 {
+        parts.push(bytes_text(memory_bytes));
+    }
     parts.extend(progress.cache_hit_rate.map(|rate| format!("cache {:.0} %", 100.0 * rate)));
     if !matches!(progress.phase.as_str(), "" | "train") {
         parts.insert(0, progress.phase.clone());
@@ -184,10 +187,10 @@ mod tests {
     #[test]
     fn a_line_tells_where_the_run_stands() {
         let text = describe(&at(340), Some(725.0), 1_520_000_000);
-        assert_eq!(text, "epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, ETA 12:05, 1.52 GB");
+        assert_eq!(text, "epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, ETA 12:05, 1.42 GiB");
         let phase = Progress { phase: "val".into(), cache_hit_rate: Some(0.8245), ..at(340) };
         let text = describe(&phase, None, 0);
-        assert_eq!(text, "val, epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, 0 kB, cache 82 %");
+        assert_eq!(text, "val, epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, cache 82 %");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The closing table of a run: what it took, what it reached, memory against the plan.
 
-use super::text::{bytes, duration};
+use super::text::duration;
 use crate::contract::Summary;
-use crate::plan::Plan;
+use crate::plan::{Plan, bytes_text as bytes};
 
 /// Widest table, columns.
 const WIDTH: usize = 80;
@@ -13,11 +13,18 @@ pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
     let mut rows = vec![
         ("status", format!("{}{}", summary.status, restarts(summary.restarts))),
         ("time", format!("{}, of which training {}", duration(summary.wall_s), duration(summary.train_s))),
-        ("steps", format!("{} in {} epochs", summary.steps, summary.epochs)),
-        ("speed", format!("{:.1} samples/s", summary.samples_per_s)),
+        ("steps", format!("{}, {} whole {}", summary.steps, summary.epochs, plural(summary.epochs, "epoch"))),
     ];
+    if summary.samples_per_s > 0.0 {
+        rows.push(("speed", format!("{:.0} samples/s", summary.samples_per_s)));
+    }
     if let Some(best) = &summary.best {
-        rows.push(("best", format!("{} = {:.6} at step {}", best.metric, best.value, best.step)));
+        rows.push(("best", format!("{} {} at step {}", best.metric, number(best.value), best.step)));
+    }
+    let reached = |name: &String| summary.metrics.get(name).map(|value| format!("{name}\u{a0}{}", number(*value)));
+    let reached: Vec<String> = summary.headline.iter().filter_map(reached).collect();
+    if !reached.is_empty() {
+        rows.push(("reached", reached.join(", ")));
     }
     rows.push(("memory, ranks", per_rank(summary, plan)));
     rows.push(("memory, node", against(summary.peak_node_bytes, plan.budget.total_bytes)));
@@ -29,6 +36,19 @@ pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
     let line = "─".repeat(inner + 2);
     let body: String = rows.iter().map(|row| format!("│ {row:<inner$} │\n")).collect();
     format!("┌{line}┐\n{body}└{line}┘")
+}
+
+fn plural(count: u64, word: &str) -> String {
+    if count == 1 { word.into() } else { format!("{word}s") }
+}
+
+/// Four digits, as people compare them.
+fn number(value: f64) -> String {
+    match value.abs() {
+        size if (1e-3..1e4).contains(&size) => format!("{value:.*}", (3.0 - size.log10().floor()) as usize),
+        _ if value == 0.0 => "0".into(),
+        _ => format!("{value:.3e}"),
+    }
 }
 
 fn restarts(count: u32) -> String {
@@ -53,7 +73,7 @@ fn against(peak: u64, budget: u64) -> String {
     if budget == 0 {
         return format!("peak {}", bytes(peak));
     }
-    format!("peak {} of {} planned ({:.1} %)", bytes(peak), bytes(budget), 100.0 * peak as f64 / budget as f64)
+    format!("peak {} of the {} budget ({:.1} %)", bytes(peak), bytes(budget), 100.0 * peak as f64 / budget as f64)
 }
 
 /// Rows of a label and a value, broken at spaces so that the box stays within [`WIDTH`].
@@ -83,9 +103,9 @@ mod tests {
     use crate::plan::{BudgetLine, BudgetPlan};
 
     fn plan() -> Plan {
-        let line = BudgetLine { per_rank_bytes: Some(800_000_000), ..BudgetLine::default() };
+        let line = BudgetLine { per_rank_bytes: Some(800 << 20), ..BudgetLine::default() };
         let budget =
-            BudgetPlan { total_bytes: 8_000_000_000, lines: vec![line], page_cache_bytes: 0, ..BudgetPlan::default() };
+            BudgetPlan { total_bytes: 8 << 30, lines: vec![line], page_cache_bytes: 0, ..BudgetPlan::default() };
         Plan { budget, ..Plan::default() }
     }
 
@@ -97,9 +117,11 @@ mod tests {
             wall_s: 90.4,
             train_s: 81.0,
             samples_per_s: 701.26,
+            metrics: [("test.loss", 0.012_341), ("test.mae_deg", 4.4)].map(|(n, v)| (n.to_owned(), v)).into(),
+            headline: vec!["test.loss".into(), "test.mae_deg".into()],
             best: Some(Best { metric: "val.mae_deg".into(), value: 4.25, step: 1100 }),
-            peak_pss_bytes_per_rank: vec![512_000_000; ranks],
-            peak_node_bytes: 1_600_000_000,
+            peak_pss_bytes_per_rank: vec![512 << 20; ranks],
+            peak_node_bytes: 1_717_986_918,
             ..Summary::default()
         }
     }
@@ -109,10 +131,12 @@ mod tests {
         let table = closing_table(&summary(3), &plan());
         for part in [
             "1:30, of which training 1:21",
-            "701.3 samples/s",
-            "val.mae_deg = 4.250000 at step 1100",
-            "peak 512 MB · 512 MB · 512 MB (planned 800 MB each)",
-            "peak 1.60 GB of 8.00 GB planned (20.0 %)",
+            "701 samples/s",
+            "1200, 10 whole epochs",
+            "val.mae_deg 4.250 at step 1100",
+            "test.loss 0.01234, test.mae_deg 4.400",
+            "peak 512.0 MiB · 512.0 MiB · 512.0 MiB (planned 800.0 MiB each)",
+            "peak 1.60 GiB of the 8.00 GiB budget (20.0 %)",
         ] {
             assert!(table.contains(part), "{part} is missing in\n{table}");
         }
@@ -124,7 +148,7 @@ mod tests {
             let table = closing_table(&summary(ranks), &plan());
             let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
             assert!(widths.iter().all(|width| *width == widths[0] && *width <= WIDTH), "{ranks} ranks\n{table}");
-            assert_eq!(table.matches("512 MB").count(), ranks);
+            assert_eq!(table.matches("512.0 MiB").count(), ranks);
         }
     }
 }

@@ -66,6 +66,9 @@ pub struct Summary {
     pub train_s: f64,
     pub samples_per_s: f64,
     pub metrics: BTreeMap<String, f64>,
+    /// Names in `metrics` that a person wants to see first.
+    #[serde(default)]
+    pub headline: Vec<String>,
     /// Best value of the monitored metric and the step it was reached at.
     pub best: Option<Best>,
     pub peak_pss_bytes_per_rank: Vec<u64>,

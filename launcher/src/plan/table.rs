@@ -53,6 +53,17 @@ impl Plan {
         text
     }
 
+    /// The notes below each other, `note: ` before each, wrapped with a hanging indent; ends with a line break.
+    pub fn notes_at(&self, width: usize) -> String {
+        let mut text = String::new();
+        for note in &self.notes {
+            for (i, line) in wrap(note, width.saturating_sub(6)).iter().enumerate() {
+                let _ = writeln!(text, "{}{line}", if i == 0 { "note: " } else { "      " });
+            }
+        }
+        text
+    }
+
     /// Topology, batch, loader and budget, one fact per line.
     fn headline(&self, width: usize) -> String {
         let (topology, batch, loader) = (&self.topology, &self.batch, &self.loader);

@@ -68,6 +68,9 @@ pub(super) fn figure(path: &Path, panels: &[Panel]) -> Result<(), PlotError> {
         let _ = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
     });
     let fail = |problem: String| PlotError::Draw { path: path.to_owned(), problem };
+    // One axis of steps for all, so that panels can be compared.
+    let points = panels.iter().flat_map(|panel| &panel.curves).flat_map(|curve| &curve.history.points);
+    let xs = Axis::steps(points.map(|p| p.0), 8);
     let sibling = path.with_extension(format!("tmp-{}.png", std::process::id()));
     {
         let root = BitMapBackend::new(&sibling, (WIDTH, PANEL_HEIGHT * panels.len() as u32)).into_drawing_area();
@@ -75,7 +78,7 @@ pub(super) fn figure(path: &Path, panels: &[Panel]) -> Result<(), PlotError> {
         let drawn = root
             .fill(&WHITE)
             .map_err(text)
-            .and_then(|()| panels.iter().zip(&areas).try_for_each(|(panel, area)| draw_panel(area, panel)));
+            .and_then(|()| panels.iter().zip(&areas).try_for_each(|(panel, area)| draw_panel(area, panel, &xs)));
         drawn.and_then(|()| root.present().map_err(text)).map_err(fail)?;
     }
     std::fs::rename(&sibling, path).map_err(|e| fail(e.to_string()))
@@ -107,18 +110,17 @@ impl Frame {
     }
 }
 
-fn draw_panel(area: &Area, panel: &Panel) -> Drawn {
+fn draw_panel(area: &Area, panel: &Panel, xs: &Axis) -> Drawn {
     let (width, height) = area.dim_in_pixel();
     let frame = Frame { x0: LEFT, x1: width as i32 - RIGHT, y0: TOP, y1: height as i32 - BOTTOM };
     let points = || panel.curves.iter().flat_map(|c| c.history.points.iter());
-    let xs = Axis::steps(points().map(|p| p.0), 8);
     let ys = Axis::new(points().map(|p| p.1), 7, panel.may_log);
     area.draw(&Text::new(panel.title.clone(), (LEFT, 22), style(24, INK, HPos::Left, VPos::Top))).map_err(text)?;
-    draw_axes(area, &frame, &xs, &ys)?;
+    draw_axes(area, &frame, xs, &ys)?;
     draw_names(area, &frame, panel)?;
     draw_legend(area, panel)?;
     for curve in &panel.curves {
-        draw_curve(area, &frame, &xs, &ys, curve)?;
+        draw_curve(area, &frame, xs, &ys, curve)?;
     }
     if points().next().is_none() {
         let middle = ((frame.x0 + frame.x1) / 2, (frame.y0 + frame.y1) / 2);

@@ -58,15 +58,16 @@ impl History {
     }
 }
 
-/// Draws `loss.png` (training and validation loss) and `metrics.png` (learning rate and the monitored validation
-/// metric) below `dir`. `monitor`: the metric's full name, e.g. `val.mae_deg`; `unit`: e.g. `degrees`, may be empty.
+/// Draws `loss.png` (training and validation loss) and `metrics.png` (one validation metric with its
+/// training counterpart, and the learning rate) below `dir`. `monitor`: the metric's full name, e.g. `val.mae_deg`; `unit`: e.g. `degrees`, may be empty.
 /// Values that are not finite are left out and counted in the figure.
 ///
 /// # Errors
 /// The metrics cannot be read, or a file cannot be written.
 pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str) -> Result<(), PlotError> {
+    let in_training = &monitor.replacen("val.", "train.", 1);
     let mut names: BTreeMap<&str, History> =
-        ["loss", "val.loss", "lr", monitor].into_iter().map(|name| (name, History::default())).collect();
+        ["loss", "val.loss", "lr", monitor, in_training].into_iter().map(|name| (name, History::default())).collect();
     for_each_metrics(metrics, |record| {
         let step = record.get("step").copied().unwrap_or(f64::NAN);
         for (name, history) in &mut names {
@@ -78,6 +79,10 @@ pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str
     let mut take = |name: &str| names.remove(name).unwrap_or_default();
     let validation = take("val.loss");
     let monitored = if monitor == "val.loss" { validation.clone() } else { take(monitor) };
+    let mut curves = vec![Curve::dots(monitor, monitored, 1)];
+    if in_training != monitor {
+        curves.insert(0, Curve::line(in_training, take(in_training), 0));
+    }
     let loss = [Panel {
         title: format!("{run}: loss"),
         x: "step",
@@ -87,13 +92,7 @@ pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str
     }];
     let value = if unit.is_empty() { monitor.to_owned() } else { format!("{monitor} [{unit}]") };
     let metrics = [
-        Panel {
-            title: format!("{run}: {monitor}"),
-            x: "step",
-            y: value,
-            may_log: true,
-            curves: vec![Curve::dots(monitor, monitored, 1)],
-        },
+        Panel { title: format!("{run}: {monitor}"), x: "step", y: value, may_log: true, curves },
         Panel {
             title: format!("{run}: learning rate"),
             x: "step",

@@ -127,6 +127,13 @@ impl Metrics for EmgMetrics {
         values
     }
 
+    fn headline(&self) -> &[&str] {
+        match self.mean_pose {
+            Some(_) => &["mae_deg", "vs_mean_pose"],
+            None => &["mae_deg"],
+        }
+    }
+
     fn reset(&mut self) {
         self.sums.fill(0.0);
     }
