@@ -11,11 +11,11 @@ pub const RANK_PROGRAM: &str = "HEADROOM_RANK";
 
 const EXAMPLES: &str = "\
 Examples:
-  launch --gpus 3 --config quick_demo                 a demonstration, no data needed
-  launch plan --gpus 3 --config default               would it fit?
+  launch --gpus 3 --config quick_demo           a first look, no data needed
+  launch plan --gpus 3 --config default         would it fit?
   launch --gpus 3 --config default --name night --set train.batch_size=32
   launch --gpus 3 --config default --name night --resume auto
-  launch --ranks 3 --exec python3 worker.py           any program, RANK and so on set";
+  launch --ranks 3 --exec python3 worker.py     any program, with RANK set";
 
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -30,7 +30,7 @@ const BATCH_EXAMPLES: &str = "\
 Example:
   launch batch --config quick_demo --step 0 --rank 0 --world 3 --out batch.safetensors";
 
-/// Trains on every GPU of this machine, within a memory budget planned before anything starts.
+/// Trains on every GPU of this machine, within a memory budget planned first.
 #[derive(Debug, Parser)]
 #[command(name = "launch", version, args_conflicts_with_subcommands = true)]
 #[command(after_help = EXAMPLES)]
@@ -93,7 +93,7 @@ pub struct RunArgs {
     /// Refuse to start on fewer devices than asked for
     #[arg(long)]
     pub strict: bool,
-    /// Restarts from the last checkpoint after failures
+    /// Restarts after failures
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_restarts: u32,
     /// Nodes of the job

@@ -344,12 +344,12 @@ impl<'a, 'o> Loop<'a, 'o> {
         Ok(verdict.stop.then_some(Status::EarlyStopped))
     }
 
-    /// One line for people: `epoch 3/10: val.loss 0.1234, val.mae_deg 6.789 (best so far)`.
+    /// One line for people: `epoch 3/10, val: loss 0.1234, mae_deg 6.789 (best)`.
     fn tell_epoch(&mut self, epoch: u64, improved: bool) {
         let epochs = self.steps_total().div_ceil(self.state.steps_per_epoch);
-        let best = if improved { " (best so far)" } else { "" };
-        let values = told(&self.last_values, &self.headline("val."));
-        self.observer.line(format!("epoch {}/{epochs}: {values}{best}", epoch + 1));
+        let best = if improved { " (best)" } else { "" };
+        let values = told(&self.last_values, &self.headline("val."), "val.");
+        self.observer.line(format!("epoch {}/{epochs}, val: {values}{best}", epoch + 1));
     }
 
     /// The monitored metric where it has this prefix (else the loss), then those that the task puts forward.
@@ -485,9 +485,10 @@ impl<'a, 'o> Loop<'a, 'o> {
     }
 }
 
-/// `val.loss 0.01234, val.mae_deg 6.789`: four significant digits are what people compare.
-fn told(values: &BTreeMap<String, f64>, names: &[String]) -> String {
-    let one = |name: &String| values.get(name).map(|value| format!("{name} {}", four_digits(*value)));
+/// `loss 0.01234, mae_deg 6.789`: four significant digits are what people compare.
+fn told(values: &BTreeMap<String, f64>, names: &[String], prefix: &str) -> String {
+    let short = |name: &String| name.strip_prefix(prefix).unwrap_or(name).to_owned();
+    let one = |name: &String| values.get(name).map(|value| format!("{} {}", short(name), four_digits(*value)));
     names.iter().filter_map(one).collect::<Vec<_>>().join(", ")
 }
 

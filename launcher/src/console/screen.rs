@@ -8,8 +8,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// Without a terminal, progress is a plain line at most this often.
+/// Without a terminal, progress is a plain line at most this often; less often in long runs.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
+const PLAIN_EVERY_LATER: Duration = Duration::from_secs(60);
 /// Steps from which on the time left is told: the first ones are slow.
 const ETA_STEPS: u64 = 3;
 
@@ -88,7 +89,9 @@ impl Screen {
     fn plain(&mut self, progress: &Progress, text: String, now: Instant) {
         let last = self.last_plain.as_ref();
         let news = last.is_none_or(|(_, epoch, phase)| *epoch != progress.epoch || *phase != progress.phase);
-        let due = last.is_none_or(|(at, ..)| now.duration_since(*at) >= PLAIN_EVERY);
+        let run = self.pace.as_ref().map_or(Duration::ZERO, |pace| now.duration_since(pace.since));
+        let every = (run / 20).clamp(PLAIN_EVERY, PLAIN_EVERY_LATER);
+        let due = last.is_none_or(|(at, ..)| now.duration_since(*at) >= every);
         let done = progress.steps > 0 && progress.step >= progress.steps;
         if news || due || done {
             self.last_plain = Some((now, progress.epoch, progress.phase.clone()));
@@ -156,7 +159,7 @@ fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> Stri
         format!("loss {:.4}", progress.loss),
         format!("{:.0} samples/s", progress.samples_per_s),
     ];
-    parts.extend(left_s.map(|seconds| format!("ETA {}", duration(seconds))));
+    parts.extend(left_s.filter(|seconds| *seconds > 0.0).map(|seconds| format!("ETA {}", duration(seconds))));
     if memory_bytes > 0 {
         parts.push(bytes_text(memory_bytes));
     }

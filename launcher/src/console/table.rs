@@ -21,10 +21,13 @@ pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
     if let Some(best) = &summary.best {
         rows.push(("best", format!("{} {} at step {}", best.metric, number(best.value), best.step)));
     }
-    let reached = |name: &String| summary.metrics.get(name).map(|value| format!("{name}\u{a0}{}", number(*value)));
-    let reached: Vec<String> = summary.headline.iter().filter_map(reached).collect();
+    // All of them are of one part of the data, which labels the row.
+    let part = summary.headline.first().and_then(|name| name.split_once('.')).map_or("", |(part, _)| part);
+    let short = |name: &str| name.strip_prefix(part).map_or(name, |rest| rest.trim_start_matches('.')).to_owned();
+    let one = |name: &String| summary.metrics.get(name).map(|v| format!("{}\u{a0}{}", short(name), number(*v)));
+    let reached: Vec<String> = summary.headline.iter().filter_map(one).collect();
     if !reached.is_empty() {
-        rows.push(("reached", reached.join(", ")));
+        rows.push((part, reached.join(", ")));
     }
     rows.push(("memory, ranks", per_rank(summary, plan)));
     rows.push(("memory, node", against(summary.peak_node_bytes, plan.budget.total_bytes)));
@@ -134,7 +137,7 @@ mod tests {
             "701 samples/s",
             "1200, 10 whole epochs",
             "val.mae_deg 4.250 at step 1100",
-            "test.loss 0.01234, test.mae_deg 4.400",
+            "test            loss 0.01234, mae_deg 4.400",
             "peak 512.0 MiB · 512.0 MiB · 512.0 MiB (planned 800.0 MiB each)",
             "peak 1.60 GiB of the 8.00 GiB budget (20.0 %)",
         ] {
