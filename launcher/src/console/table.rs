@@ -69,7 +69,7 @@ fn per_rank(summary: &Summary, plan: &Plan) -> String {
     let peaks: Vec<String> = summary.peak_pss_bytes_per_rank.iter().map(amount).collect();
     let peaks = if peaks.is_empty() { "not sampled".into() } else { format!("peak {}", peaks.join(" · ")) };
     let planned: u64 = plan.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
-    if planned == 0 { peaks } else { format!("{peaks} (planned {} each)", bytes(planned)) }
+    if planned == 0 { peaks } else { format!("{peaks} (planned {})", amount(&planned)) }
 }
 
 fn against(peak: u64, budget: u64) -> String {
@@ -138,7 +138,7 @@ mod tests {
             "1200, 10 whole epochs",
             "val.mae_deg 4.250 at step 1100",
             "test            loss 0.01234, mae_deg 4.400",
-            "peak 512.0 MiB · 512.0 MiB · 512.0 MiB (planned 800.0 MiB each)",
+            "peak 512.0 MiB · 512.0 MiB · 512.0 MiB (planned 800.0 MiB)",
             "peak 1.60 GiB of the 8.00 GiB budget (20.0 %)",
         ] {
             assert!(table.contains(part), "{part} is missing in\n{table}");
