@@ -21,7 +21,12 @@ pub struct Meeting {
     pub threads_per_rank: usize,
 }
 
-/// One [`RankSpec`] per local rank with the names torchrun sets.
+/// Turns that an idle OpenMP thread of a rank waits awake before it sleeps: tens of microseconds, about the time between
+/// two operators. libgomp's own 300,000 are milliseconds, which a thread takes from the very one it waits for when ranks,
+/// loader threads and others share the cores: steps then last 10 to 30 times as long.
+const SPIN_TURNS: &str = "2000";
+
+/// One [`RankSpec`] per local rank with the names torchrun sets, and how long its threads wait awake.
 ///
 /// # Errors
 /// `AddrInUse` when `master_port` is taken on the node that must open it; `InvalidInput` when several nodes are to
@@ -54,6 +59,9 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
         ];
         if std::env::var_os("OMP_NUM_THREADS").is_none() {
             pairs.push(("OMP_NUM_THREADS".into(), meeting.threads_per_rank.max(1).to_string()));
+        }
+        if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
+            pairs.push(("GOMP_SPINCOUNT".into(), SPIN_TURNS.into()));
         }
         RankSpec { rank: u32::try_from(rank).unwrap_or(u32::MAX), env: pairs }
     };
