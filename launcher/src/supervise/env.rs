@@ -21,10 +21,10 @@ pub struct Meeting {
     pub threads_per_rank: usize,
 }
 
-/// Turns that an idle OpenMP thread of a rank waits awake before it sleeps: tens of microseconds, about the time between
-/// two operators. libgomp's own 300,000 are milliseconds, which a thread takes from the very one it waits for when ranks,
-/// loader threads and others share the cores: steps then last 10 to 30 times as long.
-const SPIN_TURNS: &str = "2000";
+/// Turns that an idle OpenMP thread of a rank waits awake before it sleeps: microseconds. libgomp's own 300,000 are
+/// milliseconds, which a thread takes from the very one it waits for when ranks, loader threads and others share the
+/// cores: steps then last tens of times as long.
+const SPIN_TURNS: &str = "200";
 
 /// One [`RankSpec`] per local rank with the names torchrun sets, and how long its threads wait awake.
 ///
@@ -107,6 +107,9 @@ mod tests {
             ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"];
         let values: Vec<String> = names.iter().map(|name| value(&specs[2], name)).collect();
         assert_eq!(values, ["5", "2", "6", "3", "1", "node0", "29500"]);
+        // The caller's own choice of how threads wait is left alone.
+        let chosen = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some());
+        assert_eq!(specs[2].env.iter().any(|(name, _)| name == "GOMP_SPINCOUNT"), !chosen);
     }
 
     #[test]

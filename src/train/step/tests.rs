@@ -13,7 +13,7 @@ use tch::{Tensor, nn};
 
 const WINDOW: usize = 100;
 
-/// Window `i`: sinusoids whose frequency depends on `i`, and angles that follow them.
+/// Window `i`: sinusoids whose frequency depends on `i`, as EMG and, around a mean pose of 0.4, as angles.
 struct Waves {
     len: usize,
     fields: [FieldSpec; 2],
@@ -38,6 +38,7 @@ impl Dataset for Waves {
             for (k, bytes) in out[field].chunks_exact_mut(4).enumerate() {
                 let (time, channel) = ((k / channels) as f32, (k % channels) as f32);
                 let value = (time * (0.02 + 0.01 * (index % 7) as f32) + channel + index as f32).sin();
+                let value = if field == 1 { 0.4 + 0.3 * value } else { value };
                 bytes.copy_from_slice(&value.to_ne_bytes());
             }
         }
@@ -134,7 +135,7 @@ fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
             step_in_epoch: step,
             stop: false,
         };
-        losses.push(runner.run(&mut batches, &mut ddp, &mut optimizer, &mut metrics, 0.05).unwrap().loss);
+        losses.push(runner.run(&mut batches, &mut ddp, &mut optimizer, &mut metrics, 0.1).unwrap().loss);
     }
     assert!(ddp.variables().iter().all(|v| v.kind() == Kind::Float && v.grad().kind() == Kind::Float));
     Trained { losses, metrics: metrics.sums(), params: Tensor::cat(&flat(&ddp), 0) }
@@ -183,7 +184,7 @@ fn loader_settings_do_not_change_losses() {
 fn bf16_learns_as_f32_does() {
     let (full, narrow) = (train(PLAIN, 64, 12), train(Way { narrow: Some(Kind::BFloat16), ..PLAIN }, 64, 12));
     assert_ne!(full.losses, narrow.losses);
-    assert!(narrow.losses[11] < 0.95 * narrow.losses[0], "{:?}", narrow.losses);
+    assert!(narrow.losses[11] < 0.9 * narrow.losses[0], "{:?}", narrow.losses);
     for (a, b) in narrow.losses.iter().zip(&full.losses) {
         assert!((a - b).abs() < 0.02 * b, "{:?} against {:?}", narrow.losses, full.losses);
     }
