@@ -1,19 +1,21 @@
 //! Evaluation: every rank runs its share of a split, sums are added over ranks.
 
-use super::{TrainError, to_tensors};
+use super::{TrainError, amp, to_tensors};
 use crate::comm::Collective;
 use crate::data::Dataset;
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
 use crate::task::{Metrics, Model};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// How a split is read for evaluation.
 pub struct EvalSpec {
     pub batch: usize,
     pub threads: usize,
     pub device: Device,
+    /// Element type of autocast; absent: none.
+    pub narrow: Option<Kind>,
 }
 
 /// Runs `model` over all of `dataset`, in order, nothing left out; `prefix` names the split (`val.`).
@@ -66,7 +68,7 @@ fn run_share(
     let mut loader = Loader::new(Arc::clone(dataset), loader)?;
     for host in loader.run(planner.requests(0, 0))? {
         let batch = to_tensors(&host?, spec.device);
-        let output = no_grad(|| model.forward(&batch, false));
+        let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
         metrics.update(&batch, &output);
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! The loop: epochs of steps, evaluation, schedule, early stopping, checkpoints.
 
+use super::amp;
 use super::checkpoint::{self, Checkpointer, Content, Facts};
 use super::ddp::{Ddp, DdpOptions};
 use super::ema::Ema;
@@ -20,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// How training ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,8 @@ struct Loop<'a, 'o> {
     fit: Fit<'a>,
     observer: &'o mut dyn Observer,
     planner: BatchPlanner,
+    /// Element type of autocast; absent: none.
+    narrow: Option<Kind>,
     ddp: Ddp,
     optimizer: Optimizer,
     schedule: Schedule,
@@ -118,6 +121,10 @@ impl<'a, 'o> Loop<'a, 'o> {
             drop_last: true,
         }
         .checked()?;
+        let (narrow, note) = amp::narrow_kind(train.amp, fit.device);
+        if let Some(note) = note.filter(|_| planner.rank == 0) {
+            observer.line(note.to_owned());
+        }
         let steps_per_epoch = planner.steps_per_epoch();
         let options = DdpOptions { bucket_mb: config.ddp.bucket_mb, ..DdpOptions::default() };
         let params = fit.params.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
@@ -153,6 +160,7 @@ impl<'a, 'o> Loop<'a, 'o> {
             fit,
             observer,
             planner,
+            narrow,
             ddp,
             optimizer,
             schedule,
@@ -233,6 +241,7 @@ impl<'a, 'o> Loop<'a, 'o> {
             planner: &self.planner,
             model: self.fit.model,
             device: self.fit.device,
+            narrow: self.narrow,
             collective: self.fit.collective.as_ref(),
             step,
             step_in_epoch: self.state.step_in_epoch(),
@@ -383,6 +392,7 @@ impl<'a, 'o> Loop<'a, 'o> {
             batch: self.fit.plan.batch.val_batch,
             threads: self.fit.plan.loader.threads,
             device: self.fit.device,
+            narrow: self.narrow,
         };
         if let Some(ema) = &mut self.ema {
             ema.swap(&self.fit.params);

@@ -3,6 +3,7 @@
 //! Architecture invariant: this room decides what is trained and when; it reads neither environment nor clock for its
 //! results, and paths only pass through it. Progress leaves by [`Observer`].
 
+mod amp;
 pub mod checkpoint;
 pub mod ddp;
 pub mod ema;

@@ -1,5 +1,6 @@
 //! One optimizer step: micro-batches forward and backward, the reduction, clipping, the update.
 
+use super::amp;
 use super::ddp::Ddp;
 use super::optimizer::{Optimizer, clip_grad_norm};
 use super::{TrainError, to_tensors};
@@ -7,7 +8,7 @@ use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, BatchStream};
 use crate::task::{Metrics, Model};
 use launcher::config::Config;
-use tch::Device;
+use tch::{Device, Kind};
 
 /// Places of this room's sums among the votes of [`Ddp::votes_mut`].
 const STOP: usize = 0;
@@ -20,6 +21,8 @@ pub struct StepRunner<'a> {
     pub planner: &'a BatchPlanner,
     pub model: &'a dyn Model,
     pub device: Device,
+    /// Element type of autocast; absent: none.
+    pub narrow: Option<Kind>,
     pub collective: &'a dyn Collective,
     /// Optimizer steps done before this one.
     pub step: u64,
@@ -66,7 +69,7 @@ impl StepRunner<'_> {
             let batch = to_tensors(&host, self.device);
             drop(host);
             tch::manual_seed(self.seed(micro));
-            let output = self.model.forward(&batch, true);
+            let output = amp::forward(self.model, &batch, true, self.narrow)?;
             let share = batch.len() as f64 / self.planner.global_batch as f64;
             let value = output.loss.double_value(&[]);
             loss_sum += value * share;
@@ -128,3 +131,6 @@ impl StepRunner<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

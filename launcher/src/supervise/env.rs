@@ -21,7 +21,12 @@ pub struct Meeting {
     pub threads_per_rank: usize,
 }
 
-/// One [`RankSpec`] per local rank with the names torchrun sets.
+/// Turns that an idle OpenMP thread of a rank waits awake before it sleeps: microseconds. libgomp's own 300,000 are
+/// milliseconds, which a thread takes from the very one it waits for when ranks, loader threads and others share the
+/// cores: steps then last tens of times as long.
+const SPIN_TURNS: &str = "200";
+
+/// One [`RankSpec`] per local rank with the names torchrun sets, and how long its threads wait awake.
 ///
 /// # Errors
 /// `AddrInUse` when `master_port` is taken on the node that must open it; `InvalidInput` when several nodes are to
@@ -54,6 +59,9 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
         ];
         if std::env::var_os("OMP_NUM_THREADS").is_none() {
             pairs.push(("OMP_NUM_THREADS".into(), meeting.threads_per_rank.max(1).to_string()));
+        }
+        if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
+            pairs.push(("GOMP_SPINCOUNT".into(), SPIN_TURNS.into()));
         }
         RankSpec { rank: u32::try_from(rank).unwrap_or(u32::MAX), env: pairs }
     };
@@ -99,6 +107,9 @@ mod tests {
             ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"];
         let values: Vec<String> = names.iter().map(|name| value(&specs[2], name)).collect();
         assert_eq!(values, ["5", "2", "6", "3", "1", "node0", "29500"]);
+        // The caller's own choice of how threads wait is left alone.
+        let chosen = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some());
+        assert_eq!(specs[2].env.iter().any(|(name, _)| name == "GOMP_SPINCOUNT"), !chosen);
     }
 
     #[test]

@@ -80,7 +80,9 @@ impl Decoder {
     pub fn forward(&self, features: &Tensor) -> Tensor {
         let [steps, batch] = [features.size()[0], features.size()[1]];
         let mut cell = self.unroll(features);
-        let mut pose = Tensor::zeros([batch, self.head.weight.size()[0]], (features.kind(), features.device()));
+        // In the parameters' type: under autocast velocities add up in f32.
+        let kind = self.head.weight.kind();
+        let mut pose = Tensor::zeros([batch, self.head.weight.size()[0]], (kind, features.device()));
         let mut poses = Vec::with_capacity(steps as usize);
         for step in 0..steps {
             let hidden = cell.step(step, self.conditioned.then_some(&pose));

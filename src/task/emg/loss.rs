@@ -1,5 +1,6 @@
 //! Losses over whole windows: mean over all elements.
 
+use crate::torch::Autocast;
 use launcher::config::LossType;
 use tch::{Kind, Tensor, no_grad};
 
@@ -27,6 +28,8 @@ impl Loss {
     /// the gradient with respect to the poses is computed here and carried by a product of the poses with it: autograd
     /// never walks the 40 times larger prediction.
     pub fn of_poses(self, poses: &Tensor, upsample: &Tensor, target: &Tensor) -> (Tensor, Tensor) {
+        // Under autocast too, everything from here on is f32. A device without autocast has none to turn off.
+        let _full = Autocast::enter(poses.device(), false, Kind::BFloat16).ok();
         let poses = poses.to_kind(Kind::Float);
         let (value, prediction, gradient) = no_grad(|| self.closed_form(&poses, upsample, target));
         if !poses.requires_grad() {

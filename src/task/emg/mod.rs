@@ -2,6 +2,11 @@
 //!
 //! A sample is a window of `emg` `[T, 16]` (volts, or normalised) and `joint_angles` `[T, 20]` (radians) at 2 kHz.
 //! The model is a TDS encoder with a decoder that feeds its pose back: see [`model`], [`tds`], [`decoder`].
+//!
+//! Parameters have the names and shapes of a PyTorch `state_dict`: `nn.LSTM` (`decoder.lstm.weight_ih_l0`, gates in the
+//! order i, f, g, o), `nn.Linear`, `nn.LayerNorm`, `nn.Conv1d`, and `nn.Conv2d` with kernel `(1, k)` in the TDS blocks. A
+//! file written by `safetensors.torch.save_file(model.state_dict(), path)` is read by `train.init_from`, and the
+//! `model.safetensors` of a checkpoint by `load_state_dict`; `tests/benches/reference/emg_torch.py` is the model for it.
 
 pub mod data;
 pub mod decoder;

@@ -280,5 +280,5 @@ pub(super) fn dropout(x: &Tensor, p: f64, train: bool) -> Tensor {
     let _ = words.random_from_(i64::MIN, None::<i64>);
     let draws = words.view_dtype(Kind::Int16).i(..count).view(x.size().as_slice());
     let mask = draws.ge((dropped - 32768.0) as i64).to_kind(Kind::Float) * (65536.0 / (65536.0 - dropped));
-    x * mask
+    (x * mask).to_kind(x.kind())
 }

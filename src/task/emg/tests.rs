@@ -297,3 +297,33 @@ fn joint_groups_cover_every_joint_twice() {
     assert_eq!(joints::name(19).as_deref(), Some("pinky_DIP_FE"));
     assert_eq!(joints::name(20), None);
 }
+
+/// Losses are f32 whatever the targets' type led to in the originals; autocast narrows the products alone.
+#[test]
+fn losses_and_gradients_are_f32() {
+    let (vs, net) = net(&quick_demo(), LossType::MseMae, 500);
+    let batch = batch(Tensor::randn([2, 500, 16], CPU), Tensor::randn([2, 500, 20], CPU));
+    let full = net.forward(&batch, false);
+    let narrow = {
+        let _on = crate::torch::Autocast::enter(Device::Cpu, true, Kind::BFloat16).unwrap();
+        net.forward(&batch, false)
+    };
+    narrow.loss.backward();
+    for output in [&full, &narrow] {
+        assert_eq!((output.loss.kind(), output.prediction.kind()), (Kind::Float, Kind::Float));
+    }
+    assert!(vs.trainable_variables().iter().all(|v| v.grad().kind() == Kind::Float));
+    let far = difference(&full.prediction, &narrow.prediction);
+    assert!(far > 0.0 && far < 0.05, "{far}");
+}
+
+#[test]
+fn a_smaller_decoder_has_fewer_parameters() {
+    let count = |hidden| {
+        let config = EmgModel { decoder_hidden_size: hidden, ..EmgModel::default() };
+        net(&config, LossType::Mse, 500).0.trainable_variables().iter().map(Tensor::numel).sum::<usize>()
+    };
+    // Two layers of 4h rows: 84 + h and 2h inputs, two biases each; the head's 20 rows of h and their biases.
+    let decoder = |h: usize| 4 * h * (84 + h + 2 * h + 4) + 20 * (h + 1);
+    assert_eq!(count(128) - count(64), decoder(128) - decoder(64));
+}

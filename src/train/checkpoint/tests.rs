@@ -218,3 +218,44 @@ fn weights_of_half_width_become_f32() {
     let error = load_weights(&path.join("x")).unwrap_err().to_string();
     assert!(error.contains("is no safetensors file"), "{error}");
 }
+
+/// What a PyTorch user does: `safetensors.torch.save_file(model.state_dict(), path)`, then `train.init_from: path`. The
+/// fixture holds weights and outputs of the PyTorch model.
+#[test]
+fn weights_from_pytorch_give_pytorchs_outputs() {
+    use crate::task::emg::EmgNet;
+    use launcher::config::{EmgModel, TdsStage, TrainConfig};
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/emg_golden.safetensors");
+    let golden = Tensor::read_safetensors(fixture).unwrap();
+    let part = |prefix: &str| -> Vec<(String, Tensor)> {
+        let named =
+            golden.iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone())));
+        named.collect()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    Tensor::write_safetensors(&part("quick_demo/param/"), &path).unwrap();
+
+    let stage = TdsStage {
+        in_conv_kernel: 5,
+        in_conv_stride: 4,
+        num_blocks: 1,
+        channels: 4,
+        feature_width: 4,
+        kernel_width: 11,
+    };
+    let config =
+        EmgModel { tds_stages: vec![stage], decoder_hidden_size: 64, decoder_num_layers: 1, ..EmgModel::default() };
+    let vs = tch::nn::VarStore::new(Device::Cpu);
+    let net = EmgNet::new(&config, &TrainConfig::default(), 500, &vs.root());
+    let params: Vec<_> = vs.variables().into_iter().collect();
+    apply(&path, &load_weights(&path).unwrap(), &params).unwrap();
+    let data: std::collections::HashMap<_, _> = part("quick_demo/").into_iter().collect();
+    let far = (net.predict(&data["emg"], false) - &data["prediction"]).abs().max().double_value(&[]);
+    assert!(far < 1e-5, "{far}");
+
+    // A file of another model is refused by name.
+    Tensor::write_safetensors(&part("mlp/param/"), &path).unwrap();
+    let error = apply(&path, &load_weights(&path).unwrap(), &params).unwrap_err().to_string();
+    assert!(error.contains("decoder.lstm.weight_hh_l0"), "{error}");
+}
