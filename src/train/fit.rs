@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tch::{Device, Tensor};
 
 /// How training ended.
@@ -285,7 +285,9 @@ impl<'a, 'o> Loop<'a, 'o> {
             metrics.insert(format!("train.{name}"), value);
         }
         self.last_values.extend(metrics.clone());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(Some(MetricsRecord {
+            t: now.as_secs_f64(),
             step: self.state.step,
             epoch: epoch + 1,
             loss: outcome.loss,
