@@ -254,7 +254,7 @@ fn train_spec(
         (env::RUN_ID.to_string(), folder.name()),
         (env::RESTARTS.to_string(), restarts.to_string()),
     ];
-    env.extend(quiet_torch());
+    env.extend(torch_env(|name| std::env::var_os(name).is_some()));
     Ok(Spec {
         program: program.to_path_buf(),
         args: Vec::new(),
@@ -266,10 +266,15 @@ fn train_spec(
     })
 }
 
-/// libtorch's own chatter is for its developers.
-fn quiet_torch() -> Option<(String, String)> {
-    let name = "TORCH_CPP_LOG_LEVEL";
-    std::env::var_os(name).is_none().then(|| (name.to_string(), "ERROR".to_string()))
+/// What libtorch wants of its surroundings, where the user has not said otherwise.
+///
+/// libtorch's own chatter is for its developers. A step's tensors are given back and asked for again in every step: the
+/// C library would hand the large ones to the kernel each time and get zeroed pages for them. With these thresholds
+/// they stay in the heap, whose peak is the same (TUNABLES).
+fn torch_env(is_set: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    let tunables = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296";
+    let wanted = [("TORCH_CPP_LOG_LEVEL", "ERROR"), ("GLIBC_TUNABLES", tunables)];
+    wanted.into_iter().filter(|(name, _)| !is_set(name)).map(|(name, value)| (name.into(), value.into())).collect()
 }
 
 fn meeting(run: &RunArgs, local_world_size: usize, threads_per_rank: usize) -> Meeting {

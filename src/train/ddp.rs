@@ -49,7 +49,7 @@ pub struct DdpOptions {
 
 impl Default for DdpOptions {
     fn default() -> Self {
-        DdpOptions { bucket_mb: 25.0, overlap: true }
+        DdpOptions { bucket_mb: 25.0, overlap: false }
     }
 }
 

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tch::{Device, Kind, Tensor};
 
 /// How training ended.
@@ -296,7 +296,9 @@ impl<'a, 'o> Loop<'a, 'o> {
             metrics.insert(format!("train.{name}"), value);
         }
         self.last_values.extend(metrics.clone());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(Some(MetricsRecord {
+            t: now.as_secs_f64(),
             step: self.state.step,
             epoch: epoch + 1,
             loss: outcome.loss,

@@ -39,11 +39,7 @@ fn parent(ranks: usize, mib: usize) -> Result<()> {
             .spawn()
     };
     let mut children = (0..ranks).map(spawn).collect::<std::io::Result<Vec<Child>>>()?;
-    let mut answers: Vec<_> = children
-        .iter_mut()
-        .filter_map(|c| c.stdout.take())
-        .map(BufReader::new)
-        .collect();
+    let mut answers: Vec<_> = children.iter_mut().filter_map(|c| c.stdout.take()).map(BufReader::new).collect();
     let mut ask = |line: &str| -> Result<f64> {
         for child in &mut children {
             writeln!(child.stdin.as_mut().ok_or("no pipe")?, "{line}")?;
@@ -52,11 +48,7 @@ fn parent(ranks: usize, mib: usize) -> Result<()> {
         for answer in &mut answers {
             let mut text = String::new();
             answer.read_line(&mut text)?;
-            slowest = slowest.max(
-                text.trim()
-                    .parse()
-                    .map_err(|e| format!("a rank answered {text:?}: {e}"))?,
-            );
+            slowest = slowest.max(text.trim().parse().map_err(|e| format!("a rank answered {text:?}: {e}"))?);
         }
         Ok(slowest)
     };

@@ -1,9 +1,6 @@
-#!/usr/bin/env python3
-"""Supervision, measured: `launch --ranks 3 --exec` beside torchrun.
+"""Supervision: starts, failures and orphans of `launch --ranks 3 --exec`, against torchrun.
 
-    tests/benches/supervise.py [--launch target/release/launch] [--torchrun .bench-venv/bin/torchrun] [--tries 20]
-
-torchrun is left out when it is not there. Prints one line per figure; the exit code is 0 whatever the figures are.
+Prints one line per figure; the exit code is 0 whatever the figures are.
 """
 
 import argparse
@@ -16,6 +13,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import RELEASE, TORCHRUN
 
 RANKS = 3
 # Every rank writes what it has to say to a file of its own: output pipes are part of what is measured elsewhere.
@@ -78,8 +77,8 @@ def launchers(args):
     launch = [args.launch, "--ranks", str(RANKS), "--exec"]
     python = [sys.executable, "-S", "-E"]
     yield Launcher("launch", lambda path, trivial: launch + ([] if trivial else python) + [str(path)])
-    if Path(args.torchrun).exists():
-        torchrun = [args.torchrun, "--nnodes=1", f"--nproc-per-node={RANKS}", "--master-port=0"]
+    if not args.alone:
+        torchrun = [*TORCHRUN, "--nnodes=1", f"--nproc-per-node={RANKS}", "--master-port=0"]
         yield Launcher("torchrun", lambda path, trivial: torchrun + (["--no-python"] if trivial else []) + [str(path)])
 
 
@@ -167,8 +166,8 @@ def spread(values, unit):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--launch", default="target/release/launch")
-    parser.add_argument("--torchrun", default=".bench-venv/bin/torchrun")
+    parser.add_argument("--launch", default=str(RELEASE / "launch"))
+    parser.add_argument("--alone", action="store_true", help="without torchrun, which takes minutes")
     parser.add_argument("--tries", type=int, default=20)
     args = parser.parse_args()
     shm, groups = set(os.listdir("/dev/shm")), cgroups()

@@ -21,6 +21,9 @@ pub struct Job {
 /// One line of `metrics.jsonl`; the task's metrics follow under `train.` and `val.` names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MetricsRecord {
+    /// End of the step, seconds since the Unix epoch.
+    #[serde(default)]
+    pub t: f64,
     pub step: u64,
     pub epoch: u64,
     pub loss: f64,

@@ -152,16 +152,21 @@ impl<'a> Job<'a> {
     /// Until every rank has ended.
     fn watch(&mut self) -> io::Result<()> {
         while self.children.iter().any(|child| !child.ended) {
-            let mut output = false;
+            let (mut output, mut ended) = (false, Vec::new());
             for (kind, index) in wait(&self.urgent, self.timeout())? {
                 match kind {
                     SIGNALS => self.take_signals(),
                     OUTPUTS => output = true,
-                    EXIT => self.take_exit(index)?,
+                    EXIT => {
+                        self.take_exit(index)?;
+                        ended.push(index);
+                    }
                     _ => self.take_control(index),
                 }
             }
+            // Before anything is written: the other ranks wait for one that will never come.
             self.spread_failure();
+            ended.iter().for_each(|index| self.children[*index].drain(self.watcher));
             self.keep_deadline();
             self.hold_output()?;
             if output && !self.held {
@@ -252,7 +257,6 @@ impl<'a> Job<'a> {
         // What it said before it ended comes first.
         self.take_control(index);
         let child = &mut self.children[index];
-        child.drain(self.watcher);
         // While it is not reaped its number is still its own; whatever it left in its group ends now.
         child.signal_group(Signal::KILL);
         self.guard.forget(child.pid);

@@ -13,51 +13,52 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 sys.path.insert(0, str(Path(__file__).parent))
 from data_torch import EmgWindows
-from emg_torch import TdsLstm, default_config
+from emg_torch import CONFIGS, EmgModel, loss_fn
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
+    parser.add_argument("--files", type=int, help="train on the first so many files; absent: all")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--stride", type=int, default=50)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--every", type=int, default=5, help="steps between two records; the first ends the warm-up")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--started", type=float, default=time.time())
     args = parser.parse_args()
 
+    torch.set_num_threads(1)
     dist.init_process_group("gloo")
     torch.manual_seed(42)
-    data = EmgWindows(args.data, stride=args.stride)
+    paths = sorted(str(path) for path in Path(args.data).rglob("*.hdf5"))[: args.files]
+    data = EmgWindows(args.data, stride=args.stride, files=paths)
     sampler = DistributedSampler(data, shuffle=True, seed=42, drop_last=True)
     loader = DataLoader(data, batch_size=args.batch, sampler=sampler, num_workers=args.workers, drop_last=True,
                         persistent_workers=args.workers > 0, prefetch_factor=2 if args.workers else None)
-    model = DistributedDataParallel(TdsLstm(default_config()), gradient_as_bucket_view=True)
+    model = DistributedDataParallel(EmgModel(**CONFIGS["default"]), gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01, fused=True)
 
-    step, first_step_s, begin, epoch = 0, None, None, 0
+    step, samples, epoch, ends, losses = 0, 0, 0, {}, {}
     while step < args.steps:
         sampler.set_epoch(epoch)
         epoch += 1
         for x, y in loader:
-            if step == args.warmup:
-                begin = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
-            out = model(x)
-            loss = torch.nn.functional.mse_loss(out, y) + 0.5 * torch.nn.functional.l1_loss(out, y)
+            loss = loss_fn(model(x), y)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             step += 1
-            if first_step_s is None:
-                first_step_s = time.time() - args.started
+            samples += len(x) * dist.get_world_size()
+            if step == 1 or step % args.every == 0:
+                ends[step], losses[step] = time.time(), loss.detach()
             if step == args.steps:
                 break
-    seconds = time.perf_counter() - begin
+    mean = torch.stack(list(losses.values()))
+    dist.all_reduce(mean)
     if dist.get_rank() == 0:
-        samples = (args.steps - args.warmup) * args.batch * dist.get_world_size()
-        print(json.dumps({"samples_per_s": samples / seconds, "first_step_s": first_step_s, "loss": loss.item()}), flush=True)
+        losses = dict(zip(losses, (mean / dist.get_world_size()).tolist()))
+        print(json.dumps({"samples": samples, "windows": len(data), "ends": ends, "losses": losses}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
