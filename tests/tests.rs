@@ -2,3 +2,5 @@
 
 #[path = "it/architecture.rs"]
 mod architecture;
+#[path = "it/hostile.rs"]
+mod hostile;

@@ -21,7 +21,7 @@ pub enum RunDirError {
     OtherRun { name: String, path: PathBuf },
     #[error("--resume {path}: {problem}", path = path.display())]
     NoCheckpoint { path: PathBuf, problem: String },
-    #[error("cannot {what} {path}", path = path.display())]
+    #[error("cannot {what} {path} (log.runs_dir names another place)", path = path.display())]
     Io {
         what: &'static str,
         path: PathBuf,
@@ -37,7 +37,6 @@ impl RunDirError {
     pub fn exit_code(&self) -> u8 {
         match self {
             RunDirError::NoCheckpoint { .. } => exit::CHECKPOINT,
-            RunDirError::Io { .. } => exit::INTERNAL,
             _ => exit::USAGE,
         }
     }

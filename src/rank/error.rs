@@ -22,6 +22,8 @@ pub enum RankError {
     Report(#[from] ReportError),
     #[error("{0}")]
     Io(String),
+    #[error("internal error: {0}; please report this")]
+    Panic(String),
 }
 
 impl From<CheckpointError> for RankError {
@@ -31,6 +33,14 @@ impl From<CheckpointError> for RankError {
 }
 
 impl RankError {
+    /// What rank `own` ends with: all ranks learn of a loss that is not finite, the one that met it is to be named.
+    pub fn exit_code_of(&self, own: usize) -> u8 {
+        match self {
+            RankError::Train(TrainError::NonFinite { rank, .. }) if *rank != own => exit::PEER,
+            _ => self.exit_code(),
+        }
+    }
+
     /// The code of [`launcher::contract::exit`] that says what kind of error this is.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -42,9 +52,10 @@ impl RankError {
             },
             RankError::Train(TrainError::Checkpoint(_)) => exit::CHECKPOINT,
             RankError::Train(TrainError::NonFinite { .. }) => exit::NONFINITE,
-            RankError::Train(TrainError::Torch(_) | TrainError::Ddp(_)) | RankError::Report(_) | RankError::Io(_) => {
-                exit::INTERNAL
-            }
+            RankError::Train(TrainError::Torch(_) | TrainError::Ddp(_))
+            | RankError::Report(_)
+            | RankError::Io(_)
+            | RankError::Panic(_) => exit::INTERNAL,
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::task::SampleRequest;
 use clap::{Parser, Subcommand};
 use launcher::contract::{Job, VERSION, env};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// One rank of a Headroom job. Without a verb it trains what the launcher's environment names.
 #[derive(Parser)]
@@ -31,11 +32,15 @@ enum Verb {
 /// Runs the command line of the `rank` program; returns its exit code.
 pub fn main() -> u8 {
     let args = Args::parse();
-    let result = match args.verb {
-        None => return train::main(),
-        Some(Verb::SampleData(request)) => sample_data(&request),
-        Some(Verb::Batch(request)) => batch::write(&request),
+    std::panic::set_hook(Box::new(keep_panic));
+    let Some(verb) = args.verb else {
+        return train::main();
     };
+    let result = std::panic::catch_unwind(|| match &verb {
+        Verb::SampleData(request) => sample_data(request),
+        Verb::Batch(request) => batch::write(request),
+    });
+    let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {
         Ok(()) => launcher::contract::exit::OK,
         Err(error) => {
@@ -43,6 +48,26 @@ pub fn main() -> u8 {
             error.exit_code()
         }
     }
+}
+
+/// Text and place of this process's first panic; a bug, or a library that has no error values.
+static PANIC: OnceLock<String> = OnceLock::new();
+
+/// Keeps a panic's words for the one error that the rank ends with. The stack is printed where RUST_BACKTRACE asks.
+fn keep_panic(info: &std::panic::PanicHookInfo) {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref::<&str>().copied());
+    let place = info.location().map(|at| format!(" ({at})")).unwrap_or_default();
+    let text = format!("{}{place}", text.unwrap_or("panic").lines().next().unwrap_or_default());
+    let stack = std::backtrace::Backtrace::capture();
+    if stack.status() == std::backtrace::BacktraceStatus::Captured {
+        eprintln!("{text}\n{stack}");
+    }
+    let _ = PANIC.set(text);
+}
+
+fn panic_text() -> String {
+    PANIC.get().cloned().unwrap_or_else(|| "a panic".into())
 }
 
 fn sample_data(request: &SampleRequest) -> Result<(), RankError> {

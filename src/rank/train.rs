@@ -9,16 +9,20 @@ use crate::report::memory::{MemorySampler, Probe};
 use crate::report::records::{RecordWriter, write_summary};
 use crate::report::{Reporter, plots};
 use crate::task::{self, Datasets, Team};
-use crate::train::checkpoint::{self, Checkpointer, Facts, Loaded};
+use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Finished, Fit, LoopState, Resume, Status, TrainError};
 use launcher::contract::{Best, CacheSummary, Job, Summary, env, exit};
-use std::sync::atomic::AtomicBool;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 
 /// Time between two memory records, besides those at phases and steps.
 const MEMORY_PERIOD: Duration = Duration::from_secs(2);
+
+/// Files left out that are named one by one.
+const SKIPPED_SHOWN: usize = 20;
 
 /// What is known before anything is opened.
 struct Start {
@@ -32,17 +36,22 @@ struct Start {
 /// Trains what the environment names; returns the exit code. Errors are told to the launcher, once.
 pub fn main() -> u8 {
     let began = Instant::now();
-    match start(began).map(|start| (start.reporter.clone(), train(start))) {
+    let result = start(began).map(|start| {
+        let (reporter, rank) = (start.reporter.clone(), start.env.rank);
+        let ended = catch_unwind(AssertUnwindSafe(|| train(start)));
+        (reporter, rank, ended.unwrap_or_else(|_| Err(RankError::Panic(super::panic_text()))))
+    });
+    match result {
         Err(error) => {
             eprintln!("error: {error}");
             error.exit_code()
         }
-        Ok((reporter, Ok(code))) => {
+        Ok((reporter, _, Ok(code))) => {
             reporter.done();
             code
         }
-        Ok((reporter, Err(error))) => {
-            let code = error.exit_code();
+        Ok((reporter, rank, Err(error))) => {
+            let code = error.exit_code_of(rank);
             let step = match &error {
                 RankError::Train(TrainError::NonFinite { step, .. }) => Some(*step),
                 _ => None,
@@ -125,7 +134,8 @@ fn train(start: Start) -> Result<u8, RankError> {
     let (config, plan) = (&job.config, &job.plan);
     let threads = plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
-    let stop = stop_flag()?;
+    let unstarted = Arc::new(AtomicBool::new(true));
+    let stop = stop_flag(&unstarted)?;
     let resume = job.resume.as_deref().map(checkpoint::load).transpose()?;
     let resumed_step = resume.as_ref().map(|loaded| loaded.step);
 
@@ -134,7 +144,8 @@ fn train(start: Start) -> Result<u8, RankError> {
     let datasets = open(&start, task)?;
     memory.print("After dataset creation");
     if env.rank == 0 {
-        datasets.notes.iter().chain(&datasets.skipped).for_each(|line| reporter.line(line.clone()));
+        datasets.notes.iter().for_each(|line| reporter.line(line.clone()));
+        tell_skipped(&datasets.skipped, reporter);
     }
 
     tch::manual_seed(config.seed as i64);
@@ -146,7 +157,9 @@ fn train(start: Start) -> Result<u8, RankError> {
     if resume.is_none()
         && let Some(path) = &config.train.init_from
     {
-        checkpoint::apply(path, &checkpoint::load_weights(path)?, &params)?;
+        checkpoint::load_weights(path)
+            .and_then(|weights| checkpoint::apply(path, &weights, &params))
+            .map_err(CheckpointError::of_weights)?;
     }
 
     let records = if env.rank == 0 { Some(open_records(job, "metrics.jsonl", resumed_step)?) } else { None };
@@ -175,6 +188,9 @@ fn train(start: Start) -> Result<u8, RankError> {
         checkpoint_dir: &checkpoints,
         stop,
     };
+    // From here on a signal asks for a checkpoint. Ranks meet first: all begin to listen at the same time.
+    collective.barrier()?;
+    unstarted.store(false, Ordering::Relaxed);
     let finished = fit.run(resume, &mut observer)?;
     observer.memory.stop();
     if let Some(records) = observer.records.take() {
@@ -186,11 +202,14 @@ fn train(start: Start) -> Result<u8, RankError> {
     Ok(if finished.status == Status::Stopped { exit::STOPPED } else { exit::OK })
 }
 
-/// SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean stop.
-fn stop_flag() -> Result<Arc<AtomicBool>, RankError> {
+/// SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean stop; while `unstarted` there is nothing to keep, and
+/// they end the rank as they would any program.
+fn stop_flag(unstarted: &Arc<AtomicBool>) -> Result<Arc<AtomicBool>, RankError> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1] {
-        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|e| RankError::Io(format!("signals: {e}")))?;
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(unstarted))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .map_err(|e| RankError::Io(format!("signals: {e}")))?;
     }
     Ok(stop)
 }
@@ -213,6 +232,16 @@ fn memory_sampler(start: &Start, resumed_step: Option<u64>) -> Result<MemorySamp
 
 fn open_records(job: &Job, name: &str, resumed_step: Option<u64>) -> Result<RecordWriter, RankError> {
     RecordWriter::open(&job.run_dir.join(name), resumed_step).map_err(|e| RankError::Io(e.to_string()))
+}
+
+/// One warning per file that was left out; the rest of many is counted.
+fn tell_skipped(skipped: &[String], reporter: &Reporter) {
+    for line in skipped.iter().take(SKIPPED_SHOWN) {
+        reporter.line(format!("warning: left out: {line}"));
+    }
+    if let Some(more) = skipped.len().checked_sub(SKIPPED_SHOWN).filter(|more| *more > 0) {
+        reporter.line(format!("warning: left out: {more} more files"));
+    }
 }
 
 /// What a checkpoint must share with this run.

@@ -1,8 +1,8 @@
 //! The loop: epochs of steps, evaluation, schedule, early stopping, checkpoints.
 
 use super::amp;
-use super::checkpoint::{self, Checkpointer, Content, Facts};
-use super::ddp::{Ddp, DdpOptions};
+use super::checkpoint::{self, CheckpointError, Checkpointer, Content, Facts};
+use super::ddp::{Ddp, DdpError, DdpOptions};
 use super::ema::Ema;
 use super::evaluate::{EvalSpec, evaluate, reduce_sums};
 use super::optimizer::{Optimizer, Rule};
@@ -135,7 +135,13 @@ impl<'a, 'o> Loop<'a, 'o> {
         let mut monitor = Monitor::new(train);
         let mut state = LoopState { steps_per_epoch, ..LoopState::default() };
         if let Some(resume) = resume {
-            optimizer.import(&ddp, &resume.optimizer)?;
+            optimizer.import(&ddp, &resume.optimizer).map_err(|error| match error {
+                DdpError::Parameter { name, problem } => TrainError::Checkpoint(CheckpointError::Mismatch {
+                    path: fit.checkpoint_dir.join(format!("step-{}", resume.state.step)),
+                    problem: format!("its optimizer's {name} {problem}: keep train.optimizer and train.momentum"),
+                }),
+                other => other.into(),
+            })?;
             if let Some(ema) = &mut ema {
                 ema.load(&resume.ema);
             }
@@ -177,7 +183,7 @@ impl<'a, 'o> Loop<'a, 'o> {
     }
 
     fn steps_total(&self) -> u64 {
-        let by_epochs = self.fit.config.train.num_epochs as u64 * self.state.steps_per_epoch;
+        let by_epochs = (self.fit.config.train.num_epochs as u64).saturating_mul(self.state.steps_per_epoch);
         self.fit.config.train.max_steps.map_or(by_epochs, |max| max.min(by_epochs))
     }
 
@@ -247,10 +253,14 @@ impl<'a, 'o> Loop<'a, 'o> {
             step_in_epoch: self.state.step_in_epoch(),
             stop: self.fit.stop.load(Ordering::Relaxed),
         };
+        let good_sums = self.fit.metrics.sums();
         let result = runner.run(batches, &mut self.ddp, &mut self.optimizer, self.fit.metrics.as_mut(), lr);
         let mut outcome = match result {
             Err(error @ TrainError::NonFinite { .. }) => {
-                self.save(false)?;
+                // Without what the failed step added: it never happened.
+                if self.saved_step != Some(self.state.step) {
+                    self.save_with(false, good_sums)?;
+                }
                 return Err(error);
             }
             other => other?,
@@ -297,6 +307,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         }
         self.last_values.extend(metrics.clone());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        metrics.retain(|_, value| value.is_finite());
         Ok(Some(MetricsRecord {
             t: now.as_secs_f64(),
             step: self.state.step,
@@ -315,7 +326,10 @@ impl<'a, 'o> Loop<'a, 'o> {
 
     /// Sums of the training metrics since the epoch began, over all ranks.
     fn train_sums(&self) -> Result<Vec<f64>, TrainError> {
-        let mut sums = self.fit.metrics.sums();
+        self.reduced(self.fit.metrics.sums())
+    }
+
+    fn reduced(&self, mut sums: Vec<f64>) -> Result<Vec<f64>, TrainError> {
         for (sum, carried) in sums.iter_mut().zip(&self.carried_sums) {
             *sum += carried;
         }
@@ -335,7 +349,8 @@ impl<'a, 'o> Loop<'a, 'o> {
         let values = self.validate()?;
         self.carried_sums.clear();
         if let Some(record) = record {
-            record.metrics.extend(values.clone());
+            // JSON has no NaN: what is not finite is left out.
+            record.metrics.extend(values.iter().filter(|(_, v)| v.is_finite()).map(|(k, v)| (k.clone(), *v)));
         }
         self.last_values.extend(values);
         let monitored = self.monitored()?;
@@ -428,9 +443,15 @@ impl<'a, 'o> Loop<'a, 'o> {
 
     /// Every rank calls it; rank 0 writes, in the background.
     fn save(&mut self, best: bool) -> Result<(), TrainError> {
+        let sums = self.fit.metrics.sums();
+        self.save_with(best, sums)
+    }
+
+    /// `sums`: this rank's training metrics since the epoch began.
+    fn save_with(&mut self, best: bool, sums: Vec<f64>) -> Result<(), TrainError> {
         self.observer.phase("checkpoint", self.state.step);
         let mut state = self.state.clone();
-        state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
+        state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.reduced(sums)? };
         state.schedule = Some(self.schedule.state().clone());
         state.monitor = Some(self.monitor.state().clone());
         self.saved_step = Some(state.step);
@@ -464,6 +485,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         if headline.is_empty() {
             headline = self.headline("val.");
         }
+        self.last_values.retain(|_, value| value.is_finite());
         Ok(Finished {
             status,
             steps: self.state.step,

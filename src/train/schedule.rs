@@ -106,8 +106,8 @@ impl Schedule {
             MonitorMode::Min => metric < best * (1.0 - PLATEAU_THRESHOLD),
             MonitorMode::Max => metric > best * (1.0 + PLATEAU_THRESHOLD),
         });
-        // A metric that is not a number is an epoch without improvement, and never the best.
-        if improved && !metric.is_nan() {
+        // A metric that is not finite is an epoch without improvement, and never the best.
+        if improved && metric.is_finite() {
             self.state.best = Some(metric);
             self.state.bad_epochs = 0;
             return;
@@ -169,13 +169,13 @@ impl Monitor {
         }
     }
 
-    /// Takes the metric of `epoch`. Not a number is never better.
+    /// Takes the metric of `epoch`. What is not finite is never better.
     pub fn end_epoch(&mut self, epoch: u64, metric: f64) -> Verdict {
         let better = self.state.best.is_none_or(|best| match self.mode {
             MonitorMode::Min => metric < best - self.min_delta,
             MonitorMode::Max => metric > best + self.min_delta,
         });
-        let improved = better && !metric.is_nan();
+        let improved = better && metric.is_finite();
         if improved {
             self.state = MonitorState { best: Some(metric), best_epoch: Some(epoch), bad_epochs: 0 };
         } else {

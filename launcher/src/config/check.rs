@@ -144,6 +144,11 @@ fn model(config: &Config, v: &mut Verdict) {
         format!("model.output_scale is {}; it must not be 0", model.output_scale)
     });
     let (window, rate, freq) = (config.data.window_size, model.original_sampling_rate, model.rollout_freq);
+    v.need(freq <= rate, || {
+        format!(
+            "model.rollout_freq {freq:e} > model.original_sampling_rate {rate}; the decoder takes at most one step per sample"
+        )
+    });
     let steps = window as f64 / rate * freq;
     v.need(window == 0 || rate <= 0.0 || steps.round_ties_even() >= 1.0, || {
         format!(

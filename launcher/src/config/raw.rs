@@ -166,7 +166,7 @@ fn read_sets(sets: &[String]) -> Result<Vec<Layer>, ConfigError> {
 /// One `key=value`; the value is YAML, so lists work: `data.split_ratio=[0.8,0.1,0.1]`.
 fn read_set(set: &str, problems: &mut Vec<Problem>) -> Layer {
     let source = Source::Set(set);
-    let Some((key, text)) = set.split_once('=') else {
+    let Some((key, text)) = set.split_once('=').filter(|(key, _)| !key.trim().is_empty()) else {
         problems.push(Problem::new(source.place(1), "expected key=value, such as train.batch_size=32"));
         return Layer::default();
     };

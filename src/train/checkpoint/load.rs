@@ -32,7 +32,10 @@ impl Loaded {
     pub fn check_facts(&self, run: &Facts) -> Result<(), CheckpointError> {
         let (saved, mut problems) = (&self.facts, vec![]);
         if saved.model != run.model {
-            problems.push(format!("its model is {}, this run's is {}", saved.model, run.model));
+            problems.push(format!(
+                "its model differs: {}; keep the model as it was",
+                differences(&saved.model, &run.model)
+            ));
         }
         if saved.global_batch != run.global_batch {
             problems.push(format!(
@@ -54,6 +57,27 @@ impl Loaded {
     pub fn state<S: serde::de::DeserializeOwned>(&self) -> Result<S, CheckpointError> {
         serde_json::from_value(self.state.clone())
             .map_err(|e| CheckpointError::Corrupt { path: self.path.join(MANIFEST), problem: format!("state: {e}") })
+    }
+}
+
+/// The keys that differ, where both descriptions are a word and a JSON object; else both as they are.
+fn differences(saved: &str, run: &str) -> String {
+    let keys = |text: &str| {
+        let (task, sizes) = text.split_once(' ')?;
+        let sizes: BTreeMap<String, serde_json::Value> = serde_json::from_str(sizes).ok()?;
+        Some((task.to_owned(), sizes))
+    };
+    match (keys(saved), keys(run)) {
+        (Some((task, old)), Some((same, new))) if task == same => {
+            let names: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
+            let show = |value: Option<&serde_json::Value>| value.map_or("absent".into(), ToString::to_string);
+            let differ = names.into_iter().filter(|key| old.get(*key) != new.get(*key));
+            let lines: Vec<_> = differ
+                .map(|key| format!("model.{key} is {} there, {} here", show(old.get(key)), show(new.get(key))))
+                .collect();
+            lines.join(", ")
+        }
+        _ => format!("it is {saved}, this run's is {run}"),
     }
 }
 

@@ -38,6 +38,8 @@ pub enum CheckpointError {
     Corrupt { path: PathBuf, problem: String },
     #[error("{path}: is of another run: {problem}", path = path.display())]
     Mismatch { path: PathBuf, problem: String },
+    #[error("train.init_from {path}: {problem}: name a safetensors file of this model, or leave the key out", path = path.display())]
+    Weights { path: PathBuf, problem: String },
     #[error("checkpoint of step {step}: tensor {name}: {problem}")]
     Tensor { step: u64, name: String, problem: String },
 }
@@ -70,6 +72,21 @@ struct Manifest {
 struct FileFacts {
     bytes: u64,
     crc32: u32,
+}
+
+impl CheckpointError {
+    /// The same about a file of initial weights, which has no earlier checkpoint to go back to.
+    pub fn of_weights(self) -> Self {
+        match self {
+            CheckpointError::Corrupt { path, problem } | CheckpointError::Mismatch { path, problem } => {
+                CheckpointError::Weights { path, problem }
+            }
+            CheckpointError::Io { path, action, source } => {
+                CheckpointError::Weights { path, problem: format!("{action}: {source}") }
+            }
+            other => other,
+        }
+    }
 }
 
 fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> CheckpointError {

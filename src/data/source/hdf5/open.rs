@@ -54,6 +54,11 @@ pub(super) fn stamp_of(facts: &std::fs::Metadata) -> i128 {
 pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
     let fail = |problem: String| file_error(path, problem);
     // Asked first: libhdf5's own words for a missing or forbidden file are long.
+    // Opening a pipe would wait for its writer.
+    let facts = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?;
+    if !facts.is_file() {
+        return Err(fail("is not a regular file: replace it or leave it out".into()));
+    }
     std::fs::File::open(path).map_err(|error| fail(error.to_string()))?;
     let (file_bytes, modified_ns) = stamp(path)?;
     let file = ::hdf5::File::open(path).map_err(|error| fail(not_hdf5(file_bytes, &error)))?;
@@ -83,9 +88,13 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
 
 fn not_hdf5(file_bytes: u64, error: &::hdf5::Error) -> String {
     let error = error.to_string();
-    let words =
-        if error.contains("truncated") || error.contains("eof") { "is truncated" } else { "cannot be read as HDF5" };
-    format!("{words} ({file_bytes} bytes; {error}): replace it or leave it out")
+    let whole = error.split("stored_eof = ").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+    if let Some(whole) = whole {
+        return format!("is truncated: {file_bytes} of {whole} bytes are there: replace it or leave it out");
+    }
+    // libhdf5 tells call by call; what went wrong comes last.
+    let reason = error.rsplit(": ").next().unwrap_or(&error);
+    format!("cannot be read as HDF5 ({file_bytes} bytes, {reason}): replace it or leave it out")
 }
 
 fn listed(names: ::hdf5::Result<Vec<String>>) -> String {
