@@ -2,3 +2,9 @@
 
 #[path = "it/architecture.rs"]
 mod architecture;
+#[path = "it/equal.rs"]
+mod equal;
+#[path = "it/resume.rs"]
+mod resume;
+#[path = "it/support.rs"]
+mod support;
