@@ -1,6 +1,6 @@
 //! The same training however it is divided, and the same bits when nothing differs.
 
-use crate::support::{Ended, Run, Runs, Running, assert_same_checkpoint, distance, folder};
+use crate::support::{Ended, Run, Running, Runs, assert_same_checkpoint, distance, folder};
 use serde_json::json;
 use std::fs;
 use std::process::Command;

@@ -152,7 +152,8 @@ fn another_number_of_ranks_goes_on_with_the_same_global_batch() {
 #[test]
 fn a_signal_saves_one_common_step_and_the_run_goes_on() {
     let endless = ["train.max_steps=1000000", "model.dropout=0.1"];
-    let reference = Runs::new(&["model.dropout=0.1", "train.max_steps=400", "log.save_every_steps=1", "log.keep_last=1000"]);
+    let reference =
+        Runs::new(&["model.dropout=0.1", "train.max_steps=400", "log.save_every_steps=1", "log.keep_last=1000"]);
     let mut stopped_at = Vec::new();
     let runs = Runs::new(&endless);
     for (name, signal) in [("term", Signal::TERM), ("int", Signal::INT), ("usr1", Signal::USR1)] {

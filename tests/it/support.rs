@@ -107,10 +107,10 @@ impl Runs {
         self.folder.path()
     }
 
-    /// `launch <words> --config tiny --set …`.
-    pub fn command(&self, words: &[&str]) -> Command {
+    /// `launch <verb> --config tiny --set …`.
+    pub fn command(&self, verb: &[&str]) -> Command {
         let mut command = Command::new(launch_program());
-        command.args(words).arg("--config").arg(self.folder.path().join("tiny.yaml"));
+        command.args(verb).arg("--config").arg(self.folder.path().join("tiny.yaml"));
         for set in &self.sets {
             command.arg("--set").arg(set);
         }
@@ -123,8 +123,9 @@ impl Runs {
     }
 
     pub fn start(&self, name: &str, words: &[&str]) -> Running {
-        let mut command = self.command(words);
-        command.args(["--name", name]);
+        // Behind the common keys: the last one wins.
+        let mut command = self.command(&[]);
+        command.args(["--name", name]).args(words);
         Running::start(&mut command, self.folder.path())
     }
 
