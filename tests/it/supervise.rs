@@ -167,10 +167,15 @@ for i in range(30): print("line", i, flush=True)
 #[test]
 fn the_rank_that_failed_first_is_named_although_others_fail_too() {
     let job = job(r#"
-mark("up"); wait_for("up")
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-time.sleep(0.2 + {2: 0, 0: 0.03, 1: 0.05}[rank])
-sys.exit(10 + rank)
+mark("up"); wait_for("up")
+if rank == 2: sys.exit(12)
+first = open(os.path.join(folder, "up.2")).read()
+def is_dead():
+    try: return open(f"/proc/{first}/stat").read().rsplit(") ", 1)[1][0] in "ZX"
+    except OSError: return True
+while not is_dead(): pass
+os._exit(10 + rank)
 "#);
     let ended = job.run();
     assert_eq!(ended.code, Some(12), "{}", ended.err);
