@@ -2,5 +2,19 @@
 
 #[path = "it/architecture.rs"]
 mod architecture;
+#[path = "it/batch.rs"]
+mod batch;
+#[path = "it/equal.rs"]
+mod equal;
+#[path = "it/exits.rs"]
+mod exits;
+#[path = "it/golden.rs"]
+mod golden;
 #[path = "it/hostile.rs"]
 mod hostile;
+#[path = "it/resume.rs"]
+mod resume;
+#[path = "it/supervise.rs"]
+mod supervise;
+#[path = "it/support.rs"]
+mod support;

@@ -197,12 +197,16 @@ impl<'a, 'o> Loop<'a, 'o> {
         };
         let mut loader = Loader::new(Arc::clone(&self.fit.datasets.train), spec)?;
         let total = self.steps_total();
+        if self.monitor.is_over() {
+            // Killed between the checkpoint of its last epoch and its end.
+            return Ok(Status::EarlyStopped);
+        }
         while self.state.step < total {
             if let Some(status) = self.epoch(&mut loader, total)? {
                 return Ok(status);
             }
         }
-        Ok(Status::Finished)
+        self.seal(Status::Finished)
     }
 
     /// What is left of the current epoch. `Some`: training ends here.
@@ -220,6 +224,7 @@ impl<'a, 'o> Loop<'a, 'o> {
                 drop(batches);
                 let status = self.end_epoch(epoch, record.as_mut())?;
                 self.write(record);
+                self.save_if_due()?;
                 return status.or(stop.then_some(Status::Stopped)).map(|status| self.seal(status)).transpose();
             } else if stop {
                 Some(Status::Stopped)
@@ -230,11 +235,17 @@ impl<'a, 'o> Loop<'a, 'o> {
             if let Some(status) = status {
                 return self.seal(status).map(Some);
             }
-            let every = self.fit.config.log.save_every_steps;
-            if every > 0 && self.state.step.is_multiple_of(every) {
-                self.save(false)?;
-            }
+            self.save_if_due()?;
         }
+    }
+
+    /// `log.save_every_steps`.
+    fn save_if_due(&mut self) -> Result<(), TrainError> {
+        let every = self.fit.config.log.save_every_steps;
+        if every > 0 && self.state.step.is_multiple_of(every) {
+            self.save_once()?;
+        }
+        Ok(())
     }
 
     /// One optimizer step over all ranks.
@@ -253,14 +264,14 @@ impl<'a, 'o> Loop<'a, 'o> {
             step_in_epoch: self.state.step_in_epoch(),
             stop: self.fit.stop.load(Ordering::Relaxed),
         };
-        let good_sums = self.fit.metrics.sums();
+        let sums = self.local_sums();
         let result = runner.run(batches, &mut self.ddp, &mut self.optimizer, self.fit.metrics.as_mut(), lr);
         let mut outcome = match result {
             Err(error @ TrainError::NonFinite { .. }) => {
-                // Without what the failed step added: it never happened.
-                if self.saved_step != Some(self.state.step) {
-                    self.save_with(false, good_sums)?;
-                }
+                // The failed step counts for nothing: its sums may be no numbers, which JSON cannot hold.
+                self.fit.metrics.reset();
+                self.carried_sums = sums;
+                self.save_once()?;
                 return Err(error);
             }
             other => other?,
@@ -326,14 +337,16 @@ impl<'a, 'o> Loop<'a, 'o> {
 
     /// Sums of the training metrics since the epoch began, over all ranks.
     fn train_sums(&self) -> Result<Vec<f64>, TrainError> {
-        self.reduced(self.fit.metrics.sums())
+        reduce_sums(&self.local_sums(), self.fit.collective.as_ref())
     }
 
-    fn reduced(&self, mut sums: Vec<f64>) -> Result<Vec<f64>, TrainError> {
+    /// This rank's part of them.
+    fn local_sums(&self) -> Vec<f64> {
+        let mut sums = self.fit.metrics.sums();
         for (sum, carried) in sums.iter_mut().zip(&self.carried_sums) {
             *sum += carried;
         }
-        reduce_sums(&sums, self.fit.collective.as_ref())
+        sums
     }
 
     fn write(&mut self, record: Option<MetricsRecord>) {
@@ -435,23 +448,20 @@ impl<'a, 'o> Loop<'a, 'o> {
 
     /// The last checkpoint of a run that ends.
     fn seal(&mut self, status: Status) -> Result<Status, TrainError> {
-        if self.saved_step != Some(self.state.step) {
-            self.save(false)?;
-        }
+        self.save_once()?;
         Ok(status)
+    }
+
+    /// A checkpoint of this step that is there already stays: it may be marked as the best.
+    fn save_once(&mut self) -> Result<(), TrainError> {
+        if self.saved_step == Some(self.state.step) { Ok(()) } else { self.save(false) }
     }
 
     /// Every rank calls it; rank 0 writes, in the background.
     fn save(&mut self, best: bool) -> Result<(), TrainError> {
-        let sums = self.fit.metrics.sums();
-        self.save_with(best, sums)
-    }
-
-    /// `sums`: this rank's training metrics since the epoch began.
-    fn save_with(&mut self, best: bool, sums: Vec<f64>) -> Result<(), TrainError> {
         self.observer.phase("checkpoint", self.state.step);
         let mut state = self.state.clone();
-        state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.reduced(sums)? };
+        state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
         state.schedule = Some(self.schedule.state().clone());
         state.monitor = Some(self.monitor.state().clone());
         self.saved_step = Some(state.step);

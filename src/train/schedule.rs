@@ -184,6 +184,11 @@ impl Monitor {
         Verdict { improved, stop: self.patience.is_some_and(|patience| !improved && self.state.bad_epochs >= patience) }
     }
 
+    /// `patience` epochs had passed when this state was saved.
+    pub fn is_over(&self) -> bool {
+        self.patience.is_some_and(|patience| self.state.bad_epochs > 0 && self.state.bad_epochs >= patience)
+    }
+
     pub fn state(&self) -> &MonitorState {
         &self.state
     }

@@ -408,7 +408,8 @@ fn ranks_of(launcher: &Child) -> Vec<(usize, Pid)> {
     let parent = launcher.id() as i32;
     let processes = procfs::process::all_processes().unwrap().flatten();
     let children = processes.filter(|p| p.stat().is_ok_and(|stat| stat.ppid == parent));
-    let rank = |p: &procfs::process::Process| p.environ().ok()?.get(std::ffi::OsStr::new("RANK"))?.to_str()?.parse().ok();
+    let rank =
+        |p: &procfs::process::Process| p.environ().ok()?.get(std::ffi::OsStr::new("RANK"))?.to_str()?.parse().ok();
     children.filter_map(|p| Some((rank(&p)?, Pid::from_raw(p.pid)?))).collect()
 }
 

@@ -1,22 +1,21 @@
-//! Real jobs under supervision. Each runs in a process of its own: this test binary again, as a launcher.
+//! Supervision of real jobs: `launch` with a rank program whose work each test writes.
 
-use launcher::console::Console;
-use launcher::supervise::{Meeting, Spec, ranks, run_with_restarts};
-use rustix::process::{Pid, Signal, kill_process};
+use crate::support::{Ended, Running, Runs, launch_program};
+use rustix::process::Signal;
 use std::fs;
 use std::io::Read;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/script_rank.py");
+const RANKS: usize = 3;
 
 /// A job as the tests describe it: one Python program for every rank.
 struct Job {
-    program: &'static str,
     script: String,
-    ranks: usize,
-    control: bool,
     grace_s: f64,
     restarts: u32,
-    folder: tempfile::TempDir,
+    runs: Runs,
 }
 
 /// What ranks of these tests need: their number, and control messages.
@@ -40,59 +39,39 @@ def receive():
 "#;
 
 fn job(script: &str) -> Job {
-    Job {
-        program: "python3",
-        script: format!("{PRELUDE}\n{script}"),
-        ranks: 3,
-        control: false,
-        grace_s: 30.0,
-        restarts: 0,
-        folder: tempfile::tempdir().unwrap(),
-    }
-}
-
-struct Ended {
-    code: Option<i32>,
-    out: String,
-    err: String,
+    Job { script: format!("{PRELUDE}\n{script}"), grace_s: 30.0, restarts: 0, runs: Runs::new(&[]) }
 }
 
 impl Job {
-    fn start(&self) -> Child {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "as_launcher", "--ignored", "--nocapture", "--test-threads=1"]);
-        command.env("TEST_DIR", self.folder.path()).env("JOB_SCRIPT", &self.script).env("JOB_PROGRAM", self.program);
-        command.env("JOB_RANKS", self.ranks.to_string()).env("JOB_CONTROL", self.control.to_string());
-        command.env("JOB_GRACE", self.grace_s.to_string()).env("JOB_RESTARTS", self.restarts.to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    fn command(&self) -> Command {
+        let (ranks, restarts) = (RANKS.to_string(), self.restarts.to_string());
+        let mut command = self.runs.command(&["--ranks", &ranks, "--max-restarts", &restarts, "--name", "job"]);
+        command.arg("--set").arg(format!("train.stop_grace={}", self.grace_s));
+        command.env("HEADROOM_RANK", PROGRAM).env("JOB_SCRIPT", &self.script).env("TEST_DIR", self.runs.path());
+        command
+    }
+
+    fn start(&self) -> Running {
+        Running::start(&mut self.command(), self.runs.path())
     }
 
     fn run(&self) -> Ended {
-        finish(self.start())
+        self.start().wait()
     }
 
     /// Waits until every rank has left its mark.
     fn wait_for(&self, name: &str) -> Vec<i32> {
-        (0..self.ranks).map(|rank| self.pid_at(&format!("{name}.{rank}"))).collect()
+        (0..RANKS).map(|rank| self.pid_at(&format!("{name}.{rank}"))).collect()
     }
 
     fn pid_at(&self, file: &str) -> i32 {
-        let path = self.folder.path().join(file);
+        let path = self.runs.path().join(file);
         eventually(&format!("{file} appears"), || path.exists());
         fs::read_to_string(path).unwrap().parse().unwrap()
     }
 
-    fn log(&self, rank: usize) -> String {
-        fs::read_to_string(self.folder.path().join(format!("rank{rank}.log"))).unwrap()
-    }
-}
-
-fn finish(child: Child) -> Ended {
-    let output = child.wait_with_output().unwrap();
-    Ended {
-        code: output.status.code(),
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    fn log(&self, rank: usize) -> Vec<u8> {
+        fs::read(self.runs.run("job").path.join(format!("rank{rank}.log"))).unwrap()
     }
 }
 
@@ -105,53 +84,10 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn signal(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).unwrap();
-}
-
 /// Letter of a process's state; `None`: gone, or dead and waiting to be reaped.
 fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))
-}
-
-/// Not a test: the launcher that the others start.
-#[test]
-#[ignore = "started by the other tests"]
-fn as_launcher() -> ExitCode {
-    let Some(script) = std::env::var_os("JOB_SCRIPT") else {
-        return ExitCode::SUCCESS;
-    };
-    let number = |name: &str| std::env::var(name).unwrap().parse::<f64>().unwrap();
-    // The harness has begun a line of its own.
-    println!();
-    let meeting = Meeting { local_world_size: number("JOB_RANKS") as usize, ..Meeting::default() };
-    let spec = |restarts: u32| {
-        Ok(Spec {
-            program: std::env::var("JOB_PROGRAM").unwrap().into(),
-            args: vec!["-c".into(), script.clone()],
-            env: vec![("HEADROOM_RESTARTS".into(), restarts.to_string())],
-            ranks: ranks(&meeting)?,
-            log_dir: Some(std::env::var_os("TEST_DIR").unwrap().into()),
-            grace: Duration::from_secs_f64(number("JOB_GRACE")),
-            control: std::env::var("JOB_CONTROL").unwrap() == "true",
-        })
-    };
-    let console = Console::start().unwrap();
-    let outcome = run_with_restarts(number("JOB_RESTARTS") as u32, spec, &console);
-    console.finish();
-    let code = match outcome {
-        Ok(outcome) => {
-            outcome.first_failure.iter().for_each(|failure| eprintln!("{failure}"));
-            outcome.exit_code
-        }
-        Err(e) => {
-            eprintln!("error: {e}");
-            100
-        }
-    };
-    // The test harness would make 101 of every failure.
-    std::process::exit(code.into())
 }
 
 #[test]
@@ -169,7 +105,7 @@ sys.stderr.buffer.write(b"to err \xff\n" + "".join(f"\r{i}%" for i in range(100)
         assert_eq!(lines(&ended.err, "to err \u{fffd}"), 1, "{}", ended.err);
         assert_eq!(lines(&ended.err, "99%"), 1, "{}", ended.err);
         assert!(!ended.err.contains('\r'));
-        let log = fs::read(job.folder.path().join(format!("rank{rank}.log"))).unwrap();
+        let log = job.log(rank);
         assert!(log.windows(8).any(|w| w == b"to err \xff") && log.windows(7).any(|w| w == b"50%\r51%"));
     }
 }
@@ -196,7 +132,7 @@ time.sleep(0.5)
 while not os.path.exists(os.path.join(folder, "waiting.2")): time.sleep(0.002)
 sys.exit(5)
 "#);
-    let mut child = job.start();
+    let mut child = job.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let peer = job.pid_at("waiting.2");
     eventually("the peer ends although the flood stands still", || state(peer).is_none());
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
@@ -231,10 +167,15 @@ for i in range(30): print("line", i, flush=True)
 #[test]
 fn the_rank_that_failed_first_is_named_although_others_fail_too() {
     let job = job(r#"
-mark("up"); wait_for("up")
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-time.sleep(0.2 + {2: 0, 0: 0.03, 1: 0.05}[rank])
-sys.exit(10 + rank)
+mark("up"); wait_for("up")
+if rank == 2: sys.exit(12)
+first = open(os.path.join(folder, "up.2")).read()
+def is_dead():
+    try: return open(f"/proc/{first}/stat").read().rsplit(") ", 1)[1][0] in "ZX"
+    except OSError: return True
+while not is_dead(): pass
+os._exit(10 + rank)
 "#);
     let ended = job.run();
     assert_eq!(ended.code, Some(12), "{}", ended.err);
@@ -243,7 +184,7 @@ sys.exit(10 + rank)
 
 #[test]
 fn what_a_rank_says_of_its_failure_is_passed_on_and_decides() {
-    let mut job = job(r#"
+    let job = job(r#"
 connect(); mark("up"); wait_for("up")
 if rank == 2:
     send(kind="failed", code=5, step=37, error="no space left on device")
@@ -253,20 +194,19 @@ message = receive()
 send(kind="line", text=f"heard {message['kind']} of {message['rank']}: {message['error']}")
 sys.exit(6 if rank == 0 else 9)
 "#);
-    job.control = true;
     let ended = job.run();
     assert_eq!(ended.code, Some(5), "{}", ended.err);
     assert!(ended.err.contains("rank 2 failed at step 37: no space left on device"), "{}", ended.err);
     for rank in [0, 1] {
         let heard = "heard peer_failed of 2: no space left on device";
         assert!(ended.out.contains(&format!("[rank {rank}] {heard}")), "{}", ended.out);
-        assert!(job.log(rank).contains(heard));
+        assert!(String::from_utf8_lossy(&job.log(rank)).contains(heard));
     }
 }
 
 #[test]
 fn ranks_share_one_memfd_and_inherit_nothing_else() {
-    let mut job = job(r#"
+    let job = job(r#"
 connect()
 comm = int(os.environ["HEADROOM_COMM_FD"])
 if rank == 0: os.ftruncate(comm, 8); os.pwrite(comm, b"together", 0)
@@ -279,7 +219,6 @@ taken = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.
 print("defaults", all(signal.getsignal(s) == signal.SIG_DFL for s in taken), signal.pthread_sigmask(signal.SIG_BLOCK, []) == set())
 send(kind="done")
 "#);
-    job.control = true;
     let ended = job.run();
     assert_eq!(ended.code, Some(0), "{}", ended.err);
     for line in ["read together", "others []", "defaults True True"] {
@@ -289,12 +228,11 @@ send(kind="done")
 
 #[test]
 fn a_launcher_of_another_version_is_refused_with_a_reason() {
-    let mut job = job(r#"
+    let job = job(r#"
 control = socket.socket(fileno=int(os.environ["HEADROOM_CONTROL_FD"]))
 send(kind="hello", version=999, rank=rank)
 signal.pause()
 "#);
-    job.control = true;
     let ended = job.run();
     assert_eq!(ended.code, Some(1), "{}", ended.err);
     assert!(ended.err.contains("contract version 999, the launcher 1"), "{}", ended.err);
@@ -323,8 +261,8 @@ while True: signal.pause()
         let job = job(&script);
         let child = job.start();
         job.wait_for("up");
-        signal(&child, sent);
-        let ended = finish(child);
+        child.signal(sent);
+        let ended = child.wait();
         assert_eq!(ended.code, Some(code), "{sent:?}: {}", ended.err);
         let stopped = if code == 143 { 0 } else { 3 };
         assert_eq!(ended.out.matches("stopped 1").count(), stopped, "{}", ended.out);
@@ -344,8 +282,8 @@ fn ranks_that_do_not_stop_are_killed_after_the_grace() {
     job.grace_s = 0.2;
     let child = job.start();
     job.wait_for("up");
-    signal(&child, Signal::TERM);
-    let ended = finish(child);
+    child.signal(Signal::TERM);
+    let ended = child.wait();
     assert_eq!(ended.code, Some(143), "{}", ended.err);
     assert!(ended.err.contains("not stopped within 0.2 s, killed: rank 0, 1, 2"), "{}", ended.err);
 }
@@ -356,10 +294,10 @@ fn a_second_interrupt_kills_at_once() {
     job.grace_s = 3600.0;
     let child = job.start();
     job.wait_for("up");
-    signal(&child, Signal::INT);
+    child.signal(Signal::INT);
     job.wait_for("asked");
-    signal(&child, Signal::INT);
-    let ended = finish(child);
+    child.signal(Signal::INT);
+    let ended = child.wait();
     assert_eq!(ended.code, Some(130), "{}", ended.err);
 }
 
@@ -368,13 +306,13 @@ fn a_stopped_launcher_stops_its_ranks_and_continues_them() {
     let job = job("mark('up')\nwhile not os.path.exists(os.path.join(folder, 'go')): time.sleep(0.01)");
     let child = job.start();
     let ranks = job.wait_for("up");
-    signal(&child, Signal::TSTP);
-    for pid in ranks.iter().copied().chain([child.id() as i32]) {
+    child.signal(Signal::TSTP);
+    for pid in ranks.iter().copied().chain([child.child.id() as i32]) {
         eventually("it is stopped", || state(pid) == Some('T'));
     }
-    fs::write(job.folder.path().join("go"), "").unwrap();
-    signal(&child, Signal::CONT);
-    let ended = finish(child);
+    fs::write(job.runs.path().join("go"), "").unwrap();
+    child.signal(Signal::CONT);
+    let ended = child.wait();
     assert_eq!(ended.code, Some(0), "{}", ended.err);
 }
 
@@ -388,14 +326,14 @@ if child == 0 and in_cgroup: os.setsid()
 mark("up" if child else "forked")
 while True: time.sleep(1)
 "#);
-    let mut child = job.start();
+    let child = job.start();
     let mut pids = job.wait_for("up");
     pids.extend(job.wait_for("forked"));
-    signal(&child, Signal::KILL);
+    child.signal(Signal::KILL);
     for pid in pids {
         eventually("it ends with the launcher", || state(pid).is_none());
     }
-    child.wait().unwrap();
+    child.wait();
 }
 
 #[test]
@@ -410,11 +348,10 @@ fn what_a_rank_left_behind_ends_with_the_job() {
 
 #[test]
 fn a_program_that_is_not_there_is_named() {
-    let mut job = job("");
-    job.program = "no-such-program";
-    let ended = job.run();
-    assert_eq!(ended.code, Some(100));
-    assert!(ended.err.contains("rank 0: cannot start no-such-program"), "{}", ended.err);
+    let output = Command::new(launch_program()).args(["--ranks", "2", "--exec", "no-such-program"]).output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("rank 0: cannot start no-such-program"), "{err}");
 }
 
 #[test]
@@ -426,6 +363,7 @@ fn a_failed_job_is_started_again_as_often_as_allowed() {
         let ended = job.run();
         assert_eq!(ended.code, Some(code), "{}", ended.err);
         assert_eq!(ended.err.matches("starting again").count(), restarts as usize, "{}", ended.err);
-        assert!(job.log(1).contains("attempt 0\nattempt 1\n"), "{}", job.log(1));
+        let log = String::from_utf8_lossy(&job.log(1)).into_owned();
+        assert!(log.contains("attempt 0\nattempt 1\n"), "{log}");
     }
 }
