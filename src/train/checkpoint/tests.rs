@@ -156,7 +156,12 @@ fn another_model_another_batch_and_another_seed_are_refused_but_another_world_si
     let error = loaded.check_facts(&Facts { global_batch: 16, world_size: 4, ..facts() }).unwrap_err().to_string();
     assert!(error.contains("global batch is 12 (on 3 ranks), this run's is 16 (on 4 ranks)"), "{error}");
     let error = loaded.check_facts(&Facts { model: "emg 16→8".into(), seed: 8, ..facts() }).unwrap_err().to_string();
-    assert!(error.contains("its model differs: it is emg 16→20, this run's is emg 16→8; keep the model as it was; its seed is 7"), "{error}");
+    assert!(
+        error.contains(
+            "its model differs: it is emg 16→20, this run's is emg 16→8; keep the model as it was; its seed is 7"
+        ),
+        "{error}"
+    );
 
     let mut other = tensors(0.0);
     other[0].1 = Tensor::zeros([4, 5], (Kind::Float, Device::Cpu));
