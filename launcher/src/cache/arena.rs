@@ -27,6 +27,7 @@ impl Arena {
     }
 
     /// Bytes that extents may use in all.
+    #[cfg(test)]
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
