@@ -134,6 +134,7 @@ fn as_launcher() -> ExitCode {
             ranks: ranks(&meeting)?,
             log_dir: Some(std::env::var_os("TEST_DIR").unwrap().into()),
             grace: Duration::from_secs_f64(number("JOB_GRACE")),
+            cache: None,
             control: std::env::var("JOB_CONTROL").unwrap() == "true",
         })
     };
