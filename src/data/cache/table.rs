@@ -262,6 +262,12 @@ impl Table {
         }
     }
 
+    /// Nothing is held, under way or left to say.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> bool {
+        self.entries.is_empty() && self.under_way.is_empty() && self.out.is_empty() && self.held_bytes == 0
+    }
+
     /// Asks for the directory's counters, one question at a time.
     pub(super) fn ask_stats(&mut self) {
         if !std::mem::replace(&mut self.stats_asked, true) {

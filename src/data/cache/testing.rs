@@ -1,6 +1,8 @@
-//! A small directory for tests, from the contract alone: first fit, evicts whatever nobody refers to.
+//! Directories for tests: the real one, and a small one from the contract alone that takes no wrong message and counts
+//! references; first fit, it evicts whatever nobody refers to.
 
 use super::{CacheClient, ClientSpec};
+use launcher::cache::{CacheHost, HostPlan, PolicyKind};
 use launcher::contract::cache::{CacheStats, Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
@@ -174,4 +176,18 @@ impl State {
             }
         }
     }
+}
+
+/// The real directory, and a client for each of `ranks` ranks that announces at most a quarter of it.
+pub(crate) fn hosted(capacity_bytes: u64, policy: PolicyKind, ranks: u32) -> (CacheHost, Vec<Arc<CacheClient>>) {
+    let plan = HostPlan { capacity_bytes, policy, ranks: (0..ranks).collect() };
+    let mut host = CacheHost::start(&plan).unwrap();
+    let memfd = File::from(host.memfd.try_clone().unwrap());
+    let spec = |rank| ClientSpec { rank, ahead_bytes: capacity_bytes / 4, verify: true };
+    let connect = |rank| {
+        let socket = UnixStream::from(host.take_socket(rank).unwrap());
+        CacheClient::connect(socket, &memfd, spec(rank)).unwrap()
+    };
+    let clients = (0..ranks).map(connect).collect();
+    (host, clients)
 }

@@ -1,7 +1,8 @@
 //! Ranks against a small directory, and against hostile ones.
 
-use super::super::testing::TestDirectory;
+use super::super::testing::{TestDirectory, hosted};
 use super::*;
+use launcher::cache::PolicyKind;
 use launcher::contract::cache::Grant;
 use std::sync::atomic::AtomicUsize;
 
@@ -227,13 +228,13 @@ fn a_half_written_entry_is_found_by_its_checksum() {
     assert!(error.contains("entry 9") && error.contains("half-written"), "{error}");
 }
 
-/// Not asserted: what a hit costs, round trips included.
+/// Not asserted: what a hit costs, round trips included, the directory real.
 #[test]
 fn cost_of_a_hit() {
-    let directory = TestDirectory::new(64 << 20);
-    let client = directory.client(0, 32 << 20, false);
+    let (host, clients) = hosted(64 << 20, PolicyKind::Lru, 1);
+    let client = &clients[0];
     let batch = |n: u64| (0..64).map(move |k| want((n * 29 + k * 5) % 400)).collect::<Vec<_>>();
-    (0..400).for_each(|key| assert!(read(&client, key).unwrap()));
+    (0..400).for_each(|key| assert!(read(client, key).unwrap()));
     let (batches, mut taken) = (2_000, 0);
     let start = Instant::now();
     (0..8).for_each(|n| client.announce(&batch(n)));
@@ -246,5 +247,36 @@ fn cost_of_a_hit() {
     }
     let each = start.elapsed().as_secs_f64() / (batches * 64) as f64;
     eprintln!("a hit costs {:.0} ns ({taken})", each * 1e9);
-    assert_eq!(client.stats().bypasses, 0);
+    assert_eq!((client.stats().bypasses, client.stats().misses), (0, 400));
+    assert_eq!(host.notes(), Vec::<String>::new());
+}
+
+#[test]
+fn ranks_share_the_real_directory_under_every_policy() {
+    for policy in [PolicyKind::Pin, PolicyKind::Lru, PolicyKind::NextUse] {
+        for capacity in [8_000, 20_000, 1 << 20] {
+            let (mut host, clients) = hosted(capacity, policy, 3);
+            std::thread::scope(|scope| {
+                for (rank, client) in clients.iter().enumerate() {
+                    scope.spawn(move || {
+                        let keys = |n: u64| (0..5).map(move |k| want((n * 7 + rank as u64 * 13 + k * 3) % 40));
+                        let batches: Vec<Vec<Want>> = (0..100).map(|n| keys(n).collect()).collect();
+                        batches[..3].iter().for_each(|batch| client.announce(batch));
+                        for (n, batch) in batches.iter().enumerate() {
+                            batches.get(n + 3).iter().for_each(|batch| client.announce(batch));
+                            batch.iter().for_each(|item| assert!(read(client, item.key).is_ok()));
+                            client.retire(batch.iter().map(|item| item.key));
+                        }
+                    });
+                }
+            });
+            assert_eq!(host.notes(), Vec::<String>::new(), "no rank broke the protocol");
+            wait_for(|| clients.iter().all(|client| client.inner.lock().idle()));
+            if capacity == 1 << 20 {
+                assert_eq!(host.stats().misses, 40, "one fill per entry");
+            }
+            host.stop();
+            wait_for(|| clients.iter().all(|client| read(client, 1).is_err()));
+        }
+    }
 }

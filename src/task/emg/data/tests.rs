@@ -308,9 +308,9 @@ fn windows_do_not_depend_on_how_files_are_stored() {
     assert!(!all[0].is_empty() && all[0] == all[1] && all[1] == all[2]);
 }
 
-use crate::data::cache::testing::TestDirectory;
+use crate::data::cache::testing::{TestDirectory, hosted};
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order as SampleOrder};
-use launcher::config::CachePolicy;
+use launcher::cache::PolicyKind;
 
 /// A session per file, in chunks of gzip or contiguous.
 fn store(dir: &Path, chunk_rows: Option<usize>, sessions: usize) -> PathBuf {
@@ -344,6 +344,15 @@ fn batches(dataset: &Arc<dyn Dataset>, rank: u64, threads: usize, first_step: u6
     all
 }
 
+/// Entries of all files together.
+fn plain_entries(config: &DataConfig, chunk_rows: Option<usize>) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let reader = open_datasets(config, 3, &alone(), dir.path()).unwrap().reader;
+    let entries = (0..reader.tables().len()).map(|file| reader.entries(file)).sum();
+    assert!(chunk_rows.is_none_or(|rows| entries == 4 * 8_000_u64.div_ceil(rows as u64)));
+    entries
+}
+
 #[test]
 fn batches_are_the_same_with_and_without_the_page_cache() {
     let dir = tempfile::tempdir().unwrap();
@@ -360,9 +369,14 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
         // Far too small, a quarter, and all: 16,000 rows of 144 bytes in use.
         for capacity in [100_000, 600_000, 8 << 20] {
             for policy in [CachePolicy::Auto, CachePolicy::Pin, CachePolicy::Lru] {
-                let directory = TestDirectory::new(capacity);
+                let kind = match policy {
+                    CachePolicy::Pin => PolicyKind::Pin,
+                    CachePolicy::Lru => PolicyKind::Lru,
+                    _ => PolicyKind::NextUse,
+                };
+                let (host, clients) = hosted(capacity, kind, 2);
                 let config = DataConfig { cache: policy, ..config.clone() };
-                let [a, b] = [0, 1].map(|rank| open(&config, Some(directory.client(rank, capacity / 4, true))));
+                let [a, b] = [0, 1].map(|rank: usize| open(&config, Some(Arc::clone(&clients[rank]))));
                 let all = if policy == CachePolicy::Auto { vec![0, 1, 2, 8] } else { vec![2] };
                 for threads in all {
                     let what = format!("{threads} threads, {capacity} bytes, {policy:?}, chunks {chunk_rows:?}");
@@ -375,13 +389,14 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
                     });
                 }
                 assert!(batches(&a, 0, 2, 5) == resumed);
-                drop((a, b));
-                let waited = std::time::Instant::now();
-                while directory.references() > 0 {
-                    assert!(waited.elapsed().as_secs() < 60, "{} references are left", directory.references());
-                    std::thread::yield_now();
+                assert_eq!(host.notes(), Vec::<String>::new(), "no rank broke the protocol");
+                let stats = host.stats();
+                assert!(stats.used_bytes <= capacity);
+                if capacity == 8 << 20 {
+                    let entries = plain_entries(&config, chunk_rows);
+                    assert_eq!((stats.bypasses, stats.evictions), (0, 0));
+                    assert!(stats.misses <= entries, "{} fills of {entries} entries", stats.misses);
                 }
-                assert!(capacity < 8 << 20 || directory.stats().bypasses == 0);
             }
         }
         // `off` does not even look at it.
