@@ -1,13 +1,14 @@
 //! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
 
+use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
 use crate::config::{Config, ConfigError, DeviceChoice};
-use crate::console::{Console, closing_table};
-use crate::contract::{Summary, env, exit};
+use crate::console::{Console, cache_stats, closing_table};
+use crate::contract::{CacheSummary, Summary, env, exit};
 use crate::machine::{Machine, dataset_facts};
 use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
-use crate::supervise::{self, Meeting, Outcome, RankSpec, Spec};
+use crate::supervise::{self, CacheSpec, Meeting, Outcome, RankSpec, Spec};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -194,7 +195,7 @@ fn train(run: &RunArgs) -> Result<u8, Error> {
     show(&plan);
     announce(&folder, &resume);
     let outcome = supervise_run(run, &ready, &plan, &mut folder, program)?;
-    close(&folder, &plan, &outcome);
+    close(&folder, &ready.config.task, &plan, &outcome);
     Ok(outcome.exit_code)
 }
 
@@ -263,7 +264,14 @@ fn train_spec(
         log_dir: Some(folder.path.clone()),
         grace: Duration::try_from_secs_f64(ready.config.train.stop_grace).unwrap_or(EXEC_GRACE),
         control: true,
+        cache: cache_spec(plan),
     })
+}
+
+/// The page cache as planned; `None`: off, or no room for it.
+fn cache_spec(plan: &Plan) -> Option<CacheSpec> {
+    let (capacity_bytes, policy) = (plan.budget.page_cache_bytes, PolicyKind::named(&plan.budget.cache_policy)?);
+    (capacity_bytes > 0).then_some(CacheSpec { capacity_bytes, policy })
 }
 
 /// What libtorch wants of its surroundings, where the user has not said otherwise.
@@ -303,6 +311,7 @@ fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>) -> Result<u8, Err
         log_dir: None,
         grace: EXEC_GRACE,
         control: false,
+        cache: None,
     };
     let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
     let outcome = supervise::run_with_restarts(run.max_restarts, |_| Ok(spec.clone()), &console);
@@ -319,7 +328,7 @@ fn explain(outcome: &Outcome) {
 }
 
 /// Adds what only the launcher knows to summary.json, prints the closing table.
-fn close(folder: &RunDir, plan: &Plan, outcome: &Outcome) {
+fn close(folder: &RunDir, task: &str, plan: &Plan, outcome: &Outcome) {
     let path = folder.path.join("summary.json");
     let known = outcome.first_failure.is_none().then(|| std::fs::read(&path).ok()).flatten();
     let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
@@ -333,10 +342,24 @@ fn close(folder: &RunDir, plan: &Plan, outcome: &Outcome) {
     summary.peak_pss_bytes_per_rank = outcome.peaks.pss_bytes_per_rank.clone();
     summary.peak_node_bytes = outcome.peaks.node_bytes;
     summary.restarts = outcome.restarts;
+    if let Some(stats) = &outcome.cache {
+        summary.cache = CacheSummary {
+            policy: plan.budget.cache_policy.clone(),
+            capacity_bytes: stats.capacity_bytes,
+            used_bytes: stats.used_bytes,
+            hits: stats.hits,
+            misses: stats.misses,
+            evictions: stats.evictions,
+            bypasses: stats.bypasses,
+        };
+    }
     if let Ok(text) = serde_json::to_vec_pretty(&summary)
         && let Err(error) = std::fs::write(&path, text)
     {
         eprintln!("launch: {}: {error}", path.display());
+    }
+    if let Some(stats) = &outcome.cache {
+        println!("{}", cache_stats(task, stats));
     }
     println!("{}", closing_table(&summary, plan));
     println!("run folder: {}", shown(&folder.path));

@@ -11,6 +11,7 @@
 //! Architecture invariant: `plan` does no I/O; `config` reads neither environment, clock, /proc nor GPU; `machine`
 //! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour.
 
+pub mod cache;
 pub mod cli;
 pub mod command;
 pub mod config;

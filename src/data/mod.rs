@@ -5,6 +5,7 @@ pub mod loader;
 pub mod source;
 
 use std::path::PathBuf;
+use std::sync::Weak;
 
 /// What can go wrong with data. Messages name the file and the way out.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,19 @@ impl FieldSpec {
     }
 }
 
+/// Someone who can do work of a data set ahead of need.
+pub trait Wake: Send + Sync {
+    /// There is something for [`Dataset::work_ahead`]. Returns at once.
+    fn wake(&self);
+}
+
+/// A batch that will be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchAhead<'a> {
+    pub epoch: u64,
+    pub ids: &'a [u64],
+}
+
 /// Samples by index. Opening one reads metadata only; a sample is read when asked for.
 pub trait Dataset: Send + Sync {
     fn len(&self) -> usize;
@@ -67,6 +81,17 @@ pub trait Dataset: Send + Sync {
     fn read(&self, index: usize, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError>;
     /// Where sample `index` comes from, for people: `s03.hdf5 rows 500..1000`.
     fn describe(&self, index: usize) -> String;
+    /// The samples of `batch` will be read; called in the order of batches, before any of its samples is read. Ids may
+    /// be out of range: such a batch is refused later.
+    fn announce(&self, _batch: BatchAhead) {}
+    /// The batch was read, failed or was cancelled: once for each [`Dataset::announce`], after its last read.
+    fn retire(&self, _batch: BatchAhead) {}
+    /// Does a piece of work ahead of need; false: there is none. Called by threads that have nothing to read.
+    fn work_ahead(&self, _scratch: &mut Scratch) -> bool {
+        false
+    }
+    /// `waker` wants to know when there is something for [`Dataset::work_ahead`].
+    fn wake_by(&self, _waker: Weak<dyn Wake>) {}
 }
 
 /// Buffers that a loader thread keeps between samples, so that reading allocates nothing in the steady state.

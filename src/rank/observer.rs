@@ -1,10 +1,12 @@
 //! The loop's [`Observer`]: progress to the launcher, records to the run folder, memory lines.
 
+use crate::data::cache::CacheClient;
 use crate::report::Reporter;
 use crate::report::memory::MemorySampler;
 use crate::report::records::RecordWriter;
 use crate::train::Observer;
 use launcher::contract::{MetricsRecord, Progress};
+use std::sync::Arc;
 
 /// What rank `rank` tells.
 pub struct RankObserver {
@@ -17,6 +19,15 @@ pub struct RankObserver {
     /// The first step of this process is still to come.
     pub first: bool,
     pub phase: String,
+    /// The node's page cache, where there is one.
+    pub cache: Option<Arc<CacheClient>>,
+}
+
+impl RankObserver {
+    /// Share of this rank's reads that found their bytes in the page cache.
+    fn hit_rate(&self) -> Option<f64> {
+        self.cache.as_ref().and_then(|cache| cache.stats().hit_rate())
+    }
 }
 
 impl Observer for RankObserver {
@@ -38,13 +49,15 @@ impl Observer for RankObserver {
             self.memory.print(&format!("Step {}", progress.step));
         }
         if self.rank == 0 {
-            self.reporter.progress(progress.clone());
+            let cache_hit_rate = self.hit_rate();
+            self.reporter.progress(Progress { cache_hit_rate, ..progress.clone() });
         }
     }
 
     fn record(&mut self, record: &MetricsRecord) {
+        let record = MetricsRecord { cache_hit_rate: self.hit_rate(), ..record.clone() };
         if let Some(records) = &self.records
-            && let Err(error) = records.write(record)
+            && let Err(error) = records.write(&record)
         {
             self.reporter.line(format!("metrics.jsonl: {error}"));
             self.records = None;

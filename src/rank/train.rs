@@ -5,12 +5,14 @@ use super::{RankError, read_job};
 use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo, rendezvous};
 use crate::data::DataError;
+use crate::data::cache::{CacheClient, ClientSpec, inherited_memory};
 use crate::report::memory::{MemorySampler, Probe};
 use crate::report::records::{RecordWriter, write_summary};
 use crate::report::{Reporter, plots};
 use crate::task::{self, Datasets, Team};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Finished, Fit, LoopState, Resume, Status, TrainError};
+use launcher::config::CachePolicy;
 use launcher::contract::{Best, CacheSummary, Job, Summary, env, exit};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +20,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 
+/// `1`: every entry of the page cache carries a checksum, verified at every acquire. The same on all ranks.
+const CACHE_VERIFY: &str = "HEADROOM_CACHE_VERIFY";
 /// Time between two memory records, besides those at phases and steps.
 const MEMORY_PERIOD: Duration = Duration::from_secs(2);
 
@@ -101,8 +105,32 @@ fn reporter(rank: u32, on_peer_failed: impl Fn(u32, String) + Send + 'static) ->
         ))
     };
     let fd = number.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
-    let socket = inherit::control_socket(fd).map_err(|e| refused(e.to_string()))?;
+    let socket = inherit::inherited_socket(fd).map_err(|e| refused(e.to_string()))?;
     Ok(Reporter::over(socket, rank, on_peer_failed)?)
+}
+
+/// The node's page cache, where the launcher made one. Half of it is for batches announced ahead, in equal shares.
+fn page_cache(job: &Job, place: &RankEnv) -> Result<Option<Arc<CacheClient>>, RankError> {
+    let named = |name| std::env::var(name).ok();
+    let (Some(socket), Some(memory)) = (named(env::CACHE_FD), named(env::CACHE_MEMFD)) else {
+        return Ok(None);
+    };
+    if job.config.data.cache == CachePolicy::Off {
+        return Ok(None);
+    }
+    let refused = |problem: String| {
+        RankError::Usage(format!("{}={socket}: {problem}; it is set by `launch`: start the run again", env::CACHE_FD))
+    };
+    let fd = socket.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
+    let stream = inherit::inherited_socket(fd).map_err(|e| refused(e.to_string()))?;
+    let memfd = inherited_memory(&memory)?;
+    let capacity_bytes = memfd.metadata().map_err(|e| refused(e.to_string()))?.len();
+    let spec = ClientSpec {
+        rank: place.rank as u32,
+        ahead_bytes: capacity_bytes / (2 * place.local_world_size.max(1) as u64),
+        verify: named(CACHE_VERIFY).is_some_and(|value| value == "1"),
+    };
+    Ok(Some(CacheClient::connect(stream, &memfd, spec)?))
 }
 
 /// Joins the node's ranks in the launcher's memfd, or in one that local rank 0 makes when another launcher started us.
@@ -140,8 +168,9 @@ fn train(start: Start) -> Result<u8, RankError> {
     let resumed_step = resume.as_ref().map(|loaded| loaded.step);
 
     let task = task::find(&config.task).map_err(RankError::Usage)?;
-    let memory = memory_sampler(&start, resumed_step)?;
-    let datasets = open(&start, task)?;
+    let cache = page_cache(job, env)?;
+    let memory = memory_sampler(&start, resumed_step, cache.clone())?;
+    let datasets = open(&start, task, cache.clone())?;
     memory.print("After dataset creation");
     if env.rank == 0 {
         datasets.notes.iter().for_each(|line| reporter.line(line.clone()));
@@ -171,6 +200,7 @@ fn train(start: Start) -> Result<u8, RankError> {
         memory_every: config.log.memory_every,
         first: true,
         phase: String::new(),
+        cache,
     };
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = (env.rank == 0).then(|| Checkpointer::open(&checkpoints, config.log.keep_last)).transpose()?;
@@ -214,19 +244,28 @@ fn stop_flag(unstarted: &Arc<AtomicBool>) -> Result<Arc<AtomicBool>, RankError> 
     Ok(stop)
 }
 
-fn open(start: &Start, task: &dyn task::Task) -> Result<Datasets, RankError> {
+fn open(start: &Start, task: &dyn task::Task, cache: Option<Arc<CacheClient>>) -> Result<Datasets, RankError> {
     let Start { job, env, collective, .. } = start;
     let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Other(e.to_string()));
-    let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather };
+    let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache };
     let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
     Ok(task.open(&job.config, &team, &index)?)
 }
 
-fn memory_sampler(start: &Start, resumed_step: Option<u64>) -> Result<MemorySampler, RankError> {
+fn memory_sampler(
+    start: &Start,
+    resumed_step: Option<u64>,
+    cache: Option<Arc<CacheClient>>,
+) -> Result<MemorySampler, RankError> {
     let name = format!("memory.rank{}.jsonl", start.env.rank);
     let records = open_records(&start.job, &name, resumed_step)?;
     let reporter = start.reporter.clone();
-    MemorySampler::start(MEMORY_PERIOD, records, Probe::default, move |line| reporter.line(line))
+    let probe = move || {
+        let Some(cache) = &cache else { return Probe::default() };
+        let (node, own) = (cache.node_stats(), cache.stats());
+        Probe { gpu: None, cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses }
+    };
+    MemorySampler::start(MEMORY_PERIOD, records, probe, move |line| reporter.line(line))
         .map_err(|e| RankError::Io(format!("memory sampling: {e}")))
 }
 

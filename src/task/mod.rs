@@ -2,6 +2,7 @@
 
 pub mod emg;
 
+use crate::data::cache::CacheClient;
 use crate::data::{DataError, Dataset};
 use launcher::config::Config;
 use std::path::{Path, PathBuf};
@@ -83,6 +84,8 @@ pub struct Team<'a> {
     pub rank: usize,
     pub world_size: usize,
     pub gather: &'a Gather<'a>,
+    /// The node's page cache, where there is one.
+    pub cache: Option<Arc<CacheClient>>,
 }
 
 /// A task. Adding one touches its own room and [`find`].

@@ -163,7 +163,7 @@ fn a_signal_saves_one_common_step_and_the_run_goes_on() {
         running.signal(signal);
         let ended = running.wait();
         assert_eq!(ended.code, Some(75), "{name}: {ended}");
-        assert!(ended.out.contains(&format!("go on with --name {name} --resume auto")), "{ended}");
+        assert!(ended.out.contains(&format!("to go on, add: --name {name} --resume auto")), "{ended}");
         let summary = run.summary();
         let step = summary["steps"].as_u64().unwrap();
         assert_eq!(summary["status"], "stopped");

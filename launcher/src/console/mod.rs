@@ -2,10 +2,12 @@
 //!
 //! A thread of its own writes, so that a terminal that takes no more never holds up supervision.
 
+mod cache;
 mod screen;
 mod table;
 mod text;
 
+pub use cache::cache_stats;
 pub use table::closing_table;
 
 use crate::contract::Progress;

@@ -4,6 +4,8 @@
 //! no padding; a list is its `u32` length and its items. Binary, because the directory serves hundreds of thousands of
 //! keys per second. A rank may have any number of `Acquire`s under way; replies to one rank keep their order.
 
+pub use super::wire::{Decoder, MAX_CACHE_FRAME_BYTES, Message, WireError, encode};
+
 /// One key that a batch needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {
@@ -74,11 +76,12 @@ pub enum Grant {
     Fill { offset: u64 },
     /// Another rank fills it now; [`FromDirectory::Settled`] follows.
     Wait,
-    /// No room: read into memory of your own; holds no reference. Counts as a bypass.
+    /// No room, or an offer that is not wanted: read into memory of your own; holds no reference. Counts as a bypass.
     Bypass,
 }
 
-/// Counters of the directory. Lookups = hits + misses + bypasses; a `Wait` that becomes `Ready` is a hit.
+/// Counters of the directory. Lookups = hits + misses + bypasses; a `Wait` that becomes `Ready` is a hit, one that becomes
+/// `Fill` a miss. Offers are no lookups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
     pub capacity_bytes: u64,
@@ -88,4 +91,12 @@ pub struct CacheStats {
     pub misses: u64,
     pub evictions: u64,
     pub bypasses: u64,
+}
+
+impl CacheStats {
+    /// Hits over lookups, 0 to 1; `None`: nothing was looked up yet.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let lookups = self.hits + self.misses + self.bypasses;
+        (lookups > 0).then(|| self.hits as f64 / lookups as f64)
+    }
 }

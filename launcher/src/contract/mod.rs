@@ -8,6 +8,7 @@ pub mod exit;
 mod frame;
 mod message;
 mod record;
+mod wire;
 
 pub use frame::*;
 pub use message::*;

@@ -33,15 +33,10 @@ pub(super) fn budget(
     lines.push(sizes.checkpoint()?);
     let used = sum(&lines.iter().map(|line| line.bytes).collect::<Vec<_>>()).ok_or(OVERFLOW)?;
     let room = total_bytes.saturating_sub(used);
-    let (page_cache_bytes, line) = page_cache(config, dataset, room);
+    let line = page_cache(config, dataset, room);
+    let (page_cache_bytes, cache_policy) = (line.bytes, cache_policy(config, line.bytes).to_owned());
     lines.push(line);
-    if page_cache_bytes > 0 {
-        draft.notes.push(format!(
-            "{} would be room for the shared page cache, which this build does not have yet: 0 used",
-            bytes_text(page_cache_bytes)
-        ));
-    }
-    Ok(BudgetPlan { total_bytes, lines, page_cache_bytes, formula, gpu })
+    Ok(BudgetPlan { total_bytes, lines, page_cache_bytes, cache_policy, formula, gpu })
 }
 
 const OVERFLOW: PlanError = PlanError::Overflow {
@@ -225,19 +220,33 @@ fn decode_scratch(draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
     per_rank("decode scratch", bytes, ranks, formula)
 }
 
-/// Capacity that the page cache may have, and its line: this build uses none of it.
-fn page_cache(config: &Config, dataset: &DatasetFacts, room: u64) -> (u64, BudgetLine) {
-    let off = config.data.cache == CachePolicy::Off;
+/// The page cache: what is left of the budget, cut by the config and by what the data set can use.
+fn page_cache(config: &Config, dataset: &DatasetFacts, room: u64) -> BudgetLine {
     let cap = config.data.cache_size_gb.map(|gb| (gb * GIB as f64) as u64);
-    let useful = (dataset.bytes > 0).then(|| dataset.bytes.saturating_mul(DECODED_OVER_DISK));
-    let capacity = if off { 0 } else { room.min(cap.unwrap_or(u64::MAX)).min(useful.unwrap_or(u64::MAX)) };
+    let useful = dataset.bytes.saturating_mul(DECODED_OVER_DISK);
+    let capacity = room.min(cap.unwrap_or(u64::MAX)).min(useful) / PAGE_BYTES * PAGE_BYTES;
+    let off = config.data.cache == CachePolicy::Off;
+    let bytes = if off { 0 } else { capacity };
     let cut = match capacity {
         _ if off => "data.cache is off".to_owned(),
-        _ if capacity == room => "all that is left".to_owned(),
-        _ if Some(capacity) == cap => "cut by data.cache_size_gb".to_owned(),
+        _ if dataset.bytes == 0 => "no data set to keep".to_owned(),
+        _ if room <= useful && room <= cap.unwrap_or(u64::MAX) => "all that is left".to_owned(),
+        _ if cap.is_some_and(|cap| cap <= useful) => "cut by data.cache_size_gb".to_owned(),
         _ => format!("{} data set × {DECODED_OVER_DISK}", bytes_text(dataset.bytes)),
     };
-    (capacity, once("page cache", 0, format!("0 used, not in this build; planned {} ({cut})", bytes_text(capacity))))
+    let policy = cache_policy(config, bytes);
+    once("page cache", bytes, if bytes == 0 { cut } else { format!("{cut}, policy {policy}") })
+}
+
+/// The policy's name. `auto`: one chunk of a session serves many windows, so the one that looks ahead.
+fn cache_policy(config: &Config, bytes: u64) -> &'static str {
+    match config.data.cache {
+        _ if bytes == 0 => "off",
+        CachePolicy::Off => "off",
+        CachePolicy::Auto | CachePolicy::NextUse => "next_use",
+        CachePolicy::Pin => "pin",
+        CachePolicy::Lru => "lru",
+    }
 }
 
 fn once(name: &str, bytes: u64, formula: String) -> BudgetLine {

@@ -48,5 +48,8 @@ pub(super) const EXTRA_SLOTS: u64 = 2;
 /// Each field of a slot starts on a multiple of this, a cache line. Source: the loader.
 pub(super) const FIELD_ALIGN_BYTES: u64 = 64;
 
+/// The page cache is a whole number of these.
+pub(super) const PAGE_BYTES: u64 = 4096;
+
 /// Bytes of an f32.
 pub(super) const F32_BYTES: u64 = 4;

@@ -140,8 +140,11 @@ pub struct BudgetPlan {
     /// What Headroom may use of this node.
     pub total_bytes: u64,
     pub lines: Vec<BudgetLine>,
-    /// What is left for the page cache after every line.
+    /// Bytes of the line `page cache`: what is left after every other line, as far as it is of use.
     pub page_cache_bytes: u64,
+    /// `pin`, `lru` or `next_use`; `off`: there is no page cache.
+    #[serde(default)]
+    pub cache_policy: String,
     /// How `total_bytes` came about.
     #[serde(default)]
     pub formula: String,
@@ -154,6 +157,11 @@ impl BudgetPlan {
     /// Sum of all lines, bytes of the node.
     pub fn need_bytes(&self) -> u64 {
         sum_lines(&self.lines)
+    }
+
+    /// What training needs at the least: all lines but the page cache, which takes what is left.
+    pub fn least_bytes(&self) -> u64 {
+        self.need_bytes().saturating_sub(self.page_cache_bytes)
     }
 }
 

@@ -119,12 +119,12 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Need of the changed plan in bytes if it fits.
+    /// Least need of the changed plan in bytes if it fits.
     fn need(&self, change: Change, value: u64) -> Option<u64> {
         let (mut config, mut request) = (self.config.clone(), self.request.clone());
         change.apply(value, &mut config, &mut request);
         let plan = draft(&config, self.machine, self.dataset, &request).ok()?;
-        fits(&plan).then(|| plan.budget.need_bytes())
+        fits(&plan).then(|| plan.budget.least_bytes())
     }
 
     /// Largest value below `from`, and not below `least`, that fits.

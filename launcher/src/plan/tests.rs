@@ -143,15 +143,30 @@ fn loader_threads_follow_the_half_of_cores_rule() {
 }
 
 #[test]
-fn page_cache_is_cut_by_config_and_data_set_and_never_used() {
+fn page_cache_is_a_line_cut_by_config_and_data_set() {
     let mut config = Config::default();
     let machine = machine(8, 32 * GIB);
     let facts = DatasetFacts { exists: true, files: 12, bytes: 100 * MIB, largest_file_bytes: 9 * MIB };
-    assert_eq!(plan(&config, &machine, &facts, &ranks(1)).unwrap().budget.page_cache_bytes, 200 * MIB);
+    let cache = |config: &Config, facts: &DatasetFacts| {
+        let plan = plan(config, &machine, facts, &ranks(1)).unwrap();
+        let budget = plan.budget.clone();
+        assert_eq!(line(&plan, "page cache").bytes, budget.page_cache_bytes);
+        assert_eq!(budget.least_bytes() + budget.page_cache_bytes, budget.need_bytes());
+        (budget.page_cache_bytes, budget.cache_policy.clone(), budget.total_bytes - budget.need_bytes())
+    };
+    let (bytes, policy, _) = cache(&config, &facts);
+    assert_eq!((bytes, policy.as_str()), (200 * MIB, "next_use"));
+    // A data set larger than the budget gets what is left, to the page.
+    let large = DatasetFacts { bytes: 1 << 40, ..facts.clone() };
+    let (bytes, _, spare) = cache(&config, &large);
+    assert!(bytes > 20 * GIB && spare < 4096, "{bytes} {spare}");
     config.data.cache_size_gb = Some(0.125);
-    assert_eq!(plan(&config, &machine, &facts, &ranks(1)).unwrap().budget.page_cache_bytes, 128 * MIB);
+    config.data.cache = crate::config::CachePolicy::Lru;
+    let (bytes, policy, _) = cache(&config, &facts);
+    assert_eq!((bytes, policy.as_str()), (128 * MIB, "lru"));
     config.data.cache = crate::config::CachePolicy::Off;
-    assert_eq!(plan(&config, &machine, &facts, &ranks(1)).unwrap().budget.page_cache_bytes, 0);
+    let (bytes, policy, _) = cache(&config, &facts);
+    assert_eq!((bytes, policy.as_str()), (0, "off"));
 }
 
 #[test]
@@ -309,10 +324,11 @@ fn cases() -> impl Strategy<Value = (Config, Machine, Request)> {
 
 proptest! {
     #[test]
-    fn lines_and_page_cache_never_exceed_the_budget((config, machine, request) in cases()) {
-        if let Ok(plan) = plan(&config, &machine, &DatasetFacts::default(), &request) {
+    fn lines_and_page_cache_never_exceed_the_budget((config, machine, request) in cases(), data in 0u64..1 << 40) {
+        let facts = DatasetFacts { bytes: data, ..DatasetFacts::default() };
+        if let Ok(plan) = plan(&config, &machine, &facts, &request) {
             let budget = &plan.budget;
-            prop_assert!(budget.need_bytes() + budget.page_cache_bytes <= budget.total_bytes);
+            prop_assert!(budget.need_bytes() <= budget.total_bytes);
             prop_assert!(budget.total_bytes <= machine.memory_bytes());
             // What Headroom itself takes is free now.
             let own = budget.need_bytes() - line(&plan, "reserve").bytes;

@@ -40,11 +40,13 @@ pub struct Shared<'a> {
     pub cgroup: Option<&'a Cgroup>,
     /// The memfd of `HEADROOM_COMM_FD`.
     pub comm: Option<&'a OwnedFd>,
+    /// The memfd of `HEADROOM_CACHE_MEMFD`.
+    pub cache: Option<&'a OwnedFd>,
 }
 
 impl Child {
-    /// Starts one rank; it runs when this returns.
-    pub fn start(shared: &Shared, rank: &RankSpec) -> io::Result<Self> {
+    /// Starts one rank; it runs when this returns. `cache`: its end of the socket to the page cache's directory.
+    pub fn start(shared: &Shared, rank: &RankSpec, cache: Option<OwnedFd>) -> io::Result<Self> {
         let spec = shared.spec;
         let mut command = Command::new(&spec.program);
         command.args(&spec.args).envs(spec.env.iter().cloned()).envs(rank.env.iter().cloned());
@@ -53,7 +55,7 @@ impl Child {
         // Nothing to read: a rank in a background process group that reads the terminal would be stopped.
         command.stdin(Stdio::null()).stdout(out_end).stderr(err_end);
         let (mut keep, mut control, mut theirs) = (Vec::new(), None, None);
-        for name in [env::CONTROL_FD, env::COMM_FD] {
+        for name in [env::CONTROL_FD, env::COMM_FD, env::CACHE_FD, env::CACHE_MEMFD] {
             command.env_remove(name);
         }
         if spec.control {
@@ -67,13 +69,18 @@ impl Child {
             command.env(env::COMM_FD, comm.as_raw_fd().to_string());
             keep.push(comm.as_raw_fd());
         }
+        if let (Some(memfd), Some(socket)) = (shared.cache, &cache) {
+            command.env(env::CACHE_FD, socket.as_raw_fd().to_string());
+            command.env(env::CACHE_MEMFD, memfd.as_raw_fd().to_string());
+            keep.extend([socket.as_raw_fd(), memfd.as_raw_fd()]);
+        }
         let log = spec.log_dir.as_deref().map(|dir| open_log(dir, rank.rank)).transpose()?;
         let procs = shared.cgroup.and_then(|cgroup| cgroup.open_procs().ok());
         prepare_rank(&mut command, keep, procs.as_ref().map(AsRawFd::as_raw_fd));
         let process = command.spawn().map_err(|e| {
             io::Error::new(e.kind(), format!("rank {}: cannot start {}: {e}", rank.rank, spec.program.display()))
         })?;
-        drop(theirs);
+        drop((theirs, cache));
         let pid = Pid::from_child(&process);
         // Not reaped before `reap`, so the number still means this process.
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;

@@ -10,6 +10,7 @@ use super::memory::{self, Peaks};
 use super::unix::{Guard, Signals};
 use super::verdict::{Said, Verdict, signal_name};
 use super::{Failure, Outcome, Spec, Stream, Watcher};
+use crate::cache::{CacheHost, HostPlan};
 use crate::contract::{self, FrameError, FromRank, Progress, ToRank, exit};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
@@ -32,12 +33,14 @@ const EXIT: u64 = 2;
 const CONTROL: u64 = 3;
 const OUT: u64 = 4;
 const ERR: u64 = 5;
+const CACHE: u64 = 6;
 
 struct Job<'a> {
     spec: &'a Spec,
     watcher: &'a dyn Watcher,
     signals: &'a Signals,
     guard: &'a Guard,
+    cache: Option<&'a CacheHost>,
     children: Vec<Child>,
     urgent: OwnedFd,
     outputs: OwnedFd,
@@ -57,10 +60,21 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
     // Dropped without `dismiss` on any error below: then the guard ends what was started.
     let guard = Guard::start(cgroup.clone())?;
     let comm = if spec.control { Some(memfd_create("headroom-comm", MemfdFlags::CLOEXEC)?) } else { None };
-    let shared = Shared { spec, cgroup: cgroup.as_ref(), comm: comm.as_ref() };
+    let mut cache = match start_cache(spec) {
+        Ok(cache) => cache,
+        Err(e) => {
+            guard.dismiss();
+            return Err(e);
+        }
+    };
+    // Each end goes to its rank alone, so that it closes when the rank dies.
+    let mut sockets: Vec<Option<OwnedFd>> =
+        spec.ranks.iter().map(|rank| cache.as_mut().and_then(|host| host.take_socket(rank.rank))).collect();
+    let memfd = cache.as_ref().map(|host| &host.memfd);
+    let shared = Shared { spec, cgroup: cgroup.as_ref(), comm: comm.as_ref(), cache: memfd };
     let mut children = Vec::with_capacity(spec.ranks.len());
-    for rank in &spec.ranks {
-        match Child::start(&shared, rank) {
+    for (rank, socket) in spec.ranks.iter().zip(&mut sockets) {
+        match Child::start(&shared, rank, socket.take()) {
             Ok(child) => {
                 guard.watch(child.pid);
                 children.push(child);
@@ -74,7 +88,7 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
         }
     }
     let pids: Vec<Pid> = children.iter().map(|child| child.pid).collect();
-    let mut job = Job::new(spec, watcher, signals, &guard, children)?;
+    let mut job = Job::new(spec, watcher, signals, &guard, cache.as_ref(), children)?;
     let (stop, stopped) = mpsc::channel();
     let peaks = std::thread::scope(|scope| -> io::Result<Peaks> {
         let sampler = std::thread::Builder::new()
@@ -88,10 +102,21 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
     })?;
     end_cgroup(cgroup.as_ref());
     job.children.iter_mut().for_each(|child| child.finish(watcher));
-    let outcome = job.outcome(started.elapsed(), peaks);
+    let mut outcome = job.outcome(started.elapsed(), peaks);
     drop(job);
     guard.dismiss();
+    if let Some(host) = &mut cache {
+        host.stop();
+        outcome.cache = Some(host.stats());
+    }
     Ok(outcome)
+}
+
+fn start_cache(spec: &Spec) -> io::Result<Option<CacheHost>> {
+    let Some(cache) = spec.cache else { return Ok(None) };
+    let ranks = spec.ranks.iter().map(|rank| rank.rank).collect();
+    let plan = HostPlan { capacity_bytes: cache.capacity_bytes, policy: cache.policy, ranks };
+    CacheHost::start(&plan).map(Some).map_err(io::Error::other)
 }
 
 fn end_cgroup(cgroup: Option<&Cgroup>) {
@@ -112,12 +137,16 @@ impl<'a> Job<'a> {
         watcher: &'a dyn Watcher,
         signals: &'a Signals,
         guard: &'a Guard,
+        cache: Option<&'a CacheHost>,
         children: Vec<Child>,
     ) -> io::Result<Self> {
         let urgent = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let outputs = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         add(&urgent, &signals.pipe, SIGNALS, 0)?;
         add(&urgent, &outputs, OUTPUTS, 0)?;
+        if let Some(host) = cache {
+            add(&urgent, &host.alarm, CACHE, 0)?;
+        }
         for (index, child) in children.iter().enumerate() {
             add(&urgent, &child.pidfd, EXIT, index)?;
             if let Some(control) = &child.control {
@@ -137,6 +166,7 @@ impl<'a> Job<'a> {
             watcher,
             signals,
             guard,
+            cache,
             children,
             urgent,
             outputs,
@@ -161,6 +191,7 @@ impl<'a> Job<'a> {
                         self.take_exit(index)?;
                         ended.push(index);
                     }
+                    CACHE => self.take_cache()?,
                     _ => self.take_control(index),
                 }
             }
@@ -250,6 +281,19 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// The page cache has something to say, or is at its end, which no rank survives.
+    fn take_cache(&mut self) -> io::Result<()> {
+        let Some(host) = self.cache else { return Ok(()) };
+        host.notes().iter().for_each(|note| self.watcher.note(&format!("page cache: {note}")));
+        if host.ended() {
+            epoll::delete(&self.urgent, &host.alarm)?;
+            if let Some(index) = self.children.iter().position(|child| !child.ended) {
+                self.fail(index, exit::INTERNAL, "the launcher's page cache directory ended unexpectedly".into());
+            }
+        }
+        Ok(())
+    }
+
     fn take_exit(&mut self, index: usize) -> io::Result<()> {
         if self.children[index].ended {
             return Ok(());
@@ -260,6 +304,9 @@ impl<'a> Job<'a> {
         // While it is not reaped its number is still its own; whatever it left in its group ends now.
         child.signal_group(Signal::KILL);
         self.guard.forget(child.pid);
+        if let Some(host) = self.cache {
+            host.rank_gone(child.rank);
+        }
         if let Some(end) = child.reap()? {
             epoll::delete(&self.urgent, &child.pidfd)?;
             self.verdict.ended(index, end);
@@ -314,7 +361,9 @@ impl<'a> Job<'a> {
                 );
             }
             FromRank::Hello { .. } => self.verdict.greeted(index),
-            FromRank::Progress(progress) => {
+            FromRank::Progress(mut progress) => {
+                let stats = self.cache.map(CacheHost::stats);
+                progress.cache_hit_rate = stats.and_then(|stats| stats.hit_rate()).or(progress.cache_hit_rate);
                 self.watcher.progress(&progress);
                 self.progress = Some(progress);
             }
@@ -392,6 +441,7 @@ impl<'a> Job<'a> {
             peaks,
             restarts: 0,
             progress: self.progress.take(),
+            cache: None,
         }
     }
 }

@@ -21,6 +21,8 @@ pub use failure::Failure;
 pub use memory::Peaks;
 pub use verdict::{End, signal_name};
 
+use crate::cache::PolicyKind;
+use crate::contract::cache::CacheStats;
 use crate::contract::{Progress, exit};
 use std::ffi::OsString;
 use std::io;
@@ -42,6 +44,15 @@ pub struct Spec {
     pub grace: Duration,
     /// Give ranks a control socket (`HEADROOM_CONTROL_FD`) and the node's memfd (`HEADROOM_COMM_FD`).
     pub control: bool,
+    /// Host a shared page cache for the ranks (`HEADROOM_CACHE_FD`, `HEADROOM_CACHE_MEMFD`).
+    pub cache: Option<CacheSpec>,
+}
+
+/// The node's page cache, made anew for every attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheSpec {
+    pub capacity_bytes: u64,
+    pub policy: PolicyKind,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -90,13 +101,15 @@ pub struct Outcome {
     pub restarts: u32,
     /// The last state that a rank reported.
     pub progress: Option<Progress>,
+    /// Counters of the last attempt's page cache.
+    pub cache: Option<CacheStats>,
 }
 
 /// Runs a job to its end on the calling thread, which must not end before (PDEATHSIG is tied to it).
 ///
 /// # Errors
-/// When a rank cannot be started (those already running are killed), or the system refuses a pipe, memfd or signal
-/// handler. Failures of ranks are no errors: see [`Outcome`].
+/// When a rank cannot be started (those already running are killed), the page cache has no room, or the system refuses a
+/// pipe, memfd or signal handler. Failures of ranks are no errors: see [`Outcome`].
 pub fn run(spec: &Spec, watcher: &dyn Watcher) -> io::Result<Outcome> {
     run_with_restarts(0, |_| Ok(spec.clone()), watcher)
 }

@@ -1,14 +1,20 @@
-//! Memory that is handed around in owned pieces: one aligned region that is handed around in disjoint owned pieces.
+//! Memory that is handed around in owned pieces: a region of this process ([`Piece`]), and the node's page cache
+//! ([`SharedMap`]).
 //!
 //! The one unsafe corner of the data rooms. A [`Piece`] is to its bytes what a `Box<[u8]>` is: the only way to them. A
 //! piece can be cut in two and put together again, so that loader threads fill parts of a batch at the same time and
-//! the batch is contiguous afterwards. All of it is behind a safe interface.
+//! the batch is contiguous afterwards. A [`ReadSpan`] or [`WriteSpan`] is the same for a range of the mapping that all
+//! ranks share. All of it is behind a safe interface.
 #![allow(unsafe_code)]
 
 use crate::data::DataError;
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::fs::SealFlags;
 use std::alloc::Layout;
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pages are what the kernel hands out and what CUDA registers.
 const PAGE_BYTES: usize = 4096;
@@ -96,9 +102,167 @@ impl Piece {
     }
 }
 
+/// The node's page cache as this process maps it, readable and writable.
+///
+/// Invariant: the ranges of all spans that exist are disjoint and inside the mapping. Each span registers its range in
+/// `taken` before it exists and takes it out when dropped, so a directory that grants wrong ranges is refused here.
+/// Between processes the same rests on the directory's word: a range has one writer until it is published, and
+/// readers alone from then until all have released it. Every process of the job is this program and keeps to it.
+pub struct SharedMap {
+    map: MmapRaw,
+    /// Start → end of every span of this process.
+    taken: Mutex<BTreeMap<usize, usize>>,
+}
+
+impl SharedMap {
+    /// Maps all of `memfd`, with huge pages where the kernel gives them.
+    ///
+    /// # Errors
+    /// It is empty, cannot be mapped, or could shrink: pages that vanish under a reader are fatal to the process, so a
+    /// seal has to forbid it.
+    pub fn new(memfd: &File) -> Result<Arc<Self>, DataError> {
+        let failed = |problem: String| DataError::Other(format!("the page cache's memory: {problem}"));
+        let len = memfd.metadata().map_err(|e| failed(e.to_string()))?.len();
+        let len = usize::try_from(len).map_err(|e| failed(e.to_string()))?;
+        if len == 0 {
+            return Err(failed("it holds 0 bytes: raise data.cache_size_gb or set data.cache: off".into()));
+        }
+        let sealed = rustix::fs::fcntl_get_seals(memfd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+        if !sealed {
+            rustix::fs::fcntl_add_seals(memfd, SealFlags::SHRINK)
+                .map_err(|e| failed(format!("it is not sealed against shrinking and cannot be: {e}")))?;
+        }
+        let map = MmapOptions::new().len(len).map_raw(memfd).map_err(|e| failed(e.to_string()))?;
+        // A hint: without huge pages the cache is only a little slower.
+        let _ = map.advise(Advice::HugePage);
+        Ok(Arc::new(Self { map, taken: Mutex::default() }))
+    }
+
+    /// Bytes of the mapping.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A range that the directory granted for reading.
+    ///
+    /// # Errors
+    /// The range is empty, leaves the mapping or touches another span of this process.
+    pub fn read_span(self: &Arc<Self>, offset: u64, bytes: u64) -> Result<ReadSpan, String> {
+        self.take(offset, bytes).map(ReadSpan)
+    }
+
+    /// A range that the directory granted for filling.
+    ///
+    /// # Errors
+    /// As [`SharedMap::read_span`].
+    pub fn write_span(self: &Arc<Self>, offset: u64, bytes: u64) -> Result<WriteSpan, String> {
+        self.take(offset, bytes).map(WriteSpan)
+    }
+
+    fn take(self: &Arc<Self>, offset: u64, bytes: u64) -> Result<Span, String> {
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.len() as u64);
+        if bytes == 0 || !inside {
+            return Err(format!("bytes {offset}..+{bytes} granted, the page cache has {}", self.len()));
+        }
+        // Both are at most the mapping's length, a usize.
+        let (start, len) = (offset as usize, bytes as usize);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((from, to)) = taken.range(..start + len).next_back()
+            && *to > start
+        {
+            return Err(format!("bytes {offset}..+{bytes} granted while {from}..{to} is in use"));
+        }
+        taken.insert(start, start + len);
+        Ok(Span { map: Arc::clone(self), start, len })
+    }
+}
+
+/// A registered range of the mapping.
+struct Span {
+    map: Arc<SharedMap>,
+    start: usize,
+    len: usize,
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        self.map.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.start);
+    }
+}
+
+/// Bytes of a published entry, while this rank holds a reference to it.
+pub struct ReadSpan(Span);
+
+impl ReadSpan {
+    pub fn bytes(&self) -> &[u8] {
+        let Span { map, start, len } = &self.0;
+        // SAFETY: `start + len` lies inside the mapping (checked in `take`), which the span's Arc keeps, and the seal
+        // keeps its pages. In this process no other span reaches these bytes (`taken`), and a ReadSpan never writes;
+        // in other processes nobody writes a published entry before this rank has released it (directory's contract).
+        unsafe { std::slice::from_raw_parts(map.map.as_ptr().add(*start), *len) }
+    }
+}
+
+/// Bytes of an entry that this rank fills.
+pub struct WriteSpan(Span);
+
+impl WriteSpan {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let Span { map, start, len } = &mut self.0;
+        // SAFETY: inside the mapping as in `ReadSpan::bytes`; `&mut self` and `taken` make this the only reference in
+        // this process, and an entry has one writer and no reader until it is published (directory's contract).
+        unsafe { std::slice::from_raw_parts_mut(map.map.as_mut_ptr().add(*start), *len) }
+    }
+
+    /// Gives up writing, before the entry is published.
+    pub fn freeze(self) -> ReadSpan {
+        ReadSpan(self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn memfd(bytes: u64, flags: rustix::fs::MemfdFlags) -> File {
+        let file = File::from(rustix::fs::memfd_create("cache", flags).unwrap());
+        file.set_len(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn spans_are_inside_disjoint_and_seen_by_other_mappings() {
+        let file = memfd(1 << 16, rustix::fs::MemfdFlags::ALLOW_SEALING);
+        let (ours, theirs) = (SharedMap::new(&file).unwrap(), SharedMap::new(&file).unwrap());
+        assert_eq!(ours.len(), 1 << 16);
+        let mut write = ours.write_span(4096, 100).unwrap();
+        write.bytes_mut().fill(7);
+        for (offset, bytes) in [(4096, 100), (4195, 1), (4000, 97), (0, 1 << 16), (4100, 10)] {
+            assert!(ours.read_span(offset, bytes).err().unwrap().contains("in use"), "{offset} {bytes}");
+        }
+        for (offset, bytes) in [(1 << 16, 1), (0, (1 << 16) + 1), (u64::MAX, 2), (u64::MAX - 1, u64::MAX), (5, 0)] {
+            assert!(ours.write_span(offset, bytes).err().unwrap().contains("the page cache has 65536"));
+        }
+        let (before, after) = (ours.read_span(4000, 96).unwrap(), ours.read_span(4196, 4).unwrap());
+        let read = write.freeze();
+        assert!(read.bytes().iter().all(|&byte| byte == 7) && before.bytes().iter().all(|&byte| byte == 0));
+        assert_eq!(theirs.read_span(4096, 100).unwrap().bytes(), read.bytes());
+        drop((read, after));
+        assert!(ours.write_span(4096, 200).is_ok());
+        assert!(file.set_len(10).is_err(), "sealed against shrinking");
+    }
+
+    #[test]
+    fn memory_that_may_shrink_is_refused() {
+        let error = |file| SharedMap::new(&file).err().unwrap().to_string();
+        assert!(error(memfd(4096, rustix::fs::MemfdFlags::empty())).contains("not sealed"));
+        assert!(error(memfd(0, rustix::fs::MemfdFlags::ALLOW_SEALING)).contains("0 bytes"));
+        assert!(error(tempfile::tempfile().unwrap()).contains("0 bytes"));
+    }
 
     #[test]
     fn pieces_are_disjoint_and_join_in_order_only() {

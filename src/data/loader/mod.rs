@@ -18,7 +18,7 @@ mod worker;
 pub use sampler::{BatchPlanner, EpochOrder, Order};
 pub use slots::slot_bytes;
 
-use super::{DataError, Dataset, FieldSpec, Scratch};
+use super::{DataError, Dataset, FieldSpec, Scratch, Wake};
 use slots::{Job, Next, Shared, Slot};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -95,6 +95,8 @@ impl Loader {
             )));
         }
         let shared = Arc::new(Shared::new(dataset, spec.micro_batch, spec.slots, spec.threads)?);
+        let waker: Arc<dyn Wake> = shared.clone();
+        shared.dataset.wake_by(Arc::downgrade(&waker));
         let (scratch, job) = (Scratch::default(), Job::default());
         let mut loader = Self { shared, spec, workers: Vec::new(), next_worker: 0, scratch, job };
         if loader.spec.persistent {
@@ -104,8 +106,7 @@ impl Loader {
     }
 
     /// Makes the batches of `requests` ahead of the consumer, as many as slots allow. Requests are drawn on the
-    /// consumer's thread, in order, twice as many as there are slots ahead of need: who wants to know samples ahead (a
-    /// cache) looks on by `Iterator::inspect`.
+    /// consumer's thread, in order, twice as many as there are slots ahead of need, and announced to the data set.
     ///
     /// # Errors
     /// A thread that does not start.

@@ -5,7 +5,7 @@
 
 use super::{BatchRequest, LoaderStats};
 use crate::data::cache::map::Piece;
-use crate::data::{DataError, Dataset, FieldSpec};
+use crate::data::{BatchAhead, DataError, Dataset, FieldSpec, Wake};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -74,6 +74,8 @@ struct Flight {
     /// Chunks given out; they go out in order.
     claimed: usize,
     returned: usize,
+    /// The data set knows that it will not be read any more.
+    retired: bool,
     /// Of the lowest failing chunk: every chunk below it was claimed before, so this does not depend on timing.
     error: Option<(usize, DataError)>,
 }
@@ -89,6 +91,23 @@ impl Flight {
 
     fn ready(&self) -> bool {
         self.idle() && !self.may_claim()
+    }
+
+    /// What the data set is to be told, once, when nothing of the batch will be read any more.
+    fn retire(&mut self) -> Option<Retired> {
+        (!std::mem::replace(&mut self.retired, true)).then(|| Retired::of(&self.request))
+    }
+}
+
+/// A batch that will not be read any more; the data set is told without the lock.
+pub(super) struct Retired {
+    epoch: u64,
+    ids: Vec<u64>,
+}
+
+impl Retired {
+    fn of(request: &BatchRequest) -> Self {
+        Self { epoch: request.epoch, ids: request.sample_ids.clone() }
     }
 }
 
@@ -115,6 +134,8 @@ pub(super) struct State {
     /// Why no batch will come any more.
     dead: Option<String>,
     pub(super) closing: bool,
+    /// How often the data set said that there is work ahead of need.
+    pub(super) wakes: u64,
     pub(super) stats: LoaderStats,
 }
 
@@ -125,6 +146,7 @@ pub(super) struct Shared {
     pub(super) slots: usize,
     /// Most batches that are being filled or wait to be taken.
     pub(super) prefetch: usize,
+    threads: usize,
     /// Samples that a thread claims at once.
     chunk: usize,
     state: Mutex<State>,
@@ -171,6 +193,7 @@ impl Shared {
             micro_batch,
             slots,
             prefetch,
+            threads,
             chunk,
             state: Mutex::new(State { free, ..State::default() }),
             work: Condvar::new(),
@@ -183,13 +206,23 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests wanted ahead: enough for every slot.
+    /// Requests wanted ahead: enough for every slot. Without threads none is read ahead, so one is announced at a time.
     pub(super) fn wanted(&self) -> usize {
-        (2 * self.slots).saturating_sub(self.lock().upcoming.len())
+        let ahead = if self.threads == 0 { 1 } else { 2 * self.slots };
+        ahead.saturating_sub(self.lock().upcoming.len())
+    }
+
+    fn retire(&self, batches: impl IntoIterator<Item = Retired>) {
+        for Retired { epoch, ids } in batches {
+            self.dataset.retire(BatchAhead { epoch, ids: &ids });
+        }
     }
 
     pub(super) fn add_requests(&self, requests: &mut Vec<BatchRequest>) {
         if !requests.is_empty() {
+            for request in requests.iter() {
+                self.dataset.announce(BatchAhead { epoch: request.epoch, ids: &request.sample_ids });
+            }
             self.lock().upcoming.extend(requests.drain(..));
             self.work.notify_all();
         }
@@ -231,8 +264,16 @@ impl Shared {
             slot.cut(self.fields.iter().map(FieldSpec::sample_bytes), self.chunk);
             let error = self.refuse(&request).map(|error| (0, error));
             let chunks = request.sample_ids.len().div_ceil(self.chunk);
-            let flight =
-                Flight { sequence: state.next_sequence, slot, request, chunks, claimed: 0, returned: 0, error };
+            let flight = Flight {
+                sequence: state.next_sequence,
+                slot,
+                request,
+                chunks,
+                claimed: 0,
+                returned: 0,
+                retired: false,
+                error,
+            };
             state.next_sequence += 1;
             let claimable = flight.may_claim();
             state.flights.push_back(flight);
@@ -261,20 +302,27 @@ impl Shared {
 
     /// Takes a chunk back, read or failed.
     pub(super) fn finish(&self, job: &mut Job, result: Result<(), DataError>) {
+        let mut retired = None;
         let mut state = self.lock();
         state.stats.samples_read += if result.is_ok() { job.ids.len() as u64 } else { 0 };
         if let Some(index) = state.draining.iter().position(|flight| flight.sequence == job.sequence) {
             take_back(&mut state.draining[index], job, result);
             if state.draining[index].idle() {
-                let flight = state.draining.swap_remove(index);
+                let mut flight = state.draining.swap_remove(index);
+                retired = flight.retire();
                 self.free(&mut state, flight.slot);
             }
         } else if let Some(index) = state.flights.iter().position(|flight| flight.sequence == job.sequence) {
             take_back(&mut state.flights[index], job, result);
+            if state.flights[index].ready() {
+                retired = state.flights[index].retire();
+            }
             if index == 0 && state.flights[0].ready() {
                 self.ready.notify_all();
             }
         }
+        drop(state);
+        self.retire(retired);
     }
 
     /// Puts a slot back whole. One that lost a piece to a dying thread is given up.
@@ -305,6 +353,8 @@ impl Shared {
             return Next::End;
         };
         self.work.notify_all();
+        // Empty and refused batches, of which no chunk ever came back.
+        self.retire(flight.retire());
         if let Some((_, error)) = flight.error {
             self.free(state, flight.slot);
             return Next::Failed(error);
@@ -319,14 +369,17 @@ impl Shared {
     /// Forgets every request and batch of the current run; chunks still out come back by themselves.
     pub(super) fn cancel(&self) {
         let mut state = self.lock();
-        state.upcoming.clear();
-        while let Some(flight) = state.flights.pop_front() {
+        let mut retired: Vec<Retired> = state.upcoming.drain(..).map(|request| Retired::of(&request)).collect();
+        while let Some(mut flight) = state.flights.pop_front() {
             if flight.idle() {
+                retired.extend(flight.retire());
                 self.free(&mut state, flight.slot);
             } else {
                 state.draining.push(flight);
             }
         }
+        drop(state);
+        self.retire(retired);
     }
 
     /// Ends this and all later runs.
@@ -349,6 +402,13 @@ impl Shared {
         let state = self.lock();
         let queued = state.flights.iter().filter(|flight| flight.ready()).count();
         LoaderStats { queued, free_slots: state.free.len(), ..state.stats.clone() }
+    }
+}
+
+impl Wake for Shared {
+    fn wake(&self) {
+        self.lock().wakes += 1;
+        self.work.notify_all();
     }
 }
 

@@ -1,9 +1,9 @@
 //! The loader over a data set in memory whose samples can fail, panic, and be waited for.
 
 use super::*;
-use crate::data::Dtype;
+use crate::data::{BatchAhead, Dtype};
 use std::collections::BTreeSet;
-use std::sync::{Barrier, Mutex};
+use std::sync::{Barrier, Mutex, Weak};
 
 /// Sample `i`: f32 `[3, 5]` of `i + k / 16`, and i64 `[]` of `-i`.
 struct Numbers {
@@ -15,6 +15,11 @@ struct Numbers {
     meet: Option<([usize; 2], Barrier)>,
     read: Mutex<Vec<usize>>,
     threads: Mutex<BTreeSet<String>>,
+    announced: Mutex<Vec<(u64, Vec<u64>)>>,
+    retired: Mutex<Vec<(u64, Vec<u64>)>>,
+    /// Pieces of work ahead of need that are left.
+    ahead: Mutex<usize>,
+    waker: Mutex<Option<Weak<dyn Wake>>>,
 }
 
 impl Numbers {
@@ -28,11 +33,34 @@ impl Numbers {
             meet: None,
             read: Mutex::default(),
             threads: Mutex::default(),
+            announced: Mutex::default(),
+            retired: Mutex::default(),
+            ahead: Mutex::default(),
+            waker: Mutex::default(),
         }
     }
 }
 
 impl Dataset for Numbers {
+    fn announce(&self, batch: BatchAhead) {
+        self.announced.lock().unwrap().push((batch.epoch, batch.ids.to_vec()));
+    }
+
+    fn retire(&self, batch: BatchAhead) {
+        self.retired.lock().unwrap().push((batch.epoch, batch.ids.to_vec()));
+    }
+
+    fn work_ahead(&self, _: &mut Scratch) -> bool {
+        let mut ahead = self.ahead.lock().unwrap();
+        let some = *ahead > 0;
+        *ahead = ahead.saturating_sub(1);
+        some
+    }
+
+    fn wake_by(&self, waker: Weak<dyn Wake>) {
+        *self.waker.lock().unwrap() = Some(waker);
+    }
+
     fn len(&self) -> usize {
         self.len
     }
@@ -322,4 +350,49 @@ fn a_dying_thread_ends_a_waiting_stream() {
     assert_eq!(stream.next().unwrap().err().unwrap().to_string(), "loader thread 0 died");
     other.join().unwrap();
     dataset.meet.as_ref().unwrap().1.wait();
+}
+
+#[test]
+fn every_batch_is_announced_in_order_and_retired_once() {
+    for threads in [0, 1, 2, 8] {
+        let mut dataset = Numbers::new(503);
+        dataset.fail = Some(137);
+        let dataset = Arc::new(dataset);
+        let mut loader = loader(&dataset, spec(threads));
+        // Read to the end or the bad sample, cut short, refused, and empty.
+        let planned = |epoch| planner(503).requests(epoch, 0).collect::<Vec<_>>();
+        let runs = [(planned(0), 1000), (planned(1), 3), (requests(&[&[], &[1, 503], &[2]]), 1000), (planned(2), 0)];
+        for (run, take) in runs {
+            dataset.announced.lock().unwrap().clear();
+            dataset.retired.lock().unwrap().clear();
+            loader.run(run.clone().into_iter()).unwrap().take(take).for_each(drop);
+            let announced = dataset.announced.lock().unwrap().clone();
+            let expected: Vec<_> = run.into_iter().map(|request| (request.epoch, request.sample_ids)).collect();
+            assert!(expected.starts_with(&announced), "in order");
+            // Chunks of a cancelled run may be out for a moment more.
+            while dataset.retired.lock().unwrap().len() < announced.len() {
+                std::thread::yield_now();
+            }
+            let mut retired = dataset.retired.lock().unwrap().clone();
+            let mut announced = announced;
+            announced.sort();
+            retired.sort();
+            assert_eq!(announced, retired, "{threads} threads");
+        }
+    }
+}
+
+#[test]
+fn idle_threads_work_ahead_until_nothing_is_left() {
+    let dataset = Arc::new(Numbers::new(10));
+    let loader = loader(&dataset, spec(2));
+    for pieces in [1, 50] {
+        *dataset.ahead.lock().unwrap() = pieces;
+        dataset.waker.lock().unwrap().as_ref().unwrap().upgrade().unwrap().wake();
+        while *dataset.ahead.lock().unwrap() > 0 {
+            std::thread::yield_now();
+        }
+    }
+    drop(loader);
+    assert!(dataset.waker.lock().unwrap().as_ref().unwrap().upgrade().is_none(), "the loader is not kept alive");
 }

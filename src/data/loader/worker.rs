@@ -50,9 +50,9 @@ impl Drop for DeathGuard {
     }
 }
 
-/// Claims and reads chunks until the loader closes.
+/// Claims and reads chunks until the loader closes; works ahead of need while there is nothing to claim.
 fn work(shared: &Shared) {
-    let (mut job, mut scratch) = (Job::default(), Scratch::default());
+    let (mut job, mut scratch, mut wakes) = (Job::default(), Scratch::default(), 0);
     loop {
         let mut state = shared.lock();
         loop {
@@ -61,6 +61,16 @@ fn work(shared: &Shared) {
             }
             if shared.claim(&mut state, &mut job) {
                 break;
+            }
+            if state.wakes != wakes {
+                // Nothing to read: work ahead, a piece at a time, until there is none.
+                let heard = state.wakes;
+                drop(state);
+                if !shared.dataset.work_ahead(&mut scratch) {
+                    wakes = heard;
+                }
+                state = shared.lock();
+                continue;
             }
             state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }

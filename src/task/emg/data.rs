@@ -6,23 +6,29 @@
 //!
 //! Architecture invariant: memory is O(files + failure blocks), never O(windows); statistics come from training files only.
 
+mod future;
 mod index;
+mod pages;
 pub mod scan;
 pub mod windows;
 
+use crate::data::cache::{CacheClient, Want};
+use crate::data::loader::Order;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::file_error;
 use crate::data::source::find_files;
 use crate::data::source::hdf5::gather::{Affine, Transform};
 use crate::data::source::hdf5::{Reader, Target};
-use crate::data::{DataError, Dataset, Dtype, FieldSpec, Scratch};
+use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Scratch, Wake};
 use crate::task::{Datasets, Team};
-use launcher::config::DataConfig;
+use future::Future;
+use launcher::config::{CachePolicy, DataConfig};
+use pages::Pages;
 use scan::{FileFacts, Moments, ScanFacts, scan_file};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use windows::{Windows, permuted, split_files};
 
 /// Seeds differ by use, so that the split says nothing about the control experiment's pairs.
@@ -48,9 +54,43 @@ pub struct EmgDataset {
     emg: Transform,
     /// Control experiment: the EMG of another window.
     shuffle_emg: Option<u64>,
+    /// The node's page cache, where there is one.
+    cached: Option<Cached>,
+}
+
+struct Cached {
+    pages: Arc<Pages>,
+    /// Where the policy asks for it, and the order is known.
+    future: Option<Future>,
 }
 
 impl EmgDataset {
+    fn read_rows(&self, file: usize, row: u64, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
+        match &self.cached {
+            Some(cached) => cached.pages.read(file, row, self.window_rows, targets, scratch),
+            None => self.reader.read(file, row, self.window_rows, targets, scratch),
+        }
+    }
+
+    /// Entries that the windows `ids` lie in, each once, in rising order; ids out of range have none.
+    fn keys(&self, pages: &Pages, ids: &[u64]) -> Vec<u64> {
+        let mut keys = Vec::with_capacity(2 * ids.len());
+        let mut add = |index: usize| {
+            if let Some((file, row)) = self.windows.get(index) {
+                keys.extend(pages.keys(file as usize, row, self.window_rows));
+            }
+        };
+        for id in ids.iter().filter(|id| **id < self.windows.len() as u64) {
+            add(*id as usize);
+            if let Some(seed) = self.shuffle_emg {
+                add(permuted(*id, self.windows.len() as u64, seed) as usize);
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
     fn locate(&self, index: usize) -> Result<(usize, u64), DataError> {
         let found = self.windows.get(index).map(|(file, row)| (file as usize, row));
         found.ok_or_else(|| DataError::Other(format!("window {index} asked for, there are {}", self.windows.len())))
@@ -73,14 +113,41 @@ impl Dataset for EmgDataset {
         let (file, row) = self.locate(index)?;
         let emg = Target { member: 0, transform: &self.emg, out: emg };
         let angles = Target { member: 1, transform: &Transform::IDENTITY, out: angles };
-        let rows = self.window_rows;
         let Some(seed) = self.shuffle_emg else {
-            return self.reader.read(file, row, rows, &mut [emg, angles], scratch);
+            return self.read_rows(file, row, &mut [emg, angles], scratch);
         };
         let other = permuted(index as u64, self.windows.len() as u64, seed) as usize;
         let (other_file, other_row) = self.locate(other)?;
-        self.reader.read(other_file, other_row, rows, &mut [emg], scratch)?;
-        self.reader.read(file, row, rows, &mut [angles], scratch)
+        self.read_rows(other_file, other_row, &mut [emg], scratch)?;
+        self.read_rows(file, row, &mut [angles], scratch)
+    }
+
+    fn announce(&self, batch: BatchAhead) {
+        let Some(Cached { pages, future }) = &self.cached else { return };
+        let after = future.as_ref().map(|future| (future, future.position(batch.epoch, batch.ids)));
+        let want = |key| {
+            let next_use = after
+                .map_or(u64::MAX, |(future, after)| future.next_use(key, batch.epoch, after, pages, &self.windows));
+            Want { key, bytes: pages.bytes(key), next_use }
+        };
+        let wants: Vec<Want> = self.keys(pages, batch.ids).into_iter().map(want).collect();
+        pages.cache().announce(&wants);
+    }
+
+    fn retire(&self, batch: BatchAhead) {
+        if let Some(Cached { pages, .. }) = &self.cached {
+            pages.cache().retire(self.keys(pages, batch.ids).into_iter());
+        }
+    }
+
+    fn work_ahead(&self, scratch: &mut Scratch) -> bool {
+        self.cached.as_ref().is_some_and(|cached| cached.pages.work_ahead(scratch))
+    }
+
+    fn wake_by(&self, waker: Weak<dyn Wake>) {
+        if let Some(cached) = &self.cached {
+            cached.pages.cache().wake_by(waker);
+        }
     }
 
     fn describe(&self, index: usize) -> String {
@@ -125,7 +192,7 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     if team.rank == 0 {
         skipped.iter().for_each(|line| tracing::warn!("left out: {line}"));
     }
-    Ok(assemble(usable, config, seed, skipped))
+    Ok(assemble(usable, config, seed, skipped, team.cache.clone()))
 }
 
 fn scan_facts(config: &DataConfig) -> Result<ScanFacts, DataError> {
@@ -294,7 +361,13 @@ fn blocks(file: &FileFacts, config: &DataConfig) -> Vec<[u64; 2]> {
 }
 
 /// Splits files, adds up statistics of the training files, and lists windows.
-fn assemble(files: Vec<FileFacts>, config: &DataConfig, seed: u64, skipped: Vec<String>) -> EmgData {
+fn assemble(
+    files: Vec<FileFacts>,
+    config: &DataConfig,
+    seed: u64,
+    skipped: Vec<String>,
+    cache: Option<Arc<CacheClient>>,
+) -> EmgData {
     let splits = split_files(files.len(), config.split_ratio, seed);
     let mut statistics = Moments::new(config.emg_channels);
     let mut mean_pose = vec![0.0; config.joint_angles_channels];
@@ -312,7 +385,17 @@ fn assemble(files: Vec<FileFacts>, config: &DataConfig, seed: u64, skipped: Vec<
     let tables = files.into_iter().map(|file| file.table).collect();
     let reader = Arc::new(Reader::new(tables, Arc::new(LruChunks::new(config.chunk_cache_size))));
     let emg = Transform { rectify: config.rectify, normalise: config.normalize.then(|| affine(&statistics)) };
-    let [train, val, test] = listed.map(|windows| dataset(windows, config, &emg, seed, &reader));
+    let cache = cache.filter(|_| config.cache != CachePolicy::Off);
+    let pages = cache.map(|cache| Arc::new(Pages::new(Arc::clone(&reader), cache)));
+    // Validation and test are read in the order of their files, now and then: nothing is known of their next use.
+    let sees = matches!(config.cache, CachePolicy::Auto | CachePolicy::NextUse) && !config.shuffle_emg;
+    let order = |windows: &Windows| Order { len: windows.len() as u64, seed, shuffle: config.shuffle };
+    let mut futures = [sees.then(|| Future::new(order(&listed[0]), config.window_size)), None, None].into_iter();
+    let [train, val, test] = listed.map(|windows| {
+        let future = futures.next().flatten();
+        let cached = pages.as_ref().map(|pages| Cached { pages: Arc::clone(pages), future });
+        dataset(windows, config, &emg, seed, &reader, cached)
+    });
     EmgData { datasets: Datasets { train, val, test, baseline: None, skipped, notes }, mean_pose, statistics, reader }
 }
 
@@ -340,6 +423,7 @@ fn dataset(
     emg: &Transform,
     seed: u64,
     reader: &Arc<Reader>,
+    cached: Option<Cached>,
 ) -> Arc<dyn Dataset> {
     let field = |name, channels| FieldSpec { name, shape: vec![config.window_size, channels], dtype: Dtype::F32 };
     Arc::new(EmgDataset {
@@ -349,6 +433,7 @@ fn dataset(
         window_rows: config.window_size,
         emg: emg.clone(),
         shuffle_emg: config.shuffle_emg.then_some(seed ^ SHUFFLE_EMG_SEED),
+        cached,
     })
 }
 

@@ -3,7 +3,6 @@
 //! Sizes are exact: a chunk that inflates to anything but its rows is an error, never a short or a padded result.
 
 use super::{Filter, Table};
-use crate::data::source::chunks::Chunk;
 use libdeflater::{DecompressionError, Decompressor};
 
 /// What a thread keeps for decoding.
@@ -15,11 +14,13 @@ impl Default for Inflater {
     }
 }
 
-/// Decodes the stored bytes of a chunk of `chunk_rows` rows into the columns in use. `stored` and `spare` are scratch.
+/// Decodes the stored bytes of a chunk of `chunk_rows` rows into the columns in use, which fill `out` exactly. `stored`
+/// and `spare` are scratch.
 ///
 /// # Errors
 /// What is wrong with the bytes, without file and chunk.
-pub fn decode(
+#[expect(clippy::too_many_arguments, reason = "a chunk, how it is stored, and the buffers")]
+pub fn decode_into(
     table: &Table,
     chunk_rows: usize,
     filters: &[Filter],
@@ -27,7 +28,8 @@ pub fn decode(
     stored: &mut Vec<u8>,
     spare: &mut Vec<u8>,
     inflater: &mut Inflater,
-) -> Result<Chunk, String> {
+    out: &mut [u8],
+) -> Result<(), String> {
     let decoded_bytes = chunk_rows * table.row_bytes;
     let active = |n: usize| filter_mask & (1 << n) == 0;
     for (n, filter) in filters.iter().enumerate().rev().filter(|(n, _)| active(*n)) {
@@ -41,7 +43,7 @@ pub fn decode(
             // The first filter of the file is the last here: its planes go straight into columns.
             Filter::Shuffle if n == 0 && table.element_bytes == table.row_bytes => {
                 exact(stored.len(), decoded_bytes)?;
-                return Ok(columns_of_planes(table, chunk_rows, stored));
+                return columns_of_planes(table, chunk_rows, stored, out);
             }
             Filter::Shuffle => {
                 spare.clear();
@@ -52,7 +54,7 @@ pub fn decode(
         }
     }
     exact(stored.len(), decoded_bytes)?;
-    Ok(columns_of_rows(table, chunk_rows, stored))
+    columns_of_rows(table, chunk_rows, stored, out)
 }
 
 fn exact(bytes: usize, expected: usize) -> Result<(), String> {
@@ -76,9 +78,9 @@ fn inflate(stored: &[u8], out: &mut Vec<u8>, expected: usize, inflater: &mut Inf
 }
 
 /// Splits rows into columns, one after the other.
-pub(super) fn columns_of_rows(table: &Table, rows: usize, src: &[u8]) -> Chunk {
-    let mut bytes = vec![0; rows * table.used_row_bytes()].into_boxed_slice();
-    let mut rest = &mut bytes[..];
+pub(super) fn columns_of_rows(table: &Table, rows: usize, src: &[u8], out: &mut [u8]) -> Result<(), String> {
+    exact(out.len(), rows * table.used_row_bytes())?;
+    let mut rest = out;
     for member in &table.members {
         let (column, tail) = std::mem::take(&mut rest).split_at_mut(rows * member.width());
         for (row, out) in src.chunks_exact(table.row_bytes).zip(column.chunks_exact_mut(member.width())) {
@@ -86,20 +88,20 @@ pub(super) fn columns_of_rows(table: &Table, rows: usize, src: &[u8]) -> Chunk {
         }
         rest = tail;
     }
-    Chunk { bytes }
+    Ok(())
 }
 
 /// The planes of one field are themselves a shuffled column, so unused fields are never touched.
-fn columns_of_planes(table: &Table, rows: usize, src: &[u8]) -> Chunk {
-    let mut bytes = vec![0; rows * table.used_row_bytes()].into_boxed_slice();
-    let mut rest = &mut bytes[..];
+fn columns_of_planes(table: &Table, rows: usize, src: &[u8], out: &mut [u8]) -> Result<(), String> {
+    exact(out.len(), rows * table.used_row_bytes())?;
+    let mut rest = out;
     for member in &table.members {
         let (column, tail) = std::mem::take(&mut rest).split_at_mut(rows * member.width());
         let planes = &src[rows * member.offset..rows * (member.offset + member.width())];
         unshuffle(planes, member.width(), column);
         rest = tail;
     }
-    Chunk { bytes }
+    Ok(())
 }
 
 /// Undoes HDF5's byte shuffle: `src` holds `width` planes (byte k of every element), `dst` gets the elements. Bytes that
@@ -229,8 +231,10 @@ mod tests {
         }
     }
 
-    fn run(bytes: &[u8], filters: &[Filter], mask: u32) -> Result<Chunk, String> {
-        decode(&table(13), 13, filters, mask, &mut bytes.to_vec(), &mut Vec::new(), &mut Inflater::default())
+    fn run(bytes: &[u8], filters: &[Filter], mask: u32) -> Result<Vec<u8>, String> {
+        let (mut stored, mut spare, mut inflater) = (bytes.to_vec(), Vec::new(), Inflater::default());
+        let mut out = vec![0; 13 * 28];
+        decode_into(&table(13), 13, filters, mask, &mut stored, &mut spare, &mut inflater, &mut out).map(|()| out)
     }
 
     fn deflate(bytes: &[u8]) -> Vec<u8> {
@@ -249,9 +253,9 @@ mod tests {
     fn filters_are_undone_in_every_order() {
         let rows: Vec<u8> = (0..13 * 29).map(|i| (i * 7 % 251) as u8).collect();
         let plain = run(&rows, &[], 0).unwrap();
-        assert_eq!(plain.bytes.len(), 13 * 28);
-        assert_eq!(plain.bytes[..12], rows[17..29]);
-        assert_eq!(plain.bytes[13 * 12..13 * 12 + 16], rows[1..17]);
+        assert_eq!(plain.len(), 13 * 28);
+        assert_eq!(plain[..12], rows[17..29]);
+        assert_eq!(plain[13 * 12..13 * 12 + 16], rows[1..17]);
         let full = with_checksum(&deflate(&shuffle(&rows, 29)));
         assert_eq!(run(&full, &[Filter::Shuffle, Filter::Deflate, Filter::Fletcher32], 0).unwrap(), plain);
         let inner = deflate(&with_checksum(&shuffle(&rows, 29)));
@@ -293,7 +297,7 @@ mod tests {
                 [Deflate, Fletcher32, Shuffle], [Fletcher32, Shuffle, Deflate], [Fletcher32, Deflate, Shuffle],
             ];
             if let Ok(chunk) = run(&bytes, &orders[order], mask) {
-                prop_assert_eq!(chunk.bytes.len(), 13 * 28);
+                prop_assert_eq!(chunk.len(), 13 * 28);
             }
         }
 

@@ -12,13 +12,16 @@ use lru::LruCache;
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Files kept open at once: far below the usual limit of 1,024 descriptors per process.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+/// Bytes of an entry of contiguous rows, about.
+const PAGE_BYTES: usize = 512 << 10;
 /// Datasets kept open through libhdf5.
 const OPEN_DATASETS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
@@ -68,6 +71,96 @@ impl Reader {
             decoded_chunks: AtomicU64::new(0),
             library_blocks: AtomicU64::new(0),
         }
+    }
+
+    /// Rows of an entry of `file`: those of a chunk, or of a page of contiguous rows.
+    pub fn entry_rows(&self, file: usize) -> usize {
+        self.tables.get(file).map_or(1, |table| {
+            table.chunk_rows().unwrap_or_else(|| (PAGE_BYTES / table.used_row_bytes().max(1)).max(1))
+        })
+    }
+
+    /// Entries of `file`.
+    pub fn entries(&self, file: usize) -> u64 {
+        self.tables.get(file).map_or(0, |table| table.rows.div_ceil(self.entry_rows(file) as u64))
+    }
+
+    /// Bytes of entry `index` of `file`: the columns in use, in the file's own types. A chunk is always whole, the last page
+    /// of contiguous rows ends with the rows.
+    pub fn entry_bytes(&self, file: usize, index: u64) -> usize {
+        self.tables.get(file).map_or(0, |table| self.rows_in(file, index) * table.used_row_bytes())
+    }
+
+    fn rows_in(&self, file: usize, index: u64) -> usize {
+        let rows = self.entry_rows(file);
+        match &self.tables[file].layout {
+            Layout::Contiguous { .. } => {
+                let left = self.tables[file].rows.saturating_sub(index.saturating_mul(rows as u64));
+                left.min(rows as u64) as usize
+            }
+            _ => rows,
+        }
+    }
+
+    /// Reads entry `index` of `file` into `out`, [`Reader::entry_bytes`] long. It is kept there, so the kernel is told to
+    /// drop its copy of the file's bytes.
+    ///
+    /// # Errors
+    /// As [`Reader::read`]; `out` holds anything then.
+    pub fn fill_entry(&self, file: usize, index: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
+        if index >= self.entries(file) || out.len() != self.entry_bytes(file, index) {
+            let problem = format!("{} bytes of room for entry {index} of file {file}", out.len());
+            return Err(DataError::Other(problem));
+        }
+        let table = &self.tables[file];
+        let Layout::Contiguous { addr } = &table.layout else {
+            self.fill_chunk(file, table, self.entry_rows(file), index as usize, out, scratch)?;
+            if let Layout::Chunked { chunks, .. } = &table.layout
+                && let Some(chunk) = chunks.get(index as usize)
+            {
+                self.forget(file, chunk.addr, u64::from(chunk.stored_bytes));
+            }
+            return Ok(());
+        };
+        let (first, rows) = (index * self.entry_rows(file) as u64, self.rows_in(file, index));
+        let (at, bytes) = (addr + first * table.row_bytes as u64, rows * table.row_bytes);
+        self.pread(file, at, bytes, &mut scratch.raw)
+            .and_then(|()| decode::columns_of_rows(table, rows, &scratch.raw[..bytes], out))
+            .map_err(|error| file_error(&table.path, format!("rows {first}..{}: {error}", first + rows as u64)))?;
+        self.forget(file, at, bytes as u64);
+        Ok(())
+    }
+
+    /// Advice: a kernel or file system that keeps these pages all the same costs memory that it can take back.
+    fn forget(&self, file: usize, addr: u64, bytes: u64) {
+        if let Ok(opened) = self.opened(file) {
+            let _ = rustix::fs::fadvise(&*opened, addr, NonZeroU64::new(bytes), rustix::fs::Advice::DontNeed);
+        }
+    }
+
+    /// Gathers rows `first..` of entry `index`, whose bytes are `entry`, into rows `into` of each target.
+    ///
+    /// # Errors
+    /// Bytes, rows or targets do not fit.
+    pub fn gather_entry(
+        &self,
+        (file, index): (usize, u64),
+        entry: &[u8],
+        first: usize,
+        into: Range<usize>,
+        targets: &mut [Target],
+    ) -> Result<(), DataError> {
+        let table = self.tables.get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        let rows = self.rows_in(file, index);
+        let fits = targets
+            .iter()
+            .all(|target| table.members.get(target.member).is_some_and(|m| target.out.len() >= into.end * m.len * 4));
+        if !fits || entry.len() != rows * table.used_row_bytes() || first + into.len() > rows {
+            return Err(file_error(&table.path, format!("rows {first}..+{} of entry {index}", into.len())));
+        }
+        self.rows.fetch_add((into.len() * targets.len()) as u64, Ordering::Relaxed);
+        columns_to_targets(table, rows, entry, first, into, targets);
+        Ok(())
     }
 
     pub fn tables(&self) -> &[Table] {
@@ -154,28 +247,27 @@ impl Reader {
             let first = (row % chunk_rows as u64) as usize;
             let take = (chunk_rows - first).min(rows - done);
             let key = ChunkKey { file: file as u32, chunk: index as u32 };
-            let chunk = self.store.get(key, &mut || self.fill(file, table, chunk_rows, index, scratch))?;
-            for target in &mut *targets {
-                let before: usize = table.members[..target.member].iter().map(Member::width).sum();
-                let member = Member { offset: 0, name: String::new(), ..table.members[target.member] };
-                let column = &chunk.bytes[chunk_rows * before..][..chunk_rows * member.width()];
-                let out = &mut target.out[done * member.len * 4..(done + take) * member.len * 4];
-                gather(&column[first * member.width()..], member.width(), &member, target.transform, out);
-            }
+            let chunk = self.store.get(key, &mut || {
+                let mut bytes = vec![0; chunk_rows * table.used_row_bytes()].into_boxed_slice();
+                self.fill_chunk(file, table, chunk_rows, index, &mut bytes, scratch)?;
+                Ok(Chunk { bytes })
+            })?;
+            columns_to_targets(table, chunk_rows, &chunk.bytes, first, done..done + take, targets);
             done += take;
         }
         Ok(())
     }
 
-    /// Decodes one chunk into its columns.
-    fn fill(
+    /// Decodes one chunk into its columns, which fill `out`.
+    fn fill_chunk(
         &self,
         file: usize,
         table: &Table,
         chunk_rows: usize,
         index: usize,
+        out: &mut [u8],
         scratch: &mut Scratch,
-    ) -> Result<Chunk, DataError> {
+    ) -> Result<(), DataError> {
         let first = index as u64 * chunk_rows as u64;
         let fail =
             |problem: String| file_error(&table.path, format!("chunk {index} (rows {first}..+{chunk_rows}) {problem}"));
@@ -187,11 +279,12 @@ impl Reader {
             self.pread(file, addr, stored_bytes as usize, raw).map_err(&fail)?;
             raw.truncate(stored_bytes as usize);
             self.decoded_chunks.fetch_add(1, Ordering::Relaxed);
-            return decode::decode(table, chunk_rows, filters, filter_mask, raw, decoded, inflater(extra))
+            let inflater = inflater(extra);
+            return decode::decode_into(table, chunk_rows, filters, filter_mask, raw, decoded, inflater, out)
                 .map_err(&fail);
         }
         self.library_blocks.fetch_add(1, Ordering::Relaxed);
-        self.by_library(file, table, chunk_rows, first).map_err(&fail)
+        self.by_library(file, table, chunk_rows, first, out).map_err(&fail)
     }
 
     /// Fills the first `bytes` of `buffer`, which only ever grows.
@@ -230,7 +323,14 @@ impl Reader {
     }
 
     /// The way through libhdf5 and its global lock: a block of rows, as columns in the table's types.
-    fn by_library(&self, file: usize, table: &Table, block_rows: usize, first: u64) -> Result<Chunk, String> {
+    fn by_library(
+        &self,
+        file: usize,
+        table: &Table,
+        block_rows: usize,
+        first: u64,
+        out: &mut [u8],
+    ) -> Result<(), String> {
         warn_once(table);
         let words = |error: ::hdf5::Error| format!("cannot be read by libhdf5: {error}");
         let mut datasets = self.datasets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -239,12 +339,13 @@ impl Reader {
         })?;
         let rows = (table.rows - first).min(block_rows as u64) as usize;
         let range = first as usize..first as usize + rows;
-        let mut chunk = Chunk { bytes: vec![0; block_rows * table.used_row_bytes()].into() };
+        // Rows behind the file's end.
+        out.fill(0);
         if table.plain {
             let values = dataset.read_slice_2d::<f64, _>((range, ..)).map_err(words)?;
             let first_of = |n: usize| table.members[..n].iter().map(|member| member.len).sum::<usize>();
             let firsts: Vec<usize> = (0..table.members.len()).map(first_of).collect();
-            fill_columns(table, block_rows, rows, &mut chunk, |n, row, channel| values[[row, firsts[n] + channel]]);
+            fill_columns(table, block_rows, rows, out, |n, row, channel| values[[row, firsts[n] + channel]]);
         } else {
             let [emg, angles] = &table.members[..] else {
                 return Err("needs two fields".into());
@@ -253,11 +354,29 @@ impl Reader {
                 return Err("can only be read by libhdf5, and only with 16 EMG channels and 20 joint angles".into());
             }
             let values = dataset.read_slice_1d::<LibraryRow, _>(range).map_err(words)?;
-            fill_columns(table, block_rows, rows, &mut chunk, |n, row, channel| {
+            fill_columns(table, block_rows, rows, out, |n, row, channel| {
                 if n == 0 { values[row].emg[channel] } else { values[row].joint_angles[channel] }
             });
         }
-        Ok(chunk)
+        Ok(())
+    }
+}
+
+/// Gathers rows `first..` of an entry's columns, `entry_rows` long, into rows `into` of each target.
+fn columns_to_targets(
+    table: &Table,
+    entry_rows: usize,
+    columns: &[u8],
+    first: usize,
+    into: Range<usize>,
+    targets: &mut [Target],
+) {
+    for target in targets {
+        let before: usize = table.members[..target.member].iter().map(Member::width).sum();
+        let member = Member { offset: 0, name: String::new(), ..table.members[target.member] };
+        let column = &columns[entry_rows * before..][..entry_rows * member.width()];
+        let out = &mut target.out[into.start * member.len * 4..into.end * member.len * 4];
+        gather(&column[first * member.width()..], member.width(), &member, target.transform, out);
     }
 }
 
@@ -274,10 +393,10 @@ fn fill_columns(
     table: &Table,
     block_rows: usize,
     rows: usize,
-    chunk: &mut Chunk,
+    out: &mut [u8],
     value: impl Fn(usize, usize, usize) -> f64,
 ) {
-    let mut rest = &mut chunk.bytes[..];
+    let mut rest = out;
     for (n, member) in table.members.iter().enumerate() {
         let (column, tail) = std::mem::take(&mut rest).split_at_mut(block_rows * member.width());
         for (i, cell) in column.chunks_exact_mut(member.scalar.bytes()).take(rows * member.len).enumerate() {

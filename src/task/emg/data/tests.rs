@@ -11,7 +11,7 @@ fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
 }
 
 fn alone() -> Team<'static> {
-    Team { rank: 0, world_size: 1, gather: &solo }
+    Team { rank: 0, world_size: 1, gather: &solo, cache: None }
 }
 
 fn config(path: &Path) -> DataConfig {
@@ -167,7 +167,7 @@ fn ranks_divide_the_scan_and_agree() {
                         assert!(share.results.len() <= 2, "files are divided");
                         Ok(boards.iter().map(|board| board.lock().unwrap().clone()).collect())
                     };
-                    let team = Team { rank, world_size: 3, gather: &gather };
+                    let team = Team { rank, world_size: 3, gather: &gather, cache: None };
                     open_datasets(&config(path), 42, &team, &folder).unwrap()
                 })
             })
@@ -306,4 +306,173 @@ fn windows_do_not_depend_on_how_files_are_stored() {
         all.push((0..train.len()).map(|i| window(&**train, i)).collect::<Vec<_>>());
     }
     assert!(!all[0].is_empty() && all[0] == all[1] && all[1] == all[2]);
+}
+
+use crate::data::cache::testing::{TestDirectory, hosted};
+use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order as SampleOrder};
+use launcher::cache::PolicyKind;
+
+/// A session per file, in chunks of gzip or contiguous.
+fn store(dir: &Path, chunk_rows: Option<usize>, sessions: usize) -> PathBuf {
+    let out = dir.join(format!("emg-{chunk_rows:?}"));
+    let gzip = chunk_rows.map(|_| 1);
+    let storage = Storage { chunk_rows, gzip, shuffle: gzip.is_some(), ..Default::default() };
+    let spec = SampleSpec { sessions, seconds: 4.0, ik_failure_rows: 700, storage, ..Default::default() };
+    write_sample_data(&out, &spec).unwrap();
+    out
+}
+
+/// All batches of one rank from `first_step` of the first epoch to the end of the second.
+fn batches(dataset: &Arc<dyn Dataset>, rank: u64, threads: usize, first_step: u64) -> Vec<Vec<u8>> {
+    let planner = BatchPlanner {
+        order: SampleOrder { len: dataset.len() as u64, seed: 3, shuffle: true },
+        global_batch: 24,
+        micro_batch: 8,
+        rank,
+        world_size: 2,
+        drop_last: true,
+    };
+    let spec = LoaderSpec { threads, slots: 2 * threads + 2, micro_batch: 8, ..Default::default() };
+    let mut loader = Loader::new(Arc::clone(dataset), spec).unwrap();
+    let mut all = Vec::new();
+    for (epoch, first) in [(0, first_step), (1, 0)] {
+        for batch in loader.run(planner.requests(epoch, first)).unwrap() {
+            let batch = batch.unwrap();
+            all.push([batch.field(0), batch.field(1)].concat());
+        }
+    }
+    all
+}
+
+/// Entries of all files together.
+fn plain_entries(config: &DataConfig, chunk_rows: Option<usize>) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let reader = open_datasets(config, 3, &alone(), dir.path()).unwrap().reader;
+    let entries = (0..reader.tables().len()).map(|file| reader.entries(file)).sum();
+    assert!(chunk_rows.is_none_or(|rows| entries == 4 * 8_000_u64.div_ceil(rows as u64)));
+    entries
+}
+
+#[test]
+fn batches_are_the_same_with_and_without_the_page_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    for chunk_rows in [Some(300), None] {
+        let path = store(dir.path(), chunk_rows, 4);
+        let config = DataConfig { chunk_cache_size: 200_000, normalize: true, ..config(&path) };
+        let open = |config: &DataConfig, cache| {
+            let team = Team { cache, ..alone() };
+            open_datasets(config, 3, &team, dir.path()).unwrap().datasets.train
+        };
+        let plain = open(&config, None);
+        let expected = [0, 1].map(|rank| batches(&plain, rank, 2, 0));
+        let resumed = batches(&plain, 0, 2, 5);
+        // Far too small, a quarter, and all: 16,000 rows of 144 bytes in use.
+        for capacity in [100_000, 600_000, 8 << 20] {
+            for policy in [CachePolicy::Auto, CachePolicy::Pin, CachePolicy::Lru] {
+                let kind = match policy {
+                    CachePolicy::Pin => PolicyKind::Pin,
+                    CachePolicy::Lru => PolicyKind::Lru,
+                    _ => PolicyKind::NextUse,
+                };
+                let (host, clients) = hosted(capacity, kind, 2);
+                let config = DataConfig { cache: policy, ..config.clone() };
+                let [a, b] = [0, 1].map(|rank: usize| open(&config, Some(Arc::clone(&clients[rank]))));
+                let all = if policy == CachePolicy::Auto { vec![0, 1, 2, 8] } else { vec![2] };
+                for threads in all {
+                    let what = format!("{threads} threads, {capacity} bytes, {policy:?}, chunks {chunk_rows:?}");
+                    std::thread::scope(|scope| {
+                        let ranks = [&a, &b].into_iter().enumerate();
+                        let ranks = ranks.map(|(n, set)| scope.spawn(move || batches(set, n as u64, threads, 0)));
+                        for (rank, got) in ranks.collect::<Vec<_>>().into_iter().enumerate() {
+                            assert!(got.join().unwrap() == expected[rank], "{what}, rank {rank}");
+                        }
+                    });
+                }
+                assert!(batches(&a, 0, 2, 5) == resumed);
+                assert_eq!(host.notes(), Vec::<String>::new(), "no rank broke the protocol");
+                let stats = host.stats();
+                assert!(stats.used_bytes <= capacity);
+                if capacity == 8 << 20 {
+                    let entries = plain_entries(&config, chunk_rows);
+                    assert_eq!((stats.bypasses, stats.evictions), (0, 0));
+                    assert!(stats.misses <= entries, "{} fills of {entries} entries", stats.misses);
+                }
+            }
+        }
+        // `off` does not even look at it.
+        let directory = TestDirectory::new(8 << 20);
+        let off = DataConfig { cache: CachePolicy::Off, ..config.clone() };
+        assert!(batches(&open(&off, Some(directory.client(0, 1 << 20, true))), 0, 2, 5) == resumed);
+        assert_eq!(directory.stats().misses, 0);
+    }
+}
+
+#[test]
+fn a_cancelled_run_and_a_broken_file_give_every_reference_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path(), Some(300), 3);
+    let directory = TestDirectory::new(8 << 20);
+    let team = Team { cache: Some(directory.client(0, 2 << 20, true)), ..alone() };
+    let train = open_datasets(&config(&path), 3, &team, dir.path()).unwrap().datasets.train;
+    let requests = |epoch| {
+        let order = SampleOrder { len: train.len() as u64, seed: 3, shuffle: true };
+        let planner = BatchPlanner { order, global_batch: 8, micro_batch: 8, rank: 0, world_size: 1, drop_last: true };
+        planner.requests(epoch, 0)
+    };
+    let mut loader = Loader::new(Arc::clone(&train), LoaderSpec { micro_batch: 8, ..Default::default() }).unwrap();
+    let settle = || {
+        let waited = std::time::Instant::now();
+        while directory.references() > 0 {
+            assert!(waited.elapsed().as_secs() < 60, "{} references are left", directory.references());
+            std::thread::yield_now();
+        }
+    };
+    for epoch in 0..3 {
+        let mut stream = loader.run(requests(epoch)).unwrap();
+        assert!(stream.next().unwrap().is_ok());
+        drop(stream);
+        settle();
+    }
+    let directory = TestDirectory::new(8 << 20);
+    let team = Team { cache: Some(directory.client(0, 2 << 20, true)), ..alone() };
+    let train = open_datasets(&config(&path), 3, &team, dir.path()).unwrap().datasets.train;
+    for entry in std::fs::read_dir(&path).unwrap() {
+        std::fs::OpenOptions::new().write(true).open(entry.unwrap().path()).unwrap().set_len(9000).unwrap();
+    }
+    let mut loader = Loader::new(train, LoaderSpec { micro_batch: 8, ..Default::default() }).unwrap();
+    let error = loader.run(requests(0)).unwrap().find_map(Result::err).unwrap().to_string();
+    assert!(error.contains("changed since it was opened"), "{error}");
+    let waited = std::time::Instant::now();
+    while directory.references() > 0 {
+        assert!(waited.elapsed().as_secs() < 60, "{} references are left", directory.references());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn next_uses_equal_a_search_through_the_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path(), Some(300), 3);
+    let directory = TestDirectory::new(1 << 20);
+    let data = open_datasets(&config(&path), 3, &alone(), dir.path()).unwrap();
+    let pages = Pages::new(Arc::clone(&data.reader), directory.client(0, 1 << 20, false));
+    let mut windows = Windows::new(100);
+    (0..3).for_each(|file| windows.add(file, [150, 7_900], 500));
+    windows.limit(150);
+    let (len, rows) = (windows.len() as u64, 500);
+    let order = SampleOrder { len, seed: 11, shuffle: true };
+    let future = Future::new(order, rows);
+    let keys_of = |index: u64| {
+        let (file, row) = windows.get(index as usize).unwrap();
+        pages.keys(file as usize, row, rows)
+    };
+    for at in (0..4 * len).step_by(7) {
+        let (epoch, ids) = (at / len, [order.at(at / len, at % len).unwrap()]);
+        assert_eq!(future.position(epoch, &ids), at);
+        for key in keys_of(ids[0]) {
+            let uses = |position: &u64| keys_of(order.at(position / len, position % len).unwrap()).contains(&key);
+            let wanted = (at + 1..(epoch + 2) * len).find(uses).unwrap_or(u64::MAX);
+            assert_eq!(future.next_use(key, epoch, at, &pages, &windows), wanted, "entry {key} after {at}");
+        }
+    }
 }

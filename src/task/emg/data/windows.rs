@@ -67,6 +67,31 @@ impl Windows {
     }
 }
 
+impl Windows {
+    /// Indices of the windows of `window` rows in `file` that touch `rows`, as ranges in rising order.
+    pub fn touching(
+        &self,
+        file: u32,
+        rows: std::ops::Range<u64>,
+        window: u64,
+    ) -> impl Iterator<Item = std::ops::Range<u64>> {
+        let first = self.segments.partition_point(|segment| segment.file < file);
+        let of_file = self.segments[first..].iter().enumerate().take_while(move |(_, segment)| segment.file == file);
+        of_file.filter_map(move |(n, segment)| {
+            let end = self.segments.get(first + n + 1).map_or(self.total, |next| next.before);
+            // Window k of the segment starts at row first + k × stride.
+            let k_from = (rows.start + 1).saturating_sub(segment.first + window).div_ceil(self.stride);
+            let k_to = rows.end.saturating_sub(segment.first).div_ceil(self.stride).min(end - segment.before);
+            (k_from < k_to).then(|| self.used_from(segment.before + k_from)..self.used_from(segment.before + k_to))
+        })
+    }
+
+    /// The first index whose window is `spread` or a later one, of all windows.
+    fn used_from(&self, spread: u64) -> u64 {
+        (u128::from(spread) * u128::from(self.used)).div_ceil(u128::from(self.total.max(1))) as u64
+    }
+}
+
 /// Row of the first window in `block`, and how many there are.
 pub fn windows_in(block: [u64; 2], window: u64, stride: u64) -> (u64, u64) {
     let first = block[0].div_ceil(stride) * stride;
@@ -167,6 +192,16 @@ mod tests {
             prop_assert_eq!(some.len(), if limit == 0 { plain.len() } else { limit.min(plain.len()) });
             prop_assert!(some.windows(2).all(|pair| pair[0] < pair[1]));
             prop_assert_eq!(windows.get(windows.len()), None);
+            for file in 0..files.len() as u32 {
+                for (from, to) in [(0, 1), (7, 30), (29, 31), (40, 400), (0, 1000)] {
+                    let found: Vec<u64> = windows.touching(file, from..to, window).flatten().collect();
+                    let touches = |i: &u64| {
+                        let (f, row) = windows.get(*i as usize).unwrap();
+                        f == file && row < to && row + window > from
+                    };
+                    prop_assert_eq!(found, (0..windows.len() as u64).filter(touches).collect::<Vec<_>>());
+                }
+            }
         }
 
         #[test]

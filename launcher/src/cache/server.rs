@@ -1,0 +1,413 @@
+//! The directory at work: one thread that serves one stream socket per rank, and the memory behind it.
+
+use super::directory::{Directory, Replies};
+use super::memory::{self, MemoryError};
+use super::policy::PolicyKind;
+use crate::contract::cache::{CacheStats, Decoder, ToDirectory, encode};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Bytes read from one rank before others are looked at.
+const READ_BYTES: usize = 64 << 10;
+/// From this many unsent bytes on, a rank that does not read its replies is not listened to.
+const MOST_UNSENT_BYTES: usize = 4 << 20;
+/// Event of [`Shared::wake`]; others are indices of peers.
+const WAKE: u64 = u64::MAX;
+
+/// What is to be hosted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPlan {
+    pub capacity_bytes: u64,
+    pub policy: PolicyKind,
+    /// Ranks of this node.
+    pub ranks: Vec<u32>,
+}
+
+/// Why the page cache could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error("cannot start the page cache's directory")]
+    System(#[from] io::Error),
+}
+
+impl From<Errno> for CacheError {
+    fn from(errno: Errno) -> Self {
+        CacheError::System(errno.into())
+    }
+}
+
+/// What the host and its threads share.
+struct Shared {
+    /// Of all ranks together, as of the last batch of messages.
+    stats: Mutex<CacheStats>,
+    by_rank: Mutex<Vec<(u32, CacheStats)>>,
+    /// Bytes from the mapping's start that have pages.
+    present_bytes: AtomicU64,
+    stop: AtomicBool,
+    gone: Mutex<Vec<u32>>,
+    notes: Mutex<Vec<String>>,
+    /// Makes the server look at `stop` and `gone`.
+    wake: OwnedFd,
+    /// A byte per note; closed when the server ends.
+    alarm: Mutex<Option<OwnedFd>>,
+}
+
+/// A guard also after a panic of the other thread: the values are plain numbers and lists, whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn note(&self, text: String) {
+        lock(&self.notes).push(text);
+        if let Some(alarm) = lock(&self.alarm).as_ref() {
+            // A full pipe wakes its reader anyway.
+            let _ = rustix::io::write(alarm, b"n");
+        }
+    }
+
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+/// A running directory with its memory. Dropping it ends both; ranks then see the end of their sockets.
+pub struct CacheHost {
+    /// The mapping, for every rank of the node.
+    pub memfd: OwnedFd,
+    /// Readable when there are [`CacheHost::notes`]; at its end when the directory has ended, which is an error while
+    /// ranks run.
+    pub alarm: OwnedFd,
+    plan: HostPlan,
+    sockets: Vec<Option<OwnedFd>>,
+    shared: Arc<Shared>,
+    server: Option<JoinHandle<()>>,
+    grower: Option<JoinHandle<()>>,
+}
+
+impl CacheHost {
+    /// Makes the memory and starts serving. The first slab has its pages when this returns, the others follow.
+    ///
+    /// # Errors
+    /// The node has too little room; the system refuses memory, sockets or threads.
+    pub fn start(plan: &HostPlan) -> Result<Self, CacheError> {
+        let memfd = memory::create(plan.capacity_bytes)?;
+        let present = memory::extend(&memfd, 0, plan.capacity_bytes)?;
+        let (alarm, alarm_end) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)?;
+        let shared = Arc::new(Shared {
+            stats: Mutex::new(CacheStats { capacity_bytes: plan.capacity_bytes, ..CacheStats::default() }),
+            by_rank: Mutex::default(),
+            present_bytes: AtomicU64::new(present),
+            stop: AtomicBool::new(false),
+            gone: Mutex::default(),
+            notes: Mutex::default(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            alarm: Mutex::new(Some(alarm_end)),
+        });
+        let (mut sockets, mut peers) = (Vec::new(), Vec::new());
+        for rank in &plan.ranks {
+            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            rustix::io::ioctl_fionbio(&ours, true)?;
+            peers.push(Peer::new(*rank, ours));
+            sockets.push(Some(theirs));
+        }
+        let server = Server::new(plan, present, peers, Arc::clone(&shared))?;
+        let server =
+            std::thread::Builder::new().name("cache".into()).stack_size(512 << 10).spawn(move || server.run())?;
+        let mut host = Self { memfd, alarm, plan: plan.clone(), sockets, shared, server: Some(server), grower: None };
+        if present < plan.capacity_bytes {
+            host.grower = Some(host.start_growing(present)?);
+        }
+        Ok(host)
+    }
+
+    fn start_growing(&self, mut present: u64) -> io::Result<JoinHandle<()>> {
+        let (memfd, shared) = (self.memfd.try_clone()?, Arc::clone(&self.shared));
+        let capacity = self.plan.capacity_bytes;
+        let grow = move || {
+            while present < capacity && !shared.stop.load(Ordering::Relaxed) {
+                match memory::extend(&memfd, present, capacity) {
+                    Ok(bytes) => present = bytes,
+                    Err(e) => {
+                        let text = anyhow::Error::from(e);
+                        return shared.note(format!("the page cache stays at {present} of {capacity} bytes: {text:#}"));
+                    }
+                }
+                shared.present_bytes.store(present, Ordering::Release);
+            }
+        };
+        std::thread::Builder::new().name("cache-memory".into()).stack_size(256 << 10).spawn(grow)
+    }
+
+    /// The end of the socket that `rank` talks on, blocking; once. Whoever holds it last decides when the rank is gone.
+    pub fn take_socket(&mut self, rank: u32) -> Option<OwnedFd> {
+        let at = self.plan.ranks.iter().position(|known| *known == rank)?;
+        self.sockets[at].take()
+    }
+
+    /// Counters of all ranks together.
+    pub fn stats(&self) -> CacheStats {
+        *lock(&self.shared.stats)
+    }
+
+    /// Counters of one rank: hits, misses and bypasses are its own.
+    pub fn rank_stats(&self, rank: u32) -> Option<CacheStats> {
+        lock(&self.shared.by_rank).iter().find(|(known, _)| *known == rank).map(|(_, stats)| *stats)
+    }
+
+    /// Bytes of the mapping that have their pages by now.
+    pub fn present_bytes(&self) -> u64 {
+        self.shared.present_bytes.load(Ordering::Acquire)
+    }
+
+    pub fn policy(&self) -> PolicyKind {
+        self.plan.policy
+    }
+
+    /// What there is to say since the last call: ranks that broke the protocol, memory that could not be had.
+    pub fn notes(&self) -> Vec<String> {
+        let mut bytes = [0; 64];
+        while matches!(rustix::io::read(&self.alarm, &mut bytes), Ok(1..)) {}
+        std::mem::take(&mut *lock(&self.shared.notes))
+    }
+
+    /// Whether the directory's thread is at its end.
+    pub fn ended(&self) -> bool {
+        self.server.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// The rank's process has ended, whoever may still hold its socket.
+    pub fn rank_gone(&self, rank: u32) {
+        lock(&self.shared.gone).push(rank);
+        self.shared.wake();
+    }
+
+    /// Ends both threads and waits for them; [`CacheHost::stats`] stay.
+    pub fn stop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake();
+        for thread in [self.server.take(), self.grower.take()].into_iter().flatten() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for CacheHost {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The directory's side of one rank.
+struct Peer {
+    rank: u32,
+    /// `None`: the rank is gone.
+    socket: Option<OwnedFd>,
+    decoder: Decoder,
+    unsent: Vec<u8>,
+    /// What epoll was told to wait for.
+    interest: epoll::EventFlags,
+}
+
+impl Peer {
+    fn new(rank: u32, socket: OwnedFd) -> Self {
+        let interest = epoll::EventFlags::IN;
+        Self { rank, socket: Some(socket), decoder: Decoder::default(), unsent: Vec::new(), interest }
+    }
+
+    /// Writes what can be written. False: the rank is gone.
+    fn flush(&mut self) -> bool {
+        let Some(socket) = &self.socket else { return true };
+        let mut sent = 0;
+        let alive = loop {
+            if sent == self.unsent.len() {
+                break true;
+            }
+            match send(socket, &self.unsent[sent..], SendFlags::NOSIGNAL) {
+                Ok(n) => sent += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break true,
+                Err(_) => break false,
+            }
+        };
+        self.unsent.drain(..sent);
+        alive
+    }
+
+    fn wanted(&self) -> epoll::EventFlags {
+        let mut wanted = epoll::EventFlags::empty();
+        wanted.set(epoll::EventFlags::OUT, !self.unsent.is_empty());
+        wanted.set(epoll::EventFlags::IN, self.unsent.len() < MOST_UNSENT_BYTES);
+        wanted
+    }
+}
+
+struct Server {
+    directory: Directory,
+    peers: Vec<Peer>,
+    set: OwnedFd,
+    shared: Arc<Shared>,
+    replies: Replies,
+    bytes: Vec<u8>,
+}
+
+/// Closes the alarm when the server's thread ends, by return or by panic.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        *lock(&self.0.alarm) = None;
+    }
+}
+
+impl Server {
+    fn new(plan: &HostPlan, present: u64, peers: Vec<Peer>, shared: Arc<Shared>) -> Result<Self, CacheError> {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&set, &shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        for (index, peer) in peers.iter().enumerate() {
+            if let Some(socket) = &peer.socket {
+                epoll::add(&set, socket, epoll::EventData::new_u64(index as u64), peer.interest)?;
+            }
+        }
+        let directory = Directory::growing(plan.capacity_bytes, present, plan.policy);
+        Ok(Self { directory, peers, set, shared, replies: Vec::new(), bytes: vec![0; READ_BYTES] })
+    }
+
+    fn run(mut self) {
+        let _ending = Ending(Arc::clone(&self.shared));
+        if let Err(e) = self.serve() {
+            self.shared.note(format!("the page cache's directory cannot go on: {e}"));
+        }
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
+        loop {
+            events.clear();
+            match epoll::wait(&self.set, rustix::buffer::spare_capacity(&mut events), None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+            if self.shared.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            self.directory.grow(self.shared.present_bytes.load(Ordering::Acquire));
+            for event in &events {
+                match event.data.u64() {
+                    WAKE => self.take_gone(),
+                    index => self.take(index as usize, event.flags),
+                }
+            }
+            self.publish_stats();
+            self.send_all()?;
+        }
+    }
+
+    fn publish_stats(&self) {
+        *lock(&self.shared.stats) = self.directory.stats();
+        let mut by_rank = lock(&self.shared.by_rank);
+        by_rank.clear();
+        by_rank.extend(self.peers.iter().map(|peer| (peer.rank, self.directory.rank_stats(peer.rank))));
+    }
+
+    fn take_gone(&mut self) {
+        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+        let gone = std::mem::take(&mut *lock(&self.shared.gone));
+        for rank in gone {
+            if let Some(index) = self.peers.iter().position(|peer| peer.rank == rank) {
+                self.close(index);
+            }
+        }
+    }
+
+    fn take(&mut self, index: usize, flags: epoll::EventFlags) {
+        if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
+            self.read(index);
+        }
+    }
+
+    /// One read, and all messages that it completes. More bytes make the next round.
+    fn read(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        let Some(socket) = &peer.socket else { return };
+        match recv(socket, self.bytes.as_mut_slice(), RecvFlags::empty()) {
+            Ok((_, n @ 1..)) => peer.decoder.push(&self.bytes[..n]),
+            Err(Errno::INTR | Errno::AGAIN) => return,
+            Ok(_) | Err(_) => return self.close(index),
+        }
+        loop {
+            let peer = &mut self.peers[index];
+            let fault = match peer.decoder.next_message::<ToDirectory>() {
+                Ok(Some(message)) => match self.directory.handle(peer.rank, &message, &mut self.replies) {
+                    Ok(()) => None,
+                    Err(fault) => Some(fault.to_string()),
+                },
+                Ok(None) => break,
+                Err(e) => Some(format!("rank {}: {e}", peer.rank)),
+            };
+            if let Some(fault) = fault {
+                self.shared.note(fault);
+                self.close(index);
+                break;
+            }
+        }
+        self.spread();
+    }
+
+    /// Puts replies into the buffers of those who get them.
+    fn spread(&mut self) {
+        for (rank, reply) in self.replies.drain(..) {
+            if let Some(peer) = self.peers.iter_mut().find(|peer| peer.rank == rank && peer.socket.is_some())
+                && let Err(e) = encode(&reply, &mut peer.unsent)
+            {
+                // A reply is shorter than its question: cannot be, and would leave the rank waiting.
+                self.shared.note(format!("rank {rank}: {e}"));
+            }
+        }
+    }
+
+    fn close(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        // Closing takes it out of the epoll set: no other descriptor stands for the same end.
+        if peer.socket.take().is_some() {
+            peer.unsent = Vec::new();
+            let rank = peer.rank;
+            self.directory.rank_gone(rank, &mut self.replies);
+            self.spread();
+        }
+    }
+
+    fn send_all(&mut self) -> io::Result<()> {
+        // A rank found dead here hands its fills to others, whose replies go out in the next pass.
+        let mut again = true;
+        while std::mem::take(&mut again) {
+            for index in 0..self.peers.len() {
+                if !self.peers[index].unsent.is_empty() && !self.peers[index].flush() {
+                    self.close(index);
+                    again = true;
+                }
+            }
+        }
+        for (index, peer) in self.peers.iter_mut().enumerate() {
+            let wanted = peer.wanted();
+            if let Some(socket) = peer.socket.as_ref().filter(|_| wanted != peer.interest) {
+                epoll::modify(&self.set, socket, epoll::EventData::new_u64(index as u64), wanted)?;
+                peer.interest = wanted;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

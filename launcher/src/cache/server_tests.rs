@@ -1,0 +1,139 @@
+//! Ranks as threads on real sockets.
+
+use super::*;
+use crate::contract::cache::{FromDirectory, Grant, Item};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+struct Rank {
+    socket: UnixStream,
+    decoder: Decoder,
+}
+
+impl Rank {
+    fn of(host: &mut CacheHost, rank: u32) -> Self {
+        Self { socket: host.take_socket(rank).unwrap().into(), decoder: Decoder::default() }
+    }
+
+    fn send(&mut self, message: &ToDirectory) {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes).unwrap();
+        self.socket.write_all(&bytes).unwrap();
+    }
+
+    /// `None`: the directory closed the socket.
+    fn reply(&mut self) -> Option<FromDirectory> {
+        let mut bytes = [0; 4096];
+        loop {
+            if let Some(message) = self.decoder.next_message().unwrap() {
+                return Some(message);
+            }
+            match self.socket.read(&mut bytes) {
+                Ok(n @ 1..) => self.decoder.push(&bytes[..n]),
+                _ => return None,
+            }
+        }
+    }
+
+    fn acquire(&mut self, key: u64) -> Grant {
+        let items = vec![Item { key, bytes: 1000, next_use: key, offer: false }];
+        self.send(&ToDirectory::Acquire { ticket: key, items });
+        match self.reply() {
+            Some(FromDirectory::Granted { ticket, grants }) if ticket == key => grants[0],
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn host(ranks: u32) -> CacheHost {
+    let plan = HostPlan { capacity_bytes: 1 << 20, policy: PolicyKind::NextUse, ranks: (0..ranks).collect() };
+    CacheHost::start(&plan).unwrap()
+}
+
+#[test]
+fn a_rank_that_dies_while_filling_hands_over_to_one_that_waits() {
+    let mut host = host(2);
+    let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    let Grant::Fill { offset } = first.acquire(7) else { panic!() };
+    assert_eq!(second.acquire(7), Grant::Wait);
+    drop(first);
+    assert_eq!(second.reply(), Some(FromDirectory::Settled { key: 7, grant: Grant::Fill { offset } }));
+    second.send(&ToDirectory::Publish { keys: vec![7] });
+    assert_eq!(second.acquire(7), Grant::Ready { offset });
+    host.stop();
+    assert_eq!((host.stats().hits, host.stats().misses, host.stats().entries), (1, 2, 1));
+    assert_eq!(host.rank_stats(1).map(|own| own.misses), Some(1));
+}
+
+#[test]
+fn a_rank_whose_socket_lives_on_in_another_process_can_be_declared_gone() {
+    let mut host = host(2);
+    let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    let Grant::Fill { offset } = first.acquire(7) else { panic!() };
+    assert_eq!(second.acquire(7), Grant::Wait);
+    host.rank_gone(0);
+    assert_eq!(second.reply(), Some(FromDirectory::Settled { key: 7, grant: Grant::Fill { offset } }));
+    assert_eq!(first.reply(), None);
+}
+
+#[test]
+fn broken_protocol_closes_one_socket_and_is_noted() {
+    let mut host = host(2);
+    let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    first.send(&ToDirectory::Publish { keys: vec![3] });
+    assert_eq!(first.reply(), None);
+    assert!(matches!(second.acquire(3), Grant::Fill { .. }), "the other rank goes on");
+    assert_eq!(host.notes(), ["rank 0 published or abandoned entry 3, which it does not fill"]);
+    second.socket.write_all(&[255; 64]).unwrap();
+    assert_eq!(second.reply(), None);
+    assert!(host.notes()[0].starts_with("rank 1: cache frame of 4294967295 bytes"));
+    assert!(!host.ended());
+}
+
+#[test]
+fn a_directory_that_ends_closes_every_socket_and_raises_the_alarm() {
+    let mut host = host(2);
+    let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    host.stop();
+    assert_eq!((first.reply(), second.reply()), (None, None));
+    assert!(host.ended());
+    assert_eq!(rustix::io::read(&host.alarm, &mut [0; 8]), Ok(0));
+}
+
+#[test]
+fn replies_that_nobody_reads_do_not_hold_up_other_ranks() {
+    let mut host = host(2);
+    let (mut deaf, mut other) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    // The deaf rank's requests fill its reply buffer far beyond what the socket holds.
+    let mut writer = deaf.socket.try_clone().unwrap();
+    let flood = std::thread::spawn(move || {
+        let items = vec![Item { key: 1, bytes: 1 << 30, next_use: 1, offer: false }; 40_000];
+        let mut bytes = Vec::new();
+        encode(&ToDirectory::Acquire { ticket: 1, items }, &mut bytes).unwrap();
+        (0..200).take_while(|_| writer.write_all(&bytes).is_ok()).count()
+    });
+    (10..500).for_each(|key| assert!(matches!(other.acquire(key), Grant::Fill { .. })));
+    let mut answered = 0;
+    while answered < 200 {
+        answered += usize::from(matches!(deaf.reply(), Some(FromDirectory::Granted { .. })));
+    }
+    assert_eq!(flood.join().unwrap(), 200);
+}
+
+/// Memory beyond one slab comes while ranks are served already.
+#[test]
+fn memory_grows_behind_the_first_slab() {
+    let capacity_bytes = memory::SLAB_BYTES + (1 << 20);
+    let plan = HostPlan { capacity_bytes, policy: PolicyKind::Pin, ranks: vec![0] };
+    let started = std::time::Instant::now();
+    let mut host = CacheHost::start(&plan).unwrap();
+    let took = started.elapsed();
+    let mut rank = Rank::of(&mut host, 0);
+    assert!(matches!(rank.acquire(1), Grant::Fill { .. }));
+    while host.present_bytes() < capacity_bytes {
+        std::thread::yield_now();
+    }
+    println!("first slab of 256 MiB after {took:?}");
+    assert_eq!(rustix::fs::fstat(&host.memfd).unwrap().st_blocks as u64 * 512, capacity_bytes);
+    assert_eq!(host.notes(), Vec::<String>::new());
+}

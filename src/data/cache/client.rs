@@ -1,0 +1,393 @@
+//! The connection of a rank to the directory of the node's page cache.
+//!
+//! Two threads speak with the directory, so that nobody who trains or loads ever blocks on the socket. A read of an entry
+//! that was announced and granted takes two short locks and no round trip.
+
+use super::map::{SharedMap, WriteSpan};
+use super::table::{Busy, ClientStats, Look, Table, Want};
+use crate::data::{DataError, Wake};
+use launcher::contract::VERSION;
+use launcher::contract::cache::{CacheStats, Decoder, FromDirectory, ToDirectory, encode};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Longest wait for the directory's reply to an `Acquire`.
+const REPLY_LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for another rank's fill; the reader reads for itself then.
+const FILL_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time that a message may take to leave.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
+/// Checksum and key, behind the bytes of an entry when [`ClientSpec::verify`] is on.
+const SEAL_BYTES: usize = 12;
+
+/// Writes the bytes of entry `key` into the slice, all of them.
+pub type FillFn<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), DataError> + 'a;
+
+/// How a rank uses the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientSpec {
+    /// Global rank.
+    pub rank: u32,
+    /// Most bytes that announced batches may hold at once; the rest is asked for as these are read.
+    pub ahead_bytes: u64,
+    /// A checksum is stored beside every entry and verified at every acquire.
+    pub verify: bool,
+}
+
+struct Inner {
+    table: Mutex<Table>,
+    /// An entry changed, a fill was granted, or all failed.
+    changed: Condvar,
+    /// There are messages to send, or it is time to end.
+    outgoing: Condvar,
+    wakers: Mutex<Vec<Weak<dyn Wake>>>,
+}
+
+/// A rank's view of the page cache. Any thread may read.
+pub struct CacheClient {
+    inner: Arc<Inner>,
+    map: Arc<SharedMap>,
+    socket: UnixStream,
+    threads: Vec<JoinHandle<()>>,
+    closing: Arc<AtomicBool>,
+    verify: bool,
+}
+
+impl CacheClient {
+    /// Speaks with the directory over `socket`; entries lie in `memfd`.
+    ///
+    /// # Errors
+    /// The memory cannot be mapped, or a thread cannot be started.
+    pub fn connect(socket: UnixStream, memfd: &File, spec: ClientSpec) -> Result<Arc<Self>, DataError> {
+        let failed = |e: std::io::Error| DataError::Other(format!("the page cache's socket: {e}"));
+        let map = SharedMap::new(memfd)?;
+        let mut table = Table::new(Arc::clone(&map), spec.ahead_bytes);
+        table.out.push(ToDirectory::Hello { version: VERSION, rank: spec.rank });
+        let inner = Arc::new(Inner {
+            table: Mutex::new(table),
+            changed: Condvar::new(),
+            outgoing: Condvar::new(),
+            wakers: Mutex::default(),
+        });
+        socket.set_write_timeout(Some(SEND_LIMIT)).map_err(failed)?;
+        let closing = Arc::new(AtomicBool::new(false));
+        let (from, to) = (socket.try_clone().map_err(failed)?, socket.try_clone().map_err(failed)?);
+        let mut client =
+            Self { inner: Arc::clone(&inner), map, socket, threads: Vec::new(), closing, verify: spec.verify };
+        let thread = |name: &str| std::thread::Builder::new().name(name.into());
+        let (hearing, sending, closing) = (Arc::clone(&inner), inner, Arc::clone(&client.closing));
+        client.threads.push(thread("hr-cache-in").spawn(move || hearing.hear_all(from)).map_err(failed)?);
+        let sender = thread("hr-cache-out").spawn(move || sending.send_all(to, &closing)).map_err(failed)?;
+        client.threads.push(sender);
+        Ok(Arc::new(client))
+    }
+
+    /// A batch will need `wants`, each key once. Asks for what this rank does not hold yet.
+    pub fn announce(&self, wants: &[Want]) {
+        let seal = self.seal_bytes() as u64;
+        let mut table = self.inner.lock();
+        table.announce(wants.iter().map(|want| Want { bytes: want.bytes + seal, ..*want }));
+        self.inner.send(&table);
+    }
+
+    /// The batch was read, or never will be: the inverse of [`CacheClient::announce`].
+    pub fn retire(&self, keys: impl Iterator<Item = u64>) {
+        let mut table = self.inner.lock();
+        keys.for_each(|key| table.leave(key));
+        self.inner.send(&table);
+    }
+
+    /// Gives the bytes of an entry to `take`, filled by `fill` where they are not there. While it has to wait it fills
+    /// what this rank was granted for later, so ranks never wait for each other in a circle. False, and `take` is not
+    /// called: the cache has no room, read into memory of your own.
+    ///
+    /// # Errors
+    /// The directory is gone or says what cannot be; the entry cannot be filled; its checksum is wrong.
+    pub fn read(&self, want: Want, fill: &mut FillFn, take: &mut dyn FnMut(&[u8])) -> Result<bool, DataError> {
+        let bytes = want.bytes as usize;
+        let want = Want { bytes: want.bytes + self.seal_bytes() as u64, ..want };
+        // Made before the lock is taken, so that it ends after the lock is let go.
+        let _user = User { client: self, key: want.key };
+        let mut table = self.inner.lock();
+        table.enter(want);
+        self.inner.send(&table);
+        let mut since = None;
+        loop {
+            if let Some(problem) = &table.failed {
+                return Err(DataError::Other(problem.clone()));
+            }
+            match table.look(want.key) {
+                Look::Ready { span, checked } => {
+                    drop(table);
+                    if self.verify && !checked {
+                        self.check(want.key, span.bytes())?;
+                    }
+                    take(&span.bytes()[..bytes]);
+                    return Ok(true);
+                }
+                Look::Bypass => return Ok(false),
+                Look::Fill(span) => {
+                    drop(table);
+                    self.fill(want.key, span, fill)?;
+                    table = self.inner.lock();
+                }
+                Look::Busy(busy) => {
+                    if let Some((key, span)) = table.take_fill() {
+                        drop(table);
+                        // Whoever needs this one meets the error.
+                        let _ = self.fill(key, span, fill);
+                        table = self.inner.lock();
+                        continue;
+                    }
+                    let waited = since.get_or_insert_with(Instant::now).elapsed();
+                    if busy == Busy::Elsewhere && waited >= FILL_LIMIT {
+                        table.stats.bypasses += 1;
+                        return Ok(false);
+                    }
+                    if busy == Busy::Asked && waited >= REPLY_LIMIT {
+                        return Err(self.silent(want.key));
+                    }
+                    let (woken, _) = self
+                        .inner
+                        .changed
+                        .wait_timeout(table, Duration::from_secs(1))
+                        .unwrap_or_else(PoisonError::into_inner);
+                    table = woken;
+                }
+            }
+        }
+    }
+
+    /// Fills one granted entry that no thread fills; false: there is none.
+    pub fn work_ahead(&self, fill: &mut FillFn) -> bool {
+        let Some((key, span)) = self.inner.lock().take_fill() else {
+            return false;
+        };
+        // Whoever needs it meets the error.
+        let _ = self.fill(key, span, fill);
+        true
+    }
+
+    /// `waker` is told when there is something for [`CacheClient::work_ahead`].
+    pub fn wake_by(&self, waker: Weak<dyn Wake>) {
+        let mut wakers = self.inner.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        wakers.retain(|waker| waker.strong_count() > 0);
+        wakers.push(waker);
+    }
+
+    /// Bytes of the mapping.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// What this rank read so far.
+    pub fn stats(&self) -> ClientStats {
+        self.inner.lock().stats
+    }
+
+    /// The node's counters as last heard; asks for newer ones.
+    pub fn node_stats(&self) -> CacheStats {
+        let mut table = self.inner.lock();
+        table.ask_stats();
+        self.inner.send(&table);
+        table.directory
+    }
+
+    fn seal_bytes(&self) -> usize {
+        if self.verify { SEAL_BYTES } else { 0 }
+    }
+
+    /// Fills and publishes; whatever goes wrong, the directory hears of it.
+    fn fill(&self, key: u64, span: WriteSpan, fill: &mut FillFn) -> Result<(), DataError> {
+        let mut guard = FillGuard { client: self, key, span: Some(span) };
+        let Some(span) = guard.span.as_mut() else {
+            return Ok(());
+        };
+        let bytes = span.bytes_mut();
+        let (bytes, seal) = bytes.split_at_mut(bytes.len() - self.seal_bytes());
+        fill(key, bytes)?;
+        if self.verify {
+            seal.copy_from_slice(&seal_of(key, bytes));
+        }
+        guard.publish();
+        Ok(())
+    }
+
+    fn check(&self, key: u64, bytes: &[u8]) -> Result<(), DataError> {
+        let (bytes, seal) = bytes.split_at(bytes.len() - SEAL_BYTES);
+        if *seal != seal_of(key, bytes) {
+            let error = "its checksum does not match: it was read half-written, or written after it was published";
+            return Err(DataError::Other(format!("page cache entry {key}: {error}")));
+        }
+        self.inner.lock().checked(key);
+        Ok(())
+    }
+
+    fn silent(&self, key: u64) -> DataError {
+        let limit = REPLY_LIMIT.as_secs();
+        DataError::Other(format!("the page cache's directory did not answer for entry {key} in {limit} s: start again"))
+    }
+}
+
+impl Drop for CacheClient {
+    /// Sends what is left to send; the directory takes back the rest when the socket closes.
+    fn drop(&mut self) {
+        {
+            let _table = self.inner.lock();
+            self.closing.store(true, Ordering::Release);
+            self.inner.outgoing.notify_all();
+        }
+        let own = std::thread::current().id();
+        for thread in self.threads.drain(..).rev() {
+            // The last handle may be let go by one of these threads, through a waker.
+            if thread.thread().id() != own {
+                let _ = thread.join();
+            }
+            // After the sender: nothing more will be said, so the hearing thread ends.
+            let _ = self.socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// A reader's use of an entry, ended however the read ends.
+struct User<'a> {
+    client: &'a CacheClient,
+    key: u64,
+}
+
+impl Drop for User<'_> {
+    fn drop(&mut self) {
+        let mut table = self.client.inner.lock();
+        table.leave(self.key);
+        self.client.inner.send(&table);
+    }
+}
+
+/// A fill under way. Dropped without [`FillGuard::publish`], by error or panic, the entry is abandoned.
+struct FillGuard<'a> {
+    client: &'a CacheClient,
+    key: u64,
+    span: Option<WriteSpan>,
+}
+
+impl FillGuard<'_> {
+    fn publish(mut self) {
+        if let Some(span) = self.span.take() {
+            self.client.inner.lock().filled(self.key, span);
+        }
+    }
+}
+
+impl Drop for FillGuard<'_> {
+    fn drop(&mut self) {
+        let inner = &self.client.inner;
+        let mut table = inner.lock();
+        if let Some(span) = self.span.take() {
+            table.not_filled(self.key, span);
+        }
+        inner.send(&table);
+        inner.changed.notify_all();
+    }
+}
+
+fn seal_of(key: u64, bytes: &[u8]) -> [u8; SEAL_BYTES] {
+    let mut seal = [0; SEAL_BYTES];
+    seal[..4].copy_from_slice(&libdeflater::crc32(bytes).to_le_bytes());
+    seal[4..].copy_from_slice(&key.to_le_bytes());
+    seal
+}
+
+impl Inner {
+    /// Nothing under this lock panics half-way through an update.
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, table: &MutexGuard<'_, Table>) {
+        if !table.out.is_empty() {
+            self.outgoing.notify_one();
+        }
+    }
+
+    fn fail(&self, problem: String) {
+        self.lock().failed.get_or_insert(problem);
+        self.changed.notify_all();
+        self.outgoing.notify_all();
+    }
+
+    /// Takes in messages until the socket ends.
+    fn hear_all(&self, mut from: UnixStream) {
+        let mut decoder = Decoder::default();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let bytes = match from.read(&mut buffer) {
+                Ok(0) => return self.fail(gone("it closed the connection")),
+                Ok(bytes) => bytes,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return self.fail(gone(&e.to_string())),
+            };
+            decoder.push(&buffer[..bytes]);
+            if let Err(problem) = self.take_in(&mut decoder) {
+                let what = "the page cache's directory says what cannot be";
+                return self.fail(format!("{what}: {problem}; start the run again"));
+            }
+        }
+    }
+
+    fn take_in(&self, decoder: &mut Decoder) -> Result<(), String> {
+        let mut table = self.lock();
+        while let Some(message) = decoder.next_message::<FromDirectory>().map_err(|e| e.to_string())? {
+            table.hear(message)?;
+        }
+        self.send(&table);
+        let work = table.has_fill();
+        drop(table);
+        self.changed.notify_all();
+        if work {
+            let wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            wakers.iter().filter_map(Weak::upgrade).for_each(|waker| waker.wake());
+        }
+        Ok(())
+    }
+
+    /// Sends messages until all is said at closing, or nothing can be said any more.
+    fn send_all(&self, mut to: UnixStream, closing: &AtomicBool) {
+        let mut bytes = Vec::new();
+        loop {
+            let mut table = self.lock();
+            while table.out.is_empty() {
+                if closing.load(Ordering::Acquire) || table.failed.is_some() {
+                    return;
+                }
+                table = self.outgoing.wait(table).unwrap_or_else(PoisonError::into_inner);
+            }
+            let messages = std::mem::take(&mut table.out);
+            if table.failed.is_some() {
+                return;
+            }
+            drop(table);
+            bytes.clear();
+            for message in &messages {
+                if let Err(error) = encode(message, &mut bytes) {
+                    return self.fail(format!("the page cache's directory cannot be asked: {error}"));
+                }
+            }
+            if let Err(error) = to.write_all(&bytes) {
+                return self.fail(gone(&error.to_string()));
+            }
+        }
+    }
+}
+
+fn gone(problem: &str) -> String {
+    format!("the page cache's directory is gone ({problem}): its process died or was stopped; start the run again")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,282 @@
+//! Ranks against a small directory, and against hostile ones.
+
+use super::super::testing::{TestDirectory, hosted};
+use super::*;
+use launcher::cache::PolicyKind;
+use launcher::contract::cache::Grant;
+use std::sync::atomic::AtomicUsize;
+
+/// Entry `key` is 1000 + key bytes of its number.
+fn want(key: u64) -> Want {
+    Want { key, bytes: 1000 + key, next_use: key }
+}
+
+fn fill(key: u64, out: &mut [u8]) -> Result<(), DataError> {
+    assert_eq!(out.len() as u64, want(key).bytes);
+    out.fill(key as u8);
+    Ok(())
+}
+
+/// True: from the cache.
+fn read(client: &CacheClient, key: u64) -> Result<bool, DataError> {
+    let mut seen = 0;
+    let found = client.read(want(key), &mut fill, &mut |bytes| {
+        assert!(bytes.len() as u64 == want(key).bytes && bytes.iter().all(|&byte| byte == key as u8), "entry {key}");
+        seen += 1;
+    })?;
+    assert_eq!(seen, usize::from(found));
+    Ok(found)
+}
+
+fn wait_for(mut what: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < Duration::from_secs(60), "waited in vain");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn one_fill_serves_all_ranks_and_batches_and_everything_is_given_back() {
+    let directory = TestDirectory::new(1 << 20);
+    let clients = [0, 1, 2].map(|rank| directory.client(rank, 1 << 19, rank_verify()));
+    let batches: Vec<Vec<Want>> = (0..20).map(|b| (b..b + 10).map(want).collect()).collect();
+    for (rank, client) in clients.iter().enumerate() {
+        // Several batches under way at once.
+        batches.iter().for_each(|batch| client.announce(batch));
+        for (n, batch) in batches.iter().enumerate() {
+            for item in batch {
+                assert!(read(client, item.key).unwrap(), "rank {rank}");
+            }
+            client.retire(batch.iter().map(|item| item.key));
+            if n == 5 {
+                assert!(directory.references() > 0);
+            }
+        }
+    }
+    wait_for(|| directory.references() == 0);
+    assert_eq!((directory.stats().misses, directory.stats().hits), (29, 58));
+    let stats = clients.each_ref().map(|client| client.stats());
+    assert_eq!((stats[0].misses, stats[0].hits, stats[0].bypasses), (29, 171, 0));
+    assert_eq!((stats[2].misses, stats[2].hits), (0, 200));
+    assert_eq!(stats[2].hit_rate(), Some(1.0));
+    clients[0].node_stats();
+    wait_for(|| clients[0].node_stats().misses == 29);
+}
+
+/// With checksums, as the tests that kill ranks run.
+fn rank_verify() -> bool {
+    true
+}
+
+#[test]
+fn threads_of_three_ranks_with_a_small_cache_never_wait_in_a_circle() {
+    for (capacity, ahead) in [(20_000, 10_000), (4_000, 1_000), (2_500, 1 << 30), (100_000, 1)] {
+        let directory = TestDirectory::new(capacity);
+        let clients: Vec<_> = (0..3).map(|rank| directory.client(rank, ahead, true)).collect();
+        std::thread::scope(|scope| {
+            for (rank, client) in clients.iter().enumerate() {
+                for thread in 0..2 {
+                    scope.spawn(move || {
+                        let keys = |n: u64| {
+                            let start = (n * 7 + rank as u64 * 13 + thread) % 40;
+                            (start..start + 5).map(|key| want(key * 3 % 40))
+                        };
+                        let batches: Vec<Vec<Want>> = (0..60).map(|n| keys(n).collect()).collect();
+                        batches[..3].iter().for_each(|batch| client.announce(batch));
+                        for (n, batch) in batches.iter().enumerate() {
+                            batches.get(n + 3).iter().for_each(|batch| client.announce(batch));
+                            batch.iter().for_each(|item| assert!(read(client, item.key).is_ok()));
+                            client.retire(batch.iter().map(|item| item.key));
+                        }
+                    });
+                }
+            }
+        });
+        wait_for(|| directory.references() == 0);
+        let reads: u64 = clients.iter().map(|client| client.stats()).map(|s| s.hits + s.misses + s.bypasses).sum();
+        assert_eq!(reads, 3 * 2 * 60 * 5, "capacity {capacity}");
+        assert!(clients.iter().any(|client| client.stats().hits > 0) || capacity < 10_000);
+    }
+}
+
+#[test]
+fn a_failed_or_panicking_fill_is_abandoned_and_its_reader_bypasses() {
+    let directory = TestDirectory::new(1 << 16);
+    let client = directory.client(0, 1 << 16, true);
+    let mut broken = |_: u64, _: &mut [u8]| Err(DataError::Other("disk on fire".into()));
+    let error = client.read(want(1), &mut broken, &mut |_| panic!("taken")).unwrap_err();
+    assert_eq!(error.to_string(), "disk on fire");
+    let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        client.read(want(2), &mut |_, _| panic!("bad sector"), &mut |_| {})
+    }));
+    assert!(panics.is_err());
+    wait_for(|| directory.references() == 0);
+    assert!(read(&client, 1).unwrap() && read(&client, 2).unwrap(), "both can be filled later");
+    // What fails ahead of need is met by its reader.
+    client.announce(&[want(3)]);
+    wait_for(|| client.work_ahead(&mut broken));
+    assert!(!read(&client, 3).unwrap());
+    client.retire([3].into_iter());
+    assert!(read(&client, 3).unwrap());
+}
+
+#[test]
+fn work_ahead_fills_what_was_announced_and_wakes_whoever_asked_for_it() {
+    struct Counter(AtomicUsize);
+    impl Wake for Counter {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let directory = TestDirectory::new(1 << 16);
+    let client = directory.client(0, 1 << 16, false);
+    let counter = Arc::new(Counter(AtomicUsize::new(0)));
+    let waker: Arc<dyn Wake> = counter.clone();
+    client.wake_by(Arc::downgrade(&waker));
+    client.announce(&[want(1), want(2)]);
+    wait_for(|| counter.0.load(Ordering::SeqCst) > 0);
+    assert!(client.work_ahead(&mut fill) && client.work_ahead(&mut fill) && !client.work_ahead(&mut fill));
+    let unfilled = client.read(want(1), &mut |_, _| panic!("filled twice"), &mut |_| {}).unwrap();
+    assert!(unfilled && client.stats().misses == 1, "what this rank filled ahead is its miss");
+    // Never read: given back all the same.
+    client.retire([1, 2].into_iter());
+    wait_for(|| directory.references() == 0);
+}
+
+#[test]
+fn a_dying_directory_fails_every_read_at_once() {
+    let directory = TestDirectory::new(1 << 16);
+    let (first, second) = (directory.client(0, 1 << 16, false), directory.client(1, 1 << 16, false));
+    // Rank 0 is granted the fill and does not begin; rank 1 waits for it.
+    first.announce(&[want(5)]);
+    wait_for(|| directory.references() == 1);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| read(&second, 5));
+        wait_for(|| directory.references() == 2);
+        directory.die();
+        let error = waiting.join().unwrap().unwrap_err().to_string();
+        assert!(error.contains("directory is gone"), "{error}");
+    });
+    wait_for(|| read(&first, 5).is_err());
+    first.announce(&[want(6)]);
+    first.retire([6].into_iter());
+}
+
+/// A directory that answers the first `Acquire` with `replies`.
+fn hostile(memory: u64, replies: Vec<FromDirectory>) -> String {
+    let memfd = TestDirectory::new(memory).memfd;
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let client = CacheClient::connect(theirs, &memfd, ClientSpec { rank: 0, ahead_bytes: 1 << 20, verify: false });
+    let client = client.unwrap();
+    let other = std::thread::spawn(move || {
+        let (mut decoder, mut buffer) = (Decoder::default(), [0; 4096]);
+        loop {
+            let bytes = ours.read(&mut buffer).unwrap();
+            decoder.push(&buffer[..bytes]);
+            while let Some(message) = decoder.next_message().unwrap() {
+                if matches!(message, ToDirectory::Acquire { .. }) {
+                    let mut out = Vec::new();
+                    replies.iter().for_each(|reply| encode(reply, &mut out).unwrap());
+                    ours.write_all(&out).unwrap();
+                    return ours;
+                }
+            }
+        }
+    });
+    client.announce(&[want(0), want(1)]);
+    let kept = other.join().unwrap();
+    wait_for(|| client.inner.lock().failed.is_some());
+    let error = read(&client, 0).unwrap_err().to_string();
+    drop(kept);
+    error
+}
+
+#[test]
+fn a_hostile_directory_is_an_error() {
+    let granted = |ticket, grants: &[Grant]| FromDirectory::Granted { ticket, grants: grants.to_vec() };
+    let (ready, fill) = (|offset| Grant::Ready { offset }, |offset| Grant::Fill { offset });
+    let settled = |key, grant| FromDirectory::Settled { key, grant };
+    for (replies, problem) in [
+        (vec![granted(0, &[fill(0), fill(5000)])], "the page cache has 4096"),
+        (vec![granted(0, &[ready(u64::MAX), Grant::Bypass])], "the page cache has 4096"),
+        (vec![granted(0, &[fill(0), fill(999)])], "is in use"),
+        (vec![granted(0, &[ready(0), ready(0)])], "is in use"),
+        (vec![granted(0, &[ready(1500), fill(1000)])], "is in use"),
+        (vec![granted(0, &[ready(0)])], "1 grants for request 0, 2 are due"),
+        (vec![granted(7, &[ready(0), ready(2000)])], "2 are due for request 0"),
+        (vec![granted(0, &[ready(0), ready(2000)]), granted(1, &[])], "none is under way"),
+        (vec![granted(0, &[ready(0), ready(2000)]), settled(0, ready(0))], "does not wait"),
+        (vec![settled(0, ready(0))], "does not wait"),
+        (vec![settled(9, ready(0))], "does not wait"),
+        (vec![granted(0, &[Grant::Wait, ready(0)]), settled(0, Grant::Wait)], "does not wait"),
+        (vec![granted(0, &[Grant::Wait, ready(0)]), settled(0, ready(500))], "is in use"),
+        (vec![granted(0, &[Grant::Wait, Grant::Wait]), settled(0, fill(0)), settled(0, fill(0))], "does not wait"),
+    ] {
+        let error = hostile(4096, replies);
+        assert!(error.contains("says what cannot be") && error.contains(problem), "{error}, not {problem}");
+    }
+}
+
+#[test]
+fn a_half_written_entry_is_found_by_its_checksum() {
+    let directory = TestDirectory::new(1 << 16);
+    let (first, second) = (directory.client(0, 1 << 16, true), directory.client(1, 1 << 16, true));
+    assert!(read(&first, 9).unwrap());
+    std::os::unix::fs::FileExt::write_at(&directory.memfd, &[77], 500).unwrap();
+    let error = read(&second, 9).unwrap_err().to_string();
+    assert!(error.contains("entry 9") && error.contains("half-written"), "{error}");
+}
+
+/// Not asserted: what a hit costs, round trips included, the directory real.
+#[test]
+fn cost_of_a_hit() {
+    let (host, clients) = hosted(64 << 20, PolicyKind::Lru, 1);
+    let client = &clients[0];
+    let batch = |n: u64| (0..64).map(move |k| want((n * 29 + k * 5) % 400)).collect::<Vec<_>>();
+    (0..400).for_each(|key| assert!(read(client, key).unwrap()));
+    let (batches, mut taken) = (2_000, 0);
+    let start = Instant::now();
+    (0..8).for_each(|n| client.announce(&batch(n)));
+    for n in 0..batches {
+        client.announce(&batch(n + 8));
+        for item in batch(n) {
+            client.read(item, &mut fill, &mut |bytes| taken += usize::from(bytes[0])).unwrap();
+        }
+        client.retire(batch(n).iter().map(|item| item.key));
+    }
+    let each = start.elapsed().as_secs_f64() / (batches * 64) as f64;
+    eprintln!("a hit costs {:.0} ns ({taken})", each * 1e9);
+    assert_eq!((client.stats().bypasses, client.stats().misses), (0, 400));
+    assert_eq!(host.notes(), Vec::<String>::new());
+}
+
+#[test]
+fn ranks_share_the_real_directory_under_every_policy() {
+    for policy in [PolicyKind::Pin, PolicyKind::Lru, PolicyKind::NextUse] {
+        for capacity in [8_000, 20_000, 1 << 20] {
+            let (mut host, clients) = hosted(capacity, policy, 3);
+            std::thread::scope(|scope| {
+                for (rank, client) in clients.iter().enumerate() {
+                    scope.spawn(move || {
+                        let keys = |n: u64| (0..5).map(move |k| want((n * 7 + rank as u64 * 13 + k * 3) % 40));
+                        let batches: Vec<Vec<Want>> = (0..100).map(|n| keys(n).collect()).collect();
+                        batches[..3].iter().for_each(|batch| client.announce(batch));
+                        for (n, batch) in batches.iter().enumerate() {
+                            batches.get(n + 3).iter().for_each(|batch| client.announce(batch));
+                            batch.iter().for_each(|item| assert!(read(client, item.key).is_ok()));
+                            client.retire(batch.iter().map(|item| item.key));
+                        }
+                    });
+                }
+            });
+            assert_eq!(host.notes(), Vec::<String>::new(), "no rank broke the protocol");
+            wait_for(|| clients.iter().all(|client| client.inner.lock().idle()));
+            if capacity == 1 << 20 {
+                assert_eq!(host.stats().misses, 40, "one fill per entry");
+            }
+            host.stop();
+            wait_for(|| clients.iter().all(|client| read(client, 1).is_err()));
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! What this rank knows of the directory: the entries it asked for, and which of its batches still need them.
+//!
+//! Pure state: messages in, messages out. An entry is acquired once however many batches in flight need it, and released
+//! after the last of them.
+
+use super::map::{ReadSpan, SharedMap, WriteSpan};
+use launcher::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Keys of one message: far below the longest frame.
+const MESSAGE_KEYS: usize = 1024;
+
+/// An entry that a batch needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Want {
+    pub key: u64,
+    pub bytes: u64,
+    /// Global position of the next use after this batch, of all ranks; `u64::MAX`: never, or not known.
+    pub next_use: u64,
+}
+
+/// Reads of this rank, by entry and sample: hits + misses + bypasses is their number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientStats {
+    pub hits: u64,
+    /// Reads of what this rank had to fill.
+    pub misses: u64,
+    pub bypasses: u64,
+}
+
+impl ClientStats {
+    /// Share of reads that found their bytes; `None` before the first.
+    pub fn hit_rate(&self) -> Option<f64> {
+        let reads = self.hits + self.misses + self.bypasses;
+        (reads > 0).then(|| self.hits as f64 / reads as f64)
+    }
+}
+
+enum Place {
+    /// Not asked for yet: too much is announced already.
+    Deferred,
+    /// An `Acquire` is under way.
+    Asked,
+    /// Another rank fills it.
+    Waiting,
+    Ready(Arc<ReadSpan>),
+    /// To be filled by this rank; no thread does so yet.
+    Granted(WriteSpan),
+    /// A thread of this rank fills it.
+    Filling,
+    /// No room: every reader reads for itself.
+    Bypass,
+}
+
+impl Place {
+    /// Whether it counts as announced bytes: the directory keeps or may keep room for this rank.
+    fn holds(&self) -> bool {
+        !matches!(self, Place::Deferred | Place::Bypass)
+    }
+}
+
+struct Entry {
+    bytes: u64,
+    /// Announcements not retired, and reads under way.
+    users: usize,
+    next_use: u64,
+    place: Place,
+    /// Filled by this rank and not read since: the next read is the miss.
+    fresh: bool,
+    /// Its checksum was looked at, or need not be.
+    checked: bool,
+}
+
+/// What a reader finds.
+pub(super) enum Look {
+    Ready {
+        span: Arc<ReadSpan>,
+        checked: bool,
+    },
+    Fill(WriteSpan),
+    Bypass,
+    /// To be awaited.
+    Busy(Busy),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Busy {
+    /// The directory has not replied.
+    Asked,
+    /// A thread of this rank fills it.
+    Here,
+    /// Another rank fills it.
+    Elsewhere,
+}
+
+pub(super) struct Table {
+    map: Arc<SharedMap>,
+    entries: HashMap<u64, Entry>,
+    /// `Acquire`s without a reply, oldest first.
+    under_way: VecDeque<(u64, Vec<u64>)>,
+    next_ticket: u64,
+    deferred: VecDeque<u64>,
+    /// Keys granted for filling, oldest first; some are no longer.
+    granted: VecDeque<u64>,
+    /// Most bytes announced ahead, and the bytes announced now.
+    ahead_bytes: u64,
+    held_bytes: u64,
+    /// Messages to send, in order.
+    pub(super) out: Vec<ToDirectory>,
+    /// Why nothing can be read any more.
+    pub(super) failed: Option<String>,
+    pub(super) stats: ClientStats,
+    /// The directory's own counters, as last heard.
+    pub(super) directory: CacheStats,
+    stats_asked: bool,
+}
+
+impl Table {
+    pub(super) fn new(map: Arc<SharedMap>, ahead_bytes: u64) -> Self {
+        Self {
+            map,
+            entries: HashMap::new(),
+            under_way: VecDeque::new(),
+            next_ticket: 0,
+            deferred: VecDeque::new(),
+            granted: VecDeque::new(),
+            ahead_bytes,
+            held_bytes: 0,
+            out: Vec::new(),
+            failed: None,
+            stats: ClientStats::default(),
+            directory: CacheStats::default(),
+            stats_asked: false,
+        }
+    }
+
+    /// A batch will need `wants`, each key once.
+    pub(super) fn announce(&mut self, wants: impl Iterator<Item = Want>) {
+        let mut items = Vec::new();
+        for want in wants {
+            if let Some(entry) = self.entries.get_mut(&want.key) {
+                entry.users += 1;
+                entry.next_use = want.next_use;
+                continue;
+            }
+            let now = self.deferred.is_empty() && self.room_for(want.bytes);
+            self.insert(want, if now { Place::Asked } else { Place::Deferred });
+            if now {
+                items.push(item(want));
+            } else {
+                self.deferred.push_back(want.key);
+            }
+        }
+        self.ask(items);
+    }
+
+    /// A reader needs `want` now; paired with [`Table::leave`].
+    pub(super) fn enter(&mut self, want: Want) {
+        match self.entries.get_mut(&want.key) {
+            Some(entry) => {
+                entry.users += 1;
+                if matches!(entry.place, Place::Deferred) {
+                    entry.place = Place::Asked;
+                    self.held_bytes += entry.bytes;
+                    let items = vec![item(Want { next_use: entry.next_use, ..want })];
+                    self.ask(items);
+                }
+            }
+            None => {
+                self.insert(want, Place::Asked);
+                self.ask(vec![item(want)]);
+            }
+        }
+    }
+
+    /// One use of `key` ended: a batch was read, or a reader is done.
+    pub(super) fn leave(&mut self, key: u64) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.users = entry.users.saturating_sub(1);
+            if entry.users == 0 {
+                self.let_go(key);
+            }
+        }
+    }
+
+    pub(super) fn look(&mut self, key: u64) -> Look {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return Look::Bypass;
+        };
+        match &entry.place {
+            Place::Ready(span) => {
+                let counter = if entry.fresh { &mut self.stats.misses } else { &mut self.stats.hits };
+                *counter += 1;
+                entry.fresh = false;
+                Look::Ready { span: Arc::clone(span), checked: entry.checked }
+            }
+            Place::Bypass => {
+                self.stats.bypasses += 1;
+                Look::Bypass
+            }
+            Place::Granted(_) => match std::mem::replace(&mut entry.place, Place::Filling) {
+                Place::Granted(span) => Look::Fill(span),
+                _ => Look::Busy(Busy::Here),
+            },
+            Place::Waiting => Look::Busy(Busy::Elsewhere),
+            Place::Filling => Look::Busy(Busy::Here),
+            Place::Deferred | Place::Asked => Look::Busy(Busy::Asked),
+        }
+    }
+
+    /// The oldest grant that no thread fills.
+    pub(super) fn take_fill(&mut self) -> Option<(u64, WriteSpan)> {
+        while let Some(key) = self.granted.pop_front() {
+            if let Some(Entry { place: place @ Place::Granted(_), .. }) = self.entries.get_mut(&key)
+                && let Place::Granted(span) = std::mem::replace(place, Place::Filling)
+            {
+                return Some((key, span));
+            }
+        }
+        None
+    }
+
+    pub(super) fn has_fill(&self) -> bool {
+        !self.granted.is_empty()
+    }
+
+    pub(super) fn checked(&mut self, key: u64) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.checked = true;
+        }
+    }
+
+    /// A thread filled `key`: every rank may read it.
+    pub(super) fn filled(&mut self, key: u64, span: WriteSpan) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.place = Place::Ready(Arc::new(span.freeze()));
+            (entry.fresh, entry.checked) = (true, true);
+            let unused = entry.users == 0;
+            match self.out.last_mut() {
+                Some(ToDirectory::Publish { keys }) if keys.len() < MESSAGE_KEYS => keys.push(key),
+                _ => self.out.push(ToDirectory::Publish { keys: vec![key] }),
+            }
+            if unused {
+                self.let_go(key);
+            }
+        }
+    }
+
+    /// A thread could not fill `key`: whoever needs it reads for itself and meets the error.
+    pub(super) fn not_filled(&mut self, key: u64, span: WriteSpan) {
+        drop(span);
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.place = Place::Bypass;
+            self.held_bytes -= entry.bytes;
+            let unused = entry.users == 0;
+            self.abandon(key);
+            if unused {
+                self.let_go(key);
+            }
+            self.ask_deferred();
+        }
+    }
+
+    /// Nothing is held, under way or left to say.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> bool {
+        self.entries.is_empty() && self.under_way.is_empty() && self.out.is_empty() && self.held_bytes == 0
+    }
+
+    /// Asks for the directory's counters, one question at a time.
+    pub(super) fn ask_stats(&mut self) {
+        if !std::mem::replace(&mut self.stats_asked, true) {
+            self.out.push(ToDirectory::Stats { ticket: 0 });
+        }
+    }
+
+    /// Takes in what the directory says.
+    ///
+    /// # Errors
+    /// It cannot be true: nothing that the directory says can be trusted then.
+    pub(super) fn hear(&mut self, message: FromDirectory) -> Result<(), String> {
+        match message {
+            FromDirectory::Granted { ticket, grants } => {
+                let Some((asked, keys)) = self.under_way.pop_front() else {
+                    return Err(format!("a reply to request {ticket}, none is under way"));
+                };
+                if (asked, keys.len()) != (ticket, grants.len()) {
+                    let (found, wanted) = (grants.len(), keys.len());
+                    return Err(format!("{found} grants for request {ticket}, {wanted} are due for request {asked}"));
+                }
+                keys.into_iter().zip(grants).try_for_each(|(key, grant)| self.settle(key, grant))
+            }
+            FromDirectory::Settled { key, grant } => {
+                if !matches!(self.entries.get(&key), Some(Entry { place: Place::Waiting, .. })) || grant == Grant::Wait
+                {
+                    return Err(format!("{grant:?} for entry {key}, which does not wait for it"));
+                }
+                self.settle(key, grant)
+            }
+            FromDirectory::Stats { stats, .. } => {
+                self.stats_asked = false;
+                self.directory = stats;
+                Ok(())
+            }
+        }
+    }
+
+    fn settle(&mut self, key: u64, grant: Grant) -> Result<(), String> {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return Err(format!("{grant:?} for entry {key}, which nobody asked for"));
+        };
+        if !matches!(entry.place, Place::Asked | Place::Waiting) {
+            return Err(format!("{grant:?} for entry {key}, which is settled"));
+        }
+        let wrong = |problem| format!("entry {key}: {problem}");
+        entry.place = match grant {
+            Grant::Ready { offset } => Place::Ready(Arc::new(self.map.read_span(offset, entry.bytes).map_err(wrong)?)),
+            Grant::Fill { offset } => {
+                self.granted.push_back(key);
+                Place::Granted(self.map.write_span(offset, entry.bytes).map_err(wrong)?)
+            }
+            Grant::Wait => Place::Waiting,
+            Grant::Bypass => Place::Bypass,
+        };
+        let unused = entry.users == 0;
+        if grant == Grant::Bypass {
+            self.held_bytes -= entry.bytes;
+        }
+        if unused {
+            self.let_go(key);
+        }
+        self.ask_deferred();
+        Ok(())
+    }
+
+    fn room_for(&self, bytes: u64) -> bool {
+        self.held_bytes == 0 || self.held_bytes + bytes <= self.ahead_bytes
+    }
+
+    fn insert(&mut self, want: Want, place: Place) {
+        if place.holds() {
+            self.held_bytes += want.bytes;
+        }
+        let Want { key, bytes, next_use } = want;
+        self.entries.insert(key, Entry { bytes, users: 1, next_use, place, fresh: false, checked: false });
+    }
+
+    fn ask(&mut self, mut items: Vec<Item>) {
+        while !items.is_empty() {
+            let rest = items.split_off(items.len().min(MESSAGE_KEYS));
+            let ticket = self.next_ticket;
+            self.next_ticket += 1;
+            self.under_way.push_back((ticket, items.iter().map(|item| item.key).collect()));
+            self.out.push(ToDirectory::Acquire { ticket, items });
+            items = rest;
+        }
+    }
+
+    /// Asks for what had to be put off, as far as there is room now.
+    fn ask_deferred(&mut self) {
+        let mut items = Vec::new();
+        while let Some(&key) = self.deferred.front() {
+            let waiting = match self.entries.get(&key) {
+                Some(entry @ Entry { place: Place::Deferred, .. }) => Some((entry.bytes, entry.next_use)),
+                _ => None,
+            };
+            if let Some((bytes, next_use)) = waiting {
+                if !self.room_for(bytes) {
+                    break;
+                }
+                if let Some(entry) = self.entries.get_mut(&key) {
+                    entry.place = Place::Asked;
+                }
+                self.held_bytes += bytes;
+                items.push(item(Want { key, bytes, next_use }));
+            }
+            self.deferred.pop_front();
+        }
+        self.ask(items);
+    }
+
+    /// Gives back an entry without users. What is under way is given back once it is settled.
+    fn let_go(&mut self, key: u64) {
+        let Some(Entry { place, .. }) = self.entries.get(&key) else {
+            return;
+        };
+        if matches!(place, Place::Asked | Place::Waiting | Place::Filling) {
+            return;
+        }
+        let Some(entry) = self.entries.remove(&key) else {
+            return;
+        };
+        self.held_bytes -= if entry.place.holds() { entry.bytes } else { 0 };
+        // The span leaves the mapping's register before the directory may grant its range anew.
+        match entry.place {
+            Place::Ready(span) => {
+                drop(span);
+                let pair = (key, entry.next_use);
+                match self.out.last_mut() {
+                    Some(ToDirectory::Release { keys }) if keys.len() < MESSAGE_KEYS => keys.push(pair),
+                    _ => self.out.push(ToDirectory::Release { keys: vec![pair] }),
+                }
+            }
+            Place::Granted(span) => {
+                drop(span);
+                self.abandon(key);
+            }
+            _ => {}
+        }
+        self.ask_deferred();
+    }
+
+    fn abandon(&mut self, key: u64) {
+        match self.out.last_mut() {
+            Some(ToDirectory::Abandon { keys }) if keys.len() < MESSAGE_KEYS => keys.push(key),
+            _ => self.out.push(ToDirectory::Abandon { keys: vec![key] }),
+        }
+    }
+}
+
+fn item(want: Want) -> Item {
+    Item { key: want.key, bytes: want.bytes, next_use: want.next_use, offer: false }
+}
