@@ -1,7 +1,8 @@
 //! Real jobs under supervision. Each runs in a process of its own: this test binary again, as a launcher.
 
+use launcher::cache::PolicyKind;
 use launcher::console::Console;
-use launcher::supervise::{Meeting, Spec, ranks, run_with_restarts};
+use launcher::supervise::{CacheSpec, Meeting, Spec, ranks, run_with_restarts};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::Read;
@@ -16,6 +17,8 @@ struct Job {
     control: bool,
     grace_s: f64,
     restarts: u32,
+    /// Policy of a page cache of 4 MiB.
+    cache: Option<&'static str>,
     folder: tempfile::TempDir,
 }
 
@@ -47,6 +50,7 @@ fn job(script: &str) -> Job {
         control: false,
         grace_s: 30.0,
         restarts: 0,
+        cache: None,
         folder: tempfile::tempdir().unwrap(),
     }
 }
@@ -64,6 +68,7 @@ impl Job {
         command.env("TEST_DIR", self.folder.path()).env("JOB_SCRIPT", &self.script).env("JOB_PROGRAM", self.program);
         command.env("JOB_RANKS", self.ranks.to_string()).env("JOB_CONTROL", self.control.to_string());
         command.env("JOB_GRACE", self.grace_s.to_string()).env("JOB_RESTARTS", self.restarts.to_string());
+        command.envs(self.cache.map(|policy| ("JOB_CACHE", policy)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
@@ -134,7 +139,9 @@ fn as_launcher() -> ExitCode {
             ranks: ranks(&meeting)?,
             log_dir: Some(std::env::var_os("TEST_DIR").unwrap().into()),
             grace: Duration::from_secs_f64(number("JOB_GRACE")),
-            cache: None,
+            cache: std::env::var("JOB_CACHE")
+                .ok()
+                .map(|policy| CacheSpec { capacity_bytes: 4 << 20, policy: PolicyKind::named(&policy).unwrap() }),
             control: std::env::var("JOB_CONTROL").unwrap() == "true",
         })
     };
@@ -172,6 +179,66 @@ sys.stderr.buffer.write(b"to err \xff\n" + "".join(f"\r{i}%" for i in range(100)
         assert!(!ended.err.contains('\r'));
         let log = fs::read(job.folder.path().join(format!("rank{rank}.log"))).unwrap();
         assert!(log.windows(8).any(|w| w == b"to err \xff") && log.windows(7).any(|w| w == b"50%\r51%"));
+    }
+}
+
+/// Each rank talks the binary protocol by hand: greets nobody, asks for one entry, fills and publishes it.
+#[test]
+fn ranks_get_the_page_cache_and_one_of_them_fills_for_all() {
+    let mut job = job(r#"
+import mmap, socket, struct
+sock = socket.socket(fileno=int(os.environ["HEADROOM_CACHE_FD"]))
+memory = mmap.mmap(int(os.environ["HEADROOM_CACHE_MEMFD"]), 4 << 20)
+def send(body): sock.sendall(struct.pack("<I", len(body)) + body)
+def receive():
+    size, = struct.unpack("<I", sock.recv(4, socket.MSG_WAITALL))
+    return sock.recv(size, socket.MSG_WAITALL)
+send(struct.pack("<BQIQQQB", 2, 1, 1, 77, 1000, 5, 0))
+grant = receive()[13:]
+if grant[0] == 2: grant = receive()[9:]
+offset, = struct.unpack("<Q", grant[1:])
+if grant[0] == 1:
+    time.sleep(0.3)
+    memory[offset:offset + 1000] = b"x" * 1000
+    send(struct.pack("<BIQ", 3, 1, 77))
+    print("filled")
+else:
+    print("read", memory[offset:offset + 1000] == b"x" * 1000)
+# Replies in order: when this one is there, the message before it was taken.
+send(struct.pack("<BQ", 6, 9)); receive()
+"#);
+    job.cache = Some("next_use");
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    let lines = |end: &str| ended.out.lines().filter(|line| line.ends_with(end)).count();
+    assert_eq!((lines("] filled"), lines("] read True")), (1, 2), "{}", ended.out);
+}
+
+#[test]
+fn a_rank_killed_while_filling_is_followed_by_the_next() {
+    let mut job = job(r#"
+import socket, struct
+sock = socket.socket(fileno=int(os.environ["HEADROOM_CACHE_FD"]))
+def send(body): sock.sendall(struct.pack("<I", len(body)) + body)
+def receive():
+    size, = struct.unpack("<I", sock.recv(4, socket.MSG_WAITALL))
+    return sock.recv(size, socket.MSG_WAITALL)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if rank: wait_for("filling", 0)
+send(struct.pack("<BQIQQQB", 2, 1, 1, 77, 1000, 5, 0))
+assert receive()[13] == (2 if rank else 1)
+mark("waiting" if rank else "filling")
+if not rank:
+    while not all(os.path.exists(os.path.join(folder, f"waiting.{r}")) for r in (1, 2)): time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)
+# The second waiter's turn comes when the first has ended without publishing.
+print("granted", receive()[9])
+"#);
+    job.cache = Some("pin");
+    let ended = job.run();
+    assert_eq!(ended.code, Some(137), "{}", ended.err);
+    for rank in [1, 2] {
+        assert!(ended.out.contains(&format!("[rank {rank}] granted 1")), "{}{}", ended.out, ended.err);
     }
 }
 
