@@ -5,11 +5,12 @@
 //! ```text
 //! config ──► plan ──► supervise ──► ranks (package `headroom`)
 //!    machine ──┘       │     │
-//!                console  contract  (all that crosses processes)
+//!                console cache  contract  (all that crosses processes)
 //! ```
 //!
 //! Architecture invariant: `plan` does no I/O; `config` reads neither environment, clock, /proc nor GPU; `machine`
-//! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour.
+//! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour;
+//! `cache` touches no sample bytes.
 
 pub mod cache;
 pub mod cli;

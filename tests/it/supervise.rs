@@ -110,6 +110,70 @@ sys.stderr.buffer.write(b"to err \xff\n" + "".join(f"\r{i}%" for i in range(100)
     }
 }
 
+/// Runs with a page cache of 4 MiB.
+fn cached(policy: &str) -> Runs {
+    Runs::new(&[&format!("data.cache={policy}"), "data.cache_size_gb=0.00390625"])
+}
+
+#[test]
+fn ranks_get_the_page_cache_and_one_of_them_fills_for_all() {
+    let mut job = job(r#"
+import mmap, socket, struct
+sock = socket.socket(fileno=int(os.environ["HEADROOM_CACHE_FD"]))
+memory = mmap.mmap(int(os.environ["HEADROOM_CACHE_MEMFD"]), 4 << 20)
+def send(body): sock.sendall(struct.pack("<I", len(body)) + body)
+def receive():
+    size, = struct.unpack("<I", sock.recv(4, socket.MSG_WAITALL))
+    return sock.recv(size, socket.MSG_WAITALL)
+send(struct.pack("<BQIQQQB", 2, 1, 1, 77, 1000, 5, 0))
+grant = receive()[13:]
+if grant[0] == 2: grant = receive()[9:]
+offset, = struct.unpack("<Q", grant[1:])
+if grant[0] == 1:
+    time.sleep(0.3)
+    memory[offset:offset + 1000] = b"x" * 1000
+    send(struct.pack("<BIQ", 3, 1, 77))
+    print("filled")
+else:
+    print("read", memory[offset:offset + 1000] == b"x" * 1000)
+# Replies in order: when this one is there, the message before it was taken.
+send(struct.pack("<BQ", 6, 9)); receive()
+"#);
+    job.runs = cached("next_use");
+    let ended = job.run();
+    assert_eq!(ended.code, Some(0), "{}", ended.err);
+    let lines = |end: &str| ended.out.lines().filter(|line| line.ends_with(end)).count();
+    assert_eq!((lines("] filled"), lines("] read True")), (1, 2), "{}", ended.out);
+}
+
+#[test]
+fn a_rank_killed_while_filling_is_followed_by_the_next() {
+    let mut job = job(r#"
+import socket, struct
+sock = socket.socket(fileno=int(os.environ["HEADROOM_CACHE_FD"]))
+def send(body): sock.sendall(struct.pack("<I", len(body)) + body)
+def receive():
+    size, = struct.unpack("<I", sock.recv(4, socket.MSG_WAITALL))
+    return sock.recv(size, socket.MSG_WAITALL)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if rank: wait_for("filling", 0)
+send(struct.pack("<BQIQQQB", 2, 1, 1, 77, 1000, 5, 0))
+assert receive()[13] == (2 if rank else 1)
+mark("waiting" if rank else "filling")
+if not rank:
+    while not all(os.path.exists(os.path.join(folder, f"waiting.{r}")) for r in (1, 2)): time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)
+# The second waiter's turn comes when the first has ended without publishing.
+print("granted", receive()[9])
+"#);
+    job.runs = cached("pin");
+    let ended = job.run();
+    assert_eq!(ended.code, Some(137), "{}", ended.err);
+    for rank in [1, 2] {
+        assert!(ended.out.contains(&format!("[rank {rank}] granted 1")), "{}{}", ended.out, ended.err);
+    }
+}
+
 #[test]
 fn no_line_is_lost_in_a_flood() {
     let ended = job("for i in range(50000): print('line', i)").run();

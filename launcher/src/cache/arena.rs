@@ -136,7 +136,7 @@ mod tests {
             let size = 64 * 64;
             let mut arena = Arena::new(size);
             let mut held: Vec<(u64, u64)> = Vec::new();
-            let mut lines = vec![false; 64];
+            let mut lines = [false; 64];
             for (take, bytes, at) in ops {
                 let span = |offset: u64, bytes: u64| (offset / 64) as usize..((offset + bytes.max(1)).div_ceil(64)) as usize;
                 if take || held.is_empty() {

@@ -187,7 +187,7 @@ impl Walker<'_> {
     fn step(&mut self, start: usize) {
         let mut fills = vec![Vec::new(); self.walk.world_size];
         let mut decoded = Vec::new();
-        for rank in 0..self.walk.world_size {
+        for (rank, fills) in fills.iter_mut().enumerate() {
             let items = self.batch(start, rank);
             let granted = self.acquire(rank, items.iter().map(|(item, _)| *item).collect());
             let mut held = Held::new();
@@ -197,7 +197,7 @@ impl Walker<'_> {
                     held.push((item.key, item.next_use));
                 }
                 if let Grant::Fill { .. } = grant {
-                    fills[rank].push(item.key);
+                    fills.push(item.key);
                 }
                 let read = matches!(grant, Grant::Fill { .. } | Grant::Bypass);
                 if read && chunks.insert(self.trace.chunk(self.trace.samples[*position])) {
