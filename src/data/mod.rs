@@ -67,6 +67,19 @@ pub trait Dataset: Send + Sync {
     fn read(&self, index: usize, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError>;
     /// Where sample `index` comes from, for people: `s03.hdf5 rows 500..1000`.
     fn describe(&self, index: usize) -> String;
+    /// Runs of samples that share stored bytes, for orders that use such a run while it is decoded. `None`: no such runs.
+    fn pages(&self) -> Option<Pages> {
+        None
+    }
+}
+
+/// Where runs of samples begin, each list ascending from 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pages {
+    /// First sample of every page: samples that one read serves, such as the windows of one chunk.
+    pub pages: Vec<u64>,
+    /// First sample of every sequence: samples that belong together, such as the windows of one recording.
+    pub sequences: Vec<u64>,
 }
 
 /// Buffers that a loader thread keeps between samples, so that reading allocates nothing in the steady state.

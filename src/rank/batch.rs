@@ -2,9 +2,9 @@
 
 use super::{RankError, read_job};
 use crate::data::DataError;
-use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
+use crate::data::loader::{BatchPlanner, Loader, LoaderSpec};
 use crate::task::{self, Team};
-use crate::train::to_tensors;
+use crate::train::{to_tensors, train_order};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tch::{Device, Tensor};
@@ -42,7 +42,7 @@ pub fn write(request: &Request) -> Result<(), RankError> {
     let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
     let datasets = task::find(&job.config.task).map_err(RankError::Usage)?.open(&job.config, &team, &index)?;
     let planner = BatchPlanner {
-        order: Order { len: datasets.train.len() as u64, seed: job.config.seed, shuffle: job.config.data.shuffle },
+        order: train_order(datasets.train.as_ref(), &job.config)?,
         global_batch: job.plan.batch.global_batch as u64,
         micro_batch: job.plan.batch.micro_batch as u64,
         rank: request.rank as u64,

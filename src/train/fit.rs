@@ -5,12 +5,13 @@ use super::ddp::{Ddp, DdpOptions};
 use super::ema::Ema;
 use super::evaluate::{EvalSpec, evaluate, reduce_sums};
 use super::optimizer::{Optimizer, Rule};
+use super::order::train_order;
 use super::schedule::{Monitor, Schedule};
 use super::state::{BestState, LoopState};
 use super::step::{StepOutcome, StepRunner};
 use super::{Observer, TrainError};
 use crate::comm::Collective;
-use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
+use crate::data::loader::{BatchPlanner, Loader, LoaderSpec};
 use crate::task::{Datasets, Metrics, Model};
 use launcher::config::{Config, OptimizerKind, TrainConfig};
 use launcher::contract::{MetricsRecord, Progress};
@@ -108,7 +109,7 @@ impl<'a, 'o> Loop<'a, 'o> {
     fn new(fit: Fit<'a>, resume: Option<Resume>, observer: &'o mut dyn Observer) -> Result<Self, TrainError> {
         let (config, train) = (fit.config, &fit.config.train);
         let planner = BatchPlanner {
-            order: Order { len: fit.datasets.train.len() as u64, seed: config.seed, shuffle: config.data.shuffle },
+            order: train_order(fit.datasets.train.as_ref(), config)?,
             global_batch: fit.plan.batch.global_batch as u64,
             micro_batch: fit.plan.batch.micro_batch as u64,
             rank: fit.collective.rank() as u64,

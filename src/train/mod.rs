@@ -10,12 +10,14 @@ mod evaluate;
 mod fit;
 mod input;
 pub mod optimizer;
+mod order;
 pub mod schedule;
 mod state;
 mod step;
 
 pub use fit::{Finished, Fit, Resume, Status};
 pub use input::to_tensors;
+pub use order::train_order;
 pub use state::LoopState;
 
 use crate::comm::CommError;

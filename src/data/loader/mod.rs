@@ -15,7 +15,7 @@ mod slots;
 mod tests;
 mod worker;
 
-pub use sampler::{BatchPlanner, EpochOrder, Order};
+pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle};
 pub use slots::slot_bytes;
 
 use super::{DataError, Dataset, FieldSpec, Scratch};

@@ -15,7 +15,7 @@ use crate::data::source::file_error;
 use crate::data::source::find_files;
 use crate::data::source::hdf5::gather::{Affine, Transform};
 use crate::data::source::hdf5::{Reader, Target};
-use crate::data::{DataError, Dataset, Dtype, FieldSpec, Scratch};
+use crate::data::{DataError, Dataset, Dtype, FieldSpec, Pages, Scratch};
 use crate::task::{Datasets, Team};
 use launcher::config::DataConfig;
 use scan::{FileFacts, Moments, ScanFacts, scan_file};
@@ -25,6 +25,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use windows::{Windows, permuted, split_files};
 
+/// Rows of a page of a file without chunks.
+const PAGE_ROWS: usize = 4096;
 /// Seeds differ by use, so that the split says nothing about the control experiment's pairs.
 const SHUFFLE_EMG_SEED: u64 = 0x5348_5546;
 
@@ -92,6 +94,11 @@ impl Dataset for EmgDataset {
             }
             None => format!("window {index} of {}", self.windows.len()),
         }
+    }
+
+    fn pages(&self) -> Option<Pages> {
+        let rows = |file: u32| self.reader.tables()[file as usize].chunk_rows().unwrap_or(PAGE_ROWS) as u64;
+        Some(self.windows.pages(rows))
     }
 }
 
