@@ -17,6 +17,8 @@ pub use reader::{ReadStats, Reader, Target};
 pub use session::SessionData;
 
 #[cfg(test)]
+mod fixtures;
+#[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
