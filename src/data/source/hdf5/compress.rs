@@ -130,7 +130,7 @@ pub(super) mod tests {
             flush(&mut literals, &mut out);
             let (distance, length) = (at - best.1 - 1, best.0 - 2);
             match length {
-                7.. => out.extend([(7 << 5 | distance >> 8) as u8, length as u8 - 7]),
+                7.. => out.extend([(7 << 5 | distance >> 8) as u8, (length - 7) as u8]),
                 _ => out.push((length << 5 | distance >> 8) as u8),
             }
             out.push(distance as u8);

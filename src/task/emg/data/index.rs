@@ -75,7 +75,8 @@ fn parse(mut text: impl BufRead, facts: &ScanFacts) -> Result<HashMap<PathBuf, F
     if header {
         return Err("damaged index, too short".into());
     }
-    let trailer: Trailer = serde_json::from_slice(&line).map_err(|_| "damaged index, cut at its end")?;
+    let whole = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice(line).ok());
+    let trailer: Trailer = whole.ok_or("damaged index, cut at its end")?;
     if trailer.crc32 != crc32.sum() {
         return Err("damaged index, checksum does not match".into());
     }

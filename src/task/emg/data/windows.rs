@@ -92,8 +92,10 @@ impl Windows {
             }
         }
         // A limit may leave pages without a window in use.
-        found.pages.dedup();
-        found.sequences.dedup();
+        for starts in [&mut found.pages, &mut found.sequences] {
+            starts.dedup();
+            starts.retain(|start| *start < self.used);
+        }
         found
     }
 
