@@ -43,7 +43,7 @@ impl Paged {
         self.starts.len() as u64 - 1
     }
 
-    pub fn len(&self) -> u64 {
+    fn len(&self) -> u64 {
         self.starts.last().copied().unwrap_or(0)
     }
 
