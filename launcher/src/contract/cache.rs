@@ -21,48 +21,25 @@ pub struct Item {
 /// From a rank to the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToDirectory {
-    Hello {
-        version: u32,
-        rank: u32,
-    },
+    Hello { version: u32, rank: u32 },
     /// References to all `items`, answered by one [`FromDirectory::Granted`] with the same ticket.
-    Acquire {
-        ticket: u64,
-        items: Vec<Item>,
-    },
+    Acquire { ticket: u64, items: Vec<Item> },
     /// The entry is filled: every rank may read it. The rank keeps its reference.
-    Publish {
-        keys: Vec<u64>,
-    },
+    Publish { keys: Vec<u64> },
     /// The entry could not be filled; its space is taken back and the next waiter fills.
-    Abandon {
-        keys: Vec<u64>,
-    },
+    Abandon { keys: Vec<u64> },
     /// References given back, with the next use as known now: `(key, next_use)`.
-    Release {
-        keys: Vec<(u64, u64)>,
-    },
-    Stats {
-        ticket: u64,
-    },
+    Release { keys: Vec<(u64, u64)> },
+    Stats { ticket: u64 },
 }
 
 /// From the directory to a rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromDirectory {
-    Granted {
-        ticket: u64,
-        grants: Vec<Grant>,
-    },
+    Granted { ticket: u64, grants: Vec<Grant> },
     /// What became of a `Wait`.
-    Settled {
-        key: u64,
-        grant: Grant,
-    },
-    Stats {
-        ticket: u64,
-        stats: CacheStats,
-    },
+    Settled { key: u64, grant: Grant },
+    Stats { ticket: u64, stats: CacheStats },
 }
 
 /// What a rank may do with one key.
