@@ -92,6 +92,19 @@ pub trait Dataset: Send + Sync {
     }
     /// `waker` wants to know when there is something for [`Dataset::work_ahead`].
     fn wake_by(&self, _waker: Weak<dyn Wake>) {}
+    /// Runs of samples that share stored bytes, for orders that use such a run while it is decoded. `None`: no such runs.
+    fn pages(&self) -> Option<Pages> {
+        None
+    }
+}
+
+/// Where runs of samples begin, each list ascending from 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pages {
+    /// First sample of every page: samples that one read serves, such as the windows of one chunk.
+    pub pages: Vec<u64>,
+    /// First sample of every sequence: samples that belong together, such as the windows of one recording.
+    pub sequences: Vec<u64>,
 }
 
 /// Buffers that a loader thread keeps between samples, so that reading allocates nothing in the steady state.

@@ -2,7 +2,8 @@
 
 use super::{RankError, read_job};
 use crate::data::DataError;
-use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
+use crate::data::loader::train_order;
+use crate::data::loader::{BatchPlanner, Loader, LoaderSpec};
 use crate::task::{self, Team};
 use crate::train::to_tensors;
 use std::path::PathBuf;
@@ -42,7 +43,7 @@ pub fn write(request: &Request) -> Result<(), RankError> {
     let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
     let datasets = task::find(&job.config.task).map_err(RankError::Usage)?.open(&job.config, &team, &index)?;
     let planner = BatchPlanner {
-        order: Order { len: datasets.train.len() as u64, seed: job.config.seed, shuffle: job.config.data.shuffle },
+        order: train_order(datasets.train.as_ref(), &job.config.data, job.config.seed)?,
         global_batch: job.plan.batch.global_batch as u64,
         micro_batch: job.plan.batch.micro_batch as u64,
         rank: request.rank as u64,

@@ -3,7 +3,7 @@
 use super::{TrainError, amp, to_tensors};
 use crate::comm::Collective;
 use crate::data::Dataset;
-use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
+use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order, Shuffle};
 use crate::task::{Metrics, Model};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ fn run_share(
     collective: &dyn Collective,
 ) -> Result<(), TrainError> {
     let planner = BatchPlanner {
-        order: Order { len: dataset.len() as u64, seed: 0, shuffle: false },
+        order: Order { len: dataset.len() as u64, seed: 0, shuffle: Shuffle::Off },
         global_batch: (spec.batch * collective.world_size()) as u64,
         micro_batch: spec.batch as u64,
         rank: collective.rank() as u64,

@@ -11,7 +11,7 @@ use super::state::{BestState, LoopState};
 use super::step::{StepOutcome, StepRunner};
 use super::{Observer, TrainError};
 use crate::comm::Collective;
-use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order};
+use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, train_order};
 use crate::task::{Datasets, Metrics, Model};
 use launcher::config::{Config, OptimizerKind, TrainConfig};
 use launcher::contract::{MetricsRecord, Progress};
@@ -113,7 +113,7 @@ impl<'a, 'o> Loop<'a, 'o> {
     fn new(fit: Fit<'a>, resume: Option<Resume>, observer: &'o mut dyn Observer) -> Result<Self, TrainError> {
         let (config, train) = (fit.config, &fit.config.train);
         let planner = BatchPlanner {
-            order: Order { len: fit.datasets.train.len() as u64, seed: config.seed, shuffle: config.data.shuffle },
+            order: train_order(fit.datasets.train.as_ref(), &config.data, config.seed)?,
             global_batch: fit.plan.batch.global_batch as u64,
             micro_batch: fit.plan.batch.micro_batch as u64,
             rank: fit.collective.rank() as u64,

@@ -84,6 +84,7 @@ fn data(data: &DataConfig, v: &mut Verdict) {
         ("data.stride", data.stride as u64),
         ("data.emg_channels", data.emg_channels as u64),
         ("data.joint_angles_channels", data.joint_angles_channels as u64),
+        ("data.shuffle_window", data.shuffle_window as u64),
         ("data.max_samples_for_normalize", data.max_samples_for_normalize as u64),
     ]);
     for (key, empty) in [

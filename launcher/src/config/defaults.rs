@@ -34,6 +34,8 @@ impl Default for DataConfig {
             max_samples_for_normalize: 10_000,
             rectify: false,
             shuffle: true,
+            shuffle_mode: ShuffleMode::Global,
+            shuffle_window: 64,
             shuffle_emg: false,
             chunk_cache_size: 64 << 20,
             cache_size_gb: None,

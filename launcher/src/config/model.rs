@@ -48,6 +48,10 @@ pub struct DataConfig {
     /// Full-wave rectification of the EMG, before normalisation.
     pub rectify: bool,
     pub shuffle: bool,
+    /// How far samples are mixed; see [`ShuffleMode`].
+    pub shuffle_mode: ShuffleMode,
+    /// `block`: pages (chunks of a file) that samples are drawn from at a time.
+    pub shuffle_window: usize,
     /// Control experiment: pair every window's angles with another window's EMG.
     pub shuffle_emg: bool,
     /// Bytes of decoded HDF5 chunks that a rank keeps.
@@ -63,6 +67,20 @@ pub struct DataConfig {
     /// Cut the number of windows of an epoch per split; 0: all. For demonstrations.
     pub max_train_windows: usize,
     pub max_val_windows: usize,
+}
+
+/// What `data.shuffle` mixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShuffleMode {
+    /// Every sample is equally likely at every position.
+    Global,
+    /// Pages in a random order, samples drawn from `shuffle_window` of them: one read per page and epoch.
+    Block,
+    /// Sequences (files) in a random order, their samples one after the other.
+    Grouped,
+    /// Sequences in a random order, their samples shuffled.
+    GroupedShuffled,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

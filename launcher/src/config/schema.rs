@@ -30,6 +30,8 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("data.max_samples_for_normalize", Whole),
     ("data.rectify", Flag),
     ("data.shuffle", Flag),
+    ("data.shuffle_mode", Choice(&["global", "block", "grouped", "grouped_shuffled"])),
+    ("data.shuffle_window", Whole),
     ("data.shuffle_emg", Flag),
     ("data.chunk_cache_size", Whole),
     ("data.cache_size_gb", OptionalNumber),

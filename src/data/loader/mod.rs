@@ -9,13 +9,15 @@
 //!
 //! Architecture invariant: the loader reads samples by [`Dataset::read`] alone and knows no files.
 
+mod order;
 mod sampler;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod worker;
 
-pub use sampler::{BatchPlanner, EpochOrder, Order};
+pub use order::{order_of, train_order};
+pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle};
 pub use slots::slot_bytes;
 
 use super::{DataError, Dataset, FieldSpec, Scratch, Wake};

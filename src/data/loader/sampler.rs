@@ -1,11 +1,18 @@
 //! The order of samples, as a pure function of (seed, epoch, position): nothing is kept per sample.
+//! Orders that keep pages or sequences together are in [`paged`].
 //!
 //! An epoch's order is a keyed permutation: a balanced Feistel network over the smallest even power of two that holds
 //! the data set, walked until it lands inside (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It
 //! runs backwards too, so that a sample's next use can be computed.
 
+mod paged;
+
+pub use paged::Paged;
+
 use super::BatchRequest;
 use crate::data::DataError;
+use paged::PagedEpoch;
+use std::sync::Arc;
 
 const ROUNDS: usize = 6;
 /// Halves of at least 4 bits: smaller networks have too few permutations to look random.
@@ -19,65 +26,34 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The order of a data set's samples in every epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Order {
-    /// Samples in the data set.
-    pub len: u64,
-    pub seed: u64,
-    /// Off: samples come by index in every epoch.
-    pub shuffle: bool,
-}
-
-impl Order {
-    /// The sample at `position` of `epoch`; `None` past the end.
-    pub fn at(&self, epoch: u64, position: u64) -> Option<u64> {
-        self.epoch(epoch).at(position)
-    }
-
-    /// Where `epoch` uses `sample`; `None` when the data set has no such sample.
-    pub fn position_of(&self, epoch: u64, sample: u64) -> Option<u64> {
-        self.epoch(epoch).position_of(sample)
-    }
-
-    /// One epoch's order, its keys worked out.
-    pub fn epoch(&self, epoch: u64) -> EpochOrder {
-        let bits = u64::BITS - self.len.saturating_sub(1).leading_zeros();
-        let half_bits = bits.div_ceil(2).max(MIN_HALF_BITS);
-        // Two rounds of mixing between seed and epoch: neighbouring pairs share no keys.
-        let start = mix(mix(self.seed.wrapping_add(GOLDEN)).wrapping_add(epoch.wrapping_mul(GOLDEN)));
-        let keys = std::array::from_fn(|round| mix(start.wrapping_add(GOLDEN.wrapping_mul(round as u64 + 1))));
-        EpochOrder { len: self.len, half_bits, keys, shuffle: self.shuffle && self.len > 1 }
-    }
-}
-
-/// The order of one epoch.
+/// A keyed permutation of `0..len`, and its inverse.
 #[derive(Clone, Copy, Debug)]
-pub struct EpochOrder {
+pub(super) struct Permutation {
     len: u64,
     half_bits: u32,
     keys: [u64; ROUNDS],
-    shuffle: bool,
 }
 
-impl EpochOrder {
-    /// The sample at `position`; `None` past the end.
-    pub fn at(&self, position: u64) -> Option<u64> {
+impl Permutation {
+    fn new(len: u64, start: u64) -> Self {
+        let bits = u64::BITS - len.saturating_sub(1).leading_zeros();
+        let half_bits = bits.div_ceil(2).max(MIN_HALF_BITS);
+        let keys = std::array::from_fn(|round| mix(start.wrapping_add(GOLDEN.wrapping_mul(round as u64 + 1))));
+        Self { len, half_bits, keys }
+    }
+
+    fn at(&self, position: u64) -> Option<u64> {
         self.walk(position, Self::encrypt)
     }
 
-    /// The position of `sample`, the inverse of [`EpochOrder::at`].
-    pub fn position_of(&self, sample: u64) -> Option<u64> {
-        self.walk(sample, Self::decrypt)
+    fn position_of(&self, item: u64) -> Option<u64> {
+        self.walk(item, Self::decrypt)
     }
 
-    /// Applies `step` until it lands inside the data set: under 4 times on average from 65 samples up.
+    /// Applies `step` until it lands inside: under 4 times on average from 65 items up.
     fn walk(&self, from: u64, step: fn(&Self, u64) -> u64) -> Option<u64> {
         if from >= self.len {
             return None;
-        }
-        if !self.shuffle {
-            return Some(from);
         }
         let mut x = step(self, from);
         while x >= self.len {
@@ -107,11 +83,86 @@ impl EpochOrder {
     }
 }
 
+/// How an epoch mixes samples.
+#[derive(Clone, Debug, Default)]
+pub enum Shuffle {
+    /// Samples come by index in every epoch.
+    #[default]
+    Off,
+    /// Every sample is equally likely at every position.
+    Global,
+    /// Pages or sequences stay together.
+    Paged(Arc<Paged>),
+}
+
+/// The order of a data set's samples in every epoch. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Samples in the data set.
+    pub len: u64,
+    pub seed: u64,
+    pub shuffle: Shuffle,
+}
+
+impl Order {
+    /// The sample at `position` of `epoch`; `None` past the end.
+    pub fn at(&self, epoch: u64, position: u64) -> Option<u64> {
+        self.epoch(epoch).at(position)
+    }
+
+    /// Where `epoch` uses `sample`; `None` when the data set has no such sample.
+    pub fn position_of(&self, epoch: u64, sample: u64) -> Option<u64> {
+        self.epoch(epoch).position_of(sample)
+    }
+
+    /// One epoch's order, its keys worked out.
+    pub fn epoch(&self, epoch: u64) -> EpochOrder {
+        // Two rounds of mixing between seed and epoch: neighbouring pairs share no keys.
+        let start = mix(mix(self.seed.wrapping_add(GOLDEN)).wrapping_add(epoch.wrapping_mul(GOLDEN)));
+        EpochOrder(match &self.shuffle {
+            Shuffle::Off => Keyed::Off(self.len),
+            Shuffle::Global => Keyed::Global(Permutation::new(self.len, start)),
+            Shuffle::Paged(paged) => Keyed::Paged(PagedEpoch::new(paged, start)),
+        })
+    }
+}
+
+/// The order of one epoch.
+#[derive(Clone, Debug)]
+pub struct EpochOrder(Keyed);
+
+#[derive(Clone, Debug)]
+enum Keyed {
+    Off(u64),
+    Global(Permutation),
+    Paged(PagedEpoch),
+}
+
+impl EpochOrder {
+    /// The sample at `position`; `None` past the end.
+    pub fn at(&self, position: u64) -> Option<u64> {
+        match &self.0 {
+            Keyed::Off(len) => (position < *len).then_some(position),
+            Keyed::Global(keyed) => keyed.at(position),
+            Keyed::Paged(paged) => paged.at(position),
+        }
+    }
+
+    /// The position of `sample`, the inverse of [`EpochOrder::at`].
+    pub fn position_of(&self, sample: u64) -> Option<u64> {
+        match &self.0 {
+            Keyed::Off(len) => (sample < *len).then_some(sample),
+            Keyed::Global(keyed) => keyed.position_of(sample),
+            Keyed::Paged(paged) => paged.position_of(sample),
+        }
+    }
+}
+
 /// How an epoch is cut into steps, ranks and micro-batches.
 ///
 /// Step `s` covers positions `s·G .. (s+1)·G` of the epoch, the same for every world size; rank `r` of `W` takes its
 /// items `r, r+W, …`, and runs them in micro-batches of at most `micro_batch`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct BatchPlanner {
     pub order: Order,
     /// Samples of one step over the whole job (`G`).
@@ -131,7 +182,7 @@ impl BatchPlanner {
     /// A factor is 0, the rank is outside the world, a rank would have no sample in a training step, or a training set
     /// does not fill one global batch.
     pub fn checked(self) -> Result<Self, DataError> {
-        let Self { order, global_batch, micro_batch, rank, world_size, drop_last } = self;
+        let Self { ref order, global_batch, micro_batch, rank, world_size, drop_last } = self;
         let problem = if global_batch == 0 || micro_batch == 0 || world_size == 0 {
             format!(
                 "global batch {global_batch}, micro-batch {micro_batch} and {world_size} ranks must each be at least 1"
@@ -195,9 +246,12 @@ impl BatchPlanner {
     }
 
     /// This rank's micro-batches of `epoch` from `first_step` on, computed as they are asked for.
-    pub fn requests(self, epoch: u64, first_step: u64) -> impl Iterator<Item = BatchRequest> + Send + 'static {
-        (first_step..self.steps_per_epoch())
-            .flat_map(move |step| (0..self.micro_batches(step)).map(move |micro| self.request(epoch, step, micro)))
+    pub fn requests(&self, epoch: u64, first_step: u64) -> impl Iterator<Item = BatchRequest> + Send + use<> {
+        let planner = Arc::new(self.clone());
+        (first_step..planner.steps_per_epoch()).flat_map(move |step| {
+            let planner = Arc::clone(&planner);
+            (0..planner.micro_batches(step)).map(move |micro| planner.request(epoch, step, micro))
+        })
     }
 }
 
@@ -206,7 +260,7 @@ mod tests {
     use super::*;
 
     fn order(len: u64, seed: u64) -> Order {
-        Order { len, seed, shuffle: true }
+        Order { len, seed, shuffle: Shuffle::Global }
     }
 
     fn planner(len: u64, global_batch: u64, micro_batch: u64, rank: u64, world_size: u64) -> BatchPlanner {
@@ -287,7 +341,7 @@ mod tests {
             let same = ids(1, 0).iter().zip(ids(other_seed, other_epoch)).filter(|(a, b)| **a == *b).count();
             assert!(same < 12, "{same} of 1000 positions agree with seed {other_seed}, epoch {other_epoch}");
         }
-        let plain = Order { len: 10, seed: 7, shuffle: false };
+        let plain = Order { len: 10, seed: 7, shuffle: Shuffle::Off };
         assert_eq!((0..10).map(|p| plain.at(4, p).unwrap()).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
     }
 
@@ -315,7 +369,7 @@ mod tests {
     #[test]
     fn a_last_incomplete_batch_is_dropped_in_training_and_kept_in_validation() {
         let val = planner(103, 12, 5, 2, 3);
-        let train = BatchPlanner { drop_last: true, ..val };
+        let train = BatchPlanner { drop_last: true, ..val.clone() };
         assert_eq!((val.steps_per_epoch(), train.steps_per_epoch()), (9, 8));
         assert_eq!((val.step_samples(8), val.rank_samples(8), train.step_samples(8)), (7, 2, 0));
         let all: u64 = (0..3)

@@ -102,7 +102,7 @@ fn loader(dataset: &Arc<Numbers>, spec: LoaderSpec) -> Loader {
 }
 
 fn planner(len: usize) -> BatchPlanner {
-    let order = Order { len: len as u64, seed: 4, shuffle: true };
+    let order = Order { len: len as u64, seed: 4, shuffle: Shuffle::Global };
     BatchPlanner { order, global_batch: 40, micro_batch: 13, rank: 1, world_size: 2, drop_last: false }
 }
 
@@ -176,7 +176,7 @@ fn a_failing_sample_ends_the_stream_with_its_name_after_the_batches_before_it() 
         let mut dataset = Numbers::new(300);
         *(if panics { &mut dataset.panic } else { &mut dataset.fail }) = Some(137);
         let dataset = Arc::new(dataset);
-        let plan = BatchPlanner { order: Order { len: 300, seed: 4, shuffle: false }, ..planner(300) };
+        let plan = BatchPlanner { order: Order { len: 300, seed: 4, shuffle: Shuffle::Off }, ..planner(300) };
         let bad = plan.requests(0, 0).position(|request| request.sample_ids.contains(&137)).unwrap();
         let mut loader = loader(&dataset, spec(threads));
         let mut stream = loader.run(plan.requests(0, 0)).unwrap();

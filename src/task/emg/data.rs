@@ -13,13 +13,13 @@ pub mod scan;
 pub mod windows;
 
 use crate::data::cache::{CacheClient, Want};
-use crate::data::loader::Order;
+use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::file_error;
 use crate::data::source::find_files;
 use crate::data::source::hdf5::gather::{Affine, Transform};
 use crate::data::source::hdf5::{Reader, Target};
-use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Scratch, Wake};
+use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, Scratch, Wake};
 use crate::task::{Datasets, Team};
 use future::Future;
 use launcher::config::{CachePolicy, DataConfig};
@@ -31,6 +31,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use windows::{Windows, permuted, split_files};
 
+/// Rows of a page of a file without chunks.
+const PAGE_ROWS: usize = 4096;
 /// Seeds differ by use, so that the split says nothing about the control experiment's pairs.
 const SHUFFLE_EMG_SEED: u64 = 0x5348_5546;
 
@@ -160,6 +162,15 @@ impl Dataset for EmgDataset {
             None => format!("window {index} of {}", self.windows.len()),
         }
     }
+
+    fn pages(&self) -> Option<SamplePages> {
+        Some(self.windows.pages(|file| page_rows(&self.reader, file)))
+    }
+}
+
+/// Rows that one read serves: a chunk's, or a page's of a file without chunks.
+fn page_rows(reader: &Reader, file: u32) -> u64 {
+    reader.tables()[file as usize].chunk_rows().unwrap_or(PAGE_ROWS) as u64
 }
 
 /// Opens the data sets of a run. Every rank of `team` calls it; each scans its share of the files that `index_dir` does not
@@ -192,7 +203,7 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     if team.rank == 0 {
         skipped.iter().for_each(|line| tracing::warn!("left out: {line}"));
     }
-    Ok(assemble(usable, config, seed, skipped, team.cache.clone()))
+    assemble(usable, config, seed, skipped, team.cache.clone())
 }
 
 fn scan_facts(config: &DataConfig) -> Result<ScanFacts, DataError> {
@@ -367,7 +378,7 @@ fn assemble(
     seed: u64,
     skipped: Vec<String>,
     cache: Option<Arc<CacheClient>>,
-) -> EmgData {
+) -> Result<EmgData, DataError> {
     let splits = split_files(files.len(), config.split_ratio, seed);
     let mut statistics = Moments::new(config.emg_channels);
     let mut mean_pose = vec![0.0; config.joint_angles_channels];
@@ -389,14 +400,21 @@ fn assemble(
     let pages = cache.map(|cache| Arc::new(Pages::new(Arc::clone(&reader), cache)));
     // Validation and test are read in the order of their files, now and then: nothing is known of their next use.
     let sees = matches!(config.cache, CachePolicy::Auto | CachePolicy::NextUse) && !config.shuffle_emg;
-    let order = |windows: &Windows| Order { len: windows.len() as u64, seed, shuffle: config.shuffle };
-    let mut futures = [sees.then(|| Future::new(order(&listed[0]), config.window_size)), None, None].into_iter();
+    let windows = &listed[0];
+    let page_rows = |file: u32| page_rows(&reader, file);
+    let order = order_of(windows.len() as u64, config, seed, || Some(windows.pages(page_rows)))?;
+    let mut futures = [sees.then(|| Future::new(order, config.window_size)), None, None].into_iter();
     let [train, val, test] = listed.map(|windows| {
         let future = futures.next().flatten();
         let cached = pages.as_ref().map(|pages| Cached { pages: Arc::clone(pages), future });
         dataset(windows, config, &emg, seed, &reader, cached)
     });
-    EmgData { datasets: Datasets { train, val, test, baseline: None, skipped, notes }, mean_pose, statistics, reader }
+    Ok(EmgData {
+        datasets: Datasets { train, val, test, baseline: None, skipped, notes },
+        mean_pose,
+        statistics,
+        reader,
+    })
 }
 
 fn affine(statistics: &Moments) -> Affine {

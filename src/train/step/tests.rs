@@ -106,7 +106,7 @@ fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
     let mut metrics = EmgMetrics::new(20, 2000.0, None);
     let dataset = waves((global_batch * steps) as usize);
     let planner = BatchPlanner {
-        order: Order { len: dataset.len() as u64, seed: 3, shuffle: true },
+        order: Order { len: dataset.len() as u64, seed: 3, shuffle: crate::data::loader::Shuffle::Global },
         global_batch,
         micro_batch: way.micro_batch as u64,
         rank: 0,

@@ -1,7 +1,10 @@
-//! Filters of an HDF5 chunk, undone: Fletcher32 checked, deflate by libdeflate, byte shuffle transposed back.
+//! Filters of an HDF5 chunk, undone: Fletcher32 checked, deflate by libdeflate, lzf and lz4, byte shuffle transposed back.
 //!
-//! Sizes are exact: a chunk that inflates to anything but its rows is an error, never a short or a padded result.
+//! Sizes are exact: a chunk that inflates to anything but its rows is an error, never a short or a padded result. Memory
+//! is bounded by the chunk's rows, whatever its bytes promise.
 
+use super::compress::{too_much, unlz4, unlzf};
+use super::shuffle::unshuffle;
 use super::{Filter, Table};
 use libdeflater::{DecompressionError, Decompressor};
 
@@ -35,9 +38,9 @@ pub fn decode_into(
     for (n, filter) in filters.iter().enumerate().rev().filter(|(n, _)| active(*n)) {
         match filter {
             Filter::Fletcher32 => check_fletcher32(stored)?,
-            Filter::Deflate => {
-                let checksums = (0..n).filter(|n| active(*n) && filters[*n] == Filter::Fletcher32).count();
-                inflate(stored, spare, decoded_bytes + 4 * checksums, inflater)?;
+            Filter::Deflate | Filter::Lzf | Filter::Lz4 => {
+                let room = room_after(filters, n, &active, decoded_bytes);
+                inflate(*filter, stored, spare, room, inflater)?;
                 std::mem::swap(stored, spare);
             }
             // The first filter of the file is the last here: its planes go straight into columns.
@@ -57,24 +60,46 @@ pub fn decode_into(
     columns_of_rows(table, chunk_rows, stored, out)
 }
 
+/// What is wrong with bytes that cannot be undone.
+pub(super) fn damaged(problem: &str) -> String {
+    format!("{problem}: the file is damaged, replace it or leave it out")
+}
+
 fn exact(bytes: usize, expected: usize) -> Result<(), String> {
     if bytes == expected {
         return Ok(());
     }
-    Err(format!("decodes to {bytes} bytes, {expected} expected: the file is damaged, replace it or leave it out"))
+    Err(damaged(&format!("decodes to {bytes} bytes, {expected} expected")))
 }
 
-fn inflate(stored: &[u8], out: &mut Vec<u8>, expected: usize, inflater: &mut Inflater) -> Result<(), String> {
-    out.resize(expected, 0);
-    match inflater.0.zlib_decompress(stored, out) {
-        Ok(bytes) => exact(bytes, expected),
-        Err(DecompressionError::BadData) => {
-            Err("its deflate stream is corrupt: the file is damaged, replace it or leave it out".into())
-        }
-        Err(DecompressionError::InsufficientSpace) => {
-            Err(format!("inflates to more than the {expected} bytes of its rows: the file is damaged or hostile"))
-        }
-    }
+/// Most bytes that may come out of compressor `n`: the rows and the checksums added before it; a compressor below it may
+/// have made them a little longer.
+fn room_after(filters: &[Filter], n: usize, active: &impl Fn(usize) -> bool, decoded_bytes: usize) -> usize {
+    let below = || filters[..n].iter().enumerate().filter(|(n, _)| active(*n)).map(|(_, filter)| filter);
+    let checksums = below().filter(|filter| **filter == Filter::Fletcher32).count();
+    let longer = if below().any(|filter| filter.compresses()) { decoded_bytes / 8 + 1024 } else { 0 };
+    decoded_bytes + 4 * checksums + longer
+}
+
+/// Replaces `out` by what `stored` holds, at most `room` bytes.
+fn inflate(
+    filter: Filter,
+    stored: &[u8],
+    out: &mut Vec<u8>,
+    room: usize,
+    inflater: &mut Inflater,
+) -> Result<(), String> {
+    out.resize(room, 0);
+    let bytes = match filter {
+        Filter::Lzf => unlzf(stored, out)?,
+        Filter::Lz4 => unlz4(stored, out)?,
+        _ => inflater.0.zlib_decompress(stored, out).map_err(|error| match error {
+            DecompressionError::BadData => damaged("its deflate stream is corrupt"),
+            DecompressionError::InsufficientSpace => too_much(room),
+        })?,
+    };
+    out.truncate(bytes);
+    Ok(())
 }
 
 /// Splits rows into columns, one after the other.
@@ -104,62 +129,6 @@ fn columns_of_planes(table: &Table, rows: usize, src: &[u8], out: &mut [u8]) -> 
     Ok(())
 }
 
-/// Undoes HDF5's byte shuffle: `src` holds `width` planes (byte k of every element), `dst` gets the elements. Bytes that
-/// fill no element are copied, as the filter does.
-pub fn unshuffle(src: &[u8], width: usize, dst: &mut [u8]) {
-    let elements = src.len() / width;
-    let (rows8, bytes8) = (elements / 8 * 8, width / 8 * 8);
-    for row in (0..rows8).step_by(8) {
-        for byte in (0..bytes8).step_by(8) {
-            let mut tile = [0u64; 8];
-            for (k, lane) in tile.iter_mut().enumerate() {
-                let at = (byte + k) * elements + row;
-                let mut eight = [0; 8];
-                eight.copy_from_slice(&src[at..at + 8]);
-                *lane = u64::from_le_bytes(eight);
-            }
-            for (k, lane) in transpose(tile).iter().enumerate() {
-                let at = (row + k) * width + byte;
-                dst[at..at + 8].copy_from_slice(&lane.to_le_bytes());
-            }
-        }
-        for byte in bytes8..width {
-            for k in row..row + 8 {
-                dst[k * width + byte] = src[byte * elements + k];
-            }
-        }
-    }
-    for row in rows8..elements {
-        for byte in 0..width {
-            dst[row * width + byte] = src[byte * elements + row];
-        }
-    }
-    let whole = elements * width;
-    dst[whole..src.len()].copy_from_slice(&src[whole..]);
-}
-
-/// Transposes an 8×8 matrix of bytes, one row per little-endian word, by halves, quarters and pairs.
-fn transpose(mut m: [u64; 8]) -> [u64; 8] {
-    const HALF: u64 = 0x0000_0000_FFFF_FFFF;
-    const QUARTER: u64 = 0x0000_FFFF_0000_FFFF;
-    const PAIR: u64 = 0x00FF_00FF_00FF_00FF;
-    let mut exchange = |i: usize, j: usize, mask: u64, shift: u32| {
-        let (a, b) = (m[i], m[j]);
-        m[i] = (a & mask) | ((b & mask) << shift);
-        m[j] = ((a >> shift) & mask) | (b & !mask);
-    };
-    for i in 0..4 {
-        exchange(i, i + 4, HALF, 32);
-    }
-    for i in [0, 1, 4, 5] {
-        exchange(i, i + 2, QUARTER, 16);
-    }
-    for i in [0, 2, 4, 6] {
-        exchange(i, i + 1, PAIR, 8);
-    }
-    m
-}
-
 /// Checks and removes the trailing checksum.
 fn check_fletcher32(stored: &mut Vec<u8>) -> Result<(), String> {
     let Some(data_len) = stored.len().checked_sub(4) else {
@@ -171,7 +140,7 @@ fn check_fletcher32(stored: &mut Vec<u8>) -> Result<(), String> {
     // libhdf5 before 1.6.3 wrote the halves' bytes the other way round on little-endian machines.
     let old = [want[1], want[0], want[3], want[2]];
     if found != want && found != old {
-        return Err("its Fletcher32 checksum does not match: the file is damaged, replace it or leave it out".into());
+        return Err(damaged("its Fletcher32 checksum does not match"));
     }
     stored.truncate(data_len);
     Ok(())
@@ -200,20 +169,11 @@ pub fn fletcher32(data: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::compress::tests::{lz4, lzf};
+    use super::super::shuffle::tests::shuffle;
     use super::super::{Layout, Member, Order, Scalar};
     use super::*;
     use proptest::prelude::*;
-
-    fn shuffle(src: &[u8], width: usize) -> Vec<u8> {
-        let elements = src.len() / width;
-        let mut out = src.to_vec();
-        for element in 0..elements {
-            for byte in 0..width {
-                out[byte * elements + element] = src[element * width + byte];
-            }
-        }
-        out
-    }
 
     fn table(rows: u64) -> Table {
         let member = |offset, scalar, len| Member { name: String::new(), offset, scalar, order: Order::Little, len };
@@ -267,6 +227,99 @@ mod tests {
         assert_eq!(run(&shuffle(&rows, 29), &[Filter::Shuffle, Filter::Deflate], 0b10).unwrap(), plain);
     }
 
+    /// Applies filters as a writer does.
+    fn encode(rows: &[u8], filters: &[Filter]) -> Vec<u8> {
+        filters.iter().fold(rows.to_vec(), |bytes, filter| match filter {
+            Filter::Shuffle => shuffle(&bytes, 29),
+            Filter::Deflate => deflate(&bytes),
+            Filter::Fletcher32 => with_checksum(&bytes),
+            Filter::Lzf => lzf(&bytes),
+            Filter::Lz4 => lz4(&bytes, 100),
+        })
+    }
+
+    /// Every order of up to three filters, none twice.
+    fn pipelines() -> Vec<Vec<Filter>> {
+        use Filter::{Deflate, Fletcher32, Lz4, Lzf, Shuffle};
+        let mut all: Vec<Vec<Filter>> = vec![vec![]];
+        for _ in 0..3 {
+            let longer = all.iter().flat_map(|pipeline| {
+                [Shuffle, Deflate, Fletcher32, Lzf, Lz4].map(|filter| [&pipeline[..], &[filter]].concat())
+            });
+            let longer: Vec<_> =
+                longer.filter(|p| p.iter().all(|f| p.iter().filter(|g| *g == f).count() == 1)).collect();
+            all.extend(longer);
+        }
+        all.sort_by_key(|pipeline| pipeline.len());
+        all.dedup();
+        all
+    }
+
+    #[test]
+    fn every_order_of_filters_is_undone() {
+        let rows: Vec<u8> = (0..13 * 29).map(|i| (i / 5 * 7 % 19) as u8).collect();
+        let plain = run(&rows, &[], 0).unwrap();
+        for filters in pipelines() {
+            assert_eq!(run(&encode(&rows, &filters), &filters, 0).unwrap(), plain, "{filters:?}");
+        }
+    }
+
+    /// Cases in all; `HEADROOM_FUZZ_CASES` gives another number.
+    fn fuzz_cases() -> u64 {
+        std::env::var("HEADROOM_FUZZ_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000_000)
+    }
+
+    struct Dice(u64);
+
+    impl Dice {
+        /// Below `bound`, by splitmix64 (Steele, Lea, Flood 2014).
+        fn roll(&mut self, bound: usize) -> usize {
+            self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((x ^ (x >> 31)) % bound.max(1) as u64) as usize
+        }
+    }
+
+    fn mutate(bytes: &mut Vec<u8>, other: &[u8], dice: &mut Dice) {
+        for _ in 0..1 + dice.roll(3) {
+            let at = dice.roll(bytes.len());
+            match dice.roll(7) {
+                0 => bytes.truncate(at),
+                1 => bytes.splice(at..at, other.iter().copied().take(dice.roll(40))).for_each(drop),
+                2 => bytes.splice(at.., other[dice.roll(other.len())..].iter().copied()).for_each(drop),
+                3 => bytes.extend((0..dice.roll(30)).map(|i| i as u8)),
+                4 if at < bytes.len() => bytes[at] = [0, 1, 0x1F, 0x20, 0x7F, 0x80, 0xE0, 0xFF][dice.roll(8)],
+                5 => bytes.iter_mut().for_each(|byte| *byte ^= dice.roll(256) as u8),
+                _ if at < bytes.len() => bytes[at] ^= 1 << dice.roll(8),
+                _ => {}
+            }
+        }
+    }
+
+    /// A million damaged chunks through every order of filters: an error or the exact number of bytes, scratch bounded.
+    #[test]
+    fn a_million_damaged_chunks_never_panic() {
+        let rows: Vec<u8> = (0..13 * 29).map(|i| (i / 5 * 7 % 19) as u8).collect();
+        let corpus: Vec<_> = pipelines().into_iter().map(|p| (encode(&rows, &p), p)).collect();
+        let (table, mut inflater, mut dice) = (table(13), Inflater::default(), Dice(7));
+        let (mut stored, mut spare) = (Vec::new(), Vec::new());
+        let (mut accepted, mut refused, mut out) = (0u64, 0u64, vec![0; 13 * 28]);
+        for case in 0..fuzz_cases() {
+            let (bytes, filters) = &corpus[case as usize % corpus.len()];
+            stored.clone_from(bytes);
+            mutate(&mut stored, &corpus[dice.roll(corpus.len())].0, &mut dice);
+            let mask = if dice.roll(8) == 0 { dice.roll(8) as u32 } else { 0 };
+            match decode_into(&table, 13, filters, mask, &mut stored, &mut spare, &mut inflater, &mut out) {
+                Ok(()) => accepted += 1,
+                Err(problem) => refused += u64::from(!problem.is_empty()),
+            }
+            assert!(spare.capacity() < 16_384 && stored.capacity() < 16_384, "case {case}: scratch grows");
+        }
+        assert_eq!(accepted + refused, fuzz_cases());
+        assert!(accepted > 0 && refused > accepted, "{accepted} accepted, {refused} refused");
+    }
+
     #[test]
     fn a_chunk_that_inflates_to_too_little_or_too_much_is_refused() {
         let filters = [Filter::Deflate];
@@ -282,25 +335,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn unshuffle_undoes_shuffle(src in proptest::collection::vec(any::<u8>(), 0..900), width in 1usize..70) {
-            let mut back = vec![0; src.len()];
-            unshuffle(&shuffle(&src, width), width, &mut back);
-            prop_assert_eq!(back, src);
-        }
-
-        #[test]
-        fn damaged_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), mask in 0u32..8, order in 0usize..6) {
-            use Filter::{Deflate, Fletcher32, Shuffle};
-            let orders = [
-                [Shuffle, Deflate, Fletcher32], [Shuffle, Fletcher32, Deflate], [Deflate, Shuffle, Fletcher32],
-                [Deflate, Fletcher32, Shuffle], [Fletcher32, Shuffle, Deflate], [Fletcher32, Deflate, Shuffle],
-            ];
-            if let Ok(chunk) = run(&bytes, &orders[order], mask) {
-                prop_assert_eq!(chunk.len(), 13 * 28);
-            }
-        }
-
         #[test]
         fn a_changed_bit_never_passes_the_checksum(mut bytes in proptest::collection::vec(any::<u8>(), 1..400), at in any::<usize>()) {
             let sum = fletcher32(&bytes);

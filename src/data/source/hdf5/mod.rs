@@ -2,17 +2,22 @@
 //!
 //! [`open`](open::open) asks libhdf5 for metadata; [`Reader`] reads rows by `pread`; [`SessionData`] is one file for people.
 
+mod compress;
 pub mod decode;
 pub mod gather;
 pub mod open;
 pub mod reader;
 pub mod session;
+mod shuffle;
+mod superblock;
 pub mod write;
 
 pub use open::{Attribute, Opened, Wanted};
 pub use reader::{ReadStats, Reader, Target};
 pub use session::SessionData;
 
+#[cfg(test)]
+mod fixtures;
 #[cfg(test)]
 mod tests;
 
@@ -23,8 +28,8 @@ use std::path::PathBuf;
 pub const MAX_CHUNK_BYTES: u64 = 1 << 30;
 /// Most chunks of one file that are accepted.
 const MAX_CHUNKS: u64 = 1 << 22;
-/// Deflate cannot shrink by more than this (a 258-byte match in about two bits).
-const MAX_DEFLATE_RATIO: u64 = 1040;
+/// The shortest superblock: nothing else lies below this address.
+const SUPERBLOCK_BYTES: u64 = 48;
 
 /// Element type on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +101,28 @@ pub enum Filter {
     Shuffle,
     Deflate,
     Fletcher32,
+    /// h5py's `lzf`.
+    Lzf,
+    Lz4,
+}
+
+impl Filter {
+    /// Changes the number of bytes by what they hold.
+    pub fn compresses(self) -> bool {
+        self.max_ratio() > 1
+    }
+
+    /// No more bytes come out than this times those that go in, a few aside.
+    fn max_ratio(self) -> u64 {
+        match self {
+            Filter::Shuffle | Filter::Fletcher32 => 1,
+            // A 258-byte match in about two bits.
+            Filter::Deflate => 1040,
+            // 264 bytes from three.
+            Filter::Lzf => 88,
+            Filter::Lz4 => 255,
+        }
+    }
 }
 
 /// How rows lie in the file.
@@ -199,13 +226,11 @@ impl Table {
         for (index, chunk) in chunks.iter().enumerate().filter(|(_, chunk)| chunk.stored_bytes != 0) {
             let stored = u64::from(chunk.stored_bytes);
             self.inside(chunk.addr, stored).map_err(|error| format!("chunk {index}: {error}"))?;
-            let deflated = filters
-                .iter()
-                .enumerate()
-                .any(|(n, filter)| *filter == Filter::Deflate && chunk.filter_mask & (1 << n) == 0);
-            // Without deflate only checksums are added; with it, nothing shrinks without limit.
-            let credible = if deflated {
-                decoded <= stored * MAX_DEFLATE_RATIO + 64
+            let active = filters.iter().enumerate().filter(|(n, _)| chunk.filter_mask & (1 << n) == 0);
+            let ratio = active.fold(1u64, |ratio, (_, filter)| ratio.saturating_mul(filter.max_ratio()));
+            // Without a compressor only checksums are added; with one, nothing shrinks or grows without limit.
+            let credible = if ratio > 1 {
+                decoded <= stored.saturating_mul(ratio).saturating_add(64) && stored <= 2 * decoded + 4096
             } else {
                 stored >= decoded && stored <= decoded + 8
             };
@@ -213,10 +238,13 @@ impl Table {
                 return Err(format!("chunk {index}: {stored} stored bytes cannot hold {decoded} bytes of rows"));
             }
         }
-        Ok(())
+        apart(chunks)
     }
 
     fn inside(&self, addr: u64, bytes: u64) -> Result<(), String> {
+        if addr < SUPERBLOCK_BYTES {
+            return Err(format!("bytes {addr}..+{bytes} overlap the file's header: it is damaged"));
+        }
         match addr.checked_add(bytes) {
             Some(end) if end <= self.file_bytes => Ok(()),
             _ => Err(format!(
@@ -225,4 +253,19 @@ impl Table {
             )),
         }
     }
+}
+
+/// No two chunks of an honest file share a byte.
+fn apart(chunks: &[ChunkAt]) -> Result<(), String> {
+    let mut places: Vec<_> =
+        (0..chunks.len()).filter(|n| chunks[*n].stored_bytes != 0).map(|n| (chunks[n].addr, n)).collect();
+    // In most files they already lie in order.
+    places.sort_unstable();
+    for pair in places.windows(2) {
+        let [(addr, one), (next, other)] = [pair[0], pair[1]];
+        if addr + u64::from(chunks[one].stored_bytes) > next {
+            return Err(format!("chunks {one} and {other} overlap at byte {next}: the file is damaged"));
+        }
+    }
+    Ok(())
 }

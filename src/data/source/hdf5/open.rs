@@ -1,11 +1,13 @@
 //! Metadata of a recording, by libhdf5: type, shape, layout, filters, chunk addresses, attributes. No sample is read.
 
-use super::{ChunkAt, Filter, Layout, Member, Order, Scalar, Table};
+use super::compress::{LZ4_ID, LZF_ID};
+use super::{ChunkAt, Filter, Layout, Member, Order, SUPERBLOCK_BYTES, Scalar, Table, superblock};
 use crate::data::DataError;
 use crate::data::source::file_error;
 use ::hdf5::dataset::Layout as H5Layout;
 use ::hdf5::datatype::ByteOrder;
 use ::hdf5::filters::Filter as H5Filter;
+use ::hdf5::plist::dataset_create::ChunkOpts;
 use ::hdf5::types::{FixedAscii, FixedUnicode, FloatSize, TypeDescriptor, VarLenAscii, VarLenUnicode};
 use ::hdf5::{Dataset, Group};
 use std::collections::BTreeMap;
@@ -59,8 +61,11 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
     if !facts.is_file() {
         return Err(fail("is not a regular file: replace it or leave it out".into()));
     }
-    std::fs::File::open(path).map_err(|error| fail(error.to_string()))?;
+    let bytes = std::fs::File::open(path).map_err(|error| fail(error.to_string()))?;
     let (file_bytes, modified_ns) = stamp(path)?;
+    let superblock = superblock::check(&bytes, file_bytes)
+        .map_err(|error| fail(format!("{error} ({file_bytes} bytes): replace it or leave it out")))?;
+    drop(bytes);
     let file = ::hdf5::File::open(path).map_err(|error| fail(not_hdf5(file_bytes, &error)))?;
     let group = file.group(&wanted.group).map_err(|_| {
         fail(format!(
@@ -82,8 +87,23 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
     table.dataset = format!("{}/{}", wanted.group, wanted.dataset);
     (table.file_bytes, table.modified_ns) = (file_bytes, modified_ns);
     table.layout = layout(&dataset, &table).map_err(&fail)?;
-    table.validate().map_err(&fail)?;
+    table.validate().and_then(|()| behind_header(&table, superblock)).map_err(&fail)?;
     Ok(Opened { table, field_names, attributes: attributes(&group) })
+}
+
+/// Rows lie behind the superblock, and so behind a user block.
+fn behind_header(table: &Table, superblock: u64) -> Result<(), String> {
+    let first = match &table.layout {
+        Layout::Contiguous { addr } => *addr,
+        Layout::Chunked { chunks, .. } => {
+            chunks.iter().filter(|chunk| chunk.stored_bytes != 0).map(|chunk| chunk.addr).min().unwrap_or(u64::MAX)
+        }
+        Layout::Library { .. } => u64::MAX,
+    };
+    if first < superblock + SUPERBLOCK_BYTES {
+        return Err(format!("rows at byte {first} overlap the file's header: it is damaged"));
+    }
+    Ok(())
 }
 
 fn not_hdf5(file_bytes: u64, error: &::hdf5::Error) -> String {
@@ -207,6 +227,7 @@ fn layout(dataset: &Dataset, table: &Table) -> Result<Layout, String> {
     let stored = dataset.layout();
     let chunk = dataset.chunk();
     let chunk_rows = chunk.as_ref().and_then(|shape| shape.first().copied()).unwrap_or(some_rows);
+    refuse_unknown_filters(dataset)?;
     if let Layout::Library { reason, .. } = &table.layout {
         return library(reason, chunk_rows);
     }
@@ -223,7 +244,7 @@ fn layout(dataset: &Dataset, table: &Table) -> Result<Layout, String> {
             }
             match filters(dataset) {
                 Ok(filters) => Ok(Layout::Chunked { chunk_rows, chunks: chunks(dataset, table, chunk_rows)?, filters }),
-                Err(name) => library(&format!("filter {name}"), chunk_rows),
+                Err(name) => library(&name, chunk_rows),
             }
         }
         H5Layout::Compact => library("compact layout", some_rows),
@@ -243,7 +264,9 @@ fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
             H5Filter::Deflate(_) => Filter::Deflate,
             H5Filter::Shuffle => Filter::Shuffle,
             H5Filter::Fletcher32 => Filter::Fletcher32,
-            other => return Err(format!("{other:?}")),
+            H5Filter::User(LZF_ID, _) => Filter::Lzf,
+            H5Filter::User(LZ4_ID, _) => Filter::Lz4,
+            other => return Err(filter_name(&other)),
         };
         if found.contains(&known) {
             return Err(format!("{known:?} applied twice"));
@@ -251,6 +274,46 @@ fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
         found.push(known);
     }
     Ok(found)
+}
+
+/// The filters that neither Headroom nor this libhdf5 can undo.
+///
+/// # Errors
+/// Names them, and the way out.
+fn refuse_unknown_filters(dataset: &Dataset) -> Result<(), String> {
+    let here = |filter: &H5Filter| matches!(filter.id(), LZF_ID | LZ4_ID) || filter.is_available();
+    let unknown: Vec<String> = dataset.filters().iter().filter(|filter| !here(filter)).map(filter_name).collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "compressed by {}, which neither Headroom nor its libhdf5 decodes: write it again with gzip, lzf or lz4 (h5repack -f GZIP=4)",
+        unknown.join(" and ")
+    ))
+}
+
+/// For people: HDF5's registered filters by their usual names.
+fn filter_name(filter: &H5Filter) -> String {
+    let id = filter.id();
+    let name = match id {
+        4 => "szip",
+        5 => "nbit",
+        6 => "scale-offset",
+        307 => "bzip2",
+        32001 => "blosc",
+        32008 => "bitshuffle",
+        32013 => "zfp",
+        32015 => "zstd",
+        32026 => "blosc2",
+        _ => "an unknown filter",
+    };
+    format!("{name} (filter {id})")
+}
+
+/// Whether an incomplete last chunk is stored without its filters.
+fn last_chunk_is_raw(dataset: &Dataset, rows: u64, chunk_rows: usize) -> bool {
+    let raw = |opts: ChunkOpts| opts.contains(ChunkOpts::DONT_FILTER_PARTIAL_CHUNKS);
+    !rows.is_multiple_of(chunk_rows as u64) && dataset.dcpl().ok().and_then(|plist| plist.chunk_opts()).is_some_and(raw)
 }
 
 fn chunks(dataset: &Dataset, table: &Table, chunk_rows: usize) -> Result<Box<[ChunkAt]>, String> {
@@ -271,10 +334,15 @@ fn chunks(dataset: &Dataset, table: &Table, chunk_rows: usize) -> Result<Box<[Ch
         0
     });
     visited.map_err(|error| format!("its list of chunks cannot be read ({error}): replace it or leave it out"))?;
-    match problem {
-        Some(problem) => Err(problem),
-        None => Ok(chunks.into()),
+    if let Some(problem) = problem {
+        return Err(problem);
     }
+    if last_chunk_is_raw(dataset, table.rows, chunk_rows)
+        && let Some(last) = chunks.last_mut()
+    {
+        last.filter_mask = u32::MAX;
+    }
+    Ok(chunks.into())
 }
 
 /// The group's attributes; those of types that make no sense here are left out.

@@ -421,7 +421,7 @@ fn warn_once(table: &Table) {
     };
     if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(reason.into()) {
         tracing::warn!(
-            "{}: {reason}: read through libhdf5, one thread at a time; deflate, shuffle and uncompressed files are faster",
+            "{}: {reason}: read through libhdf5, one thread at a time; deflate, lzf, lz4, shuffle and uncompressed files are faster",
             table.path.display()
         );
     }

@@ -145,7 +145,7 @@ fn compact_user_block_and_missing_chunks_equal_libhdf5() {
     let compact =
         group.new_dataset_builder().empty_as(&descriptor).shape([230]).layout(::hdf5::dataset::Layout::Compact);
     compact.create("timeseries").unwrap().write_raw(&data[..]).unwrap();
-    drop((group, file));
+    drop((compact, group, file));
     assert!(matches!(open::open(&path, &wanted()).unwrap().table.layout, Layout::Library { .. }));
     assert_equals_libhdf5(&path, "compact");
 

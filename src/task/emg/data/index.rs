@@ -6,13 +6,17 @@
 use super::scan::{FileFacts, ScanFacts};
 use crate::data::DataError;
 use crate::data::source::hdf5::open;
+use libdeflater::Crc;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::fmt::Write;
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Raised when the scan finds out something else.
 const VERSION: u32 = 1;
+/// Longest line that is read.
+const MAX_LINE_BYTES: u64 = 256 << 20;
 
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Header {
@@ -31,37 +35,63 @@ pub fn path(index_dir: &Path, facts: &ScanFacts, root: &Path) -> PathBuf {
     index_dir.join(format!("emg-{:08x}.jsonl", libdeflater::crc32(key.as_bytes())))
 }
 
-/// Facts about files that are as they were. A missing index is empty; a damaged one too, with a warning.
+/// Facts about files that are as they were. A missing index is empty; a damaged one too, with a warning. Read line by line:
+/// with tens of thousands of files its text is never in memory as a whole.
 pub fn load(path: &Path, facts: &ScanFacts) -> HashMap<PathBuf, FileFacts> {
-    let Ok(text) = std::fs::read(path) else {
+    let Ok(file) = File::open(path) else {
         return HashMap::new();
     };
-    parse(&text, facts).unwrap_or_else(|problem| {
+    parse(BufReader::new(file), facts).unwrap_or_else(|problem| {
         tracing::warn!("{}: {problem}: files are scanned again", path.display());
         HashMap::new()
     })
 }
 
-fn parse(text: &[u8], facts: &ScanFacts) -> Result<HashMap<PathBuf, FileFacts>, String> {
-    let text = std::str::from_utf8(text).map_err(|_| "damaged index, no text")?;
-    let body = text.strip_suffix('\n').and_then(|text| text.rfind('\n')).map(|at| text.split_at(at + 1));
-    let (body, last) = body.ok_or("damaged index, too short")?;
-    let trailer: Trailer = serde_json::from_str(last).map_err(|_| "damaged index, cut at its end")?;
-    if trailer.crc32 != libdeflater::crc32(body.as_bytes()) {
+/// Each line is taken in when the next one shows that it was not the last, which holds the checksum of all before.
+fn parse(mut text: impl BufRead, facts: &ScanFacts) -> Result<HashMap<PathBuf, FileFacts>, String> {
+    let mut found = HashMap::new();
+    let mut crc32 = Crc::new();
+    let (mut line, mut next) = (Vec::new(), Vec::new());
+    let mut header = true;
+    read_line(&mut text, &mut line)?;
+    loop {
+        read_line(&mut text, &mut next)?;
+        if next.is_empty() {
+            break;
+        }
+        crc32.update(&line);
+        if std::mem::take(&mut header) {
+            let found: Option<Header> = serde_json::from_slice(&line).ok();
+            if found != Some(Header { version: VERSION, facts: facts.clone() }) {
+                return Err("index of another version".into());
+            }
+        } else {
+            let file: FileFacts = serde_json::from_slice(&line).map_err(|error| format!("damaged index: {error}"))?;
+            file.validate(facts).map_err(|error| format!("damaged index: {error}"))?;
+            found.insert(file.table.path.clone(), file);
+        }
+        std::mem::swap(&mut line, &mut next);
+    }
+    if header {
+        return Err("damaged index, too short".into());
+    }
+    let whole = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice(line).ok());
+    let trailer: Trailer = whole.ok_or("damaged index, cut at its end")?;
+    if trailer.crc32 != crc32.sum() {
         return Err("damaged index, checksum does not match".into());
     }
-    let mut lines = body.lines();
-    let header: Option<Header> = lines.next().and_then(|line| serde_json::from_str(line).ok());
-    if header != Some(Header { version: VERSION, facts: facts.clone() }) {
-        return Err("index of another version".into());
-    }
-    let mut found = HashMap::new();
-    for line in lines {
-        let file: FileFacts = serde_json::from_str(line).map_err(|error| format!("damaged index: {error}"))?;
-        file.validate(facts).map_err(|error| format!("damaged index: {error}"))?;
-        found.insert(file.table.path.clone(), file);
-    }
     Ok(found)
+}
+
+/// Replaces `line`; empty at the end of the text.
+fn read_line(text: &mut impl BufRead, line: &mut Vec<u8>) -> Result<(), String> {
+    line.clear();
+    // A line of a file with a million chunks is about 30 MB.
+    text.take(MAX_LINE_BYTES).read_until(b'\n', line).map_err(|error| error.to_string())?;
+    if line.len() as u64 == MAX_LINE_BYTES {
+        return Err(format!("damaged index, a line of {MAX_LINE_BYTES} bytes or more"));
+    }
+    Ok(())
 }
 
 /// Whether the file still is as it was when these facts were found.
@@ -74,23 +104,28 @@ pub fn current(file: &FileFacts) -> bool {
 /// # Errors
 /// No room or permission.
 pub fn save<'a>(path: &Path, facts: &ScanFacts, files: impl Iterator<Item = &'a FileFacts>) -> Result<(), DataError> {
-    let failed = |problem: String| DataError::File { path: path.to_owned(), problem };
-    let line = |value: serde_json::Result<String>| value.map_err(|error| failed(error.to_string()));
-    let mut text = line(serde_json::to_string(&Header { version: VERSION, facts: facts.clone() }))? + "\n";
-    for file in files {
-        text += &line(serde_json::to_string(file))?;
-        text.push('\n');
-    }
-    let crc32 = libdeflater::crc32(text.as_bytes());
-    writeln!(text, "{}", line(serde_json::to_string(&Trailer { crc32 }))?)
-        .map_err(|error| failed(error.to_string()))?;
     let beside = path.with_extension(format!("partial-{}", std::process::id()));
-    let write = || {
+    let write = || -> std::io::Result<()> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        std::fs::write(&beside, &text)?;
+        let mut out = BufWriter::new(File::create(&beside)?);
+        let mut crc32 = Crc::new();
+        let mut line = serde_json::to_vec(&Header { version: VERSION, facts: facts.clone() })?;
+        let mut files = files;
+        loop {
+            line.push(b'\n');
+            crc32.update(&line);
+            out.write_all(&line)?;
+            let Some(file) = files.next() else { break };
+            line.clear();
+            serde_json::to_writer(&mut line, file)?;
+        }
+        serde_json::to_writer(&mut out, &Trailer { crc32: crc32.sum() })?;
+        out.write_all(b"\n")?;
+        out.flush()?;
+        drop(out);
         std::fs::rename(&beside, path)
     };
-    write().map_err(|error| failed(error.to_string()))
+    write().map_err(|error| DataError::File { path: path.to_owned(), problem: error.to_string() })
 }

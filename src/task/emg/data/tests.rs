@@ -325,7 +325,7 @@ fn store(dir: &Path, chunk_rows: Option<usize>, sessions: usize) -> PathBuf {
 /// All batches of one rank from `first_step` of the first epoch to the end of the second.
 fn batches(dataset: &Arc<dyn Dataset>, rank: u64, threads: usize, first_step: u64) -> Vec<Vec<u8>> {
     let planner = BatchPlanner {
-        order: SampleOrder { len: dataset.len() as u64, seed: 3, shuffle: true },
+        order: SampleOrder { len: dataset.len() as u64, seed: 3, shuffle: crate::data::loader::Shuffle::Global },
         global_batch: 24,
         micro_batch: 8,
         rank,
@@ -415,7 +415,7 @@ fn a_cancelled_run_and_a_broken_file_give_every_reference_back() {
     let team = Team { cache: Some(directory.client(0, 2 << 20, true)), ..alone() };
     let train = open_datasets(&config(&path), 3, &team, dir.path()).unwrap().datasets.train;
     let requests = |epoch| {
-        let order = SampleOrder { len: train.len() as u64, seed: 3, shuffle: true };
+        let order = SampleOrder { len: train.len() as u64, seed: 3, shuffle: crate::data::loader::Shuffle::Global };
         let planner = BatchPlanner { order, global_batch: 8, micro_batch: 8, rank: 0, world_size: 1, drop_last: true };
         planner.requests(epoch, 0)
     };
@@ -460,8 +460,8 @@ fn next_uses_equal_a_search_through_the_order() {
     (0..3).for_each(|file| windows.add(file, [150, 7_900], 500));
     windows.limit(150);
     let (len, rows) = (windows.len() as u64, 500);
-    let order = SampleOrder { len, seed: 11, shuffle: true };
-    let future = Future::new(order, rows);
+    let order = SampleOrder { len, seed: 11, shuffle: crate::data::loader::Shuffle::Global };
+    let future = Future::new(order.clone(), rows);
     let keys_of = |index: u64| {
         let (file, row) = windows.get(index as usize).unwrap();
         pages.keys(file as usize, row, rows)

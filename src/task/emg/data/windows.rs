@@ -1,5 +1,7 @@
 //! Windows as indices: nothing is kept per window, only per failure-free block of a file.
 
+use crate::data::Pages;
+
 /// A failure-free run of windows in one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
@@ -68,6 +70,35 @@ impl Windows {
 }
 
 impl Windows {
+    /// Pages: windows in use that start in the same `page_rows(file)` rows of a file. Sequences: those of one file.
+    pub fn pages(&self, page_rows: impl Fn(u32) -> u64) -> Pages {
+        let mut found = Pages::default();
+        let mut last = None;
+        for (n, segment) in self.segments.iter().enumerate() {
+            let end = self.segments.get(n + 1).map_or(self.total, |next| next.before);
+            let rows = page_rows(segment.file).max(1);
+            let mut window = segment.before;
+            while window < end {
+                let row = segment.first + (window - segment.before) * self.stride;
+                let place = (segment.file, row / rows);
+                if last.is_none_or(|(file, _)| file != segment.file) {
+                    found.sequences.push(self.used_from(window));
+                }
+                if last.replace(place) != Some(place) {
+                    found.pages.push(self.used_from(window));
+                }
+                // On to the first window that starts in the next page.
+                window += ((row / rows + 1) * rows - row).div_ceil(self.stride);
+            }
+        }
+        // A limit may leave pages without a window in use.
+        for starts in [&mut found.pages, &mut found.sequences] {
+            starts.dedup();
+            starts.retain(|start| *start < self.used);
+        }
+        found
+    }
+
     /// Indices of the windows of `window` rows in `file` that touch `rows`, as ranges in rising order.
     pub fn touching(
         &self,
@@ -161,6 +192,25 @@ mod tests {
         for (rows, window, stride) in [(1000, 500, 1), (1000, 500, 2), (999, 500, 250), (500, 500, 7), (499, 500, 1)] {
             let expected = if rows < window { 0 } else { (rows - window) / stride + 1 };
             assert_eq!(windows_in([0, rows], window, stride).1, expected);
+        }
+    }
+
+    #[test]
+    fn pages_hold_the_windows_that_start_in_a_chunk() {
+        let mut windows = Windows::new(30);
+        windows.add(0, [0, 1000], 50);
+        windows.add(2, [70, 450], 50);
+        windows.add(2, [500, 1000], 50);
+        for limit in [0, 1, 3, 7, 20] {
+            windows.limit(limit);
+            let pages = windows.pages(|file| if file == 0 { 100 } else { 1000 });
+            let starts = |key: &dyn Fn(u32, u64) -> (u32, u64)| -> Vec<u64> {
+                let places = (0..windows.len()).map(|n| windows.get(n).map(|(file, row)| key(file, row)));
+                let places: Vec<_> = places.collect();
+                (0..places.len()).filter(|n| *n == 0 || places[*n] != places[n - 1]).map(|n| n as u64).collect()
+            };
+            assert_eq!(pages.pages, starts(&|file, row| (file, if file == 0 { row / 100 } else { 0 })), "{limit}");
+            assert_eq!(pages.sequences, starts(&|file, _| (file, 0)), "{limit}");
         }
     }
 
