@@ -18,11 +18,12 @@ const LAUNCHER: &[(&str, &[&str])] = &[
     ("machine", &[]),
     ("plan", &["config", "machine", "contract"]),
     ("contract", &["config", "plan"]),
-    ("supervise", &["contract"]),
+    ("cache", &["contract", "machine"]),
+    ("supervise", &["contract", "cache"]),
     ("console", &["contract", "plan", "supervise"]),
     ("run_dir", &["config", "contract", "plan"]),
     ("cli", &["config", "run_dir"]),
-    ("command", &["cli", "config", "machine", "plan", "contract", "supervise", "console", "run_dir"]),
+    ("command", &["cache", "cli", "config", "machine", "plan", "contract", "supervise", "console", "run_dir"]),
 ];
 /// Files and folders that may hold `unsafe`.
 const UNSAFE: &[&str] =
