@@ -390,7 +390,7 @@ fn assemble(
         rows += if config.skip_ik_failures { file.valid_rows() } else { file.table.rows };
     }
     mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
-    let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, 0)]
+    let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, config.max_val_windows)]
         .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
     let notes = notes(&files, &splits, &listed, config, &skipped);
     let tables = files.into_iter().map(|file| file.table).collect();
