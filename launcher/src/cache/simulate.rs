@@ -311,6 +311,17 @@ mod tests {
         }
     }
 
+    /// Half of (3f)^(2/3) for small f: what is needed soon again is kept, at the turn of an epoch.
+    #[test]
+    fn next_use_passes_the_share_cached_where_an_epoch_reads_each_entry_once() {
+        let trace = Trace::shuffled(12_000, 1, 4, 5);
+        for share in SHARES {
+            let got = trace.walk(PolicyKind::NextUse, 120 * share, Grain::Chunk, WALK).hit_rate;
+            println!("next_use {share} % cached: {:.2} %", 100.0 * got);
+            assert!(got > share as f64 / 100.0, "{share} %: {got}");
+        }
+    }
+
     #[test]
     fn next_use_stays_within_a_tenth_of_the_optimum() {
         for (samples_per_chunk, share) in [(16, 25), (16, 50), (40, 10), (40, 35), (4, 17), (4, 75)] {
