@@ -138,8 +138,8 @@ fn meet(place: &RankEnv, timeout: Duration) -> Result<ShmCollective, RankError> 
     if place.world_size != place.local_world_size {
         let (world, local) = (place.world_size, place.local_world_size);
         return Err(RankError::Usage(format!(
-            "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, so one node is all; \
-             several nodes need GPUs"
+            "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, which one node shares: \
+             start all ranks on one node"
         )));
     }
     let memfd = match std::env::var(env::COMM_FD) {
