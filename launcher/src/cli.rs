@@ -200,6 +200,11 @@ pub enum CliError {
         path = .0.display()
     )]
     NoRank(PathBuf),
+    #[error(
+        "{path} cannot be executed: build the rank program with `cargo build --release`, or name it in {RANK_PROGRAM}",
+        path = .0.display()
+    )]
+    RankNotExecutable(PathBuf),
 }
 
 impl Command {
@@ -321,10 +326,16 @@ pub fn home(exe: &Path) -> Option<PathBuf> {
 /// The rank program: `named` (from [`RANK_PROGRAM`]), else `rank` beside the executable.
 ///
 /// # Errors
-/// There is no such file.
+/// There is no such file, or it is no program.
 pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliError> {
     let path = named.map(PathBuf::from).unwrap_or_else(|| exe.with_file_name("rank"));
-    if path.is_file() { Ok(path) } else { Err(CliError::NoRank(path)) }
+    if !path.is_file() {
+        return Err(CliError::NoRank(path));
+    }
+    match rustix::fs::access(&path, rustix::fs::Access::EXEC_OK) {
+        Ok(()) => Ok(path),
+        Err(_) => Err(CliError::RankNotExecutable(path)),
+    }
 }
 
 /// Cuts the line behind the first `--exec`, so that the program's own options are never taken for ours.
@@ -364,6 +375,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn parse(line: &str) -> Result<Command, CliError> {
         Command::parse(std::iter::once("launch").chain(line.split_whitespace()).map(OsString::from))
@@ -451,6 +463,8 @@ mod tests {
         assert!(rank_program(None, &exe).unwrap_err().to_string().contains("cargo build --release"));
         let rank = exe.with_file_name("rank");
         std::fs::write(&rank, "").unwrap();
+        assert!(rank_program(None, &exe).unwrap_err().to_string().contains("cannot be executed"));
+        std::fs::set_permissions(&rank, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(rank_program(None, &exe).unwrap(), rank);
         assert_eq!(rank_program(Some(rank.clone().into()), Path::new("/x/launch")).unwrap(), rank);
     }

@@ -13,7 +13,7 @@ use crate::task::{self, Datasets, Team};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Finished, Fit, LoopState, Resume, Status, TrainError};
 use launcher::config::CachePolicy;
-use launcher::contract::{Best, CacheSummary, Job, Summary, env, exit};
+use launcher::contract::{Best, Job, Summary, env, exit};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -138,8 +138,8 @@ fn meet(place: &RankEnv, timeout: Duration) -> Result<ShmCollective, RankError> 
     if place.world_size != place.local_world_size {
         let (world, local) = (place.world_size, place.local_world_size);
         return Err(RankError::Usage(format!(
-            "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, so one node is all; \
-             several nodes need GPUs"
+            "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, which one node shares: \
+             start all ranks on one node"
         )));
     }
     let memfd = match std::env::var(env::COMM_FD) {
@@ -182,26 +182,11 @@ fn train(start: Start) -> Result<u8, RankError> {
     let model = task.model(config, &vs.root());
     let params = named(&mut vs);
     let facts = facts(&start);
-    let resume = resume.map(|loaded| resume_from(loaded, &facts, &params)).transpose()?;
-    if resume.is_none()
-        && let Some(path) = &config.train.init_from
-    {
-        checkpoint::load_weights(path)
-            .and_then(|weights| checkpoint::apply(path, &weights, &params))
-            .map_err(CheckpointError::of_weights)?;
-    }
-
-    let records = if env.rank == 0 { Some(open_records(job, "metrics.jsonl", resumed_step)?) } else { None };
-    let mut observer = RankObserver {
-        rank: env.rank,
-        reporter: reporter.clone(),
-        memory,
-        records,
-        memory_every: config.log.memory_every,
-        first: true,
-        phase: String::new(),
-        cache,
+    let resume = match resume {
+        Some(loaded) => Some(resume_from(loaded, &facts, &params)?),
+        None => first_weights(&start, &params).map(|()| None)?,
     };
+    let mut observer = observer(&start, memory, resumed_step, cache)?;
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = (env.rank == 0).then(|| Checkpointer::open(&checkpoints, config.log.keep_last)).transpose()?;
     let fit = Fit {
@@ -230,6 +215,33 @@ fn train(start: Start) -> Result<u8, RankError> {
         close(&start, &finished, &datasets, began.elapsed())?;
     }
     Ok(if finished.status == Status::Stopped { exit::STOPPED } else { exit::OK })
+}
+
+/// `train.init_from`, where it names a file.
+fn first_weights(start: &Start, params: &[(String, Tensor)]) -> Result<(), RankError> {
+    let Some(path) = &start.job.config.train.init_from else { return Ok(()) };
+    let weights = checkpoint::load_weights(path).and_then(|weights| checkpoint::apply(path, &weights, params));
+    Ok(weights.map_err(CheckpointError::of_weights)?)
+}
+
+fn observer(
+    start: &Start,
+    memory: MemorySampler,
+    resumed_step: Option<u64>,
+    cache: Option<Arc<CacheClient>>,
+) -> Result<RankObserver, RankError> {
+    let Start { job, env, reporter, .. } = start;
+    let records = if env.rank == 0 { Some(open_records(job, "metrics.jsonl", resumed_step)?) } else { None };
+    Ok(RankObserver {
+        rank: env.rank,
+        reporter: reporter.clone(),
+        memory,
+        records,
+        memory_every: job.config.log.memory_every,
+        first: true,
+        phase: String::new(),
+        cache,
+    })
 }
 
 /// SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean stop; while `unstarted` there is nothing to keep, and
@@ -310,7 +322,7 @@ fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
     vs.trainable_variables().into_iter().filter_map(of).collect()
 }
 
-/// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes.
+/// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes and the page cache's numbers.
 fn close(start: &Start, finished: &Finished, datasets: &Datasets, wall: Duration) -> Result<(), RankError> {
     let Start { job, reporter, .. } = start;
     let config = &job.config;
@@ -333,7 +345,6 @@ fn close(start: &Start, finished: &Finished, datasets: &Datasets, wall: Duration
             value: best.value,
             step: best.step,
         }),
-        cache: CacheSummary { policy: "off".into(), ..CacheSummary::default() },
         files_skipped: datasets.skipped.len() as u64,
         restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
         ..Summary::default()

@@ -218,6 +218,7 @@ impl MemorySampler {
         self.ask(Ask::Print(tag.into()));
     }
 
+    /// Largest values so far.
     pub fn peaks(&self) -> Peaks {
         *lock(&self.peaks)
     }

@@ -242,10 +242,6 @@ impl Ddp {
     pub fn layout_version(&self) -> u64 {
         self.version
     }
-
-    pub fn collective(&self) -> &Arc<dyn Collective> {
-        &self.collective
-    }
 }
 
 impl Drop for Ddp {

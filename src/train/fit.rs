@@ -135,24 +135,13 @@ impl<'a, 'o> Loop<'a, 'o> {
         let mut monitor = Monitor::new(train);
         let mut state = LoopState { steps_per_epoch, ..LoopState::default() };
         if let Some(resume) = resume {
-            optimizer.import(&ddp, &resume.optimizer).map_err(|error| match error {
-                DdpError::Parameter { name, problem } => TrainError::Checkpoint(CheckpointError::Mismatch {
-                    path: fit.checkpoint_dir.join(format!("step-{}", resume.state.step)),
-                    problem: format!("its optimizer's {name} {problem}: keep train.optimizer and train.momentum"),
-                }),
-                other => other.into(),
-            })?;
+            let imported = optimizer.import(&ddp, &resume.optimizer);
+            imported.map_err(|error| of_another_optimizer(error, fit.checkpoint_dir, resume.state.step))?;
             if let Some(ema) = &mut ema {
                 ema.load(&resume.ema);
             }
             state = resume.state;
-            if state.steps_per_epoch != steps_per_epoch {
-                return Err(TrainError::Config(format!(
-                    "the checkpoint counts {} steps per epoch, this run {steps_per_epoch}: the training data or the \
-                     global batch changed; start afresh, or give the old data back",
-                    state.steps_per_epoch
-                )));
-            }
+            same_epochs(state.steps_per_epoch, steps_per_epoch)?;
             if let Some(saved) = state.schedule.take() {
                 schedule.restore(saved);
             }
@@ -311,10 +300,10 @@ impl<'a, 'o> Loop<'a, 'o> {
         if !due && !self.state.step.is_multiple_of(every) {
             return Ok(None);
         }
-        let sums = self.train_sums()?;
         let mut metrics = BTreeMap::new();
-        for (name, value) in self.fit.metrics.values(&sums) {
-            metrics.insert(format!("train.{name}"), value);
+        if self.fit.config.train.compute_metrics_online {
+            let values = self.fit.metrics.values(&self.train_sums()?);
+            metrics.extend(values.into_iter().map(|(name, value)| (format!("train.{name}"), value)));
         }
         self.last_values.extend(metrics.clone());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -527,6 +516,26 @@ impl<'a, 'o> Loop<'a, 'o> {
         }
         Ok(())
     }
+}
+
+fn of_another_optimizer(error: DdpError, checkpoint_dir: &Path, step: u64) -> TrainError {
+    match error {
+        DdpError::Parameter { name, problem } => TrainError::Checkpoint(CheckpointError::Mismatch {
+            path: checkpoint_dir.join(format!("step-{step}")),
+            problem: format!("its optimizer's {name} {problem}: keep train.optimizer and train.momentum"),
+        }),
+        other => other.into(),
+    }
+}
+
+fn same_epochs(saved: u64, here: u64) -> Result<(), TrainError> {
+    if saved == here {
+        return Ok(());
+    }
+    Err(TrainError::Config(format!(
+        "the checkpoint counts {saved} steps per epoch, this run {here}: the training data or the global batch changed; \
+         start afresh, or give the old data back"
+    )))
 }
 
 /// `loss 0.01234, mae_deg 6.789`: four significant digits are what people compare.

@@ -75,6 +75,7 @@ impl Schedule {
         }
     }
 
+    /// Optimizer steps of the warm-up.
     pub fn warmup_steps(&self) -> u64 {
         self.warmup_steps
     }
@@ -122,10 +123,12 @@ impl Schedule {
         }
     }
 
+    /// What a checkpoint keeps.
     pub fn state(&self) -> &ScheduleState {
         &self.state
     }
 
+    /// Goes on from a checkpoint.
     pub fn restore(&mut self, state: ScheduleState) {
         self.state = state;
     }
@@ -189,10 +192,12 @@ impl Monitor {
         self.patience.is_some_and(|patience| self.state.bad_epochs > 0 && self.state.bad_epochs >= patience)
     }
 
+    /// What a checkpoint keeps.
     pub fn state(&self) -> &MonitorState {
         &self.state
     }
 
+    /// Goes on from a checkpoint.
     pub fn restore(&mut self, state: MonitorState) {
         self.state = state;
     }

@@ -29,10 +29,12 @@ pub struct BestState {
 }
 
 impl LoopState {
+    /// Epochs done, which is the number of the running one, counted from 0.
     pub fn epoch(&self) -> u64 {
         self.step.checked_div(self.steps_per_epoch).unwrap_or(0)
     }
 
+    /// Optimizer steps done in the running epoch.
     pub fn step_in_epoch(&self) -> u64 {
         self.step.checked_rem(self.steps_per_epoch).unwrap_or(0)
     }

@@ -76,7 +76,9 @@ impl StepRunner<'_> {
             if !value.is_finite() && bad.is_none() {
                 bad = Some((value, batch.sample_ids.clone()));
             }
-            metrics.update(&batch, &output);
+            if self.config.train.compute_metrics_online {
+                metrics.update(&batch, &output);
+            }
             let last = micro + 1 == micros;
             ddp.set_sync(last);
             (output.loss * share).backward();

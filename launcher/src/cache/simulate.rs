@@ -311,6 +311,18 @@ mod tests {
         }
     }
 
+    /// Between two reads of an entry lies one turn of an epoch, at which no more than the share cached can be there: no
+    /// policy passes it, and looking ahead reaches it.
+    #[test]
+    fn next_use_hits_the_share_cached_where_an_epoch_reads_each_entry_once() {
+        let trace = Trace::shuffled(12_000, 1, 3, 5);
+        for share in SHARES {
+            let got = trace.walk(PolicyKind::NextUse, 120 * share, Grain::Chunk, WALK).hit_rate;
+            println!("next_use {share} % cached: {:.2} %", 100.0 * got);
+            assert!((got - share as f64 / 100.0).abs() < 0.01, "{share} %: {got}");
+        }
+    }
+
     #[test]
     fn next_use_stays_within_a_tenth_of_the_optimum() {
         for (samples_per_chunk, share) in [(16, 25), (16, 50), (40, 10), (40, 35), (4, 17), (4, 75)] {

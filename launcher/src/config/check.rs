@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// More layers, stages or blocks than any model of this kind has: a slip of the pen, and minutes of building.
+const MOST_LAYERS: usize = 64;
+
 /// What [`check`] found.
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
@@ -26,6 +29,10 @@ impl Verdict {
         for (key, value) in keys {
             self.need(*value >= 1, || format!("{key} is {value}; it must be at least 1"));
         }
+    }
+
+    fn at_most_layers(&mut self, key: &str, value: usize) {
+        self.need(value <= MOST_LAYERS, || format!("{key} is {value}; it must be at most {MOST_LAYERS}"));
     }
 
     fn above_zero(&mut self, keys: &[(&str, f64)]) {
@@ -128,12 +135,16 @@ fn model(config: &Config, v: &mut Verdict) {
         ] {
             v.need(value >= 1, || format!("model.tds_stages[{i}].{key} is {value}; it must be at least 1"));
         }
+        v.at_most_layers(&format!("model.tds_stages[{i}].num_blocks"), stage.num_blocks);
     }
+    v.at_most_layers("the number of model.tds_stages", model.tds_stages.len());
     v.at_least_one(&[
         ("model.decoder_hidden_size", model.decoder_hidden_size as u64),
         ("model.decoder_num_layers", model.decoder_num_layers as u64),
     ]);
+    v.at_most_layers("model.decoder_num_layers", model.decoder_num_layers);
     let hidden = &model.decoder_mlp_hidden;
+    v.at_most_layers("the number of model.decoder_mlp_hidden", hidden.len());
     v.need(hidden.iter().all(|size| *size >= 1), || {
         format!("model.decoder_mlp_hidden is {hidden:?}; each must be at least 1")
     });
@@ -194,10 +205,12 @@ fn train(train: &TrainConfig, v: &mut Verdict) {
         ("train.betas[1]", train.betas[1]),
         ("train.ema_decay", train.ema_decay.unwrap_or(0.0)),
     ]);
-    v.warn(train.amp == Amp::Off, || "train.amp has no effect on CPU ranks: they train in f32".into());
     let metric = &train.monitor_metric;
     v.need(metric.starts_with("val.") || metric.starts_with("train."), || {
         format!("train.monitor_metric is {metric}; metrics are named val.… or train.…, such as val.loss")
+    });
+    v.need(train.compute_metrics_online || !metric.starts_with("train."), || {
+        format!("train.monitor_metric is {metric}, which train.compute_metrics_online: false leaves out; monitor val.…")
     });
 }
 

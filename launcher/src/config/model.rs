@@ -187,8 +187,10 @@ pub struct TrainConfig {
     /// Loader threads of the node per rank; absent: automatic. 0: the step's own thread.
     pub num_workers: Option<usize>,
     pub prefetch_factor: usize,
+    /// For copies to a GPU; no effect on CPU ranks.
     pub pin_memory: bool,
     pub persistent_workers: bool,
+    /// Sum up the training metrics in every step; false: only the loss of a step and the metrics of validation.
     pub compute_metrics_online: bool,
     /// Samples per rank in validation; absent: `batch_size`.
     pub val_batch_size: Option<usize>,

@@ -124,12 +124,14 @@ impl RawConfig {
         }
         let overrides = read_sets(sets)?;
         let layers = [&self.base].into_iter().chain(self.profiles.get(profile)).chain(&overrides);
+        let mut pins = false;
         let mut config = Config { name: self.stem(), ..Config::default() };
         let mut notes = Vec::new();
         let mut value = serde_json::to_value(&config).map_err(|e| fail(e.to_string()))?;
         for layer in layers {
             layer.write_over(&mut value);
             notes.extend(layer.notes().iter().map(ToString::to_string));
+            pins |= layer.get("train.pin_memory").is_some();
         }
         config = serde_json::from_value(value).map_err(|e| fail(e.to_string()))?;
         let verdict = check::check(&config);
@@ -138,6 +140,11 @@ impl RawConfig {
             return Err(ConfigError::Problems(problems));
         }
         notes.extend(verdict.warnings.into_iter().map(|text| format!("{}: {text}", self.file)));
+        // Only where someone wrote it: it is the default.
+        if pins && config.train.pin_memory && profile == "cpu" {
+            let why = "train.pin_memory has no effect on CPU ranks: pinned memory is for copies to a GPU";
+            notes.push(format!("{}: {why}", self.file));
+        }
         Ok((config, notes))
     }
 

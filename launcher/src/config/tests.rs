@@ -238,6 +238,7 @@ fn values_without_sense_are_refused_with_every_factor() {
         ("task=yolo9", "task is yolo9; the tasks there are: emg"),
         ("name=a/b", "name is \"a/b\""),
         ("log.log_every=0", "log.log_every is 0"),
+        ("model.decoder_num_layers=65", "model.decoder_num_layers is 65; it must be at most 64"),
     ] {
         let found = error("", &[set]);
         assert!(found.starts_with("my.yaml: ") && found.contains(says), "{set}: {found}");
@@ -245,6 +246,33 @@ fn values_without_sense_are_refused_with_every_factor() {
     let raw = RawConfig::parse("train: {microbatch: 128}\n", "my.yaml").unwrap();
     let (_, notes) = raw.resolve_with_notes("cpu", &[]).unwrap();
     assert_eq!(notes, ["my.yaml: train.microbatch 128 > train.batch_size 64: the batch is not split"]);
+}
+
+#[test]
+fn pinned_memory_on_a_cpu_earns_a_line_where_someone_wrote_it() {
+    let notes = |text: &str, profile: &str, sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        RawConfig::parse(text, "my.yaml").unwrap().resolve_with_notes(profile, &sets).unwrap().1
+    };
+    let text = "train: {pin_memory: true}\n";
+    let line = "my.yaml: train.pin_memory has no effect on CPU ranks: pinned memory is for copies to a GPU";
+    assert_eq!(notes(text, "cpu", &[]), [line]);
+    assert_eq!(notes("seed: 1\n", "cpu", &["train.pin_memory=true"]), [line]);
+    for quiet in
+        [notes("seed: 1\n", "cpu", &[]), notes(text, "cpu", &["train.pin_memory=false"]), notes(text, "cuda", &[])]
+    {
+        assert!(quiet.is_empty(), "{quiet:?}");
+    }
+}
+
+#[test]
+fn a_training_metric_can_be_monitored_only_where_it_is_computed() {
+    let (off, monitor) = ("train.compute_metrics_online=false", "train.monitor_metric=train.loss");
+    let raw = RawConfig::parse("seed: 1\n", "my.yaml").unwrap();
+    for alone in [off, monitor] {
+        assert!(raw.resolve("cpu", &[alone.to_string()]).is_ok(), "{alone}");
+    }
+    assert!(error("", &[off, monitor]).contains("compute_metrics_online: false leaves out"));
 }
 
 #[test]

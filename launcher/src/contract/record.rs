@@ -89,8 +89,10 @@ pub struct Best {
     pub step: u64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The node's page cache over the run. The launcher, whose directory counts, writes it; default: there was none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheSummary {
+    /// `pin`, `lru`, `next_use`, or `off`.
     pub policy: String,
     pub capacity_bytes: u64,
     pub used_bytes: u64,
@@ -98,4 +100,10 @@ pub struct CacheSummary {
     pub misses: u64,
     pub evictions: u64,
     pub bypasses: u64,
+}
+
+impl Default for CacheSummary {
+    fn default() -> Self {
+        Self { policy: "off".into(), capacity_bytes: 0, used_bytes: 0, hits: 0, misses: 0, evictions: 0, bypasses: 0 }
+    }
 }

@@ -104,17 +104,18 @@ fn shortage(choice: DeviceChoice, device: &str, machine: &Machine, request: &Req
     }
     if device == "cuda" {
         let asked = asked(request).filter(|asked| *asked > present)?;
-        let problem = format!("{asked} GPUs asked for, {present} present");
+        let problem = format!("{} asked for, {present} present", gpus_word(asked));
         return Some(Shortage { problem, fallback: format!("train on {present}") });
     }
     let fallback = "train on CPU ranks".to_owned();
     if present > 0 {
         let name = &machine.gpus[0].name;
-        let problem = format!("{present} GPU(s) present ({name}), but training on CUDA is not built in yet");
+        let problem =
+            format!("{} present ({name}), but ranks train on the CPU only in this version", gpus_word(present));
         return Some(Shortage { problem, fallback });
     }
     let wanted = match (request.gpus, choice) {
-        (Some(gpus), _) => format!("{gpus} GPU(s) asked for, none present"),
+        (Some(gpus), _) => format!("{} asked for, none present", gpus_word(gpus)),
         (None, DeviceChoice::Cuda) => "device cuda asked for, no GPU present".to_owned(),
         _ => return None,
     };
@@ -128,6 +129,10 @@ fn local_ranks(device: &str, machine: &Machine, request: &Request) -> usize {
         "cuda" => wanted.unwrap_or(usize::MAX).min(machine.gpus.len()),
         _ => wanted.unwrap_or(1),
     }
+}
+
+fn gpus_word(count: usize) -> String {
+    format!("{count} GPU{}", if count == 1 { "" } else { "s" })
 }
 
 fn device_word(device: &str) -> &str {

@@ -474,8 +474,8 @@ fn notes(
     notes.push(format!("windows of {} samples, stride {}", config.window_size, config.stride));
     let failed: u64 = files.iter().map(|file| file.table.rows - file.valid_rows()).sum();
     if failed > 0 {
-        let done = if config.skip_ik_failures { "their windows are left out" } else { "they are kept" };
-        notes.push(format!("{failed} samples without inverse kinematics, {done} (data.skip_ik_failures)"));
+        let done = if config.skip_ik_failures { "windows there are left out" } else { "kept" };
+        notes.push(format!("{failed} samples where inverse kinematics failed: {done} (data.skip_ik_failures)"));
     }
     match files.len() {
         1 => notes.push("one file: train, val and test are the same, metrics say nothing about new sessions".into()),

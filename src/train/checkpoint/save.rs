@@ -97,10 +97,6 @@ impl Checkpointer {
             }
         }
     }
-
-    pub fn is_writing(&self) -> bool {
-        self.writing.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
 }
 
 impl Drop for Checkpointer {

@@ -59,9 +59,12 @@ struct Way {
     persistent: bool,
     narrow: Option<Kind>,
     dropout: f64,
+    /// `train.compute_metrics_online`.
+    online: bool,
 }
 
-const PLAIN: Way = Way { micro_batch: 64, threads: 0, slots: 2, persistent: false, narrow: None, dropout: 0.0 };
+const PLAIN: Way =
+    Way { micro_batch: 64, threads: 0, slots: 2, persistent: false, narrow: None, dropout: 0.0, online: true };
 
 /// What is left after the steps.
 struct Trained {
@@ -70,8 +73,9 @@ struct Trained {
     params: Tensor,
 }
 
-fn config(dropout: f64) -> Config {
+fn config(way: Way) -> Config {
     let mut config = Config::default();
+    config.train.compute_metrics_online = way.online;
     let stage = TdsStage {
         in_conv_kernel: 5,
         in_conv_stride: 4,
@@ -82,13 +86,13 @@ fn config(dropout: f64) -> Config {
     };
     config.model.tds_stages = vec![stage];
     (config.model.decoder_hidden_size, config.model.decoder_num_layers) = (32, 1);
-    config.model.dropout = dropout;
+    config.model.dropout = way.dropout;
     config
 }
 
 /// Trains `steps` steps of `global_batch` samples from weights that do not depend on torch's shared generator.
 fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
-    let config = config(way.dropout);
+    let config = config(way);
     let vs = nn::VarStore::new(Device::Cpu);
     let net = EmgNet::new(&config.model, &config.train, WINDOW, &vs.root());
     let mut params: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
@@ -177,6 +181,13 @@ fn loader_settings_do_not_change_losses() {
         assert_eq!(other.metrics, plain.metrics);
         assert_eq!(other.params, plain.params);
     }
+}
+
+#[test]
+fn steps_are_the_same_without_training_metrics() {
+    let (with, without) = (train(PLAIN, 64, 2), train(Way { online: false, ..PLAIN }, 64, 2));
+    assert_eq!((without.losses, without.params), (with.losses, with.params));
+    assert!(without.metrics.iter().all(|sum| *sum == 0.0) && with.metrics.iter().any(|sum| *sum > 0.0));
 }
 
 /// bf16 products: not the same bits, the same way down; parameters, gradients and the loss stay f32.
