@@ -204,7 +204,8 @@ impl Random {
 #[test]
 fn ranks_killed_at_random_moments_leave_the_same_bits_and_nothing_else() {
     let kills: u64 = std::env::var("HEADROOM_KILLS").map_or(6, |count| count.parse().unwrap());
-    let sets = ["train.max_steps=60", "train.num_workers=2", "model.dropout=0.1", "log.save_every_steps=3"];
+    const LONG: u64 = 300;
+    let sets = ["train.max_steps=300", "train.num_workers=2", "model.dropout=0.1", "log.save_every_steps=10"];
     let runs = Runs::new(&[&sets[..], &[&path_of("gzip"), SMALL, "data.cache=lru"]].concat());
     let reference = finish(&runs, "reference", &["--ranks", "3"]);
     let cache = &reference.summary()["cache"];
@@ -220,6 +221,7 @@ fn ranks_killed_at_random_moments_leave_the_same_bits_and_nothing_else() {
             if !running.until("a rank", || rank_of(pid, rank).is_some()) {
                 break;
             }
+            traces.look(pid);
             std::thread::sleep(after);
             traces.look(pid);
             let steps = runs.run(&name).steps_so_far();
@@ -234,7 +236,7 @@ fn ranks_killed_at_random_moments_leave_the_same_bits_and_nothing_else() {
         let ended = running.wait();
         assert_eq!(ended.code, Some(0), "{what}: {ended}");
         assert!(!ended.err.contains("page cache entry"), "a half-written entry: {ended}");
-        assert_same_checkpoint(&runs.run(&name), &reference, 60, &what);
+        assert_same_checkpoint(&runs.run(&name), &reference, LONG, &what);
         assert_eq!(runs.run(&name).losses(), reference.losses(), "{what}");
         traces.assert_gone(&runs, &name);
         jobs += 1;
