@@ -4,6 +4,8 @@
 mod architecture;
 #[path = "it/batch.rs"]
 mod batch;
+#[path = "it/cache.rs"]
+mod cache;
 #[path = "it/equal.rs"]
 mod equal;
 #[path = "it/exits.rs"]

@@ -22,6 +22,9 @@ use tch::{Device, Tensor, nn};
 
 /// `1`: every entry of the page cache carries a checksum, verified at every acquire. The same on all ranks.
 const CACHE_VERIFY: &str = "HEADROOM_CACHE_VERIFY";
+/// Said once where the plan has a page cache and nobody hosts it.
+const NO_CACHE: &str =
+    "page cache: none, since these ranks were not started by `launch`: every rank reads the files for itself";
 /// Time between two memory records, besides those at phases and steps.
 const MEMORY_PERIOD: Duration = Duration::from_secs(2);
 
@@ -173,6 +176,9 @@ fn train(start: Start) -> Result<u8, RankError> {
     let datasets = open(&start, task, cache.clone())?;
     memory.print("After dataset creation");
     if env.rank == 0 {
+        if cache.is_none() && plan.budget.page_cache_bytes > 0 {
+            reporter.line(NO_CACHE);
+        }
         datasets.notes.iter().for_each(|line| reporter.line(line.clone()));
         tell_skipped(&datasets.skipped, reporter);
     }

@@ -124,8 +124,11 @@ fn ranks_of_another_launcher_train_even_where_they_do_not_divide_the_batch() {
         let run = runs.run(&format!("world{world}"));
         fs::create_dir_all(&run.path).unwrap();
         job["run_dir"] = json!(run.path);
-        for ended in by_hand(&job, world, free_port()) {
+        let ranks = by_hand(&job, world, free_port());
+        for (rank, ended) in ranks.iter().enumerate() {
             assert_eq!(ended.code, Some(0), "{ended}");
+            let told = ended.out.matches("page cache: none").count() + ended.err.matches("page cache: none").count();
+            assert_eq!(told, usize::from(rank == 0), "{ended}");
         }
         assert_eq!(run.steps(), (1..=20).collect::<Vec<_>>());
         assert_close(&run, &reference, 1e-5, 1e-4, &format!("{world} ranks by hand"));

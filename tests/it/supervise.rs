@@ -156,7 +156,7 @@ def receive():
     size, = struct.unpack("<I", sock.recv(4, socket.MSG_WAITALL))
     return sock.recv(size, socket.MSG_WAITALL)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if rank: wait_for("filling", 0)
+if rank: wait_for("filling", 1)
 send(struct.pack("<BQIQQQB", 2, 1, 1, 77, 1000, 5, 0))
 assert receive()[13] == (2 if rank else 1)
 mark("waiting" if rank else "filling")
