@@ -1,0 +1,124 @@
+"""Samples per second of the loader (no model) against PyTorch's DataLoader over h5py, same files, same cores, interleaved.
+
+    scripts/bench loader [--repeats 5] [--quick] [--json FILE]
+
+Cases: uncompressed files; gzip files, first and later epochs; gzip files with a cache far smaller than the data (a tenth),
+40 windows per chunk, by shuffle mode and policy. Two workers against two loader threads, batches of 64 windows of 500
+rows at stride 50, files warm in the kernel's cache. Medians; goals are issue 3's.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+
+from common import PYTHON, REFERENCE, ROOT, median, sample_data, table
+
+WORKERS = 2
+BATCH = 64
+# Samples of an epoch that PyTorch is measured on where it would take minutes.
+SLOW_SAMPLES = 1500
+
+
+def built():
+    """Path of the bench binary."""
+    command = ["cargo", "build", "--release", "--bench", "loader", "--message-format=json"]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+    artifacts = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    paths = [a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == "loader"]
+    if not paths:
+        sys.exit("cargo built no bench named loader")
+    return paths[-1]
+
+
+def run(bench, data, **options):
+    """One run of the bench binary: its line of JSON. Options as on its command line, `cache_share=0.1` for `--cache-share 0.1`."""
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    done = subprocess.run([bench, "--data", str(data), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{bench} {words}: {done.stdout}{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def torch_epochs(files, epochs, rdcc_nbytes, samples=0):
+    """Samples/s of each epoch of PyTorch's DataLoader."""
+    job = {"files": files, "batch": BATCH, "samples": samples, "epochs": epochs, "workers": WORKERS, "rdcc_nbytes": rdcc_nbytes}
+    script = REFERENCE / "loader_torch.py"
+    out = subprocess.run([PYTHON, script, json.dumps(job)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(out.splitlines()[-1])["samples_per_s"]
+
+
+def first(rates):
+    return rates[0]
+
+
+def later(rates):
+    return median(rates[1:])
+
+
+# Name, goal (times PyTorch), layout, options of the bench, PyTorch's options, and which epochs count.
+FULL = {"cache_share": 1.05, "epochs": 6}
+SMALL = {"cache_share": 0.1, "epochs": 2}
+CASES = [
+    ("uncompressed, first epoch", None, "contiguous", FULL, {"epochs": 3, "rdcc_nbytes": 64 << 20}, first),
+    ("uncompressed, later epochs", 8, "contiguous", FULL, {"epochs": 3, "rdcc_nbytes": 64 << 20}, later),
+    ("uncompressed, no page cache", None, "contiguous", {**FULL, "cache_share": 0}, {"epochs": 3, "rdcc_nbytes": 64 << 20}, later),
+    ("gzip, first epoch", 4, "gzip", FULL, {"epochs": 3, "rdcc_nbytes": 64 << 20}, first),
+    ("gzip, later epochs", 8, "gzip", FULL, {"epochs": 3, "rdcc_nbytes": 64 << 20}, later),
+    ("gzip, cache 10 %, block shuffle", 15, "gzip", {**SMALL, "shuffle": "block", "shuffle_window": 8},
+     {"epochs": 1, "rdcc_nbytes": 1 << 20, "samples": SLOW_SAMPLES}, median),
+    ("gzip, cache 10 %, global shuffle, next_use", None, "gzip", {**SMALL, "samples": 4000},
+     {"epochs": 1, "rdcc_nbytes": 1 << 20, "samples": SLOW_SAMPLES}, median),
+    ("gzip, cache 10 %, global shuffle, lru", None, "gzip", {**SMALL, "samples": 4000, "policy": "lru"},
+     {"epochs": 1, "rdcc_nbytes": 1 << 20, "samples": SLOW_SAMPLES}, median),
+]
+
+
+def settings(options):
+    return json.dumps(options, sort_keys=True)
+
+
+def measure(bench, folders, repeats):
+    """Rates and shares of memcpy by case, PyTorch and Headroom in turn. Cases of the same runs share them."""
+    found = {name: {"torch": [], "headroom": [], "memcpy": []} for name, *_ in CASES}
+    files = {layout: run(bench, folder, epochs=0)["files"] for layout, folder in folders.items()}
+    for _ in range(repeats):
+        ours, theirs = {}, {}
+        for name, _goal, layout, options, reference, of in CASES:
+            key, other = (layout, settings(options)), (layout, settings(reference))
+            if other not in theirs:
+                theirs[other] = torch_epochs(files[layout], **reference)
+            if key not in ours:
+                ours[key] = run(bench, folders[layout], threads=WORKERS, batch=BATCH, memcpy=1, **options)
+            rates = [epoch["samples_per_s"] for epoch in ours[key]["epochs"]]
+            delivered = [epoch["bytes_per_s"] for epoch in ours[key]["epochs"]]
+            found[name]["torch"].append(of(theirs[other]))
+            found[name]["headroom"].append(of(rates))
+            found[name]["memcpy"].append(of(delivered) / ours[key]["memcpy_bytes_per_s"])
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one repeat")
+    parser.add_argument("--json", help="write every figure to this file")
+    args = parser.parse_args()
+    bench = built()
+    folders = {layout: sample_data(ROOT / "sample-data" / f"bench-{layout}", layout) for layout in ("contiguous", "gzip")}
+    found = measure(bench, folders, 1 if args.quick else args.repeats)
+    rows = []
+    for name, goal, *_ in CASES:
+        theirs, ours = median(found[name]["torch"]), median(found[name]["headroom"])
+        # Of each pair, so that a busy machine slows both sides.
+        ratio = median(h / t for h, t in zip(found[name]["headroom"], found[name]["torch"]))
+        share = 100 * median(found[name]["memcpy"])
+        rows.append([name, f"{theirs:,.0f}", f"{ours:,.0f}", f"{ratio:.1f}×", f"{goal}×" if goal else "", f"{share:.0f} %"])
+    table(["samples/s", "PyTorch", "Headroom", "ratio", "goal", "of memcpy"], rows)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
