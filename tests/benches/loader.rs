@@ -2,7 +2,7 @@
 //!
 //! `loader --data DIR [--ranks 1] [--threads 2] [--batch 64] [--slots 6] [--window 500] [--stride 50] [--epochs 2]
 //! [--samples N: at most so many of an epoch per rank] [--cache-share 1.0: of the decoded training data, 0: no page cache]
-//! [--policy auto|pin|lru|next_use] [--shuffle global|block] [--shuffle-window 64] [--chunk-cache-mb 64] [--memcpy 1]`
+//! [--policy auto|pin|lru|next_use] [--shuffle global|block] [--shuffle-window 64] [--chunk-cache-mb 64] [--memcpy 1] [--hits 1]`
 //!
 //! Ranks are threads here, each with its own client of a page cache that this process hosts; they step together, as
 //! ranks that add up gradients do. `--per-chunk N`: windows of an N-th of a chunk, and the clairvoyant optimum of this
@@ -11,7 +11,7 @@
 use headroom::data::cache::{CacheClient, ClientSpec};
 use headroom::data::loader::{BatchPlanner, Loader, LoaderSpec, Order, train_order};
 use headroom::data::source::hdf5::Reader;
-use headroom::data::{DataError, Dataset, FieldSpec};
+use headroom::data::{BatchAhead, DataError, Dataset, FieldSpec, Scratch};
 use headroom::task::Team;
 use headroom::task::emg::data::{EmgData, open_datasets};
 use launcher::cache::simulate::Trace;
@@ -41,6 +41,7 @@ struct Options {
     policy: PolicyKind,
     per_chunk: usize,
     memcpy: bool,
+    hits: bool,
     loader: LoaderSpec,
     config: DataConfig,
 }
@@ -91,6 +92,7 @@ fn options() -> Result<Options> {
         policy: policy.unwrap_or(PolicyKind::NextUse),
         per_chunk: number("--per-chunk", "0")?,
         memcpy: number("--memcpy", "0")? > 0,
+        hits: number("--hits", "0")? > 0,
         loader: LoaderSpec {
             threads,
             slots: number("--slots", "6")?,
@@ -205,6 +207,31 @@ fn memcpy(threads: usize, batch: usize, sample_bytes: usize) -> f64 {
     (copies * sample_bytes * threads.max(1)) as f64 / started.elapsed().as_secs_f64()
 }
 
+/// Microseconds per sample of a data set whose entries are all cached: announce as far ahead as the loader does, read, retire, with the
+/// directory's round trips, on one thread. With windows of few rows it is the cost of a lookup that hits.
+fn hit_us(options: &Options, rank: &Rank) -> Result<f64> {
+    let train = &rank.data.datasets.train;
+    let mut slots: Vec<Vec<u8>> = train.fields().iter().map(|field| vec![0; field.sample_bytes()]).collect();
+    let mut scratch = Scratch::default();
+    // Of the last epoch, of which every entry is known.
+    let epoch = options.epochs - 1;
+    let order = rank.order.epoch(epoch);
+    let ids: Vec<u64> = (0..train.len() as u64).filter_map(|position| order.at(position)).collect();
+    let batches: Vec<BatchAhead> = ids.chunks(options.batch).map(|ids| BatchAhead { epoch, ids }).collect();
+    let ahead = (2 * options.loader.slots).min(batches.len());
+    batches[..ahead].iter().for_each(|batch| train.announce(*batch));
+    let started = Instant::now();
+    for (n, batch) in batches.iter().enumerate() {
+        batches.get(n + ahead).into_iter().for_each(|next| train.announce(*next));
+        for id in batch.ids {
+            let mut out: Vec<&mut [u8]> = slots.iter_mut().map(Vec::as_mut_slice).collect();
+            train.read(*id as usize, &mut out, &mut scratch)?;
+        }
+        train.retire(*batch);
+    }
+    Ok(1e6 * started.elapsed().as_secs_f64() / ids.len() as f64)
+}
+
 /// The least chunks per chunk and epoch that any policy could read, walking this order one sample at a time.
 fn optimum(options: &Options, order: &Order, chunks: u64, capacity: u64) -> Option<f64> {
     let per_chunk = options.per_chunk;
@@ -298,9 +325,11 @@ fn main() -> Result<()> {
         }));
         before = stats.unwrap_or_default();
     }
+    let hit_us = (options.hits && options.epochs > 0).then(|| hit_us(&options, &ranks[0])).transpose()?;
     let line = json!({
         "files": files, "windows": plain.datasets.train.len(), "entries": entries, "entry_bytes": bytes,
-        "capacity_bytes": capacity_bytes, "memcpy_bytes_per_s": memcpy, "optimum": least, "epochs": epochs,
+        "capacity_bytes": capacity_bytes, "memcpy_bytes_per_s": memcpy, "optimum": least, "hit_us": hit_us,
+        "epochs": epochs,
     });
     println!("{line}");
     Ok(())
