@@ -14,7 +14,7 @@ use headroom::data::source::hdf5::Reader;
 use headroom::data::{BatchAhead, DataError, Dataset, FieldSpec, Scratch};
 use headroom::task::Team;
 use headroom::task::emg::data::{EmgData, open_datasets};
-use launcher::cache::simulate::Trace;
+use launcher::cache::simulate::{Grain, Trace, Walk};
 use launcher::cache::{CacheHost, HostPlan, PolicyKind};
 use launcher::config::{CachePolicy, DataConfig, ShuffleMode};
 use launcher::contract::cache::CacheStats;
@@ -271,7 +271,24 @@ fn total(stats: &CacheStats, before: &CacheStats) -> Value {
     })
 }
 
+/// Reads per chunk and epoch of a trace of 16 samples per chunk with a quarter cached, through the directory alone.
+fn simulated() -> Value {
+    let trace = Trace::shuffled(4000, 16, 4, SEED);
+    let walk = Walk { world_size: 3, batch: 4, ahead: 2 };
+    let reads = |policy, grain| trace.walk(policy, 1000, grain, walk).per_chunk_and_epoch;
+    json!({ "simulated": {
+        "lru": reads(PolicyKind::Lru, Grain::Chunk),
+        "next_use by chunk": reads(PolicyKind::NextUse, Grain::Chunk),
+        "clairvoyant optimum by chunk": trace.optimum(1000),
+        "next_use by sample": reads(PolicyKind::NextUse, Grain::Sample),
+    }})
+}
+
 fn main() -> Result<()> {
+    if std::env::args().any(|arg| arg == "--simulate") {
+        println!("{}", simulated());
+        return Ok(());
+    }
     let options = options()?;
     let index = Path::new(&options.data).with_extension("index");
     std::fs::create_dir_all(&index)?;
