@@ -94,7 +94,7 @@ def main():
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--cache-gb", type=float, default=0.1)
-    parser.add_argument("--budget", default="8GiB")
+    parser.add_argument("--budget", default="1.25GiB")
     parser.add_argument("--json", help="write every sample to this file")
     args = parser.parse_args()
     data = sample_data(ROOT / "sample-data" / "bench-contiguous-60", "contiguous", 60)

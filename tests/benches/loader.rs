@@ -93,12 +93,7 @@ fn options() -> Result<Options> {
         per_chunk: number("--per-chunk", "0")?,
         memcpy: number("--memcpy", "0")? > 0,
         hits: number("--hits", "0")? > 0,
-        loader: LoaderSpec {
-            threads,
-            slots: number("--slots", "6")?,
-            micro_batch: batch,
-            ..LoaderSpec::default()
-        },
+        loader: LoaderSpec { threads, slots: number("--slots", "6")?, micro_batch: batch, ..LoaderSpec::default() },
         config,
     })
 }
