@@ -60,6 +60,11 @@ impl Trace {
         Self { samples, samples_per_chunk, chunks }
     }
 
+    /// The order of whole epochs, sample ids counted chunk by chunk; each id is below `chunks × samples_per_chunk`.
+    pub fn of(samples: Vec<u32>, chunks: usize, samples_per_chunk: usize) -> Self {
+        Self { samples, samples_per_chunk, chunks }
+    }
+
     fn epoch_len(&self) -> usize {
         self.chunks * self.samples_per_chunk
     }

@@ -93,14 +93,14 @@ impl CacheClient {
         let seal = self.seal_bytes() as u64;
         let mut table = self.inner.lock();
         table.announce(wants.iter().map(|want| Want { bytes: want.bytes + seal, ..*want }));
-        self.inner.send(&table);
+        self.inner.send(&mut table);
     }
 
     /// The batch was read, or never will be: the inverse of [`CacheClient::announce`].
     pub fn retire(&self, keys: impl Iterator<Item = u64>) {
         let mut table = self.inner.lock();
         keys.for_each(|key| table.leave(key));
-        self.inner.send(&table);
+        self.inner.send(&mut table);
     }
 
     /// Gives the bytes of an entry to `take`, filled by `fill` where they are not there. While it has to wait it fills
@@ -116,7 +116,7 @@ impl CacheClient {
         let _user = User { client: self, key: want.key };
         let mut table = self.inner.lock();
         table.enter(want);
-        self.inner.send(&table);
+        self.inner.send(&mut table);
         let mut since = None;
         loop {
             if let Some(problem) = &table.failed {
@@ -195,7 +195,7 @@ impl CacheClient {
     pub fn node_stats(&self) -> CacheStats {
         let mut table = self.inner.lock();
         table.ask_stats();
-        self.inner.send(&table);
+        self.inner.send(&mut table);
         table.directory
     }
 
@@ -265,7 +265,7 @@ impl Drop for User<'_> {
     fn drop(&mut self) {
         let mut table = self.client.inner.lock();
         table.leave(self.key);
-        self.client.inner.send(&table);
+        self.client.inner.send(&mut table);
     }
 }
 
@@ -291,7 +291,7 @@ impl Drop for FillGuard<'_> {
         if let Some(span) = self.span.take() {
             table.not_filled(self.key, span);
         }
-        inner.send(&table);
+        inner.send(&mut table);
         inner.changed.notify_all();
     }
 }
@@ -309,8 +309,9 @@ impl Inner {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send(&self, table: &MutexGuard<'_, Table>) {
-        if !table.out.is_empty() {
+    /// Wakes the sending thread, once for all messages until it takes them: each wake is a system call.
+    fn send(&self, table: &mut Table) {
+        if !table.out.is_empty() && !std::mem::replace(&mut table.told, true) {
             self.outgoing.notify_one();
         }
     }
@@ -345,7 +346,7 @@ impl Inner {
         while let Some(message) = decoder.next_message::<FromDirectory>().map_err(|e| e.to_string())? {
             table.hear(message)?;
         }
-        self.send(&table);
+        self.send(&mut table);
         let work = table.has_fill();
         drop(table);
         self.changed.notify_all();
@@ -368,6 +369,7 @@ impl Inner {
                 table = self.outgoing.wait(table).unwrap_or_else(PoisonError::into_inner);
             }
             let messages = std::mem::take(&mut table.out);
+            table.told = false;
             if table.failed.is_some() {
                 return;
             }

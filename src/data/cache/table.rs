@@ -108,6 +108,8 @@ pub(super) struct Table {
     held_bytes: u64,
     /// Messages to send, in order.
     pub(super) out: Vec<ToDirectory>,
+    /// The sending thread was woken for them.
+    pub(super) told: bool,
     /// Why nothing can be read any more.
     pub(super) failed: Option<String>,
     pub(super) stats: ClientStats,
@@ -128,6 +130,7 @@ impl Table {
             ahead_bytes,
             held_bytes: 0,
             out: Vec::new(),
+            told: false,
             failed: None,
             stats: ClientStats::default(),
             directory: CacheStats::default(),
