@@ -206,7 +206,7 @@ fn print(message: &FromRank) {
             p.loss,
             p.samples_per_s
         ),
-        FromRank::Hello { .. } | FromRank::Done => Ok(()),
+        FromRank::Hello { .. } | FromRank::Relieved(_) | FromRank::Done => Ok(()),
     };
 }
 
@@ -215,6 +215,7 @@ fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String)) {
     loop {
         match read_frame::<ToRank>(&mut socket) {
             Ok(Some(ToRank::PeerFailed { rank, error })) => on_peer_failed(rank, error),
+            Ok(Some(ToRank::Relieve { .. })) => {}
             Ok(None) => return,
             Err(error) => {
                 tracing::warn!("control messages from the launcher end here: {error}");

@@ -25,6 +25,8 @@ pub enum FromRank {
         step: Option<u64>,
         error: String,
     },
+    /// What came of a [`ToRank::Relieve`].
+    Relieved(Relieved),
     /// All work is done, everything is written.
     Done,
 }
@@ -35,6 +37,38 @@ pub enum FromRank {
 pub enum ToRank {
     /// Another rank failed: leave every collective now and exit with [`super::exit::PEER`].
     PeerFailed { rank: u32, error: String },
+    /// Memory is short, or is no longer: do this and answer [`FromRank::Relieved`] with the same number.
+    Relieve { order: u64, action: Relief },
+}
+
+/// One rung of the ladder that gives memory back. Ranks apply each between two steps; [`Relief::HalveMicroBatch`] and
+/// [`Relief::Stop`] take effect at a step that all ranks agree on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Relief {
+    /// No batch is begun ahead of the one that the step waits for.
+    PausePrefetch,
+    /// At most so many loader threads decode.
+    Decoders { threads: usize },
+    /// Host and device allocators give back what is free.
+    TrimAllocators,
+    /// Half the micro-batch, twice the accumulation: the same global batch in the same order.
+    HalveMicroBatch,
+    /// A checkpoint, then a clean end; `reason` is for people.
+    Stop { reason: String },
+    /// Pressure is over: prefetching and decoders as planned. The micro-batch stays.
+    Resume,
+}
+
+/// Memory of the rank around one [`Relief`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Relieved {
+    pub order: u64,
+    pub step: u64,
+    pub uss_before_bytes: u64,
+    pub uss_after_bytes: u64,
+    /// What was done, for people: `micro-batch 64 → 32, accumulation 1 → 2`.
+    pub text: String,
 }
 
 /// What the progress bar shows.

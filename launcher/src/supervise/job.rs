@@ -369,7 +369,7 @@ impl<'a> Job<'a> {
             }
             FromRank::Line { text } => self.children[index].line(&text, self.watcher),
             FromRank::Failed { code, step, error } => self.verdict.said(index, Said { code, step, error }),
-            FromRank::Done => {}
+            FromRank::Relieved(_) | FromRank::Done => {}
         }
     }
 
