@@ -6,6 +6,7 @@ use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo, rendezvous};
 use crate::data::DataError;
 use crate::data::cache::{CacheClient, ClientSpec, inherited_memory};
+use crate::monitor::{MemorySummary, explain};
 use crate::report::memory::{MemorySampler, Probe};
 use crate::report::records::{RecordWriter, write_summary};
 use crate::report::{Reporter, plots};
@@ -68,6 +69,11 @@ pub fn main() -> u8 {
                 }
                 _ => None,
             };
+            if let RankError::Train(TrainError::OutOfMemory { rank: at, message, .. }) = &error
+                && *at == rank
+            {
+                explain(message, &MemorySummary::now()).into_iter().for_each(|line| reporter.line(line));
+            }
             reporter.failed(code, step, error.to_string());
             code
         }

@@ -217,3 +217,6 @@ fn rule(train: &TrainConfig) -> Rule {
         OptimizerKind::Sgd => Rule::Sgd { momentum, nesterov: false, weight_decay },
     }
 }
+
+#[cfg(test)]
+mod tests;
