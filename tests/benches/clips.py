@@ -84,7 +84,8 @@ def main():
     with_voxels, torch_runs = [], []
     frames = ours(bench, data, epochs=0)[0]["frames"]
     wanted = int(0.17 * frames * TENSOR_BYTES)
-    cache_bytes = min(wanted, available_bytes() // 2 // (RANKS * THREADS))
+    share = 4 if args.quick else 2
+    cache_bytes = min(wanted, available_bytes() // share // (RANKS * THREADS))
     for _ in range(repeats):
         for name, options in CASES:
             few = 2 if name == "no cache" else epochs
