@@ -91,7 +91,7 @@ def main():
             few = 2 if name == "no cache" else epochs
             found[name].append(ours(bench, data, epochs=few, **options))
         with_voxels.append(ours(bench, data, epochs=epochs, cache_share=1.05, voxels=1))
-        torch_runs.append(theirs(data, cache_bytes, 3, THREADS))
+        torch_runs.append(theirs(data, cache_bytes, 2, THREADS))
     line = found["compact, whole"][0][0]
     frame_bytes, failed = line["frame_bytes"], []
     mb = lambda value: f"{value / 1e6:,.1f} MB"
