@@ -18,7 +18,7 @@ mod throttle;
 mod worker;
 
 pub use order::{order_of, train_order};
-pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle};
+pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle, mix};
 pub use slots::slot_bytes;
 pub use throttle::Throttle;
 
