@@ -1,0 +1,3 @@
+//! Task `deblur`: video deblurring with a spike camera.
+
+pub mod model;
