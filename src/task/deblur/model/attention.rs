@@ -46,11 +46,8 @@ impl WindowAttention {
         let qkv = windows.split(&self.qkv_self.forward(x), 3, self.heads);
         let bias = self.table.index_select(0, &windows.pairs).reshape([n, n, self.heads]).permute([2, 0, 1]);
         let out = match &windows.masks {
-            None => attend(&qkv[0], &qkv[1], &qkv[2], Some(&bias.unsqueeze(0))),
-            Some((kinds, apart)) => {
-                let by_kind = (bias.unsqueeze(0) + apart.unsqueeze(1)).index_select(0, kinds);
-                masked(&qkv[0], &qkv[1], &qkv[2], &by_kind)
-            }
+            None => attend(&qkv[0], &qkv[1], &qkv[2], Some(&bias)),
+            Some((kinds, apart)) => masked(&qkv, Some(&bias), &apart.index_select(0, kinds)),
         };
         windows.join(&out)
     }
@@ -64,41 +61,59 @@ impl WindowAttention {
         let (all, n, width) = (qkv[0].size()[0], h * w, qkv[0].size()[3]);
         let by_frame = |t: &Tensor| t.reshape([all, self.heads, frames, n, width]);
         let per_head = |t: Tensor| t.reshape([all, self.heads * frames, n, width]);
-        let q = per_head(by_frame(&qkv[0]).flip([2]));
-        let (k, v) = (per_head(by_frame(&qkv[1])), per_head(by_frame(&qkv[2])));
+        let qkv = [by_frame(&qkv[0]).flip([2]), by_frame(&qkv[1]), by_frame(&qkv[2])].map(per_head);
         let out = match &windows.masks {
-            None => attend(&q, &k, &v, None),
-            Some((kinds, apart)) => {
-                // Frames of a wrapped window are apart as a whole, which changes no softmax: places alone count.
-                let places = apart.narrow(1, 0, n).narrow(2, 0, n).index_select(0, kinds).unsqueeze(1);
-                let mask = places.expand([-1, self.heads * frames, -1, -1], false);
-                masked(&q, &k, &v, &mask)
-            }
+            None => attend(&qkv[0], &qkv[1], &qkv[2], None),
+            // Frames of a wrapped window are apart as a whole, which changes no softmax: places alone count.
+            Some((kinds, apart)) => masked(&qkv, None, &apart.narrow(1, 0, n).narrow(2, 0, n).index_select(0, kinds)),
         };
         windows.join(&out.reshape([all, self.heads, frames * n, width]))
     }
 }
 
-/// Attention with a mask per window `[windows, heads, N, N]`, alike for all samples of `[B · windows, heads, N, c]`.
-fn masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
-    let (size, windows) = (q.size(), mask.size()[0]);
-    let all_heads = [size[0] / windows, windows * size[1], size[2], size[3]];
-    let [q, k, v] = [q, k, v].map(|t| t.reshape(all_heads));
-    let mask = mask.reshape([1, windows * size[1], size[2], size[2]]);
-    attend(&q, &k, &v, Some(&mask)).reshape(&*size)
+/// Attention of `[B · windows, heads, N, c]` with a mask per window `[windows, N, N]`, alike for samples and heads.
+fn masked(qkv: &[Tensor], bias: Option<&Tensor>, mask: &Tensor) -> Tensor {
+    let (size, windows) = (qkv[0].size(), mask.size()[0]);
+    let (heads, n) = (size[1], size[2]);
+    let mask = mask.unsqueeze(1);
+    if qkv[0].device() == Device::Cpu {
+        let by_window = [size[0] / windows, windows, heads, n, n];
+        return weigh(&qkv[0], &qkv[1], &qkv[2], |scores| {
+            if let Some(bias) = bias {
+                let _ = scores.g_add_(bias);
+            }
+            let _ = scores.view(by_window).g_add_(&mask);
+        });
+    }
+    // One mask per sample: all its windows are heads of it.
+    let all_heads = [size[0] / windows, windows * heads, n, size[3]];
+    let by_head = match bias {
+        Some(bias) => mask + bias,
+        None => mask.expand([-1, heads, -1, -1], false),
+    };
+    let bias = by_head.reshape([windows * heads, n, n]);
+    let [q, k, v] = [0, 1, 2].map(|i| qkv[i].reshape(all_heads));
+    attend(&q, &k, &v, Some(&bias)).reshape(&*size)
 }
 
-/// `softmax(q·kᵀ/√c + bias)·v` of `[.., heads, N, c]`.
+/// `softmax(q·kᵀ/√c + bias)·v` of `[B, heads, N, c]`, `bias` `[heads, N, N]`.
 pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let scale = 1.0 / (q.size()[3] as f64).sqrt();
     if q.device() != Device::Cpu {
-        let bias = bias.map(|b| b.to_kind(q.kind()));
-        return Tensor::scaled_dot_product_attention(q, k, v, bias, 0.0, false, scale, false);
+        let bias = bias.map(|b| b.unsqueeze(0).to_kind(q.kind()));
+        return Tensor::scaled_dot_product_attention(q, k, v, bias, 0.0, false, None, false);
     }
-    let scores = (q * scale).matmul(&k.transpose(2, 3));
-    let scores = match bias {
-        Some(bias) => scores + bias,
-        None => scores,
-    };
+    weigh(q, k, v, |scores| {
+        if let Some(bias) = bias {
+            let _ = scores.g_add_(bias);
+        }
+    })
+}
+
+/// Attention spelt out, which for windows of a few dozen tokens is the quicker way on a CPU. `add` changes the scores in
+/// place: no backward formula needs them.
+fn weigh(q: &Tensor, k: &Tensor, v: &Tensor, add: impl FnOnce(&mut Tensor)) -> Tensor {
+    let scale = 1.0 / (q.size()[3] as f64).sqrt();
+    let mut scores = (q * scale).matmul(&k.transpose(2, 3));
+    add(&mut scores);
     scores.softmax(-1, None::<Kind>).to_kind(v.kind()).matmul(v)
 }

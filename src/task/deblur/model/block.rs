@@ -1,15 +1,15 @@
 //! TMSA: attention and feed-forward with residuals, and groups of such blocks.
 
 use super::attention::WindowAttention;
-use super::layers::{Geglu, Norm, child, drop_path, maybe_recompute};
+use super::layers::{Draws, Geglu, Norm, child, maybe_recompute};
 use super::window::Geometries;
 use tch::{Tensor, nn};
 
 /// What a forward pass needs besides its tensors.
 pub struct Context<'a> {
     pub geometries: &'a Geometries,
-    /// Drop-path on.
-    pub train: bool,
+    /// Where drop-path draws from.
+    pub draws: Draws,
     pub checkpoint_attn: bool,
     pub checkpoint_ffn: bool,
 }
@@ -51,7 +51,7 @@ impl Tmsa {
     fn forward(&self, x: &Tensor, window: [i64; 3], context: &Context) -> Tensor {
         let size = x.size();
         let windows = context.geometries.get([size[1], size[2], size[3]], window, self.shifted, x.device());
-        let drop = || drop_path(self.drop_path, size[0], context.train, x.device());
+        let drop = || context.draws.drop_path(self.drop_path, size[0], x.device());
         let (norm, attn, factor) = (self.norm1.clone(), self.attn.clone(), drop());
         let x = maybe_recompute(context.checkpoint_attn, &[x], move |x| {
             let y = attn.forward(&norm.forward(&x[0]), &windows);

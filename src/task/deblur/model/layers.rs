@@ -1,8 +1,9 @@
 //! Small layers whose clones share their parameters, so that a recomputed part can hold its own.
 
 use crate::torch;
+use std::cell::Cell;
 use std::ops::Deref;
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Device, Tensor, nn};
 
 const LAYER_NORM_EPS: f64 = 1e-5;
 
@@ -77,12 +78,12 @@ impl Norm {
     }
 }
 
-/// Convolution with stride 1 (or `stride`) that keeps the size: padding (k-1)/2 in every dimension.
+/// Convolution that keeps the size: stride 1, padding (k-1)/2 in every dimension.
 #[derive(Clone, Debug)]
 pub struct Conv {
     pub weight: Shared,
     pub bias: Shared,
-    stride: Vec<i64>,
+    stride: i64,
 }
 
 impl Conv {
@@ -91,28 +92,42 @@ impl Conv {
         let bound = gain / ((inputs * kernel.iter().product::<i64>()) as f64).sqrt();
         let init = if gain > 0.0 { nn::Init::Uniform { lo: -bound, up: bound } } else { nn::Init::Const(0.0) };
         let shape = [&[outputs, inputs], kernel].concat();
-        Self {
-            weight: Shared(p.var("weight", &shape, init)),
-            bias: Shared(p.var("bias", &[outputs], init)),
-            stride: vec![1; kernel.len()],
-        }
+        Self { weight: Shared(p.var("weight", &shape, init)), bias: Shared(p.var("bias", &[outputs], init)), stride: 1 }
     }
 
-    pub fn with_stride(mut self, stride: &[i64]) -> Self {
-        self.stride = stride.to_vec();
+    /// Rows and columns are halved.
+    pub fn halving(mut self) -> Self {
+        self.stride = 2;
         self
     }
 
-    /// `[N, C, H, W]`, or `[N, C, T, H, W]` for three-dimensional kernels.
+    /// `[N, C, H, W]` with a kernel of two numbers.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let size = self.weight.size();
-        let padding: Vec<i64> = size[2..].iter().map(|k| k / 2).collect();
-        let one = vec![1; padding.len()];
-        if padding.len() == 3 {
-            x.conv3d(&self.weight, Some(&*self.bias), &self.stride, &padding, &one, 1)
+        self.convolve(x, &self.weight)
+    }
+
+    /// `[B, T, C, H, W]` with a kernel of three numbers, the first of them 1 or 3, frames kept. Each frame and its
+    /// neighbours are channels of a two-dimensional convolution: libtorch has no fast one of three dimensions for a
+    /// batch of one on a CPU.
+    pub fn over_time(&self, x: &Tensor) -> Tensor {
+        let (shape, size) = (x.size(), self.weight.size());
+        let (frames, c) = (shape[1], shape[2]);
+        let x = if size[2] == 1 {
+            x.shallow_clone()
         } else {
-            x.conv2d(&self.weight, Some(&*self.bias), &self.stride, &padding, &one, 1)
-        }
+            let padded = x.constant_pad_nd([0, 0, 0, 0, 0, 0, 1, 1]);
+            Tensor::cat(&[0, 1, 2].map(|at| padded.narrow(1, at, frames)), 2)
+        };
+        let weight = self.weight.transpose(1, 2).reshape([size[0], size[2] * c, size[3], size[4]]);
+        let y = self.convolve(&x.reshape([-1, size[2] * c, shape[3], shape[4]]), &weight);
+        let side = y.size();
+        y.reshape([shape[0], frames, size[0], side[2], side[3]])
+    }
+
+    fn convolve(&self, x: &Tensor, weight: &Tensor) -> Tensor {
+        let size = weight.size();
+        let padding = [size[2] / 2, size[3] / 2];
+        x.conv2d(weight, Some(&*self.bias), [self.stride; 2], padding, [1, 1], 1)
     }
 }
 
@@ -155,16 +170,35 @@ impl Mlp {
     }
 }
 
-/// Factors `[B, 1, 1, 1, 1]` that drop a residual branch of whole samples with probability `rate` and keep its mean;
-/// absent: nothing is dropped. Drawn from torch's CPU generator, once per call and before the branch runs, so that a
-/// branch that is recomputed meets the same factors.
-pub fn drop_path(rate: f64, batch: i64, train: bool, device: Device) -> Option<Shared> {
-    if !train || rate <= 0.0 {
-        return None;
+/// Random numbers of one forward pass: the n-th draw is a function of (seed, n), whatever else runs.
+pub struct Draws {
+    seed: Option<u64>,
+    count: Cell<u64>,
+}
+
+impl Draws {
+    /// Without a seed nothing is dropped.
+    pub fn new(seed: Option<u64>) -> Self {
+        Self { seed, count: Cell::new(0) }
     }
-    let keep = 1.0 - rate;
-    let draws = Tensor::rand([batch, 1, 1, 1, 1], (Kind::Float, Device::Cpu));
-    Some(Shared(((draws + keep).floor() / keep).to_device(device)))
+
+    /// Uniform in [0, 1): SplitMix64 of seed and number.
+    fn next(&self, seed: u64) -> f64 {
+        self.count.set(self.count.get() + 1);
+        let mut z = seed.wrapping_add(self.count.get().wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Factors `[B, 1, 1, 1, 1]` that drop a residual branch of whole samples with probability `rate` and keep its mean;
+    /// absent: nothing is dropped. Taken before the branch runs, so that one that is recomputed meets the same factors.
+    pub fn drop_path(&self, rate: f64, batch: i64, device: Device) -> Option<Shared> {
+        let seed = self.seed.filter(|_| rate > 0.0)?;
+        let kept = (1.0 / (1.0 - rate)) as f32;
+        let factors: Vec<f32> = (0..batch).map(|_| if self.next(seed) < rate { 0.0 } else { kept }).collect();
+        Some(Shared(Tensor::from_slice(&factors).reshape([batch, 1, 1, 1, 1]).to_device(device)))
+    }
 }
 
 /// `part(inputs)`, recomputed during backward where `checkpoint` says so.
@@ -180,5 +214,36 @@ where
         Ok(y) => y,
         // As tch's own operations do; the step turns it into its error.
         Err(error) => panic!("{error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn over_time_is_a_convolution_of_three_dimensions() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let x = Tensor::randn([2, 4, 5, 6, 8], (Kind::Float, Device::Cpu));
+        for (name, frames, stride) in [("a", 3, 1), ("b", 3, 2), ("c", 1, 1)] {
+            let conv = Conv::new(&(vs.root() / name), 5, 7, &[frames, 3, 3], 1.0);
+            let conv = if stride == 2 { conv.halving() } else { conv };
+            let weights = (&*conv.weight, Some(&*conv.bias));
+            let padding = [frames / 2, 1, 1];
+            let right = x.transpose(1, 2).conv3d(weights.0, weights.1, [1, stride, stride], padding, [1, 1, 1], 1);
+            let y = conv.over_time(&x).transpose(1, 2);
+            assert_eq!(y.size(), right.size());
+            assert!((y - right).abs().max().double_value(&[]) < 1e-5, "{name}");
+        }
+    }
+
+    #[test]
+    fn drop_path_keeps_the_mean_and_repeats_with_its_seed() {
+        let draw = |seed: u64| Draws::new(Some(seed)).drop_path(0.25, 4000, Device::Cpu).unwrap();
+        let mean = draw(1).mean(Kind::Float).double_value(&[]);
+        assert!((mean - 1.0).abs() < 0.05, "{mean}");
+        assert!(*draw(1) == *draw(1) && *draw(1) != *draw(2));
+        assert!(Draws::new(None).drop_path(0.25, 4, Device::Cpu).is_none());
     }
 }

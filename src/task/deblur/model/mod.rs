@@ -22,11 +22,11 @@ mod window;
 pub use spike::SpikeShape;
 
 use block::{Context, Group, GroupShape};
-use layers::{Conv, Linear, Norm, child};
+use layers::{Conv, Draws, Linear, Norm, child};
 use spike::{SpikeEncoder, TemporalAttention, Tiles};
 use spynet::{Flows, SCALES, SpyNet};
 use stage::{Scale, ScaleFlow, Stage, StageShape};
-use tch::{Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 use window::Geometries;
 
 /// Stages of the U-net.
@@ -251,13 +251,19 @@ impl Vrt {
 
     /// Sharp frames of blurred ones: `blur` `[B, T, 3, H, W]` in [0, 1], `spikes` `[B, T, K, H, W]` or absent, result
     /// `[B, T, 3, H, W]`, not clamped. Any height and width: sides are padded to multiples of 8 inside. Without spikes
-    /// a model with a spike branch runs on images alone. `train`: drop-path on, drawn from torch's generator.
+    /// a model with a spike branch runs on images alone. `train`: drop-path on, with a seed from torch's generator.
     pub fn forward(&self, blur: &Tensor, spikes: Option<&Tensor>, train: bool) -> Tensor {
+        let draw = || Tensor::randint(i64::MAX, [1], (Kind::Int64, Device::Cpu)).int64_value(&[0]) as u64;
+        self.forward_seeded(blur, spikes, train.then(draw))
+    }
+
+    /// [`Vrt::forward`] with drop-path drawn from `seed`; absent: off.
+    pub fn forward_seeded(&self, blur: &Tensor, spikes: Option<&Tensor>, seed: Option<u64>) -> Tensor {
         let size = blur.size();
         let clip = pad(blur);
         let context = Context {
             geometries: &self.geometries,
-            train,
+            draws: Draws::new(seed),
             checkpoint_attn: self.checkpoint[0],
             checkpoint_ffn: self.checkpoint[1],
         };
@@ -368,9 +374,9 @@ fn pad(x: &Tensor) -> Tensor {
     flat.reshape([size[0], size[1], size[2], size[3] + down, size[4] + right])
 }
 
-/// A `[1, 3, 3]` convolution of `[B, T, H, W, C]`.
+/// A convolution of `[B, T, H, W, C]`.
 fn convolve(conv: &Conv, x: &Tensor) -> Tensor {
-    conv.forward(&x.permute([0, 4, 1, 2, 3])).permute([0, 2, 3, 4, 1])
+    conv.over_time(&x.permute([0, 1, 4, 2, 3])).permute([0, 1, 3, 4, 2])
 }
 
 /// Each frame with the four pixels around where the flow puts it in the next frame and in the one before:

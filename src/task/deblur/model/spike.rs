@@ -33,7 +33,7 @@ struct Residual(Conv, Conv);
 
 impl Residual {
     fn forward(&self, x: &Tensor) -> Tensor {
-        x + self.1.forward(&self.0.forward(x).relu())
+        x + self.1.over_time(&self.0.over_time(x).relu())
     }
 }
 
@@ -54,20 +54,20 @@ impl SpikeEncoder {
         Self {
             first: conv(p / "conv_in", bins),
             blocks: (0..SCALES).map(|scale| (0..BLOCKS).map(|i| block(scale, i)).collect()).collect(),
-            downs: (1..SCALES).map(|i| conv(child(&(p / "downs"), i - 1), features).with_stride(&[1, 2, 2])).collect(),
+            downs: (1..SCALES).map(|i| conv(child(&(p / "downs"), i - 1), features).halving()).collect(),
         }
     }
 
     /// Voxels `[B, T, K, H, W]` to features `[B, T, H/s, W/s, C]` for s = 1, 2, 4, 8.
     pub fn forward(&self, voxels: &Tensor) -> Vec<Tensor> {
-        let mut x = self.first.forward(&voxels.transpose(1, 2)).relu();
+        let mut x = self.first.over_time(voxels).relu();
         let mut scales = Vec::with_capacity(SCALES);
         for (scale, blocks) in self.blocks.iter().enumerate() {
             if scale > 0 {
-                x = self.downs[scale - 1].forward(&x).relu();
+                x = self.downs[scale - 1].over_time(&x).relu();
             }
             x = blocks.iter().fold(x, |x, block| block.forward(&x));
-            scales.push(x.permute([0, 2, 3, 4, 1]).contiguous());
+            scales.push(x.permute([0, 1, 3, 4, 2]).contiguous());
         }
         scales
     }
