@@ -4,9 +4,13 @@
 
 #![allow(unsafe_code)]
 
+mod live;
 mod memory;
+mod recompute;
 
+pub use live::LiveBytes;
 pub use memory::{DeviceMemory, catch_out_of_memory, device_memory, error_of, is_out_of_memory, release_caches};
+pub use recompute::recompute;
 
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};

@@ -1,4 +1,5 @@
-//! Video deblurring with a spike camera.
+//! Task `deblur`: video deblurring with a spike camera.
 
 pub mod data;
+pub mod model;
 pub mod sample;
