@@ -14,7 +14,7 @@ mod table;
 pub(crate) mod testing;
 
 pub use client::{CacheClient, ClientSpec};
-pub use table::{ClientStats, Want};
+pub use table::{ClientStats, Offer, Want};
 
 use super::DataError;
 use std::fs::File;

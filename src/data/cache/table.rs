@@ -3,8 +3,13 @@
 //! Pure state: messages in, messages out. An entry is acquired once however many batches in flight need it, and released
 //! after the last of them.
 
+mod offers;
+
 use super::map::{ReadSpan, SharedMap, WriteSpan};
 use launcher::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
+use offers::Asked;
+pub use offers::Offer;
+pub(super) use offers::Offered;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -70,6 +75,10 @@ struct Entry {
     fresh: bool,
     /// Its checksum was looked at, or need not be.
     checked: bool,
+    /// It was refused, and asked for once more.
+    again: bool,
+    /// A reader was told to read it past the cache.
+    passed: bool,
 }
 
 /// What a reader finds.
@@ -98,7 +107,9 @@ pub(super) struct Table {
     map: Arc<SharedMap>,
     entries: HashMap<u64, Entry>,
     /// `Acquire`s without a reply, oldest first.
-    under_way: VecDeque<(u64, Vec<u64>)>,
+    under_way: VecDeque<(u64, Asked)>,
+    /// What became of offers, by ticket; in their order.
+    offered: HashMap<u64, Vec<Option<WriteSpan>>>,
     next_ticket: u64,
     deferred: VecDeque<u64>,
     /// Keys granted for filling, oldest first; some are no longer.
@@ -124,6 +135,7 @@ impl Table {
             map,
             entries: HashMap::new(),
             under_way: VecDeque::new(),
+            offered: HashMap::new(),
             next_ticket: 0,
             deferred: VecDeque::new(),
             granted: VecDeque::new(),
@@ -187,7 +199,8 @@ impl Table {
         }
     }
 
-    pub(super) fn look(&mut self, key: u64) -> Look {
+    /// `again`: what was refused when it was announced is asked for once more; another rank may have stored it since.
+    pub(super) fn look(&mut self, key: u64, again: bool) -> Look {
         let Some(entry) = self.entries.get_mut(&key) else {
             return Look::Bypass;
         };
@@ -198,7 +211,12 @@ impl Table {
                 entry.fresh = false;
                 Look::Ready { span: Arc::clone(span), checked: entry.checked }
             }
+            Place::Bypass if again && !entry.again => {
+                self.ask_again(key);
+                Look::Busy(Busy::Asked)
+            }
             Place::Bypass => {
+                entry.passed = true;
                 self.stats.bypasses += 1;
                 Look::Bypass
             }
@@ -254,7 +272,7 @@ impl Table {
     pub(super) fn not_filled(&mut self, key: u64, span: WriteSpan) {
         drop(span);
         if let Some(entry) = self.entries.get_mut(&key) {
-            entry.place = Place::Bypass;
+            (entry.place, entry.again) = (Place::Bypass, true);
             self.held_bytes -= entry.bytes;
             let unused = entry.users == 0;
             self.abandon(key);
@@ -285,14 +303,19 @@ impl Table {
     pub(super) fn hear(&mut self, message: FromDirectory) -> Result<(), String> {
         match message {
             FromDirectory::Granted { ticket, grants } => {
-                let Some((asked, keys)) = self.under_way.pop_front() else {
+                let Some((known, asked)) = self.under_way.pop_front() else {
                     return Err(format!("a reply to request {ticket}, none is under way"));
                 };
-                if (asked, keys.len()) != (ticket, grants.len()) {
-                    let (found, wanted) = (grants.len(), keys.len());
-                    return Err(format!("{found} grants for request {ticket}, {wanted} are due for request {asked}"));
+                if (known, asked.len()) != (ticket, grants.len()) {
+                    let (found, wanted) = (grants.len(), asked.len());
+                    return Err(format!("{found} grants for request {ticket}, {wanted} are due for request {known}"));
                 }
-                keys.into_iter().zip(grants).try_for_each(|(key, grant)| self.settle(key, grant))
+                match asked {
+                    Asked::Wants(keys) => {
+                        keys.into_iter().zip(grants).try_for_each(|(key, grant)| self.settle(key, grant))
+                    }
+                    Asked::Offers(items) => self.settle_offers(ticket, &items, &grants),
+                }
             }
             FromDirectory::Settled { key, grant } => {
                 if !matches!(self.entries.get(&key), Some(Entry { place: Place::Waiting, .. })) || grant == Grant::Wait
@@ -346,18 +369,35 @@ impl Table {
             self.held_bytes += want.bytes;
         }
         let Want { key, bytes, next_use } = want;
-        self.entries.insert(key, Entry { bytes, users: 1, next_use, place, fresh: false, checked: false });
+        let entry =
+            Entry { bytes, users: 1, next_use, place, fresh: false, checked: false, again: false, passed: false };
+        self.entries.insert(key, entry);
     }
 
     fn ask(&mut self, mut items: Vec<Item>) {
         while !items.is_empty() {
             let rest = items.split_off(items.len().min(MESSAGE_KEYS));
-            let ticket = self.next_ticket;
-            self.next_ticket += 1;
-            self.under_way.push_back((ticket, items.iter().map(|item| item.key).collect()));
+            let ticket = self.await_reply(Asked::Wants(items.iter().map(|item| item.key).collect()));
             self.out.push(ToDirectory::Acquire { ticket, items });
             items = rest;
         }
+    }
+
+    /// The ticket of a request that leaves now.
+    fn await_reply(&mut self, asked: Asked) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.under_way.push_back((ticket, asked));
+        ticket
+    }
+
+    fn ask_again(&mut self, key: u64) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        (entry.place, entry.again) = (Place::Asked, true);
+        self.held_bytes += entry.bytes;
+        let items = vec![item(Want { key, bytes: entry.bytes, next_use: entry.next_use })];
+        let ticket = self.await_reply(Asked::Wants(vec![key]));
+        self.out.push(ToDirectory::Again { ticket, items });
     }
 
     /// Asks for what had to be put off, as far as there is room now.

@@ -7,8 +7,10 @@
 //! Architecture invariant: memory is O(files + failure blocks), never O(windows); statistics come from training files only.
 
 mod future;
+mod grain;
 mod index;
 mod pages;
+mod pieces;
 pub mod scan;
 pub mod windows;
 
@@ -22,10 +24,13 @@ use crate::data::source::hdf5::{Reader, Target};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, Scratch, Wake};
 use crate::task::{Datasets, Team};
 use future::Future;
-use launcher::config::{CachePolicy, DataConfig};
+use grain::{Estimate, Shape};
+use launcher::config::{CachePolicy, DataConfig, ShuffleMode};
 use pages::Pages;
+use pieces::Pieces;
 use scan::{FileFacts, Moments, ScanFacts, scan_file};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -33,6 +38,8 @@ use windows::{Windows, permuted, split_files};
 
 /// Rows of a page of a file without chunks.
 const PAGE_ROWS: usize = 4096;
+/// Windows that the shape of a data set is taken from, about.
+const SHAPE_WINDOWS: usize = 2000;
 /// Seeds differ by use, so that the split says nothing about the control experiment's pairs.
 const SHUFFLE_EMG_SEED: u64 = 0x5348_5546;
 
@@ -64,10 +71,24 @@ struct Cached {
     pages: Arc<Pages>,
     /// Where the policy asks for it, and the order is known.
     future: Option<Future>,
+    /// Entries are pieces of this data set's windows.
+    by_window: bool,
+}
+
+impl Cached {
+    fn pieces(&self) -> Option<&Pieces> {
+        self.pages.pieces().filter(|_| self.by_window)
+    }
 }
 
 impl EmgDataset {
-    fn read_rows(&self, file: usize, row: u64, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
+    fn read_window(&self, index: usize, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
+        let (file, row) = self.locate(index)?;
+        if let Some(cached) = &self.cached
+            && let Some(pieces) = cached.pieces()
+        {
+            return cached.pages.read_pieces(pieces, (index, file, row, self.window_rows), targets, scratch);
+        }
         match &self.cached {
             Some(cached) => cached.pages.read(file, row, self.window_rows, targets, scratch),
             None => self.reader.read(file, row, self.window_rows, targets, scratch),
@@ -112,20 +133,21 @@ impl Dataset for EmgDataset {
         let [emg, angles] = out else {
             return Err(DataError::Other(format!("{} fields asked for, there are 2", out.len())));
         };
-        let (file, row) = self.locate(index)?;
         let emg = Target { member: 0, transform: &self.emg, out: emg };
         let angles = Target { member: 1, transform: &Transform::IDENTITY, out: angles };
         let Some(seed) = self.shuffle_emg else {
-            return self.read_rows(file, row, &mut [emg, angles], scratch);
+            return self.read_window(index, &mut [emg, angles], scratch);
         };
         let other = permuted(index as u64, self.windows.len() as u64, seed) as usize;
-        let (other_file, other_row) = self.locate(other)?;
-        self.read_rows(other_file, other_row, &mut [emg], scratch)?;
-        self.read_rows(file, row, &mut [angles], scratch)
+        self.read_window(other, &mut [emg], scratch)?;
+        self.read_window(index, &mut [angles], scratch)
     }
 
     fn announce(&self, batch: BatchAhead) {
-        let Some(Cached { pages, future }) = &self.cached else { return };
+        let Some(cached @ Cached { pages, future, .. }) = &self.cached else { return };
+        if let Some(pieces) = cached.pieces() {
+            return pages.cache().announce(&pieces.announce(batch, pages.reader()));
+        }
         let after = future.as_ref().map(|future| (future, future.position(batch.epoch, batch.ids)));
         let want = |key| {
             let next_use = after
@@ -137,7 +159,10 @@ impl Dataset for EmgDataset {
     }
 
     fn retire(&self, batch: BatchAhead) {
-        if let Some(Cached { pages, .. }) = &self.cached {
+        let Some(cached @ Cached { pages, .. }) = &self.cached else { return };
+        if let Some(pieces) = cached.pieces() {
+            pages.cache().retire(pieces.retire(batch, pages.reader()).into_iter());
+        } else {
             pages.cache().retire(self.keys(pages, batch.ids).into_iter());
         }
     }
@@ -203,7 +228,7 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     if team.rank == 0 {
         skipped.iter().for_each(|line| tracing::warn!("left out: {line}"));
     }
-    assemble(usable, config, seed, skipped, team.cache.clone())
+    assemble(usable, config, seed, skipped, team)
 }
 
 fn scan_facts(config: &DataConfig) -> Result<ScanFacts, DataError> {
@@ -377,7 +402,7 @@ fn assemble(
     config: &DataConfig,
     seed: u64,
     skipped: Vec<String>,
-    cache: Option<Arc<CacheClient>>,
+    team: &Team,
 ) -> Result<EmgData, DataError> {
     let splits = split_files(files.len(), config.split_ratio, seed);
     let mut statistics = Moments::new(config.emg_channels);
@@ -392,21 +417,35 @@ fn assemble(
     mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
     let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, config.max_val_windows)]
         .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
-    let notes = notes(&files, &splits, &listed, config, &skipped);
+    let mut notes = notes(&files, &splits, &listed, config, &skipped);
     let tables = files.into_iter().map(|file| file.table).collect();
     let reader = Arc::new(Reader::new(tables, Arc::new(LruChunks::new(config.chunk_cache_size))));
     let emg = Transform { rectify: config.rectify, normalise: config.normalize.then(|| affine(&statistics)) };
-    let cache = cache.filter(|_| config.cache != CachePolicy::Off);
-    let pages = cache.map(|cache| Arc::new(Pages::new(Arc::clone(&reader), cache)));
+    let cache = team.cache.clone().filter(|_| config.cache != CachePolicy::Off);
     // Validation and test are read in the order of their files, now and then: nothing is known of their next use.
     let sees = matches!(config.cache, CachePolicy::Auto | CachePolicy::NextUse) && !config.shuffle_emg;
     let windows = &listed[0];
     let page_rows = |file: u32| page_rows(&reader, file);
     let order = order_of(windows.len() as u64, config, seed, || Some(windows.pages(page_rows)))?;
+    let pages = cache.map(|cache| {
+        let shape = (sees && config.shuffle && config.shuffle_mode == ShuffleMode::Global)
+            .then(|| shape(windows, config, &reader, &cache));
+        let pages = Pages::new(Arc::clone(&reader), cache);
+        notes.extend(shape.flatten().map(|shape| said(&shape)));
+        Arc::new(match shape.flatten().filter(Shape::by_window) {
+            Some(shape) => pages.with_pieces(|reader, base| {
+                let from = (base, shape.estimate().kept);
+                Pieces::new(windows.clone(), config.window_size, order.clone(), team.world_size, from, reader)
+            }),
+            None => pages,
+        })
+    });
+    let by_window = pages.as_ref().is_some_and(|pages| pages.pieces().is_some());
     let mut futures = [sees.then(|| Future::new(order, config.window_size)), None, None].into_iter();
+    let mut by_window = [by_window, false, false].into_iter();
     let [train, val, test] = listed.map(|windows| {
-        let future = futures.next().flatten();
-        let cached = pages.as_ref().map(|pages| Cached { pages: Arc::clone(pages), future });
+        let (future, by_window) = (futures.next().flatten(), by_window.next().unwrap_or(false));
+        let cached = pages.as_ref().map(|pages| Cached { pages: Arc::clone(pages), future, by_window });
         dataset(windows, config, &emg, seed, &reader, cached)
     });
     Ok(EmgData {
@@ -415,6 +454,43 @@ fn assemble(
         statistics,
         reader,
     })
+}
+
+/// Sizes for the choice of entries, of training; `None`: some files have no chunks, so a window is read without its
+/// neighbours. How many chunks a window touches is taken from windows spread evenly.
+fn shape(windows: &Windows, config: &DataConfig, reader: &Reader, cache: &CacheClient) -> Option<Shape> {
+    let (mut files, mut touched, mut rows) = (BTreeSet::new(), 0u64, config.window_size as u64);
+    rows = rows.max(1);
+    let step = (windows.len() / SHAPE_WINDOWS).max(1);
+    let some: Vec<_> = (0..windows.len()).step_by(step).filter_map(|index| windows.get(index)).collect();
+    for (file, row) in &some {
+        files.insert(*file as usize);
+        let entry_rows = reader.entry_rows(*file as usize) as u64;
+        touched += (row + rows).div_ceil(entry_rows) - row / entry_rows;
+    }
+    let chunked = files.iter().all(|file| reader.tables()[*file].chunk_rows().is_some());
+    let first = files.first().filter(|_| chunked)?;
+    let chunks: u64 = windows.files().map(|file| reader.entries(file as usize)).sum();
+    let chunk_bytes: u64 = windows.files().map(|file| reader.file_bytes(file as usize)).sum();
+    let piece_bytes = windows.len() as f64 * (rows as usize * reader.tables()[*first].used_row_bytes()) as f64;
+    Some(Shape {
+        chunks: chunks as f64,
+        pieces: windows.len() as f64 * touched as f64 / some.len().max(1) as f64,
+        chunk_bytes: chunk_bytes as f64,
+        piece_bytes,
+        cache_bytes: cache.capacity_bytes() as f64,
+    })
+}
+
+/// What was chosen, for people.
+fn said(shape: &Shape) -> String {
+    let Estimate { by_chunk, by_window, .. } = shape.estimate();
+    let chosen = if shape.by_window() { "single windows" } else { "whole chunks" };
+    format!(
+        "page cache: entries are {chosen}; expected reads per chunk and epoch: {by_chunk:.1} by chunk, {by_window:.1} by \
+         window ({:.0} windows in a chunk)",
+        shape.per_chunk()
+    )
 }
 
 fn affine(statistics: &Moments) -> Affine {

@@ -1,8 +1,11 @@
 //! Windows through the node's page cache: which entries a window lies in, and how they are read.
 //!
-//! An entry is a chunk of a file, or a page of its contiguous rows: the columns in use, in the file's own types.
+//! An entry is a chunk of a file, or a page of its contiguous rows: the columns in use, in the file's own types. Of a data set
+//! with [`Pieces`] it is a window's part of a chunk.
 
+use super::pieces::{Piece, Pieces};
 use crate::data::cache::{CacheClient, Want};
+use crate::data::source::chunks::Chunk;
 use crate::data::source::hdf5::{Reader, Target};
 use crate::data::{DataError, Scratch};
 use std::ops::Range;
@@ -14,6 +17,17 @@ pub struct Pages {
     cache: Arc<CacheClient>,
     /// Entries before each file.
     bases: Vec<u64>,
+    /// Entries of all files; keys from here on are those of pieces.
+    total: u64,
+    /// Of the one data set that is cached by window.
+    pieces: Option<Pieces>,
+}
+
+/// A chunk that was decoded just now.
+pub struct Fresh {
+    pub file: usize,
+    pub chunk: u64,
+    bytes: Arc<Chunk>,
 }
 
 impl Pages {
@@ -24,7 +38,21 @@ impl Pages {
             bases.push(total);
             total += reader.entries(file);
         }
-        Self { reader, cache, bases }
+        Self { reader, cache, bases, total, pieces: None }
+    }
+
+    /// The same with a data set that is cached by window, made from the first key that is free.
+    pub fn with_pieces(self, make: impl FnOnce(&Reader, u64) -> Option<Pieces>) -> Self {
+        let pieces = make(&self.reader, self.total);
+        Self { pieces, ..self }
+    }
+
+    pub fn pieces(&self) -> Option<&Pieces> {
+        self.pieces.as_ref()
+    }
+
+    pub fn reader(&self) -> &Reader {
+        &self.reader
     }
 
     pub fn cache(&self) -> &CacheClient {
@@ -78,10 +106,13 @@ impl Pages {
             let key = self.bases[file] + index;
             let want = Want { key, bytes: self.reader.entry_bytes(file, index) as u64, next_use: u64::MAX };
             let mut gathered = Ok(());
-            let cached = self.cache.read(want, &mut |key, out| self.fill(key, out, scratch), &mut |entry| {
+            let mut fresh = Vec::new();
+            let mut fill = |key, out: &mut [u8]| self.fill(key, out, scratch, &mut fresh);
+            let cached = self.cache.read(want, &mut fill, &mut |entry| {
                 gathered = self.reader.gather_entry((file, index), entry, first, done..done + take, targets);
             })?;
             gathered?;
+            self.offer(&fresh)?;
             if !cached {
                 self.read_past(file, row, done..done + take, targets, scratch)?;
             }
@@ -121,13 +152,87 @@ impl Pages {
         self.reader.read(file, row, into.len(), &mut parts, scratch)
     }
 
-    fn fill(&self, key: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
-        let (file, index) = self.locate(key);
-        self.reader.fill_entry(file, index, out, scratch)
+    /// As [`Pages::read`] for window `index` of the data set with pieces, rows `start..start + rows` of `file`.
+    ///
+    /// # Errors
+    /// As [`Pages::read`].
+    pub fn read_pieces(
+        &self,
+        pieces: &Pieces,
+        (index, file, start, rows): (usize, usize, u64, usize),
+        targets: &mut [Target],
+        scratch: &mut Scratch,
+    ) -> Result<(), DataError> {
+        self.check(file, start, rows, targets)?;
+        for Piece { key, file, chunk, rows, into } in pieces.of(index as u64, &self.reader) {
+            let bytes = rows.len() * self.reader.tables()[file].used_row_bytes();
+            let want = Want { key, bytes: bytes as u64, next_use: u64::MAX };
+            let (mut fresh, mut gathered) = (Vec::new(), Ok(()));
+            let mut fill = |key, out: &mut [u8]| self.fill(key, out, scratch, &mut fresh);
+            let cached = self.cache.read_again(want, &mut fill, &mut |piece| {
+                gathered = self.reader.gather_piece(file, piece, into.clone(), targets);
+            })?;
+            gathered?;
+            if !cached {
+                let bytes = self.chunk(file, chunk, scratch, &mut fresh)?;
+                self.reader.gather_entry((file, chunk), &bytes.bytes, rows.start, into, targets)?;
+            }
+            self.offer(&fresh)?;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, key: u64, out: &mut [u8], scratch: &mut Scratch, fresh: &mut Vec<Fresh>) -> Result<(), DataError> {
+        match &self.pieces {
+            Some(pieces) if key >= self.total => {
+                let piece = pieces.locate(key, &self.reader)?;
+                let bytes = self.chunk(piece.file, piece.chunk, scratch, fresh)?;
+                self.reader.copy_rows((piece.file, piece.chunk), &bytes.bytes, piece.rows, out)
+            }
+            _ => {
+                let (file, index) = self.locate(key);
+                self.reader.fill_entry(file, index, out, scratch)
+            }
+        }
+    }
+
+    /// A decoded chunk; noted in `fresh` when it was not at hand.
+    fn chunk(
+        &self,
+        file: usize,
+        chunk: u64,
+        scratch: &mut Scratch,
+        fresh: &mut Vec<Fresh>,
+    ) -> Result<Arc<Chunk>, DataError> {
+        if let Some(known) = fresh.iter().find(|known| (known.file, known.chunk) == (file, chunk)) {
+            return Ok(Arc::clone(&known.bytes));
+        }
+        let (bytes, decoded) = self.reader.chunk(file, chunk, scratch)?;
+        if decoded {
+            fresh.push(Fresh { file, chunk, bytes: Arc::clone(&bytes) });
+        }
+        Ok(bytes)
+    }
+
+    /// Offers the other pieces of chunks that were decoded.
+    fn offer(&self, fresh: &[Fresh]) -> Result<(), DataError> {
+        let Some(pieces) = &self.pieces else { return Ok(()) };
+        for decoded in fresh {
+            let mut copy = |key, out: &mut [u8]| {
+                let piece = pieces.locate(key, &self.reader)?;
+                self.reader.copy_rows((piece.file, piece.chunk), &decoded.bytes.bytes, piece.rows, out)
+            };
+            self.cache.offer(&pieces.offers(decoded, &self.reader), &mut copy)?;
+        }
+        Ok(())
     }
 
     /// Fills one entry that this rank was granted ahead of need; false: there is none.
     pub fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        self.cache.work_ahead(&mut |key, out| self.fill(key, out, scratch))
+        let mut fresh = Vec::new();
+        let done = self.cache.work_ahead(&mut |key, out| self.fill(key, out, scratch, &mut fresh));
+        // Whoever needs them meets the error.
+        let _ = self.offer(&fresh);
+        done
     }
 }
