@@ -92,9 +92,19 @@ impl CacheClient {
 
     /// A batch will need `wants`, each key once. Asks for what this rank does not hold yet.
     pub fn announce(&self, wants: &[Want]) {
+        self.announce_all(wants, true);
+    }
+
+    /// As [`CacheClient::announce`] for entries that [`CacheClient::read_again`] reads: what is stored is held for the batch,
+    /// for the rest no room is reserved ahead of need.
+    pub fn announce_stored(&self, wants: &[Want]) {
+        self.announce_all(wants, false);
+    }
+
+    fn announce_all(&self, wants: &[Want], reserve: bool) {
         let seal = self.seal_bytes() as u64;
         let mut table = self.inner.lock();
-        table.announce(wants.iter().map(|want| Want { bytes: want.bytes + seal, ..*want }));
+        table.announce(wants.iter().map(|want| Want { bytes: want.bytes + seal, ..*want }), reserve);
         self.inner.send(&mut table);
     }
 

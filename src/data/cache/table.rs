@@ -25,6 +25,13 @@ pub struct Want {
     pub next_use: u64,
 }
 
+impl Want {
+    /// As it is asked for ahead of need: what is never needed again displaces nothing. The true next use is told at release.
+    fn ahead(self, reserve: bool) -> Self {
+        if reserve { self } else { Self { next_use: u64::MAX, ..self } }
+    }
+}
+
 /// Reads of this rank, by entry and sample: hits + misses + bypasses is their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientStats {
@@ -75,6 +82,8 @@ struct Entry {
     fresh: bool,
     /// Its checksum was looked at, or need not be.
     checked: bool,
+    /// Room for it may displace others before it is read.
+    reserve: bool,
     /// It was refused, and asked for once more.
     again: bool,
     /// A reader was told to read it past the cache.
@@ -150,8 +159,9 @@ impl Table {
         }
     }
 
-    /// A batch will need `wants`, each key once.
-    pub(super) fn announce(&mut self, wants: impl Iterator<Item = Want>) {
+    /// A batch will need `wants`, each key once. Without `reserve` nothing is displaced for what is not there: room is asked
+    /// for when it is read.
+    pub(super) fn announce(&mut self, wants: impl Iterator<Item = Want>, reserve: bool) {
         let mut items = Vec::new();
         for want in wants {
             if let Some(entry) = self.entries.get_mut(&want.key) {
@@ -160,9 +170,9 @@ impl Table {
                 continue;
             }
             let now = self.deferred.is_empty() && self.room_for(want.bytes);
-            self.insert(want, if now { Place::Asked } else { Place::Deferred });
+            self.insert(want, if now { Place::Asked } else { Place::Deferred }, reserve);
             if now {
-                items.push(item(want));
+                items.push(item(want.ahead(reserve)));
             } else {
                 self.deferred.push_back(want.key);
             }
@@ -183,7 +193,7 @@ impl Table {
                 }
             }
             None => {
-                self.insert(want, Place::Asked);
+                self.insert(want, Place::Asked, true);
                 self.ask(vec![item(want)]);
             }
         }
@@ -364,13 +374,22 @@ impl Table {
         self.held_bytes == 0 || self.held_bytes + bytes <= self.ahead_bytes
     }
 
-    fn insert(&mut self, want: Want, place: Place) {
+    fn insert(&mut self, want: Want, place: Place, reserve: bool) {
         if place.holds() {
             self.held_bytes += want.bytes;
         }
         let Want { key, bytes, next_use } = want;
-        let entry =
-            Entry { bytes, users: 1, next_use, place, fresh: false, checked: false, again: false, passed: false };
+        let entry = Entry {
+            bytes,
+            users: 1,
+            next_use,
+            place,
+            fresh: false,
+            checked: false,
+            reserve,
+            again: false,
+            passed: false,
+        };
         self.entries.insert(key, entry);
     }
 
@@ -405,10 +424,12 @@ impl Table {
         let mut items = Vec::new();
         while let Some(&key) = self.deferred.front() {
             let waiting = match self.entries.get(&key) {
-                Some(entry @ Entry { place: Place::Deferred, .. }) => Some((entry.bytes, entry.next_use)),
+                Some(entry @ Entry { place: Place::Deferred, .. }) => {
+                    Some((entry.bytes, entry.next_use, entry.reserve))
+                }
                 _ => None,
             };
-            if let Some((bytes, next_use)) = waiting {
+            if let Some((bytes, next_use, reserve)) = waiting {
                 if !self.room_for(bytes) {
                     break;
                 }
@@ -416,7 +437,7 @@ impl Table {
                     entry.place = Place::Asked;
                 }
                 self.held_bytes += bytes;
-                items.push(item(Want { key, bytes, next_use }));
+                items.push(item(Want { key, bytes, next_use }.ahead(reserve)));
             }
             self.deferred.pop_front();
         }

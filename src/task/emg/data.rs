@@ -14,7 +14,7 @@ mod pieces;
 pub mod scan;
 pub mod windows;
 
-use crate::data::cache::{CacheClient, Want};
+use crate::data::cache::Want;
 use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::file_error;
@@ -24,13 +24,12 @@ use crate::data::source::hdf5::{Reader, Target};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, Scratch, Wake};
 use crate::task::{Datasets, Team};
 use future::Future;
-use grain::{Estimate, Shape};
-use launcher::config::{CachePolicy, DataConfig, ShuffleMode};
+use grain::choose;
+use launcher::config::{CachePolicy, DataConfig};
 use pages::Pages;
 use pieces::Pieces;
 use scan::{FileFacts, Moments, ScanFacts, scan_file};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -38,8 +37,6 @@ use windows::{Windows, permuted, split_files};
 
 /// Rows of a page of a file without chunks.
 const PAGE_ROWS: usize = 4096;
-/// Windows that the shape of a data set is taken from, about.
-const SHAPE_WINDOWS: usize = 2000;
 /// Seeds differ by use, so that the split says nothing about the control experiment's pairs.
 const SHUFFLE_EMG_SEED: u64 = 0x5348_5546;
 
@@ -146,7 +143,7 @@ impl Dataset for EmgDataset {
     fn announce(&self, batch: BatchAhead) {
         let Some(cached @ Cached { pages, future, .. }) = &self.cached else { return };
         if let Some(pieces) = cached.pieces() {
-            return pages.cache().announce(&pieces.announce(batch, pages.reader()));
+            return pages.cache().announce_stored(&pieces.announce(batch, pages.reader()));
         }
         let after = future.as_ref().map(|future| (future, future.position(batch.epoch, batch.ids)));
         let want = |key| {
@@ -427,18 +424,16 @@ fn assemble(
     let windows = &listed[0];
     let page_rows = |file: u32| page_rows(&reader, file);
     let order = order_of(windows.len() as u64, config, seed, || Some(windows.pages(page_rows)))?;
+    let choice = cache.as_ref().and_then(|cache| choose(config, windows, &reader, cache.capacity_bytes(), sees));
+    notes.extend(choice.as_ref().map(|choice| choice.line.clone()));
     let pages = cache.map(|cache| {
-        let shape = (sees && config.shuffle && config.shuffle_mode == ShuffleMode::Global)
-            .then(|| shape(windows, config, &reader, &cache));
         let pages = Pages::new(Arc::clone(&reader), cache);
-        notes.extend(shape.flatten().map(|shape| said(&shape)));
-        Arc::new(match shape.flatten().filter(Shape::by_window) {
-            Some(shape) => pages.with_pieces(|reader, base| {
-                let from = (base, shape.estimate().kept);
-                Pieces::new(windows.clone(), config.window_size, order.clone(), team.world_size, from, reader)
-            }),
-            None => pages,
-        })
+        let kept = choice.and_then(|choice| choice.kept);
+        let pieces = kept.and_then(|kept| {
+            let team = (team.world_size, pages.total(), kept);
+            Pieces::new(windows.clone(), config.window_size, order.clone(), team, &reader)
+        });
+        Arc::new(pages.with_pieces(pieces))
     });
     let by_window = pages.as_ref().is_some_and(|pages| pages.pieces().is_some());
     let mut futures = [sees.then(|| Future::new(order, config.window_size)), None, None].into_iter();
@@ -454,43 +449,6 @@ fn assemble(
         statistics,
         reader,
     })
-}
-
-/// Sizes for the choice of entries, of training; `None`: some files have no chunks, so a window is read without its
-/// neighbours. How many chunks a window touches is taken from windows spread evenly.
-fn shape(windows: &Windows, config: &DataConfig, reader: &Reader, cache: &CacheClient) -> Option<Shape> {
-    let (mut files, mut touched, mut rows) = (BTreeSet::new(), 0u64, config.window_size as u64);
-    rows = rows.max(1);
-    let step = (windows.len() / SHAPE_WINDOWS).max(1);
-    let some: Vec<_> = (0..windows.len()).step_by(step).filter_map(|index| windows.get(index)).collect();
-    for (file, row) in &some {
-        files.insert(*file as usize);
-        let entry_rows = reader.entry_rows(*file as usize) as u64;
-        touched += (row + rows).div_ceil(entry_rows) - row / entry_rows;
-    }
-    let chunked = files.iter().all(|file| reader.tables()[*file].chunk_rows().is_some());
-    let first = files.first().filter(|_| chunked)?;
-    let chunks: u64 = windows.files().map(|file| reader.entries(file as usize)).sum();
-    let chunk_bytes: u64 = windows.files().map(|file| reader.file_bytes(file as usize)).sum();
-    let piece_bytes = windows.len() as f64 * (rows as usize * reader.tables()[*first].used_row_bytes()) as f64;
-    Some(Shape {
-        chunks: chunks as f64,
-        pieces: windows.len() as f64 * touched as f64 / some.len().max(1) as f64,
-        chunk_bytes: chunk_bytes as f64,
-        piece_bytes,
-        cache_bytes: cache.capacity_bytes() as f64,
-    })
-}
-
-/// What was chosen, for people.
-fn said(shape: &Shape) -> String {
-    let Estimate { by_chunk, by_window, .. } = shape.estimate();
-    let chosen = if shape.by_window() { "single windows" } else { "whole chunks" };
-    format!(
-        "page cache: entries are {chosen}; expected reads per chunk and epoch: {by_chunk:.1} by chunk, {by_window:.1} by \
-         window ({:.0} windows in a chunk)",
-        shape.per_chunk()
-    )
 }
 
 fn affine(statistics: &Moments) -> Affine {

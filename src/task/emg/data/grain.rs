@@ -15,6 +15,12 @@
 //! ```
 //! Architecture invariant: a pure function of what all ranks know alike, so that they choose alike.
 
+use super::windows::Windows;
+use crate::data::source::hdf5::Reader;
+use launcher::config::{CacheEntries, DataConfig, ShuffleMode};
+
+/// Windows that the shape of a data set is taken from, about.
+const SHAPE_WINDOWS: usize = 2000;
 /// Windows by entry are chosen when they save this much: the estimate leaves out look-ahead and the bounds of epochs, which
 /// cost them up to a quarter in simulation.
 const MARGIN: f64 = 1.25;
@@ -67,6 +73,66 @@ impl Shape {
         let Estimate { by_chunk, by_window, .. } = self.estimate();
         self.per_chunk() >= FEW && by_window * MARGIN < by_chunk
     }
+}
+
+/// What entries of the training windows hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Single windows, of which a decode is expected to keep so many; `None`: whole chunks.
+    pub kept: Option<f64>,
+    /// For people.
+    pub line: String,
+}
+
+/// Chooses by `data.cache_entries` and by sizes; `None`: nothing is to be chosen. `sees`: the policy looks ahead, and every
+/// window's next use is known.
+pub fn choose(config: &DataConfig, windows: &Windows, reader: &Reader, cache_bytes: u64, sees: bool) -> Option<Choice> {
+    let asked = config.cache_entries;
+    let global = sees && config.shuffle && config.shuffle_mode == ShuffleMode::Global;
+    let shape = (asked != CacheEntries::Chunk && global).then(|| shape(config, windows, reader, cache_bytes)).flatten();
+    let Some(shape) = shape else {
+        let why =
+            "data.cache_entries: sample needs files in chunks, data.shuffle_mode: global and data.cache: next_use";
+        let line = format!("page cache: entries are whole chunks: {why}");
+        return (asked == CacheEntries::Sample).then_some(Choice { kept: None, line });
+    };
+    let Estimate { by_chunk, by_window, kept } = shape.estimate();
+    let single = asked == CacheEntries::Sample || shape.by_window();
+    let line = format!(
+        "page cache: entries are {}; expected reads per chunk and epoch: {by_chunk:.1} by chunk, {by_window:.1} by window \
+         ({:.0} windows in a chunk)",
+        if single { "single windows" } else { "whole chunks" },
+        shape.per_chunk()
+    );
+    Some(Choice { kept: single.then_some(kept), line })
+}
+
+/// `None`: some files have no chunks, so a window is read without its neighbours. How many chunks a window touches is taken
+/// from windows spread evenly.
+fn shape(config: &DataConfig, windows: &Windows, reader: &Reader, cache_bytes: u64) -> Option<Shape> {
+    let rows = config.window_size.max(1) as u64;
+    let step = (windows.len() / SHAPE_WINDOWS).max(1);
+    let (mut some, mut touched) = (0u64, 0u64);
+    for (file, row) in (0..windows.len()).step_by(step).filter_map(|index| windows.get(index)) {
+        let entry_rows = reader.entry_rows(file as usize).max(1) as u64;
+        touched += (row + rows).div_ceil(entry_rows) - row / entry_rows;
+        some += 1;
+    }
+    let (mut chunks, mut chunk_bytes, mut row_bytes) = (0u64, 0u64, 0usize);
+    for file in windows.files().map(|file| file as usize) {
+        let table = reader.tables().get(file).filter(|table| table.chunk_rows().is_some())?;
+        chunks += reader.entries(file);
+        chunk_bytes += reader.file_bytes(file);
+        row_bytes = row_bytes.max(table.used_row_bytes());
+    }
+    let count = windows.len() as f64;
+    Some(Shape {
+        chunks: chunks as f64,
+        pieces: count * touched as f64 / some.max(1) as f64,
+        chunk_bytes: chunk_bytes as f64,
+        piece_bytes: count * rows as f64 * row_bytes as f64,
+        cache_bytes: cache_bytes as f64,
+    })
 }
 
 /// `x` with `1 - (1+x)·exp(-x) = share`, for a share below 1; the left side rises with `x`.

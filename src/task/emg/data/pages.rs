@@ -41,10 +41,14 @@ impl Pages {
         Self { reader, cache, bases, total, pieces: None }
     }
 
-    /// The same with a data set that is cached by window, made from the first key that is free.
-    pub fn with_pieces(self, make: impl FnOnce(&Reader, u64) -> Option<Pieces>) -> Self {
-        let pieces = make(&self.reader, self.total);
+    /// The same with a data set that is cached by window, where there is one; its keys begin at [`Pages::total`].
+    pub fn with_pieces(self, pieces: Option<Pieces>) -> Self {
         Self { pieces, ..self }
+    }
+
+    /// Entries of all files.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     pub fn pieces(&self) -> Option<&Pieces> {

@@ -54,14 +54,13 @@ pub struct Pieces {
 }
 
 impl Pieces {
-    /// Pieces of `windows`, used in `order` by `world_size` ranks together, with keys from `base` on. `kept`: how many of a
-    /// chunk are expected to stay. `None`: there are more pieces than keys.
+    /// Pieces of `windows`, used in `order` by that many ranks together, with keys from `base` on. `kept`: how many of a chunk
+    /// are expected to stay. `None`: there are more pieces than keys.
     pub fn new(
         windows: Windows,
         window_rows: usize,
         order: Order,
-        world_size: usize,
-        (base, kept): (u64, f64),
+        (world_size, base, kept): (usize, u64, f64),
         reader: &Reader,
     ) -> Option<Self> {
         let least_rows = (0..reader.tables().len()).map(|file| reader.entry_rows(file)).min().unwrap_or(1).max(1);
