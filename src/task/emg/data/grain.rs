@@ -21,9 +21,9 @@ use launcher::config::{CacheEntries, DataConfig, ShuffleMode};
 
 /// Windows that the shape of a data set is taken from, about.
 const SHAPE_WINDOWS: usize = 2000;
-/// Windows by entry are chosen when they save this much: the estimate leaves out look-ahead and the bounds of epochs, which
-/// cost them up to a quarter in simulation.
-const MARGIN: f64 = 1.25;
+/// Single windows are chosen when they save this much: the estimate leaves out look-ahead and the bounds of epochs, which
+/// cost them up to a quarter in simulation, and they ask the directory more often.
+const MARGIN: f64 = 1.4;
 /// Windows of a chunk below which there is nothing to share.
 const FEW: f64 = 2.0;
 

@@ -27,7 +27,7 @@ pub struct Pages {
 pub struct Fresh {
     pub file: usize,
     pub chunk: u64,
-    bytes: Arc<Chunk>,
+    pub bytes: Arc<Chunk>,
 }
 
 impl Pages {
