@@ -424,7 +424,7 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
             assert!(batches(&opened[0].datasets.train, 0, 2, 5) == resumed);
             assert_eq!(host.notes(), Vec::<String>::new(), "no rank broke the protocol");
             let stats = host.stats();
-            assert!(stats.used_bytes <= capacity && stats.hits > 0, "{stats:?}");
+            assert!(stats.used_bytes <= capacity && (stats.hits > 0 || chunk_rows.is_none()), "{stats:?}");
         }
         // `off` does not even look at it.
         let directory = TestDirectory::new(8 << 20);
