@@ -353,6 +353,21 @@ fn the_same_bits_for_any_threads_policy_storage_and_size_and_after_a_resume() {
             _ => assert!(count("hits") == 0 && count("bypasses") > 0, "{name}: {cache}"),
         }
     }
+    // Entries of single windows, with other threads, sizes and after a resume.
+    let sample: &[&str] = &["--set", "data.cache_entries=sample"];
+    for (size, threads) in [(HALF, "2"), (HALF, "0"), ("0.0002", "8")] {
+        let name = format!("sample-{size}-{threads}");
+        let run = train(&name, "gzip", "next_use", size, threads, sample);
+        assert_same_checkpoint(&run, &reference, STEPS, &name);
+        assert_eq!(run.losses(), reference.losses(), "{name}");
+        let log = fs::read_to_string(run.path.join("rank0.log")).unwrap();
+        assert!(log.contains("entries are single windows"), "{name}: {log}");
+        let cache = &run.summary()["cache"];
+        assert!(cache["hits"].as_u64() > Some(0) && cache["evictions"].as_u64() > Some(0), "{name}: {cache}");
+    }
+    train("windows", "gzip", "pin", HALF, "2", &["--set", "train.max_steps=9"]);
+    let resumed = train("windows", "gzip", "next_use", HALF, "8", &[sample, &["--resume", "auto"]].concat());
+    assert_same_checkpoint(&resumed, &reference, STEPS, "windows");
     train("resumed", "gzip", "pin", HALF, "2", &["--set", "train.max_steps=9"]);
     let resumed = train("resumed", "plain", "next_use", HALF, "8", &["--resume", "auto"]);
     assert_same_checkpoint(&resumed, &reference, STEPS, "resumed");

@@ -53,3 +53,7 @@ pub(super) const PAGE_BYTES: u64 = 4096;
 
 /// Bytes of an f32.
 pub(super) const F32_BYTES: u64 = 4;
+/// Bytes of an entry of the page cache, about: a page of rows without chunks. Chunks are of like size; no file is opened here.
+pub const ENTRY_BYTES: u64 = 512 << 10;
+/// `block`: windows of pages that the cache should hold, for those of all loader threads and ranks and of batches ahead.
+pub const WINDOWS_HELD: u64 = 4;

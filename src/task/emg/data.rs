@@ -7,12 +7,14 @@
 //! Architecture invariant: memory is O(files + failure blocks), never O(windows); statistics come from training files only.
 
 mod future;
+mod grain;
 mod index;
 mod pages;
+mod pieces;
 pub mod scan;
 pub mod windows;
 
-use crate::data::cache::CacheClient;
+use crate::data::cache::Want;
 use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::gather::{Affine, Transform};
@@ -21,8 +23,10 @@ use crate::data::source::{file_error, find_files, in_threads};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, ReadRequest, Scratch, Wake};
 use crate::task::{Datasets, Team};
 use future::Future;
+use grain::choose;
 use launcher::config::{CachePolicy, DataConfig};
 use pages::Pages;
+use pieces::Pieces;
 use scan::{FileFacts, Moments, ScanFacts, scan_file};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -62,10 +66,24 @@ struct Cached {
     pages: Arc<Pages>,
     /// Where the policy asks for it, and the order is known.
     future: Option<Future>,
+    /// Entries are pieces of this data set's windows.
+    by_window: bool,
+}
+
+impl Cached {
+    fn pieces(&self) -> Option<&Pieces> {
+        self.pages.pieces().filter(|_| self.by_window)
+    }
 }
 
 impl EmgDataset {
-    fn read_rows(&self, file: usize, row: u64, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
+    fn read_window(&self, index: usize, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
+        let (file, row) = self.locate(index)?;
+        if let Some(cached) = &self.cached
+            && let Some(pieces) = cached.pieces()
+        {
+            return cached.pages.read_pieces(pieces, (index, file, row, self.window_rows), targets, scratch);
+        }
         match &self.cached {
             Some(cached) => cached.pages.read(file, row, self.window_rows, targets, scratch),
             None => self.reader.read(file, row, self.window_rows, targets, scratch),
@@ -111,34 +129,42 @@ impl Dataset for EmgDataset {
         let [emg, angles] = out else {
             return Err(DataError::Other(format!("{} fields asked for, there are 2", out.len())));
         };
-        let (file, row) = self.locate(index)?;
         let emg = Target { member: 0, transform: &self.emg, out: emg };
         let angles = Target { member: 1, transform: &Transform::IDENTITY, out: angles };
         let Some(seed) = self.shuffle_emg else {
-            return self.read_rows(file, row, &mut [emg, angles], scratch);
+            return self.read_window(index, &mut [emg, angles], scratch);
         };
         let other = permuted(index as u64, self.windows.len() as u64, seed) as usize;
-        let (other_file, other_row) = self.locate(other)?;
-        self.read_rows(other_file, other_row, &mut [emg], scratch)?;
-        self.read_rows(file, row, &mut [angles], scratch)
+        self.read_window(other, &mut [emg], scratch)?;
+        self.read_window(index, &mut [angles], scratch)
     }
 
     fn announce(&self, batch: BatchAhead) {
-        let Some(Cached { pages, future }) = &self.cached else { return };
+        let Some(cached @ Cached { pages, future, .. }) = &self.cached else { return };
+        if let Some(pieces) = cached.pieces() {
+            return pages.cache().announce_stored(&pieces.announce(batch, pages.reader()));
+        }
         let after = future.as_ref().map(|future| (future, future.position(batch.epoch, batch.ids)));
-        pages.entries().announce(&self.keys(pages, batch.ids), |key| {
-            after.map_or(u64::MAX, |(future, after)| future.next_use(key, batch.epoch, after, pages, &self.windows))
-        });
+        let want = |key| {
+            let next_use = after
+                .map_or(u64::MAX, |(future, after)| future.next_use(key, batch.epoch, after, pages, &self.windows));
+            Want { key, bytes: pages.bytes(key), next_use }
+        };
+        let wants: Vec<Want> = self.keys(pages, batch.ids).into_iter().map(want).collect();
+        pages.cache().announce(&wants);
     }
 
     fn retire(&self, batch: BatchAhead) {
-        if let Some(Cached { pages, .. }) = &self.cached {
-            pages.entries().retire(&self.keys(pages, batch.ids));
+        let Some(cached @ Cached { pages, .. }) = &self.cached else { return };
+        if let Some(pieces) = cached.pieces() {
+            pages.cache().retire(pieces.retire(batch, pages.reader()).into_iter());
+        } else {
+            pages.cache().retire(self.keys(pages, batch.ids).into_iter());
         }
     }
 
     fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        self.cached.as_ref().is_some_and(|cached| cached.pages.entries().work_ahead(scratch))
+        self.cached.as_ref().is_some_and(|cached| cached.pages.work_ahead(scratch))
     }
 
     fn give_back(&self) {
@@ -147,7 +173,7 @@ impl Dataset for EmgDataset {
 
     fn wake_by(&self, waker: Weak<dyn Wake>) {
         if let Some(cached) = &self.cached {
-            cached.pages.entries().wake_by(waker);
+            cached.pages.cache().wake_by(waker);
         }
     }
 
@@ -202,7 +228,7 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     if team.rank == 0 {
         skipped.iter().for_each(|line| tracing::warn!("left out: {line}"));
     }
-    assemble(usable, config, seed, skipped, team.cache.clone())
+    assemble(usable, config, seed, skipped, team)
 }
 
 fn scan_facts(config: &DataConfig) -> Result<ScanFacts, DataError> {
@@ -364,7 +390,7 @@ fn assemble(
     config: &DataConfig,
     seed: u64,
     skipped: Vec<String>,
-    cache: Option<Arc<CacheClient>>,
+    team: &Team,
 ) -> Result<EmgData, DataError> {
     let splits = split_files(files.len(), config.split_ratio, seed);
     let mut statistics = Moments::new(config.emg_channels);
@@ -379,21 +405,33 @@ fn assemble(
     mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
     let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, config.max_val_windows)]
         .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
-    let notes = notes(&files, &splits, &listed, config, &skipped);
+    let mut notes = notes(&files, &splits, &listed, config, &skipped);
     let tables = files.into_iter().map(|file| file.table).collect();
     let reader = Arc::new(Reader::new(tables, Arc::new(LruChunks::new(config.chunk_cache_size))));
     let emg = Transform { rectify: config.rectify, normalise: config.normalize.then(|| affine(&statistics)) };
-    let cache = cache.filter(|_| config.cache != CachePolicy::Off);
-    let pages = cache.map(|cache| Arc::new(Pages::new(Arc::clone(&reader), cache)));
+    let cache = team.cache.clone().filter(|_| config.cache != CachePolicy::Off);
     // Validation and test are read in the order of their files, now and then: nothing is known of their next use.
     let sees = matches!(config.cache, CachePolicy::Auto | CachePolicy::NextUse) && !config.shuffle_emg;
     let windows = &listed[0];
     let page_rows = |file: u32| page_rows(&reader, file);
     let order = order_of(windows.len() as u64, config, seed, || Some(windows.pages(page_rows)))?;
+    let choice = cache.as_ref().and_then(|cache| choose(config, windows, &reader, cache.capacity_bytes(), sees));
+    notes.extend(choice.as_ref().map(|choice| choice.line.clone()));
+    let pages = cache.map(|cache| {
+        let pages = Pages::new(Arc::clone(&reader), cache);
+        let kept = choice.and_then(|choice| choice.kept);
+        let pieces = kept.and_then(|kept| {
+            let team = (team.world_size, pages.total(), kept);
+            Pieces::new(windows.clone(), config.window_size, order.clone(), team, &reader)
+        });
+        Arc::new(pages.with_pieces(pieces))
+    });
+    let by_window = pages.as_ref().is_some_and(|pages| pages.pieces().is_some());
     let mut futures = [sees.then(|| Future::new(order, config.window_size)), None, None].into_iter();
+    let mut by_window = [by_window, false, false].into_iter();
     let [train, val, test] = listed.map(|windows| {
-        let future = futures.next().flatten();
-        let cached = pages.as_ref().map(|pages| Cached { pages: Arc::clone(pages), future });
+        let (future, by_window) = (futures.next().flatten(), by_window.next().unwrap_or(false));
+        let cached = pages.as_ref().map(|pages| Cached { pages: Arc::clone(pages), future, by_window });
         dataset(windows, config, &emg, seed, &reader, cached)
     });
     Ok(EmgData {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::comm::{ShmCollective, shm::create_memfd};
-use crate::data::{DataError, Dataset, Dtype, FieldSpec, Scratch};
+use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
 use crate::task::{Batch, Output};
 use crate::train::checkpoint;
 use launcher::contract::{MetricsRecord, Progress, Relief, Relieved};
@@ -38,7 +38,8 @@ impl Dataset for Points {
         &self.fields
     }
 
-    fn read(&self, index: usize, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
+    fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
+        let index = request.index;
         for (k, bytes) in out[0].chunks_exact_mut(4).enumerate() {
             bytes.copy_from_slice(&((index * 7 + k) as f32 * 0.31).sin().to_ne_bytes());
         }
