@@ -12,6 +12,8 @@ mod equal;
 mod exits;
 #[path = "it/golden.rs"]
 mod golden;
+#[path = "it/host.rs"]
+mod host;
 #[path = "it/hostile.rs"]
 mod hostile;
 #[path = "it/resume.rs"]

@@ -191,10 +191,15 @@ impl CacheHost {
         self.shared.wake();
     }
 
-    /// Ends both threads and waits for them; [`CacheHost::stats`] stay.
-    pub fn stop(&mut self) {
+    /// Both threads end soon, and the alarm with them.
+    pub fn ask_to_end(&self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake();
+    }
+
+    /// Ends both threads and waits for them; [`CacheHost::stats`] stay.
+    pub fn stop(&mut self) {
+        self.ask_to_end();
         for thread in [self.server.take(), self.grower.take()].into_iter().flatten() {
             let _ = thread.join();
         }
