@@ -15,7 +15,7 @@ mod arena;
 mod directory;
 mod memory;
 mod policy;
-mod server;
+pub(crate) mod server;
 pub mod simulate;
 
 pub use directory::{Directory, Fault};
