@@ -16,6 +16,8 @@ mod golden;
 mod host;
 #[path = "it/hostile.rs"]
 mod hostile;
+#[path = "it/hostile_hdf5.rs"]
+mod hostile_hdf5;
 #[path = "it/resume.rs"]
 mod resume;
 #[path = "it/supervise.rs"]

@@ -8,6 +8,7 @@ mod train;
 
 pub use error::RankError;
 
+use crate::data::source::hdf5::probe;
 use crate::task::SampleRequest;
 use clap::{Parser, Subcommand};
 use launcher::contract::{Job, VERSION, env};
@@ -26,6 +27,9 @@ struct Args {
 enum Verb {
     /// Write sample data in a task's true format.
     SampleData(SampleRequest),
+    /// Open files on behalf of a rank that scans them.
+    #[command(name = probe::VERB, hide = true)]
+    OpenAhead,
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
 }
@@ -34,12 +38,16 @@ enum Verb {
 pub fn main() -> u8 {
     let args = Args::parse();
     std::panic::set_hook(Box::new(keep_panic));
+    if let Ok(program) = std::env::current_exe() {
+        probe::open_ahead_by(program);
+    }
     let Some(verb) = args.verb else {
         return train::main();
     };
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
+        Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {

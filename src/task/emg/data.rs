@@ -18,6 +18,7 @@ use crate::data::source::chunks::LruChunks;
 use crate::data::source::file_error;
 use crate::data::source::find_files;
 use crate::data::source::hdf5::gather::{Affine, Transform};
+use crate::data::source::hdf5::probe::Probe;
 use crate::data::source::hdf5::{Reader, Target};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, Scratch, Wake};
 use crate::task::{Datasets, Team};
@@ -283,8 +284,10 @@ fn scan_all(files: &[(usize, &PathBuf)], facts: &ScanFacts, team: &Team) -> Vec<
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
+                let mut probe = Probe::new(facts.wanted());
                 while let Some((n, path)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = scan_file(path, facts).map_err(|error| error.to_string());
+                    let result =
+                        probe.check(path).and_then(|()| scan_file(path, facts)).map_err(|error| error.to_string());
                     results.lock().unwrap_or_else(PoisonError::into_inner).push((*n, result));
                 }
             });
