@@ -18,6 +18,8 @@ mod host;
 mod hostile;
 #[path = "it/hostile_hdf5.rs"]
 mod hostile_hdf5;
+#[path = "it/many_files.rs"]
+mod many_files;
 #[path = "it/resume.rs"]
 mod resume;
 #[path = "it/supervise.rs"]

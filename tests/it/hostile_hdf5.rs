@@ -145,9 +145,11 @@ fn high_water(pid: i32) -> u64 {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
-fn peak(running: &mut Running, parent: u32) -> u64 {
+/// The most that a child of `parent` has had at any time before `running` ends.
+pub fn peak(running: &mut Running, parent: u32) -> u64 {
     let mut most = 0;
     running.until("the end", || {
+        std::thread::sleep(std::time::Duration::from_millis(5));
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
         for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
             most = most.max(high_water(pid));
