@@ -37,7 +37,7 @@ fn empty(path: &Path, rows: usize, chunk: Option<usize>) {
 }
 
 /// Changes the bytes of a good file.
-fn patched(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+fn patched(path: &Path, change: impl FnOnce(&mut [u8])) {
     write_session(path, &chunked(), &[], &rows(1200)).unwrap();
     let mut bytes = fs::read(path).unwrap();
     change(&mut bytes);
@@ -50,7 +50,7 @@ fn tree(bytes: &[u8], kind: u8) -> usize {
 }
 
 /// A chunk that inflates to a thousand times its rows.
-fn bomb(bytes: &mut Vec<u8>) {
+fn bomb(bytes: &mut [u8]) {
     let stream = bytes.windows(2).enumerate().filter(|(_, two)| [0x78, 0x5e] == **two || [0x78, 0x9c] == **two);
     // The longest distance to the next one: two bytes alone may be anything.
     let at: Vec<usize> = stream.map(|(at, _)| at).collect();
@@ -63,7 +63,7 @@ fn bomb(bytes: &mut Vec<u8>) {
 }
 
 /// A node of the chunks' B-tree above the leaves whose child is the node itself.
-fn chunk_circle(bytes: &mut Vec<u8>) {
+fn chunk_circle(bytes: &mut [u8]) {
     let at = tree(bytes, 1);
     bytes[at + 5] = 1;
     // Behind the first key: size, mask, two offsets of eight bytes.
@@ -72,13 +72,13 @@ fn chunk_circle(bytes: &mut Vec<u8>) {
 }
 
 /// Its right sibling is itself.
-fn sibling_circle(bytes: &mut Vec<u8>) {
+fn sibling_circle(bytes: &mut [u8]) {
     let at = tree(bytes, 0);
     bytes[at + 16..at + 24].copy_from_slice(&(at as u64).to_le_bytes());
 }
 
 /// A node of the groups' B-tree above the leaves whose child is the node itself.
-fn group_circle(bytes: &mut Vec<u8>) {
+fn group_circle(bytes: &mut [u8]) {
     let at = tree(bytes, 0);
     bytes[at + 5] = 1;
     bytes[at + 32..at + 40].copy_from_slice(&(at as u64).to_le_bytes());
@@ -102,7 +102,7 @@ type Make = Box<dyn Fn(&Path)>;
 
 /// Name, what the warning says (empty: it trains), how it is made.
 fn cases() -> Vec<(&'static str, &'static str, Make)> {
-    let patch = |change: fn(&mut Vec<u8>)| -> Make { Box::new(move |path: &Path| patched(path, change)) };
+    let patch = |change: fn(&mut [u8])| -> Make { Box::new(move |path: &Path| patched(path, change)) };
     vec![
         ("bomb", "inflates to more than the 69600 bytes", patch(bomb)),
         ("extent", "rows of 232 bytes are not credible", Box::new(|path| empty(path, 1 << 54, Some(1000)))),

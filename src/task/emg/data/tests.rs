@@ -5,6 +5,7 @@ use super::*;
 use crate::data::source::hdf5::write::{Row, Storage, write_session};
 use crate::data::source::hdf5::{Order, Scalar};
 use crate::task::emg::sample::{SampleSpec, write_sample_data};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
