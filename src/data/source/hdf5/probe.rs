@@ -154,7 +154,7 @@ mod tests {
     /// Programs that do what libhdf5 may: end by a signal, or not at all.
     #[test]
     fn a_companion_that_dies_or_hangs_is_an_error_that_names_the_file() {
-        for (script, says) in [("read w; read p; kill -SEGV $$", "signal 11"), ("read w; sleep 600", "in 1 s")] {
+        for (script, says) in [("read w; read p; kill -SEGV $$", "signal 11"), ("read w; exec sleep 600", "in 1 s")] {
             let wanted = Wanted { group: "g".into(), dataset: "d".into(), fields: Vec::new() };
             let mut probe = Probe { limit: Duration::from_secs(1), ..Probe::new(wanted) };
             let mut command = Command::new("sh");
