@@ -59,7 +59,13 @@ impl NodeCache {
         if let Some(cache) = &joined {
             let collective = Arc::clone(collective);
             // Now, not at the next read: a rank may wait for others in a collective for long.
-            cache.client.when_lost(move |problem| collective.abort(CommError::Cache(problem)));
+            let by_rank_0 = cache.of_ranks && cache.host.is_none();
+            cache.client.when_lost(move |problem| {
+                collective.abort(match by_rank_0 {
+                    true => CommError::PeerFailed { rank: 0, error: problem },
+                    false => CommError::Cache(problem),
+                });
+            });
         }
         Ok(joined)
     }

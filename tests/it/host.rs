@@ -129,7 +129,8 @@ fn the_death_of_a_guest_ends_the_job_and_names_it() {
     let ended = killed(1);
     assert_eq!(ended[1].code, None, "{}", ended[1]);
     for ended in [&ended[0], &ended[2]] {
-        assert_eq!(ended.code, Some(9), "{ended}");
+        // A loader that misses the directory, whose rank ended because of rank 1, says so as an error of data.
+        assert!(matches!(ended.code, Some(4 | 9)), "{ended}");
     }
     assert!(ended[0].err.contains("rank 1") || ended[2].err.contains("rank 1"), "{}{}", ended[0], ended[2]);
 }
