@@ -12,8 +12,14 @@ mod equal;
 mod exits;
 #[path = "it/golden.rs"]
 mod golden;
+#[path = "it/host.rs"]
+mod host;
 #[path = "it/hostile.rs"]
 mod hostile;
+#[path = "it/hostile_hdf5.rs"]
+mod hostile_hdf5;
+#[path = "it/many_files.rs"]
+mod many_files;
 #[path = "it/relief.rs"]
 mod relief;
 #[path = "it/resume.rs"]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
 /// 1 MiB: half of what the training files hold.
-const SMALL: &str = "data.cache_size_gb=0.0009765625";
+pub const SMALL: &str = "data.cache_size_gb=0.0009765625";
 const STEPS: u64 = 20;
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/script_rank.py");
 
@@ -56,7 +56,7 @@ fn data() -> &'static Path {
     })
 }
 
-fn path_of(layout: &str) -> String {
+pub fn path_of(layout: &str) -> String {
     format!("data.dataset_path={}", data().join(layout).display())
 }
 
@@ -82,7 +82,7 @@ fn start(runs: &Runs, name: &str, words: &[&str]) -> Running {
     Running::start(&mut command(runs, name, words), runs.path())
 }
 
-fn finish(runs: &Runs, name: &str, words: &[&str]) -> Run {
+pub fn finish(runs: &Runs, name: &str, words: &[&str]) -> Run {
     let ended = start(runs, name, words).wait();
     assert_eq!(ended.code, Some(0), "{name}: {ended}");
     runs.run(name)
@@ -103,14 +103,14 @@ fn processes() -> impl Iterator<Item = (i32, PathBuf)> {
 
 /// What a job holds that must be gone after it.
 #[derive(Default)]
-struct Traces {
+pub struct Traces {
     /// Device and inode of memory without a name.
     memory: BTreeSet<(u64, u64)>,
 }
 
 impl Traces {
     /// Adds what process `pid` holds now.
-    fn look(&mut self, pid: u32) {
+    pub fn look(&mut self, pid: u32) {
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
             let of_ours = fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().contains("memfd:headroom"));
             if let Some(facts) = fs::metadata(entry.path()).ok().filter(|_| of_ours) {
@@ -120,7 +120,7 @@ impl Traces {
     }
 
     /// No process of `runs`, none that holds its memory, no file of its beside the run's own.
-    fn assert_gone(&self, runs: &Runs, name: &str) {
+    pub fn assert_gone(&self, runs: &Runs, name: &str) {
         assert!(!self.memory.is_empty(), "no memory was seen: this check could not fail");
         let mark = runs.path().display().to_string();
         // Dead processes are reaped by whoever inherited them.

@@ -49,7 +49,11 @@ struct Inner {
     /// There are messages to send, or it is time to end.
     outgoing: Condvar,
     wakers: Mutex<Vec<Weak<dyn Wake>>>,
+    /// Told, once, when the directory is gone.
+    lost: Mutex<Option<Lost>>,
 }
+
+type Lost = Box<dyn FnOnce(String) + Send>;
 
 /// A rank's view of the page cache. Any thread may read.
 pub struct CacheClient {
@@ -76,6 +80,7 @@ impl CacheClient {
             changed: Condvar::new(),
             outgoing: Condvar::new(),
             wakers: Mutex::default(),
+            lost: Mutex::default(),
         });
         socket.set_write_timeout(Some(SEND_LIMIT)).map_err(failed)?;
         let closing = Arc::new(AtomicBool::new(false));
@@ -213,6 +218,20 @@ impl CacheClient {
         wakers.push(waker);
     }
 
+    /// `tell` is called once, with what happened, as soon as the directory is gone: at once if it is already.
+    pub fn when_lost(&self, tell: impl FnOnce(String) + Send + 'static) {
+        *self.inner.lost() = Some(Box::new(tell));
+        let problem = self.inner.lock().failed.clone();
+        if let Some(problem) = problem {
+            self.inner.tell_lost(problem);
+        }
+    }
+
+    /// From now on the end of the directory is none of this rank's business, though reads fail after it.
+    pub fn expect_end(&self) {
+        self.inner.lost().take();
+    }
+
     /// Bytes of the mapping.
     pub fn capacity_bytes(&self) -> u64 {
         self.map.len() as u64
@@ -276,6 +295,7 @@ impl CacheClient {
 impl Drop for CacheClient {
     /// Sends what is left to send; the directory takes back the rest when the socket closes.
     fn drop(&mut self) {
+        self.expect_end();
         {
             let _table = self.inner.lock();
             self.closing.store(true, Ordering::Release);
@@ -355,9 +375,22 @@ impl Inner {
     }
 
     fn fail(&self, problem: String) {
-        self.lock().failed.get_or_insert(problem);
+        let problem = self.lock().failed.get_or_insert(problem).clone();
         self.changed.notify_all();
         self.outgoing.notify_all();
+        self.tell_lost(problem);
+    }
+
+    fn lost(&self) -> MutexGuard<'_, Option<Lost>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_lost(&self, problem: String) {
+        // The lock is let go first: what is told may end in calls to this client.
+        let tell = self.lost().take();
+        if let Some(tell) = tell {
+            tell(problem);
+        }
     }
 
     /// Takes in messages until the socket ends.

@@ -12,6 +12,7 @@ mod index;
 mod pages;
 mod pieces;
 pub mod scan;
+mod share;
 pub mod windows;
 
 use crate::data::cache::Want;
@@ -19,7 +20,7 @@ use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::gather::{Affine, Transform};
 use crate::data::source::hdf5::{Reader, Target};
-use crate::data::source::{file_error, find_files, in_threads};
+use crate::data::source::{file_error, find_files};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, ReadRequest, Scratch, Wake};
 use crate::task::{Datasets, Team};
 use future::Future;
@@ -27,9 +28,9 @@ use grain::choose;
 use launcher::config::{CachePolicy, DataConfig};
 use pages::Pages;
 use pieces::Pieces;
-use scan::{FileFacts, Moments, ScanFacts, scan_file};
-use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use scan::{FileFacts, Moments, ScanFacts};
+use share::{scan_share, share};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use windows::{Windows, permuted, split_files};
 
@@ -208,7 +209,8 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     let index_path = index::path(index_dir, &facts, &config.dataset_path);
     let mut skipped = Vec::new();
     let found = find_files(&config.dataset_path, &["hdf5", "h5"], &mut skipped);
-    let (results, scanned) = share(scan_share(&found, &facts, &index_path, team), team)?;
+    let own = scan_share(found.as_deref(), &facts, &index_path, team);
+    let (results, scanned) = share(own, team)?;
     let files = found?;
     if files.is_empty() {
         return Err(no_files(config, "no .hdf5 or .h5 file"));
@@ -256,88 +258,6 @@ fn no_files(config: &DataConfig, problem: &str) -> DataError {
     let way_out = "set data.dataset_path to a folder of recordings, or data.sample_if_missing: true, with which \
                    scripts/launch makes sample data in a folder that does not exist yet";
     file_error(&config.dataset_path, format!("{problem}: {way_out}"))
-}
-
-/// What a rank tells the others.
-#[derive(Serialize, Deserialize)]
-struct Share {
-    /// Files this rank sees, as a count and a checksum of their paths.
-    files: usize,
-    paths_crc32: u32,
-    /// Why it sees none.
-    error: Option<String>,
-    results: Vec<(usize, Result<FileFacts, String>)>,
-    /// How many of them the index did not know.
-    scanned: usize,
-}
-
-/// Facts about this rank's files: every `world_size`-th, from the index or by a scan in threads.
-fn scan_share(found: &Result<Vec<PathBuf>, DataError>, facts: &ScanFacts, index_path: &Path, team: &Team) -> Share {
-    let files = match found {
-        Ok(files) => files,
-        Err(error) => {
-            return Share { files: 0, paths_crc32: 0, error: Some(error.to_string()), results: Vec::new(), scanned: 0 };
-        }
-    };
-    let paths: Vec<_> = files.iter().map(|path| path.to_string_lossy()).collect();
-    let mut known = index::load(index_path, facts);
-    let mut results = Vec::new();
-    let mut unknown = Vec::new();
-    for (n, path) in files.iter().enumerate().filter(|(n, _)| n % team.world_size.max(1) == team.rank) {
-        match known.remove(path).filter(index::current) {
-            Some(file) => results.push((n, Ok(file))),
-            None => unknown.push((n, path)),
-        }
-    }
-    let scanned = unknown.len();
-    results.extend(scan_all(&unknown, facts, team));
-    Share {
-        files: files.len(),
-        paths_crc32: libdeflater::crc32(paths.join("\n").as_bytes()),
-        error: None,
-        results,
-        scanned,
-    }
-}
-
-fn scan_all(files: &[(usize, &PathBuf)], facts: &ScanFacts, team: &Team) -> Vec<(usize, Result<FileFacts, String>)> {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = (cores / team.world_size.max(1)).clamp(1, 8);
-    in_threads(threads, files, |(n, path)| (*n, scan_file(path, facts).map_err(|error| error.to_string())))
-}
-
-/// Every rank's results, in the order of files, and how many of them were scanned.
-fn share(own: Share, team: &Team) -> Result<(Vec<Result<FileFacts, String>>, usize), DataError> {
-    let unreadable = |error: serde_json::Error| DataError::Other(format!("what ranks found out: {error}"));
-    let bytes = serde_json::to_vec(&own).map_err(unreadable)?;
-    // What this rank found comes back with the rest: with tens of thousands of files every copy counts.
-    let own = Share { results: Vec::new(), ..own };
-    let gathered = (team.gather)(&bytes)?;
-    drop(bytes);
-    let mut all = Vec::with_capacity(own.files);
-    let mut scanned = 0;
-    for (rank, bytes) in gathered.into_iter().enumerate() {
-        let theirs: Share = serde_json::from_slice(&bytes).map_err(unreadable)?;
-        if let Some(error) = theirs.error {
-            return Err(DataError::Other(format!(
-                "{error} (rank {rank}): set data.dataset_path, or data.sample_if_missing: true"
-            )));
-        }
-        if (theirs.files, theirs.paths_crc32) != (own.files, own.paths_crc32) {
-            return Err(DataError::Other(format!(
-                "rank {rank} finds {} files, rank {} finds {}, or other ones: data.dataset_path must hold the same files on \
-                 every node",
-                theirs.files, team.rank, own.files
-            )));
-        }
-        scanned += theirs.scanned;
-        all.extend(theirs.results);
-    }
-    all.sort_by_key(|(n, _)| *n);
-    if all.len() != own.files {
-        return Err(DataError::Other(format!("{} of {} files were looked at", all.len(), own.files)));
-    }
-    Ok((all.into_iter().map(|(_, result)| result).collect(), scanned))
 }
 
 fn keep_good(
