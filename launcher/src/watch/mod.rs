@@ -1,0 +1,2 @@
+mod leak;
+mod level;
