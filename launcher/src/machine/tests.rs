@@ -220,7 +220,10 @@ fn memory_is_read_again_with_events_of_v1_and_the_jobs_own_group() {
     let root = tree(&[
         ("proc/meminfo", MEMINFO),
         ("proc/vmstat", "nr_free_pages 7\noom_kill 3\n"),
-        ("proc/pressure/memory", "some avg10=1.50 avg60=0 avg300=0 total=5\nfull avg10=0.25 avg60=0 avg300=0 total=1\n"),
+        (
+            "proc/pressure/memory",
+            "some avg10=1.50 avg60=0 avg300=0 total=5\nfull avg10=0.25 avg60=0 avg300=0 total=1\n",
+        ),
         ("proc/self/cgroup", V1_GROUPS),
         ("proc/self/mountinfo", V1_MOUNTS),
         ("sys/fs/cgroup/memory/batch/job/memory.limit_in_bytes", "4294967296\n"),
