@@ -113,12 +113,13 @@ def one(group, data, work, name, args, target):
             hog.wait()
     text = log.read_text()
     said = [line.removeprefix("[launch] memory: ") for line in text.splitlines() if line.startswith("[launch] memory: ")]
-    summary = json.loads((work / name / "summary.json").read_text())
+    path = work / name / "summary.json"
+    steps = json.loads(path.read_text())["steps"] if path.exists() else 0
     kept = any((work / name / "checkpoints").glob("step-*"))
     well = run.returncode == 0 or (run.returncode == 75 and kept)
-    if not well or hog is None:
+    if not well or hog is None or args.verbose:
         print(f"{name} ended with {run.returncode}, hog {'ran' if hog else 'never started'}:\n{text[-3000:]}", file=sys.stderr)
-    return {"code": run.returncode, "well": well and hog is not None, "steps": summary["steps"], "said": said}
+    return {"code": run.returncode, "well": well and hog is not None, "steps": steps, "said": said}
 
 
 def torch_is_killed(group, data, args):
@@ -140,6 +141,7 @@ def main():
     parser.add_argument("--hog", type=float, default=0.9)
     parser.add_argument("--budget", default="1GiB")
     parser.add_argument("--skip-torch", action="store_true")
+    parser.add_argument("--verbose", action="store_true", help="print what every run said")
     args = parser.parse_args()
     data = sample_data(ROOT / "sample-data" / "bench-contiguous-60", "contiguous", 60)
     group = Group()

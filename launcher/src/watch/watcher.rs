@@ -354,7 +354,7 @@ impl<'a> Watch<'a> {
             return Cause::Rank { rank, over_bytes };
         }
         if grown_bytes > scale.total_bytes / 50 {
-            self.findings.largest_other = largest_other(&self.pids);
+            self.findings.largest_other = largest_other(&self.pids, scale.source == Source::Cgroup);
             return Cause::Others { grown_bytes, largest: self.findings.largest_other.clone() };
         }
         match sample.cache_bytes {
