@@ -52,6 +52,8 @@ pub enum Act {
     Ranks(Relief),
     /// The page cache's new size.
     Cache { bytes: u64 },
+    /// The end of the ladder: a checkpoint and a clean stop.
+    Stop,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,8 +103,8 @@ impl Ladder {
         }
     }
 
-    /// What to do at second `now`. `reason` is told when the run has to stop.
-    pub fn step(&mut self, now: f64, view: &View, reason: impl FnOnce() -> String) -> Option<Act> {
+    /// What to do at second `now`.
+    pub fn step(&mut self, now: f64, view: &View) -> Option<Act> {
         if self.stopped {
             return None;
         }
@@ -114,7 +116,7 @@ impl Ladder {
             self.doublings = (self.doublings + 1).min(MOST_DOUBLINGS);
         }
         let settle_s = if view.last { self.settle_s.min(SETTLE_LAST_S) } else { self.settle_s };
-        if now < self.acted_at + settle_s { None } else { self.climb(now, view, reason) }
+        if now < self.acted_at + settle_s { None } else { self.climb(now, view) }
     }
 
     /// The user wants memory back now: half the page cache.
@@ -123,7 +125,7 @@ impl Ladder {
         self.shrink(now, view)
     }
 
-    fn climb(&mut self, now: f64, view: &View, reason: impl FnOnce() -> String) -> Option<Act> {
+    fn climb(&mut self, now: f64, view: &View) -> Option<Act> {
         if view.gpu {
             self.next = self.next.max(Rung::Trim);
         }
@@ -176,7 +178,7 @@ impl Ladder {
                 Rung::Stop if view.last => {
                     self.next = Rung::End;
                     self.stopped = true;
-                    return self.act(now, SETTLE_STEP_S, Relief::Stop { reason: reason() });
+                    return Some(Act::Stop);
                 }
                 Rung::Stop | Rung::End => return None,
             }
@@ -238,7 +240,7 @@ mod tests {
         let mut now = from;
         while now < from + seconds {
             view.cache_bytes = *cache;
-            if let Some(act) = ladder.step(now, &view, || "why".into()) {
+            if let Some(act) = ladder.step(now, &view) {
                 if let Act::Cache { bytes } = act {
                     *cache = bytes;
                 }
@@ -276,7 +278,7 @@ mod tests {
         assert_eq!(words[0], "PausePrefetch", "one thread is not made fewer");
         assert!(words[1..6].iter().all(|act| act.starts_with("Cache")), "{words:?}");
         assert_eq!(cache, 0);
-        let rest = ["TrimAllocators", "HalveMicroBatch", "HalveMicroBatch", "Stop { reason: \"why\" }"];
+        let rest = ["TrimAllocators", "HalveMicroBatch", "HalveMicroBatch", "Stop"];
         assert_eq!(words[6..], rest);
     }
 

@@ -397,13 +397,22 @@ impl<'a> Watch<'a> {
             return;
         }
         let (view, worst) = self.view(scales, cache);
-        let reason = match worst.filter(|_| view.last && view.level == Level::Critical) {
-            Some(worst) => words::stop_reason(self.spec.language, &worst, &self.cause(&worst, sample)),
-            None => String::new(),
-        };
-        if let Some(act) = self.ladder.step(now, &view, || reason) {
-            self.act(act, sample.ranks.iter().map(|rank| rank.own_bytes).sum(), cache, now);
+        let Some(act) = self.ladder.step(now, &view) else { return };
+        let held = sample.ranks.iter().map(|rank| rank.own_bytes).sum();
+        if let (Act::Stop, Some(worst)) = (&act, worst) {
+            self.stop(&worst, sample, now);
+        } else {
+            self.act(act, held, cache, now);
         }
+    }
+
+    fn stop(&mut self, worst: &Scale, sample: &Sample, now: f64) {
+        let reason = words::stop_reason(self.spec.language, worst, &self.cause(worst, sample));
+        self.orders += 1;
+        self.hands.relieve(self.orders, &Relief::Stop { reason: reason.clone() });
+        self.say(&reason, now);
+        self.stop_at = Some(now + STOP_S);
+        self.findings.stopped_for = Some(reason);
     }
 
     fn by_hand(&mut self, now: f64) {
@@ -420,11 +429,6 @@ impl<'a> Watch<'a> {
         self.orders += 1;
         let (order, what, before_bytes) = match act {
             Act::Ranks(relief) => {
-                if let Relief::Stop { reason } = &relief {
-                    self.say(reason, now);
-                    self.findings.stopped_for = Some(reason.clone());
-                    self.stop_at = Some(now + STOP_S);
-                }
                 self.hands.relieve(self.orders, &relief);
                 (Some(self.orders), words::relief(self.spec.language, &relief), ranks_bytes)
             }
@@ -432,6 +436,7 @@ impl<'a> Watch<'a> {
                 let set = self.hands.resize_cache(bytes);
                 (None, words::cache(self.spec.language, cache.wanted_bytes, set), cache.resident_bytes)
             }
+            Act::Stop => return,
         };
         self.hurried = true;
         self.pending.push(Pending { order, what, before_bytes, until: now + ANSWER_S, answers: BTreeMap::new() });
