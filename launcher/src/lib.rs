@@ -4,13 +4,14 @@
 //!
 //! ```text
 //! config ──► plan ──► supervise ──► ranks (package `headroom`)
-//!    machine ──┘       │     │
-//!                console cache  contract  (all that crosses processes)
+//!    machine ──┘       │ │   │
+//!                console │ cache  contract  (all that crosses processes)
+//!                      watch  (memory: seen, warned of, given back, explained)
 //! ```
 //!
 //! Architecture invariant: `plan` does no I/O; `config` reads neither environment, clock, /proc nor GPU; `machine`
 //! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour;
-//! `cache` touches no sample bytes.
+//! `cache` touches no sample bytes; `watch` reaches ranks and page cache through `supervise` alone.
 
 pub mod cache;
 pub mod cli;
@@ -22,3 +23,4 @@ pub mod machine;
 pub mod plan;
 pub mod run_dir;
 pub mod supervise;
+pub mod watch;

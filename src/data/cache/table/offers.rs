@@ -69,11 +69,11 @@ impl Table {
 
     /// The grant of `key`, when no thread fills it yet.
     pub(in crate::data::cache) fn take_granted(&mut self, key: u64) -> Option<WriteSpan> {
-        match self.entries.get_mut(&key) {
-            Some(Entry { place: place @ Place::Granted(_), .. }) => match std::mem::replace(place, Place::Filling) {
-                Place::Granted(span) => Some(span),
-                _ => None,
-            },
+        let Some(Entry { place, .. }) = self.entries.get_mut(&key) else { return None };
+        let Place::Granted(span) = &*place else { return None };
+        let end = span.end();
+        match std::mem::replace(place, Place::Filling { end }) {
+            Place::Granted(span) => Some(span),
             _ => None,
         }
     }
