@@ -4,6 +4,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod device;
+
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,6 +101,7 @@ fn raws(tensors: &[Tensor]) -> Vec<Raw> {
 fn scalar_type(kind: Kind) -> Result<c_int, TorchError> {
     Ok(match kind {
         Kind::Uint8 => 0,
+        Kind::Int => 3,
         Kind::Int64 => 4,
         Kind::Half => 5,
         Kind::Float => 6,
