@@ -171,17 +171,37 @@ impl Ddp {
     pub fn finish(&mut self) -> Result<(), DdpError> {
         let mut tail = self.flat_grads.f_narrow(0, self.layout.len() as i64, VOTES as i64)?;
         tail.f_copy_(&Tensor::f_from_slice(&self.votes)?)?;
-        if let Some(late) = self.reducer.finish()? {
-            let problem =
-                "a gradient arrived after its bucket was reduced: only the last micro-batch of a step may sync";
-            return Err(DdpError::Parameter { name: self.names[late].clone(), problem: problem.to_owned() });
-        }
+        self.reduce_rest()?;
         self.votes.copy_from_slice(&Vec::<f32>::try_from(&tail)?);
-        if !self.rebuilt {
-            self.rebuilt = true;
-            self.rebuild()?;
-        }
-        Ok(())
+        self.rebuild_once()
+    }
+
+    /// [`Ddp::finish`] for votes that are on the device already, in [`Ddp::device_votes`]: the host waits for nothing but
+    /// the one rebuild after the first step.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn finish_on_device(&mut self) -> Result<(), DdpError> {
+        self.reduce_rest()?;
+        self.rebuild_once()
+    }
+
+    /// The [`VOTES`] numbers behind the gradients, where they are reduced; [`Ddp::zero_grad`] zeroes them.
+    ///
+    /// # Errors
+    /// libtorch refuses the view, which it does not.
+    pub fn device_votes(&self) -> Result<Tensor, DdpError> {
+        Ok(self.flat_grads.f_narrow(0, self.layout.len() as i64, VOTES as i64)?)
+    }
+
+    fn reduce_rest(&mut self) -> Result<(), DdpError> {
+        let Some(late) = self.reducer.finish()? else { return Ok(()) };
+        let problem = "a gradient arrived after its bucket was reduced: only the last micro-batch of a step may sync";
+        Err(DdpError::Parameter { name: self.names[late].clone(), problem: problem.to_owned() })
+    }
+
+    fn rebuild_once(&mut self) -> Result<(), DdpError> {
+        if std::mem::replace(&mut self.rebuilt, true) { Ok(()) } else { self.rebuild() }
     }
 
     /// Puts parameters into the order in which rank 0 saw their gradients. Values and gradients stay what they are.

@@ -14,7 +14,7 @@ fn wheel() -> Option<PathBuf> {
 
 #[test]
 fn the_config_has_the_layout_of_the_header() {
-    // Offsets of the C struct on 64-bit Linux, from a program compiled against nccl.h 2.28.9.
+    // Of `ncclConfig_v22800` as C lays it out on 64-bit Linux.
     assert_eq!((size_of::<sys::Config>(), std::mem::offset_of!(sys::Config, blocking)), (80, 16));
     assert_eq!(size_of::<RawUniqueId>(), 128);
 }
