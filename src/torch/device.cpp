@@ -151,7 +151,7 @@ char* hr_device_stats(int device, int64_t* out) {
   });
 }
 
-char* hr_device_memory(int device, size_t* free_bytes, size_t* total_bytes) {
+char* hr_device_free(int device, size_t* free_bytes, size_t* total_bytes) {
   return guarded([&] {
     auto [free_now, total] = at::accelerator::getMemoryInfo(static_cast<c10::DeviceIndex>(device));
     *free_bytes = free_now;

@@ -29,7 +29,7 @@ unsafe extern "C" {
     fn hr_copy(dst: Raw, src: Raw) -> *mut c_char;
     fn hr_pinned(dims: *const i64, ndims: usize, dtype: c_int, out: *mut Raw) -> *mut c_char;
     fn hr_device_stats(device: c_int, out: *mut i64) -> *mut c_char;
-    fn hr_device_memory(device: c_int, free: *mut usize, total: *mut usize) -> *mut c_char;
+    fn hr_device_free(device: c_int, free: *mut usize, total: *mut usize) -> *mut c_char;
     fn hr_empty_cache() -> *mut c_char;
     fn hr_reset_peak(device: c_int) -> *mut c_char;
     fn hr_device_sync(device: c_int) -> *mut c_char;
@@ -425,7 +425,7 @@ pub fn device_stats(device: usize) -> Result<DeviceStats, TorchError> {
 pub fn device_memory(device: usize) -> Result<(u64, u64), TorchError> {
     let (mut free, mut total) = (0, 0);
     // SAFETY: two places to write to.
-    check("getMemoryInfo", unsafe { hr_device_memory(device as c_int, &mut free, &mut total) })?;
+    check("getMemoryInfo", unsafe { hr_device_free(device as c_int, &mut free, &mut total) })?;
     Ok((free as u64, total as u64))
 }
 
