@@ -1,6 +1,7 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
+mod device;
 mod error;
 mod observer;
 mod train;

@@ -21,6 +21,11 @@ pub struct GpuMemory {
     pub allocated_bytes: u64,
     pub reserved_bytes: u64,
     pub peak_bytes: u64,
+    /// Of the device, by all processes, as the driver counts.
+    pub used_bytes: u64,
+    pub total_bytes: u64,
+    /// How often the allocator asked the driver for memory.
+    pub device_allocs: u64,
 }
 
 /// What others know and the sampler asks for at each sample.
@@ -118,6 +123,9 @@ impl MemorySnapshot {
             gpu_allocated_bytes: gpu.allocated_bytes,
             gpu_reserved_bytes: gpu.reserved_bytes,
             gpu_peak_bytes: gpu.peak_bytes,
+            gpu_used_bytes: gpu.used_bytes,
+            gpu_total_bytes: gpu.total_bytes,
+            gpu_device_allocs: gpu.device_allocs,
             cache_bytes: probe.cache_bytes,
             cache_hits: probe.cache_hits,
             cache_misses: probe.cache_misses,

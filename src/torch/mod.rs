@@ -5,6 +5,10 @@
 #![allow(unsafe_code)]
 
 pub mod device;
+pub mod graph;
+mod memory;
+
+pub use memory::{DeviceMemory, catch_out_of_memory, device_memory, error_of, is_out_of_memory, release_caches};
 
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};
@@ -18,6 +22,9 @@ pub enum TorchError {
     Cpp { call: &'static str, message: String },
     #[error("{call}: {problem}")]
     Argument { call: &'static str, problem: String },
+    /// Of the device, or of the host.
+    #[error("out of memory: {message}")]
+    OutOfMemory { message: String },
 }
 
 type Callback = unsafe extern "C" fn(*mut c_void);

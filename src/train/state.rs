@@ -1,5 +1,6 @@
 //! What the loop keeps besides tensors: the part of a checkpoint that says where it stands.
 
+use super::scaler::ScalerState;
 use super::schedule::{MonitorState, ScheduleState};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ pub struct LoopState {
     /// Seconds spent in training steps before this process.
     pub train_s: f64,
     pub samples: u64,
+    /// Loss scale of fp16, where there is one.
+    #[serde(default)]
+    pub scaler: Option<ScalerState>,
 }
 
 /// Best value of the monitored metric so far.

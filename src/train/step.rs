@@ -29,6 +29,8 @@ pub struct StepRunner<'a> {
     pub step_in_epoch: u64,
     /// This rank was asked to stop.
     pub stop: bool,
+    /// `train.amp: auto` is still trying.
+    pub trial: bool,
 }
 
 /// What a step yields; the same on every rank but for `data_wait_s` and `step_s`.
@@ -41,6 +43,8 @@ pub struct StepOutcome {
     pub grad_norm: f64,
     pub data_wait_s: f64,
     pub step_s: f64,
+    /// Loss scale of fp16; 1 without.
+    pub scale: f64,
     /// Some rank was asked to stop: all stop after this step.
     pub stop: bool,
 }
@@ -59,7 +63,7 @@ impl StepRunner<'_> {
         metrics: &mut dyn Metrics,
         lr: f64,
     ) -> Result<StepOutcome, TrainError> {
-        let mut outcome = StepOutcome { lr, ..StepOutcome::default() };
+        let mut outcome = StepOutcome { lr, scale: 1.0, ..StepOutcome::default() };
         ddp.zero_grad()?;
         let micros = self.planner.micro_batches(self.step_in_epoch);
         let (mut loss_sum, mut bad) = (0.0, None);
@@ -103,7 +107,7 @@ impl StepRunner<'_> {
     }
 
     /// Seed of dropout: a pure function of position and rank, so that a resumed run draws the same numbers.
-    fn seed(&self, micro: u64) -> i64 {
+    pub(super) fn seed(&self, micro: u64) -> i64 {
         let mut x = self.config.seed ^ 0x9e37_79b9_7f4a_7c15;
         for part in [self.step, self.collective.rank() as u64, micro] {
             x = (x ^ part).wrapping_mul(0xff51_afd7_ed55_8ccd);

@@ -3,17 +3,19 @@
 use super::amp;
 use super::checkpoint::{self, CheckpointError, Checkpointer, Content, Facts};
 use super::ddp::{Ddp, DdpError, DdpOptions};
+use super::device::{DeviceOptions, DeviceStep};
 use super::ema::Ema;
 use super::evaluate::{EvalSpec, evaluate, reduce_sums};
 use super::optimizer::{Optimizer, Rule};
 use super::schedule::{Monitor, Schedule};
 use super::state::{BestState, LoopState};
 use super::step::{StepOutcome, StepRunner};
+use super::trial::AmpTrial;
 use super::{Observer, TrainError};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, train_order};
 use crate::task::{Datasets, Metrics, Model};
-use launcher::config::{Config, OptimizerKind, TrainConfig};
+use launcher::config::{Amp, Config, OptimizerKind, TrainConfig};
 use launcher::contract::{MetricsRecord, Progress};
 use launcher::plan::Plan;
 use std::collections::BTreeMap;
@@ -71,6 +73,7 @@ pub struct Fit<'a> {
     pub checkpoint_dir: &'a Path,
     /// Set by a signal: stop after a step that all ranks agree on.
     pub stop: Arc<AtomicBool>,
+    pub device_options: DeviceOptions,
 }
 
 struct Loop<'a, 'o> {
@@ -79,6 +82,10 @@ struct Loop<'a, 'o> {
     planner: BatchPlanner,
     /// Element type of autocast; absent: none.
     narrow: Option<Kind>,
+    /// `train.amp: auto`, while it tries and after.
+    trial: Option<AmpTrial>,
+    /// Steps whose numbers stay on the device; absent on a CPU.
+    on_device: Option<DeviceStep>,
     ddp: Ddp,
     optimizer: Optimizer,
     schedule: Schedule,
@@ -121,7 +128,8 @@ impl<'a, 'o> Loop<'a, 'o> {
             drop_last: true,
         }
         .checked()?;
-        let (narrow, note) = amp::narrow_kind(train.amp, fit.device);
+        let on_device = fit.device.is_cuda() || fit.device_options.always;
+        let (narrow, note) = amp::narrow_kind(train.amp, on_device);
         if let Some(note) = note.filter(|_| planner.rank == 0) {
             observer.line(note.to_owned());
         }
@@ -149,6 +157,10 @@ impl<'a, 'o> Loop<'a, 'o> {
                 monitor.restore(saved);
             }
         }
+        let scaler = (narrow == Some(Kind::Half)).then(|| state.scaler.take().unwrap_or_default());
+        let (micro_batch, graph) = (fit.plan.batch.micro_batch, train.cuda_graph);
+        let new = || DeviceStep::new(fit.device, micro_batch, scaler, graph, fit.device_options);
+        let on_device = on_device.then(new).transpose()?;
         let carried_sums = if planner.rank == 0 { std::mem::take(&mut state.train_sums) } else { Vec::new() };
         let saved_step = (state.step > 0).then_some(state.step);
         Ok(Self {
@@ -156,6 +168,8 @@ impl<'a, 'o> Loop<'a, 'o> {
             observer,
             planner,
             narrow,
+            trial: (train.amp == Amp::Auto).then(AmpTrial::default),
+            on_device,
             ddp,
             optimizer,
             schedule,
@@ -185,13 +199,26 @@ impl<'a, 'o> Loop<'a, 'o> {
             ..LoaderSpec::default()
         };
         let mut loader = Loader::new(Arc::clone(&self.fit.datasets.train), spec)?;
+        if let Some(device) = self.on_device.as_mut().filter(|_| self.fit.config.train.pin_memory)
+            && let Some(line) = device.input.pin(loader.pool_range())
+        {
+            self.observer.line(line);
+        }
+        let status = self.epochs(&mut loader);
+        if let Some(device) = &mut self.on_device {
+            device.input.unpin();
+        }
+        status
+    }
+
+    fn epochs(&mut self, loader: &mut Loader) -> Result<Status, TrainError> {
         let total = self.steps_total();
         if self.monitor.is_over() {
             // Killed between the checkpoint of its last epoch and its end.
             return Ok(Status::EarlyStopped);
         }
         while self.state.step < total {
-            if let Some(status) = self.epoch(&mut loader, total)? {
+            if let Some(status) = self.epoch(loader, total)? {
                 return Ok(status);
             }
         }
@@ -205,7 +232,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         self.observer.phase("train", self.state.step);
         let mut batches = loader.run(self.planner.requests(epoch, self.state.step_in_epoch()))?;
         loop {
-            let outcome = self.step(&mut batches)?;
+            let outcome = self.step(&mut batches, last)?;
             let ends = self.state.step == last;
             let stop = outcome.stop;
             let mut record = self.record(&outcome, epoch, ends || stop)?;
@@ -238,7 +265,7 @@ impl<'a, 'o> Loop<'a, 'o> {
     }
 
     /// One optimizer step over all ranks.
-    fn step(&mut self, batches: &mut crate::data::loader::BatchStream) -> Result<StepOutcome, TrainError> {
+    fn step(&mut self, batches: &mut crate::data::loader::BatchStream, last: u64) -> Result<StepOutcome, TrainError> {
         let started = Instant::now();
         let step = self.state.step;
         let lr = self.schedule.rate(step);
@@ -248,15 +275,24 @@ impl<'a, 'o> Loop<'a, 'o> {
             model: self.fit.model,
             device: self.fit.device,
             narrow: self.narrow,
+            trial: self.trial.as_ref().is_some_and(|trial| !trial.is_over()),
             collective: self.fit.collective.as_ref(),
             step,
             step_in_epoch: self.state.step_in_epoch(),
             stop: self.fit.stop.load(Ordering::Relaxed),
         };
-        let sums = self.local_sums();
-        let result = runner.run(batches, &mut self.ddp, &mut self.optimizer, self.fit.metrics.as_mut(), lr);
+        // On the device they are read where they are asked for only.
+        let sums = if self.on_device.is_some() { Vec::new() } else { self.local_sums() };
+        let exact = runner.trial || step + 1 == last || (step + 1).is_multiple_of(self.fit.config.log.log_every.max(1));
+        let (ddp, optimizer, metrics) = (&mut self.ddp, &mut self.optimizer, self.fit.metrics.as_mut());
+        let result = match &mut self.on_device {
+            Some(device) => device.run(&runner, batches, ddp, optimizer, metrics, (lr, exact)),
+            None => runner.run(batches, ddp, optimizer, metrics, lr),
+        };
         let mut outcome = match result {
-            Err(error @ TrainError::NonFinite { .. }) => {
+            Err(error @ TrainError::NonFinite { good, .. }) => {
+                // A device learns of it a step late; the weights are those of `good` all the same.
+                self.state.step = good;
                 // The failed step counts for nothing: its sums may be no numbers, which JSON cannot hold.
                 self.fit.metrics.reset();
                 self.carried_sums = sums;
@@ -269,6 +305,7 @@ impl<'a, 'o> Loop<'a, 'o> {
             ema.update(&self.fit.params);
         }
         outcome.step_s = started.elapsed().as_secs_f64();
+        self.after_device(outcome.step_s)?;
         self.state.step += 1;
         self.state.train_s += outcome.step_s;
         self.state.samples += self.planner.global_batch;
@@ -278,6 +315,19 @@ impl<'a, 'o> Loop<'a, 'o> {
         let progress = self.progress(&outcome);
         self.observer.step(&progress);
         Ok(outcome)
+    }
+
+    /// What a device and a trial of precisions have to say after a step.
+    fn after_device(&mut self, step_s: f64) -> Result<(), TrainError> {
+        for line in self.on_device.iter_mut().flat_map(DeviceStep::take_lines) {
+            self.observer.line(line);
+        }
+        if let Some(trial) = &mut self.trial {
+            let line = trial.add(step_s, self.fit.collective.as_ref())?;
+            self.narrow = trial.kind();
+            line.into_iter().for_each(|line| self.observer.line(line));
+        }
+        Ok(())
     }
 
     fn progress(&self, outcome: &StepOutcome) -> Progress {
@@ -318,7 +368,7 @@ impl<'a, 'o> Loop<'a, 'o> {
             data_wait_s: outcome.data_wait_s,
             step_s: outcome.step_s,
             grad_norm: outcome.grad_norm,
-            scale: 1.0,
+            scale: outcome.scale,
             cache_hit_rate: None,
             metrics,
         }))
@@ -453,6 +503,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
         state.schedule = Some(self.schedule.state().clone());
         state.monitor = Some(self.monitor.state().clone());
+        state.scaler = self.on_device.as_ref().map(DeviceStep::scaler_state).transpose()?.flatten();
         self.saved_step = Some(state.step);
         if let Some(checkpoints) = &mut self.fit.checkpoints {
             let optimizer = self.optimizer.export(&self.ddp)?;
