@@ -1,6 +1,7 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
+mod check;
 mod device;
 mod error;
 mod observer;
@@ -28,6 +29,8 @@ enum Verb {
     SampleData(SampleRequest),
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
+    /// Check a device, and the ways to and between devices; prints JSON.
+    CheckGpu(check::Request),
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
@@ -40,6 +43,7 @@ pub fn main() -> u8 {
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
+        Verb::CheckGpu(request) => check::run(request),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {

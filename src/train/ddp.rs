@@ -230,6 +230,18 @@ impl Ddp {
         Ok(())
     }
 
+    /// Whether all ranks hold the same parameters, bit for bit; else the first rank that differs from rank 0. Every rank
+    /// calls it. The parameters are copied to the host.
+    ///
+    /// # Errors
+    /// A peer failed.
+    pub fn differing_rank(&self) -> Result<Option<usize>, DdpError> {
+        let values = Vec::<f32>::try_from(&self.flat_params)?;
+        let own = hash(|h| values.iter().for_each(|v| v.to_bits().hash(h)));
+        let all = self.collective.all_gather(&own.to_le_bytes())?;
+        Ok(all.iter().position(|other| *other != all[0]))
+    }
+
     /// All parameters, f32 `[layout().len()]`; gaps between them are zero.
     pub fn params(&self) -> &Tensor {
         &self.flat_params

@@ -196,6 +196,7 @@ impl<'a, 'o> Loop<'a, 'o> {
             slots: self.fit.plan.loader.slots,
             micro_batch: self.fit.plan.batch.micro_batch,
             persistent: self.fit.config.train.persistent_workers,
+            gives_back: !(self.fit.device.is_cuda() && self.fit.config.train.pin_memory),
             ..LoaderSpec::default()
         };
         let mut loader = Loader::new(Arc::clone(&self.fit.datasets.train), spec)?;
@@ -526,6 +527,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         if status != Status::Stopped {
             // Ranks meet here: rank 0's checkpoints are on disk.
             self.fit.collective.barrier()?;
+            self.tell_agreement()?;
             self.restore_best()?;
             self.observer.phase("test", self.state.step);
             let values = self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")?;
@@ -546,6 +548,19 @@ impl<'a, 'o> Loop<'a, 'o> {
             headline,
             best: self.state.best,
         })
+    }
+
+    /// CUDA ranks each apply the summed gradient for themselves: what they end with is compared once.
+    fn tell_agreement(&mut self) -> Result<(), TrainError> {
+        let world = self.fit.collective.world_size();
+        if world == 1 || !self.fit.device.is_cuda() {
+            return Ok(());
+        }
+        self.observer.line(match self.ddp.differing_rank()? {
+            None => format!("parameters: the same bits on all {world} ranks"),
+            Some(rank) => format!("warning: rank {rank}'s parameters differ from rank 0's"),
+        });
+        Ok(())
     }
 
     /// Rank 0 reads the best checkpoint, all ranks get its weights.
