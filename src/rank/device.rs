@@ -16,6 +16,8 @@ use tch::Device;
 const NCCL: &str = "HEADROOM_NCCL";
 /// `rank:step`: this rank makes the gradient of this step (from 0) infinite. Tests of the loss scale set it.
 const OVERFLOW: &str = "HEADROOM_TEST_OVERFLOW";
+/// `rank:step`: this rank's memory runs out in this step (from 0), once. Tests of repeating set it.
+const SHORT: &str = "HEADROOM_TEST_OUT_OF_MEMORY";
 /// `1`: steps keep their numbers on the device on a CPU too. Tests set it.
 const ON_DEVICE: &str = "HEADROOM_TEST_ON_DEVICE";
 
@@ -113,9 +115,15 @@ pub fn memory(on: Device) -> Option<GpuMemory> {
 /// What tests ask of this rank's steps.
 pub fn options(rank: usize) -> DeviceOptions {
     let named = |name| std::env::var(name).ok();
-    let at = named(OVERFLOW).and_then(|text| {
-        let (who, step) = text.split_once(':')?;
-        (who.parse() == Ok(rank)).then(|| step.parse().ok()).flatten()
-    });
-    DeviceOptions { always: named(ON_DEVICE).is_some_and(|value| value == "1"), overflow_at: at }
+    let at = |name| {
+        named(name).and_then(|text| {
+            let (who, step) = text.split_once(':')?;
+            (who.parse() == Ok(rank)).then(|| step.parse().ok()).flatten()
+        })
+    };
+    DeviceOptions {
+        always: named(ON_DEVICE).is_some_and(|value| value == "1"),
+        overflow_at: at(OVERFLOW),
+        short_at: at(SHORT),
+    }
 }

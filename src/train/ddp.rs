@@ -19,6 +19,8 @@ use tch::{Kind, TchError, Tensor};
 
 /// Sums that travel behind the gradients of each step: stop votes, loss sums, sample counts.
 pub const VOTES: usize = 16;
+/// The vote by which a rank has all ranks forget the step: it is to be repeated, so no layout follows from it.
+pub const DISCARD: usize = VOTES - 2;
 
 /// What can go wrong with parallel gradients.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +175,7 @@ impl Ddp {
         tail.f_copy_(&Tensor::f_from_slice(&self.votes)?)?;
         self.reduce_rest()?;
         self.votes.copy_from_slice(&Vec::<f32>::try_from(&tail)?);
-        self.rebuild_once()
+        self.rebuild_once(self.votes[DISCARD])
     }
 
     /// [`Ddp::finish`] for votes that are on the device already, in [`Ddp::device_votes`]: the host waits for nothing but
@@ -183,7 +185,11 @@ impl Ddp {
     /// As there.
     pub fn finish_on_device(&mut self) -> Result<(), DdpError> {
         self.reduce_rest()?;
-        self.rebuild_once()
+        if self.rebuilt {
+            return Ok(());
+        }
+        let discard = self.device_votes()?.f_double_value(&[DISCARD as i64])?;
+        self.rebuild_once(discard as f32)
     }
 
     /// The [`VOTES`] numbers behind the gradients, where they are reduced; [`Ddp::zero_grad`] zeroes them.
@@ -200,8 +206,12 @@ impl Ddp {
         Err(DdpError::Parameter { name: self.names[late].clone(), problem: problem.to_owned() })
     }
 
-    fn rebuild_once(&mut self) -> Result<(), DdpError> {
-        if std::mem::replace(&mut self.rebuilt, true) { Ok(()) } else { self.rebuild() }
+    fn rebuild_once(&mut self, discard: f32) -> Result<(), DdpError> {
+        if self.rebuilt || discard != 0.0 {
+            return Ok(());
+        }
+        self.rebuilt = true;
+        self.rebuild()
     }
 
     /// Puts parameters into the order in which rank 0 saw their gradients. Values and gradients stay what they are.

@@ -10,6 +10,7 @@ use crate::comm::Collective;
 use crate::task::{Batch, Metrics, Output};
 use crate::torch::device::copy;
 use crate::torch::graph::Graph;
+use crate::torch::release_caches;
 use launcher::config::CudaGraph;
 use tch::{Device, Tensor};
 
@@ -48,6 +49,11 @@ impl StepGraph {
         self.recorded.is_some()
     }
 
+    /// Forgets what was recorded: batches have another size.
+    pub fn forget(&mut self) {
+        self.recorded = None;
+    }
+
     /// Records `work` on a batch like this one; all ranks call it together, and either all have a graph or none has.
     /// Gives a line for people: that it is recorded, or the reason why not.
     ///
@@ -67,6 +73,8 @@ impl StepGraph {
         let failed = all.iter().position(|text| !text.is_empty());
         if let Some(rank) = failed {
             self.wanted = false;
+            // What the failed recording took is not needed again.
+            release_caches();
             let reason = String::from_utf8_lossy(&all[rank]).into_owned();
             if self.must {
                 return Err(TrainError::Config(format!(

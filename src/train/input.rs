@@ -75,24 +75,24 @@ pub struct Input {
     ready: VecDeque<Ready>,
     /// Copies whose slots are not back yet.
     copying: Vec<Upload<HostBatch>>,
-    pin: Option<HostPin>,
+    pin: Option<((usize, usize), HostPin)>,
     /// Time spent waiting for the loader since last asked, seconds.
     waited_s: f64,
 }
 
 impl Input {
-    /// For micro-batches of at most `micro_batch` samples.
+    /// Without room for any sample yet: see [`Input::begin`].
     ///
     /// # Errors
     /// No CUDA.
-    pub fn new(device: Device, micro_batch: usize) -> Result<Input, TrainError> {
+    pub fn new(device: Device) -> Result<Input, TrainError> {
         let streams = match device {
             Device::Cuda(index) => Some((Stream::current(index)?, Stream::new(index, false)?)),
             _ => None,
         };
         Ok(Input {
             device,
-            micro_batch,
+            micro_batch: 0,
             streams,
             sets: Vec::new(),
             next_set: 0,
@@ -105,12 +105,15 @@ impl Input {
 
     /// Registers the loader's slots with the device, so that copies from them need no staging and no waiting. A line for
     /// people where that fails: training goes on, more slowly.
-    pub fn pin(&mut self, (address, bytes): (usize, usize)) -> Option<String> {
+    pub fn pin(&mut self, range: (usize, usize)) -> Option<String> {
         self.streams?;
+        if self.pin.as_ref().is_some_and(|(pinned, _)| *pinned == range) {
+            return None;
+        }
         // In one piece: a copy must not cross from one registration into the next.
-        match HostPin::new(address, bytes, usize::MAX) {
+        match HostPin::new(range.0, range.1, usize::MAX) {
             Ok(pin) => {
-                self.pin = Some(pin);
+                self.pin = Some((range, pin));
                 None
             }
             Err(error) => {
@@ -125,8 +128,20 @@ impl Input {
         self.pin = None;
     }
 
-    /// Forgets batches that were fetched ahead and not taken: their stream has ended.
-    pub fn clear(&mut self) {
+    /// A new stream of batches begins, of at most `micro_batch` samples each: what was fetched ahead of the former one is
+    /// forgotten. Another size takes new room, and registered slots, which will go, are given back. True for another size.
+    pub fn begin(&mut self, micro_batch: usize) -> bool {
+        self.clear();
+        let resized = self.micro_batch != micro_batch;
+        if resized {
+            self.pin = None;
+            self.sets.clear();
+            (self.micro_batch, self.next_set) = (micro_batch, 0);
+        }
+        resized
+    }
+
+    fn clear(&mut self) {
         self.ready.clear();
         self.copying.clear();
     }

@@ -60,6 +60,32 @@ fn an_overflow_on_one_rank_skips_one_step_on_all_and_a_resumed_run_keeps_the_sca
     assert_eq!(resumed.metrics().last().unwrap()["scale"].as_f64(), Some(32768.0));
 }
 
+/// A run of two ranks whose second one has no memory left in step 8.
+fn short(runs: &Runs, name: &str, log_every: &str) -> (crate::support::Run, String) {
+    let mut command = runs.command(&[]);
+    command.args(["--name", name, "--ranks", "2", "--set", log_every]);
+    command.env("HEADROOM_TEST_ON_DEVICE", "1").env("HEADROOM_TEST_OUT_OF_MEMORY", "1:7");
+    let ended = run(&mut command, runs.path());
+    assert_eq!(ended.code, Some(0), "{name}: {ended}");
+    (runs.run(name), ended.out + &ended.err)
+}
+
+#[test]
+fn a_step_without_memory_is_repeated_with_half_the_micro_batch_in_the_same_order() {
+    let runs = Runs::new(&["train.batch_size=6", "train.optimizer=sgd", "train.momentum=0.9"]);
+    let (whole, _) = on_device(&runs, "whole", &["--ranks", "2"], None);
+    for every in [1, 20] {
+        // Learnt of at once where every step is logged, else a step late.
+        let (run, said) = short(&runs, &format!("short-{every}"), &format!("log.log_every={every}"));
+        assert!(said.contains("rank 1: out of memory at step 8 (as a test asked for): micro-batch 6 → 3"), "{said}");
+        assert_eq!(said.matches("out of memory").count(), 1, "{said}");
+        let far = distance(&run.tensors(20, "model.safetensors"), &whole.tensors(20, "model.safetensors"));
+        assert!(far.norm < 1e-4, "{:e} in {}", far.norm, far.worst);
+        let steps: Vec<u64> = (1..=20).filter(|step| step % every == 0).collect();
+        assert_eq!(run.steps(), steps);
+    }
+}
+
 #[test]
 fn a_loss_that_is_no_number_stops_with_the_last_good_weights() {
     let runs = Runs::new(&[
