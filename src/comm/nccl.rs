@@ -130,7 +130,7 @@ impl NcclCollective {
     ) -> Result<NcclCollective, CommError> {
         let hinted = |error: CommError| CommError::Other(format!("NCCL {}: {error}; {HINTS}", nccl.version()));
         let new = Self::connect(nccl, id, place, wire, timeout).map_err(hinted)?;
-        new.preflight().map_err(hinted)?;
+        new.or_abort(new.preflight()).map_err(hinted)?;
         Ok(new)
     }
 
@@ -160,8 +160,14 @@ impl NcclCollective {
             comm: Mutex::new(Comm { raw, ready, done, wire: None }),
             aborted: OnceLock::new(),
         };
-        settle(api, raw, "ncclCommInitRankConfig", timeout, || new.reason())?;
+        let settled = settle(api, raw, "ncclCommInitRankConfig", timeout, || new.reason());
+        new.or_abort(settled)?;
         Ok(new)
+    }
+
+    /// Gives a communicator up that never worked: it could not say goodbye.
+    fn or_abort(&self, result: Result<(), CommError>) -> Result<(), CommError> {
+        result.inspect_err(|error| self.abort(error.clone()))
     }
 
     /// One reduction whose sum is known.
