@@ -325,8 +325,11 @@ fn lock<T>(peaks: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Reading the page tables of a process costs about 10 ms per 500 MB: what was read within so many times its cost is
-/// used again, so that looking takes a twentieth of a core at most however often it is asked for.
-const WORTH_COSTS: u32 = 20;
+/// used again, so that looking takes a fiftieth of a core at most however often it is asked for. The kernel's RSS peak,
+/// which is cheap, is always new.
+const WORTH_COSTS: u32 = 50;
+/// Least time between two looks that nobody asked for, in costs of one: a four-hundredth of a core.
+const PACE_COSTS: u32 = 400;
 
 /// The latest snapshot, when it was taken and what it cost.
 struct Latest {
@@ -372,7 +375,8 @@ impl Room {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.sample();
-                    due = Instant::now() + period;
+                    let cost = self.latest.as_ref().map_or(Duration::ZERO, |latest| latest.cost);
+                    due = Instant::now() + period.max(cost * PACE_COSTS);
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.sample();

@@ -105,7 +105,7 @@ impl Model for Net {
             // No memory is needed forward: the gradient of a selection has the size of what was selected from.
             Some(Place::Backward) => {
                 let row = hidden.select(0, 0).select(0, 0);
-                hidden = hidden + row.expand([TOO_MUCH], false).select(0, 0) * 0.0;
+                hidden = row.expand([TOO_MUCH], false).select(0, 0) * 0.0 + hidden;
             }
             None => {}
         }
