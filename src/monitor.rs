@@ -180,6 +180,7 @@ fn snapshot() -> Result<MemorySnapshot, procfs::ProcError> {
         allocated_bytes: gpu.allocated_bytes,
         reserved_bytes: gpu.reserved_bytes,
         peak_bytes: gpu.peak_bytes,
+        ..GpuMemory::default()
     });
     MemorySnapshot::take(gpu)
 }

@@ -1,13 +1,17 @@
 //! Collectives between the ranks of a job.
 
+pub mod contract;
+pub mod nccl;
 pub mod rendezvous;
 pub mod shm;
 pub mod solo;
 
+pub use nccl::NcclCollective;
 pub use rendezvous::RankEnv;
 pub use shm::ShmCollective;
 pub use solo::Solo;
 
+use crate::torch::device::Event;
 use tch::Tensor;
 
 /// What can go wrong between ranks.
@@ -29,7 +33,8 @@ pub enum CommError {
 
 /// Ranks acting together. Every call is made by all ranks, in the same order, with the same shapes.
 ///
-/// Sums are bitwise equal on all ranks and from run to run: each element is added in rank order.
+/// Sums are bitwise equal on all ranks. On CPU each element is added in rank order, so that they are equal from run to
+/// run too; NCCL's order depends on how it connects the devices.
 pub trait Collective: Send + Sync {
     fn rank(&self) -> usize;
     fn world_size(&self) -> usize;
@@ -47,6 +52,33 @@ pub trait Collective: Send + Sync {
     /// # Errors
     /// A peer failed, or did not arrive in time.
     fn all_reduce_sum(&self, tensor: &Tensor) -> Result<(), CommError>;
+    /// Begins what [`Collective::all_reduce_sum`] does; it is done for this thread's device stream after
+    /// [`Collective::join`]. `exact`: at full width even where the wire is narrow. On CPU it is done at once.
+    ///
+    /// # Errors
+    /// A peer failed, or did not arrive in time.
+    fn start_all_reduce(&self, tensor: &Tensor, exact: bool) -> Result<(), CommError> {
+        let _ = exact;
+        self.all_reduce_sum(tensor)
+    }
+    /// Whether reductions that are not exact travel narrowed, so that exact ones must be begun apart.
+    fn narrows(&self) -> bool {
+        false
+    }
+    /// What this thread's device stream is given from now on comes after all reductions begun. The host does not wait.
+    ///
+    /// # Errors
+    /// The collective was aborted.
+    fn join(&self) -> Result<(), CommError> {
+        Ok(())
+    }
+    /// Waits on the host for an event of the device, as long as a collective `name` may take.
+    ///
+    /// # Errors
+    /// A peer failed, time is over, or work on the device failed.
+    fn wait(&self, event: &Event, name: &str) -> Result<(), CommError> {
+        event.synchronize().map_err(|e| CommError::Other(format!("{name}: {e}")))
+    }
     /// Copies `root`'s contiguous tensor (any dtype) to all ranks, in place.
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError>;
     /// Every rank's bytes (lengths may differ), in rank order.

@@ -1,7 +1,9 @@
 //! How ranks learn who they are and find each other when no launcher of ours handed them a memfd.
 
+mod id;
 mod node;
 
+pub use id::share_id;
 pub use node::{Links, Node, meet_node, receive, send};
 
 use super::CommError;
@@ -138,9 +140,39 @@ fn slurm_tasks(list: &str, node: usize) -> Result<usize, CommError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn parse_env(pairs: &[(&str, &str)]) -> Result<RankEnv, CommError> {
         from_env(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    fn places(world_size: usize) -> Vec<RankEnv> {
+        let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let one = |rank| RankEnv { rank, world_size, master_port: free, ..RankEnv::alone() };
+        (0..world_size).map(one).collect()
+    }
+
+    #[test]
+    fn all_ranks_get_what_rank_zero_brings() {
+        let ids: Vec<Vec<u8>> = std::thread::scope(|scope| {
+            let ask = |env: RankEnv| share_id(&env, "run", &[env.rank as u8; 128], Duration::from_secs(60)).unwrap();
+            let ranks: Vec<_> = places(3).into_iter().rev().map(|env| scope.spawn(move || ask(env))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        assert_eq!(ids, [[0; 128], [0; 128], [0; 128]]);
+    }
+
+    #[test]
+    fn another_job_at_the_port_gets_nothing_and_a_missing_rank_is_named() {
+        let errors: Vec<String> = std::thread::scope(|scope| {
+            let [first, second] = <[RankEnv; 2]>::try_from(places(2)).unwrap();
+            let limit = Duration::from_secs(2);
+            let zero = scope.spawn(move || share_id(&first, "run", b"id", limit).unwrap_err().to_string());
+            let one = scope.spawn(move || share_id(&second, "other", b"", limit).unwrap_err().to_string());
+            [zero, one].map(|rank| rank.join().unwrap()).into()
+        });
+        assert!(errors[0].contains("rank 1"), "{}", errors[0]);
+        assert!(errors[1].contains("another job"), "{}", errors[1]);
     }
 
     #[test]

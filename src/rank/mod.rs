@@ -2,6 +2,8 @@
 
 mod batch;
 mod cache;
+mod check;
+mod device;
 mod error;
 mod observer;
 mod train;
@@ -33,6 +35,8 @@ enum Verb {
     OpenAhead,
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
+    /// Check a device, and the ways to and between devices; prints JSON.
+    CheckGpu(check::Request),
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
@@ -49,6 +53,7 @@ pub fn main() -> u8 {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
         Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
+        Verb::CheckGpu(request) => check::run(request),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {

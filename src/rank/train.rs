@@ -1,6 +1,7 @@
 //! A training rank, from its environment to its exit code.
 
 use super::cache::NodeCache;
+use super::device;
 use super::observer::RankObserver;
 use super::{RankError, read_job};
 use crate::comm::rendezvous::{self, Links, Node};
@@ -34,6 +35,7 @@ const SKIPPED_SHOWN: usize = 20;
 struct Start {
     job: Job,
     env: RankEnv,
+    device: Device,
     collective: Arc<dyn Collective>,
     /// To the node's other ranks, where no launcher of ours started them.
     links: Option<Links>,
@@ -104,15 +106,24 @@ fn start(began: Instant) -> Result<Start, RankError> {
         error
     };
     let timeout = Duration::try_from_secs_f64(job.config.train.step_timeout).unwrap_or(Duration::MAX);
-    let (collective, links): (Arc<dyn Collective>, _) = if env.world_size == 1 {
-        let alone = std::env::var_os(env::CONTROL_FD).is_none().then(|| Links::Host(Vec::new()));
-        (Arc::new(Solo::new(Device::Cpu)), alone)
-    } else {
-        let (shm, links) = meet(&env, timeout).map_err(told)?;
-        (Arc::new(shm), links)
+    // Before any tensor is made: libtorch asks once whether there is CUDA.
+    let device = device::prepare(&job, &env).map_err(told)?;
+    let (collective, links): (Arc<dyn Collective>, _) = match device {
+        _ if env.world_size == 1 => {
+            let alone = std::env::var_os(env::CONTROL_FD).is_none().then(|| Links::Host(Vec::new()));
+            (Arc::new(Solo::new(device)), alone)
+        }
+        Device::Cuda(index) => {
+            let (nccl, links) = device::meet(&job, &env, index, timeout, &reporter).map_err(told)?;
+            (Arc::new(nccl), links)
+        }
+        _ => {
+            let (shm, links) = meet(&env, timeout).map_err(told)?;
+            (Arc::new(shm), links)
+        }
     };
     let _ = meeting.set(Arc::clone(&collective));
-    Ok(Start { job, env, collective, links, reporter, controls, stop, began })
+    Ok(Start { job, env, device, collective, links, reporter, controls, stop, began })
 }
 
 /// Speaks with the launcher over the inherited socket; prints where there is none.
@@ -136,7 +147,7 @@ fn reporter(
 }
 
 /// Joins the node's ranks in the launcher's memfd, or in one that local rank 0 makes when another launcher started us.
-fn meet(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective, Option<Links>), RankError> {
+pub(super) fn meet(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective, Option<Links>), RankError> {
     if place.world_size != place.local_world_size {
         let (world, local) = (place.world_size, place.local_world_size);
         return Err(RankError::Usage(format!(
@@ -161,7 +172,8 @@ fn meet(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective, Option<Lin
 }
 
 fn train(start: Start) -> Result<u8, RankError> {
-    let Start { job, env, collective, links, reporter, controls, stop, began } = &start;
+    let Start { job, env, device, collective, links, reporter, controls, stop, began } = &start;
+    let _stream = device::own_stream(*device)?;
     let (config, plan) = (&job.config, &job.plan);
     let threads = plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
@@ -183,7 +195,16 @@ fn train(start: Start) -> Result<u8, RankError> {
 
     tch::manual_seed(config.seed as i64);
     let mut vs = nn::VarStore::new(Device::Cpu);
-    let model = task.model(config, &vs.root());
+    let mut model = task.model(config, &vs.root());
+    if device.is_cuda() {
+        // Built twice: weights are drawn on the CPU, so that they do not depend on the device.
+        let drawn = std::mem::replace(&mut vs, nn::VarStore::new(*device));
+        model = task.model(config, &vs.root());
+        vs.copy(&drawn).map_err(|e| crate::torch::error_of("weights to the device", &e)).map_err(TrainError::from)?;
+        if env.rank == 0 {
+            reporter.line(device::told(*device));
+        }
+    }
     let params = named(&mut vs);
     let facts = facts(&start);
     let resume = match resume {
@@ -197,7 +218,7 @@ fn train(start: Start) -> Result<u8, RankError> {
     let fit = Fit {
         config,
         plan,
-        device: Device::Cpu,
+        device: *device,
         collective: Arc::clone(collective),
         datasets: &datasets,
         model: model.as_ref(),
@@ -207,6 +228,7 @@ fn train(start: Start) -> Result<u8, RankError> {
         checkpoints: writer,
         checkpoint_dir: &checkpoints,
         controls: Arc::clone(controls),
+        device_options: device::options(env.rank),
     };
     // From here on a signal asks for a checkpoint. Ranks meet first: all begin to listen at the same time.
     collective.barrier()?;
@@ -280,10 +302,12 @@ fn memory_sampler(
     let name = format!("memory.rank{}.jsonl", start.env.rank);
     let records = open_records(&start.job, &name, resumed_step)?;
     let reporter = start.reporter.clone();
+    let device = start.device;
     let probe = move || {
-        let Some(cache) = &cache else { return Probe::default() };
+        let gpu = device::memory(device);
+        let Some(cache) = &cache else { return Probe { gpu, ..Probe::default() } };
         let (node, own) = (cache.node_stats(), cache.stats());
-        Probe { gpu: None, cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses }
+        Probe { gpu, cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses }
     };
     MemorySampler::start(MEMORY_PERIOD, records, probe, move |line| reporter.line(line))
         .map_err(|e| RankError::Io(format!("memory sampling: {e}")))

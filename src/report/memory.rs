@@ -22,6 +22,11 @@ pub struct GpuMemory {
     pub allocated_bytes: u64,
     pub reserved_bytes: u64,
     pub peak_bytes: u64,
+    /// Of the device, by all processes, as the driver counts.
+    pub used_bytes: u64,
+    pub total_bytes: u64,
+    /// How often the allocator asked the driver for memory.
+    pub device_allocs: u64,
 }
 
 /// What others know and the sampler asks for at each sample.
@@ -151,6 +156,9 @@ impl MemorySnapshot {
             gpu_allocated_bytes: gpu.allocated_bytes,
             gpu_reserved_bytes: gpu.reserved_bytes,
             gpu_peak_bytes: gpu.peak_bytes,
+            gpu_used_bytes: gpu.used_bytes,
+            gpu_total_bytes: gpu.total_bytes,
+            gpu_device_allocs: gpu.device_allocs,
             cache_bytes: probe.cache_bytes,
             cache_hits: probe.cache_hits,
             cache_misses: probe.cache_misses,
@@ -435,7 +443,7 @@ mod tests {
         let mut s = guide();
         let cpu = "[Step 100] Memory - Process: 15678.9MB (6.0%), System: 125.4/256.0GB (49.0%)";
         assert_eq!(s.line("Step 100"), cpu);
-        let gpu = GpuMemory { allocated_bytes: 8192 << 20, reserved_bytes: 9216 << 20, peak_bytes: 0 };
+        let gpu = GpuMemory { allocated_bytes: 8192 << 20, reserved_bytes: 9216 << 20, ..GpuMemory::default() };
         s.gpu = Some(gpu);
         assert_eq!(s.line("Step 100"), format!("{cpu}, GPU: 8192.0MB allocated, 9216.0MB reserved"));
         assert!(s.line("After dataset creation").starts_with("[After dataset creation] Memory - Process: "));
@@ -446,7 +454,7 @@ mod tests {
         let mut s = guide();
         assert_eq!((s.gpu_line(), s.step_line(1000).as_str()), (None, "Step 1000: CPU: 15678.9MB"));
         let reserved_bytes = (1024.1 * MIB) as u64;
-        s.gpu = Some(GpuMemory { allocated_bytes: (4096.2 * MIB) as u64, reserved_bytes, peak_bytes: 0 });
+        s.gpu = Some(GpuMemory { allocated_bytes: (4096.2 * MIB) as u64, reserved_bytes, ..GpuMemory::default() });
         assert_eq!(s.gpu_line().unwrap(), "GPU Memory: 4.00GB allocated, 1.00GB cached");
         s.rss_bytes = (2048.5 * MIB) as u64;
         assert_eq!(s.step_line(1000), "Step 1000: CPU: 2048.5MB, GPU: 4096.2MB, GPU Cached: 1024.1MB");

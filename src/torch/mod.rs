@@ -4,6 +4,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod device;
+pub mod graph;
 mod live;
 mod memory;
 mod recompute;
@@ -110,6 +112,7 @@ fn raws(tensors: &[Tensor]) -> Vec<Raw> {
 fn scalar_type(kind: Kind) -> Result<c_int, TorchError> {
     Ok(match kind {
         Kind::Uint8 => 0,
+        Kind::Int => 3,
         Kind::Int64 => 4,
         Kind::Half => 5,
         Kind::Float => 6,

@@ -15,31 +15,13 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <vector>
 
+#include "guarded.h"
+
 namespace {
-
-char* describe(const char* what) noexcept {
-  char* copy = strdup(what);
-  return copy ? copy : strdup("out of memory");
-}
-
-template <typename F>
-char* guarded(F&& body) noexcept {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& e) {
-    return describe(e.what_without_backtrace());
-  } catch (const std::exception& e) {
-    return describe(e.what());
-  } catch (...) {
-    return describe("unknown C++ exception");
-  }
-}
 
 std::vector<at::Tensor> list(at::Tensor* const* tensors, size_t n) {
   std::vector<at::Tensor> out;

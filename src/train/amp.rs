@@ -1,20 +1,21 @@
 //! Mixed precision: the element type in which a forward pass multiplies matrices.
 //!
 //! Parameters, gradients and optimizer state stay f32, and so does the loss. bf16 has the range of f32: it needs no loss
-//! scale. fp16 does, and CPUs are slow at it, so that it is off there by rule.
+//! scale. fp16 does (see `scaler`), and CPUs are slow at it, so that it is off there by rule.
 
 use crate::task::{Batch, Model, Output};
 use crate::torch::{Autocast, TorchError};
 use launcher::config::Amp;
 use tch::{Device, Kind};
 
-/// Element type of autocast for `train.amp` on `device`, absent: none; and a line for people where the wish is not met.
-pub fn narrow_kind(amp: Amp, device: Device) -> (Option<Kind>, Option<&'static str>) {
-    match (amp, device) {
-        (Amp::Off, _) => (None, None),
-        (Amp::Bf16, _) => (Some(Kind::BFloat16), None),
-        (Amp::Fp16, Device::Cpu) => (None, Some("amp: fp16 is off on a CPU by rule; train.amp: bf16 works on both")),
-        (Amp::Fp16, _) => (None, Some("amp: fp16 is off: it needs a loss scale; choose train.amp: bf16")),
+/// Element type of autocast for `train.amp`, absent: none; and a line for people where the wish is not met. `on_device`:
+/// steps keep their numbers on the device, which a loss scale needs. `auto` starts without.
+pub fn narrow_kind(amp: Amp, on_device: bool) -> (Option<Kind>, Option<&'static str>) {
+    match amp {
+        Amp::Off | Amp::Auto => (None, None),
+        Amp::Bf16 => (Some(Kind::BFloat16), None),
+        Amp::Fp16 if on_device => (Some(Kind::Half), None),
+        Amp::Fp16 => (None, Some("amp: fp16 is off on a CPU by rule; train.amp: bf16 works on both")),
     }
 }
 
@@ -34,9 +35,10 @@ mod tests {
 
     #[test]
     fn fp16_is_off_on_a_cpu_and_says_so() {
-        assert_eq!(narrow_kind(Amp::Off, Device::Cpu), (None, None));
-        assert_eq!(narrow_kind(Amp::Bf16, Device::Cpu), (Some(Kind::BFloat16), None));
-        let (kind, note) = narrow_kind(Amp::Fp16, Device::Cpu);
+        assert_eq!([narrow_kind(Amp::Off, false), narrow_kind(Amp::Auto, true)], [(None, None); 2]);
+        assert_eq!(narrow_kind(Amp::Bf16, false), (Some(Kind::BFloat16), None));
+        assert_eq!(narrow_kind(Amp::Fp16, true), (Some(Kind::Half), None));
+        let (kind, note) = narrow_kind(Amp::Fp16, false);
         assert!(kind.is_none() && note.is_some_and(|note| note.contains("off on a CPU by rule")));
     }
 }

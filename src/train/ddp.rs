@@ -173,17 +173,45 @@ impl Ddp {
     pub fn finish(&mut self) -> Result<(), DdpError> {
         let mut tail = self.flat_grads.f_narrow(0, self.layout.len() as i64, VOTES as i64)?;
         tail.f_copy_(&Tensor::f_from_slice(&self.votes)?)?;
-        if let Some(late) = self.reducer.finish()? {
-            let problem =
-                "a gradient arrived after its bucket was reduced: only the last micro-batch of a step may sync";
-            return Err(DdpError::Parameter { name: self.names[late].clone(), problem: problem.to_owned() });
-        }
+        self.reduce_rest()?;
         self.votes.copy_from_slice(&Vec::<f32>::try_from(&tail)?);
-        if !self.rebuilt && self.votes[DISCARD] == 0.0 {
-            self.rebuilt = true;
-            self.rebuild()?;
+        self.rebuild_once(self.votes[DISCARD])
+    }
+
+    /// [`Ddp::finish`] for votes that are on the device already, in [`Ddp::device_votes`]: the host waits for nothing but
+    /// the one rebuild after the first step.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn finish_on_device(&mut self) -> Result<(), DdpError> {
+        self.reduce_rest()?;
+        if self.rebuilt {
+            return Ok(());
         }
-        Ok(())
+        let discard = self.device_votes()?.f_double_value(&[DISCARD as i64])?;
+        self.rebuild_once(discard as f32)
+    }
+
+    /// The [`VOTES`] numbers behind the gradients, where they are reduced; [`Ddp::zero_grad`] zeroes them.
+    ///
+    /// # Errors
+    /// libtorch refuses the view, which it does not.
+    pub fn device_votes(&self) -> Result<Tensor, DdpError> {
+        Ok(self.flat_grads.f_narrow(0, self.layout.len() as i64, VOTES as i64)?)
+    }
+
+    fn reduce_rest(&mut self) -> Result<(), DdpError> {
+        let Some(late) = self.reducer.finish()? else { return Ok(()) };
+        let problem = "a gradient arrived after its bucket was reduced: only the last micro-batch of a step may sync";
+        Err(DdpError::Parameter { name: self.names[late].clone(), problem: problem.to_owned() })
+    }
+
+    fn rebuild_once(&mut self, discard: f32) -> Result<(), DdpError> {
+        if self.rebuilt || discard != 0.0 {
+            return Ok(());
+        }
+        self.rebuilt = true;
+        self.rebuild()
     }
 
     /// Puts parameters into the order in which rank 0 saw their gradients. Values and gradients stay what they are.
@@ -210,6 +238,18 @@ impl Ddp {
         self.reducer.replace_buckets(buckets)?;
         self.version += 1;
         Ok(())
+    }
+
+    /// Whether all ranks hold the same parameters, bit for bit; else the first rank that differs from rank 0. Every rank
+    /// calls it. The parameters are copied to the host.
+    ///
+    /// # Errors
+    /// A peer failed.
+    pub fn differing_rank(&self) -> Result<Option<usize>, DdpError> {
+        let values = Vec::<f32>::try_from(&self.flat_params)?;
+        let own = hash(|h| values.iter().for_each(|v| v.to_bits().hash(h)));
+        let all = self.collective.all_gather(&own.to_le_bytes())?;
+        Ok(all.iter().position(|other| *other != all[0]))
     }
 
     /// All parameters, f32 `[layout().len()]`; gaps between them are zero.

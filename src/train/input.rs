@@ -1,21 +1,248 @@
-//! From a batch slot to tensors on the rank's device.
+//! From a batch slot to tensors on the rank's device: at once, or ahead of need on a stream of its own.
 
-use crate::data::Dtype;
-use crate::data::loader::HostBatch;
+use super::TrainError;
+use super::scaler::tch_error;
+use crate::data::loader::{BatchStream, HostBatch};
+use crate::data::{Dtype, FieldSpec};
 use crate::task::Batch;
+use crate::torch::TorchError;
+use crate::torch::device::{Event, HostMemory, HostPin, Stream, Upload, upload};
+use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
+
+/// Micro-batches on the device at once: one in use, one ready, one on its way.
+const SETS: usize = 3;
 
 /// Copies a micro-batch out of its slot: one tensor `[B, shape...]` per field.
 pub fn to_tensors(host: &HostBatch, device: Device) -> Batch {
-    let tensor = |(index, field): (usize, &crate::data::FieldSpec)| {
-        let mut shape = vec![host.len() as i64];
-        shape.extend(field.shape.iter().map(|&n| n as i64));
-        let kind = match field.dtype {
-            Dtype::U8 => Kind::Uint8,
-            Dtype::F32 => Kind::Float,
-            Dtype::I64 => Kind::Int64,
-        };
-        Tensor::from_data_size(host.field(index), &shape, kind).to_device(device)
+    let tensor = |(index, field): (usize, &FieldSpec)| {
+        let shape = shape(field, host.len());
+        Tensor::from_data_size(host.field(index), &shape, kind(field)).to_device(device)
     };
     Batch { fields: host.fields().iter().enumerate().map(tensor).collect(), sample_ids: host.sample_ids().to_vec() }
+}
+
+fn shape(field: &FieldSpec, samples: usize) -> Vec<i64> {
+    std::iter::once(samples as i64).chain(field.shape.iter().map(|&n| n as i64)).collect()
+}
+
+fn kind(field: &FieldSpec) -> Kind {
+    match field.dtype {
+        Dtype::U8 => Kind::Uint8,
+        Dtype::F32 => Kind::Float,
+        Dtype::I64 => Kind::Int64,
+    }
+}
+
+impl HostMemory for HostBatch {
+    fn parts(&self) -> Vec<&[u8]> {
+        (0..self.fields().len()).map(|index| self.field(index)).collect()
+    }
+}
+
+/// Room on the device for one micro-batch, used again and again: nothing is allocated in a step.
+struct Set {
+    fields: Vec<Tensor>,
+    /// The step is done with it.
+    free: Option<Event>,
+}
+
+/// A micro-batch on its way to the device, or there.
+struct Ready {
+    set: usize,
+    samples: usize,
+    ids: Vec<u64>,
+    upload: Upload<HostBatch>,
+}
+
+/// A micro-batch that a step works on; give it back by [`Input::release`].
+pub struct Taken {
+    pub batch: Batch,
+    set: usize,
+}
+
+/// Brings micro-batches to the device ahead of need.
+///
+/// A batch is copied by a stream of its own while the step before it computes. Its slot goes back to the loader when the
+/// copy's event has passed. On a CPU the same code copies at once.
+pub struct Input {
+    device: Device,
+    micro_batch: usize,
+    /// The step's stream and the copies'; absent on a CPU.
+    streams: Option<(Stream, Stream)>,
+    sets: Vec<Set>,
+    next_set: usize,
+    ready: VecDeque<Ready>,
+    /// Copies whose slots are not back yet.
+    copying: Vec<Upload<HostBatch>>,
+    pin: Option<((usize, usize), HostPin)>,
+    /// Time spent waiting for the loader since last asked, seconds.
+    waited_s: f64,
+}
+
+impl Input {
+    /// Without room for any sample yet: see [`Input::begin`].
+    ///
+    /// # Errors
+    /// No CUDA.
+    pub fn new(device: Device) -> Result<Input, TrainError> {
+        let streams = match device {
+            Device::Cuda(index) => Some((Stream::current(index)?, Stream::new(index, false)?)),
+            _ => None,
+        };
+        Ok(Input {
+            device,
+            micro_batch: 0,
+            streams,
+            sets: Vec::new(),
+            next_set: 0,
+            ready: VecDeque::new(),
+            copying: Vec::new(),
+            pin: None,
+            waited_s: 0.0,
+        })
+    }
+
+    /// Registers the loader's slots with the device, so that copies from them need no staging and no waiting. A line for
+    /// people where that fails: training goes on, more slowly.
+    pub fn pin(&mut self, range: (usize, usize)) -> Option<String> {
+        self.streams?;
+        if self.pin.as_ref().is_some_and(|(pinned, _)| *pinned == range) {
+            return None;
+        }
+        // In one piece: a copy must not cross from one registration into the next.
+        match HostPin::new(range.0, range.1, usize::MAX) {
+            Ok(pin) => {
+                self.pin = Some((range, pin));
+                None
+            }
+            Err(error) => {
+                Some(format!("batch slots are not page-locked ({error}): copies to the device will be slower"))
+            }
+        }
+    }
+
+    /// Ends all copies and gives the slots and their registration back; before the loader ends.
+    pub fn unpin(&mut self) {
+        self.clear();
+        self.pin = None;
+    }
+
+    /// A new stream of batches begins, of at most `micro_batch` samples each: what was fetched ahead of the former one is
+    /// forgotten. Another size takes new room, and registered slots, which will go, are given back. True for another size.
+    pub fn begin(&mut self, micro_batch: usize) -> bool {
+        self.clear();
+        let resized = self.micro_batch != micro_batch;
+        if resized {
+            self.pin = None;
+            self.sets.clear();
+            (self.micro_batch, self.next_set) = (micro_batch, 0);
+        }
+        resized
+    }
+
+    fn clear(&mut self) {
+        self.ready.clear();
+        self.copying.clear();
+    }
+
+    /// The next micro-batch; absent: the stream has ended. Waits for the loader where none was fetched ahead.
+    ///
+    /// # Errors
+    /// A batch cannot be read, or the device refuses.
+    pub fn take(&mut self, batches: &mut BatchStream) -> Result<Option<Taken>, TrainError> {
+        if self.ready.is_empty() && !self.fetch(batches)? {
+            return Ok(None);
+        }
+        let Some(Ready { set, samples, ids, upload }) = self.ready.pop_front() else { return Ok(None) };
+        if let Some((compute, _)) = self.streams {
+            upload.before(compute)?;
+        }
+        self.copying.push(upload);
+        let view = |field: &Tensor| field.f_narrow(0, 0, samples as i64).map_err(tch_error);
+        let fields = self.sets[set].fields.iter().map(view).collect::<Result<_, _>>()?;
+        Ok(Some(Taken { batch: Batch { fields, sample_ids: ids }, set }))
+    }
+
+    /// Begins to copy the batch after the one in use, so that it is there before the step ends.
+    ///
+    /// # Errors
+    /// As [`Input::take`].
+    pub fn prefetch(&mut self, batches: &mut BatchStream) -> Result<(), TrainError> {
+        // On a CPU there is nothing to overlap with.
+        if self.streams.is_some() && self.ready.is_empty() {
+            self.fetch(batches)?;
+        }
+        Ok(())
+    }
+
+    /// The step has been given all its work on this batch.
+    ///
+    /// # Errors
+    /// CUDA refuses.
+    pub fn release(&mut self, taken: Taken) -> Result<(), TrainError> {
+        if let Some((compute, _)) = self.streams {
+            let free = &mut self.sets[taken.set].free;
+            let event = match free {
+                Some(event) => event,
+                None => free.insert(Event::new(false)?),
+            };
+            event.record(compute)?;
+        }
+        Ok(())
+    }
+
+    /// Seconds that were spent waiting for the loader since the last call.
+    pub fn take_waited_s(&mut self) -> f64 {
+        std::mem::take(&mut self.waited_s)
+    }
+
+    /// False: the stream has ended.
+    fn fetch(&mut self, batches: &mut BatchStream) -> Result<bool, TrainError> {
+        // Slots whose copies are done go back first: the loader may wait for one.
+        self.give_back()?;
+        let next = batches.next();
+        self.waited_s += batches.last_wait_s();
+        let Some(host) = next.transpose()? else { return Ok(false) };
+        if self.sets.is_empty() {
+            self.sets = self.allocate(host.fields())?;
+        }
+        let set = self.next_set;
+        self.next_set = (set + 1) % SETS;
+        if let (Some((_, copies)), Some(free)) = (self.streams, &self.sets[set].free) {
+            free.block(copies)?;
+        }
+        let (samples, ids) = (host.len(), host.sample_ids().to_vec());
+        let view = |field: &Tensor| field.f_narrow(0, 0, samples as i64).map_err(tch_error);
+        let into = self.sets[set].fields.iter().map(view).collect::<Result<Vec<_>, _>>()?;
+        let upload = upload(host, &into, self.streams.map(|(_, copies)| copies))?;
+        self.ready.push_back(Ready { set, samples, ids, upload });
+        Ok(true)
+    }
+
+    fn give_back(&mut self) -> Result<(), TorchError> {
+        let mut pending = Vec::new();
+        for upload in self.copying.drain(..) {
+            if !upload.is_done()? {
+                pending.push(upload);
+            }
+        }
+        self.copying = pending;
+        Ok(())
+    }
+
+    fn allocate(&self, fields: &[FieldSpec]) -> Result<Vec<Set>, TrainError> {
+        let tensor = |field: &FieldSpec| {
+            Tensor::f_zeros(shape(field, self.micro_batch), (kind(field), self.device)).map_err(tch_error)
+        };
+        let set = |_| Ok(Set { fields: fields.iter().map(tensor).collect::<Result<_, TrainError>>()?, free: None });
+        let sets = (0..SETS).map(set).collect::<Result<Vec<_>, TrainError>>()?;
+        if let Some((compute, copies)) = self.streams {
+            // The zeros are written by the step's stream: no copy may come before them.
+            let mut written = Event::new(false)?;
+            written.record(compute)?;
+            written.block(copies)?;
+        }
+        Ok(sets)
+    }
 }

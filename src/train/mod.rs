@@ -7,18 +7,24 @@ mod amp;
 pub mod checkpoint;
 mod controls;
 pub mod ddp;
+mod device;
 pub mod ema;
 mod evaluate;
 mod fit;
+mod graph;
 mod input;
 pub mod optimizer;
+mod scaler;
 pub mod schedule;
 mod state;
 mod step;
+mod trial;
 
 pub use controls::{Controls, Order};
+pub use device::DeviceOptions;
 pub use fit::{Finished, Fit, Resume, Status};
 pub use input::to_tensors;
+pub use scaler::ScalerState;
 pub use state::LoopState;
 
 use crate::comm::CommError;

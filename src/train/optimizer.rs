@@ -4,7 +4,7 @@
 //! with gradient zero: its moments decay, and weight decay acts on it.
 
 use super::ddp::{Ddp, DdpError, Layout};
-use crate::torch::{self, AdamState, AdamStep, SgdStep};
+use crate::torch::{self, AdamState, AdamStep, SgdStep, device};
 use tch::{Kind, Tensor};
 
 /// Which rule, with the numbers that do not change from step to step.
@@ -75,6 +75,35 @@ impl Optimizer {
                 torch::fused_sgd(&params, &grads, &self.kept, &step)?;
             }
         }
+        Ok(())
+    }
+
+    /// As [`Optimizer::step`] with the rate in `lr` (f32 scalar), for gradients of which the device knows whether they
+    /// are any good: where `found` (f32 `[1]`) holds 1 nothing changes, the count of steps included. The host reads nothing.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn step_unless(&mut self, ddp: &Ddp, lr: &Tensor, found: &Tensor) -> Result<(), DdpError> {
+        self.follow(ddp)?;
+        let _no_grad = tch::no_grad_guard();
+        let (params, grads) = ([ddp.params().shallow_clone()], [ddp.grads()?]);
+        let _ = self.steps.f_add_scalar_(1.0)?;
+        match self.rule {
+            Rule::AdamW { betas, eps, weight_decay } | Rule::Adam { betas, eps, weight_decay } => {
+                let decoupled = matches!(self.rule, Rule::AdamW { .. });
+                let steps = [self.steps.shallow_clone()];
+                let (exp_avgs, exp_avg_sqs) = self.kept.split_at(1);
+                let state = AdamState { params: &params, grads: &grads, exp_avgs, exp_avg_sqs, steps: &steps };
+                let step = AdamStep { decoupled, lr: 0.0, beta1: betas[0], beta2: betas[1], eps, weight_decay };
+                device::fused_adam_unless(&state, &step, lr, found)?;
+            }
+            Rule::Sgd { momentum, nesterov, weight_decay } => {
+                // Buffers of zeros make the first step by themselves: there is no dampening.
+                let step = SgdStep { lr: 0.0, momentum, weight_decay, nesterov, first: false };
+                device::fused_sgd_unless(&params, &grads, &self.kept, &step, lr, found)?;
+            }
+        }
+        let _ = self.steps.f_sub_(&found.f_squeeze()?)?;
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What the loop keeps besides tensors: the part of a checkpoint that says where it stands.
 
+use super::scaler::ScalerState;
 use super::schedule::{MonitorState, ScheduleState};
 use launcher::contract::MetricsRecord;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,9 @@ pub struct LoopState {
     /// Seconds spent in training steps before this process.
     pub train_s: f64,
     pub samples: u64,
+    /// Loss scale of fp16, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaler: Option<ScalerState>,
     /// The record of an epoch's last step whose validation was broken off by a request to stop: it is still to be done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unvalidated: Option<MetricsRecord>,

@@ -16,11 +16,11 @@ use launcher::config::Config;
 use tch::{Device, Kind};
 
 /// Places of this room's sums among the votes of [`Ddp::votes_mut`].
-const STOP: usize = 0;
+pub(super) const STOP: usize = 0;
 const NON_FINITE: usize = 1;
-const LOSS: usize = 2;
-const HALVE: usize = 3;
-const OVERDUE: usize = 4;
+pub(super) const LOSS: usize = 2;
+pub(super) const HALVE: usize = 3;
+pub(super) const OVERDUE: usize = 4;
 
 /// What a step needs to read.
 pub struct StepRunner<'a> {
@@ -35,6 +35,8 @@ pub struct StepRunner<'a> {
     pub step: u64,
     pub step_in_epoch: u64,
     pub wishes: Wishes,
+    /// `train.amp: auto` is still trying.
+    pub trial: bool,
 }
 
 /// What this rank was asked for, to be agreed on with the others.
@@ -68,6 +70,8 @@ pub struct StepOutcome {
     pub grad_norm: f64,
     pub data_wait_s: f64,
     pub step_s: f64,
+    /// Loss scale of fp16; 1 without.
+    pub scale: f64,
     /// Some rank was asked to stop: all stop after this step.
     pub stop: bool,
     /// All halve the micro-batch before the next one.
@@ -109,11 +113,12 @@ impl StepRunner<'_> {
             return Ok(Attempt::OutOfMemory { message: passes.short });
         }
         if votes[NON_FINITE] > 0.0 {
-            return Err(self.non_finite(passes.bad)?);
+            return Err(non_finite(self.collective, self.step, passes.bad)?);
         }
         let grad_norm = clip_grad_norm(ddp, self.config.train.gradient_clip_norm)?;
         if !grad_norm.is_finite() {
-            return Err(self.non_finite((self.collective.rank() == 0).then(|| (grad_norm, Vec::new())))?);
+            let first = (self.collective.rank() == 0).then(|| (grad_norm, Vec::new()));
+            return Err(non_finite(self.collective, self.step, first)?);
         }
         optimizer.step(ddp, lr)?;
         Ok(Attempt::Done(StepOutcome {
@@ -122,6 +127,7 @@ impl StepRunner<'_> {
             grad_norm,
             data_wait_s: passes.data_wait_s,
             step_s: 0.0,
+            scale: 1.0,
             stop: votes[STOP] > 0.0,
             halve: votes[HALVE] >= self.collective.world_size() as f32 || votes[OVERDUE] > 0.0,
         }))
@@ -189,7 +195,7 @@ impl StepRunner<'_> {
     }
 
     /// Seed of dropout: a pure function of position and rank, so that a resumed run draws the same numbers.
-    fn seed(&self, micro: u64) -> i64 {
+    pub(super) fn seed(&self, micro: u64) -> i64 {
         let mut x = self.config.seed ^ 0x9e37_79b9_7f4a_7c15;
         for part in [self.step, self.collective.rank() as u64, micro] {
             x = (x ^ part).wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -198,26 +204,29 @@ impl StepRunner<'_> {
         (x >> 1) as i64
     }
 
-    fn ran_dry(&self) -> TrainError {
+    pub(super) fn ran_dry(&self) -> TrainError {
         TrainError::Config(format!("step {}: the loader ended before its epoch did; please report this", self.step))
     }
+}
 
-    /// Finds out which rank met the value first, and where. All ranks call it together.
-    fn non_finite(&self, bad: Option<(f64, Vec<u64>)>) -> Result<TrainError, TrainError> {
-        let mine = bad.map(|(value, ids)| format!("{value}|{ids:?}")).unwrap_or_default();
-        let all = self.collective.all_gather(mine.as_bytes())?;
-        let first = all.iter().enumerate().find(|(_, text)| !text.is_empty());
-        let (rank, text) =
-            first.map(|(rank, text)| (rank, String::from_utf8_lossy(text).into_owned())).unwrap_or_default();
-        let (value, samples) = text.split_once('|').unwrap_or(("not finite", ""));
-        Ok(TrainError::NonFinite {
-            step: self.step + 1,
-            rank,
-            value: value.to_string(),
-            samples: if samples == "[]" { "of any rank: the gradient's norm".into() } else { samples.to_string() },
-            good: self.step,
-        })
-    }
+/// Finds out which rank met the value of step `step` (from 0) first, and where. All ranks call it together.
+pub(super) fn non_finite(
+    collective: &dyn Collective,
+    step: u64,
+    bad: Option<(f64, Vec<u64>)>,
+) -> Result<TrainError, TrainError> {
+    let mine = bad.map(|(value, ids)| format!("{value}|{ids:?}")).unwrap_or_default();
+    let all = collective.all_gather(mine.as_bytes())?;
+    let first = all.iter().enumerate().find(|(_, text)| !text.is_empty());
+    let (rank, text) = first.map(|(rank, text)| (rank, String::from_utf8_lossy(text).into_owned())).unwrap_or_default();
+    let (value, samples) = text.split_once('|').unwrap_or(("not finite", "[]"));
+    Ok(TrainError::NonFinite {
+        step: step + 1,
+        rank,
+        value: value.to_string(),
+        samples: if samples == "[]" { "of any rank: the gradient's norm".into() } else { samples.to_string() },
+        good: step,
+    })
 }
 
 #[cfg(test)]

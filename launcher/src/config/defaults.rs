@@ -120,6 +120,7 @@ impl Default for TrainConfig {
             step_timeout: 600.0,
             stop_grace: 30.0,
             amp: Amp::Off,
+            cuda_graph: CudaGraph::Auto,
         }
     }
 }
@@ -148,7 +149,7 @@ impl Default for WatchConfig {
 
 impl Default for DdpConfig {
     fn default() -> Self {
-        Self { bucket_mb: 25.0 }
+        Self { bucket_mb: 25.0, wire: Wire::F32 }
     }
 }
 

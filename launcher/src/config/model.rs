@@ -213,6 +213,8 @@ pub struct TrainConfig {
     /// Seconds between asking ranks to stop and SIGKILL.
     pub stop_grace: f64,
     pub amp: Amp,
+    /// Record the step as a CUDA graph and replay it; `auto`: where it can be. CUDA only.
+    pub cuda_graph: CudaGraph,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,6 +265,25 @@ pub enum Amp {
     Off,
     Bf16,
     Fp16,
+    /// Off or bf16, whichever makes the first steps faster.
+    Auto,
+}
+
+/// Whether a step is recorded once as a CUDA graph and replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CudaGraph {
+    Auto,
+    On,
+    Off,
+}
+
+/// Element type in which gradients travel between CUDA ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wire {
+    F32,
+    Bf16,
 }
 
 /// How much of the node Headroom may use.
@@ -309,6 +330,8 @@ pub enum Budget {
 pub struct DdpConfig {
     /// Size of a gradient bucket in MiB; the first is 1 MiB at most.
     pub bucket_mb: f64,
+    /// Element type of gradients between CUDA ranks: `f32` or `bf16` (half the bytes, 8 bits of precision).
+    pub wire: Wire,
 }
 
 /// What is written, where and how often.

@@ -53,6 +53,14 @@ pub struct MemoryRecord {
     pub gpu_allocated_bytes: u64,
     pub gpu_reserved_bytes: u64,
     pub gpu_peak_bytes: u64,
+    /// Of the device, by all processes, as the driver counts.
+    #[serde(default)]
+    pub gpu_used_bytes: u64,
+    #[serde(default)]
+    pub gpu_total_bytes: u64,
+    /// How often the allocator asked the driver for memory: flat in steady training.
+    #[serde(default)]
+    pub gpu_device_allocs: u64,
     pub cache_bytes: u64,
     pub cache_hits: u64,
     pub cache_misses: u64,

@@ -23,7 +23,7 @@ pub(super) fn budget(
     lines.push(per_rank("runtime", runtime_bytes(cuda), ranks, format!("libtorch and allocator × {ranks} ranks"))?);
     let device_lines = [sizes.model_state(ranks)?, sizes.activations(ranks)?];
     let gpu = if cuda {
-        Some(gpu_plan(machine, &device_lines))
+        Some(gpu_plan(machine, &device_lines, ranks))
     } else {
         lines.extend(device_lines);
         None
@@ -117,11 +117,14 @@ fn runtime_bytes(cuda: bool) -> u64 {
 }
 
 /// One device's lines: its rank's share of the model, and what CUDA itself takes.
-fn gpu_plan(machine: &Machine, rank_lines: &[BudgetLine]) -> GpuPlan {
+fn gpu_plan(machine: &Machine, rank_lines: &[BudgetLine], ranks: u64) -> GpuPlan {
     let context = once("CUDA runtime", RUNTIME_CUDA_DEVICE_BYTES, "context and library workspaces".into());
     let one = |line: &BudgetLine| BudgetLine { bytes: line.per_rank_bytes.unwrap_or(line.bytes), ..line.clone() };
     let lines = std::iter::once(context).chain(rank_lines.iter().map(one)).collect();
-    GpuPlan { total_bytes: machine.gpus.iter().map(|gpu| gpu.memory_free_bytes).min().unwrap_or(0), lines }
+    let free = machine.gpus.iter().map(|gpu| gpu.memory_free_bytes).min().unwrap_or(0);
+    // Where ranks share a device, each has its part of it.
+    let sharing = ranks.div_ceil((machine.gpus.len() as u64).max(1)).max(1);
+    GpuPlan { total_bytes: free / sharing, lines }
 }
 
 /// What the model and its samples weigh.

@@ -4,8 +4,8 @@ pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
 
-/// Whether ranks can train on CUDA devices; while false, `auto` and `cuda` become CPU ranks, with a note.
-pub const CUDA_TRAINS: bool = false;
+/// Whether ranks can train on CUDA devices; if false, `auto` and `cuda` become CPU ranks, with a note.
+pub const CUDA_TRAINS: bool = true;
 
 /// The launcher's resident memory. Source: the design's bound of 15 MB, rounded up.
 pub(super) const LAUNCHER_BYTES: u64 = 16 * MIB;

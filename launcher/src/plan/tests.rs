@@ -72,8 +72,20 @@ fn strict_refuses_missing_gpus() {
 #[test]
 fn a_present_gpu_that_cannot_train_is_named() {
     let plan = planned(&Config::default(), &with_gpus(1), &Request::default());
-    assert_eq!(plan.topology.device, "cpu");
-    assert!(plan.notes[0].contains("ranks train on the CPU only"), "{:?}", plan.notes);
+    assert_eq!((plan.topology.device.as_str(), plan.notes.len()), ("cuda", 0));
+    let mut notes = Vec::new();
+    let topology = topology_with(&Config::default(), &with_gpus(1), &Request::default(), &mut notes, false).unwrap();
+    assert_eq!(topology.device, "cpu");
+    assert!(notes[0].contains("ranks train on the CPU only"), "{notes:?}");
+}
+
+#[test]
+fn ranks_beyond_the_gpus_share_them_in_turn() {
+    let request = Request { ranks: Some(3), ..Request::default() };
+    let plan = planned(&Config::default(), &with_gpus(1), &request);
+    assert_eq!((plan.topology.world_size, plan.topology.devices.as_slice()), (3, &[0, 0, 0][..]));
+    assert!(plan.notes[0].contains("3 ranks share 1 GPU"), "{:?}", plan.notes);
+    assert_eq!(plan.budget.gpu.unwrap().total_bytes, 79 * GIB / 3);
 }
 
 #[test]

@@ -69,9 +69,25 @@ pub(super) fn topology_with(
         world_size,
         nnodes: request.nnodes,
         node_rank: request.node_rank,
-        devices: if device == "cuda" { (0..local_world_size).map(|i| machine.gpus[i].index).collect() } else { vec![] },
+        devices: devices(device, machine, local_world_size, notes),
         threads_per_rank: (machine.cores / local_world_size).max(1),
     })
+}
+
+/// Device of each local rank. More ranks than devices, which only `--ranks` asks for, take them in turn.
+fn devices(device: &str, machine: &Machine, ranks: usize, notes: &mut Vec<String>) -> Vec<u32> {
+    let present = machine.gpus.len();
+    if device != "cuda" {
+        return Vec::new();
+    }
+    if ranks > present {
+        notes.push(format!(
+            "{ranks} ranks share {}: to check that several ranks agree, never for speed; NCCL does so from 2.30.3 on, with \
+             NCCL_MULTI_RANK_GPU_ENABLE=1",
+            gpus_word(present)
+        ));
+    }
+    (0..ranks).map(|rank| machine.gpus[rank % present].index).collect()
 }
 
 const OVERFLOWING_RANKS: PlanError = PlanError::Overflow { what: "the number of ranks", keys: "--ranks and --nnodes" };
@@ -103,7 +119,7 @@ fn shortage(choice: DeviceChoice, device: &str, machine: &Machine, request: &Req
         return None;
     }
     if device == "cuda" {
-        let asked = asked(request).filter(|asked| *asked > present)?;
+        let asked = request.gpus.filter(|asked| request.ranks.is_none() && *asked > present)?;
         let problem = format!("{} asked for, {present} present", gpus_word(asked));
         return Some(Shortage { problem, fallback: format!("train on {present}") });
     }
@@ -124,10 +140,9 @@ fn shortage(choice: DeviceChoice, device: &str, machine: &Machine, request: &Req
 }
 
 fn local_ranks(device: &str, machine: &Machine, request: &Request) -> usize {
-    let wanted = request.ranks.or(request.gpus);
     match device {
-        "cuda" => wanted.unwrap_or(usize::MAX).min(machine.gpus.len()),
-        _ => wanted.unwrap_or(1),
+        "cuda" => request.ranks.unwrap_or_else(|| request.gpus.unwrap_or(usize::MAX).min(machine.gpus.len())),
+        _ => request.ranks.or(request.gpus).unwrap_or(1),
     }
 }
 

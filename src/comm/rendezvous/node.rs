@@ -222,7 +222,7 @@ fn wait_readable(socket: &impl AsFd, deadline: Instant) -> Result<Option<()>, Er
     }
 }
 
-fn late(collective: &str, missing: String, timeout: Duration) -> CommError {
+pub(super) fn late(collective: &str, missing: String, timeout: Duration) -> CommError {
     let waited = timeout.as_secs_f64();
     CommError::Timeout { collective: collective.to_owned(), waited_s: waited, missing, timeout_s: waited }
 }

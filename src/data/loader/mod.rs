@@ -149,6 +149,11 @@ impl Loader {
         self.spec.micro_batch
     }
 
+    /// Address and bytes of the memory that all slots lie in, for a device that wants to have it page-locked.
+    pub fn pool_range(&self) -> (usize, usize) {
+        self.shared.pool
+    }
+
     /// Bytes of all slots.
     pub fn pool_bytes(&self) -> usize {
         slot_bytes(&self.shared.fields, self.spec.micro_batch) * self.spec.slots

@@ -157,6 +157,8 @@ pub(super) struct Shared {
     threads: usize,
     pub(super) throttle: Arc<Throttle>,
     gives_back: bool,
+    /// Address and bytes of all slots.
+    pub(super) pool: (usize, usize),
     /// Samples that a thread claims at once.
     chunk: usize,
     state: Mutex<State>,
@@ -185,6 +187,7 @@ impl Shared {
         let sample_bytes: usize = fields.iter().map(FieldSpec::sample_bytes).sum();
         let chunk = chunk_samples(micro_batch, threads, sample_bytes);
         let mut pool = Piece::allocate(slot_bytes(&fields, micro_batch).saturating_mul(slots))?;
+        let pool_range = (pool.bytes().as_ptr() as usize, pool.bytes().len());
         let free = (0..slots)
             .map(|_| Slot {
                 whole: fields.iter().map(|field| pool.split_to(field_bytes(field, micro_batch))).collect(),
@@ -195,6 +198,7 @@ impl Shared {
         let prefetch = if threads == 0 { 1 } else { slots.saturating_sub(2).max(1) };
         Ok(Self {
             dataset,
+            pool: pool_range,
             fields,
             micro_batch,
             slots,

@@ -29,6 +29,8 @@ pub struct EmgMetrics {
     joints: usize,
     mean_pose: Option<Tensor>,
     sums: Vec<f64>,
+    /// What batches on a device added, f64 there, so that no step waits for it; laid out as by `reduce`.
+    pending: Option<Tensor>,
 }
 
 impl EmgMetrics {
@@ -36,7 +38,7 @@ impl EmgMetrics {
     /// compare with.
     pub fn new(joints: usize, rate: f64, mean_pose: Option<&[f64]>) -> Self {
         let mean_pose = mean_pose.map(|pose| Tensor::from_slice(pose).to_kind(Kind::Float));
-        Self { rate, joints, mean_pose, sums: vec![0.0; JOINT + joints] }
+        Self { rate, joints, mean_pose, sums: vec![0.0; JOINT + joints], pending: None }
     }
 
     /// What one batch adds, as one tensor: the loss, |Δ¹e|, |Δ²e|, |Δ³e|, |target − mean pose|, then |e| per joint.
@@ -55,10 +57,26 @@ impl EmgMetrics {
             parts.push(absolute_sum(&difference));
         }
         parts.push(match &self.mean_pose {
-            Some(pose) => absolute_sum(&(target - pose.to_device(target.device()))),
+            Some(pose) => absolute_sum(&(target - pose)),
             None => Tensor::zeros([], (Kind::Float, target.device())),
         });
         Tensor::cat(&[Tensor::stack(&parts, 0), per_joint], 0)
+    }
+}
+
+/// Adds what `reduce` gave, its loss times the number of samples, to its places among the sums.
+fn add_reduced(sums: &mut [f64], reduced: &Tensor) {
+    // It is a flat f64 tensor, so this cannot fail.
+    let Ok(reduced) = Vec::<f64>::try_from(reduced) else {
+        return;
+    };
+    sums[LOSS] += reduced[0];
+    for (order, sum) in reduced[1..=NAMES.len()].iter().enumerate() {
+        sums[DERIVATIVES + 2 * order] += sum;
+    }
+    sums[BASELINE] += reduced[4];
+    for (sum, part) in sums[JOINT..].iter_mut().zip(&reduced[5..]) {
+        *sum += part;
     }
 }
 
@@ -71,28 +89,31 @@ impl Metrics for EmgMetrics {
         let target = &batch.fields[1];
         let shape = target.size();
         let [samples, time] = [shape[0] as f64, shape[1] as f64];
-        // One transfer per batch: a GPU is waited for once.
-        let reduced = no_grad(|| self.reduce(target, output)).to_kind(Kind::Double);
-        // It is a flat f64 tensor, so this cannot fail.
-        let Ok(reduced) = Vec::<f64>::try_from(reduced) else {
-            return;
-        };
+        self.mean_pose = self.mean_pose.take().map(|pose| pose.to_device(target.device()));
+        let mut reduced = no_grad(|| self.reduce(target, output)).to_kind(Kind::Double);
         self.sums[SAMPLES] += samples;
-        self.sums[LOSS] += reduced[0] * samples;
         self.sums[FRAMES] += samples * time;
-        for (order, sum) in reduced[1..=NAMES.len()].iter().enumerate() {
-            let at = DERIVATIVES + 2 * order;
-            self.sums[at] += sum;
-            self.sums[at + 1] += samples * (time - 1.0 - order as f64).max(0.0) * self.joints as f64;
+        for order in 0..NAMES.len() {
+            let count = samples * (time - 1.0 - order as f64).max(0.0) * self.joints as f64;
+            self.sums[DERIVATIVES + 2 * order + 1] += count;
         }
-        self.sums[BASELINE] += reduced[4];
-        for (sum, part) in self.sums[JOINT..].iter_mut().zip(&reduced[5..]) {
-            *sum += part;
+        let _ = reduced.narrow(0, 0, 1).multiply_scalar_(samples);
+        if reduced.device().is_cuda() {
+            if let Some(before) = self.pending.take() {
+                reduced += before;
+            }
+            self.pending = Some(reduced);
+        } else {
+            add_reduced(&mut self.sums, &reduced);
         }
     }
 
     fn sums(&self) -> Vec<f64> {
-        self.sums.clone()
+        let mut sums = self.sums.clone();
+        if let Some(pending) = &self.pending {
+            add_reduced(&mut sums, pending);
+        }
+        sums
     }
 
     fn values(&self, sums: &[f64]) -> Vec<(String, f64)> {
@@ -135,6 +156,7 @@ impl Metrics for EmgMetrics {
     }
 
     fn reset(&mut self) {
+        self.pending = None;
         self.sums.fill(0.0);
     }
 }

@@ -117,8 +117,16 @@ impl Reducer {
             (bucket.start, bucket.len + VOTES)
         };
         self.drain()?;
-        // On this thread: there is nothing left to overlap with.
-        reduce(&*self.collective, &self.grads, last)?;
+        // On this thread: there is nothing left to overlap with. The votes are sums that must not lose digits.
+        let (start, len) = last;
+        if self.collective.narrows() {
+            reduce(&*self.collective, &self.grads, (start, len - VOTES))?;
+            let votes = self.grads.f_narrow(0, (start + len - VOTES) as i64, VOTES as i64)?;
+            self.collective.start_all_reduce(&votes, true)?;
+        } else {
+            reduce(&*self.collective, &self.grads, last)?;
+        }
+        self.collective.join()?;
         Ok(lock(&self.progress).late)
     }
 
@@ -234,5 +242,5 @@ fn serve(
 
 fn reduce(collective: &dyn Collective, grads: &Tensor, (start, len): (usize, usize)) -> Result<(), CommError> {
     let view = grads.f_narrow(0, start as i64, len as i64);
-    collective.all_reduce_sum(&view.map_err(|e| CommError::Other(format!("bucket at {start}: {e}")))?)
+    collective.start_all_reduce(&view.map_err(|e| CommError::Other(format!("bucket at {start}: {e}")))?, false)
 }

@@ -4,6 +4,7 @@ use super::{Finished, Loop, Status};
 use crate::data::Dataset;
 use crate::train::TrainError;
 use crate::train::checkpoint::{self, Content};
+use crate::train::device::DeviceStep;
 use crate::train::ema::Ema;
 use crate::train::evaluate::{EvalSpec, Evaluated, evaluate};
 use crate::train::state::BestState;
@@ -141,6 +142,7 @@ impl Loop<'_, '_> {
         state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
         state.schedule = Some(self.schedule.state().clone());
         state.monitor = Some(self.monitor.state().clone());
+        state.scaler = self.on_device.as_ref().map(DeviceStep::scaler_state).transpose()?.flatten();
         self.saved_step = Some(state.step);
         if let Some(checkpoints) = &mut self.fit.checkpoints {
             let optimizer = self.optimizer.export(&self.ddp)?;
@@ -163,6 +165,7 @@ impl Loop<'_, '_> {
         if status != Status::Stopped {
             // Ranks meet here: rank 0's checkpoints are on disk.
             self.fit.collective.barrier()?;
+            self.tell_agreement()?;
             self.restore_best()?;
             self.observer.phase("test", self.state.step);
             match self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")? {
@@ -198,6 +201,19 @@ impl Loop<'_, '_> {
         let own = self.desk.controls.reason().unwrap_or_default();
         let all = self.fit.collective.all_gather(own.as_bytes())?;
         Ok(all.iter().find(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(text).into_owned()))
+    }
+
+    /// CUDA ranks each apply the summed gradient for themselves: what they end with is compared once.
+    fn tell_agreement(&mut self) -> Result<(), TrainError> {
+        let world = self.fit.collective.world_size();
+        if world == 1 || !self.fit.device.is_cuda() {
+            return Ok(());
+        }
+        self.observer.line(match self.ddp.differing_rank()? {
+            None => format!("parameters: the same bits on all {world} ranks"),
+            Some(rank) => format!("warning: rank {rank}'s parameters differ from rank 0's"),
+        });
+        Ok(())
     }
 
     /// Rank 0 reads the best checkpoint, all ranks get its weights.

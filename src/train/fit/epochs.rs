@@ -4,6 +4,7 @@ use super::close::EpochEnd;
 use super::{Loop, Status};
 use crate::data::loader::{BatchStream, Loader, LoaderSpec};
 use crate::train::TrainError;
+use crate::train::device::DeviceStep;
 use crate::train::step::{Attempt, StepOutcome, StepRunner};
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,6 +28,15 @@ impl Loop<'_, '_> {
 
     pub(super) fn train(&mut self) -> Result<Status, TrainError> {
         let mut loader = None;
+        let status = self.epochs(&mut loader);
+        if let Some(device) = &mut self.on_device {
+            // Before the loader's memory goes.
+            device.input.unpin();
+        }
+        status
+    }
+
+    fn epochs(&mut self, loader: &mut Option<Loader>) -> Result<Status, TrainError> {
         let total = self.steps_total();
         if self.monitor.is_over() {
             // Killed between the checkpoint of its last epoch and its end.
@@ -38,7 +48,7 @@ impl Loop<'_, '_> {
         while self.state.step < total {
             let last = ((self.state.epoch() + 1) * self.state.steps_per_epoch).min(total);
             self.observer.phase("train", self.state.step);
-            while let Leg::Resized = match self.leg(&mut loader, last)? {
+            while let Leg::Resized = match self.leg(loader, last)? {
                 Leg::Ends(status) => return self.seal(status),
                 other => other,
             } {}
@@ -47,13 +57,16 @@ impl Loop<'_, '_> {
     }
 
     /// The loader for micro-batches as they are now; an earlier one's memory is given back first.
-    fn fitting<'l>(&self, loader: &'l mut Option<Loader>) -> Result<&'l mut Loader, TrainError> {
+    fn fitting<'l>(&mut self, loader: &'l mut Option<Loader>) -> Result<&'l mut Loader, TrainError> {
         let micro_batch = self.planner.micro_batch as usize;
+        if let Some(device) = &mut self.on_device {
+            device.begin(micro_batch)?;
+        }
         if loader.as_ref().is_some_and(|loader| loader.micro_batch() != micro_batch) {
             *loader = None;
         }
-        match loader {
-            Some(loader) => Ok(loader),
+        let loader = match loader {
+            Some(loader) => loader,
             None => {
                 let spec = LoaderSpec {
                     threads: self.fit.plan.loader.threads,
@@ -64,9 +77,15 @@ impl Loop<'_, '_> {
                     gives_back: self.fit.device == Device::Cpu,
                     ..LoaderSpec::default()
                 };
-                Ok(loader.insert(Loader::new(Arc::clone(&self.fit.datasets.train), spec)?))
+                loader.insert(Loader::new(Arc::clone(&self.fit.datasets.train), spec)?)
             }
+        };
+        if let Some(device) = self.on_device.as_mut().filter(|_| self.fit.config.train.pin_memory)
+            && let Some(line) = device.input.pin(loader.pool_range())
+        {
+            self.observer.line(line);
         }
+        Ok(loader)
     }
 
     /// Steps up to `last`, the epoch's, as long as micro-batches keep their size.
@@ -76,7 +95,7 @@ impl Loop<'_, '_> {
         let mut batches = self.fitting(loader)?.run(requests)?;
         loop {
             self.desk.obey(self.state.step, &batches, self.observer);
-            let Some(outcome) = self.step(&mut batches)? else { return Ok(Leg::Resized) };
+            let Some(outcome) = self.step(&mut batches, last)? else { return Ok(Leg::Resized) };
             if outcome.halve {
                 self.halve_as_ordered();
             }
@@ -121,7 +140,7 @@ impl Loop<'_, '_> {
     }
 
     /// One optimizer step over all ranks. `None`: memory ran out on some rank, nothing has changed but the micro-batch.
-    fn step(&mut self, batches: &mut BatchStream) -> Result<Option<StepOutcome>, TrainError> {
+    fn step(&mut self, batches: &mut BatchStream, last: u64) -> Result<Option<StepOutcome>, TrainError> {
         let started = Instant::now();
         let step = self.state.step;
         let lr = self.schedule.rate(step);
@@ -135,18 +154,31 @@ impl Loop<'_, '_> {
             step,
             step_in_epoch: self.state.step_in_epoch(),
             wishes: self.desk.wishes(step),
+            trial: self.trial.as_ref().is_some_and(|trial| !trial.is_over()),
         };
-        let sums = self.local_sums();
-        let result = runner.run(batches, &mut self.ddp, &mut self.optimizer, self.fit.metrics.as_mut(), lr);
+        // A device is asked for them only where somebody reads them.
+        let sums = if self.on_device.is_some() { Vec::new() } else { self.local_sums() };
+        let exact = runner.trial || step + 1 == last || (step + 1).is_multiple_of(self.fit.config.log.log_every.max(1));
+        let (ddp, optimizer, metrics) = (&mut self.ddp, &mut self.optimizer, self.fit.metrics.as_mut());
+        let result = match &mut self.on_device {
+            Some(device) => device.run(&runner, batches, ddp, optimizer, metrics, (lr, exact)),
+            None => runner.run(batches, ddp, optimizer, metrics, lr),
+        };
         let mut outcome = match result {
-            Err(error @ TrainError::NonFinite { .. }) => {
+            Err(error @ TrainError::NonFinite { good, .. }) => {
+                // A device tells of it a step late; the weights are those of `good` all the same.
+                self.state.step = good;
                 // The failed step counts for nothing: its sums may be no numbers, which JSON cannot hold.
                 self.forget_step(sums);
                 self.save_once()?;
                 return Err(error);
             }
             Ok(Attempt::OutOfMemory { message }) => {
-                self.forget_step(sums);
+                match &mut self.on_device {
+                    // Steps that were counted since, and changed nothing.
+                    Some(device) => self.state.step = device.good_step(),
+                    None => self.forget_step(sums),
+                }
                 self.recover(message)?;
                 return Ok(None);
             }
@@ -157,8 +189,22 @@ impl Loop<'_, '_> {
             ema.update(&self.fit.params);
         }
         outcome.step_s = started.elapsed().as_secs_f64();
+        self.tell_device(outcome.step_s)?;
         self.count(&outcome);
         Ok(Some(outcome))
+    }
+
+    /// What a device and a trial of precisions have to say after a step.
+    fn tell_device(&mut self, step_s: f64) -> Result<(), TrainError> {
+        for line in self.on_device.iter_mut().flat_map(DeviceStep::take_lines) {
+            self.observer.line(line);
+        }
+        if let Some(trial) = &mut self.trial {
+            let line = trial.add(step_s, self.fit.collective.as_ref())?;
+            self.narrow = trial.kind();
+            line.into_iter().for_each(|line| self.observer.line(line));
+        }
+        Ok(())
     }
 
     /// Takes the metrics back to where they were before a failed step.

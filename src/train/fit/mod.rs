@@ -11,15 +11,17 @@ use super::amp;
 use super::checkpoint::{CheckpointError, Checkpointer, Facts};
 use super::controls::Controls;
 use super::ddp::{Ddp, DdpError, DdpOptions};
+use super::device::{DeviceOptions, DeviceStep};
 use super::ema::Ema;
 use super::optimizer::{Optimizer, Rule};
 use super::schedule::{Monitor, Schedule};
 use super::state::{BestState, LoopState};
+use super::trial::AmpTrial;
 use super::{Observer, TrainError};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, train_order};
 use crate::task::{Datasets, Metrics, Model};
-use launcher::config::{Config, OptimizerKind, TrainConfig};
+use launcher::config::{Amp, Config, OptimizerKind, TrainConfig};
 use launcher::plan::Plan;
 use relief::Desk;
 use std::collections::BTreeMap;
@@ -79,6 +81,7 @@ pub struct Fit<'a> {
     pub checkpoint_dir: &'a Path,
     /// Requests to stop, and to give memory back.
     pub controls: Arc<Controls>,
+    pub device_options: DeviceOptions,
 }
 
 struct Loop<'a, 'o> {
@@ -90,6 +93,10 @@ struct Loop<'a, 'o> {
     val_batch: usize,
     /// Element type of autocast; absent: none.
     narrow: Option<Kind>,
+    /// `train.amp: auto`, while it tries and after.
+    trial: Option<AmpTrial>,
+    /// Steps whose numbers stay on the device; absent on a CPU.
+    on_device: Option<DeviceStep>,
     ddp: Ddp,
     optimizer: Optimizer,
     schedule: Schedule,
@@ -133,7 +140,8 @@ impl<'a, 'o> Loop<'a, 'o> {
             drop_last: true,
         }
         .checked()?;
-        let (narrow, note) = amp::narrow_kind(train.amp, fit.device);
+        let on_device = fit.device.is_cuda() || fit.device_options.always;
+        let (narrow, note) = amp::narrow_kind(train.amp, on_device);
         if let Some(note) = note.filter(|_| planner.rank == 0) {
             observer.line(note.to_owned());
         }
@@ -162,6 +170,9 @@ impl<'a, 'o> Loop<'a, 'o> {
                 monitor.restore(saved);
             }
         }
+        let scaler = (narrow == Some(Kind::Half)).then(|| state.scaler.take().unwrap_or_default());
+        let new = || DeviceStep::new(fit.device, scaler, train.cuda_graph, fit.device_options);
+        let on_device = on_device.then(new).transpose()?;
         let carried_sums = if planner.rank == 0 { std::mem::take(&mut state.train_sums) } else { Vec::new() };
         let saved_step = (state.step > 0).then_some(state.step);
         Ok(Self {
@@ -171,6 +182,8 @@ impl<'a, 'o> Loop<'a, 'o> {
             observer,
             planner,
             narrow,
+            trial: (train.amp == Amp::Auto).then(AmpTrial::default),
+            on_device,
             ddp,
             optimizer,
             schedule,

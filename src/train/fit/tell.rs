@@ -54,7 +54,7 @@ impl Loop<'_, '_> {
             data_wait_s: outcome.data_wait_s,
             step_s: outcome.step_s,
             grad_norm: outcome.grad_norm,
-            scale: 1.0,
+            scale: outcome.scale,
             cache_hit_rate: None,
             metrics,
         })

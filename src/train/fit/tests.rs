@@ -305,6 +305,7 @@ fn run_rank(job: &Job, collective: Arc<dyn Collective>, script: &Script) -> Ende
         notes: vec![],
     };
     let fit = Fit {
+        device_options: crate::train::DeviceOptions::default(),
         config: &config,
         plan: &plan,
         device: Device::Cpu,

@@ -142,6 +142,7 @@ fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
             collective: solo.as_ref(),
             step,
             step_in_epoch: step,
+            trial: false,
             wishes: Wishes::default(),
         };
         let attempt = runner.run(&mut batches, &mut ddp, &mut optimizer, &mut metrics, 0.1).unwrap();

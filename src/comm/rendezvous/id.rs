@@ -1,0 +1,102 @@
+//! NCCL's unique id between nodes: rank 0 serves it over TCP at the job's meeting point.
+
+use super::node::late;
+use super::{CommError, RankEnv};
+use std::time::{Duration, Instant};
+
+/// First bytes of a rank that asks for the job's id.
+const ID_MAGIC: [u8; 8] = *b"hr-id-01";
+
+/// Gives every rank of the job what rank 0 brings, over TCP at the job's meeting point: for ranks of several nodes.
+/// `run_id` tells jobs apart that share a port; it may be empty. Rank 0's `own` counts, others' is ignored.
+///
+/// # Errors
+/// The port is in use, another job is there, or ranks do not come within `timeout`.
+pub fn share_id(env: &RankEnv, run_id: &str, own: &[u8], timeout: Duration) -> Result<Vec<u8>, CommError> {
+    let deadline = Instant::now() + timeout;
+    let mut hello = ID_MAGIC.to_vec();
+    hello.extend(fnv(run_id.as_bytes()).to_le_bytes());
+    let place = format!("{}:{}", env.master_addr, env.master_port);
+    let failed = |e: std::io::Error| CommError::Other(format!("meeting the job's ranks at {place}: {e}"));
+    if env.rank != 0 {
+        return fetch_id(env, &hello, deadline, timeout).map_err(failed)?;
+    }
+    let listener = std::net::TcpListener::bind(("0.0.0.0", env.master_port)).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let mut served = vec![false; env.world_size];
+    served[0] = true;
+    while let Some(missing) = served.iter().position(|done| !done) {
+        match listener.accept() {
+            Ok((peer, _)) => {
+                // Whoever is no rank of this job gets nothing; a rank that died is missed at the first collective.
+                if let Ok(Some(rank)) = serve_id(peer, &hello, own)
+                    && let Some(done) = served.get_mut(rank)
+                {
+                    *done = true;
+                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                if Instant::now() >= deadline {
+                    return Err(late("rendezvous", missing.to_string(), timeout));
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    Ok(own.to_vec())
+}
+
+/// Answers one rank; its number. `None`: not of this job.
+fn serve_id(mut peer: std::net::TcpStream, hello: &[u8], own: &[u8]) -> std::io::Result<Option<usize>> {
+    use std::io::{Read, Write};
+    peer.set_nonblocking(false)?;
+    peer.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut asked = [0; 20];
+    peer.read_exact(&mut asked)?;
+    if asked[..16] != *hello {
+        return Ok(None);
+    }
+    let mut answer = (own.len() as u32).to_le_bytes().to_vec();
+    answer.extend(own);
+    peer.write_all(&answer)?;
+    let rank = asked[16..].iter().rev().fold(0, |n, &byte| n << 8 | usize::from(byte));
+    Ok(Some(rank))
+}
+
+fn fetch_id(
+    env: &RankEnv,
+    hello: &[u8],
+    deadline: Instant,
+    timeout: Duration,
+) -> std::io::Result<Result<Vec<u8>, CommError>> {
+    use std::io::{Read, Write};
+    loop {
+        let Ok(mut peer) = std::net::TcpStream::connect((env.master_addr.as_str(), env.master_port)) else {
+            if Instant::now() >= deadline {
+                return Ok(Err(late("rendezvous", "0".to_owned(), timeout)));
+            }
+            // Rank 0 is not there yet, and nothing tells when it will be.
+            std::thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        peer.set_read_timeout(Some(timeout))?;
+        peer.write_all(hello)?;
+        peer.write_all(&(env.rank as u32).to_le_bytes())?;
+        let mut len = [0; 4];
+        if peer.read_exact(&mut len).is_err() {
+            let place = format!("{}:{}", env.master_addr, env.master_port);
+            return Ok(Err(CommError::Other(format!(
+                "{place} belongs to another job: give all nodes of this one the same --name, --master-addr and --master-port"
+            ))));
+        }
+        let mut id = vec![0; (u32::from_le_bytes(len) as usize).min(1 << 16)];
+        peer.read_exact(&mut id)?;
+        return Ok(Ok(id));
+    }
+}
+
+/// FNV-1a: the same on every machine and in every version.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}

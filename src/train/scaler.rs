@@ -1,0 +1,115 @@
+//! The loss scale of fp16: gradients too small for its range are lifted before backward and set down after the reduce.
+//!
+//! The rule is `torch.amp.GradScaler`'s: start at 65,536; twice as much after 2,000 steps without overflow; half as much
+//! after a step with one, which is skipped. All of it happens on the device. The decision is taken from the gradients that
+//! all ranks share, so that all ranks decide alike.
+
+use super::TrainError;
+use crate::torch::device::{ScaleRule, unscale, update_scale};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// Source: the defaults of `torch.amp.GradScaler`.
+pub const START: f64 = 65536.0;
+const RULE: ScaleRule = ScaleRule { growth: 2.0, backoff: 0.5, interval: 2000 };
+
+/// Part of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScalerState {
+    pub scale: f64,
+    /// Steps since the last overflow or growth.
+    pub good_steps: i64,
+}
+
+impl Default for ScalerState {
+    fn default() -> Self {
+        Self { scale: START, good_steps: 0 }
+    }
+}
+
+/// A loss scale on the device.
+pub struct Scaler {
+    /// f32 `[1]`.
+    scale: Tensor,
+    /// i32 `[1]`.
+    good_steps: Tensor,
+}
+
+impl Scaler {
+    /// # Errors
+    /// No memory.
+    pub fn new(device: Device, state: ScalerState) -> Result<Scaler, TrainError> {
+        let scale = Tensor::f_full([1], state.scale, (Kind::Float, device)).map_err(tch_error)?;
+        let good_steps = Tensor::f_full([1], state.good_steps, (Kind::Int, device)).map_err(tch_error)?;
+        Ok(Scaler { scale, good_steps })
+    }
+
+    /// f32 `[1]`, on the device.
+    pub fn scale(&self) -> &Tensor {
+        &self.scale
+    }
+
+    /// `loss` times the scale.
+    pub fn lift(&self, loss: &Tensor) -> Tensor {
+        loss * self.scale.squeeze()
+    }
+
+    /// Sets gradients down again, and `found` (f32 `[1]`) to 1 where one is infinite or no number.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn set_down(&self, grads: &Tensor, found: &Tensor) -> Result<(), TrainError> {
+        let inverse = self.scale.f_reciprocal().map_err(tch_error)?;
+        Ok(unscale(&[grads.shallow_clone()], found, &inverse)?)
+    }
+
+    /// Moves the scale after a step.
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn update(&self, found: &Tensor) -> Result<(), TrainError> {
+        Ok(update_scale(&self.scale, &self.good_steps, found, RULE)?)
+    }
+
+    /// For a checkpoint; waits for the device.
+    ///
+    /// # Errors
+    /// Work on the device failed.
+    pub fn state(&self) -> Result<ScalerState, TrainError> {
+        let scale = self.scale.f_double_value(&[0]).map_err(tch_error)?;
+        Ok(ScalerState { scale, good_steps: self.good_steps.f_int64_value(&[0]).map_err(tch_error)? })
+    }
+}
+
+pub(super) fn tch_error(error: tch::TchError) -> TrainError {
+    crate::torch::error_of("a step on the device", &error).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overflow_halves_the_scale_and_two_thousand_good_steps_double_it() {
+        let scaler = Scaler::new(Device::Cpu, ScalerState { scale: 1024.0, good_steps: 1997 }).unwrap();
+        let flag = |value: f32| Tensor::from_slice(&[value]);
+        let mut seen = Vec::new();
+        for overflow in [0.0, 0.0, 0.0, 1.0, 0.0] {
+            scaler.update(&flag(overflow)).unwrap();
+            let ScalerState { scale, good_steps } = scaler.state().unwrap();
+            seen.push((scale, good_steps));
+        }
+        assert_eq!(seen, [(1024.0, 1998), (1024.0, 1999), (2048.0, 0), (1024.0, 0), (1024.0, 1)]);
+    }
+
+    #[test]
+    fn what_is_lifted_is_set_down_again() {
+        let scaler = Scaler::new(Device::Cpu, ScalerState::default()).unwrap();
+        let leaf = Tensor::from_slice(&[1e-6_f32]).set_requires_grad(true);
+        scaler.lift(&(&leaf * 0.25).sum(Kind::Float)).backward();
+        let (grad, found) = (leaf.grad(), Tensor::from_slice(&[0_f32]));
+        assert_eq!(grad.double_value(&[0]), 0.25 * START);
+        scaler.set_down(&grad, &found).unwrap();
+        assert_eq!((grad.double_value(&[0]), found.double_value(&[0])), (0.25, 0.0));
+    }
+}
