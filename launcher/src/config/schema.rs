@@ -4,6 +4,10 @@ use super::kind::Kind::{self, *};
 
 /// Tasks that Headroom can train.
 pub const TASKS: &[&str] = &["emg", "deblur"];
+/// What a task's data are called in lines for people.
+pub fn data_name(task: &str) -> &str {
+    if task == "deblur" { "GoProSpike" } else { task }
+}
 /// Device profiles that a config may hold.
 pub const PROFILES: &[&str] = &["cpu", "cuda"];
 

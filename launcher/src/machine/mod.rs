@@ -10,7 +10,7 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
-pub use dataset::{DatasetFacts, dataset_facts};
+pub use dataset::{DatasetFacts, FrameFacts, dataset_facts};
 pub use probe::{Probe, free_disk_bytes};
 
 use serde::{Deserialize, Serialize};

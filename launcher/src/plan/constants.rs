@@ -3,6 +3,7 @@
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
+pub(super) const TIB: u64 = 1 << 40;
 
 /// Whether ranks can train on CUDA devices; while false, `auto` and `cuda` become CPU ranks, with a note.
 pub const CUDA_TRAINS: bool = false;
@@ -53,3 +54,7 @@ pub(super) const PAGE_BYTES: u64 = 4096;
 
 /// Bytes of an f32.
 pub(super) const F32_BYTES: u64 = 4;
+
+/// Peak of a step over the activations of [`super::deblur`]'s formula, as a fraction: backward holds gradients beside
+/// them.
+pub(super) const VIDEO_ACTIVATION_FACTOR: (u64, u64) = (3, 2);

@@ -11,7 +11,32 @@
 //! ```
 //! It gives 282,996 for `default`, 1,504,836 for `high_performance` and 29,512 for `quick_demo`.
 
-use crate::config::{DecoderType, ModelConfig, TdsStage};
+use super::constants::*;
+use super::table::bytes_text;
+use super::task::{SampleSizes, TaskSizes, product, sum};
+use crate::config::{Config, DecoderType, ModelConfig, TdsStage};
+use crate::machine::DatasetFacts;
+
+/// Everything the planner asks of this task; absent: a product overflows.
+pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes> {
+    let window = config.data.window_size as u64;
+    let field = |columns: usize| product(&[window, columns as u64, F32_BYTES]);
+    // EMG `[T, 16]`, joint angles `[T, 20]`.
+    let fields = vec![field(config.data.emg_channels)?, field(config.data.joint_angles_channels)?];
+    let sample = SampleSizes { fields, activation_scalars: activation_scalars(&config.model, window)? };
+    Some(TaskSizes {
+        parameters: parameters(&config.model)?,
+        train: sample.clone(),
+        val: sample,
+        activation_factor: ACTIVATION_FACTOR,
+        scratch_bytes: DECODE_SCRATCH_BYTES,
+        useful_bytes: dataset.bytes.saturating_mul(DECODED_OVER_DISK),
+        useful: format!("{} data set × {DECODED_OVER_DISK}", bytes_text(dataset.bytes)),
+        // One chunk of a session serves many windows, so the one that looks ahead.
+        auto_policy: "next_use",
+        facts: Vec::new(),
+    })
+}
 
 /// Scalars of the model; absent: the product overflows.
 pub fn parameters(model: &ModelConfig) -> Option<u64> {
@@ -100,14 +125,6 @@ fn width(stage: &TdsStage) -> Option<u64> {
 /// Linear layer with bias.
 fn linear(input: u64, output: u64) -> Option<u64> {
     input.checked_mul(output)?.checked_add(output)
-}
-
-pub(super) fn product(factors: &[u64]) -> Option<u64> {
-    factors.iter().try_fold(1u64, |product, factor| product.checked_mul(*factor))
-}
-
-pub(super) fn sum(terms: &[u64]) -> Option<u64> {
-    terms.iter().try_fold(0u64, |sum, term| sum.checked_add(*term))
 }
 
 #[cfg(test)]

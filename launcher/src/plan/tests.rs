@@ -146,7 +146,8 @@ fn loader_threads_follow_the_half_of_cores_rule() {
 fn page_cache_is_a_line_cut_by_config_and_data_set() {
     let mut config = Config::default();
     let machine = machine(8, 32 * GIB);
-    let facts = DatasetFacts { exists: true, files: 12, bytes: 100 * MIB, largest_file_bytes: 9 * MIB };
+    let facts =
+        DatasetFacts { exists: true, files: 12, bytes: 100 * MIB, largest_file_bytes: 9 * MIB, ..Default::default() };
     let cache = |config: &Config, facts: &DatasetFacts| {
         let plan = plan(config, &machine, facts, &ranks(1)).unwrap();
         let budget = plan.budget.clone();

@@ -5,6 +5,8 @@ use crate::config::{DeblurData, VrtModel};
 
 /// Longest clip, most bins and heads: beyond lies a slip of the pen.
 const MOST: usize = 1024;
+/// Longest side of a frame, a crop or a camera, and most channels.
+const MOST_WIDE: usize = 1 << 16;
 /// Stages with dimensions of their own: seven of the U-net, and stage 8.
 const STAGES: usize = 8;
 /// Coarsest scale of the U-net, as a share of the frame's side.
@@ -21,6 +23,14 @@ pub(super) fn clips(data: &DeblurData, v: &mut Verdict) {
     }
     for (key, value) in [("clip_len", data.clip_len), ("voxel_bins", data.voxel_bins)] {
         v.need(value <= MOST, || format!("data.deblur.{key} is {value}; it must be at most {MOST}"));
+    }
+    for (key, value) in [
+        ("spike_h", data.spike_h),
+        ("spike_w", data.spike_w),
+        ("crop_size", data.crop_size),
+        ("val_crop_size", data.val_crop_size),
+    ] {
+        v.need(value <= MOST_WIDE, || format!("data.deblur.{key} is {value}; it must be at most {MOST_WIDE}"));
     }
     for (key, value) in [("crop_size", data.crop_size), ("val_crop_size", data.val_crop_size)] {
         v.need(value == 0 || value >= COARSEST, || {
@@ -49,6 +59,9 @@ pub(super) fn vrt(model: &VrtModel, v: &mut Verdict) {
     let (dims, depths) = (&model.dims, &model.depths);
     v.need(dims.len() == STAGES, || {
         format!("model.vrt.dims has {} numbers; it needs {STAGES}, one per stage", dims.len())
+    });
+    v.need(dims.iter().all(|dim| *dim <= MOST_WIDE), || {
+        format!("model.vrt.dims is {dims:?}; each must be at most {MOST_WIDE}")
     });
     v.need(depths.len() >= STAGES, || {
         format!(
