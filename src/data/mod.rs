@@ -66,6 +66,13 @@ pub struct BatchAhead<'a> {
     pub ids: &'a [u64],
 }
 
+/// Which sample to read, and in which epoch: augmentation is a pure function of both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRequest {
+    pub epoch: u64,
+    pub index: usize,
+}
+
 /// Samples by index. Opening one reads metadata only; a sample is read when asked for.
 pub trait Dataset: Send + Sync {
     fn len(&self) -> usize;
@@ -74,11 +81,11 @@ pub trait Dataset: Send + Sync {
     }
     /// Tensors of a batch, in the order of [`Dataset::read`]'s `out`.
     fn fields(&self) -> &[FieldSpec];
-    /// Reads sample `index` into one slice per field, each [`FieldSpec::sample_bytes`] long, native byte order.
+    /// Reads a sample into one slice per field, each [`FieldSpec::sample_bytes`] long, native byte order.
     ///
     /// # Errors
     /// The file cannot be read or holds what it must not; the error names file and rows.
-    fn read(&self, index: usize, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError>;
+    fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError>;
     /// Where sample `index` comes from, for people: `s03.hdf5 rows 500..1000`.
     fn describe(&self, index: usize) -> String;
     /// The samples of `batch` will be read; called in the order of batches, before any of its samples is read. Ids may

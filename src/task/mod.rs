@@ -1,5 +1,6 @@
 //! One room per task: data set, model, loss, metrics, sample data.
 
+pub mod deblur;
 pub mod emg;
 
 use crate::data::cache::CacheClient;

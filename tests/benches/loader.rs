@@ -11,7 +11,7 @@
 use headroom::data::cache::{CacheClient, ClientSpec};
 use headroom::data::loader::{BatchPlanner, Loader, LoaderSpec, Order, train_order};
 use headroom::data::source::hdf5::Reader;
-use headroom::data::{BatchAhead, DataError, Dataset, FieldSpec, Scratch};
+use headroom::data::{BatchAhead, DataError, Dataset, FieldSpec, ReadRequest, Scratch};
 use headroom::task::Team;
 use headroom::task::emg::data::{EmgData, open_datasets};
 use launcher::cache::simulate::{Grain, Trace, Walk};
@@ -220,7 +220,7 @@ fn hit_us(options: &Options, rank: &Rank) -> Result<f64> {
         batches.get(n + ahead).into_iter().for_each(|next| train.announce(*next));
         for id in batch.ids {
             let mut out: Vec<&mut [u8]> = slots.iter_mut().map(Vec::as_mut_slice).collect();
-            train.read(*id as usize, &mut out, &mut scratch)?;
+            train.read(ReadRequest { epoch, index: *id as usize }, &mut out, &mut scratch)?;
         }
         train.retire(*batch);
     }

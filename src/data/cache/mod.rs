@@ -8,12 +8,14 @@
 //! Architecture invariant: no lock is held in shared memory, and no lock of this process while bytes are read or filled.
 
 mod client;
+mod entries;
 pub mod map;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use client::{CacheClient, ClientSpec};
+pub use entries::{CachedEntries, EntrySource};
 pub use table::{ClientStats, Want};
 
 use super::DataError;

@@ -17,7 +17,7 @@ mod tests;
 mod worker;
 
 pub use order::{order_of, train_order};
-pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle};
+pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle, mix};
 pub use slots::slot_bytes;
 
 use super::{DataError, Dataset, FieldSpec, Scratch, Wake};

@@ -116,6 +116,7 @@ impl Retired {
 pub(super) struct Job {
     sequence: u64,
     chunk: usize,
+    pub(super) epoch: u64,
     pub(super) ids: Vec<u64>,
     /// One piece per field, room for at least `ids.len()` samples.
     pub(super) pieces: Vec<Piece>,
@@ -245,6 +246,7 @@ impl Shared {
         let last = (first + self.chunk).min(flight.request.sample_ids.len());
         job.sequence = flight.sequence;
         job.chunk = flight.claimed;
+        job.epoch = flight.request.epoch;
         job.ids.clear();
         job.ids.extend_from_slice(&flight.request.sample_ids[first..last]);
         // The job's empty list takes the place of the chunk's: no list is ever allocated again.

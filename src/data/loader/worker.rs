@@ -1,7 +1,7 @@
 //! Reading chunks: the body of a loader thread, and of the caller's own thread where there are none.
 
 use super::slots::{Job, Shared};
-use crate::data::{DataError, Scratch};
+use crate::data::{DataError, ReadRequest, Scratch};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
@@ -106,17 +106,17 @@ pub(super) fn read_chunk(shared: &Shared, job: &mut Job, scratch: &mut Scratch) 
 }
 
 fn read_sample(shared: &Shared, job: &mut Job, at: usize, scratch: &mut Scratch) -> Result<(), DataError> {
-    let index = job.ids[at] as usize;
+    let request = ReadRequest { epoch: job.epoch, index: job.ids[at] as usize };
     let mut slices = job.pieces.iter_mut().zip(shared.fields.iter()).map(|(piece, field)| {
         let bytes = field.sample_bytes();
         &mut piece.bytes_mut()[at * bytes..(at + 1) * bytes]
     });
     let fields = shared.fields.len();
     if fields > FEW_FIELDS {
-        return shared.dataset.read(index, &mut slices.collect::<Vec<_>>(), scratch);
+        return shared.dataset.read(request, &mut slices.collect::<Vec<_>>(), scratch);
     }
     let mut few: [&mut [u8]; FEW_FIELDS] = std::array::from_fn(|_| slices.next().unwrap_or_default());
-    shared.dataset.read(index, &mut few[..fields], scratch)
+    shared.dataset.read(request, &mut few[..fields], scratch)
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

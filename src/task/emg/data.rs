@@ -12,14 +12,13 @@ mod pages;
 pub mod scan;
 pub mod windows;
 
-use crate::data::cache::{CacheClient, Want};
+use crate::data::cache::CacheClient;
 use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
-use crate::data::source::file_error;
-use crate::data::source::find_files;
+use crate::data::source::{file_error, find_files, in_threads};
 use crate::data::source::hdf5::gather::{Affine, Transform};
 use crate::data::source::hdf5::{Reader, Target};
-use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, Scratch, Wake};
+use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, ReadRequest, Scratch, Wake};
 use crate::task::{Datasets, Team};
 use future::Future;
 use launcher::config::{CachePolicy, DataConfig};
@@ -27,8 +26,7 @@ use pages::Pages;
 use scan::{FileFacts, Moments, ScanFacts, scan_file};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use windows::{Windows, permuted, split_files};
 
 /// Rows of a page of a file without chunks.
@@ -108,7 +106,8 @@ impl Dataset for EmgDataset {
         &self.fields
     }
 
-    fn read(&self, index: usize, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError> {
+    fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError> {
+        let index = request.index;
         let [emg, angles] = out else {
             return Err(DataError::Other(format!("{} fields asked for, there are 2", out.len())));
         };
@@ -127,28 +126,24 @@ impl Dataset for EmgDataset {
     fn announce(&self, batch: BatchAhead) {
         let Some(Cached { pages, future }) = &self.cached else { return };
         let after = future.as_ref().map(|future| (future, future.position(batch.epoch, batch.ids)));
-        let want = |key| {
-            let next_use = after
-                .map_or(u64::MAX, |(future, after)| future.next_use(key, batch.epoch, after, pages, &self.windows));
-            Want { key, bytes: pages.bytes(key), next_use }
-        };
-        let wants: Vec<Want> = self.keys(pages, batch.ids).into_iter().map(want).collect();
-        pages.cache().announce(&wants);
+        pages.entries().announce(&self.keys(pages, batch.ids), |key| {
+            after.map_or(u64::MAX, |(future, after)| future.next_use(key, batch.epoch, after, pages, &self.windows))
+        });
     }
 
     fn retire(&self, batch: BatchAhead) {
         if let Some(Cached { pages, .. }) = &self.cached {
-            pages.cache().retire(self.keys(pages, batch.ids).into_iter());
+            pages.entries().retire(&self.keys(pages, batch.ids));
         }
     }
 
     fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        self.cached.as_ref().is_some_and(|cached| cached.pages.work_ahead(scratch))
+        self.cached.as_ref().is_some_and(|cached| cached.pages.entries().work_ahead(scratch))
     }
 
     fn wake_by(&self, waker: Weak<dyn Wake>) {
         if let Some(cached) = &self.cached {
-            cached.pages.cache().wake_by(waker);
+            cached.pages.entries().wake_by(waker);
         }
     }
 
@@ -277,20 +272,8 @@ fn scan_share(found: &Result<Vec<PathBuf>, DataError>, facts: &ScanFacts, index_
 
 fn scan_all(files: &[(usize, &PathBuf)], facts: &ScanFacts, team: &Team) -> Vec<(usize, Result<FileFacts, String>)> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = (cores / team.world_size.max(1)).clamp(1, 8).min(files.len());
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(Vec::with_capacity(files.len()));
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some((n, path)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = scan_file(path, facts).map_err(|error| error.to_string());
-                    results.lock().unwrap_or_else(PoisonError::into_inner).push((*n, result));
-                }
-            });
-        }
-    });
-    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let threads = (cores / team.world_size.max(1)).clamp(1, 8);
+    in_threads(threads, files, |(n, path)| (*n, scan_file(path, facts).map_err(|error| error.to_string())))
 }
 
 /// Every rank's results, in the order of files, and how many of them were scanned.

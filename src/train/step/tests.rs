@@ -3,7 +3,7 @@
 use super::*;
 use crate::comm::Solo;
 use crate::data::loader::{Loader, LoaderSpec, Order};
-use crate::data::{DataError, Dataset, Dtype, FieldSpec, Scratch};
+use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
 use crate::task::emg::{EmgMetrics, EmgNet};
 use crate::train::ddp::DdpOptions;
 use crate::train::optimizer::Rule;
@@ -33,7 +33,7 @@ impl Dataset for Waves {
         &self.fields
     }
 
-    fn read(&self, index: usize, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
+    fn read(&self, ReadRequest { index, .. }: ReadRequest, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
         for (field, channels) in [(0, 16), (1, 20)] {
             for (k, bytes) in out[field].chunks_exact_mut(4).enumerate() {
                 let (time, channel) = ((k / channels) as f32, (k % channels) as f32);

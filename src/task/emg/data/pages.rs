@@ -2,7 +2,7 @@
 //!
 //! An entry is a chunk of a file, or a page of its contiguous rows: the columns in use, in the file's own types.
 
-use crate::data::cache::{CacheClient, Want};
+use crate::data::cache::{CacheClient, CachedEntries, EntrySource};
 use crate::data::source::hdf5::{Reader, Target};
 use crate::data::{DataError, Scratch};
 use std::ops::Range;
@@ -10,10 +10,35 @@ use std::sync::Arc;
 
 /// The files of a data set as entries of the page cache, numbered alike on every rank.
 pub struct Pages {
+    files: Arc<Files>,
+    entries: CachedEntries<Files>,
+}
+
+struct Files {
     reader: Arc<Reader>,
-    cache: Arc<CacheClient>,
     /// Entries before each file.
     bases: Vec<u64>,
+}
+
+impl Files {
+    /// File and entry in it.
+    fn locate(&self, key: u64) -> (usize, u64) {
+        // Files without entries share their base with the next one, which is the one meant.
+        let file = self.bases.partition_point(|base| *base <= key).saturating_sub(1);
+        (file, key - self.bases.get(file).copied().unwrap_or(0))
+    }
+}
+
+impl EntrySource for Files {
+    fn entry_bytes(&self, key: u64) -> u64 {
+        let (file, index) = self.locate(key);
+        self.reader.entry_bytes(file, index) as u64
+    }
+
+    fn fill_entry(&self, key: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
+        let (file, index) = self.locate(key);
+        self.reader.fill_entry(file, index, out, scratch)
+    }
 }
 
 impl Pages {
@@ -24,36 +49,31 @@ impl Pages {
             bases.push(total);
             total += reader.entries(file);
         }
-        Self { reader, cache, bases }
+        let files = Arc::new(Files { reader, bases });
+        Self { entries: CachedEntries::new(Arc::clone(&files), cache), files }
     }
 
-    pub fn cache(&self) -> &CacheClient {
-        &self.cache
+    /// The same entries as the page cache has them.
+    pub fn entries(&self) -> &CachedEntries<impl EntrySource + use<>> {
+        &self.entries
     }
 
     /// Keys of the entries that hold rows `start..start + rows` of `file`.
     pub fn keys(&self, file: usize, start: u64, rows: usize) -> Range<u64> {
-        let (base, entry_rows) = (self.bases[file], self.reader.entry_rows(file) as u64);
+        let (base, entry_rows) = (self.files.bases[file], self.files.reader.entry_rows(file) as u64);
         base + start / entry_rows..base + (start + rows as u64).div_ceil(entry_rows)
     }
 
     /// File and entry in it.
     pub fn locate(&self, key: u64) -> (usize, u64) {
-        // Files without entries share their base with the next one, which is the one meant.
-        let file = self.bases.partition_point(|base| *base <= key).saturating_sub(1);
-        (file, key - self.bases.get(file).copied().unwrap_or(0))
+        self.files.locate(key)
     }
 
     /// Rows of the entry in its file.
     pub fn rows(&self, key: u64) -> Range<u64> {
         let (file, index) = self.locate(key);
-        let entry_rows = self.reader.entry_rows(file) as u64;
+        let entry_rows = self.files.reader.entry_rows(file) as u64;
         index * entry_rows..(index + 1) * entry_rows
-    }
-
-    pub fn bytes(&self, key: u64) -> u64 {
-        let (file, index) = self.locate(key);
-        self.reader.entry_bytes(file, index) as u64
     }
 
     /// As [`Reader::read`], with each entry read once for all ranks while there is room.
@@ -69,17 +89,16 @@ impl Pages {
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
         self.check(file, start, rows, targets)?;
-        let entry_rows = self.reader.entry_rows(file) as u64;
+        let entry_rows = self.files.reader.entry_rows(file) as u64;
         let mut done = 0;
         while done < rows {
             let row = start + done as u64;
             let (index, first) = (row / entry_rows, (row % entry_rows) as usize);
             let take = (entry_rows as usize - first).min(rows - done);
-            let key = self.bases[file] + index;
-            let want = Want { key, bytes: self.reader.entry_bytes(file, index) as u64, next_use: u64::MAX };
+            let key = self.files.bases[file] + index;
             let mut gathered = Ok(());
-            let cached = self.cache.read(want, &mut |key, out| self.fill(key, out, scratch), &mut |entry| {
-                gathered = self.reader.gather_entry((file, index), entry, first, done..done + take, targets);
+            let cached = self.entries.read(key, scratch, &mut |entry| {
+                gathered = self.files.reader.gather_entry((file, index), entry, first, done..done + take, targets);
             })?;
             gathered?;
             if !cached {
@@ -91,7 +110,7 @@ impl Pages {
     }
 
     fn check(&self, file: usize, start: u64, rows: usize, targets: &[Target]) -> Result<(), DataError> {
-        let table = self.reader.tables().get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        let table = self.files.reader.tables().get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
         let room = |t: &Target| table.members.get(t.member).is_some_and(|m| t.out.len() == rows * m.len * 4);
         if start.checked_add(rows as u64).is_some_and(|end| end <= table.rows) && targets.iter().all(room) {
             return Ok(());
@@ -109,7 +128,7 @@ impl Pages {
         targets: &mut [Target],
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
-        let members = &self.reader.tables()[file].members;
+        let members = &self.files.reader.tables()[file].members;
         let mut parts: Vec<Target> = targets
             .iter_mut()
             .map(|target| {
@@ -118,16 +137,6 @@ impl Pages {
                 Target { member: target.member, transform: target.transform, out }
             })
             .collect();
-        self.reader.read(file, row, into.len(), &mut parts, scratch)
-    }
-
-    fn fill(&self, key: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
-        let (file, index) = self.locate(key);
-        self.reader.fill_entry(file, index, out, scratch)
-    }
-
-    /// Fills one entry that this rank was granted ahead of need; false: there is none.
-    pub fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        self.cache.work_ahead(&mut |key, out| self.fill(key, out, scratch))
+        self.files.reader.read(file, row, into.len(), &mut parts, scratch)
     }
 }

@@ -29,7 +29,7 @@ fn make(dir: &Path, sessions: usize) -> PathBuf {
 fn window(dataset: &dyn Dataset, index: usize) -> (Vec<f32>, Vec<f32>) {
     let mut buffers: Vec<Vec<u8>> = dataset.fields().iter().map(|field| vec![0; field.sample_bytes()]).collect();
     let mut out: Vec<&mut [u8]> = buffers.iter_mut().map(|buffer| &mut buffer[..]).collect();
-    dataset.read(index, &mut out, &mut Scratch::default()).unwrap();
+    dataset.read(ReadRequest { epoch: 0, index }, &mut out, &mut Scratch::default()).unwrap();
     let floats = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|x| f32::from_ne_bytes(*x)).collect::<Vec<_>>();
     (floats(&buffers[0]), floats(&buffers[1]))
 }

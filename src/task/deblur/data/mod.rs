@@ -1,0 +1,234 @@
+//! Clips of blurred and sharp frames with the spike camera's stream, as a data set.
+//!
+//! ```text
+//! find_sequences ─► scan ─► Frames (entries) ─► page cache ─► crop: u8 frames, packed spike planes ─► batch
+//!                                                                         on the device: voxel::Voxeliser
+//! ```
+//!
+//! Architecture invariant: entries and batches hold what files hold; widening, voxels and resizing come after the crop.
+
+mod clips;
+mod crop;
+mod dataset;
+pub mod voxel;
+
+pub use crop::{Crop, Place};
+pub use dataset::ClipDataset;
+
+use crate::data::cache::{CachedEntries, EntrySource};
+use crate::data::loader::{Order, order_of};
+use crate::data::source::video::image::ImageSize;
+use crate::data::source::video::{
+    Frames, Sequence, SequencePaths, SpikeForm, SpikeInput, VideoSpec, find_sequences, scan,
+};
+use crate::data::{DataError, Dataset, Scratch};
+use crate::task::{Datasets, Team};
+use clips::Clips;
+use launcher::config::{CachePolicy, DataConfig};
+use std::sync::Arc;
+
+/// Which clips to make of which frames.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClipSpec {
+    pub video: VideoSpec,
+    /// Folders of training, validation and test; where the validation's is missing, the test's serves.
+    pub splits: [String; 3],
+    /// Consecutive frames of a clip, `T`.
+    pub clip_len: usize,
+    /// Frames between the starts of neighbouring clips: training, then validation and test.
+    pub strides: [usize; 2],
+    /// Side of the square cut from clips, pixels, at random in training, from the middle in validation; `None`: whole frames.
+    pub crops: [Option<usize>; 2],
+    /// Leave out frames that cannot be read, and the clips with them.
+    pub skip_bad: bool,
+    /// Most clips of training, and of validation and test; 0: all.
+    pub limits: [usize; 2],
+}
+
+impl ClipSpec {
+    /// Clips of five frames, cut to `crop` in training, whole in validation.
+    pub fn new(video: VideoSpec, crop: Option<usize>) -> Self {
+        Self {
+            video,
+            splits: ["train", "val", "test"].map(String::from),
+            clip_len: 5,
+            strides: [1, 1],
+            crops: [crop, None],
+            skip_bad: false,
+            limits: [0, 0],
+        }
+    }
+}
+
+/// What opening yields.
+pub struct ClipData {
+    pub datasets: Datasets,
+    /// Shared by the three data sets; tells files decoded and bytes read so far.
+    pub frames: Arc<Frames>,
+}
+
+/// Opens the data sets. Every rank of `team` calls it and looks at all headers. `order`: the configuration by which the
+/// training clips are shuffled, where the page cache is to know when an entry is needed next.
+///
+/// # Errors
+/// No sequences, no clip in training, an unusable frame without `skip_bad`, a crop that does not fit the frames, or
+/// ranks that see different files.
+pub fn open_clips(
+    spec: &ClipSpec,
+    seed: u64,
+    team: &Team,
+    order: Option<&DataConfig>,
+) -> Result<ClipData, DataError> {
+    if spec.clip_len == 0 || spec.strides.contains(&0) {
+        return Err(DataError::Other("a clip has at least 1 frame, and clips start at least 1 frame apart".into()));
+    }
+    let mut skipped = Vec::new();
+    let (found, places) = find_splits(spec, &mut skipped)?;
+    let mut scan = scan(&found, &spec.video.spikes, spec.skip_bad)?;
+    skipped.append(&mut scan.skipped);
+    let splits = std::mem::take(&mut scan.splits);
+    let digest = digest(&splits, &scan.frames, scan.image, scan.spikes);
+    let frames = Arc::new(Frames::new(scan));
+    agree(digest, team)?;
+    let [train, val] = spec.crops.map(|crop| Crop::new(frames.image(), frames.spikes().map(|form| form.size()), crop));
+    let (train, val) = (train?, val?);
+    let cached = team.cache.clone().map(|cache| {
+        let entries = CachedEntries::new(Arc::new(Entries(Arc::clone(&frames))), cache);
+        Arc::new(entries)
+    });
+    let clips = [0, 1, 2].map(|n| {
+        let (clip_len, kind) = (spec.clip_len, n.min(1));
+        Clips::new(&splits[places[n]], clip_len, spec.strides[kind], spec.limits[kind])
+    });
+    if clips[0].len() == 0 {
+        let first = skipped.first().map(|line| format!("; the first left out: {line}")).unwrap_or_default();
+        let problem = format!("no clip of {} frames in {} training sequences", spec.clip_len, splits[0].len());
+        return Err(DataError::Other(format!("{}: {problem}{first}", spec.video.root.display())));
+    }
+    let notes = vec![note(&frames, &clips, &skipped)];
+    let mut orders = [train_order(&clips[0], seed, order)?, None, None].into_iter();
+    let mut kinds = [(train, Some(seed)), (val, None), (val, None)].into_iter();
+    let [train, val, test] = clips.map(|clips| -> Arc<dyn Dataset> {
+        let (crop, random) = kinds.next().unwrap_or((val, None));
+        let order = orders.next().flatten();
+        Arc::new(ClipDataset::new(Arc::clone(&frames), cached.clone(), clips, crop, random, order))
+    });
+    Ok(ClipData { datasets: Datasets { train, val, test, baseline: None, skipped, notes }, frames })
+}
+
+/// The order in which training reads clips, where the policy looks ahead.
+fn train_order(clips: &Clips, seed: u64, order: Option<&DataConfig>) -> Result<Option<Order>, DataError> {
+    let Some(config) = order.filter(|config| matches!(config.cache, CachePolicy::Auto | CachePolicy::NextUse)) else {
+        return Ok(None);
+    };
+    order_of(clips.len() as u64, config, seed, || Some(clips.pages())).map(Some)
+}
+
+/// Frames as the page cache's entries.
+pub(super) struct Entries(Arc<Frames>);
+
+impl EntrySource for Entries {
+    fn entry_bytes(&self, key: u64) -> u64 {
+        self.0.entry_bytes(key)
+    }
+
+    fn fill_entry(&self, key: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
+        self.0.fill_entry(key, out, scratch)
+    }
+}
+
+/// Sequences of each folder that is there, and which of them each split uses.
+fn find_splits(spec: &ClipSpec, skipped: &mut Vec<String>) -> Result<(Vec<Vec<SequencePaths>>, [usize; 3]), DataError> {
+    let mut found: Vec<(&str, Vec<SequencePaths>)> = Vec::new();
+    let mut places = [None; 3];
+    for (n, split) in spec.splits.iter().enumerate() {
+        if let Some(at) = found.iter().position(|(name, _)| name == split) {
+            places[n] = Some(at);
+        } else if let Some(sequences) = find_sequences(&spec.video, split)? {
+            places[n] = Some(found.len());
+            found.push((split, keep_good(sequences, spec.skip_bad, skipped)?));
+        }
+    }
+    let [train, val, test] = places;
+    let missing = |what: &str| {
+        let way_out = "set data.dataset_path, or data.sample_if_missing: true, with which scripts/launch makes sample data in \
+                       a folder that does not exist yet";
+        DataError::Other(format!("{}: no folder of {what} sequences: {way_out}", spec.video.root.display()))
+    };
+    let train = train.ok_or_else(|| missing(&spec.splits[0]))?;
+    let val = val.or(test).ok_or_else(|| missing(&format!("{} or {}", spec.splits[1], spec.splits[2])))?;
+    Ok((found.into_iter().map(|(_, sequences)| sequences).collect(), [train, val, test.unwrap_or(val)]))
+}
+
+fn keep_good(
+    sequences: Vec<Result<SequencePaths, DataError>>,
+    skip_bad: bool,
+    skipped: &mut Vec<String>,
+) -> Result<Vec<SequencePaths>, DataError> {
+    let mut good = Vec::with_capacity(sequences.len());
+    for sequence in sequences {
+        match sequence {
+            Ok(sequence) => good.push(sequence),
+            Err(error) if skip_bad => skipped.push(error.to_string()),
+            Err(error) => {
+                return Err(DataError::Other(format!("{error} (data.skip_bad: true leaves such sequences out)")));
+            }
+        }
+    }
+    Ok(good)
+}
+
+/// Checksum of what decides keys and bytes of entries.
+fn digest(
+    splits: &[Vec<Sequence>],
+    frames: &[crate::data::source::video::Frame],
+    image: ImageSize,
+    spikes: Option<SpikeForm>,
+) -> u32 {
+    let mut text = format!("{image} {spikes:?} {splits:?}");
+    for frame in frames {
+        text += &format!("\n{} {} {}", frame.stem, frame.blur.bytes, frame.sharp.bytes);
+    }
+    libdeflater::crc32(text.as_bytes())
+}
+
+/// # Errors
+/// Ranks found different frames: their keys would not mean the same.
+fn agree(digest: u32, team: &Team) -> Result<(), DataError> {
+    let own = digest.to_le_bytes();
+    let all = (team.gather)(&own)?;
+    match all.iter().position(|theirs| *theirs != own) {
+        None => Ok(()),
+        Some(rank) => Err(DataError::Other(format!(
+            "rank {rank} finds other frames than rank {}: data.dataset_path must hold the same files for every rank, and \
+             nobody may write there",
+            team.rank
+        ))),
+    }
+}
+
+fn note(frames: &Frames, clips: &[Clips; 3], skipped: &[String]) -> String {
+    let spikes = match frames.spikes() {
+        None => "no spikes".to_string(),
+        Some(SpikeForm::Planes(form)) => {
+            let encoding = form.encoding.name();
+            format!("{} spike planes of {} ({encoding})", form.planes, ImageSize { height: form.height, width: form.width })
+        }
+        Some(SpikeForm::Voxels { bins, height, width }) => {
+            format!("voxels of {bins} bins of {}", ImageSize { height, width })
+        }
+    };
+    let left_out = if skipped.is_empty() { String::new() } else { format!(", {} left out", skipped.len()) };
+    let [train, val, test] = clips.each_ref().map(Clips::len);
+    format!(
+        "{} frames of {}, {spikes}: {:.2} MB each as entries; {train} clips to train on, {val} to validate, {test} to test{left_out}",
+        frames.len(),
+        frames.image(),
+        frames.frame_bytes() as f64 / 1e6,
+    )
+}
+
+/// Whether spikes are read as planes of bits, from `.dat` files.
+pub fn reads_planes(spec: &VideoSpec) -> bool {
+    matches!(spec.spikes, SpikeInput::Dat { .. })
+}

@@ -1,0 +1,4 @@
+//! Video deblurring with a spike camera.
+
+pub mod data;
+pub mod sample;
