@@ -14,9 +14,13 @@ mod exits;
 mod golden;
 #[path = "it/hostile.rs"]
 mod hostile;
+#[path = "it/minimal_task.rs"]
+mod minimal_task;
 #[path = "it/resume.rs"]
 mod resume;
 #[path = "it/supervise.rs"]
 mod supervise;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/tasks.rs"]
+mod tasks;

@@ -4,7 +4,7 @@ use super::{TrainError, amp, to_tensors};
 use crate::comm::Collective;
 use crate::data::Dataset;
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order, Shuffle};
-use crate::task::{Metrics, Model};
+use crate::task::{Gallery, Metrics, Model};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -18,33 +18,37 @@ pub struct EvalSpec {
     pub narrow: Option<Kind>,
 }
 
+/// Who sees the outputs. Metrics are reset before and after, so that they may be those that training uses between epochs.
+pub struct Watch<'a> {
+    pub metrics: &'a mut dyn Metrics,
+    pub gallery: Option<&'a mut (dyn Gallery + 'static)>,
+}
+
 /// Runs `model` over all of `dataset`, in order, nothing left out; `prefix` names the split (`val.`).
-///
-/// `metrics` is reset before and after, so that it may be the one that training uses between epochs.
 ///
 /// # Errors
 /// A sample cannot be read, or a peer failed.
 pub fn evaluate(
     model: &dyn Model,
-    metrics: &mut dyn Metrics,
+    watch: &mut Watch,
     dataset: &Arc<dyn Dataset>,
     spec: &EvalSpec,
     collective: &dyn Collective,
     prefix: &str,
 ) -> Result<BTreeMap<String, f64>, TrainError> {
-    metrics.reset();
+    watch.metrics.reset();
     if !dataset.is_empty() {
-        run_share(model, metrics, dataset, spec, collective)?;
+        run_share(model, watch, dataset, spec, collective)?;
     }
-    let sums = reduce_sums(&metrics.sums(), collective)?;
-    let values = metrics.values(&sums);
-    metrics.reset();
+    let sums = reduce_sums(&watch.metrics.sums(), collective)?;
+    let values = watch.metrics.values(&sums);
+    watch.metrics.reset();
     Ok(values.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect())
 }
 
 fn run_share(
     model: &dyn Model,
-    metrics: &mut dyn Metrics,
+    watch: &mut Watch,
     dataset: &Arc<dyn Dataset>,
     spec: &EvalSpec,
     collective: &dyn Collective,
@@ -69,7 +73,10 @@ fn run_share(
     for host in loader.run(planner.requests(0, 0))? {
         let batch = to_tensors(&host?, spec.device);
         let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
-        metrics.update(&batch, &output);
+        watch.metrics.update(&batch, &output);
+        if let Some(gallery) = &mut watch.gallery {
+            gallery.look(&batch, &output);
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::amp;
 use super::checkpoint::{self, CheckpointError, Checkpointer, Content, Facts};
 use super::ddp::{Ddp, DdpError, DdpOptions};
 use super::ema::Ema;
-use super::evaluate::{EvalSpec, evaluate, reduce_sums};
+use super::evaluate::{EvalSpec, Watch, evaluate, reduce_sums};
 use super::optimizer::{Optimizer, Rule};
 use super::schedule::{Monitor, Schedule};
 use super::state::{BestState, LoopState};
@@ -12,7 +12,7 @@ use super::step::{StepOutcome, StepRunner};
 use super::{Observer, TrainError};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, train_order};
-use crate::task::{Datasets, Metrics, Model};
+use crate::task::{Datasets, Gallery, Metrics, Model};
 use launcher::config::{Config, OptimizerKind, TrainConfig};
 use launcher::contract::{MetricsRecord, Progress};
 use launcher::plan::Plan;
@@ -64,6 +64,8 @@ pub struct Fit<'a> {
     /// Trainable parameters by name, in registration order.
     pub params: Vec<(String, Tensor)>,
     pub metrics: Box<dyn Metrics>,
+    /// Rank 0's, where the task has pictures to show.
+    pub gallery: Option<Box<dyn Gallery>>,
     pub facts: Facts,
     /// Rank 0's writer of checkpoints.
     pub checkpoints: Option<Checkpointer>,
@@ -397,8 +399,11 @@ impl<'a, 'o> Loop<'a, 'o> {
 
     fn validate(&mut self) -> Result<BTreeMap<String, f64>, TrainError> {
         self.observer.phase("val", self.state.step);
-        let dataset = &self.fit.datasets.val;
-        self.evaluate(Arc::clone(dataset), "val.")
+        let dataset = Arc::clone(&self.fit.datasets.val);
+        let values = self.evaluate(dataset, "val.")?;
+        let picture = self.fit.gallery.as_mut().and_then(|gallery| gallery.picture());
+        self.observer.validated(self.state.step, &values, picture);
+        Ok(values)
     }
 
     /// With the averaged weights where there are any.
@@ -416,8 +421,11 @@ impl<'a, 'o> Loop<'a, 'o> {
         if let Some(ema) = &mut self.ema {
             ema.swap(&self.fit.params);
         }
-        let metrics = self.fit.metrics.as_mut();
-        let values = evaluate(self.fit.model, metrics, &dataset, &spec, self.fit.collective.as_ref(), prefix);
+        let mut watch = Watch { metrics: self.fit.metrics.as_mut(), gallery: None };
+        if prefix == "val." {
+            watch.gallery = self.fit.gallery.as_deref_mut();
+        }
+        let values = evaluate(self.fit.model, &mut watch, &dataset, &spec, self.fit.collective.as_ref(), prefix);
         if let Some(ema) = &mut self.ema {
             ema.swap(&self.fit.params);
         }
