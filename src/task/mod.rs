@@ -2,6 +2,7 @@
 
 pub mod deblur;
 pub mod emg;
+pub mod sample;
 
 use crate::data::cache::CacheClient;
 use crate::data::{DataError, Dataset};
@@ -162,9 +163,9 @@ pub struct SampleRequest {
     pub out: PathBuf,
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// `gzip` (chunked, shuffled) or `contiguous`.
-    #[arg(long, default_value = "gzip")]
-    pub layout: String,
+    /// `emg`: `gzip` (chunked, shuffled) or `contiguous`. `deblur`: `packed`, `bytes` or `kair`.
+    #[arg(long)]
+    pub layout: Option<String>,
     /// Sessions to write; absent: the task's own number.
     #[arg(long)]
     pub sessions: Option<usize>,

@@ -69,7 +69,12 @@ impl Dataset for Numbers {
         &self.fields
     }
 
-    fn read(&self, ReadRequest { index, .. }: ReadRequest, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
+    fn read(
+        &self,
+        ReadRequest { index, .. }: ReadRequest,
+        out: &mut [&mut [u8]],
+        _: &mut Scratch,
+    ) -> Result<(), DataError> {
         self.threads.lock().unwrap().insert(std::thread::current().name().unwrap_or("").to_owned());
         if let Some((samples, barrier)) = &self.meet
             && samples.contains(&index)
@@ -313,7 +318,12 @@ fn many_fields_are_read_like_few() {
         fn fields(&self) -> &[FieldSpec] {
             &self.0
         }
-        fn read(&self, ReadRequest { index, .. }: ReadRequest, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
+        fn read(
+            &self,
+            ReadRequest { index, .. }: ReadRequest,
+            out: &mut [&mut [u8]],
+            _: &mut Scratch,
+        ) -> Result<(), DataError> {
             assert_eq!(out.len(), 11);
             out.iter_mut().enumerate().for_each(|(field, bytes)| bytes.fill((index + field) as u8));
             Ok(())

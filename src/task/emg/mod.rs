@@ -64,7 +64,7 @@ impl Task for Emg {
 
     fn sample_data(&self, request: &SampleRequest) -> Result<(), DataError> {
         let mut spec = sample::SampleSpec { seed: request.seed, ..sample::SampleSpec::default() };
-        match request.layout.as_str() {
+        match request.layout.as_deref().unwrap_or("gzip") {
             "gzip" => {}
             "contiguous" => {
                 spec.storage = Storage { chunk_rows: None, gzip: None, shuffle: false, ..spec.storage };

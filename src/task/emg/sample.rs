@@ -6,10 +6,10 @@
 use crate::data::DataError;
 use crate::data::source::hdf5::Attribute;
 use crate::data::source::hdf5::write::{Row, Storage, write_session};
+use crate::data::source::in_threads;
+use crate::task::sample::{Random, new_folder};
 use std::f64::consts::TAU;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
 
 const RATE: f64 = 2000.0;
 const SYNERGIES: usize = 4;
@@ -41,58 +41,19 @@ impl Default for SampleSpec {
     }
 }
 
-/// Writes the sessions into the new folder `out`: beside it first, then renamed, so that `out` is never half there.
+/// Writes the sessions into the new folder `out`, which is never half there.
 ///
 /// # Errors
 /// `out` exists and is not an empty folder, or there is no room or permission.
 pub fn write_sample_data(out: &Path, spec: &SampleSpec) -> Result<(), DataError> {
-    let failed = |error: std::io::Error| DataError::File { path: out.to_owned(), problem: error.to_string() };
-    if let Ok(mut entries) = std::fs::read_dir(out)
-        && entries.next().is_some()
-    {
-        let problem = "already holds files: name another folder, or remove it".to_string();
-        return Err(DataError::File { path: out.to_owned(), problem });
-    }
-    let beside = beside(out);
-    std::fs::create_dir_all(&beside).map_err(failed)?;
-    let written = write_all(&beside, spec).and_then(|()| std::fs::rename(&beside, out).map_err(failed));
-    if written.is_err() {
-        // What is left of a failed attempt is of no use; the error that matters is the first one.
-        let _ = std::fs::remove_dir_all(&beside);
-    }
-    written
-}
-
-fn beside(out: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(out.file_name().unwrap_or_default());
-    name.push(format!(".partial-{}", std::process::id()));
-    out.with_file_name(name)
+    new_folder(out, |folder| write_all(folder, spec))
 }
 
 /// Signals are made in threads; libhdf5 writes one file at a time.
 fn write_all(folder: &Path, spec: &SampleSpec) -> Result<(), DataError> {
-    let next = AtomicUsize::new(0);
-    let failure = Mutex::new(None);
+    let sessions: Vec<usize> = (0..spec.sessions).collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(4);
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(spec.sessions) {
-            scope.spawn(|| {
-                loop {
-                    let session = next.fetch_add(1, Ordering::Relaxed);
-                    if session >= spec.sessions {
-                        return;
-                    }
-                    if let Err(error) = write_one(folder, spec, session) {
-                        next.store(spec.sessions, Ordering::Relaxed);
-                        failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
+    in_threads(threads, &sessions, |session| write_one(folder, spec, *session)).into_iter().collect()
 }
 
 fn write_one(folder: &Path, spec: &SampleSpec, session: usize) -> Result<(), DataError> {
@@ -188,33 +149,6 @@ impl Latent {
 
     fn at(&self, t: f64) -> [f64; SYNERGIES] {
         self.0.map(|waves| waves.iter().map(|(hertz, phase)| (TAU * hertz * t + phase).sin()).sum::<f64>() * 0.7)
-    }
-}
-
-/// SplitMix64 with normal numbers by Marsaglia's polar method.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        super::data::windows::mix(self.0)
-    }
-
-    /// In [0, 1).
-    fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn normal(&mut self) -> f64 {
-        loop {
-            let bits = self.next();
-            let unit = |half: u64| (half as f64 + 0.5) / f64::from(1u32 << 31) - 1.0;
-            let (x, y) = (unit(bits >> 32), unit(bits & 0xFFFF_FFFF));
-            let square = x * x + y * y;
-            if square > 0.0 && square < 1.0 {
-                return x * (-2.0 * square.ln() / square).sqrt();
-            }
-        }
     }
 }
 

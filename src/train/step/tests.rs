@@ -33,7 +33,12 @@ impl Dataset for Waves {
         &self.fields
     }
 
-    fn read(&self, ReadRequest { index, .. }: ReadRequest, out: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
+    fn read(
+        &self,
+        ReadRequest { index, .. }: ReadRequest,
+        out: &mut [&mut [u8]],
+        _: &mut Scratch,
+    ) -> Result<(), DataError> {
         for (field, channels) in [(0, 16), (1, 20)] {
             for (k, bytes) in out[field].chunks_exact_mut(4).enumerate() {
                 let (time, channel) = ((k / channels) as f32, (k % channels) as f32);

@@ -182,7 +182,8 @@ fn sequence(spec: &VideoSpec, folders: Folders, clip: Option<&Clip>) -> Result<S
     let mut blur = files(&folders.blur, &extensions)?;
     let mut sharp = files(&folders.sharp, &extensions)?;
     if let Some(clip) = clip {
-        let counts = |stem: &String| number(stem).is_some_and(|n| n >= clip.start && n - clip.start < clip.frames as u64);
+        let counts =
+            |stem: &String| number(stem).is_some_and(|n| n >= clip.start && n - clip.start < clip.frames as u64);
         blur.retain(|stem, _| counts(stem));
         sharp.retain(|stem, _| counts(stem));
         if sharp.len() != clip.frames {

@@ -17,6 +17,8 @@ mod layout;
 pub mod npy;
 mod scan;
 pub mod spikes;
+#[cfg(test)]
+mod tests;
 
 pub use frames::{Frames, FramesStats, Modality};
 pub use layout::{FramePaths, Layout, SequencePaths, VideoSpec, find_sequences};

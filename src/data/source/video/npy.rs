@@ -37,7 +37,8 @@ pub fn facts_of(path: &Path, file: &mut File) -> Result<NpyFacts, DataError> {
 }
 
 fn parse(bytes: &[u8]) -> Result<NpyFacts, String> {
-    let rest = bytes.strip_prefix(b"\x93NUMPY").ok_or("no .npy file: its first bytes are not those of NumPy's format")?;
+    let rest =
+        bytes.strip_prefix(b"\x93NUMPY").ok_or("no .npy file: its first bytes are not those of NumPy's format")?;
     let (length, at) = match rest {
         [1, _, a, b, ..] => (u32::from(u16::from_le_bytes([*a, *b])), 10),
         [2 | 3, _, a, b, c, d, ..] => (u32::from_le_bytes([*a, *b, *c, *d]), 12),
@@ -92,9 +93,9 @@ mod tests {
             assert_eq!(parse(&bytes).unwrap(), NpyFacts { shape, data_start: bytes.len() });
         }
         // As NumPy 2 writes numpy.zeros((2, 3), "float32") in version 2.
-        let mut second = b"\x93NUMPY\x02\x00\x36\x00\x00\x00".to_vec();
-        second.extend(format!("{:54}", "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)}\n").as_bytes());
-        assert_eq!(parse(&second).unwrap(), NpyFacts { shape: vec![2, 3], data_start: 66 });
+        let mut second = b"\x93NUMPY\x02\x00\x42\x00\x00\x00".to_vec();
+        second.extend(format!("{:66}", "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)}\n").as_bytes());
+        assert_eq!(parse(&second).unwrap(), NpyFacts { shape: vec![2, 3], data_start: 78 });
     }
 
     #[test]

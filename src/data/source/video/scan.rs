@@ -110,8 +110,11 @@ struct Seen {
 /// No usable frame; spikes whose encoding cannot be told; unless `skip_bad`, any frame that is not usable, by its file
 /// and clip.
 pub fn scan(splits: &[Vec<SequencePaths>], spikes: &SpikeInput, skip_bad: bool) -> Result<Scan, DataError> {
-    let all: Vec<(&SequencePaths, &FramePaths)> =
-        splits.iter().flatten().flat_map(|sequence| sequence.frames.iter().map(move |frame| (sequence, frame))).collect();
+    let all: Vec<(&SequencePaths, &FramePaths)> = splits
+        .iter()
+        .flatten()
+        .flat_map(|sequence| sequence.frames.iter().map(move |frame| (sequence, frame)))
+        .collect();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
     let mut seen = in_threads(threads, &all, |(sequence, frame)| see(sequence, frame));
     let image = most(seen.iter().flatten().flat_map(|seen| seen.sizes));
@@ -250,7 +253,8 @@ fn assemble(
     image: ImageSize,
     spikes: Option<SpikeForm>,
 ) -> Scan {
-    let mut scan = Scan { frames: Vec::with_capacity(seen.len()), splits: Vec::new(), image, spikes, skipped: Vec::new() };
+    let mut scan =
+        Scan { frames: Vec::with_capacity(seen.len()), splits: Vec::new(), image, spikes, skipped: Vec::new() };
     let mut seen = seen.into_iter();
     for split in splits {
         let mut sequences = Vec::with_capacity(split.len());

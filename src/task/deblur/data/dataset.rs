@@ -1,8 +1,8 @@
 //! Clips of one split, read through the page cache where there is one.
 
+use super::Entries;
 use super::clips::Clips;
 use super::crop::{Crop, Place};
-use super::Entries;
 use crate::data::cache::CachedEntries;
 use crate::data::loader::Order;
 use crate::data::source::video::bits;
@@ -65,7 +65,7 @@ impl ClipDataset {
         let image = self.frames.image();
         match (modality, self.frames.spikes(), self.crop.spike_size()) {
             (Modality::Blur | Modality::Sharp, ..) => {
-                copy_rows(entry, (image.height, image.width * 3), (place.y, place.x * 3), out, self.crop.size().rows3());
+                copy_rows(entry, image.width * 3, (place.y, place.x * 3), out, self.crop.size().width * 3);
             }
             (Modality::Spikes, Some(SpikeForm::Planes(form)), Some(size)) => {
                 let (place, stride) = (self.crop.spike_place(place), bits::row_bytes(form.width));
@@ -81,7 +81,7 @@ impl ClipDataset {
                 let place = self.crop.spike_place(place);
                 let (planes, from) = (entry.chunks_exact(height * width * 4), (place.y, place.x * 4));
                 for (plane, out) in planes.zip(out.chunks_exact_mut(size.height * size.width * 4)) {
-                    copy_rows(plane, (height, width * 4), from, out, (size.height, size.width * 4));
+                    copy_rows(plane, width * 4, from, out, size.width * 4);
                 }
             }
             _ => {}
@@ -126,7 +126,7 @@ impl ClipDataset {
     }
 
     /// When an entry is needed next after global position `after` of `epoch`; `u64::MAX`: not known.
-    fn next_use(&self, key: u64, epoch: u64, after: u64) -> u64 {
+    pub(super) fn next_use(&self, key: u64, epoch: u64, after: u64) -> u64 {
         let Some(order) = &self.order else { return u64::MAX };
         let clips = self.clips.with_frame((key / 3) as usize);
         let first_in = |epoch: u64, from: u64| {
@@ -141,7 +141,7 @@ impl ClipDataset {
     }
 
     /// Global position of the last of `ids`.
-    fn last_position(&self, batch: BatchAhead) -> u64 {
+    pub(super) fn last_position(&self, batch: BatchAhead) -> u64 {
         let Some(order) = &self.order else { return 0 };
         let keyed = order.epoch(batch.epoch);
         let last = batch.ids.iter().filter_map(|id| keyed.position_of(*id)).max().unwrap_or(0);
@@ -149,22 +149,9 @@ impl ClipDataset {
     }
 }
 
-impl ImageSize {
-    /// Rows, and bytes of a row, of `[h, w, 3]`.
-    fn rows3(self) -> (usize, usize) {
-        (self.height, self.width * 3)
-    }
-}
-
-/// Copies `rows × bytes` from row and byte `from` of a picture of `(rows, bytes of a row)`.
-fn copy_rows(
-    source: &[u8],
-    (_, stride): (usize, usize),
-    (y, at): (usize, usize),
-    out: &mut [u8],
-    (rows, bytes): (usize, usize),
-) {
-    for (row, out) in source.chunks_exact(stride).skip(y).zip(out.chunks_exact_mut(bytes)).take(rows) {
+/// Fills `out`, rows of `bytes`, from row `y` and byte `at` on of a picture whose rows have `stride` bytes.
+fn copy_rows(source: &[u8], stride: usize, (y, at): (usize, usize), out: &mut [u8], bytes: usize) {
+    for (row, out) in source.chunks_exact(stride).skip(y).zip(out.chunks_exact_mut(bytes)) {
         out.copy_from_slice(&row[at..at + bytes]);
     }
 }

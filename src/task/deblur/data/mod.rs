@@ -10,6 +10,8 @@
 mod clips;
 mod crop;
 mod dataset;
+#[cfg(test)]
+mod tests;
 pub mod voxel;
 
 pub use crop::{Crop, Place};
@@ -18,9 +20,7 @@ pub use dataset::ClipDataset;
 use crate::data::cache::{CachedEntries, EntrySource};
 use crate::data::loader::{Order, order_of};
 use crate::data::source::video::image::ImageSize;
-use crate::data::source::video::{
-    Frames, Sequence, SequencePaths, SpikeForm, SpikeInput, VideoSpec, find_sequences, scan,
-};
+use crate::data::source::video::{Frames, Sequence, SequencePaths, SpikeForm, VideoSpec, find_sequences, scan};
 use crate::data::{DataError, Dataset, Scratch};
 use crate::task::{Datasets, Team};
 use clips::Clips;
@@ -73,12 +73,7 @@ pub struct ClipData {
 /// # Errors
 /// No sequences, no clip in training, an unusable frame without `skip_bad`, a crop that does not fit the frames, or
 /// ranks that see different files.
-pub fn open_clips(
-    spec: &ClipSpec,
-    seed: u64,
-    team: &Team,
-    order: Option<&DataConfig>,
-) -> Result<ClipData, DataError> {
+pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataConfig>) -> Result<ClipData, DataError> {
     if spec.clip_len == 0 || spec.strides.contains(&0) {
         return Err(DataError::Other("a clip has at least 1 frame, and clips start at least 1 frame apart".into()));
     }
@@ -212,7 +207,11 @@ fn note(frames: &Frames, clips: &[Clips; 3], skipped: &[String]) -> String {
         None => "no spikes".to_string(),
         Some(SpikeForm::Planes(form)) => {
             let encoding = form.encoding.name();
-            format!("{} spike planes of {} ({encoding})", form.planes, ImageSize { height: form.height, width: form.width })
+            format!(
+                "{} spike planes of {} ({encoding})",
+                form.planes,
+                ImageSize { height: form.height, width: form.width }
+            )
         }
         Some(SpikeForm::Voxels { bins, height, width }) => {
             format!("voxels of {bins} bins of {}", ImageSize { height, width })
@@ -226,9 +225,4 @@ fn note(frames: &Frames, clips: &[Clips; 3], skipped: &[String]) -> String {
         frames.image(),
         frames.frame_bytes() as f64 / 1e6,
     )
-}
-
-/// Whether spikes are read as planes of bits, from `.dat` files.
-pub fn reads_planes(spec: &VideoSpec) -> bool {
-    matches!(spec.spikes, SpikeInput::Dat { .. })
 }

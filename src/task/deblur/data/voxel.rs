@@ -108,7 +108,9 @@ mod tests {
 
     #[test]
     fn voxels_equal_those_of_the_raw_stream_in_f64() {
-        for (s, bins, rows, width, h, w) in [(66, 32, 6, 8, 12, 16), (66, 32, 5, 13, 10, 26), (10, 32, 4, 9, 4, 9), (7, 3, 4, 6, 10, 9)] {
+        for (s, bins, rows, width, h, w) in
+            [(66, 32, 6, 8, 12, 16), (66, 32, 5, 13, 10, 26), (10, 32, 4, 9, 4, 9), (7, 3, 4, 6, 10, 9)]
+        {
             for (log1p, norm) in [(false, None), (true, None), (true, Some((0.31, 0.27)))] {
                 let spec = VoxelSpec { bins, log1p, norm };
                 let stream = |clip: usize| -> Vec<u8> {

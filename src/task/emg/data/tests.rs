@@ -5,6 +5,7 @@ use super::*;
 use crate::data::source::hdf5::write::{Row, Storage, write_session};
 use crate::data::source::hdf5::{Order, Scalar};
 use crate::task::emg::sample::{SampleSpec, write_sample_data};
+use std::sync::Mutex;
 
 fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
     Ok(vec![bytes.to_vec()])
@@ -211,7 +212,11 @@ fn an_evenly_spread_part_can_be_used() {
     assert_eq!((data.train.len(), data.val.len()), (10, 5));
     assert!(data.notes[0].starts_with("train: 10 windows (evenly out of "), "{:?}", data.notes);
     let mut out = [0u8; 0];
-    assert!(data.train.read(10, &mut [&mut out, &mut []], &mut Scratch::default()).is_err());
+    assert!(
+        data.train
+            .read(ReadRequest { epoch: 0, index: 10 }, &mut [&mut out, &mut []], &mut Scratch::default())
+            .is_err()
+    );
 }
 
 fn rows(n: usize) -> Vec<Row> {

@@ -1,0 +1,271 @@
+//! Files as they are met, and as an enemy would write them.
+
+use super::image::{ImageSize, decode, size_of, write_png};
+use super::*;
+use crate::data::{DataError, Scratch};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+const SIZE: ImageSize = ImageSize { height: 6, width: 10 };
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    (dir, path)
+}
+
+/// A PNG file of `color` and `depth` with these packed rows.
+fn png_bytes(color: png::ColorType, depth: png::BitDepth, palette: Option<Vec<u8>>, rows: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, SIZE.width as u32, SIZE.height as u32);
+    encoder.set_color(color);
+    encoder.set_depth(depth);
+    if let Some(palette) = palette {
+        encoder.set_palette(palette);
+    }
+    encoder.write_header().unwrap().write_image_data(rows).unwrap();
+    bytes
+}
+
+fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let mut bytes = (data.len() as u32).to_be_bytes().to_vec();
+    bytes.extend(kind);
+    bytes.extend(data);
+    let crc = libdeflater::crc32(&bytes[4..]);
+    bytes.extend(crc.to_be_bytes());
+    bytes
+}
+
+fn header(width: u32, height: u32, depth: u8, color: u8, interlace: u8) -> Vec<u8> {
+    let mut data = [width.to_be_bytes(), height.to_be_bytes()].concat();
+    data.extend([depth, color, 0, 0, interlace]);
+    [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(b"IHDR", &data)].concat()
+}
+
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+    let mut out = vec![0; compressor.zlib_compress_bound(bytes.len())];
+    let length = compressor.zlib_compress(bytes, &mut out).unwrap();
+    out.truncate(length);
+    out
+}
+
+fn decoded(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let mut out = vec![7; SIZE.bytes()];
+    decode(Path::new("a.png"), bytes, SIZE, &mut out).map_err(|e| e.to_string())?;
+    Ok(out)
+}
+
+fn size(bytes: &[u8]) -> Result<ImageSize, String> {
+    let (_dir, folder) = folder();
+    let path = folder.join("a.png");
+    std::fs::write(&path, bytes).unwrap();
+    size_of(&path, &mut File::open(&path).unwrap()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn every_kind_of_png_becomes_rgb() {
+    let pixels = SIZE.height * SIZE.width;
+    let value = |n: usize| (n * 29 % 256) as u8;
+    let rgb: Vec<u8> = (0..pixels * 3).map(value).collect();
+    let eight = png::BitDepth::Eight;
+    assert_eq!(decoded(&png_bytes(png::ColorType::Rgb, eight, None, &rgb)).unwrap(), rgb);
+    let grey: Vec<u8> = (0..pixels).map(value).collect();
+    let tripled: Vec<u8> = grey.iter().flat_map(|g| [*g; 3]).collect();
+    assert_eq!(decoded(&png_bytes(png::ColorType::Grayscale, eight, None, &grey)).unwrap(), tripled);
+    let with_alpha: Vec<u8> = rgb.chunks(3).flat_map(|p| [p[0], p[1], p[2], 9]).collect();
+    assert_eq!(decoded(&png_bytes(png::ColorType::Rgba, eight, None, &with_alpha)).unwrap(), rgb);
+    let wide: Vec<u8> = rgb.iter().flat_map(|v| [*v, 0x55]).collect();
+    assert_eq!(decoded(&png_bytes(png::ColorType::Rgb, png::BitDepth::Sixteen, None, &wide)).unwrap(), rgb);
+    let palette: Vec<u8> = (0..=255u8).flat_map(|n| [n, 255 - n, n ^ 0x5A]).collect();
+    let colours: Vec<u8> = grey.iter().flat_map(|n| [*n, 255 - n, n ^ 0x5A]).collect();
+    assert_eq!(decoded(&png_bytes(png::ColorType::Indexed, eight, Some(palette), &grey)).unwrap(), colours);
+}
+
+#[test]
+fn interlaced_files_are_read_too() {
+    // Adam7: the passes of an image whose pixel is its place.
+    let passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)];
+    let pixel = |y: usize, x: usize| [y as u8 * 16, x as u8 * 16, (y * x) as u8];
+    let mut raw = Vec::new();
+    for (y0, x0, dy, dx) in passes {
+        for y in (y0..SIZE.height).step_by(dy).filter(|_| x0 < SIZE.width) {
+            raw.push(0);
+            (x0..SIZE.width).step_by(dx).for_each(|x| raw.extend(pixel(y, x)));
+        }
+    }
+    let file = [header(10, 6, 8, 2, 1), chunk(b"IDAT", &zlib(&raw)), chunk(b"IEND", &[])].concat();
+    let expected: Vec<u8> = (0..60).flat_map(|n| pixel(n / 10, n % 10)).collect();
+    assert_eq!(decoded(&file).unwrap(), expected);
+    assert_eq!(size(&file).unwrap(), SIZE);
+}
+
+#[test]
+fn hostile_images_are_refused_with_their_name() {
+    let good = png_bytes(png::ColorType::Rgb, png::BitDepth::Eight, None, &vec![3; SIZE.bytes()]);
+    for cut in (0..good.len()).step_by(7).chain([good.len() - 1]) {
+        assert!(size(&good[..cut]).is_err(), "cut at {cut}");
+        let error = decoded(&good[..cut]);
+        // What the pixels do not need may be missing.
+        assert!(error.is_err() || cut > good.len() - 16, "cut at {cut}");
+        assert!(error.err().is_none_or(|error| error.contains("a.png")));
+    }
+    for at in 8..good.len() {
+        let mut spoilt = good.clone();
+        spoilt[at] ^= 0x41;
+        // Whatever it says, it neither panics nor writes beyond its room.
+        let _ = (size(&spoilt), decoded(&spoilt));
+    }
+    let bomb = [header(100_000, 100_000, 8, 2, 0), chunk(b"IDAT", &zlib(&[0; 4096])), chunk(b"IEND", &[])].concat();
+    assert!(size(&bomb).unwrap_err().contains("100000×100000"));
+    assert!(decoded(&bomb).unwrap_err().contains("100000×100000 pixels: expected 6×10"));
+    let empty = [header(0, 6, 8, 2, 0), chunk(b"IEND", &[])].concat();
+    assert!(size(&empty).is_err());
+    // The right size, and too few rows.
+    let short = [header(10, 6, 8, 2, 0), chunk(b"IDAT", &zlib(&[0; 31 * 3])), chunk(b"IEND", &[])].concat();
+    assert!(decoded(&short).is_err());
+    let other = [header(12, 6, 8, 2, 0), chunk(b"IDAT", &zlib(&[0; 37 * 6])), chunk(b"IEND", &[])].concat();
+    assert!(decoded(&other).unwrap_err().contains("6×12 pixels: expected 6×10"));
+    assert!(size(b"GIF89a\x01\x00").unwrap_err().contains("neither a PNG nor a JPEG"));
+    assert!(decoded(b"\xff\xd8\xff\xe0").is_err() && size(b"\xff\xd8\xff\xe0\x00").is_err());
+}
+
+/// A data set of `sequences` of `frames` each, its pixels their frame's number.
+fn frames_on_disk(root: &Path, sequences: usize, frames: usize) {
+    for sequence in 0..sequences {
+        let folder = root.join(format!("train/s{sequence}"));
+        for kind in ["blur", "sharp", "spike"] {
+            std::fs::create_dir_all(folder.join(kind)).unwrap();
+        }
+        for frame in 0..frames {
+            for kind in ["blur", "sharp"] {
+                let pixels = vec![frame as u8; SIZE.bytes()];
+                write_png(&folder.join(kind).join(format!("{frame:06}.png")), &pixels, SIZE).unwrap();
+            }
+            // 4 planes of 3×5 spikes, packed: 60 bits.
+            std::fs::write(folder.join(format!("spike/{frame:06}.dat")), [0x2F; 8]).unwrap();
+        }
+    }
+}
+
+fn spec(root: &Path) -> VideoSpec {
+    VideoSpec::new(root, SpikeInput::Dat { encoding: None, height: 3, width: 5 })
+}
+
+fn found(spec: &VideoSpec) -> Result<Vec<SequencePaths>, DataError> {
+    find_sequences(spec, "train")?.unwrap().into_iter().collect()
+}
+
+fn scanned(root: &Path, skip_bad: bool) -> Result<Scan, String> {
+    let spec = spec(root);
+    let found = found(&spec).map_err(|e| e.to_string())?;
+    scan(&[found], &spec.spikes, skip_bad).map_err(|e| e.to_string())
+}
+
+fn runs(scan: &Scan) -> Vec<Vec<std::ops::Range<usize>>> {
+    scan.splits[0].iter().map(|sequence| sequence.runs.clone()).collect()
+}
+
+#[test]
+fn frames_that_deviate_name_file_and_clip_or_leave_a_gap() {
+    let (_dir, root) = folder();
+    frames_on_disk(&root, 2, 6);
+    assert_eq!(runs(&scanned(&root, false).unwrap()), [[0..6], [6..12]]);
+    let at = |name: &str| root.join("train/s1").join(name);
+    let spoil: [(&str, &dyn Fn(), &str); 5] = [
+        (
+            "blur/000002.png",
+            &|| write_png(&at("blur/000002.png"), &[0; 18], ImageSize { height: 3, width: 2 }).unwrap(),
+            "3×2",
+        ),
+        ("sharp/000002.png", &|| std::fs::write(at("sharp/000002.png"), b"\x89PNG").unwrap(), "PNG"),
+        ("spike/000002.dat", &|| std::fs::write(at("spike/000002.dat"), [0; 9]).unwrap(), "9 bytes"),
+        ("spike/000002.dat", &|| std::fs::write(at("spike/000002.dat"), [0; 4]).unwrap(), "2 spike planes: expected 4"),
+        ("spike/000002.dat", &|| std::fs::remove_file(at("spike/000002.dat")).unwrap(), "No such file"),
+    ];
+    for (name, spoil, problem) in spoil {
+        let before = std::fs::read(at(name)).unwrap();
+        spoil();
+        let error = scanned(&root, false).unwrap_err();
+        for part in [problem, "train/s1", name, "data.skip_bad"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        let scan = scanned(&root, true).unwrap();
+        assert_eq!(runs(&scan), [vec![0..6], vec![6..8, 8..11]], "{name}");
+        assert_eq!(scan.skipped.len(), 1);
+        std::fs::write(at(name), before).unwrap();
+    }
+    std::fs::remove_file(at("sharp/000005.png")).unwrap();
+    let error = scanned(&root, false).unwrap_err();
+    assert!(error.contains("6 blurred and 5 sharp") && error.contains("000005"), "{error}");
+    // Both are gone: a gap, which no clip crosses.
+    for name in ["blur/000005.png", "sharp/000003.png", "blur/000003.png"] {
+        std::fs::remove_file(at(name)).unwrap();
+    }
+    assert_eq!(runs(&scanned(&root, false).unwrap()), [vec![0..6], vec![6..9, 9..10]]);
+}
+
+#[test]
+fn a_file_that_changes_during_the_run_is_named() {
+    let (_dir, root) = folder();
+    frames_on_disk(&root, 1, 2);
+    let frames = Frames::new(scanned(&root, false).unwrap());
+    let mut out = vec![0; SIZE.bytes()];
+    let mut fill = |modality, bytes| {
+        frames
+            .fill_entry(Frames::key(1, modality), &mut out[..bytes], &mut Scratch::default())
+            .map_err(|e| e.to_string())
+    };
+    fill(Modality::Sharp, SIZE.bytes()).unwrap();
+    fill(Modality::Spikes, 12).unwrap();
+    assert!(fill(Modality::Spikes, 13).unwrap_err().contains("room for 13 bytes"));
+    std::fs::write(root.join("train/s0/spike/000001.dat"), [0; 4]).unwrap();
+    let error = fill(Modality::Spikes, 12).unwrap_err();
+    assert!(error.contains("000001.dat: changed since the run began: it had 8 bytes, now 4"), "{error}");
+    write_png(&root.join("train/s0/sharp/000001.png"), &vec![9; SIZE.bytes()], SIZE).unwrap();
+    let error = fill(Modality::Sharp, SIZE.bytes()).unwrap_err();
+    assert!(error.contains("sharp/000001.png") && error.contains("changed"), "{error}");
+    assert!(frames.fill_entry(17, &mut [], &mut Scratch::default()).is_err());
+    assert_eq!(frames.stats().decoded, 2);
+}
+
+#[test]
+fn meta_info_says_which_frames_count() {
+    let (_dir, root) = folder();
+    for (kind, folder) in [("GT", "train_GT"), ("blurred", "train_GT_blurred")] {
+        for clip in ["000", "001", "other"] {
+            std::fs::create_dir_all(root.join(folder).join(clip)).unwrap();
+            for frame in 0..5 {
+                let value = if kind == "GT" { frame } else { 100 + frame };
+                let path = root.join(folder).join(clip).join(format!("{frame:06}.png"));
+                write_png(&path, &vec![value; SIZE.bytes()], SIZE).unwrap();
+            }
+        }
+    }
+    let spec = VideoSpec::new(&root, SpikeInput::None);
+    let names = |spec: &VideoSpec| -> Vec<(String, usize)> {
+        found(spec).unwrap().iter().map(|s| (s.name.clone(), s.frames.len())).collect()
+    };
+    assert_eq!(names(&spec).len(), 3, "without meta_info every folder counts");
+    let meta = root.join("meta_info_train.txt");
+    std::fs::write(&meta, "000 5 (6,10,3) 000000\n001 3 (6, 10, 3) 000002\n\n").unwrap();
+    assert_eq!(names(&spec), [("train/000".to_string(), 5), ("train/001".to_string(), 3)]);
+    let sequences = found(&spec).unwrap();
+    assert_eq!((&*sequences[1].frames[0].stem, sequences[1].size), ("000002", Some(SIZE)));
+    assert!(sequences[1].frames[0].blur.to_string_lossy().contains("train_GT_blurred/001"));
+    let scan = scan(&[sequences], &spec.spikes, false).unwrap();
+    assert_eq!((scan.frames.len(), scan.spikes), (8, None));
+    for (text, problem) in [
+        ("000 6 (6,10,3) 000000", "meta_info says 6"),
+        ("000 five (6,10,3) 000000", "line 1"),
+        ("000 5 6,10,3 000000", "line 1"),
+        ("none 5 (6,10,3) 000000", "none"),
+    ] {
+        std::fs::write(&meta, text).unwrap();
+        let error = found(&spec).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+    std::fs::write(&meta, "000 5 (6,12,3) 000000").unwrap();
+    let error = super::scan(&[found(&spec).unwrap()], &spec.spikes, false).unwrap_err().to_string();
+    assert!(error.contains("meta_info says 6×12"), "{error}");
+}
