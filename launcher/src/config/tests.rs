@@ -315,7 +315,7 @@ fn clips_and_models_without_sense_are_refused() {
         ("model.vrt.depths=[]", "model.vrt.depths has 0 numbers"),
         ("model.vrt.heads=7", "model.vrt.dims[0] is 96; it must be a multiple of model.vrt.heads 7"),
         ("model.vrt.window=[5,8]", "model.vrt.window is [5, 8]"),
-        ("model.vrt.independent_groups=[13]", "names 13; model.vrt.depths has groups 0 to 12"),
+        ("model.vrt.independent_groups=[13]", "names 13; stage 8's groups in model.vrt.depths are 7 to 12"),
         ("train.loss_type=mse+mae", "task deblur knows charbonnier, mse and mae"),
     ] {
         let found = error("task: deblur\n", &[set]);

@@ -78,7 +78,13 @@ fn to_pixels(frame: &Tensor) -> Tensor {
         let times = (WIDTH / w).max(1);
         frame.upsample_nearest2d([h * times, w * times], None, None)
     };
-    (sized * 255.0).round().squeeze_dim(0).permute([1, 2, 0]).to_kind(Kind::Uint8).contiguous().to_device(tch::Device::Cpu)
+    (sized * 255.0)
+        .round()
+        .squeeze_dim(0)
+        .permute([1, 2, 0])
+        .to_kind(Kind::Uint8)
+        .contiguous()
+        .to_device(tch::Device::Cpu)
 }
 
 /// All rows on white, as a PNG.

@@ -18,13 +18,13 @@ mod tests;
 pub mod vgg;
 
 pub use metrics::DeblurMetrics;
-pub use net::DeblurNet;
+pub use net::{DeblurNet, shape};
 
 use super::{Datasets, Gallery, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::video::{Layout, SpikeEncoding, SpikeInput, VideoSpec};
 use data::ClipSpec;
-use launcher::config::{ClipLayout, Config, SpikeEncoding as Encoding, VrtModel};
+use launcher::config::{ClipLayout, Config, SpikeEncoding as Encoding};
 use std::path::Path;
 use std::sync::Arc;
 use tch::nn;
@@ -115,9 +115,4 @@ fn clip_spec(config: &Config) -> ClipSpec {
         limits: [data.max_train_windows, data.max_val_windows],
         ..ClipSpec::new(video, None)
     }
-}
-
-/// `model.vrt` as the model wants it.
-pub fn vrt_shape(model: &VrtModel, bins: usize) -> model::VrtShape {
-    net::shape(model, bins)
 }

@@ -24,10 +24,12 @@ impl DeblurNet {
     /// The loss needs a file that cannot be used.
     pub fn new(config: &Config, image_width: usize, vs: &nn::Path) -> Result<Self, DataError> {
         let data = &config.data.deblur;
+        let shape = shape(&config.model.vrt, data.voxel_bins);
+        shape.check().map_err(|problem| DataError::Other(format!("model.vrt, {problem}")))?;
         let norm = ((data.norm_mean, data.norm_std) != (0.0, 1.0)).then_some((data.norm_mean, data.norm_std));
         let spec = VoxelSpec { bins: data.voxel_bins as i64, log1p: data.log1p, norm };
         Ok(Self {
-            vrt: Vrt::new(vs, &shape(&config.model.vrt, data.voxel_bins)),
+            vrt: Vrt::new(vs, &shape),
             loss: Loss::new(&config.train, vs.device())?,
             voxels: Voxeliser::new(spec, data.spike_w, image_width),
             precomputed: data.use_precomputed_voxels,
@@ -38,6 +40,37 @@ impl DeblurNet {
     fn spikes(&self, batch: &Batch, (h, w): (i64, i64)) -> Option<Tensor> {
         let field = batch.fields.get(2)?;
         Some(if self.precomputed { self.voxels.finish(field, h, w) } else { self.voxels.voxels(field, h, w) })
+    }
+}
+
+/// `model.vrt` as the model wants it, with `bins` voxels per frame.
+pub fn shape(model: &VrtModel, bins: usize) -> VrtShape {
+    let whole = |values: &[usize]| values.iter().map(|value| *value as i64).collect::<Vec<i64>>();
+    let side = |n: usize| model.window.get(n).map_or(1, |side| *side as i64);
+    let spike = SpikeShape {
+        bins: bins as i64,
+        tsa_heads: model.tsa_heads as i64,
+        fuse_heads: model.fuse_heads as i64,
+        ..SpikeShape::default()
+    };
+    VrtShape {
+        dims: whole(&model.dims),
+        depths: whole(&model.depths),
+        heads: model.heads as i64,
+        window: [side(0), side(1), side(2)],
+        deform_groups: model.deform_groups as i64,
+        independent_groups: whole(&model.independent_groups),
+        flow: match model.flow {
+            FlowKind::Zero => Flow::Zero,
+            FlowKind::SpyNet => Flow::SpyNet,
+        },
+        deformable: model.deformable,
+        spike: model.use_spike.then_some(spike),
+        max_batch_tokens: model.max_batch_tokens as i64,
+        chunk_size: model.chunk_size as i64,
+        checkpoint_attn: model.checkpoint_attn,
+        checkpoint_ffn: model.checkpoint_ffn,
+        drop_path: model.drop_path,
     }
 }
 

@@ -100,9 +100,8 @@ mod tests {
     fn ssim_of_one_window_by_hand() {
         let (a, b) = (eight_bit(&ramp([1, 1, 11, 11], 0.31)), eight_bit(&ramp([1, 1, 11, 11], 0.33)));
         let values = |x: &Tensor| Vec::<f32>::try_from(x.flatten(0, -1)).unwrap();
-        let weights: Vec<f64> = (0..121)
-            .map(|n| (-(f64::from(n / 11 - 5).powi(2) + f64::from(n % 11 - 5).powi(2)) / 4.5).exp())
-            .collect();
+        let weights: Vec<f64> =
+            (0..121).map(|n| (-(f64::from(n / 11 - 5).powi(2) + f64::from(n % 11 - 5).powi(2)) / 4.5).exp()).collect();
         let total: f64 = weights.iter().sum();
         let mean = |f: &dyn Fn(f64, f64) -> f64| {
             let pairs = values(&a).into_iter().zip(values(&b));

@@ -9,6 +9,8 @@ const MOST: usize = 1024;
 const MOST_WIDE: usize = 1 << 16;
 /// Stages with dimensions of their own: seven of the U-net, and stage 8.
 const STAGES: usize = 8;
+/// Stages whose output meets spikes.
+const FUSED: usize = 4;
 /// Coarsest scale of the U-net, as a share of the frame's side.
 const COARSEST: usize = 8;
 
@@ -79,13 +81,18 @@ pub(super) fn vrt(model: &VrtModel, v: &mut Verdict) {
     });
     heads(model, v);
     for group in &model.independent_groups {
-        v.need(*group < depths.len(), || {
-            format!(
-                "model.vrt.independent_groups names {group}; model.vrt.depths has groups 0 to {}",
-                depths.len().saturating_sub(1)
-            )
+        v.need((STAGES - 1..depths.len()).contains(group), || {
+            let last = depths.len().saturating_sub(1);
+            format!("model.vrt.independent_groups names {group}; stage 8's groups in model.vrt.depths are 7 to {last}")
         });
     }
+    let fused = dims.get(..FUSED).unwrap_or_default();
+    v.need(!model.use_spike || fused.iter().all(|dim| Some(dim) == fused.first()), || {
+        format!("model.vrt.dims is {dims:?}; with model.vrt.use_spike the first {FUSED} must be equal")
+    });
+    v.need(dims.iter().skip(3).take(3).all(|dim| dim.is_multiple_of(4)), || {
+        format!("model.vrt.dims is {dims:?}; those of stages 4 to 6 must be multiples of 4, which going up divides by")
+    });
     v.at_least_one(&[
         ("model.vrt.max_batch_tokens", model.max_batch_tokens as u64),
         ("model.vrt.chunk_size", model.chunk_size as u64),
