@@ -4,6 +4,12 @@
 
 #![allow(unsafe_code)]
 
+mod live;
+mod recompute;
+
+pub use live::LiveBytes;
+pub use recompute::recompute;
+
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -5,12 +5,19 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/ivalue.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
 namespace {
@@ -170,6 +177,154 @@ char* hr_from_memory(void* data, const int64_t* dims, size_t ndims, int dtype, v
     *out = new at::Tensor(at::from_blob(data, at::IntArrayRef(dims, ndims), [keep](void*) {}, options));
     keep.reset();
   });
+}
+
+}  // extern "C"
+
+namespace {
+
+// Runs a Rust closure: takes the input tensors over, gives one tensor of ours; not 0: it failed, `why` says how.
+using Body = int (*)(void* context, at::Tensor* const* inputs, size_t n, at::Tensor** out, char* why, size_t room);
+
+struct AutocastState {
+  bool enabled;
+  at::ScalarType dtype;
+};
+
+constexpr at::DeviceType kAutocastDevices[] = {at::kCPU, at::kCUDA};
+
+// This thread's autocast set to `states`, as one level of nesting and without its cache: a weight cast under no_grad
+// must not be found again by the pass that needs its gradient.
+class AutocastScope {
+ public:
+  explicit AutocastScope(const AutocastState* states) : was_cached_(at::autocast::is_autocast_cache_enabled()) {
+    read(was_);
+    write(states);
+    at::autocast::set_autocast_cache_enabled(false);
+    at::autocast::increment_nesting();
+  }
+  ~AutocastScope() {
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_cache_enabled(was_cached_);
+    write(was_);
+  }
+  static void read(AutocastState* states) {
+    for (auto device : kAutocastDevices) {
+      *states++ = {at::autocast::is_autocast_enabled(device), at::autocast::get_autocast_dtype(device)};
+    }
+  }
+
+ private:
+  static void write(const AutocastState* states) {
+    for (auto device : kAutocastDevices) {
+      at::autocast::set_autocast_enabled(device, states->enabled);
+      at::autocast::set_autocast_dtype(device, states->dtype);
+      ++states;
+    }
+  }
+  AutocastState was_[2];
+  bool was_cached_;
+};
+
+// A Rust closure that is run in forward and once more in backward, under the same autocast.
+struct Replay final : torch::CustomClassHolder {
+  Replay(void* context, Body run, Callback drop) : context_(context), run_(run), drop_(drop) {
+    AutocastScope::read(autocast_);
+  }
+  ~Replay() override { drop_(context_); }
+
+  at::Tensor operator()(const torch::autograd::variable_list& inputs) const {
+    AutocastScope scope(autocast_);
+    std::vector<at::Tensor*> owned;
+    owned.reserve(inputs.size());
+    for (const auto& input : inputs) owned.push_back(new at::Tensor(input));
+    char why[1024] = "";
+    at::Tensor* out = nullptr;
+    if (run_(context_, owned.data(), owned.size(), &out, why, sizeof why) != 0) throw std::runtime_error(why);
+    std::unique_ptr<at::Tensor> keep(out);
+    return *keep;
+  }
+  std::atomic<bool> replayed{false};
+
+ private:
+  void* context_;
+  Body run_;
+  Callback drop_;
+  AutocastState autocast_[2];
+};
+
+struct Recompute : torch::autograd::Function<Recompute> {
+  // `anchor` makes a node even where only parameters inside the closure need gradients.
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, c10::intrusive_ptr<Replay> replay,
+                            const at::Tensor& anchor, at::TensorList inputs) {
+    ctx->save_for_backward(inputs.vec());
+    ctx->saved_data["replay"] = c10::IValue::make_capsule(replay);
+    return (*replay)(inputs.vec());
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grads) {
+    auto replay = c10::static_intrusive_pointer_cast<Replay>(ctx->saved_data["replay"].toCapsule());
+    TORCH_CHECK(!replay->replayed.exchange(true), "a recomputed part can be differentiated once only");
+    torch::autograd::variable_list leaves;
+    for (const auto& saved : ctx->get_saved_variables()) {
+      leaves.push_back(saved.detach().set_requires_grad(saved.requires_grad()));
+    }
+    {
+      at::AutoGradMode with_grad(true);
+      auto out = (*replay)(leaves);
+      if (out.requires_grad()) torch::autograd::backward({out}, {grads[0]});
+    }
+    torch::autograd::variable_list result(2);
+    for (const auto& leaf : leaves) result.push_back(leaf.grad());
+    return result;
+  }
+};
+
+// Bytes that this thread's tensors hold, counted from the start of the watch.
+struct LiveBytes final : c10::MemoryReportingInfoBase {
+  void reportMemoryUsage(void*, int64_t alloc_size, size_t, size_t, c10::Device) override {
+    int64_t now = live.fetch_add(alloc_size) + alloc_size;
+    if (now > peak.load()) peak.store(now);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  std::atomic<int64_t> live{0};
+  std::atomic<int64_t> peak{0};
+};
+
+struct Watch {
+  std::shared_ptr<LiveBytes> bytes = std::make_shared<LiveBytes>();
+  c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, bytes};
+};
+
+}  // namespace
+
+extern "C" {
+
+// Takes `context` over in every case.
+char* hr_recompute(at::Tensor* const* inputs, size_t n, void* context, Body run, Callback drop, at::Tensor** out) {
+  c10::intrusive_ptr<Replay> replay;
+  return guarded([&] {
+    replay = c10::make_intrusive<Replay>(context, run, drop);
+    auto anchor = at::empty({0}).set_requires_grad(at::GradMode::is_enabled());
+    // Only a TensorList is seen as a list of differentiable arguments, a vector is not.
+    auto tensors = list(inputs, n);
+    *out = new at::Tensor(Recompute::apply(replay, anchor, at::TensorList(tensors)));
+  });
+}
+
+char* hr_watch_start(Watch** out) {
+  return guarded([&] { *out = new Watch(); });
+}
+
+void hr_watch_read(const Watch* watch, int64_t* live, int64_t* peak) {
+  *live = watch->bytes->live.load();
+  *peak = watch->bytes->peak.load();
+}
+
+// On the thread that started it.
+char* hr_watch_stop(Watch* watch) {
+  return guarded([&] { delete watch; });
 }
 
 }  // extern "C"
