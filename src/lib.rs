@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`torch`] | the one C++ shim: what tch lacks | everything else |
 //! | [`comm`] | [`comm::Collective`]: `shm`, `solo`; rendezvous | model, data |
-//! | [`data::source`] | formats on disk, sole importer of `hdf5` | cache, tch, comm |
+//! | [`data::source`] | formats on disk, sole importer of `hdf5` and image decoders | cache, tch, comm |
 //! | [`data::cache`] | a rank's view of the node's page cache: announce, fill, publish, read in place | formats |
 //! | [`data::loader`] | sampler, loader threads, batch slots | files |
 //! | [`train`] | step, ddp, optimizer, ema, schedule, checkpoint, loop, online metrics | paths, environment |

@@ -124,7 +124,7 @@ pub struct SampleDataArgs {
     /// Seed of the data
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
-    /// gzip (chunked, shuffled) or contiguous [default: gzip]
+    /// emg: gzip (chunked, shuffled) or contiguous [default: gzip]; deblur: packed, bytes or kair [default: packed]
     #[arg(long, value_name = "LAYOUT")]
     pub layout: Option<String>,
     /// Sessions to write [default: the task's]

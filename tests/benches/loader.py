@@ -20,14 +20,14 @@ WORKERS = 2
 BATCH = 64
 
 
-def built():
+def built(bench="loader"):
     """Path of the bench binary."""
-    command = ["cargo", "build", "--release", "--bench", "loader", "--message-format=json"]
+    command = ["cargo", "build", "--release", "--bench", bench, "--message-format=json"]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
     artifacts = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    paths = [a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == "loader"]
+    paths = [a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == bench]
     if not paths:
-        sys.exit("cargo built no bench named loader")
+        sys.exit(f"cargo built no bench named {bench}")
     return paths[-1]
 
 

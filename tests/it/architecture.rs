@@ -140,6 +140,13 @@ fn only_the_source_room_imports_hdf5_and_the_launcher_links_no_tensor_library() 
             assert!(allowed, "{inside} imports hdf5");
         }
     }
+    for file in files.iter().filter(|file| !file.starts_with(root().join("src/data/source"))) {
+        let text = code(file);
+        let imported = ["png", "zune_png", "zune_jpeg"]
+            .iter()
+            .find(|name| text.contains(&format!("{name}::")) && !text.contains(&format!("_{name}::")));
+        assert!(imported.is_none(), "{} imports {imported:?}", file.display());
+    }
     let manifest = std::fs::read_to_string(root().join("launcher/Cargo.toml")).unwrap();
     for name in ["tch", "hdf5", "cudarc", "headroom"] {
         assert!(!manifest.lines().any(|line| line.starts_with(name)), "launcher depends on {name}");

@@ -1,4 +1,4 @@
-//! Formats on disk → entries of bytes. The only room that imports `hdf5`.
+//! Formats on disk → entries of bytes. The only room that imports `hdf5` and image decoders ([`video`]).
 //!
 //! ```text
 //! path ─► hdf5::open (libhdf5, metadata only) ─► Table ─► Reader ─► rows, widened to f32

@@ -38,6 +38,8 @@ pub struct SampleSpec {
     pub size: ImageSize,
     pub layout: Layout,
     pub encoding: SpikeEncoding,
+    /// Standard deviation of the sensor's noise in frames, levels of 255.
+    pub noise: f64,
     pub seed: u64,
 }
 
@@ -50,6 +52,7 @@ impl Default for SampleSpec {
             size: ImageSize { height: 96, width: 128 },
             layout: Layout::Unified,
             encoding: SpikeEncoding::Packed,
+            noise: 0.0,
             seed: 42,
         }
     }
@@ -145,7 +148,8 @@ fn write_sequence(folder: &Path, spec: &SampleSpec, job: &Job) -> Result<(), Dat
     let scene = Scene::new(&mut random, spec.size);
     let mut camera = SpikeCamera::new(&mut random, spec.size);
     for frame in 0..spec.frames {
-        let (blur, sharp, spikes) = exposure(&scene, &mut camera, frame, spec.size);
+        let (mut blur, mut sharp, spikes) = exposure(&scene, &mut camera, frame, spec.size);
+        [&mut blur, &mut sharp].into_iter().for_each(|pixels| add_noise(pixels, spec.noise, &mut random));
         let image = format!("{frame:06}.png");
         write_png(&blur_dir.join(&image), &blur, spec.size)?;
         write_png(&sharp_dir.join(&image), &sharp, spec.size)?;
@@ -174,6 +178,12 @@ fn exposure(scene: &Scene, camera: &mut SpikeCamera, frame: usize, size: ImageSi
     }
     let blur = sum.iter().map(|sum| to_u8(sum / SUBFRAMES as f32)).collect();
     (blur, sharp, spikes)
+}
+
+fn add_noise(pixels: &mut [u8], levels: f64, random: &mut Random) {
+    if levels > 0.0 {
+        pixels.iter_mut().for_each(|value| *value = (f64::from(*value) + levels * random.normal()).round() as u8);
+    }
 }
 
 fn to_u8(value: f32) -> u8 {

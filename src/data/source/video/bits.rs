@@ -23,7 +23,7 @@ pub fn copy_bits(source: &[u8], from: usize, out: &mut [u8], bits: usize) {
             low = high;
         }
     }
-    if bits % 8 != 0
+    if !bits.is_multiple_of(8)
         && let Some(last) = out.last_mut()
     {
         *last &= (1 << (bits % 8)) - 1;

@@ -86,7 +86,6 @@ struct Folders {
 ///
 /// # Errors
 /// The split's folder or its `meta_info` cannot be read.
-#[expect(clippy::type_complexity, reason = "a result for each sequence, in a split that may be absent")]
 pub fn find_sequences(
     spec: &VideoSpec,
     split: &str,

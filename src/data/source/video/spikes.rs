@@ -30,7 +30,7 @@ impl SpikeEncoding {
     pub fn planes(self, bytes: u64, height: usize, width: usize) -> Option<usize> {
         let spikes = (height as u64).checked_mul(width as u64).filter(|spikes| *spikes > 0)?;
         let (planes, whole) = match self {
-            SpikeEncoding::Bytes => (bytes / spikes, bytes % spikes == 0),
+            SpikeEncoding::Bytes => (bytes / spikes, bytes.is_multiple_of(spikes)),
             // The last byte may be filled up.
             SpikeEncoding::Packed => (bytes.checked_mul(8)? / spikes, bytes * 8 % spikes < 8),
         };

@@ -130,6 +130,28 @@ fn hostile_images_are_refused_with_their_name() {
     assert!(decoded(b"\xff\xd8\xff\xe0").is_err() && size(b"\xff\xd8\xff\xe0\x00").is_err());
 }
 
+#[test]
+fn jpeg_frames_are_read_colour_and_grey() {
+    // 24×40: red rises by 6 a column, green by 10 a row, blue is 128; the grey one rises by 6 a column.
+    let size = ImageSize { height: 24, width: 40 };
+    let colour = |n: usize| [(n % 40 * 6) as u8, (n / 40 * 10) as u8, 128];
+    let grey = |n: usize| [(n % 40 * 6) as u8; 3];
+    for (name, pixel) in [("frame.jpg", &colour as &dyn Fn(usize) -> [u8; 3]), ("grey.jpg", &grey)] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        assert_eq!(size_of(&path, &mut File::open(&path).unwrap()).unwrap(), size);
+        let bytes = std::fs::read(&path).unwrap();
+        let mut out = vec![0; size.bytes()];
+        decode(&path, &bytes, size, &mut out).unwrap();
+        for (n, found) in out.chunks(3).enumerate() {
+            let far = found.iter().zip(pixel(n)).any(|(a, b)| a.abs_diff(b) > 6);
+            assert!(!far, "{name} pixel {n}: {found:?}, expected about {:?}", pixel(n));
+        }
+        assert!(decode(&path, &bytes[..bytes.len() / 2], size, &mut out).is_err(), "{name} cut off");
+        let wrong = ImageSize { height: 40, width: 24 };
+        assert!(decode(&path, &bytes, wrong, &mut out).unwrap_err().to_string().contains("expected 40×24"));
+    }
+}
+
 /// A data set of `sequences` of `frames` each, its pixels their frame's number.
 fn frames_on_disk(root: &Path, sequences: usize, frames: usize) {
     for sequence in 0..sequences {
@@ -162,15 +184,16 @@ fn scanned(root: &Path, skip_bad: bool) -> Result<Scan, String> {
     scan(&[found], &spec.spikes, skip_bad).map_err(|e| e.to_string())
 }
 
-fn runs(scan: &Scan) -> Vec<Vec<std::ops::Range<usize>>> {
-    scan.splits[0].iter().map(|sequence| sequence.runs.clone()).collect()
+fn runs(scan: &Scan) -> Vec<Vec<(usize, usize)>> {
+    let ends = |sequence: &Sequence| sequence.runs.iter().map(|run| (run.start, run.end)).collect();
+    scan.splits[0].iter().map(ends).collect()
 }
 
 #[test]
 fn frames_that_deviate_name_file_and_clip_or_leave_a_gap() {
     let (_dir, root) = folder();
     frames_on_disk(&root, 2, 6);
-    assert_eq!(runs(&scanned(&root, false).unwrap()), [[0..6], [6..12]]);
+    assert_eq!(runs(&scanned(&root, false).unwrap()), [[(0, 6)], [(6, 12)]]);
     let at = |name: &str| root.join("train/s1").join(name);
     let spoil: [(&str, &dyn Fn(), &str); 5] = [
         (
@@ -191,7 +214,7 @@ fn frames_that_deviate_name_file_and_clip_or_leave_a_gap() {
             assert!(error.contains(part), "{part} in {error}");
         }
         let scan = scanned(&root, true).unwrap();
-        assert_eq!(runs(&scan), [vec![0..6], vec![6..8, 8..11]], "{name}");
+        assert_eq!(runs(&scan), [vec![(0, 6)], vec![(6, 8), (8, 11)]], "{name}");
         assert_eq!(scan.skipped.len(), 1);
         std::fs::write(at(name), before).unwrap();
     }
@@ -202,7 +225,7 @@ fn frames_that_deviate_name_file_and_clip_or_leave_a_gap() {
     for name in ["blur/000005.png", "sharp/000003.png", "blur/000003.png"] {
         std::fs::remove_file(at(name)).unwrap();
     }
-    assert_eq!(runs(&scanned(&root, false).unwrap()), [vec![0..6], vec![6..9, 9..10]]);
+    assert_eq!(runs(&scanned(&root, false).unwrap()), [vec![(0, 6)], vec![(6, 9), (9, 10)]]);
 }
 
 #[test]

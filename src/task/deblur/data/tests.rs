@@ -264,6 +264,26 @@ fn cached_clips_equal_uncached_ones_to_the_bit_with_any_threads_and_policy() {
 }
 
 #[test]
+fn ranks_of_a_node_decode_each_file_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("a");
+    sample(&root, |_| ());
+    let spec = clips(&root, dat(None), Some(16));
+    let frame_bytes = open(&spec, &alone()).unwrap().frames.frame_bytes();
+    let (_host, clients) = hosted((20 * frame_bytes).next_multiple_of(4096), PolicyKind::Pin, 2);
+    let opened: Vec<ClipData> = clients
+        .iter()
+        .map(|client| open(&spec, &Team { cache: Some(Arc::clone(client)), ..alone() }).unwrap())
+        .collect();
+    let bytes: Vec<Vec<u8>> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = opened.iter().map(|data| scope.spawn(|| delivered(data, 2))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    assert_eq!(bytes[0], bytes[1]);
+    assert_eq!(opened.iter().map(|data| data.frames.stats().decoded).sum::<u64>(), 14 * 3);
+}
+
+#[test]
 fn next_uses_are_those_of_the_order() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("a");
