@@ -6,6 +6,8 @@ mod architecture;
 mod batch;
 #[path = "it/cache.rs"]
 mod cache;
+#[path = "it/deblur.rs"]
+mod deblur;
 #[path = "it/equal.rs"]
 mod equal;
 #[path = "it/exits.rs"]
