@@ -18,6 +18,8 @@ mod golden;
 mod hostile;
 #[path = "it/minimal_task.rs"]
 mod minimal_task;
+#[path = "it/relief.rs"]
+mod relief;
 #[path = "it/resume.rs"]
 mod resume;
 #[path = "it/supervise.rs"]

@@ -5,9 +5,11 @@
 #![allow(unsafe_code)]
 
 mod live;
+mod memory;
 mod recompute;
 
 pub use live::LiveBytes;
+pub use memory::{DeviceMemory, catch_out_of_memory, device_memory, error_of, is_out_of_memory, release_caches};
 pub use recompute::recompute;
 
 use std::any::Any;
@@ -22,6 +24,9 @@ pub enum TorchError {
     Cpp { call: &'static str, message: String },
     #[error("{call}: {problem}")]
     Argument { call: &'static str, problem: String },
+    /// Of the device, or of the host.
+    #[error("out of memory: {message}")]
+    OutOfMemory { message: String },
 }
 
 type Callback = unsafe extern "C" fn(*mut c_void);

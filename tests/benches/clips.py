@@ -84,13 +84,14 @@ def main():
     with_voxels, torch_runs = [], []
     frames = ours(bench, data, epochs=0)[0]["frames"]
     wanted = int(0.17 * frames * TENSOR_BYTES)
-    cache_bytes = min(wanted, available_bytes() // 2 // (RANKS * THREADS))
+    share = 4 if args.quick else 2
+    cache_bytes = min(wanted, available_bytes() // share // (RANKS * THREADS))
     for _ in range(repeats):
         for name, options in CASES:
             few = 2 if name == "no cache" else epochs
             found[name].append(ours(bench, data, epochs=few, **options))
         with_voxels.append(ours(bench, data, epochs=epochs, cache_share=1.05, voxels=1))
-        torch_runs.append(theirs(data, cache_bytes, 3, THREADS))
+        torch_runs.append(theirs(data, cache_bytes, 2, THREADS))
     line = found["compact, whole"][0][0]
     frame_bytes, failed = line["frame_bytes"], []
     mb = lambda value: f"{value / 1e6:,.1f} MB"

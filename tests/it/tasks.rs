@@ -6,13 +6,12 @@ use headroom::comm::Solo;
 use headroom::data::DataError;
 use headroom::task::{Task, Team};
 use headroom::train::checkpoint::{Checkpointer, Facts};
-use headroom::train::{Fit, Observer, Status};
+use headroom::train::{Controls, Fit, Observer, Status};
 use launcher::config::{Config, OptimizerKind, SchedulerKind};
-use launcher::contract::{MetricsRecord, Progress};
+use launcher::contract::{MetricsRecord, Progress, Relieved};
 use launcher::plan::{BatchPlan, LoaderPlan, Plan};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use tch::{Device, nn};
 
 /// Keeps what the loop tells.
@@ -41,6 +40,10 @@ impl Observer for Told {
     fn line(&mut self, text: String) {
         self.lines.push(text);
     }
+    fn uss_bytes(&mut self) -> u64 {
+        0
+    }
+    fn relieved(&mut self, _: Relieved) {}
 }
 
 fn config() -> Config {
@@ -84,7 +87,7 @@ fn the_minimal_task_of_the_readme_learns_its_line() {
         facts,
         checkpoints: Some(Checkpointer::open(&checkpoints, 2).unwrap()),
         checkpoint_dir: &checkpoints,
-        stop: Arc::new(AtomicBool::new(false)),
+        controls: Arc::new(Controls::default()),
     };
     let mut told = Told::default();
     let finished = fit.run(None, &mut told).unwrap();

@@ -56,6 +56,9 @@ pub struct MemoryRecord {
     pub cache_bytes: u64,
     pub cache_hits: u64,
     pub cache_misses: u64,
+    /// Largest RSS since the phase began, as the kernel saw it between the records.
+    #[serde(default)]
+    pub rss_peak_bytes: u64,
 }
 
 /// `summary.json`. Rank 0 writes the training part; the launcher adds what only it knows (peaks over ranks, restarts).
@@ -80,6 +83,12 @@ pub struct Summary {
     pub cache: CacheSummary,
     pub files_skipped: u64,
     pub restarts: u32,
+    /// Why a run was stopped, where someone said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How often `memory.cleanup_every` released what is kept for speed.
+    #[serde(default)]
+    pub memory_cleanups: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -76,7 +76,8 @@ class Clips(Dataset):
         planes = len(bits) // (height * width)
         planes_of = bits[: planes * height * width].reshape(planes, height, width)[:, ::-1]
         counts = np.zeros((self.bins, height, width), np.float32)
-        np.add.at(counts, np.arange(planes) * self.bins // planes, planes_of)
+        for time, plane in enumerate(planes_of):
+            counts[time * self.bins // planes] += plane
         return F.interpolate(torch.from_numpy(counts).log1p_()[None], size=size, mode="bilinear", align_corners=False)[0]
 
     def __getitem__(self, index):

@@ -69,9 +69,9 @@ pub struct VrtShape {
     pub max_batch_tokens: i64,
     /// Longest side of such a tile.
     pub chunk_size: i64,
-    /// Recompute attention and warping during backward.
+    /// Recompute attention, over windows and over time, and deformable warping during backward.
     pub checkpoint_attn: bool,
-    /// Recompute feed-forward parts during backward.
+    /// Recompute feed-forward parts and the fusion of frames during backward.
     pub checkpoint_ffn: bool,
     /// Drop-path rate of the last block; it grows from zero at the first.
     pub drop_path: f64,
