@@ -17,7 +17,8 @@
 //! | [`monitor`] | memory for people who write their own loop: lines, reports, clean-up, a guard | training |
 //! | [`rank`] | wiring and the exit code | algorithms |
 //!
-//! Architecture invariant: nothing here spawns a process; `hdf5` is imported by `data::source` alone; batches are a
+//! Architecture invariant: nothing here spawns a process but `data::source::hdf5::probe`, which opens files of
+//! others ahead in one; `hdf5` is imported by `data::source` alone; batches are a
 //! pure function of (seed, epoch, step, rank, world size), whatever the number of threads.
 
 pub mod comm;

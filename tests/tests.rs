@@ -14,8 +14,14 @@ mod equal;
 mod exits;
 #[path = "it/golden.rs"]
 mod golden;
+#[path = "it/host.rs"]
+mod host;
 #[path = "it/hostile.rs"]
 mod hostile;
+#[path = "it/hostile_hdf5.rs"]
+mod hostile_hdf5;
+#[path = "it/many_files.rs"]
+mod many_files;
 #[path = "it/minimal_task.rs"]
 mod minimal_task;
 #[path = "it/relief.rs"]

@@ -343,15 +343,7 @@ fn close(folder: &RunDir, task: &str, plan: &Plan, outcome: &Outcome) {
     summary.peak_node_bytes = outcome.peaks.node_bytes;
     summary.restarts = outcome.restarts;
     if let Some(stats) = &outcome.cache {
-        summary.cache = CacheSummary {
-            policy: plan.budget.cache_policy.clone(),
-            capacity_bytes: stats.capacity_bytes,
-            used_bytes: stats.used_bytes,
-            hits: stats.hits,
-            misses: stats.misses,
-            evictions: stats.evictions,
-            bypasses: stats.bypasses,
-        };
+        summary.cache = CacheSummary::of(&plan.budget.cache_policy, stats);
     }
     if let Ok(text) = serde_json::to_vec_pretty(&summary)
         && let Err(error) = std::fs::write(&path, text)

@@ -20,6 +20,9 @@ pub enum CommError {
         "{collective} waited {waited_s:.1} s for rank {missing}: it never arrived (train.step_timeout is {timeout_s} s)"
     )]
     Timeout { collective: String, waited_s: f64, missing: String, timeout_s: f64 },
+    /// The node's page cache was lost, without which no rank of it goes on.
+    #[error("{0}")]
+    Cache(String),
     #[error("{0}")]
     Other(String),
 }

@@ -1,17 +1,10 @@
 //! How ranks learn who they are and find each other when no launcher of ours handed them a memfd.
 
+mod node;
+
+pub use node::{Links, Node, meet_node, receive, send};
+
 use super::CommError;
-use super::shm::create_memfd;
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg,
-    socket_with, sockopt,
-};
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 /// A rank's place in its job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,124 +135,9 @@ fn slurm_tasks(list: &str, node: usize) -> Result<usize, CommError> {
     Err(bad())
 }
 
-/// Gives the node's ranks one memfd: local rank 0 makes it and hands it to the others over an abstract socket named
-/// after port, run and node. `run_id` tells jobs apart that share a port; it may be empty.
-///
-/// # Errors
-/// The name is in use, or ranks do not come within `timeout`.
-pub fn share_memfd(env: &RankEnv, run_id: &str, timeout: Duration) -> Result<OwnedFd, CommError> {
-    if env.local_world_size == 1 {
-        return create_memfd(true);
-    }
-    let user = rustix::process::getuid().as_raw();
-    // The kernel takes 107 bytes; a long run id is cut from its constant front.
-    let run: String = run_id.chars().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect();
-    let name = format!("headroom-{user}-{}-{}-{run}", env.master_port, env.group_rank);
-    let address =
-        SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(|e| CommError::Other(format!("{name}: {e}")))?;
-    let deadline = Instant::now() + timeout;
-    let failed = |e: Errno| match e {
-        Errno::ADDRINUSE => CommError::Other(format!(
-            "MASTER_PORT {} is in use by another job on this node: set another one",
-            env.master_port
-        )),
-        e => CommError::Other(format!("meeting the node's ranks at {name}: {e}")),
-    };
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
-    if env.local_rank == 0 {
-        hand_out(&socket, &address, env, deadline, timeout, failed)
-    } else {
-        fetch(&socket, &address, deadline, timeout, failed)
-    }
-}
-
-fn hand_out(
-    socket: &OwnedFd,
-    address: &SocketAddrUnix,
-    env: &RankEnv,
-    deadline: Instant,
-    timeout: Duration,
-    failed: impl Fn(Errno) -> CommError,
-) -> Result<OwnedFd, CommError> {
-    let memfd = create_memfd(true)?;
-    bind(socket, address).map_err(&failed)?;
-    listen(socket, env.local_world_size as i32).map_err(&failed)?;
-    let mut served = 1;
-    while served < env.local_world_size {
-        wait_readable(socket, deadline).map_err(&failed)?.ok_or_else(|| {
-            let missing = env.local_world_size - served;
-            late("rendezvous", format!("({missing} of the node's {} ranks)", env.local_world_size), timeout)
-        })?;
-        let peer = accept_with(socket, SocketFlags::CLOEXEC).map_err(&failed)?;
-        // Abstract names have no file permissions: whoever asks must be the same user.
-        let same_user = sockopt::socket_peercred(&peer).is_ok_and(|cred| cred.uid == rustix::process::getuid());
-        if !same_user {
-            continue;
-        }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [memfd.as_fd()];
-        control.push(SendAncillaryMessage::ScmRights(&fds));
-        // A rank that died after connecting will be missed at the first barrier.
-        if sendmsg(&peer, &[IoSlice::new(&[1])], &mut control, SendFlags::NOSIGNAL).is_ok() {
-            served += 1;
-        }
-    }
-    Ok(memfd)
-}
-
-fn fetch(
-    socket: &OwnedFd,
-    address: &SocketAddrUnix,
-    deadline: Instant,
-    timeout: Duration,
-    failed: impl Fn(Errno) -> CommError,
-) -> Result<OwnedFd, CommError> {
-    loop {
-        match connect(socket, address) {
-            Ok(()) => break,
-            // Rank 0 is not there yet, and nothing tells when it will be.
-            Err(Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(Errno::CONNREFUSED | Errno::AGAIN) => return Err(late("rendezvous", "0".to_owned(), timeout)),
-            Err(e) => return Err(failed(e)),
-        }
-    }
-    wait_readable(socket, deadline).map_err(&failed)?.ok_or_else(|| late("rendezvous", "0".to_owned(), timeout))?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC).map_err(&failed)?;
-    let fds = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    fds.ok_or_else(|| CommError::Other("local rank 0 ended before it handed out the node's shared memory".to_owned()))
-}
-
-fn wait_readable(socket: &OwnedFd, deadline: Instant) -> Result<Option<()>, Errno> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&left)) {
-            Err(Errno::INTR) => {}
-            Ok(0) => return Ok(None),
-            other => return other.map(|_| Some(())),
-        }
-    }
-}
-
-fn late(collective: &str, missing: String, timeout: Duration) -> CommError {
-    let waited = timeout.as_secs_f64();
-    CommError::Timeout { collective: collective.to_owned(), waited_s: waited, missing, timeout_s: waited }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::comm::{Collective, ShmCollective};
 
     fn parse_env(pairs: &[(&str, &str)]) -> Result<RankEnv, CommError> {
         from_env(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
@@ -315,45 +193,5 @@ mod tests {
         assert!(error(&[("MASTER_PORT", "70000")]).contains("at most 65535"));
         assert!(error(&[("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0")]).contains("LOCAL_WORLD_SIZE"));
         assert!(slurm_tasks("4(x2),3", 3).is_err() && slurm_tasks("4(x2", 0).is_err());
-    }
-
-    #[test]
-    fn ranks_of_a_foreign_launcher_meet_and_reduce() {
-        // The process id keeps concurrent test runs apart.
-        let run = format!("meet-{}", std::process::id());
-        let sums = std::thread::scope(|scope| {
-            let start = |rank: usize| {
-                let run = run.as_str();
-                scope.spawn(move || {
-                    let env =
-                        RankEnv { rank, local_rank: rank, world_size: 3, local_world_size: 3, ..RankEnv::alone() };
-                    let fd = share_memfd(&env, run, Duration::from_secs(20)).unwrap();
-                    let comm = ShmCollective::new(fd, rank, 3, Duration::from_secs(20)).unwrap();
-                    let tensor = tch::Tensor::from_slice(&[rank as f32 + 1.0]);
-                    comm.all_reduce_sum(&tensor).unwrap();
-                    tensor.double_value(&[0])
-                })
-            };
-            // Rank 0 last: the others must wait for it.
-            let ranks: Vec<_> = [2, 1, 0].map(start).into_iter().collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
-        });
-        assert_eq!(sums, [6.0; 3]);
-    }
-
-    #[test]
-    fn a_used_port_and_a_missing_rank_are_errors() {
-        let run = format!("missing-{}", std::process::id());
-        let zero = RankEnv { world_size: 2, local_world_size: 2, ..RankEnv::alone() };
-        let (first, second) = std::thread::scope(|scope| {
-            let first = scope.spawn(|| share_memfd(&zero, &run, Duration::from_millis(400)).unwrap_err().to_string());
-            std::thread::sleep(Duration::from_millis(100));
-            let second = share_memfd(&zero, &run, Duration::from_millis(400)).unwrap_err().to_string();
-            (first.join().unwrap(), second)
-        });
-        let mut both = [first, second];
-        both.sort();
-        assert!(both[0].contains("is in use by another job"), "{both:?}");
-        assert!(both[1].contains("1 of the node's 2 ranks"), "{both:?}");
     }
 }

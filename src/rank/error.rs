@@ -22,6 +22,9 @@ pub enum RankError {
     Report(#[from] ReportError),
     #[error("{0}")]
     Io(String),
+    /// The plan does not fit this node.
+    #[error("{0}")]
+    NoRoom(String),
     #[error("internal error: {0}; please report this")]
     Panic(String),
 }
@@ -53,8 +56,11 @@ impl RankError {
             RankError::Data(_) | RankError::Train(TrainError::Data(_)) => exit::DATA,
             RankError::Comm(error) | RankError::Train(TrainError::Comm(error)) => match error {
                 CommError::PeerFailed { .. } => exit::PEER,
+                // As the loader says it when it meets this first.
+                CommError::Cache(_) => exit::DATA,
                 _ => exit::COMM,
             },
+            RankError::NoRoom(_) => exit::PLAN,
             RankError::Train(TrainError::Checkpoint(_)) => exit::CHECKPOINT,
             RankError::Train(TrainError::NonFinite { .. }) => exit::NONFINITE,
             RankError::Train(TrainError::OutOfMemory { .. }) => exit::PLAN,

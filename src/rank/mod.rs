@@ -1,12 +1,14 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
+mod cache;
 mod error;
 mod observer;
 mod train;
 
 pub use error::RankError;
 
+use crate::data::source::hdf5::probe;
 use crate::task::SampleRequest;
 use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
@@ -26,6 +28,9 @@ struct Args {
 enum Verb {
     /// Write sample data in a task's true format.
     SampleData(SampleRequest),
+    /// Open files on behalf of a rank that scans them.
+    #[command(name = probe::VERB, hide = true)]
+    OpenAhead,
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
 }
@@ -34,12 +39,16 @@ enum Verb {
 pub fn main() -> u8 {
     let args = Args::parse();
     std::panic::set_hook(Box::new(keep_panic));
+    if let Ok(program) = std::env::current_exe() {
+        probe::open_ahead_by(program);
+    }
     let Some(verb) = args.verb else {
         return train::main();
     };
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
+        Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {

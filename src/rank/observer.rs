@@ -28,9 +28,10 @@ pub struct RankObserver {
 }
 
 impl RankObserver {
-    /// Share of this rank's reads that found their bytes in the page cache.
+    /// Share of the node's lookups that found their entry so far, as last heard from the directory: what the bar and the
+    /// summary show.
     fn hit_rate(&self) -> Option<f64> {
-        self.cache.as_ref().and_then(|cache| cache.stats().hit_rate())
+        self.cache.as_ref().and_then(|cache| cache.node_stats().hit_rate())
     }
 }
 

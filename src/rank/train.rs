@@ -1,11 +1,13 @@
 //! A training rank, from its environment to its exit code.
 
+use super::cache::NodeCache;
 use super::observer::RankObserver;
 use super::{RankError, read_job};
+use crate::comm::rendezvous::{self, Links, Node};
 use crate::comm::shm::inherit;
-use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo, rendezvous};
+use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo};
 use crate::data::DataError;
-use crate::data::cache::{CacheClient, ClientSpec, inherited_memory};
+use crate::data::cache::CacheClient;
 use crate::monitor::{MemorySummary, explain};
 use crate::report::memory::{MemorySampler, Probe};
 use crate::report::records::{RecordWriter, write_summary};
@@ -13,19 +15,15 @@ use crate::report::{Reporter, plots};
 use crate::task::{self, Datasets, Team};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
-use launcher::config::CachePolicy;
-use launcher::contract::{Best, Job, Relief, Summary, env, exit};
+use launcher::console::cache_stats;
+use launcher::contract::cache::CacheStats;
+use launcher::contract::{Best, CacheSummary, Job, Relief, Summary, env, exit};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 
-/// `1`: every entry of the page cache carries a checksum, verified at every acquire. The same on all ranks.
-const CACHE_VERIFY: &str = "HEADROOM_CACHE_VERIFY";
-/// Said once where the plan has a page cache and nobody hosts it.
-const NO_CACHE: &str =
-    "page cache: none, since these ranks were not started by `launch`: every rank reads the files for itself";
 /// Time between two memory records, besides those at phases and steps.
 const MEMORY_PERIOD: Duration = Duration::from_secs(2);
 
@@ -37,6 +35,8 @@ struct Start {
     job: Job,
     env: RankEnv,
     collective: Arc<dyn Collective>,
+    /// To the node's other ranks, where no launcher of ours started them.
+    links: Option<Links>,
     reporter: Reporter,
     controls: Arc<Controls>,
     /// What signals set, and the controls read.
@@ -104,13 +104,15 @@ fn start(began: Instant) -> Result<Start, RankError> {
         error
     };
     let timeout = Duration::try_from_secs_f64(job.config.train.step_timeout).unwrap_or(Duration::MAX);
-    let collective: Arc<dyn Collective> = if env.world_size == 1 {
-        Arc::new(Solo::new(Device::Cpu))
+    let (collective, links): (Arc<dyn Collective>, _) = if env.world_size == 1 {
+        let alone = std::env::var_os(env::CONTROL_FD).is_none().then(|| Links::Host(Vec::new()));
+        (Arc::new(Solo::new(Device::Cpu)), alone)
     } else {
-        Arc::new(meet(&env, timeout).map_err(told)?)
+        let (shm, links) = meet(&env, timeout).map_err(told)?;
+        (Arc::new(shm), links)
     };
     let _ = meeting.set(Arc::clone(&collective));
-    Ok(Start { job, env, collective, reporter, controls, stop, began })
+    Ok(Start { job, env, collective, links, reporter, controls, stop, began })
 }
 
 /// Speaks with the launcher over the inherited socket; prints where there is none.
@@ -133,32 +135,8 @@ fn reporter(
     Ok(Reporter::over(socket, rank, on_peer_failed, on_relief)?)
 }
 
-/// The node's page cache, where the launcher made one. Half of it is for batches announced ahead, in equal shares.
-fn page_cache(job: &Job, place: &RankEnv) -> Result<Option<Arc<CacheClient>>, RankError> {
-    let named = |name| std::env::var(name).ok();
-    let (Some(socket), Some(memory)) = (named(env::CACHE_FD), named(env::CACHE_MEMFD)) else {
-        return Ok(None);
-    };
-    if job.config.data.cache == CachePolicy::Off {
-        return Ok(None);
-    }
-    let refused = |problem: String| {
-        RankError::Usage(format!("{}={socket}: {problem}; it is set by `launch`: start the run again", env::CACHE_FD))
-    };
-    let fd = socket.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
-    let stream = inherit::inherited_socket(fd).map_err(|e| refused(e.to_string()))?;
-    let memfd = inherited_memory(&memory)?;
-    let capacity_bytes = memfd.metadata().map_err(|e| refused(e.to_string()))?.len();
-    let spec = ClientSpec {
-        rank: place.rank as u32,
-        ahead_bytes: capacity_bytes / (2 * place.local_world_size.max(1) as u64),
-        verify: named(CACHE_VERIFY).is_some_and(|value| value == "1"),
-    };
-    Ok(Some(CacheClient::connect(stream, &memfd, spec)?))
-}
-
 /// Joins the node's ranks in the launcher's memfd, or in one that local rank 0 makes when another launcher started us.
-fn meet(place: &RankEnv, timeout: Duration) -> Result<ShmCollective, RankError> {
+fn meet(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective, Option<Links>), RankError> {
     if place.world_size != place.local_world_size {
         let (world, local) = (place.world_size, place.local_world_size);
         return Err(RankError::Usage(format!(
@@ -166,23 +144,24 @@ fn meet(place: &RankEnv, timeout: Duration) -> Result<ShmCollective, RankError> 
              start all ranks on one node"
         )));
     }
-    let memfd = match std::env::var(env::COMM_FD) {
+    let (memfd, links) = match std::env::var(env::COMM_FD) {
         Ok(number) => {
             // A memfd can be opened anew by its number: no ownership of a raw descriptor is taken.
             let path = format!("/proc/self/fd/{number}");
             let file = std::fs::File::options().read(true).write(true).open(&path);
-            file.map_err(|e| RankError::Usage(format!("{}={number}: {e}", env::COMM_FD)))?.into()
+            (file.map_err(|e| RankError::Usage(format!("{}={number}: {e}", env::COMM_FD)))?.into(), None)
         }
         Err(_) => {
             let run = std::env::var(env::RUN_ID).unwrap_or_default();
-            rendezvous::share_memfd(place, &run, timeout)?
+            let Node { memfd, links } = rendezvous::meet_node(place, &run, timeout)?;
+            (memfd, Some(links))
         }
     };
-    Ok(ShmCollective::new(memfd, place.local_rank, place.local_world_size, timeout)?)
+    Ok((ShmCollective::new(memfd, place.local_rank, place.local_world_size, timeout)?, links))
 }
 
 fn train(start: Start) -> Result<u8, RankError> {
-    let Start { job, env, collective, reporter, controls, stop, began } = &start;
+    let Start { job, env, collective, links, reporter, controls, stop, began } = &start;
     let (config, plan) = (&job.config, &job.plan);
     let threads = plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
@@ -192,14 +171,12 @@ fn train(start: Start) -> Result<u8, RankError> {
     let resumed_step = resume.as_ref().map(|loaded| loaded.step);
 
     let task = task::find(&config.task).map_err(RankError::Usage)?;
-    let cache = page_cache(job, env)?;
+    let mut node = NodeCache::join(job, env, links.as_ref(), collective, reporter)?;
+    let cache = node.as_ref().map(|node| Arc::clone(&node.client));
     let memory = memory_sampler(&start, resumed_step, cache.clone())?;
     let datasets = open(&start, task, cache.clone())?;
     memory.print("After dataset creation");
     if env.rank == 0 {
-        if cache.is_none() && plan.budget.page_cache_bytes > 0 {
-            reporter.line(NO_CACHE);
-        }
         datasets.notes.iter().for_each(|line| reporter.line(line.clone()));
         tell_skipped(&datasets.skipped, reporter);
     }
@@ -236,12 +213,16 @@ fn train(start: Start) -> Result<u8, RankError> {
     collective.barrier()?;
     unstarted.store(false, Ordering::Relaxed);
     let finished = fit.run(resume, &mut observer)?;
+    let counted = match &mut node {
+        Some(node) => node.part(&**collective)?,
+        None => None,
+    };
     observer.memory.stop();
     if let Some(records) = observer.records.take() {
         records.close().map_err(|e| RankError::Io(e.to_string()))?;
     }
     if env.rank == 0 {
-        close(&start, &finished, &datasets, began.elapsed())?;
+        close(&start, &finished, &datasets, counted, began.elapsed())?;
     }
     Ok(if finished.status == Status::Stopped { exit::STOPPED } else { exit::OK })
 }
@@ -350,8 +331,15 @@ fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
     vs.trainable_variables().into_iter().filter_map(of).collect()
 }
 
-/// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes and the page cache's numbers.
-fn close(start: &Start, finished: &Finished, datasets: &Datasets, wall: Duration) -> Result<(), RankError> {
+/// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes and, where it hosted the page
+/// cache, its numbers; `cache` has them where rank 0 did.
+fn close(
+    start: &Start,
+    finished: &Finished,
+    datasets: &Datasets,
+    cache: Option<CacheStats>,
+    wall: Duration,
+) -> Result<(), RankError> {
     let Start { job, reporter, .. } = start;
     let config = &job.config;
     let summary = Summary {
@@ -376,10 +364,15 @@ fn close(start: &Start, finished: &Finished, datasets: &Datasets, wall: Duration
         files_skipped: datasets.skipped.len() as u64,
         reason: finished.reason.clone(),
         memory_cleanups: finished.cleanups,
+        cache: cache
+            .map_or_else(CacheSummary::default, |stats| CacheSummary::of(&job.plan.budget.cache_policy, &stats)),
         restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
         ..Summary::default()
     };
     write_summary(&job.run_dir.join("summary.json"), &summary).map_err(|e| RankError::Io(e.to_string()))?;
+    if let Some(stats) = &cache {
+        reporter.line(cache_stats(&config.task, stats));
+    }
     if config.log.plots {
         let (records, plots) = (job.run_dir.join("metrics.jsonl"), job.run_dir.join("plots"));
         let metric = &plotted(config.train.monitor_metric.as_str(), &finished.headline);

@@ -2,7 +2,8 @@
 //!
 //! `loader --data DIR [--ranks 1] [--threads 2] [--batch 64] [--slots 6] [--window 500] [--stride 50] [--epochs 2]
 //! [--samples N: at most so many of an epoch per rank] [--cache-share 1.0: of the decoded training data, 0: no page cache]
-//! [--policy auto|pin|lru|next_use] [--shuffle global|block] [--shuffle-window 64] [--chunk-cache-mb 64] [--memcpy 1] [--hits 1]`
+//! [--policy auto|pin|lru|next_use] [--entries auto|chunk|sample] [--shuffle global|block] [--shuffle-window 64]
+//! [--chunk-cache-mb 64] [--memcpy 1] [--hits 1]`
 //!
 //! Ranks are threads here, each with its own client of a page cache that this process hosts; they step together, as
 //! ranks that add up gradients do. `--per-chunk N`: windows of an N-th of a chunk, and the clairvoyant optimum of this
@@ -16,7 +17,7 @@ use headroom::task::Team;
 use headroom::task::emg::data::{EmgData, open_datasets};
 use launcher::cache::simulate::{Grain, Trace, Walk};
 use launcher::cache::{CacheHost, HostPlan, PolicyKind};
-use launcher::config::{CachePolicy, DataConfig, ShuffleMode};
+use launcher::config::{CacheEntries, CachePolicy, DataConfig, ShuffleMode};
 use launcher::contract::cache::CacheStats;
 use serde_json::{Value, json};
 use std::error::Error;
@@ -79,6 +80,11 @@ fn options() -> Result<Options> {
         shuffle_window: number("--shuffle-window", "64")?,
         chunk_cache_size: (number("--chunk-cache-mb", "64")? as u64) << 20,
         cache,
+        cache_entries: match value("--entries", "auto").as_str() {
+            "chunk" => CacheEntries::Chunk,
+            "sample" => CacheEntries::Sample,
+            _ => CacheEntries::Auto,
+        },
         skip_ik_failures: false,
         ..DataConfig::default()
     };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
 /// 1 MiB: half of what the training files hold.
-const SMALL: &str = "data.cache_size_gb=0.0009765625";
+pub const SMALL: &str = "data.cache_size_gb=0.0009765625";
 const STEPS: u64 = 20;
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/script_rank.py");
 
@@ -56,7 +56,7 @@ fn data() -> &'static Path {
     })
 }
 
-fn path_of(layout: &str) -> String {
+pub fn path_of(layout: &str) -> String {
     format!("data.dataset_path={}", data().join(layout).display())
 }
 
@@ -82,7 +82,7 @@ fn start(runs: &Runs, name: &str, words: &[&str]) -> Running {
     Running::start(&mut command(runs, name, words), runs.path())
 }
 
-fn finish(runs: &Runs, name: &str, words: &[&str]) -> Run {
+pub fn finish(runs: &Runs, name: &str, words: &[&str]) -> Run {
     let ended = start(runs, name, words).wait();
     assert_eq!(ended.code, Some(0), "{name}: {ended}");
     runs.run(name)
@@ -103,14 +103,14 @@ fn processes() -> impl Iterator<Item = (i32, PathBuf)> {
 
 /// What a job holds that must be gone after it.
 #[derive(Default)]
-struct Traces {
+pub struct Traces {
     /// Device and inode of memory without a name.
     memory: BTreeSet<(u64, u64)>,
 }
 
 impl Traces {
     /// Adds what process `pid` holds now.
-    fn look(&mut self, pid: u32) {
+    pub fn look(&mut self, pid: u32) {
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
             let of_ours = fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().contains("memfd:headroom"));
             if let Some(facts) = fs::metadata(entry.path()).ok().filter(|_| of_ours) {
@@ -120,7 +120,7 @@ impl Traces {
     }
 
     /// No process of `runs`, none that holds its memory, no file of its beside the run's own.
-    fn assert_gone(&self, runs: &Runs, name: &str) {
+    pub fn assert_gone(&self, runs: &Runs, name: &str) {
         assert!(!self.memory.is_empty(), "no memory was seen: this check could not fail");
         let mark = runs.path().display().to_string();
         // Dead processes are reaped by whoever inherited them.
@@ -353,6 +353,21 @@ fn the_same_bits_for_any_threads_policy_storage_and_size_and_after_a_resume() {
             _ => assert!(count("hits") == 0 && count("bypasses") > 0, "{name}: {cache}"),
         }
     }
+    // Entries of single windows, with other threads, sizes and after a resume.
+    let sample: &[&str] = &["--set", "data.cache_entries=sample"];
+    for (size, threads) in [(HALF, "2"), (HALF, "0"), ("0.0002", "8")] {
+        let name = format!("sample-{size}-{threads}");
+        let run = train(&name, "gzip", "next_use", size, threads, sample);
+        assert_same_checkpoint(&run, &reference, STEPS, &name);
+        assert_eq!(run.losses(), reference.losses(), "{name}");
+        let log = fs::read_to_string(run.path.join("rank0.log")).unwrap();
+        assert!(log.contains("entries are single windows"), "{name}: {log}");
+        let cache = &run.summary()["cache"];
+        assert!(cache["hits"].as_u64() > Some(0) && cache["evictions"].as_u64() > Some(0), "{name}: {cache}");
+    }
+    train("windows", "gzip", "pin", HALF, "2", &["--set", "train.max_steps=9"]);
+    let resumed = train("windows", "gzip", "next_use", HALF, "8", &[sample, &["--resume", "auto"]].concat());
+    assert_same_checkpoint(&resumed, &reference, STEPS, "windows");
     train("resumed", "gzip", "pin", HALF, "2", &["--set", "train.max_steps=9"]);
     let resumed = train("resumed", "plain", "next_use", HALF, "8", &["--resume", "auto"]);
     assert_same_checkpoint(&resumed, &reference, STEPS, "resumed");

@@ -127,7 +127,7 @@ fn ranks_of_another_launcher_train_even_where_they_do_not_divide_the_batch() {
         let ranks = by_hand(&job, world, free_port());
         for (rank, ended) in ranks.iter().enumerate() {
             assert_eq!(ended.code, Some(0), "{ended}");
-            let told = ended.out.matches("page cache: none").count() + ended.err.matches("page cache: none").count();
+            let told = ended.out.matches("Cache Stats").count();
             assert_eq!(told, usize::from(rank == 0), "{ended}");
         }
         assert_eq!(run.steps(), (1..=20).collect::<Vec<_>>());

@@ -170,12 +170,11 @@ impl Directory {
             }
             ToDirectory::Hello { rank: said, .. } if *said != rank => return Err(Fault::Rank { rank, said: *said }),
             ToDirectory::Hello { .. } => {}
-            ToDirectory::Acquire { ticket, items } => {
-                let mut grants = Vec::with_capacity(items.len());
-                for item in items {
-                    grants.push(self.acquire(rank, item)?);
-                }
-                replies.push((rank, FromDirectory::Granted { ticket: *ticket, grants }));
+            ToDirectory::Acquire { ticket, items } => self.acquire_all(rank, *ticket, items, replies)?,
+            ToDirectory::Again { ticket, items } => {
+                // Counted when they were refused.
+                self.count(rank, |stats| stats.bypasses = stats.bypasses.saturating_sub(items.len() as u64));
+                self.acquire_all(rank, *ticket, items, replies)?;
             }
             ToDirectory::Publish { keys } => keys.iter().try_for_each(|key| self.publish(rank, *key, replies))?,
             ToDirectory::Abandon { keys } => keys.iter().try_for_each(|key| self.abandon(rank, *key, replies))?,
@@ -204,6 +203,15 @@ impl Directory {
                 self.rest(key);
             }
         }
+    }
+
+    fn acquire_all(&mut self, rank: u32, ticket: u64, items: &[Item], replies: &mut Replies) -> Result<(), Fault> {
+        let mut grants = Vec::with_capacity(items.len());
+        for item in items {
+            grants.push(self.acquire(rank, item)?);
+        }
+        replies.push((rank, FromDirectory::Granted { ticket, grants }));
+        Ok(())
     }
 
     fn acquire(&mut self, rank: u32, item: &Item) -> Result<Grant, Fault> {

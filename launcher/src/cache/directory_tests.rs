@@ -117,6 +117,29 @@ fn next_use_keeps_out_what_is_needed_last_and_offers_displace_only_later_needs()
 }
 
 #[test]
+fn an_entry_asked_for_again_is_counted_once_by_the_last_answer() {
+    let mut b = bench(64, PolicyKind::NextUse);
+    b.store(item(1, 64, 50));
+    assert_eq!(b.acquire(0, item(2, 64, 90)), Grant::Bypass);
+    let again = |b: &mut Bench, next_use| match b
+        .send(0, ToDirectory::Again { ticket: 5, items: vec![item(2, 64, next_use)] })
+        .as_slice()
+    {
+        [(0, FromDirectory::Granted { ticket: 5, grants })] => grants[0],
+        other => panic!("{other:?}"),
+    };
+    let counts = |b: &Bench| (b.0.stats().hits, b.0.stats().misses, b.0.stats().bypasses);
+    assert_eq!((again(&mut b, 90), counts(&b)), (Grant::Bypass, (0, 1, 1)));
+    // In the meantime another rank offered it.
+    let offer = Item { offer: true, ..item(2, 64, 20) };
+    assert!(matches!(b.acquire(1, offer), Grant::Fill { .. }));
+    b.send(1, ToDirectory::Publish { keys: vec![2] });
+    b.send(1, ToDirectory::Release { keys: vec![(2, 20)] });
+    assert!(matches!(again(&mut b, 90), Grant::Ready { .. }));
+    assert_eq!(counts(&b), (1, 1, 0));
+}
+
+#[test]
 fn a_late_report_does_not_bring_a_past_use_back() {
     let mut b = bench(2 * 64, PolicyKind::NextUse);
     b.store(item(1, 64, 20));

@@ -5,8 +5,8 @@
 //!                        │            └──────► policy  (who goes when room is needed)
 //!                      memfd                  simulate (traces through the directory, and the optimum)
 //! ```
-//! One thread owns the directory, so nothing here is locked and nothing is shared but the bytes. The launcher hosts it;
-//! ranks that another launcher started have none.
+//! One thread owns the directory, so nothing here is locked and nothing is shared but the bytes. The launcher hosts it, or
+//! local rank 0 where another launcher started the ranks.
 //!
 //! Architecture invariant: touches no sample bytes; only ranks map the memfd. `directory`, `arena` and `policy` make no
 //! system calls.
@@ -15,7 +15,7 @@ mod arena;
 mod directory;
 mod memory;
 mod policy;
-mod server;
+pub(crate) mod server;
 pub mod simulate;
 
 pub use directory::{Directory, Fault};

@@ -52,6 +52,8 @@ struct Shared {
     /// Bytes from the mapping's start that have pages.
     present_bytes: AtomicU64,
     stop: AtomicBool,
+    /// The server's thread serves no more.
+    ended: AtomicBool,
     gone: Mutex<Vec<u32>>,
     notes: Mutex<Vec<String>>,
     /// Makes the server look at `stop` and `gone`.
@@ -108,6 +110,7 @@ impl CacheHost {
             by_rank: Mutex::default(),
             present_bytes: AtomicU64::new(present),
             stop: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             gone: Mutex::default(),
             notes: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
@@ -182,7 +185,7 @@ impl CacheHost {
 
     /// Whether the directory's thread is at its end.
     pub fn ended(&self) -> bool {
-        self.server.as_ref().is_none_or(JoinHandle::is_finished)
+        self.shared.ended.load(Ordering::Acquire)
     }
 
     /// The rank's process has ended, whoever may still hold its socket.
@@ -191,10 +194,15 @@ impl CacheHost {
         self.shared.wake();
     }
 
-    /// Ends both threads and waits for them; [`CacheHost::stats`] stay.
-    pub fn stop(&mut self) {
+    /// Both threads end soon, and the alarm with them.
+    pub fn ask_to_end(&self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake();
+    }
+
+    /// Ends both threads and waits for them; [`CacheHost::stats`] stay.
+    pub fn stop(&mut self) {
+        self.ask_to_end();
         for thread in [self.server.take(), self.grower.take()].into_iter().flatten() {
             let _ = thread.join();
         }
@@ -265,6 +273,10 @@ struct Ending(Arc<Shared>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.note("the directory's thread ended in a panic: please report this".into());
+        }
+        self.0.ended.store(true, Ordering::Release);
         *lock(&self.0.alarm) = None;
     }
 }
@@ -347,6 +359,8 @@ impl Server {
         loop {
             let peer = &mut self.peers[index];
             let fault = match peer.decoder.next_message::<ToDirectory>() {
+                #[cfg(test)]
+                Ok(Some(message)) if tests::is_breakdown(&message) => panic!("asked to by a test"),
                 Ok(Some(message)) => match self.directory.handle(peer.rank, &message, &mut self.replies) {
                     Ok(()) => None,
                     Err(fault) => Some(fault.to_string()),
@@ -410,4 +424,4 @@ impl Server {
 
 #[cfg(test)]
 #[path = "server_tests.rs"]
-mod tests;
+pub mod tests;

@@ -45,6 +45,17 @@ impl Rank {
     }
 }
 
+/// In tests, this message makes the server's thread panic.
+pub fn breakdown() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(&ToDirectory::Abandon { keys: vec![u64::MAX] }, &mut bytes).unwrap();
+    bytes
+}
+
+pub fn is_breakdown(message: &ToDirectory) -> bool {
+    *message == ToDirectory::Abandon { keys: vec![u64::MAX] }
+}
+
 fn host(ranks: u32) -> CacheHost {
     let plan = HostPlan { capacity_bytes: 1 << 20, policy: PolicyKind::NextUse, ranks: (0..ranks).collect() };
     CacheHost::start(&plan).unwrap()
@@ -98,6 +109,16 @@ fn a_directory_that_ends_closes_every_socket_and_raises_the_alarm() {
     assert_eq!((first.reply(), second.reply()), (None, None));
     assert!(host.ended());
     assert_eq!(rustix::io::read(&host.alarm, &mut [0; 8]), Ok(0));
+}
+
+#[test]
+fn a_directory_that_panics_says_so_and_closes_every_socket() {
+    let mut host = host(2);
+    let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    first.socket.write_all(&breakdown()).unwrap();
+    assert_eq!((first.reply(), second.reply()), (None, None));
+    assert!(host.ended());
+    assert_eq!(host.notes(), ["the directory's thread ended in a panic: please report this"]);
 }
 
 #[test]

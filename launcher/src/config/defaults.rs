@@ -55,6 +55,7 @@ impl Default for DataConfig {
             chunk_cache_size: 64 << 20,
             cache_size_gb: None,
             cache: CachePolicy::Auto,
+            cache_entries: CacheEntries::Auto,
             skip_bad: true,
             skip_ik_failures: true,
             max_train_windows: 0,

@@ -60,6 +60,8 @@ pub struct DataConfig {
     pub cache_size_gb: Option<f64>,
     /// `auto`, `pin`, `lru`, `next_use` or `off`.
     pub cache: CachePolicy,
+    /// What an entry of the page cache holds.
+    pub cache_entries: CacheEntries,
     /// Leave out files that cannot be read (counted, with a warning) instead of stopping.
     pub skip_bad: bool,
     /// Leave out windows that touch a block where inverse kinematics failed (all angles zero).
@@ -149,6 +151,17 @@ pub enum CachePolicy {
     Lru,
     NextUse,
     Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheEntries {
+    /// By the sizes of data set and cache.
+    Auto,
+    /// What one read yields.
+    Chunk,
+    /// Single samples, where the order is known ahead and global.
+    Sample,
 }
 
 /// Models by task. `emg`: TDS-LSTM, convolutional stages over EMG, then a recurrent decoder that feeds its pose back.

@@ -54,6 +54,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("data.chunk_cache_size", Whole),
     ("data.cache_size_gb", OptionalNumber),
     ("data.cache", Choice(&["auto", "pin", "lru", "next_use", "off"])),
+    ("data.cache_entries", Choice(&["auto", "chunk", "sample"])),
     ("data.skip_bad", Flag),
     ("data.skip_ik_failures", Flag),
     ("data.max_train_windows", Whole),

@@ -32,6 +32,11 @@ pub enum ToDirectory {
         ticket: u64,
         items: Vec<Item>,
     },
+    /// As `Acquire`, for items that were refused by a `Bypass` since: the same use is counted once, by this answer.
+    Again {
+        ticket: u64,
+        items: Vec<Item>,
+    },
     /// The entry is filled: every rank may read it. The rank keeps its reference.
     Publish {
         keys: Vec<u64>,

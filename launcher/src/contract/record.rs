@@ -98,7 +98,7 @@ pub struct Best {
     pub step: u64,
 }
 
-/// The node's page cache over the run. The launcher, whose directory counts, writes it; default: there was none.
+/// The node's page cache over the run. Whoever hosts its directory writes it; default: there was none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CacheSummary {
     /// `pin`, `lru`, `next_use`, or `off`.
@@ -109,6 +109,20 @@ pub struct CacheSummary {
     pub misses: u64,
     pub evictions: u64,
     pub bypasses: u64,
+}
+
+impl CacheSummary {
+    pub fn of(policy: &str, stats: &super::cache::CacheStats) -> Self {
+        Self {
+            policy: policy.to_owned(),
+            capacity_bytes: stats.capacity_bytes,
+            used_bytes: stats.used_bytes,
+            hits: stats.hits,
+            misses: stats.misses,
+            evictions: stats.evictions,
+            bypasses: stats.bypasses,
+        }
+    }
 }
 
 impl Default for CacheSummary {

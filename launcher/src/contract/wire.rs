@@ -183,6 +183,15 @@ fn put_len(to: &mut Vec<u8>, len: usize) {
     to.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
 }
 
+fn put_items(to: &mut Vec<u8>, ticket: u64, items: &[Item]) {
+    put(to, &[ticket]);
+    put_len(to, items.len());
+    for item in items {
+        put(to, &[item.key, item.bytes, item.next_use]);
+        to.push(item.offer.into());
+    }
+}
+
 fn put_grant(to: &mut Vec<u8>, grant: &Grant) {
     match grant {
         Grant::Ready { offset } => {
@@ -208,12 +217,7 @@ impl Message for ToDirectory {
             }
             ToDirectory::Acquire { ticket, items } => {
                 to.push(2);
-                put(to, &[*ticket]);
-                put_len(to, items.len());
-                for item in items {
-                    put(to, &[item.key, item.bytes, item.next_use]);
-                    to.push(item.offer.into());
-                }
+                put_items(to, *ticket, items);
             }
             ToDirectory::Publish { keys } => {
                 to.push(3);
@@ -234,6 +238,10 @@ impl Message for ToDirectory {
                 to.push(6);
                 put(to, &[*ticket]);
             }
+            ToDirectory::Again { ticket, items } => {
+                to.push(7);
+                put_items(to, *ticket, items);
+            }
         }
     }
 
@@ -246,6 +254,7 @@ impl Message for ToDirectory {
             4 => ToDirectory::Abandon { keys: f.list(8, Fields::u64)? },
             5 => ToDirectory::Release { keys: f.list(16, |f| Ok((f.u64()?, f.u64()?)))? },
             6 => ToDirectory::Stats { ticket: f.u64()? },
+            7 => ToDirectory::Again { ticket: f.u64()?, items: f.list(25, Fields::item)? },
             kind => return Err(WireError::Kind(kind)),
         };
         f.end(message)
@@ -301,8 +310,10 @@ mod tests {
         let keys = || prop::collection::vec(any::<u64>(), 0..40);
         prop_oneof![
             any::<(u32, u32)>().prop_map(|(version, rank)| ToDirectory::Hello { version, rank }),
-            (any::<u64>(), prop::collection::vec(item, 0..40))
-                .prop_map(|(ticket, items)| ToDirectory::Acquire { ticket, items }),
+            (any::<u64>(), prop::collection::vec(item, 0..40)).prop_flat_map(|(ticket, items)| {
+                let again = ToDirectory::Again { ticket, items: items.clone() };
+                prop_oneof![Just(ToDirectory::Acquire { ticket, items }), Just(again)]
+            }),
             keys().prop_map(|keys| ToDirectory::Publish { keys }),
             keys().prop_map(|keys| ToDirectory::Abandon { keys }),
             prop::collection::vec(any::<(u64, u64)>(), 0..40).prop_map(|keys| ToDirectory::Release { keys }),

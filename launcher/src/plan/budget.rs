@@ -4,7 +4,7 @@ use super::constants::*;
 use super::table::{bytes_text, count, grouped};
 use super::task::{OVERFLOW, SampleSizes, TaskSizes, once, per_rank, product, sum};
 use super::{BudgetLine, BudgetPlan, GpuPlan, Plan, PlanError};
-use crate::config::{Budget, CachePolicy, Config, OptimizerKind};
+use crate::config::{Budget, CachePolicy, Config, OptimizerKind, ShuffleMode};
 use crate::machine::{DatasetFacts, Machine};
 
 /// Makes all lines; adds to the draft's notes.
@@ -37,6 +37,7 @@ pub(super) fn budget(
     let line = sizes.page_cache(config, dataset, room);
     let (page_cache_bytes, cache_policy) = (line.bytes, sizes.cache_policy(config, line.bytes).to_owned());
     lines.push(line);
+    draft.notes.extend(small_cache(config, dataset, draft, page_cache_bytes));
     Ok(BudgetPlan { total_bytes, lines, page_cache_bytes, cache_policy, formula, gpu })
 }
 
@@ -241,5 +242,36 @@ impl Sizes {
             CachePolicy::Pin => "pin",
             CachePolicy::Lru => "lru",
         }
+    }
+}
+
+/// A cache that is too small for the order of samples, in numbers.
+fn small_cache(config: &Config, dataset: &DatasetFacts, draft: &Plan, bytes: u64) -> Option<String> {
+    let useful = dataset.bytes.saturating_mul(DECODED_OVER_DISK) / PAGE_BYTES * PAGE_BYTES;
+    if bytes == 0 || bytes >= useful || !config.data.shuffle {
+        return None;
+    }
+    let pages = bytes / ENTRY_BYTES;
+    let (window, ranks) = (config.data.shuffle_window as u64, draft.topology.local_world_size as u64);
+    let holds =
+        format!("the page cache of {} holds about {pages} pages of {}", bytes_text(bytes), bytes_text(ENTRY_BYTES));
+    let wanted = window.saturating_mul(WINDOWS_HELD);
+    match config.data.shuffle_mode {
+        ShuffleMode::Block if pages < wanted => Some(format!(
+            "{holds}; data.shuffle_mode: block draws samples from {window} at a time and needs about {WINDOWS_HELD} × {window} = \
+             {wanted} to read each once: lower data.shuffle_window to {}, or raise data.cache_size_gb or memory.budget",
+            (pages / WINDOWS_HELD).max(1)
+        )),
+        ShuffleMode::Global => {
+            let batch = ranks.saturating_mul(draft.batch.micro_batch as u64);
+            (pages < batch.saturating_mul(2)).then(|| {
+                format!(
+                    "{holds}; the samples of one batch of {} may lie in {batch}, and half of the cache is for batches ahead: most \
+                     reads will pass it by; data.shuffle_mode: block needs far fewer",
+                    count(ranks as usize, "rank")
+                )
+            })
+        }
+        _ => None,
     }
 }

@@ -59,3 +59,8 @@ pub(super) const F32_BYTES: u64 = 4;
 /// them. Source: measured 1.29 to 1.55 GiB of PSS per CPU rank where the plan had 2.34 GiB (the CPU profile of
 /// configs/baseline.yaml with 4 blocks per stage).
 pub(super) const VIDEO_ACTIVATION_FACTOR: (u64, u64) = (3, 2);
+
+/// Bytes of an entry of the page cache, about: a page of rows without chunks. Chunks are of like size; no file is opened here.
+pub const ENTRY_BYTES: u64 = 512 << 10;
+/// `block`: windows of pages that the cache should hold, for those of all loader threads and ranks and of batches ahead.
+pub const WINDOWS_HELD: u64 = 4;

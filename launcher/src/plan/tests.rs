@@ -1,7 +1,7 @@
 use super::constants::{GIB, MIB};
 use super::topology::topology_with;
 use super::*;
-use crate::config::{Budget, OptimizerKind};
+use crate::config::{Budget, OptimizerKind, ShuffleMode};
 use crate::contract::exit;
 use crate::machine::Gpu;
 use proptest::prelude::*;
@@ -395,4 +395,25 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_cache_too_small_for_the_order_is_named_with_numbers() {
+    let small = |mode: ShuffleMode, window: usize, cache_mib: u64| {
+        let mut config = Config::default();
+        config.data.shuffle_mode = mode;
+        config.data.shuffle_window = window;
+        config.data.cache_size_gb = Some(cache_mib as f64 / 1024.0);
+        let dataset =
+            DatasetFacts { exists: true, files: 9, bytes: 8 * GIB, largest_file_bytes: GIB, ..Default::default() };
+        let notes = plan(&config, &machine(8, 32 * GIB), &dataset, &ranks(1)).unwrap().notes;
+        notes.into_iter().find(|note| note.contains("the page cache of"))
+    };
+    let note = small(ShuffleMode::Block, 64, 64).unwrap();
+    for part in ["64.0 MiB holds about 128 pages", "4 × 64 = 256", "data.shuffle_window to 32"] {
+        assert!(note.contains(part), "{note}");
+    }
+    assert_eq!([small(ShuffleMode::Block, 64, 128), small(ShuffleMode::Block, 32, 64)], [None, None]);
+    assert!(small(ShuffleMode::Global, 64, 48).unwrap().contains("one batch of 1 rank may lie in 64"));
+    assert_eq!([small(ShuffleMode::Global, 64, 64), small(ShuffleMode::Grouped, 64, 1)], [None, None]);
 }

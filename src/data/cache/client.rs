@@ -3,6 +3,8 @@
 //! Two threads speak with the directory, so that nobody who trains or loads ever blocks on the socket. A read of an entry
 //! that was announced and granted takes two short locks and no round trip.
 
+mod offer;
+
 use super::map::{SharedMap, WriteSpan};
 use super::table::{Busy, ClientStats, Look, Table, Want};
 use crate::data::{DataError, Wake};
@@ -47,7 +49,11 @@ struct Inner {
     /// There are messages to send, or it is time to end.
     outgoing: Condvar,
     wakers: Mutex<Vec<Weak<dyn Wake>>>,
+    /// Told, once, when the directory is gone.
+    lost: Mutex<Option<Lost>>,
 }
+
+type Lost = Box<dyn FnOnce(String) + Send>;
 
 /// A rank's view of the page cache. Any thread may read.
 pub struct CacheClient {
@@ -74,6 +80,7 @@ impl CacheClient {
             changed: Condvar::new(),
             outgoing: Condvar::new(),
             wakers: Mutex::default(),
+            lost: Mutex::default(),
         });
         socket.set_write_timeout(Some(SEND_LIMIT)).map_err(failed)?;
         let closing = Arc::new(AtomicBool::new(false));
@@ -90,9 +97,19 @@ impl CacheClient {
 
     /// A batch will need `wants`, each key once. Asks for what this rank does not hold yet.
     pub fn announce(&self, wants: &[Want]) {
+        self.announce_all(wants, true);
+    }
+
+    /// As [`CacheClient::announce`] for entries that [`CacheClient::read_again`] reads: what is stored is held for the batch,
+    /// for the rest no room is reserved ahead of need.
+    pub fn announce_stored(&self, wants: &[Want]) {
+        self.announce_all(wants, false);
+    }
+
+    fn announce_all(&self, wants: &[Want], reserve: bool) {
         let seal = self.seal_bytes() as u64;
         let mut table = self.inner.lock();
-        table.announce(wants.iter().map(|want| Want { bytes: want.bytes + seal, ..*want }));
+        table.announce(wants.iter().map(|want| Want { bytes: want.bytes + seal, ..*want }), reserve);
         self.inner.send(&mut table);
     }
 
@@ -110,6 +127,25 @@ impl CacheClient {
     /// # Errors
     /// The directory is gone or says what cannot be; the entry cannot be filled; its checksum is wrong.
     pub fn read(&self, want: Want, fill: &mut FillFn, take: &mut dyn FnMut(&[u8])) -> Result<bool, DataError> {
+        self.read_or_pass(want, false, fill, take)
+    }
+
+    /// As [`CacheClient::read`]; an entry that was refused when it was announced is asked for once more, which costs a
+    /// round trip. For entries that others may have offered since.
+    ///
+    /// # Errors
+    /// As [`CacheClient::read`].
+    pub fn read_again(&self, want: Want, fill: &mut FillFn, take: &mut dyn FnMut(&[u8])) -> Result<bool, DataError> {
+        self.read_or_pass(want, true, fill, take)
+    }
+
+    fn read_or_pass(
+        &self,
+        want: Want,
+        again: bool,
+        fill: &mut FillFn,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<bool, DataError> {
         let bytes = want.bytes as usize;
         let want = Want { bytes: want.bytes + self.seal_bytes() as u64, ..want };
         // Made before the lock is taken, so that it ends after the lock is let go.
@@ -122,7 +158,7 @@ impl CacheClient {
             if let Some(problem) = &table.failed {
                 return Err(DataError::Other(problem.clone()));
             }
-            match table.look(want.key) {
+            match table.look(want.key, again) {
                 Look::Ready { span, checked } => {
                     drop(table);
                     if self.verify && !checked {
@@ -138,6 +174,7 @@ impl CacheClient {
                     table = self.inner.lock();
                 }
                 Look::Busy(busy) => {
+                    self.inner.send(&mut table);
                     if let Some((key, span)) = table.take_fill() {
                         drop(table);
                         // Whoever needs this one meets the error.
@@ -181,6 +218,20 @@ impl CacheClient {
         wakers.push(waker);
     }
 
+    /// `tell` is called once, with what happened, as soon as the directory is gone: at once if it is already.
+    pub fn when_lost(&self, tell: impl FnOnce(String) + Send + 'static) {
+        *self.inner.lost() = Some(Box::new(tell));
+        let problem = self.inner.lock().failed.clone();
+        if let Some(problem) = problem {
+            self.inner.tell_lost(problem);
+        }
+    }
+
+    /// From now on the end of the directory is none of this rank's business, though reads fail after it.
+    pub fn expect_end(&self) {
+        self.inner.lost().take();
+    }
+
     /// Bytes of the mapping.
     pub fn capacity_bytes(&self) -> u64 {
         self.map.len() as u64
@@ -209,13 +260,19 @@ impl CacheClient {
         let Some(span) = guard.span.as_mut() else {
             return Ok(());
         };
+        self.write(key, span, fill)?;
+        guard.publish();
+        Ok(())
+    }
+
+    /// An entry's bytes, and its seal behind them.
+    fn write(&self, key: u64, span: &mut WriteSpan, fill: &mut FillFn) -> Result<(), DataError> {
         let bytes = span.bytes_mut();
         let (bytes, seal) = bytes.split_at_mut(bytes.len() - self.seal_bytes());
         fill(key, bytes)?;
         if self.verify {
             seal.copy_from_slice(&seal_of(key, bytes));
         }
-        guard.publish();
         Ok(())
     }
 
@@ -238,6 +295,7 @@ impl CacheClient {
 impl Drop for CacheClient {
     /// Sends what is left to send; the directory takes back the rest when the socket closes.
     fn drop(&mut self) {
+        self.expect_end();
         {
             let _table = self.inner.lock();
             self.closing.store(true, Ordering::Release);
@@ -317,9 +375,22 @@ impl Inner {
     }
 
     fn fail(&self, problem: String) {
-        self.lock().failed.get_or_insert(problem);
+        let problem = self.lock().failed.get_or_insert(problem).clone();
         self.changed.notify_all();
         self.outgoing.notify_all();
+        self.tell_lost(problem);
+    }
+
+    fn lost(&self) -> MutexGuard<'_, Option<Lost>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_lost(&self, problem: String) {
+        // The lock is let go first: what is told may end in calls to this client.
+        let tell = self.lost().take();
+        if let Some(tell) = tell {
+            tell(problem);
+        }
     }
 
     /// Takes in messages until the socket ends.

@@ -16,7 +16,7 @@ pub(crate) mod testing;
 
 pub use client::{CacheClient, ClientSpec};
 pub use entries::{CachedEntries, EntrySource};
-pub use table::{ClientStats, Want};
+pub use table::{ClientStats, Offer, Want};
 
 use super::DataError;
 use std::fs::File;

@@ -3,8 +3,13 @@
 //! Pure state: messages in, messages out. An entry is acquired once however many batches in flight need it, and released
 //! after the last of them.
 
+mod offers;
+
 use super::map::{ReadSpan, SharedMap, WriteSpan};
 use launcher::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
+use offers::Asked;
+pub use offers::Offer;
+pub(super) use offers::Offered;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -18,6 +23,13 @@ pub struct Want {
     pub bytes: u64,
     /// Global position of the next use after this batch, of all ranks; `u64::MAX`: never, or not known.
     pub next_use: u64,
+}
+
+impl Want {
+    /// As it is asked for ahead of need: what is never needed again displaces nothing. The true next use is told at release.
+    fn ahead(self, reserve: bool) -> Self {
+        if reserve { self } else { Self { next_use: u64::MAX, ..self } }
+    }
 }
 
 /// Reads of this rank, by entry and sample: hits + misses + bypasses is their number.
@@ -70,6 +82,12 @@ struct Entry {
     fresh: bool,
     /// Its checksum was looked at, or need not be.
     checked: bool,
+    /// Room for it may displace others before it is read.
+    reserve: bool,
+    /// It was refused, and asked for once more.
+    again: bool,
+    /// A reader was told to read it past the cache.
+    passed: bool,
 }
 
 /// What a reader finds.
@@ -98,7 +116,9 @@ pub(super) struct Table {
     map: Arc<SharedMap>,
     entries: HashMap<u64, Entry>,
     /// `Acquire`s without a reply, oldest first.
-    under_way: VecDeque<(u64, Vec<u64>)>,
+    under_way: VecDeque<(u64, Asked)>,
+    /// What became of offers, by ticket; in their order.
+    offered: HashMap<u64, Vec<Option<WriteSpan>>>,
     next_ticket: u64,
     deferred: VecDeque<u64>,
     /// Keys granted for filling, oldest first; some are no longer.
@@ -124,6 +144,7 @@ impl Table {
             map,
             entries: HashMap::new(),
             under_way: VecDeque::new(),
+            offered: HashMap::new(),
             next_ticket: 0,
             deferred: VecDeque::new(),
             granted: VecDeque::new(),
@@ -138,8 +159,9 @@ impl Table {
         }
     }
 
-    /// A batch will need `wants`, each key once.
-    pub(super) fn announce(&mut self, wants: impl Iterator<Item = Want>) {
+    /// A batch will need `wants`, each key once. Without `reserve` nothing is displaced for what is not there: room is asked
+    /// for when it is read.
+    pub(super) fn announce(&mut self, wants: impl Iterator<Item = Want>, reserve: bool) {
         let mut items = Vec::new();
         for want in wants {
             if let Some(entry) = self.entries.get_mut(&want.key) {
@@ -148,9 +170,9 @@ impl Table {
                 continue;
             }
             let now = self.deferred.is_empty() && self.room_for(want.bytes);
-            self.insert(want, if now { Place::Asked } else { Place::Deferred });
+            self.insert(want, if now { Place::Asked } else { Place::Deferred }, reserve);
             if now {
-                items.push(item(want));
+                items.push(item(want.ahead(reserve)));
             } else {
                 self.deferred.push_back(want.key);
             }
@@ -171,7 +193,7 @@ impl Table {
                 }
             }
             None => {
-                self.insert(want, Place::Asked);
+                self.insert(want, Place::Asked, true);
                 self.ask(vec![item(want)]);
             }
         }
@@ -187,7 +209,8 @@ impl Table {
         }
     }
 
-    pub(super) fn look(&mut self, key: u64) -> Look {
+    /// `again`: what was refused when it was announced is asked for once more; another rank may have stored it since.
+    pub(super) fn look(&mut self, key: u64, again: bool) -> Look {
         let Some(entry) = self.entries.get_mut(&key) else {
             return Look::Bypass;
         };
@@ -198,7 +221,12 @@ impl Table {
                 entry.fresh = false;
                 Look::Ready { span: Arc::clone(span), checked: entry.checked }
             }
+            Place::Bypass if again && !entry.again => {
+                self.ask_again(key);
+                Look::Busy(Busy::Asked)
+            }
             Place::Bypass => {
+                entry.passed = true;
                 self.stats.bypasses += 1;
                 Look::Bypass
             }
@@ -254,7 +282,7 @@ impl Table {
     pub(super) fn not_filled(&mut self, key: u64, span: WriteSpan) {
         drop(span);
         if let Some(entry) = self.entries.get_mut(&key) {
-            entry.place = Place::Bypass;
+            (entry.place, entry.again) = (Place::Bypass, true);
             self.held_bytes -= entry.bytes;
             let unused = entry.users == 0;
             self.abandon(key);
@@ -285,14 +313,19 @@ impl Table {
     pub(super) fn hear(&mut self, message: FromDirectory) -> Result<(), String> {
         match message {
             FromDirectory::Granted { ticket, grants } => {
-                let Some((asked, keys)) = self.under_way.pop_front() else {
+                let Some((known, asked)) = self.under_way.pop_front() else {
                     return Err(format!("a reply to request {ticket}, none is under way"));
                 };
-                if (asked, keys.len()) != (ticket, grants.len()) {
-                    let (found, wanted) = (grants.len(), keys.len());
-                    return Err(format!("{found} grants for request {ticket}, {wanted} are due for request {asked}"));
+                if (known, asked.len()) != (ticket, grants.len()) {
+                    let (found, wanted) = (grants.len(), asked.len());
+                    return Err(format!("{found} grants for request {ticket}, {wanted} are due for request {known}"));
                 }
-                keys.into_iter().zip(grants).try_for_each(|(key, grant)| self.settle(key, grant))
+                match asked {
+                    Asked::Wants(keys) => {
+                        keys.into_iter().zip(grants).try_for_each(|(key, grant)| self.settle(key, grant))
+                    }
+                    Asked::Offers(items) => self.settle_offers(ticket, &items, &grants),
+                }
             }
             FromDirectory::Settled { key, grant } => {
                 if !matches!(self.entries.get(&key), Some(Entry { place: Place::Waiting, .. })) || grant == Grant::Wait
@@ -341,23 +374,49 @@ impl Table {
         self.held_bytes == 0 || self.held_bytes + bytes <= self.ahead_bytes
     }
 
-    fn insert(&mut self, want: Want, place: Place) {
+    fn insert(&mut self, want: Want, place: Place, reserve: bool) {
         if place.holds() {
             self.held_bytes += want.bytes;
         }
         let Want { key, bytes, next_use } = want;
-        self.entries.insert(key, Entry { bytes, users: 1, next_use, place, fresh: false, checked: false });
+        let entry = Entry {
+            bytes,
+            users: 1,
+            next_use,
+            place,
+            fresh: false,
+            checked: false,
+            reserve,
+            again: false,
+            passed: false,
+        };
+        self.entries.insert(key, entry);
     }
 
     fn ask(&mut self, mut items: Vec<Item>) {
         while !items.is_empty() {
             let rest = items.split_off(items.len().min(MESSAGE_KEYS));
-            let ticket = self.next_ticket;
-            self.next_ticket += 1;
-            self.under_way.push_back((ticket, items.iter().map(|item| item.key).collect()));
+            let ticket = self.await_reply(Asked::Wants(items.iter().map(|item| item.key).collect()));
             self.out.push(ToDirectory::Acquire { ticket, items });
             items = rest;
         }
+    }
+
+    /// The ticket of a request that leaves now.
+    fn await_reply(&mut self, asked: Asked) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.under_way.push_back((ticket, asked));
+        ticket
+    }
+
+    fn ask_again(&mut self, key: u64) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        (entry.place, entry.again) = (Place::Asked, true);
+        self.held_bytes += entry.bytes;
+        let items = vec![item(Want { key, bytes: entry.bytes, next_use: entry.next_use })];
+        let ticket = self.await_reply(Asked::Wants(vec![key]));
+        self.out.push(ToDirectory::Again { ticket, items });
     }
 
     /// Asks for what had to be put off, as far as there is room now.
@@ -365,10 +424,12 @@ impl Table {
         let mut items = Vec::new();
         while let Some(&key) = self.deferred.front() {
             let waiting = match self.entries.get(&key) {
-                Some(entry @ Entry { place: Place::Deferred, .. }) => Some((entry.bytes, entry.next_use)),
+                Some(entry @ Entry { place: Place::Deferred, .. }) => {
+                    Some((entry.bytes, entry.next_use, entry.reserve))
+                }
                 _ => None,
             };
-            if let Some((bytes, next_use)) = waiting {
+            if let Some((bytes, next_use, reserve)) = waiting {
                 if !self.room_for(bytes) {
                     break;
                 }
@@ -376,7 +437,7 @@ impl Table {
                     entry.place = Place::Asked;
                 }
                 self.held_bytes += bytes;
-                items.push(item(Want { key, bytes, next_use }));
+                items.push(item(Want { key, bytes, next_use }.ahead(reserve)));
             }
             self.deferred.pop_front();
         }

@@ -90,7 +90,7 @@ impl State {
     fn hear(&mut self, rank: u32, message: ToDirectory) -> Vec<(u32, FromDirectory)> {
         match message {
             ToDirectory::Hello { .. } => Vec::new(),
-            ToDirectory::Acquire { ticket, items } => {
+            ToDirectory::Acquire { ticket, items } | ToDirectory::Again { ticket, items } => {
                 let grants = items.into_iter().map(|item| self.acquire(rank, item)).collect();
                 vec![(rank, FromDirectory::Granted { ticket, grants })]
             }
@@ -110,8 +110,12 @@ impl State {
 
     fn acquire(&mut self, rank: u32, item: Item) -> Grant {
         if let Some(entry) = self.entries.get_mut(&item.key) {
-            assert!(!entry.users.contains(&rank), "rank {rank} acquires {} twice", item.key);
             assert_eq!(entry.bytes, item.bytes);
+            if item.offer {
+                return Grant::Bypass;
+            }
+            // What a rank fills for an offer it may need as well.
+            assert!(!entry.ready || !entry.users.contains(&rank), "rank {rank} acquires {} twice", item.key);
             if entry.ready {
                 self.stats.hits += 1;
                 entry.users.push(rank);

@@ -7,25 +7,30 @@
 //! Architecture invariant: memory is O(files + failure blocks), never O(windows); statistics come from training files only.
 
 mod future;
+mod grain;
 mod index;
 mod pages;
+mod pieces;
 pub mod scan;
+mod share;
 pub mod windows;
 
-use crate::data::cache::CacheClient;
+use crate::data::cache::Want;
 use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::gather::{Affine, Transform};
 use crate::data::source::hdf5::{Reader, Target};
-use crate::data::source::{file_error, find_files, in_threads};
+use crate::data::source::{file_error, find_files};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, ReadRequest, Scratch, Wake};
 use crate::task::{Datasets, Team};
 use future::Future;
+use grain::choose;
 use launcher::config::{CachePolicy, DataConfig};
 use pages::Pages;
-use scan::{FileFacts, Moments, ScanFacts, scan_file};
-use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use pieces::Pieces;
+use scan::{FileFacts, Moments, ScanFacts};
+use share::{scan_share, share};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use windows::{Windows, permuted, split_files};
 
@@ -62,10 +67,24 @@ struct Cached {
     pages: Arc<Pages>,
     /// Where the policy asks for it, and the order is known.
     future: Option<Future>,
+    /// Entries are pieces of this data set's windows.
+    by_window: bool,
+}
+
+impl Cached {
+    fn pieces(&self) -> Option<&Pieces> {
+        self.pages.pieces().filter(|_| self.by_window)
+    }
 }
 
 impl EmgDataset {
-    fn read_rows(&self, file: usize, row: u64, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
+    fn read_window(&self, index: usize, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
+        let (file, row) = self.locate(index)?;
+        if let Some(cached) = &self.cached
+            && let Some(pieces) = cached.pieces()
+        {
+            return cached.pages.read_pieces(pieces, (index, file, row, self.window_rows), targets, scratch);
+        }
         match &self.cached {
             Some(cached) => cached.pages.read(file, row, self.window_rows, targets, scratch),
             None => self.reader.read(file, row, self.window_rows, targets, scratch),
@@ -111,34 +130,42 @@ impl Dataset for EmgDataset {
         let [emg, angles] = out else {
             return Err(DataError::Other(format!("{} fields asked for, there are 2", out.len())));
         };
-        let (file, row) = self.locate(index)?;
         let emg = Target { member: 0, transform: &self.emg, out: emg };
         let angles = Target { member: 1, transform: &Transform::IDENTITY, out: angles };
         let Some(seed) = self.shuffle_emg else {
-            return self.read_rows(file, row, &mut [emg, angles], scratch);
+            return self.read_window(index, &mut [emg, angles], scratch);
         };
         let other = permuted(index as u64, self.windows.len() as u64, seed) as usize;
-        let (other_file, other_row) = self.locate(other)?;
-        self.read_rows(other_file, other_row, &mut [emg], scratch)?;
-        self.read_rows(file, row, &mut [angles], scratch)
+        self.read_window(other, &mut [emg], scratch)?;
+        self.read_window(index, &mut [angles], scratch)
     }
 
     fn announce(&self, batch: BatchAhead) {
-        let Some(Cached { pages, future }) = &self.cached else { return };
+        let Some(cached @ Cached { pages, future, .. }) = &self.cached else { return };
+        if let Some(pieces) = cached.pieces() {
+            return pages.cache().announce_stored(&pieces.announce(batch, pages.reader()));
+        }
         let after = future.as_ref().map(|future| (future, future.position(batch.epoch, batch.ids)));
-        pages.entries().announce(&self.keys(pages, batch.ids), |key| {
-            after.map_or(u64::MAX, |(future, after)| future.next_use(key, batch.epoch, after, pages, &self.windows))
-        });
+        let want = |key| {
+            let next_use = after
+                .map_or(u64::MAX, |(future, after)| future.next_use(key, batch.epoch, after, pages, &self.windows));
+            Want { key, bytes: pages.bytes(key), next_use }
+        };
+        let wants: Vec<Want> = self.keys(pages, batch.ids).into_iter().map(want).collect();
+        pages.cache().announce(&wants);
     }
 
     fn retire(&self, batch: BatchAhead) {
-        if let Some(Cached { pages, .. }) = &self.cached {
-            pages.entries().retire(&self.keys(pages, batch.ids));
+        let Some(cached @ Cached { pages, .. }) = &self.cached else { return };
+        if let Some(pieces) = cached.pieces() {
+            pages.cache().retire(pieces.retire(batch, pages.reader()).into_iter());
+        } else {
+            pages.cache().retire(self.keys(pages, batch.ids).into_iter());
         }
     }
 
     fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        self.cached.as_ref().is_some_and(|cached| cached.pages.entries().work_ahead(scratch))
+        self.cached.as_ref().is_some_and(|cached| cached.pages.work_ahead(scratch))
     }
 
     fn give_back(&self) {
@@ -147,7 +174,7 @@ impl Dataset for EmgDataset {
 
     fn wake_by(&self, waker: Weak<dyn Wake>) {
         if let Some(cached) = &self.cached {
-            cached.pages.entries().wake_by(waker);
+            cached.pages.cache().wake_by(waker);
         }
     }
 
@@ -182,7 +209,8 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     let index_path = index::path(index_dir, &facts, &config.dataset_path);
     let mut skipped = Vec::new();
     let found = find_files(&config.dataset_path, &["hdf5", "h5"], &mut skipped);
-    let (results, scanned) = share(scan_share(&found, &facts, &index_path, team), team)?;
+    let own = scan_share(found.as_deref(), &facts, &index_path, team);
+    let (results, scanned) = share(own, team)?;
     let files = found?;
     if files.is_empty() {
         return Err(no_files(config, "no .hdf5 or .h5 file"));
@@ -202,7 +230,7 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     if team.rank == 0 {
         skipped.iter().for_each(|line| tracing::warn!("left out: {line}"));
     }
-    assemble(usable, config, seed, skipped, team.cache.clone())
+    assemble(usable, config, seed, skipped, team)
 }
 
 fn scan_facts(config: &DataConfig) -> Result<ScanFacts, DataError> {
@@ -230,88 +258,6 @@ fn no_files(config: &DataConfig, problem: &str) -> DataError {
     let way_out = "set data.dataset_path to a folder of recordings, or data.sample_if_missing: true, with which \
                    scripts/launch makes sample data in a folder that does not exist yet";
     file_error(&config.dataset_path, format!("{problem}: {way_out}"))
-}
-
-/// What a rank tells the others.
-#[derive(Serialize, Deserialize)]
-struct Share {
-    /// Files this rank sees, as a count and a checksum of their paths.
-    files: usize,
-    paths_crc32: u32,
-    /// Why it sees none.
-    error: Option<String>,
-    results: Vec<(usize, Result<FileFacts, String>)>,
-    /// How many of them the index did not know.
-    scanned: usize,
-}
-
-/// Facts about this rank's files: every `world_size`-th, from the index or by a scan in threads.
-fn scan_share(found: &Result<Vec<PathBuf>, DataError>, facts: &ScanFacts, index_path: &Path, team: &Team) -> Share {
-    let files = match found {
-        Ok(files) => files,
-        Err(error) => {
-            return Share { files: 0, paths_crc32: 0, error: Some(error.to_string()), results: Vec::new(), scanned: 0 };
-        }
-    };
-    let paths: Vec<_> = files.iter().map(|path| path.to_string_lossy()).collect();
-    let mut known = index::load(index_path, facts);
-    let mut results = Vec::new();
-    let mut unknown = Vec::new();
-    for (n, path) in files.iter().enumerate().filter(|(n, _)| n % team.world_size.max(1) == team.rank) {
-        match known.remove(path).filter(index::current) {
-            Some(file) => results.push((n, Ok(file))),
-            None => unknown.push((n, path)),
-        }
-    }
-    let scanned = unknown.len();
-    results.extend(scan_all(&unknown, facts, team));
-    Share {
-        files: files.len(),
-        paths_crc32: libdeflater::crc32(paths.join("\n").as_bytes()),
-        error: None,
-        results,
-        scanned,
-    }
-}
-
-fn scan_all(files: &[(usize, &PathBuf)], facts: &ScanFacts, team: &Team) -> Vec<(usize, Result<FileFacts, String>)> {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = (cores / team.world_size.max(1)).clamp(1, 8);
-    in_threads(threads, files, |(n, path)| (*n, scan_file(path, facts).map_err(|error| error.to_string())))
-}
-
-/// Every rank's results, in the order of files, and how many of them were scanned.
-fn share(own: Share, team: &Team) -> Result<(Vec<Result<FileFacts, String>>, usize), DataError> {
-    let unreadable = |error: serde_json::Error| DataError::Other(format!("what ranks found out: {error}"));
-    let bytes = serde_json::to_vec(&own).map_err(unreadable)?;
-    // What this rank found comes back with the rest: with tens of thousands of files every copy counts.
-    let own = Share { results: Vec::new(), ..own };
-    let gathered = (team.gather)(&bytes)?;
-    drop(bytes);
-    let mut all = Vec::with_capacity(own.files);
-    let mut scanned = 0;
-    for (rank, bytes) in gathered.into_iter().enumerate() {
-        let theirs: Share = serde_json::from_slice(&bytes).map_err(unreadable)?;
-        if let Some(error) = theirs.error {
-            return Err(DataError::Other(format!(
-                "{error} (rank {rank}): set data.dataset_path, or data.sample_if_missing: true"
-            )));
-        }
-        if (theirs.files, theirs.paths_crc32) != (own.files, own.paths_crc32) {
-            return Err(DataError::Other(format!(
-                "rank {rank} finds {} files, rank {} finds {}, or other ones: data.dataset_path must hold the same files on \
-                 every node",
-                theirs.files, team.rank, own.files
-            )));
-        }
-        scanned += theirs.scanned;
-        all.extend(theirs.results);
-    }
-    all.sort_by_key(|(n, _)| *n);
-    if all.len() != own.files {
-        return Err(DataError::Other(format!("{} of {} files were looked at", all.len(), own.files)));
-    }
-    Ok((all.into_iter().map(|(_, result)| result).collect(), scanned))
 }
 
 fn keep_good(
@@ -364,7 +310,7 @@ fn assemble(
     config: &DataConfig,
     seed: u64,
     skipped: Vec<String>,
-    cache: Option<Arc<CacheClient>>,
+    team: &Team,
 ) -> Result<EmgData, DataError> {
     let splits = split_files(files.len(), config.split_ratio, seed);
     let mut statistics = Moments::new(config.emg_channels);
@@ -379,21 +325,33 @@ fn assemble(
     mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
     let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, config.max_val_windows)]
         .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
-    let notes = notes(&files, &splits, &listed, config, &skipped);
+    let mut notes = notes(&files, &splits, &listed, config, &skipped);
     let tables = files.into_iter().map(|file| file.table).collect();
     let reader = Arc::new(Reader::new(tables, Arc::new(LruChunks::new(config.chunk_cache_size))));
     let emg = Transform { rectify: config.rectify, normalise: config.normalize.then(|| affine(&statistics)) };
-    let cache = cache.filter(|_| config.cache != CachePolicy::Off);
-    let pages = cache.map(|cache| Arc::new(Pages::new(Arc::clone(&reader), cache)));
+    let cache = team.cache.clone().filter(|_| config.cache != CachePolicy::Off);
     // Validation and test are read in the order of their files, now and then: nothing is known of their next use.
     let sees = matches!(config.cache, CachePolicy::Auto | CachePolicy::NextUse) && !config.shuffle_emg;
     let windows = &listed[0];
     let page_rows = |file: u32| page_rows(&reader, file);
     let order = order_of(windows.len() as u64, config, seed, || Some(windows.pages(page_rows)))?;
+    let choice = cache.as_ref().and_then(|cache| choose(config, windows, &reader, cache.capacity_bytes(), sees));
+    notes.extend(choice.as_ref().map(|choice| choice.line.clone()));
+    let pages = cache.map(|cache| {
+        let pages = Pages::new(Arc::clone(&reader), cache);
+        let kept = choice.and_then(|choice| choice.kept);
+        let pieces = kept.and_then(|kept| {
+            let team = (team.world_size, pages.total(), kept);
+            Pieces::new(windows.clone(), config.window_size, order.clone(), team, &reader)
+        });
+        Arc::new(pages.with_pieces(pieces))
+    });
+    let by_window = pages.as_ref().is_some_and(|pages| pages.pieces().is_some());
     let mut futures = [sees.then(|| Future::new(order, config.window_size)), None, None].into_iter();
+    let mut by_window = [by_window, false, false].into_iter();
     let [train, val, test] = listed.map(|windows| {
-        let future = futures.next().flatten();
-        let cached = pages.as_ref().map(|pages| Cached { pages: Arc::clone(pages), future });
+        let (future, by_window) = (futures.next().flatten(), by_window.next().unwrap_or(false));
+        let cached = pages.as_ref().map(|pages| Cached { pages: Arc::clone(pages), future, by_window });
         dataset(windows, config, &emg, seed, &reader, cached)
     });
     Ok(EmgData {

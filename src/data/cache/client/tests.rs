@@ -1,5 +1,6 @@
 //! Ranks against a small directory, and against hostile ones.
 
+use super::super::Offer;
 use super::super::testing::{TestDirectory, hosted};
 use super::*;
 use launcher::cache::PolicyKind;
@@ -142,6 +143,93 @@ fn work_ahead_fills_what_was_announced_and_wakes_whoever_asked_for_it() {
     // Never read: given back all the same.
     client.retire([1, 2].into_iter());
     wait_for(|| directory.references() == 0);
+}
+
+/// An offer of entry `key`, needed at `next_use`.
+fn offer(key: u64, next_use: u64) -> Offer {
+    Offer { key, bytes: want(key).bytes, next_use, due: false }
+}
+
+#[test]
+fn offers_are_kept_while_they_are_needed_soonest_and_are_no_lookups() {
+    // Room for three entries, with their checksums.
+    let (host, clients) = hosted(3 * 1088, PolicyKind::NextUse, 2);
+    let (first, second) = (&clients[0], &clients[1]);
+    let mut filled = Vec::new();
+    let mut write = |key: u64, out: &mut [u8]| {
+        filled.push(key);
+        fill(key, out)
+    };
+    first.offer(&[10, 20, 30, 40].map(|key| offer(key, key)), &mut write).unwrap();
+    // The directory learns of releases a moment later.
+    wait_for(|| host.stats().entries == 3 && first.inner.lock().idle());
+    second.offer(&[5, 6, 50].map(|key| offer(key, key)), &mut write).unwrap();
+    assert_eq!(filled, [10, 20, 30, 5, 6], "what is needed soonest stays");
+    assert_eq!((host.stats().hits, host.stats().misses, host.stats().bypasses), (0, 0, 0));
+    for key in [5, 6, 10] {
+        let kept = first.read(want(key), &mut |key, _| panic!("{key} was not kept"), &mut |bytes| {
+            assert!(bytes.iter().all(|&byte| byte == key as u8));
+        });
+        assert!(kept.unwrap());
+    }
+    first.offer(&[], &mut |_, _| panic!("nothing was offered")).unwrap();
+    first.offer(&[Offer { due: true, ..offer(7, 0) }], &mut |_, _| panic!("another rank's, perhaps read")).unwrap();
+    assert_eq!(host.notes(), Vec::<String>::new(), "no rank broke the protocol");
+}
+
+#[test]
+fn what_was_refused_when_announced_is_found_when_an_offer_has_brought_it() {
+    let (host, clients) = hosted(1088, PolicyKind::NextUse, 2);
+    let (first, second) = (&clients[0], &clients[1]);
+    first.offer(&[offer(1, 500)], &mut fill).unwrap();
+    let far = |key| Want { next_use: 900, ..want(key) };
+    second.announce_stored(&[far(2), far(3)]);
+    wait_for(|| host.stats().bypasses == 2);
+    first.offer(&[offer(2, 40)], &mut fill).unwrap();
+    let mut seen = 0;
+    let unfilled = &mut |key: u64, _: &mut [u8]| panic!("{key} is there");
+    assert!(second.read_again(far(2), unfilled, &mut |bytes| seen = bytes.len()).unwrap() && seen == 1002);
+    let never = &mut |_: &[u8]| panic!("there is no room");
+    assert!(!second.read_again(far(3), &mut fill, never).unwrap());
+    assert!(!second.read_again(far(3), &mut fill, never).unwrap(), "asked for again once");
+    second.retire([2, 3].into_iter());
+    wait_for(|| second.inner.lock().idle());
+    wait_for(|| (host.stats().hits, host.stats().misses, host.stats().bypasses) == (1, 0, 1));
+    assert_eq!(host.notes(), Vec::<String>::new(), "no rank broke the protocol");
+}
+
+#[test]
+fn a_failed_or_panicking_offer_leaves_nothing_behind() {
+    let directory = TestDirectory::new(1 << 16);
+    let client = directory.client(0, 1 << 16, true);
+    let offers = [offer(1, 1), offer(2, 2), offer(3, 3)];
+    let mut second = |key: u64, out: &mut [u8]| match key {
+        2 => Err(DataError::Other("disk on fire".into())),
+        _ => fill(key, out),
+    };
+    assert_eq!(client.offer(&offers, &mut second).unwrap_err().to_string(), "disk on fire");
+    let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        client.offer(&[offer(5, 5)], &mut |_, _| panic!("bad sector"))
+    }));
+    assert!(panics.is_err());
+    wait_for(|| directory.references() == 0 && client.inner.lock().idle());
+    let unfilled = client.read(want(1), &mut |_, _| panic!("it was whole"), &mut |_| {}).unwrap();
+    assert!(unfilled && read(&client, 2).unwrap() && read(&client, 5).unwrap());
+    // What this rank was granted for a batch is filled by the same call.
+    client.announce(&[want(8)]);
+    let mut filled = 0;
+    wait_for(|| {
+        let mut write = |key: u64, out: &mut [u8]| {
+            filled += 1;
+            fill(key, out)
+        };
+        client.offer(&[offer(8, 9)], &mut write).unwrap();
+        filled > 0
+    });
+    assert!(client.read(want(8), &mut |_, _| panic!("filled twice"), &mut |_| {}).unwrap());
+    client.retire([8].into_iter());
+    directory.die();
+    wait_for(|| client.offer(&[offer(9, 9)], &mut fill).is_err());
 }
 
 #[test]

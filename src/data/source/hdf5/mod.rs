@@ -5,7 +5,9 @@
 mod compress;
 pub mod decode;
 pub mod gather;
+mod links;
 pub mod open;
+pub mod probe;
 pub mod reader;
 pub mod session;
 mod shuffle;
@@ -24,10 +26,15 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// Decoded bytes of the largest chunk that is accepted.
-pub const MAX_CHUNK_BYTES: u64 = 1 << 30;
+/// Decoded bytes of the largest chunk that is accepted: a loader thread holds one as stored, as rows and as columns.
+pub const MAX_CHUNK_BYTES: u64 = 256 << 20;
 /// Most chunks of one file that are accepted.
 const MAX_CHUNKS: u64 = 1 << 22;
+/// Rows that a file may promise without storing them (chunks never written, rows in other files): all of them are read.
+const MAX_UNSTORED_BYTES: u64 = 4 << 30;
+const MAX_UNSTORED_CHUNKS: u64 = 1 << 16;
+/// No filter that is in use shrinks rows further: deflate ends at 1032, and is mostly alone.
+const MAX_RATIO: u64 = 1 << 11;
 /// The shortest superblock: nothing else lies below this address.
 const SUPERBLOCK_BYTES: u64 = 48;
 
@@ -194,13 +201,22 @@ impl Table {
                 return Err(format!("a field leaves its row of {} bytes", self.row_bytes));
             }
         }
-        let total = self.rows.checked_mul(self.row_bytes as u64);
-        let total = total.ok_or_else(|| format!("{} rows of {} bytes are not credible", self.rows, self.row_bytes))?;
+        let total = self.validate_extent()?;
         match &self.layout {
             Layout::Contiguous { addr } => self.inside(*addr, total).map_err(|e| format!("rows: {e}")),
             Layout::Chunked { chunk_rows, chunks, filters } => self.validate_chunks(*chunk_rows, chunks, filters),
             Layout::Library { chunk_rows, .. } => self.validate_chunk_rows(*chunk_rows).map(drop),
         }
+    }
+
+    /// Bytes of all rows, which the file can hold.
+    fn validate_extent(&self) -> Result<u64, String> {
+        let total = self.rows.checked_mul(self.row_bytes as u64);
+        let most = self.file_bytes.saturating_mul(MAX_RATIO).saturating_add(MAX_UNSTORED_BYTES);
+        total.filter(|total| *total <= most).ok_or_else(|| {
+            let (rows, row_bytes, file_bytes) = (self.rows, self.row_bytes, self.file_bytes);
+            format!("{rows} rows of {row_bytes} bytes are not credible in a file of {file_bytes} bytes")
+        })
     }
 
     fn validate_chunk_rows(&self, chunk_rows: usize) -> Result<u64, String> {
@@ -211,8 +227,10 @@ impl Table {
             ));
         }
         let chunks = self.rows.div_ceil(chunk_rows as u64);
-        if chunks > MAX_CHUNKS {
-            return Err(format!("{chunks} chunks, at most {MAX_CHUNKS} are accepted: write larger chunks"));
+        // A written chunk has a byte of its own at least.
+        let most = MAX_CHUNKS.min(self.file_bytes.saturating_add(MAX_UNSTORED_CHUNKS));
+        if chunks > most {
+            return Err(format!("{chunks} chunks, at most {most} are accepted: write larger chunks"));
         }
         Ok(bytes)
     }
@@ -222,6 +240,12 @@ impl Table {
         let expected = self.rows.div_ceil(chunk_rows as u64);
         if chunks.len() as u64 != expected {
             return Err(format!("{} chunks listed, {expected} expected", chunks.len()));
+        }
+        let unstored = chunks.iter().filter(|chunk| chunk.stored_bytes == 0).count() as u64;
+        if unstored > MAX_UNSTORED_CHUNKS || unstored.saturating_mul(decoded) > MAX_UNSTORED_BYTES {
+            return Err(format!(
+                "{unstored} of its {expected} chunks of {decoded} bytes were never written: cut it to the rows that are there"
+            ));
         }
         for (index, chunk) in chunks.iter().enumerate().filter(|(_, chunk)| chunk.stored_bytes != 0) {
             let stored = u64::from(chunk.stored_bytes);

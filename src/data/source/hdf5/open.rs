@@ -1,7 +1,10 @@
 //! Metadata of a recording, by libhdf5: type, shape, layout, filters, chunk addresses, attributes. No sample is read.
 
 use super::compress::{LZ4_ID, LZF_ID};
-use super::{ChunkAt, Filter, Layout, Member, Order, SUPERBLOCK_BYTES, Scalar, Table, superblock};
+use super::{
+    ChunkAt, Filter, Layout, MAX_RATIO, MAX_UNSTORED_BYTES, Member, Order, SUPERBLOCK_BYTES, Scalar, Table, links,
+    superblock,
+};
 use crate::data::DataError;
 use crate::data::source::file_error;
 use ::hdf5::dataset::Layout as H5Layout;
@@ -10,12 +13,13 @@ use ::hdf5::filters::Filter as H5Filter;
 use ::hdf5::plist::dataset_create::ChunkOpts;
 use ::hdf5::types::{FixedAscii, FixedUnicode, FloatSize, TypeDescriptor, VarLenAscii, VarLenUnicode};
 use ::hdf5::{Dataset, Group};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// What a file must hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     pub group: String,
     pub dataset: String,
@@ -66,7 +70,10 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
     let superblock = superblock::check(&bytes, file_bytes)
         .map_err(|error| fail(format!("{error} ({file_bytes} bytes): replace it or leave it out")))?;
     drop(bytes);
+    refuse_holes(&facts).map_err(&fail)?;
     let file = ::hdf5::File::open(path).map_err(|error| fail(not_hdf5(file_bytes, &error)))?;
+    let linked = |problem| fail(format!("{problem} (data.hdf5_group, data.table_name)"));
+    links::refuse_external(&file, &wanted.group).map_err(linked)?;
     let group = file.group(&wanted.group).map_err(|_| {
         fail(format!(
             "no group /{}: it holds {} (data.hdf5_group names the group)",
@@ -74,6 +81,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
             listed(file.member_names())
         ))
     })?;
+    links::refuse_external(&group, &wanted.dataset).map_err(linked)?;
     let dataset = group.dataset(&wanted.dataset).map_err(|_| {
         fail(format!(
             "no dataset {} in group /{}: it holds {} (data.table_name names the dataset)",
@@ -82,10 +90,12 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
             listed(group.member_names())
         ))
     })?;
+    links::refuse_other_file(&file, &dataset).map_err(linked)?;
     let (mut table, field_names) = describe(&dataset, wanted).map_err(&fail)?;
     table.path = path.to_owned();
     table.dataset = format!("{}/{}", wanted.group, wanted.dataset);
     (table.file_bytes, table.modified_ns) = (file_bytes, modified_ns);
+    table.validate_extent().map_err(&fail)?;
     table.layout = layout(&dataset, &table).map_err(&fail)?;
     table.validate().and_then(|()| behind_header(&table, superblock)).map_err(&fail)?;
     Ok(Opened { table, field_names, attributes: attributes(&group) })
@@ -102,6 +112,16 @@ fn behind_header(table: &Table, superblock: u64) -> Result<(), String> {
     };
     if first < superblock + SUPERBLOCK_BYTES {
         return Err(format!("rows at byte {first} overlap the file's header: it is damaged"));
+    }
+    Ok(())
+}
+
+/// A file that is mostly holes: its rows would be zeros without end.
+fn refuse_holes(facts: &std::fs::Metadata) -> Result<(), String> {
+    let (bytes, stored) = (facts.len(), facts.blocks().saturating_mul(512));
+    // Some file systems count no blocks.
+    if stored > 0 && bytes > stored.saturating_mul(MAX_RATIO).saturating_add(MAX_UNSTORED_BYTES) {
+        return Err(format!("says {bytes} bytes, {stored} of them are stored: replace it or leave it out"));
     }
     Ok(())
 }

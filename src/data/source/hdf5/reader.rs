@@ -1,10 +1,12 @@
 //! Rows of many files, read by `pread` and decoded in the calling thread.
 
+mod piece;
+
 use super::decode::{self, Inflater};
 use super::gather::{Transform, gather};
 use super::open::stamp_of;
 use super::{ChunkAt, Layout, Member, Order, Scalar, Table};
-use crate::data::source::chunks::{Chunk, ChunkKey, ChunkStore};
+use crate::data::source::chunks::ChunkStore;
 use crate::data::source::file_error;
 use crate::data::{DataError, Scratch};
 use ::hdf5::H5Type;
@@ -95,6 +97,12 @@ impl Reader {
     /// of contiguous rows ends with the rows.
     pub fn entry_bytes(&self, file: usize, index: u64) -> usize {
         self.tables.get(file).map_or(0, |table| self.rows_in(file, index) * table.used_row_bytes())
+    }
+
+    /// Bytes of all entries of `file`.
+    pub fn file_bytes(&self, file: usize) -> u64 {
+        let (entries, bytes) = (self.entries(file), |index| self.entry_bytes(file, index) as u64);
+        entries.checked_sub(1).map_or(0, |last| last * bytes(0) + bytes(last))
     }
 
     fn rows_in(&self, file: usize, index: u64) -> usize {
@@ -252,12 +260,7 @@ impl Reader {
             let index = (row / chunk_rows as u64) as usize;
             let first = (row % chunk_rows as u64) as usize;
             let take = (chunk_rows - first).min(rows - done);
-            let key = ChunkKey { file: file as u32, chunk: index as u32 };
-            let chunk = self.store.get(key, &mut || {
-                let mut bytes = vec![0; chunk_rows * table.used_row_bytes()].into_boxed_slice();
-                self.fill_chunk(file, table, chunk_rows, index, &mut bytes, scratch)?;
-                Ok(Chunk { bytes })
-            })?;
+            let (chunk, _) = self.chunk(file, index as u64, scratch)?;
             columns_to_targets(table, chunk_rows, &chunk.bytes, first, done..done + take, targets);
             done += take;
         }

@@ -35,20 +35,24 @@ pub fn path(index_dir: &Path, facts: &ScanFacts, root: &Path) -> PathBuf {
     index_dir.join(format!("emg-{:08x}.jsonl", libdeflater::crc32(key.as_bytes())))
 }
 
-/// Facts about files that are as they were. A missing index is empty; a damaged one too, with a warning. Read line by line:
+/// Facts about those files for which `wanted` holds, as they were then. A missing index is empty; a damaged one too, with a warning. Read line by line:
 /// with tens of thousands of files its text is never in memory as a whole.
-pub fn load(path: &Path, facts: &ScanFacts) -> HashMap<PathBuf, FileFacts> {
+pub fn load(path: &Path, facts: &ScanFacts, wanted: impl Fn(&Path) -> bool) -> HashMap<PathBuf, FileFacts> {
     let Ok(file) = File::open(path) else {
         return HashMap::new();
     };
-    parse(BufReader::new(file), facts).unwrap_or_else(|problem| {
+    parse(BufReader::new(file), facts, wanted).unwrap_or_else(|problem| {
         tracing::warn!("{}: {problem}: files are scanned again", path.display());
         HashMap::new()
     })
 }
 
 /// Each line is taken in when the next one shows that it was not the last, which holds the checksum of all before.
-fn parse(mut text: impl BufRead, facts: &ScanFacts) -> Result<HashMap<PathBuf, FileFacts>, String> {
+fn parse(
+    mut text: impl BufRead,
+    facts: &ScanFacts,
+    wanted: impl Fn(&Path) -> bool,
+) -> Result<HashMap<PathBuf, FileFacts>, String> {
     let mut found = HashMap::new();
     let mut crc32 = Crc::new();
     let (mut line, mut next) = (Vec::new(), Vec::new());
@@ -68,7 +72,9 @@ fn parse(mut text: impl BufRead, facts: &ScanFacts) -> Result<HashMap<PathBuf, F
         } else {
             let file: FileFacts = serde_json::from_slice(&line).map_err(|error| format!("damaged index: {error}"))?;
             file.validate(facts).map_err(|error| format!("damaged index: {error}"))?;
-            found.insert(file.table.path.clone(), file);
+            if wanted(&file.table.path) {
+                found.insert(file.table.path.clone(), file);
+            }
         }
         std::mem::swap(&mut line, &mut next);
     }

@@ -5,6 +5,7 @@ use super::*;
 use crate::data::source::hdf5::write::{Row, Storage, write_session};
 use crate::data::source::hdf5::{Order, Scalar};
 use crate::task::emg::sample::{SampleSpec, write_sample_data};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
@@ -118,7 +119,7 @@ fn the_index_saves_the_second_scan_until_a_file_changes() {
     let facts = scan_facts(&config(&path)).unwrap();
     let index_path = index::path(dir.path(), &facts, &path);
     let scanned = |what: &str| {
-        let known = index::load(&index_path, &facts);
+        let known = index::load(&index_path, &facts, |_| true);
         let current = known.values().filter(|file| index::current(file)).count();
         let data = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
         assert_eq!(data.datasets.skipped.len(), 0, "{what}");
@@ -164,9 +165,13 @@ fn ranks_divide_the_scan_and_agree() {
                     let gather = |bytes: &[u8]| {
                         *boards[rank].lock().unwrap() = bytes.to_vec();
                         barrier.wait();
-                        let share: Share = serde_json::from_slice(bytes).unwrap();
-                        assert!(share.results.len() <= 2, "files are divided");
-                        Ok(boards.iter().map(|board| board.lock().unwrap().clone()).collect())
+                        if let Ok(share) = serde_json::from_slice::<Vec<share::Found>>(bytes) {
+                            assert!(share.len() <= 2, "files are divided");
+                        }
+                        let all = boards.iter().map(|board| board.lock().unwrap().clone()).collect();
+                        // Nobody writes the next round before all have read this one.
+                        barrier.wait();
+                        Ok(all)
                     };
                     let team = Team { rank, world_size: 3, gather: &gather, cache: None };
                     open_datasets(&config(path), 42, &team, &folder).unwrap()
@@ -316,6 +321,7 @@ fn windows_do_not_depend_on_how_files_are_stored() {
 use crate::data::cache::testing::{TestDirectory, hosted};
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order as SampleOrder};
 use launcher::cache::PolicyKind;
+use launcher::config::CacheEntries;
 
 /// A session per file, in chunks of gzip or contiguous.
 fn store(dir: &Path, chunk_rows: Option<usize>, sessions: usize) -> PathBuf {
@@ -404,6 +410,32 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
                 }
             }
         }
+        // Windows as entries: chosen by the rule where chunks are shared, refused where there are none.
+        for capacity in [100_000, 600_000] {
+            let (host, clients) = hosted(capacity, PolicyKind::NextUse, 2);
+            let config = DataConfig { cache_entries: CacheEntries::Sample, ..config.clone() };
+            let open = |rank: usize| {
+                let team = Team { cache: Some(Arc::clone(&clients[rank])), ..alone() };
+                open_datasets(&config, 3, &team, dir.path()).unwrap()
+            };
+            let opened = [0, 1].map(open);
+            let chosen = if chunk_rows.is_some() { "entries are single windows" } else { "entries are whole chunks" };
+            let notes = &opened[0].datasets.notes;
+            assert!(notes.iter().any(|note| note.contains(chosen)), "{notes:?}");
+            for threads in [0, 2, 8] {
+                std::thread::scope(|scope| {
+                    let ranks = opened.iter().map(|data| &data.datasets.train).enumerate();
+                    let ranks = ranks.map(|(n, set)| scope.spawn(move || batches(set, n as u64, threads, 0)));
+                    for (rank, got) in ranks.collect::<Vec<_>>().into_iter().enumerate() {
+                        assert!(got.join().unwrap() == expected[rank], "windows, {threads} threads, {capacity} bytes");
+                    }
+                });
+            }
+            assert!(batches(&opened[0].datasets.train, 0, 2, 5) == resumed);
+            assert_eq!(host.notes(), Vec::<String>::new(), "no rank broke the protocol");
+            let stats = host.stats();
+            assert!(stats.used_bytes <= capacity && (stats.hits > 0 || chunk_rows.is_none()), "{stats:?}");
+        }
         // `off` does not even look at it.
         let directory = TestDirectory::new(8 << 20);
         let off = DataConfig { cache: CachePolicy::Off, ..config.clone() };
@@ -414,11 +446,18 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
 
 #[test]
 fn a_cancelled_run_and_a_broken_file_give_every_reference_back() {
+    for entries in [CacheEntries::Chunk, CacheEntries::Sample] {
+        cancel_and_break(entries);
+    }
+}
+
+fn cancel_and_break(cache_entries: CacheEntries) {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path(), Some(300), 3);
     let directory = TestDirectory::new(8 << 20);
     let team = Team { cache: Some(directory.client(0, 2 << 20, true)), ..alone() };
-    let train = open_datasets(&config(&path), 3, &team, dir.path()).unwrap().datasets.train;
+    let config = DataConfig { cache_entries, ..config(&path) };
+    let train = open_datasets(&config, 3, &team, dir.path()).unwrap().datasets.train;
     let requests = |epoch| {
         let order = SampleOrder { len: train.len() as u64, seed: 3, shuffle: crate::data::loader::Shuffle::Global };
         let planner = BatchPlanner { order, global_batch: 8, micro_batch: 8, rank: 0, world_size: 1, drop_last: true };
@@ -440,7 +479,7 @@ fn a_cancelled_run_and_a_broken_file_give_every_reference_back() {
     }
     let directory = TestDirectory::new(8 << 20);
     let team = Team { cache: Some(directory.client(0, 2 << 20, true)), ..alone() };
-    let train = open_datasets(&config(&path), 3, &team, dir.path()).unwrap().datasets.train;
+    let train = open_datasets(&config, 3, &team, dir.path()).unwrap().datasets.train;
     for entry in std::fs::read_dir(&path).unwrap() {
         std::fs::OpenOptions::new().write(true).open(entry.unwrap().path()).unwrap().set_len(9000).unwrap();
     }
@@ -480,4 +519,61 @@ fn next_uses_equal_a_search_through_the_order() {
             assert_eq!(future.next_use(key, epoch, at, &pages, &windows), wanted, "entry {key} after {at}");
         }
     }
+}
+
+#[test]
+fn pieces_cover_their_windows_and_are_offered_by_their_next_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path(), Some(300), 3);
+    let data = open_datasets(&config(&path), 3, &alone(), dir.path()).unwrap();
+    let (reader, len, rows) = (&data.reader, 200, 500);
+    let mut windows = Windows::new(100);
+    (0..3).for_each(|file| windows.add(file, [150, 7_900], 500));
+    windows.limit(len as usize);
+    let order = SampleOrder { len, seed: 5, shuffle: crate::data::loader::Shuffle::Global };
+    let pieces = Pieces::new(windows.clone(), rows, order.clone(), (2, 1000, 1e6), reader).unwrap();
+    let mut keys = std::collections::BTreeSet::new();
+    for index in 0..len {
+        let (file, row) = windows.get(index as usize).unwrap();
+        let mut next = 0;
+        for piece in pieces.of(index, reader) {
+            assert!(piece.key >= 1000 && keys.insert(piece.key), "{piece:?}");
+            assert_eq!((piece.file, piece.into.start, piece.into.len()), (file as usize, next, piece.rows.len()));
+            assert_eq!(piece.chunk * 300 + piece.rows.start as u64, row + next as u64);
+            assert!(piece.rows.end <= 300 && pieces.locate(piece.key, reader).unwrap() == piece);
+            next = piece.into.end;
+        }
+        assert_eq!(next, rows);
+    }
+    assert_eq!(pieces.of(len, reader).count(), 0);
+    assert!(pieces.locate(u64::MAX, reader).is_err() && pieces.locate(1, reader).is_err());
+    // Half of epoch 1 is read; the batch at 100..108 is being read now, the next one is announced.
+    let ids = |from: u64| (from..from + 8).map(|position| order.at(1, position).unwrap()).collect::<Vec<_>>();
+    let (now, ahead) = (ids(100), ids(108));
+    pieces.announce(BatchAhead { epoch: 1, ids: &now }, reader);
+    pieces.announce(BatchAhead { epoch: 1, ids: &ahead }, reader);
+    let check = |from: u64, due: u64| {
+        let (chunk, _) = reader.chunk(0, 7, &mut Scratch::default()).unwrap();
+        let offers = pieces.offers(&pages::Fresh { file: 0, chunk: 7, bytes: chunk }, reader);
+        let touching = windows.touching(0, 2100..2400, 500).flatten();
+        let mut wanted: Vec<(u64, u64)> = touching
+            .map(|index| {
+                let at = |epoch: u64| epoch * len + order.position_of(epoch, index).unwrap();
+                (if at(1) >= from { at(1) } else { at(2) }, index)
+            })
+            .collect();
+        wanted.sort_unstable();
+        assert_eq!(
+            offers.iter().map(|offer| offer.next_use).collect::<Vec<_>>(),
+            wanted.iter().map(|w| w.0).collect::<Vec<_>>()
+        );
+        for (offer, (next_use, index)) in offers.iter().zip(wanted) {
+            let piece = pieces.of(index, reader).find(|piece| piece.chunk == 7).unwrap();
+            assert_eq!((offer.key, offer.due), (piece.key, next_use <= due));
+            assert_eq!(offer.bytes as usize, piece.rows.len() * reader.tables()[0].used_row_bytes());
+        }
+    };
+    check(300, 309);
+    pieces.retire(BatchAhead { epoch: 1, ids: &now }, reader);
+    check(308, 317);
 }

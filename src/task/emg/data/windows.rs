@@ -51,6 +51,12 @@ impl Windows {
         self.used == 0
     }
 
+    /// Files with windows, each once, in rising order.
+    pub fn files(&self) -> impl Iterator<Item = u32> {
+        let new = |n: &usize| *n == 0 || self.segments[n - 1].file != self.segments[*n].file;
+        (0..self.segments.len()).filter(new).map(|n| self.segments[n].file)
+    }
+
     /// Windows before [`Windows::limit`].
     pub fn total(&self) -> u64 {
         self.total

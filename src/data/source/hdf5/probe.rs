@@ -1,0 +1,171 @@
+//! A second process opens a file before this one does.
+//!
+//! libhdf5 follows what a file's metadata say: a tree whose node is its own child ends in a stack overflow, a soft link to a
+//! pipe in waiting for ever. Neither can be caught in the process it happens in. So each scanning thread has a companion,
+//! this same program under another verb, that goes ahead; it costs one round trip per file that no index knows.
+
+use super::open::{self, Wanted};
+use super::{Layout, Opened};
+use crate::data::DataError;
+use crate::data::source::file_error;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use std::ffi::OsString;
+use std::io::{self, BufRead, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// Verb of the companion.
+pub const VERB: &str = "open-ahead";
+/// Opening reads a few kilobytes; a network's bad minute is no hang.
+const LIMIT: Duration = Duration::from_secs(120);
+
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
+/// From now on files are opened ahead by `program`, which understands [`VERB`]. Without it nothing is.
+pub fn open_ahead_by(program: PathBuf) {
+    let _ = PROGRAM.set(program);
+}
+
+/// The companion of one thread, started at the first file.
+pub struct Probe {
+    wanted: Wanted,
+    limit: Duration,
+    running: Option<Running>,
+}
+
+struct Running {
+    child: Child,
+    to: ChildStdin,
+    from: ChildStdout,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Probe {
+    pub fn new(wanted: Wanted) -> Self {
+        Self { wanted, limit: LIMIT, running: None }
+    }
+
+    /// Whether libhdf5 comes to an end with `path`, well or with an error, which this process will meet too.
+    ///
+    /// # Errors
+    /// It crashed or hung. A companion that cannot be started is none: the file is opened without.
+    pub fn check(&mut self, path: &Path) -> Result<(), DataError> {
+        if let (None, Some(program)) = (&self.running, PROGRAM.get()) {
+            self.running = start(program, &self.wanted).ok();
+        }
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let problem = match running.ask(path, self.limit) {
+            Ok(true) => return Ok(()),
+            Ok(false) => format!("libhdf5 does not come to an end with its metadata in {} s", self.limit.as_secs()),
+            Err(_) => {
+                let signal = running.child.wait().ok().and_then(|status| status.signal());
+                let signal = signal.map(|number| format!(", signal {number}")).unwrap_or_default();
+                format!("libhdf5 crashes on its metadata (in a process of its own{signal})")
+            }
+        };
+        self.running = None;
+        Err(file_error(path, format!("{problem}: it is damaged, replace it or leave it out")))
+    }
+}
+
+fn start(program: &Path, wanted: &Wanted) -> io::Result<Running> {
+    let mut command = Command::new(program);
+    command.arg(VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(io::Error::other("no pipes"));
+    };
+    let mut running = Running { child, to, from };
+    running.to.write_all(&line(wanted)?)?;
+    Ok(running)
+}
+
+fn line(value: &impl serde::Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+impl Running {
+    /// False: no answer in time.
+    fn ask(&mut self, path: &Path, limit: Duration) -> io::Result<bool> {
+        self.to.write_all(&line(&path.as_os_str().as_bytes())?)?;
+        let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
+        let ready = loop {
+            match poll(&mut [PollFd::new(&self.from, PollFlags::IN)], Some(&limit)) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => break other?,
+            }
+        };
+        if ready == 0 {
+            return Ok(false);
+        }
+        self.from.read_exact(&mut [0])?;
+        Ok(true)
+    }
+}
+
+/// The companion's work: opens each path that comes on stdin and answers with a byte. Ends with its input.
+///
+/// # Errors
+/// Input that is none of [`Probe`]'s.
+pub fn serve() -> io::Result<()> {
+    // If the rank dies while libhdf5 goes in circles here, nobody else ends this process; nobody wants its core either.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    let mut lines = io::stdin().lock().lines();
+    let Some(wanted) = lines.next() else { return Ok(()) };
+    let wanted: Wanted = serde_json::from_str(&wanted?)?;
+    let mut out = io::stdout();
+    for line in lines {
+        let path = PathBuf::from(OsString::from_vec(serde_json::from_str::<Vec<u8>>(&line?)?));
+        if let Ok(opened) = open::open(&path, &wanted) {
+            walk(&opened);
+        }
+        out.write_all(b"k")?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// Where libhdf5 will read the rows, opening has not walked the list of chunks yet.
+fn walk(opened: &Opened) {
+    if let Layout::Library { .. } = &opened.table.layout {
+        let dataset = ::hdf5::File::open(&opened.table.path).and_then(|file| file.dataset(&opened.table.dataset));
+        let _ = dataset.and_then(|dataset| dataset.chunks_visit(|_| 0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Programs that do what libhdf5 may: end by a signal, or not at all.
+    #[test]
+    fn a_companion_that_dies_or_hangs_is_an_error_that_names_the_file() {
+        for (script, says) in [("read w; read p; kill -SEGV $$", "signal 11"), ("read w; exec sleep 600", "in 1 s")] {
+            let wanted = Wanted { group: "g".into(), dataset: "d".into(), fields: Vec::new() };
+            let mut probe = Probe { limit: Duration::from_secs(1), ..Probe::new(wanted) };
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let (mut to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+            to.write_all(&line(&probe.wanted).unwrap()).unwrap();
+            probe.running = Some(Running { child, to, from });
+            let error = probe.check(Path::new("odd.hdf5")).unwrap_err().to_string();
+            assert!(error.contains("odd.hdf5") && error.contains(says), "{error}");
+            assert!(probe.running.is_none(), "the next file gets a new one");
+        }
+    }
+}
