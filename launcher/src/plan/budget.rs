@@ -166,8 +166,8 @@ impl Sizes {
         let each = |sizes: &SampleSizes| bytes_text(sizes.activation_scalars.saturating_mul(F32_BYTES));
         let formula = if training >= validation {
             let factor = numerator as f64 / denominator as f64;
-            let what = format!("(micro-batch × {factor}, or validation)");
-            format!("{} samples {what} × {} each, estimate", grouped(held), each(&self.task.train))
+            let what = if factor == 1.0 { String::new() } else { format!(" (micro-batch × {factor}, or validation)") };
+            format!("{}{what} × {} each, estimate", count(held as usize, "sample"), each(&self.task.train))
         } else {
             format!("{} × {} each, estimate", count(val as usize, "validation sample"), each(&self.task.val))
         };

@@ -155,7 +155,8 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
         parameters: parameters(model, data.voxel_bins as u64)?,
         train: sample(&train, true)?,
         val: sample(&val, false)?,
-        activation_factor: VIDEO_ACTIVATION_FACTOR,
+        // Within the scalars already.
+        activation_factor: (1, 1),
         // A file as read, and its picture or planes as decoded.
         scratch_bytes: entries.max(DECODE_SCRATCH_BYTES),
         useful_bytes,
@@ -299,15 +300,26 @@ fn activation_scalars(model: &VrtModel, data: &DeblurData, frame: &Frame, train:
             mutual * kept(shared, model.checkpoint_attn) + (depth - mutual) * kept(own, model.checkpoint_attn);
         let blocks = attention + depth * kept(feed, model.checkpoint_ffn);
         // Linears, sums and, in the U-net, two directions of warping (nine samples each) with their fusion.
-        let rest = if group < STAGES { (4 + 2 * 18 + 12) * dim + 2 * 54 * model.deform_groups as u64 } else { 4 * dim };
+        // Recomputed with the attention (warping) and the feed-forward parts (fusion).
+        let warp = 2 * 18 * dim + 2 * 54 * model.deform_groups as u64;
+        let rest = match group {
+            STAGES.. => 4 * dim,
+            _ => 4 * dim + kept(warp, model.checkpoint_attn) + kept(12 * dim, model.checkpoint_ffn),
+        };
         total = total.checked_add(tokens.checked_mul(blocks + rest)?)?;
-        peak = peak.max(tokens.checked_mul(shared.max(own).max(feed).max(rest))?);
+        peak = peak.max(tokens.checked_mul(shared.max(own).max(feed).max(warp))?);
         if model.use_spike && group < SPIKE_SCALES {
-            total = total.checked_add(tokens.checked_mul(40 * dim)?)?;
+            let attention = kept(30 * dim, model.checkpoint_attn && model.checkpoint_ffn);
+            total = total.checked_add(tokens.checked_mul(10 * dim + 2 * attention)?)?;
         }
     }
     // Validation keeps the skip connections and the largest part alone.
-    if train { total.checked_add(peak) } else { product(&[pixels, 8, *model.dims.first()? as u64])?.checked_add(peak) }
+    let (numerator, denominator) = VIDEO_ACTIVATION_FACTOR;
+    if train {
+        Some(total.checked_add(peak)?.checked_mul(numerator)? / denominator)
+    } else {
+        product(&[pixels, 8, *model.dims.first()? as u64])?.checked_add(peak)
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::data::voxel;
 use super::quality::psnr;
+use crate::data::source::video::image::{ImageSize, png_bytes};
 use crate::task::{Batch, Gallery, Output};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -100,7 +101,7 @@ fn sheet(rows: &[Row]) -> Result<Vec<u8>, String> {
         }
     }
     write_captions(&mut pixels, (width, height), rows, (wide, tall)).map_err(|e| format!("captions: {e}"))?;
-    encode(&pixels, width as u32, height as u32).map_err(|e| e.to_string())
+    png_bytes(&pixels, ImageSize { height: height as usize, width: width as usize }).map_err(|e| e.to_string())
 }
 
 fn paste(pixels: &mut [u8], width: i64, (x, y): (i64, i64), picture: &Tensor) -> Result<(), String> {
@@ -137,15 +138,6 @@ fn write_captions(
         }
     }
     Ok(said.and_then(|()| area.present().map_err(|e| e.to_string()))?)
-}
-
-fn encode(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>, png::EncodingError> {
-    let mut out = Vec::new();
-    let mut encoder = png::Encoder::new(&mut out, width, height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    encoder.write_header()?.write_image_data(pixels)?;
-    Ok(out)
 }
 
 #[cfg(test)]
