@@ -6,6 +6,8 @@ mod architecture;
 mod batch;
 #[path = "it/cache.rs"]
 mod cache;
+#[path = "it/deblur.rs"]
+mod deblur;
 #[path = "it/device.rs"]
 mod device;
 #[path = "it/equal.rs"]
@@ -22,6 +24,8 @@ mod hostile;
 mod hostile_hdf5;
 #[path = "it/many_files.rs"]
 mod many_files;
+#[path = "it/minimal_task.rs"]
+mod minimal_task;
 #[path = "it/relief.rs"]
 mod relief;
 #[path = "it/resume.rs"]
@@ -30,5 +34,7 @@ mod resume;
 mod supervise;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/tasks.rs"]
+mod tasks;
 #[path = "it/watch.rs"]
 mod watch;

@@ -2,7 +2,7 @@
 
 use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
-use crate::config::{Config, ConfigError, DeviceChoice};
+use crate::config::{Config, ConfigError, DeviceChoice, data_name};
 use crate::console::{Console, cache_stats, closing_table};
 use crate::contract::{CacheSummary, Summary, env, exit};
 use crate::machine::{Machine, dataset_facts};
@@ -404,7 +404,7 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
         eprintln!("launch: {}: {error}", path.display());
     }
     if let Some(stats) = &outcome.cache {
-        println!("{}", cache_stats(&config.task, stats));
+        println!("{}", cache_stats(data_name(&config.task), stats));
     }
     println!("{}", closing_table(&summary, plan));
     println!("run folder: {}", shown(&folder.path));

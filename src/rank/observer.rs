@@ -6,6 +6,8 @@ use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
 use crate::train::Observer;
 use launcher::contract::{MetricsRecord, Progress, Relieved};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What rank `rank` tells.
@@ -16,6 +18,8 @@ pub struct RankObserver {
     /// Rank 0's metrics.jsonl.
     pub records: Option<RecordWriter>,
     pub memory_every: u64,
+    /// Where validation leaves its values and pictures.
+    pub run_dir: PathBuf,
     /// The first step of this process is still to come.
     pub first: bool,
     pub phase: String,
@@ -29,6 +33,24 @@ impl RankObserver {
     fn hit_rate(&self) -> Option<f64> {
         self.cache.as_ref().and_then(|cache| cache.node_stats().hit_rate())
     }
+}
+
+/// `metrics/val_step_N.json`: the values of one validation, without their prefix.
+fn write_validation(run_dir: &Path, step: u64, values: &BTreeMap<String, f64>) -> std::io::Result<()> {
+    // JSON has no NaN: what is not finite is left out.
+    let finite = values.iter().filter(|(_, value)| value.is_finite());
+    let short: BTreeMap<&str, f64> =
+        finite.map(|(name, value)| (name.strip_prefix("val.").unwrap_or(name), *value)).collect();
+    let text = serde_json::to_vec_pretty(&short)?;
+    write_whole(&run_dir.join("metrics"), &format!("val_step_{step}.json"), &text)
+}
+
+/// Writes a sibling and renames it: no reader sees half a file.
+fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let sibling = folder.join(format!("{name}.tmp-{}", std::process::id()));
+    std::fs::write(&sibling, bytes)?;
+    std::fs::rename(&sibling, folder.join(name))
 }
 
 impl Observer for RankObserver {
@@ -62,6 +84,23 @@ impl Observer for RankObserver {
         {
             self.reporter.line(format!("metrics.jsonl: {error}"));
             self.records = None;
+        }
+    }
+
+    fn validated(&mut self, step: u64, values: &BTreeMap<String, f64>, picture: Option<Result<Vec<u8>, String>>) {
+        if self.rank != 0 {
+            return;
+        }
+        if let Err(error) = write_validation(&self.run_dir, step, values) {
+            self.reporter.line(format!("metrics/val_step_{step}.json: {error}"));
+        }
+        let written = match picture {
+            Some(Ok(png)) => write_whole(&self.run_dir.join("images"), &format!("step-{step}.png"), &png),
+            Some(Err(problem)) => Err(std::io::Error::other(problem)),
+            None => Ok(()),
+        };
+        if let Err(error) = written {
+            self.reporter.line(format!("images/step-{step}.png: {error}"));
         }
     }
 

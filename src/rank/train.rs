@@ -195,18 +195,18 @@ fn train(start: Start) -> Result<u8, RankError> {
 
     tch::manual_seed(config.seed as i64);
     let mut vs = nn::VarStore::new(Device::Cpu);
-    let mut model = task.model(config, &vs.root());
+    let mut model = task.model(config, &datasets, &vs.root())?;
     if device.is_cuda() {
         // Built twice: weights are drawn on the CPU, so that they do not depend on the device.
         let drawn = std::mem::replace(&mut vs, nn::VarStore::new(*device));
-        model = task.model(config, &vs.root());
+        model = task.model(config, &datasets, &vs.root())?;
         vs.copy(&drawn).map_err(|e| crate::torch::error_of("weights to the device", &e)).map_err(TrainError::from)?;
         if env.rank == 0 {
             reporter.line(device::told(*device));
         }
     }
     let params = named(&mut vs);
-    let facts = facts(&start);
+    let facts = facts(&start, task);
     let resume = match resume {
         Some(loaded) => Some(resume_from(loaded, &facts, &params)?),
         None => first_weights(&start, &params).map(|()| None)?,
@@ -224,6 +224,7 @@ fn train(start: Start) -> Result<u8, RankError> {
         model: model.as_ref(),
         params,
         metrics: task.metrics(config, &datasets),
+        gallery: (env.rank == 0).then(|| task.gallery(config)).flatten(),
         facts,
         checkpoints: writer,
         checkpoint_dir: &checkpoints,
@@ -269,6 +270,7 @@ fn observer(
         memory,
         records,
         memory_every: job.config.log.memory_every,
+        run_dir: job.run_dir.clone(),
         first: true,
         phase: String::new(),
         cache,
@@ -328,11 +330,10 @@ fn tell_skipped(skipped: &[String], reporter: &Reporter) {
 }
 
 /// What a checkpoint must share with this run.
-fn facts(start: &Start) -> Facts {
+fn facts(start: &Start, task: &dyn task::Task) -> Facts {
     let config = &start.job.config;
-    let sizes = serde_json::to_string(&config.model).unwrap_or_default();
     Facts {
-        model: format!("{} {sizes}", config.task),
+        model: format!("{} {}", config.task, task.architecture(config)),
         global_batch: start.job.plan.batch.global_batch as u64,
         seed: config.seed,
         world_size: start.env.world_size as u64,
@@ -421,6 +422,7 @@ fn unit(metric: &str) -> &'static str {
     match metric {
         name if name.contains("_deg") => "degrees",
         name if name.ends_with("_rad") => "radians",
+        name if name.contains("psnr") => "dB",
         _ => "",
     }
 }

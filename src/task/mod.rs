@@ -7,6 +7,7 @@ pub mod sample;
 use crate::data::cache::CacheClient;
 use crate::data::{DataError, Dataset};
 use launcher::config::Config;
+use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::{Tensor, nn};
@@ -31,6 +32,15 @@ pub struct Datasets {
     pub skipped: Vec<String>,
     /// Facts worth a line at the start, e.g. how many windows of how many files.
     pub notes: Vec<String>,
+    /// What the task's model wants to know of the files, in a type of its own.
+    pub facts: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl Datasets {
+    /// Three splits without anything to say of them.
+    pub fn new(train: Arc<dyn Dataset>, val: Arc<dyn Dataset>, test: Arc<dyn Dataset>) -> Self {
+        Self { train, val, test, baseline: None, skipped: Vec::new(), notes: Vec::new(), facts: None }
+    }
 }
 
 /// A micro-batch on the rank's device: one tensor `[B, ...]` per field of the data set.
@@ -77,6 +87,17 @@ pub trait Metrics: Send {
     fn reset(&mut self);
 }
 
+/// Pictures of validation samples, for people. Rank 0 has one.
+pub trait Gallery {
+    /// A batch of the validation split: takes what it wants to show, until it has enough.
+    fn look(&mut self, batch: &Batch, output: &Output);
+    /// A PNG of what was taken since the last call; `None`: nothing was.
+    ///
+    /// # Errors
+    /// It cannot be drawn; training goes on without it.
+    fn picture(&mut self) -> Option<Result<Vec<u8>, String>>;
+}
+
 /// Gives every rank's bytes, in rank order, for this rank's.
 pub type Gather<'a> = dyn Fn(&[u8]) -> Result<Vec<Vec<u8>>, DataError> + 'a;
 
@@ -96,14 +117,30 @@ pub trait Task: Send + Sync {
     /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.
     fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError>;
     /// Builds the model's parameters under `vs`, named as PyTorch's `state_dict` would.
-    fn model(&self, config: &Config, vs: &nn::Path) -> Box<dyn Model>;
+    ///
+    /// # Errors
+    /// A file that the model or its loss needs cannot be read.
+    fn model(&self, config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError>;
     fn metrics(&self, config: &Config, datasets: &Datasets) -> Box<dyn Metrics>;
+    /// What a checkpoint must share with a run that goes on from it: everything that shapes the parameters.
+    fn architecture(&self, config: &Config) -> String {
+        serde_json::to_string(&config.model).unwrap_or_default()
+    }
+    /// Pictures after each validation, where the task has any.
+    fn gallery(&self, _config: &Config) -> Option<Box<dyn Gallery>> {
+        None
+    }
     /// Writes sample data in the task's true format.
-    fn sample_data(&self, request: &SampleRequest) -> Result<(), DataError>;
+    ///
+    /// # Errors
+    /// They cannot be written, or the task has none.
+    fn sample_data(&self, _request: &SampleRequest) -> Result<(), DataError> {
+        Err(DataError::Other(format!("task {} has no sample data", self.name())))
+    }
 }
 
 /// Every task there is.
-const TASKS: &[&dyn Task] = &[&emg::Emg];
+const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur];
 
 /// The task called `name`.
 ///

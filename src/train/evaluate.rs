@@ -7,7 +7,7 @@ use super::{TrainError, amp, to_tensors};
 use crate::comm::Collective;
 use crate::data::Dataset;
 use crate::data::loader::{BatchPlanner, BatchStream, Loader, LoaderSpec, Order, Shuffle, Throttle};
-use crate::task::{Metrics, Model};
+use crate::task::{Gallery, Metrics, Model};
 use crate::torch::{self, TorchError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +22,12 @@ pub struct EvalSpec {
     /// Element type of autocast; absent: none.
     pub narrow: Option<Kind>,
     pub throttle: Arc<Throttle>,
+}
+
+/// Who sees the outputs. Metrics are reset before and after, so that they may be those that training uses between epochs.
+pub struct Watch<'a> {
+    pub metrics: &'a mut dyn Metrics,
+    pub gallery: Option<&'a mut (dyn Gallery + 'static)>,
 }
 
 /// What came of an evaluation, the same on every rank.
@@ -45,24 +51,22 @@ enum Share {
 /// Runs `model` over all of `dataset`, in order, nothing left out; `prefix` names the split (`val.`). Before each batch
 /// `stops` is asked whether to break off.
 ///
-/// `metrics` is reset before and after, so that it may be the one that training uses between epochs.
-///
 /// # Errors
 /// A sample cannot be read, or a peer failed.
 pub fn evaluate(
     model: &dyn Model,
-    metrics: &mut dyn Metrics,
+    watch: &mut Watch,
     dataset: &Arc<dyn Dataset>,
     spec: &EvalSpec,
     collective: &dyn Collective,
     prefix: &str,
     stops: &mut dyn FnMut(&BatchStream) -> bool,
 ) -> Result<Evaluated, TrainError> {
-    metrics.reset();
+    watch.metrics.reset();
     let share =
-        if dataset.is_empty() { Share::Done } else { run_share(model, metrics, dataset, spec, collective, stops)? };
-    let mut sums = metrics.sums();
-    metrics.reset();
+        if dataset.is_empty() { Share::Done } else { run_share(model, watch, dataset, spec, collective, stops)? };
+    let mut sums = watch.metrics.sums();
+    watch.metrics.reset();
     let votes = [matches!(share, Share::Interrupted), matches!(share, Share::OutOfMemory(_))];
     sums.extend(votes.map(|vote| f64::from(u8::from(vote))));
     let mut sums = reduce_sums(&sums, collective)?;
@@ -74,13 +78,13 @@ pub fn evaluate(
         let message = if let Share::OutOfMemory(message) = share { Some(message) } else { None };
         return Ok(Evaluated::OutOfMemory { message });
     }
-    let values = metrics.values(&sums);
+    let values = watch.metrics.values(&sums);
     Ok(Evaluated::Values(values.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect()))
 }
 
 fn run_share(
     model: &dyn Model,
-    metrics: &mut dyn Metrics,
+    watch: &mut Watch,
     dataset: &Arc<dyn Dataset>,
     spec: &EvalSpec,
     collective: &dyn Collective,
@@ -114,7 +118,10 @@ fn run_share(
         let passed = torch::catch_out_of_memory(|| {
             let batch = to_tensors(&host, spec.device);
             let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
-            metrics.update(&batch, &output);
+            watch.metrics.update(&batch, &output);
+            if let Some(gallery) = &mut watch.gallery {
+                gallery.look(&batch, &output);
+            }
             Ok(())
         });
         match passed.and_then(|inner| inner) {

@@ -71,6 +71,14 @@ pub trait Observer {
     fn step(&mut self, progress: &Progress);
     /// A line for metrics.jsonl, values reduced over ranks; rank 0 only.
     fn record(&mut self, record: &MetricsRecord);
+    /// The validation split was read after `step`: its values, reduced over ranks, and rank 0's picture of it.
+    fn validated(
+        &mut self,
+        _step: u64,
+        _values: &std::collections::BTreeMap<String, f64>,
+        _picture: Option<Result<Vec<u8>, String>>,
+    ) {
+    }
     /// One line for people; rank 0 only.
     fn line(&mut self, text: String);
     /// Bytes of this process alone, now; 0 where that is unknown. Called on relief only: it may take milliseconds.

@@ -2,7 +2,7 @@
 //! `step --config default --batch 32 --window 500 --steps 10 --threads 1`.
 
 use headroom::task::{Batch, Metrics, Model, emg};
-use launcher::config::{EmgModel, TdsStage, TrainConfig};
+use launcher::config::{ModelConfig, TdsStage, TrainConfig};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -11,15 +11,15 @@ fn stage(in_conv_kernel: usize, in_conv_stride: usize, num_blocks: usize, size: 
     TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
 }
 
-fn config(name: &str) -> EmgModel {
+fn config(name: &str) -> ModelConfig {
     let (tds_stages, decoder_hidden_size, decoder_num_layers) = match name {
         "high_performance" => {
             (vec![stage(7, 2, 2, [8, 8, 21]), stage(5, 2, 2, [8, 8, 11]), stage(3, 2, 2, [8, 8, 7])], 256, 3)
         }
         "quick_demo" => (vec![stage(5, 4, 1, [4, 4, 11])], 64, 1),
-        _ => return EmgModel::default(),
+        _ => return ModelConfig::default(),
     };
-    EmgModel { tds_stages, decoder_hidden_size, decoder_num_layers, ..EmgModel::default() }
+    ModelConfig { tds_stages, decoder_hidden_size, decoder_num_layers, ..ModelConfig::default() }
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

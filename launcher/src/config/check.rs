@@ -1,5 +1,7 @@
 //! Values that are well typed and still make no sense. Every message names the numbers it rests on and the way out.
 
+mod deblur;
+
 use super::*;
 
 /// More layers, stages or blocks than any model of this kind has: a slip of the pen, and minutes of building.
@@ -61,6 +63,9 @@ pub(super) fn check(config: &Config) -> Verdict {
     top(config, &mut verdict);
     data(&config.data, &mut verdict);
     model(config, &mut verdict);
+    loss(config, &mut verdict);
+    deblur::clips(&config.data.deblur, &mut verdict);
+    deblur::vrt(&config.model.vrt, &mut verdict);
     train(&config.train, &mut verdict);
     schedule(&config.train, &mut verdict);
     rest(config, &mut verdict);
@@ -167,6 +172,25 @@ fn model(config: &Config, v: &mut Verdict) {
             "data.window_size {window} / model.original_sampling_rate {rate} × model.rollout_freq {freq} = {steps:.2} \
              decoder steps; at least 1 is needed: make the window longer or the rollout denser"
         )
+    });
+}
+
+/// Losses by task.
+fn loss(config: &Config, v: &mut Verdict) {
+    let train = &config.train;
+    let (known, names): (&[LossType], _) = match config.task.as_str() {
+        "deblur" => (&[LossType::Charbonnier, LossType::Mse, LossType::Mae], "charbonnier, mse and mae"),
+        _ => (&[LossType::Mse, LossType::Mae, LossType::MseMae], "mse, mae and mse+mae"),
+    };
+    v.need(known.contains(&train.loss_type), || {
+        let found = serde_json::to_string(&train.loss_type).unwrap_or_default();
+        format!("train.loss_type is {}; task {} knows {names}", found.trim_matches('"'), config.task)
+    });
+    v.above_zero(&[("train.charbonnier_delta", train.charbonnier_delta)]);
+    v.not_negative(&[("train.perceptual_weight", train.perceptual_weight)]);
+    v.warn(train.perceptual_weight == 0.0 || train.perceptual_file.is_some(), || {
+        let weight = train.perceptual_weight;
+        format!("train.perceptual_weight {weight} has no effect without train.perceptual_file, VGG16's weights")
     });
 }
 

@@ -1,4 +1,4 @@
-//! Values of keys that a config leaves out: the guides' `default` for the EMG task.
+//! Values of keys that a config leaves out: the guides' `default` for the EMG task; [`Config::of_task`] for others.
 
 use super::*;
 
@@ -9,13 +9,28 @@ impl Default for Config {
             task: "emg".into(),
             seed: 42,
             data: DataConfig::default(),
-            model: EmgModel::default(),
+            model: ModelConfig::default(),
             train: TrainConfig::default(),
             memory: MemoryConfig::default(),
             watch: WatchConfig::default(),
             ddp: DdpConfig::default(),
             log: LogConfig::default(),
         }
+    }
+}
+
+impl Config {
+    /// What keys left out mean for `task`.
+    pub fn of_task(task: &str) -> Self {
+        let mut config = Self { task: task.into(), ..Self::default() };
+        if task == "deblur" {
+            config.data.dataset_path = "data/gopro_spike".into();
+            config.train.batch_size = 1;
+            config.train.loss_type = LossType::Charbonnier;
+            config.train.monitor_metric = "val.psnr_rgb".into();
+            config.train.monitor_mode = MonitorMode::Max;
+        }
+        config
     }
 }
 
@@ -46,11 +61,37 @@ impl Default for DataConfig {
             skip_ik_failures: true,
             max_train_windows: 0,
             max_val_windows: 0,
+            deblur: DeblurData::default(),
         }
     }
 }
 
-impl Default for EmgModel {
+impl Default for DeblurData {
+    fn default() -> Self {
+        Self {
+            layout: ClipLayout::Auto,
+            train_split: "train".into(),
+            val_split: "val".into(),
+            test_split: "test".into(),
+            image_exts: vec![".png".into()],
+            clip_len: 5,
+            crop_size: 256,
+            val_crop_size: 0,
+            spike_dir: "spike".into(),
+            spike_h: 360,
+            spike_w: 640,
+            spike_encoding: SpikeEncoding::Auto,
+            voxel_bins: 32,
+            log1p: true,
+            norm_mean: 0.0,
+            norm_std: 1.0,
+            use_precomputed_voxels: false,
+            voxel_dir: "spike_vox".into(),
+        }
+    }
+}
+
+impl Default for ModelConfig {
     fn default() -> Self {
         let stage = |feature_width, kernel_width| TdsStage {
             in_conv_kernel: 5,
@@ -74,6 +115,31 @@ impl Default for EmgModel {
             output_scale: 1.0,
             rollout_freq: 50.0,
             original_sampling_rate: 2000.0,
+            vrt: VrtModel::default(),
+        }
+    }
+}
+
+/// The guide's baseline: 23.7 million parameters.
+impl Default for VrtModel {
+    fn default() -> Self {
+        Self {
+            dims: vec![96; 8],
+            depths: vec![8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4],
+            heads: 6,
+            window: vec![5, 8, 8],
+            deform_groups: 16,
+            independent_groups: vec![11, 12],
+            flow: FlowKind::SpyNet,
+            deformable: true,
+            drop_path: 0.2,
+            use_spike: true,
+            tsa_heads: 4,
+            fuse_heads: 4,
+            max_batch_tokens: 49_152,
+            chunk_size: 64,
+            checkpoint_attn: true,
+            checkpoint_ffn: true,
         }
     }
 }
@@ -102,6 +168,9 @@ impl Default for TrainConfig {
             warmup_steps: None,
             loss_type: LossType::MseMae,
             mae_weight: 0.5,
+            charbonnier_delta: 1e-3,
+            perceptual_weight: 0.0,
+            perceptual_file: None,
             gradient_clip_norm: 1.0,
             early_stopping: true,
             patience: 20,
@@ -164,6 +233,7 @@ impl Default for LogConfig {
             save_best_only: false,
             keep_last: 3,
             plots: true,
+            images: 2,
             language: Language::En,
         }
     }

@@ -18,6 +18,7 @@ pub(super) enum Kind {
     /// A list of exactly so many numbers.
     Numbers(usize),
     Wholes,
+    Texts,
     /// `model.tds_stages`.
     Stages,
     /// `memory.budget`.
@@ -56,6 +57,7 @@ impl Kind {
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
             Kind::Numbers(count) => format!("a list of {count} numbers"),
             Kind::Wholes => "a list of whole numbers".into(),
+            Kind::Texts => "a list of texts".into(),
             Kind::Stages => format!("a list of stages, each with {}", STAGE.join(", ")),
             Kind::Size => "a share such as 80% or a size such as 20GiB".into(),
             Kind::Metric => "the name of a metric such as val.loss".into(),
@@ -80,6 +82,7 @@ impl Kind {
             (Kind::Size, Body::Scalar { text, .. }) => text.parse::<super::Budget>().ok().map(Value::from),
             (Kind::Numbers(count), Body::List(nodes)) if nodes.len() == count => list(nodes, Kind::Number),
             (Kind::Wholes, Body::List(nodes)) => list(nodes, Kind::Whole),
+            (Kind::Texts, Body::List(nodes)) => list(nodes, Kind::Text),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! One layer of a config: canonical keys with checked values, each with the place it was written at.
 
 use super::error::{Place, Problem};
-use super::schema::{self, Alias, SECTIONS};
+use super::schema::{self, Alias};
 use super::tree::{Body, Entry, Node};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -47,6 +47,11 @@ impl Layer {
         self.values.get(key).map(|found| &found.value)
     }
 
+    /// Whether a key was written that only `deblur` has.
+    pub fn speaks_of_clips(&self) -> bool {
+        self.values.keys().any(|key| key.starts_with("data.deblur.") || key.starts_with("model.vrt."))
+    }
+
     /// Keys that were accepted and have no effect.
     pub fn notes(&self) -> &[Problem] {
         &self.notes
@@ -79,7 +84,7 @@ impl Reader<'_> {
     /// `written`: the key with its sections, as typed.
     fn entry(&mut self, written: &str, entry: &Entry) {
         let key = schema::canonical(written);
-        if SECTIONS.contains(&key.as_str()) {
+        if schema::is_section(&key) {
             match &entry.value.body {
                 Body::Map(inner) => self.section(&format!("{written}."), inner),
                 _ if entry.value.is_null() => {}

@@ -27,4 +27,4 @@ pub use check::is_folder_name;
 pub use error::{ConfigError, Place, Problem};
 pub use model::*;
 pub use raw::RawConfig;
-pub use schema::{PROFILES, TASKS};
+pub use schema::{PROFILES, TASKS, data_name};

@@ -9,13 +9,13 @@ use std::path::PathBuf;
 pub struct Config {
     /// Name of the config, from its file name; names the run folder.
     pub name: String,
-    /// Which task's room trains: `emg`.
+    /// Which task's room trains: `emg` or `deblur`.
     pub task: String,
     /// Seed of everything random: split, order of samples, initial weights, dropout.
     pub seed: u64,
     pub data: DataConfig,
-    /// Keys of the task's model. `emg`: see [`EmgModel`].
-    pub model: EmgModel,
+    /// Keys of the task's model: `emg` has them at the top of [`ModelConfig`], `deblur` in [`ModelConfig::vrt`].
+    pub model: ModelConfig,
     pub train: TrainConfig,
     pub memory: MemoryConfig,
     pub watch: WatchConfig,
@@ -70,6 +70,64 @@ pub struct DataConfig {
     /// Cut the number of windows of an epoch per split; 0: all. For demonstrations.
     pub max_train_windows: usize,
     pub max_val_windows: usize,
+    /// Clips of `deblur`.
+    pub deblur: DeblurData,
+}
+
+/// Clips of blurred and sharp frames with the spike camera's stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeblurData {
+    /// How sequences lie below `data.dataset_path`.
+    pub layout: ClipLayout,
+    pub train_split: String,
+    pub val_split: String,
+    pub test_split: String,
+    /// Endings of frame files, with the dot.
+    pub image_exts: Vec<String>,
+    /// Consecutive frames of a clip.
+    pub clip_len: usize,
+    /// Side of the random square cut from a training clip, pixels; 0: whole frames.
+    pub crop_size: usize,
+    /// Side of the square cut from the middle of a validation clip; 0: whole frames.
+    pub val_crop_size: usize,
+    /// Folder of `.dat` files in each sequence.
+    pub spike_dir: String,
+    /// Rows and columns of the spike camera.
+    pub spike_h: usize,
+    pub spike_w: usize,
+    pub spike_encoding: SpikeEncoding,
+    /// Time bins that a frame's spike planes are summed into.
+    pub voxel_bins: usize,
+    /// Counts become `ln(1 + count)`.
+    pub log1p: bool,
+    /// Then `(x - mean) / std`.
+    pub norm_mean: f64,
+    pub norm_std: f64,
+    /// Read `.npy` voxels from `voxel_dir` instead of spikes.
+    pub use_precomputed_voxels: bool,
+    pub voxel_dir: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClipLayout {
+    Auto,
+    /// `<split>/<sequence>/{blur,sharp,spike}`.
+    Gopro,
+    /// `train_GT`, `train_GT_blurred` and a meta_info file.
+    Kair,
+}
+
+/// How a `.dat` file holds its spikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpikeEncoding {
+    Auto,
+    /// One bit per spike, lowest bit first.
+    Packed,
+    /// One byte, 0 or 1, per spike.
+    Bytes,
 }
 
 /// What `data.shuffle` mixes.
@@ -107,10 +165,11 @@ pub enum CacheEntries {
     Sample,
 }
 
-/// TDS-LSTM: convolutional stages over EMG, then a recurrent decoder that feeds its pose back.
+/// Models by task. `emg`: TDS-LSTM, convolutional stages over EMG, then a recurrent decoder that feeds its pose back.
+/// `deblur`: [`ModelConfig::vrt`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct EmgModel {
+pub struct ModelConfig {
     pub input_size: usize,
     pub output_size: usize,
     pub dropout: f64,
@@ -131,6 +190,50 @@ pub struct EmgModel {
     pub rollout_freq: f64,
     /// Samples per second of the recording.
     pub original_sampling_rate: f64,
+    pub vrt: VrtModel,
+}
+
+/// Video restoration transformer with a spike branch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VrtModel {
+    /// Channels of the seven U-net stages and of stage 8.
+    pub dims: Vec<usize>,
+    /// Blocks of the seven U-net stages, then of each group of stage 8.
+    pub depths: Vec<usize>,
+    pub heads: usize,
+    /// Attention window: frames, rows, columns.
+    pub window: Vec<usize>,
+    pub deform_groups: usize,
+    /// Groups, counted over `depths`, that attend within single frames.
+    pub independent_groups: Vec<usize>,
+    pub flow: FlowKind,
+    /// Warp neighbours by deformable convolution; false: by flow alone.
+    pub deformable: bool,
+    pub drop_path: f64,
+    /// Fuse the spike stream; false: frames only.
+    pub use_spike: bool,
+    /// Heads of the spikes' attention over time.
+    pub tsa_heads: usize,
+    /// Heads of the cross-attention from frames to spikes.
+    pub fuse_heads: usize,
+    /// Most pixels that spike attention takes at a time.
+    pub max_batch_tokens: usize,
+    /// Side of a tile of spike attention, pixels.
+    pub chunk_size: usize,
+    /// Recompute attention in the backward pass instead of keeping its activations.
+    pub checkpoint_attn: bool,
+    /// The same for the feed-forward parts.
+    pub checkpoint_ffn: bool,
+}
+
+/// Where the optical flow of the warping comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowKind {
+    Zero,
+    #[serde(rename = "spynet")]
+    SpyNet,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +288,12 @@ pub struct TrainConfig {
     pub loss_type: LossType,
     /// Weight of the MAE term in `mse+mae`.
     pub mae_weight: f64,
+    /// `charbonnier`: where the loss turns from square to absolute, in units of the prediction.
+    pub charbonnier_delta: f64,
+    /// Weight of the perceptual term; needs `perceptual_file`.
+    pub perceptual_weight: f64,
+    /// Safetensors file with VGG16's convolutions, torchvision's names; absent: no perceptual term.
+    pub perceptual_file: Option<PathBuf>,
     /// Clip to this global norm; 0: off.
     pub gradient_clip_norm: f64,
     pub early_stopping: bool,
@@ -250,6 +359,9 @@ pub enum LossType {
     Mae,
     #[serde(rename = "mse+mae")]
     MseMae,
+    /// Mean of `sqrt(e² + delta²)`.
+    #[serde(rename = "charbonnier")]
+    Charbonnier,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -352,6 +464,8 @@ pub struct LogConfig {
     /// Checkpoints kept besides the best.
     pub keep_last: usize,
     pub plots: bool,
+    /// Validation samples that `deblur` writes as pictures after an epoch; 0: none.
+    pub images: usize,
     /// Language of warnings and advice for people.
     pub language: Language,
 }

@@ -125,7 +125,7 @@ impl RawConfig {
         let overrides = read_sets(sets)?;
         let layers = [&self.base].into_iter().chain(self.profiles.get(profile)).chain(&overrides);
         let mut pins = false;
-        let mut config = Config { name: self.stem(), ..Config::default() };
+        let mut config = Config { name: self.stem(), ..Config::of_task(&task_of(layers.clone())) };
         let mut notes = Vec::new();
         let mut value = serde_json::to_value(&config).map_err(|e| fail(e.to_string()))?;
         for layer in layers {
@@ -162,6 +162,13 @@ impl Config {
     pub fn to_yaml(&self) -> Result<String, ConfigError> {
         serde_yaml::to_string(self).map_err(ConfigError::Write)
     }
+}
+
+/// The task as written last. The deblurring guide's files name none: their keys tell.
+fn task_of<'a>(layers: impl DoubleEndedIterator<Item = &'a Layer> + Clone) -> String {
+    let written = layers.clone().rev().find_map(|layer| layer.get("task").and_then(|task| task.as_str()));
+    let clips = || layers.into_iter().any(Layer::speaks_of_clips);
+    written.map_or_else(|| if clips() { "deblur".into() } else { Config::default().task }, ToString::to_string)
 }
 
 fn read_sets(sets: &[String]) -> Result<Vec<Layer>, ConfigError> {

@@ -3,11 +3,30 @@
 use super::kind::Kind::{self, *};
 
 /// Tasks that Headroom can train.
-pub const TASKS: &[&str] = &["emg"];
+pub const TASKS: &[&str] = &["emg", "deblur"];
+/// What a task's data are called in lines for people.
+pub fn data_name(task: &str) -> &str {
+    if task == "deblur" { "GoProSpike" } else { task }
+}
 /// Device profiles that a config may hold.
 pub const PROFILES: &[&str] = &["cpu", "cuda"];
 
-pub(super) const SECTIONS: &[&str] = &["data", "model", "train", "memory", "watch", "ddp", "log"];
+pub(super) const SECTIONS: &[&str] =
+    &["data", "data.deblur", "model", "model.vrt", "train", "memory", "watch", "ddp", "log"];
+
+/// Sections of the deblurring guide that hold nothing but other names of keys.
+const GUIDE_SECTIONS: &[&str] = &[
+    "data.norm",
+    "dataloader",
+    "loss",
+    "loss.charbonnier",
+    "loss.vgg_perceptual",
+    "model.fuse",
+    "model.spike_tsa",
+    "test",
+    "train.optim",
+    "train.sched",
+];
 
 /// Sections under the names that other trainers give them.
 pub(super) const SECTION_ALIASES: &[(&str, &str)] = &[("training", "train"), ("logging", "log")];
@@ -41,6 +60,24 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("data.skip_ik_failures", Flag),
     ("data.max_train_windows", Whole),
     ("data.max_val_windows", Whole),
+    ("data.deblur.layout", Choice(&["auto", "gopro", "kair"])),
+    ("data.deblur.train_split", Text),
+    ("data.deblur.val_split", Text),
+    ("data.deblur.test_split", Text),
+    ("data.deblur.image_exts", Texts),
+    ("data.deblur.clip_len", Whole),
+    ("data.deblur.crop_size", Whole),
+    ("data.deblur.val_crop_size", Whole),
+    ("data.deblur.spike_dir", Text),
+    ("data.deblur.spike_h", Whole),
+    ("data.deblur.spike_w", Whole),
+    ("data.deblur.spike_encoding", Choice(&["auto", "packed", "bytes"])),
+    ("data.deblur.voxel_bins", Whole),
+    ("data.deblur.log1p", Flag),
+    ("data.deblur.norm_mean", Number),
+    ("data.deblur.norm_std", Number),
+    ("data.deblur.use_precomputed_voxels", Flag),
+    ("data.deblur.voxel_dir", Text),
     ("model.input_size", Whole),
     ("model.output_size", Whole),
     ("model.dropout", Number),
@@ -54,6 +91,22 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("model.output_scale", Number),
     ("model.rollout_freq", Number),
     ("model.original_sampling_rate", Number),
+    ("model.vrt.dims", Wholes),
+    ("model.vrt.depths", Wholes),
+    ("model.vrt.heads", Whole),
+    ("model.vrt.window", Wholes),
+    ("model.vrt.deform_groups", Whole),
+    ("model.vrt.independent_groups", Wholes),
+    ("model.vrt.flow", Choice(&["zero", "spynet"])),
+    ("model.vrt.deformable", Flag),
+    ("model.vrt.drop_path", Number),
+    ("model.vrt.use_spike", Flag),
+    ("model.vrt.tsa_heads", Whole),
+    ("model.vrt.fuse_heads", Whole),
+    ("model.vrt.max_batch_tokens", Whole),
+    ("model.vrt.chunk_size", Whole),
+    ("model.vrt.checkpoint_attn", Flag),
+    ("model.vrt.checkpoint_ffn", Flag),
     ("train.device", Choice(&["auto", "cpu", "cuda"])),
     ("train.batch_size", Whole),
     ("train.gradient_accumulation_steps", Whole),
@@ -73,8 +126,11 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("train.min_learning_rate", Number),
     ("train.warmup_epochs", Number),
     ("train.warmup_steps", OptionalWhole),
-    ("train.loss_type", Choice(&["mse", "mae", "mse+mae"])),
+    ("train.loss_type", Choice(&["mse", "mae", "mse+mae", "charbonnier"])),
     ("train.mae_weight", Number),
+    ("train.charbonnier_delta", Number),
+    ("train.perceptual_weight", Number),
+    ("train.perceptual_file", OptionalText),
     ("train.gradient_clip_norm", Number),
     ("train.early_stopping", Flag),
     ("train.patience", Whole),
@@ -114,6 +170,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("log.save_best_only", Flag),
     ("log.keep_last", Whole),
     ("log.plots", Flag),
+    ("log.images", Whole),
     ("log.language", Choice(&["en", "zh"])),
 ];
 
@@ -128,6 +185,9 @@ pub(super) enum Alias {
 
 const ONE_RUN_FOLDER: &str =
     "has no effect: a run keeps everything in <log.runs_dir>/<run>; set log.runs_dir to move it";
+const TIMING: &str = "has no effect: every logged step's data_wait_s and step_s are in metrics.jsonl";
+const TILES: &str = "has no effect: tiles are square, of model.vrt.chunk_size and model.vrt.max_batch_tokens";
+const TESTING: &str = "has no effect: the test split is read as the validation split is";
 const RESUME: &str = "has no effect: resuming is asked for on the command line, --resume auto|PATH";
 
 /// Names used by the guides and by habit. The left side is lower-case, with canonical section names.
@@ -145,11 +205,79 @@ pub(super) const ALIASES: &[(&str, Alias)] = &[
     ("train.resume_from_checkpoint", Alias::Inert(RESUME)),
     ("train.checkpoint_path", Alias::Inert(RESUME)),
     ("train.compile_model", Alias::Inert("has no effect: there is no graph compiler to switch on")),
+    ("data.train_split", Alias::To("data.deblur.train_split")),
+    ("data.val_split", Alias::To("data.deblur.val_split")),
+    ("data.crop_size", Alias::To("data.deblur.crop_size")),
+    ("data.clip_len", Alias::To("data.deblur.clip_len")),
+    ("data.k", Alias::To("data.deblur.voxel_bins")),
+    ("data.num_voxel_bins", Alias::To("data.deblur.voxel_bins")),
+    ("data.voxel_cache_dirname", Alias::To("data.deblur.voxel_dir")),
+    ("data.spike_dir", Alias::To("data.deblur.spike_dir")),
+    ("data.spike_h", Alias::To("data.deblur.spike_h")),
+    ("data.spike_w", Alias::To("data.deblur.spike_w")),
+    ("data.use_precomputed_voxels", Alias::To("data.deblur.use_precomputed_voxels")),
+    ("data.image_exts", Alias::To("data.deblur.image_exts")),
+    ("data.norm.mean", Alias::To("data.deblur.norm_mean")),
+    ("data.norm.std", Alias::To("data.deblur.norm_std")),
+    ("data.align_log_paths", Alias::Inert("has no effect: spikes and frames are paired by file name")),
+    ("model.use_spike", Alias::To("model.vrt.use_spike")),
+    ("model.vrt_cfg", Alias::Inert("has no effect: the sizes are keys of model.vrt")),
+    ("model.channels_per_scale", Alias::Inert("has no effect: the spike branch has the channels of model.vrt.dims")),
+    ("model.layers", Alias::Inert("has no effect: the spike branch has the U-net's four scales")),
+    ("model.window_size", Alias::To("model.vrt.window")),
+    ("model.img_size_h", Alias::Inert("has no effect: any frame size is taken")),
+    ("model.img_size_w", Alias::Inert("has no effect: any frame size is taken")),
+    ("model.vrt.use_checkpoint_attn", Alias::To("model.vrt.checkpoint_attn")),
+    ("model.vrt.use_checkpoint_ffn", Alias::To("model.vrt.checkpoint_ffn")),
+    ("model.spike_tsa.heads", Alias::To("model.vrt.tsa_heads")),
+    ("model.spike_tsa.max_batch_tokens", Alias::To("model.vrt.max_batch_tokens")),
+    ("model.spike_tsa.chunk_size", Alias::To("model.vrt.chunk_size")),
+    ("model.spike_tsa.adaptive_chunk", Alias::Inert(TILES)),
+    ("model.spike_tsa.chunk_shape", Alias::Inert(TILES)),
+    ("model.fuse.type", Alias::Inert("has no effect: cross-attention over time is the one fusion there is")),
+    ("model.fuse.heads", Alias::To("model.vrt.fuse_heads")),
+    ("model.fuse.max_batch_tokens", Alias::To("model.vrt.max_batch_tokens")),
+    ("model.fuse.chunk_size", Alias::To("model.vrt.chunk_size")),
+    ("model.fuse.adaptive_chunk", Alias::Inert(TILES)),
+    ("model.fuse.chunk_shape", Alias::Inert(TILES)),
+    ("dataloader.total_workers", Alias::Inert("has no effect: loader threads are planned per rank, train.num_workers")),
+    ("dataloader.train_workers", Alias::To("train.num_workers")),
+    ("dataloader.val_workers", Alias::Inert("has no effect: validation reads with train.num_workers threads")),
+    ("dataloader.train_prefetch_factor", Alias::To("train.prefetch_factor")),
+    ("dataloader.val_prefetch_factor", Alias::Inert("has no effect: validation has a slot per thread and two more")),
+    ("dataloader.pin_memory", Alias::To("train.pin_memory")),
+    ("dataloader.persistent_workers", Alias::To("train.persistent_workers")),
+    ("train.optim.type", Alias::To("train.optimizer")),
+    ("train.optim.lr", Alias::To("train.learning_rate")),
+    ("train.optim.betas", Alias::To("train.betas")),
+    ("train.optim.weight_decay", Alias::To("train.weight_decay")),
+    ("train.sched.type", Alias::To("train.scheduler")),
+    ("train.sched.warmup_steps", Alias::To("train.warmup_steps")),
+    ("train.ddp_compression", Alias::Inert("has no effect: gradients are reduced as f32")),
+    ("loss.charbonnier.delta", Alias::To("train.charbonnier_delta")),
+    ("loss.charbonnier.weight", Alias::Inert("has no effect: this term has weight 1, see train.perceptual_weight")),
+    ("loss.vgg_perceptual.layers", Alias::Inert("has no effect: the features are those of relu3_3")),
+    ("loss.vgg_perceptual.weight", Alias::To("train.perceptual_weight")),
+    ("log.tensorboard", Alias::Inert("has no effect: plots/*.png and metrics.jsonl take its place")),
+    ("log.save_dir", Alias::Inert(ONE_RUN_FOLDER)),
+    ("log.val_every_steps", Alias::Inert("has no effect: validation is at the end of every epoch")),
+    ("log.enable_timing_log", Alias::Inert(TIMING)),
+    ("log.timing_console", Alias::Inert(TIMING)),
+    ("log.timing_file", Alias::Inert(TIMING)),
+    ("log.timing_console_interval", Alias::Inert(TIMING)),
+    ("log.timing_file_interval", Alias::Inert(TIMING)),
+    ("test.batch_size", Alias::Inert(TESTING)),
+    ("test.num_workers", Alias::Inert(TESTING)),
     ("log.monitor", Alias::To("train.monitor_metric")),
     ("log.mode", Alias::To("train.monitor_mode")),
     ("log.checkpoint_dir", Alias::Inert(ONE_RUN_FOLDER)),
     ("log.log_dir", Alias::Inert(ONE_RUN_FOLDER)),
 ];
+
+/// Whether `key` holds keys rather than a value.
+pub(super) fn is_section(key: &str) -> bool {
+    SECTIONS.contains(&key) || GUIDE_SECTIONS.contains(&key)
+}
 
 /// The type of a canonical key.
 pub(super) fn kind(key: &str) -> Option<(&'static str, Kind)> {

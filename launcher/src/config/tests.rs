@@ -219,6 +219,111 @@ fn guide_keys_in_capitals_load() {
     assert_eq!(load("DATA.USE_RAM_CACHE: false\nDATA.CACHE_SIZE_GB: 30\n").data.cache, CachePolicy::Off);
 }
 
+/// A file as the deblurring guide's repository has it: upper-case sections, no `task`.
+#[test]
+fn guide_config_of_clips_loads_as_it_stands() {
+    let text = r#"
+SEED: 123
+DATA:
+  ROOT: data/processed/gopro_spike_unified
+  TRAIN_SPLIT: train
+  VAL_SPLIT: val
+  CROP_SIZE: 256
+  CLIP_LEN: 5
+  K: 32
+  NUM_VOXEL_BINS: 32
+  VOXEL_CACHE_DIRNAME: spike_vox
+  SPIKE_DIR: spike
+  USE_PRECOMPUTED_VOXELS: true
+  USE_RAM_CACHE: true
+  CACHE_SIZE_GB: 50.0
+  IMAGE_EXTS: [".png", ".jpg"]
+  ALIGN_LOG_PATHS: ["outputs/logs/align.txt"]
+  NORM: {MEAN: 0.0, STD: 1.0}
+MODEL:
+  USE_SPIKE: true
+  VRT_CFG: options/vrt.yaml
+  CHANNELS_PER_SCALE: [96, 96, 96, 96]
+  LAYERS: 4
+  VRT: {USE_CHECKPOINT_ATTN: true, USE_CHECKPOINT_FFN: false}
+  SPIKE_TSA: {HEADS: 4, ADAPTIVE_CHUNK: true, MAX_BATCH_TOKENS: 49152, CHUNK_SIZE: 64, CHUNK_SHAPE: square}
+  FUSE: {TYPE: TemporalCrossAttn, HEADS: 4, ADAPTIVE_CHUNK: true, MAX_BATCH_TOKENS: 49152, CHUNK_SIZE: 64}
+DATALOADER:
+  TOTAL_WORKERS: "cpu*0.9"
+  TRAIN_WORKERS: auto
+  TRAIN_PREFETCH_FACTOR: 2
+  VAL_PREFETCH_FACTOR: 2
+  PIN_MEMORY: false
+  PERSISTENT_WORKERS: false
+TRAIN:
+  RESUME_FROM_CHECKPOINT: false
+  CHECKPOINT_PATH: null
+  EPOCHS: 20
+  BATCH_SIZE: 1
+  VAL_BATCH_SIZE: 1
+  COMPILE_MODEL: false
+  GRADIENT_ACCUMULATION_STEPS: 6
+  MAX_GRAD_NORM: 1.0
+  OPTIM: {TYPE: adamw, LR: 1e-4, BETAS: [0.9, 0.99], WEIGHT_DECAY: 1e-4}
+  SCHED: {TYPE: cosine, WARMUP_STEPS: 256}
+LOSS:
+  CHARBONNIER: {DELTA: 1e-3, WEIGHT: 1.0}
+  VGG_PERCEPTUAL: {LAYERS: [relu3_3], WEIGHT: 0.1}
+LOG: {TENSORBOARD: true, SAVE_DIR: outputs, VAL_EVERY_STEPS: 1000, ENABLE_TIMING_LOG: true}
+TEST: {BATCH_SIZE: 1, NUM_WORKERS: 2}
+"#;
+    let raw = RawConfig::parse(text, "vrt.yaml").unwrap();
+    let (config, notes) = raw.resolve_with_notes("cuda", &[]).unwrap();
+    assert_eq!((config.task.as_str(), config.seed, config.data.cache_size_gb), ("deblur", 123, Some(50.0)));
+    let clips = &config.data.deblur;
+    assert_eq!((clips.crop_size, clips.clip_len, clips.voxel_bins, clips.use_precomputed_voxels), (256, 5, 32, true));
+    assert_eq!(clips.image_exts, [".png", ".jpg"]);
+    let vrt = &config.model.vrt;
+    assert_eq!((vrt.checkpoint_attn, vrt.checkpoint_ffn, vrt.max_batch_tokens), (true, false, 49_152));
+    let train = &config.train;
+    assert_eq!((train.learning_rate, train.betas, train.weight_decay), (1e-4, [0.9, 0.99], 1e-4));
+    assert_eq!((train.warmup_steps, train.gradient_accumulation_steps, train.num_epochs), (Some(256), 6, 20));
+    assert_eq!((train.loss_type, train.perceptual_weight), (LossType::Charbonnier, 0.1));
+    assert_eq!(train.num_workers, None);
+    let about = |key: &str| notes.iter().any(|note| note.contains(key) && note.contains("has no effect"));
+    for key in [
+        "ALIGN_LOG_PATHS",
+        "TOTAL_WORKERS",
+        "FUSE.TYPE",
+        "VAL_EVERY_STEPS",
+        "TEST.NUM_WORKERS",
+        "perceptual_weight 0.1",
+    ] {
+        assert!(about(key), "{key}: {notes:?}");
+    }
+    // A task that is written wins over what the keys tell.
+    assert!(
+        error("task: emg\nLOSS.CHARBONNIER.DELTA: 1e-3\ndata.clip_len: 3\ntrain.loss_type: charbonnier\n", &[])
+            .contains("train.loss_type is charbonnier; task emg knows mse, mae and mse+mae")
+    );
+}
+
+#[test]
+fn clips_and_models_without_sense_are_refused() {
+    for (set, says) in [
+        ("data.deblur.clip_len=0", "data.deblur.clip_len is 0"),
+        ("data.deblur.crop_size=5", "it must be 0, for whole frames, or at least 8"),
+        ("data.deblur.image_exts=[png]", "endings with their dot"),
+        ("data.deblur.spike_dir=a/b", "it must name a folder"),
+        ("data.deblur.norm_std=0", "data.deblur.norm_std is 0"),
+        ("model.vrt.dims=[96]", "model.vrt.dims has 1 numbers; it needs 8"),
+        ("model.vrt.depths=[]", "model.vrt.depths has 0 numbers"),
+        ("model.vrt.heads=7", "model.vrt.dims[0] is 96; it must be a multiple of model.vrt.heads 7"),
+        ("model.vrt.window=[5,8]", "model.vrt.window is [5, 8]"),
+        ("model.vrt.independent_groups=[13]", "names 13; stage 8's groups in model.vrt.depths are 7 to 12"),
+        ("train.loss_type=mse+mae", "task deblur knows charbonnier, mse and mae"),
+    ] {
+        let found = error("task: deblur\n", &[set]);
+        assert!(found.starts_with("my.yaml: ") || found.contains("my.yaml: "), "{set}: {found}");
+        assert!(found.contains(says), "{set}: {found}");
+    }
+}
+
 #[test]
 fn values_without_sense_are_refused_with_every_factor() {
     for (set, says) in [

@@ -11,7 +11,7 @@ mod probe;
 #[cfg(test)]
 mod tests;
 
-pub use dataset::{DatasetFacts, dataset_facts};
+pub use dataset::{DatasetFacts, FrameFacts, dataset_facts};
 pub use gpu::GpuMeter;
 pub use memory::{GroupNow, MemoryMeter, MemoryNow, Pressure};
 pub use probe::{Probe, free_disk_bytes};

@@ -1,8 +1,8 @@
 //! Every byte of the node, line by line, with checked arithmetic: an absurd config is an error, not a panic.
 
 use super::constants::*;
-use super::emg::{self, product, sum};
 use super::table::{bytes_text, count, grouped};
+use super::task::{OVERFLOW, SampleSizes, TaskSizes, once, per_rank, product, sum};
 use super::{BudgetLine, BudgetPlan, GpuPlan, Plan, PlanError};
 use crate::config::{Budget, CachePolicy, Config, OptimizerKind, ShuffleMode};
 use crate::machine::{DatasetFacts, Machine};
@@ -16,12 +16,13 @@ pub(super) fn budget(
 ) -> Result<BudgetPlan, PlanError> {
     check_cache_size(config, machine)?;
     let (total_bytes, formula) = total(config, machine)?;
-    let sizes = Sizes::of(config, draft)?;
+    let sizes = Sizes::of(config, dataset)?;
+    draft.data = sizes.task.facts.clone();
     let ranks = draft.topology.local_world_size as u64;
     let cuda = draft.topology.device == "cuda";
     let mut lines = vec![reserve(machine, total_bytes), launcher()];
     lines.push(per_rank("runtime", runtime_bytes(cuda), ranks, format!("libtorch and allocator × {ranks} ranks"))?);
-    let device_lines = [sizes.model_state(ranks)?, sizes.activations(ranks)?];
+    let device_lines = [sizes.model_state(ranks)?, sizes.activations(draft, ranks)?];
     let gpu = if cuda {
         Some(gpu_plan(machine, &device_lines, ranks))
     } else {
@@ -29,21 +30,16 @@ pub(super) fn budget(
         None
     };
     lines.extend(sizes.staging(draft, ranks)?);
-    lines.push(decode_scratch(draft, ranks)?);
+    lines.push(sizes.decode_scratch(draft, ranks)?);
     lines.push(sizes.checkpoint()?);
     let used = sum(&lines.iter().map(|line| line.bytes).collect::<Vec<_>>()).ok_or(OVERFLOW)?;
     let room = total_bytes.saturating_sub(used);
-    let line = page_cache(config, dataset, room);
-    let (page_cache_bytes, cache_policy) = (line.bytes, cache_policy(config, line.bytes).to_owned());
+    let line = sizes.page_cache(config, dataset, room);
+    let (page_cache_bytes, cache_policy) = (line.bytes, sizes.cache_policy(config, line.bytes).to_owned());
     lines.push(line);
     draft.notes.extend(small_cache(config, dataset, draft, page_cache_bytes));
     Ok(BudgetPlan { total_bytes, lines, page_cache_bytes, cache_policy, formula, gpu })
 }
-
-const OVERFLOW: PlanError = PlanError::Overflow {
-    what: "the memory plan",
-    keys: "train.batch_size, data.window_size, train.num_workers, train.prefetch_factor, model sizes and the number of ranks",
-};
 
 /// `memory.budget` of the smaller of physical memory and cgroup limit.
 fn total(config: &Config, machine: &Machine) -> Result<(u64, String), PlanError> {
@@ -129,117 +125,127 @@ fn gpu_plan(machine: &Machine, rank_lines: &[BudgetLine], ranks: u64) -> GpuPlan
 
 /// What the model and its samples weigh.
 struct Sizes {
-    parameters: u64,
+    task: TaskSizes,
     /// Optimizer moments per parameter.
     moments: u64,
     ema: u64,
-    activation_scalars: u64,
-    sample_bytes: u64,
-    /// Bytes of one sample's part of each field: EMG `[T, 16]`, joint angles `[T, 20]`.
-    field_bytes: [u64; 2],
-    /// Samples whose activations are held at once, gradients of activations included.
-    held_samples: u64,
 }
 
 impl Sizes {
-    fn of(config: &Config, draft: &Plan) -> Result<Self, PlanError> {
-        let window = config.data.window_size as u64;
-        let field = |columns: usize| product(&[window, columns as u64, F32_BYTES]).ok_or(OVERFLOW);
-        let field_bytes = [field(config.data.emg_channels)?, field(config.data.joint_angles_channels)?];
-        let (numerator, denominator) = ACTIVATION_FACTOR;
-        let held = (draft.batch.micro_batch as u64).checked_mul(numerator).ok_or(OVERFLOW)?.div_ceil(denominator);
+    fn of(config: &Config, dataset: &DatasetFacts) -> Result<Self, PlanError> {
         Ok(Self {
-            parameters: emg::parameters(&config.model).ok_or(OVERFLOW)?,
+            task: TaskSizes::of(config, dataset)?,
             moments: match config.train.optimizer {
                 OptimizerKind::Adam | OptimizerKind::Adamw => 2,
                 OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
             },
             ema: u64::from(config.train.ema_decay.is_some()),
-            activation_scalars: emg::activation_scalars(&config.model, window).ok_or(OVERFLOW)?,
-            sample_bytes: sum(&field_bytes).ok_or(OVERFLOW)?,
-            field_bytes,
-            // Validation keeps nothing for backward: its samples count once at most.
-            held_samples: held.max(draft.batch.val_batch as u64),
         })
     }
 
     /// Weights, gradients, moments and moving average, all f32.
     fn model_state(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
         let copies = 2 + self.moments + self.ema;
-        let bytes = product(&[self.parameters, F32_BYTES, copies]).ok_or(OVERFLOW)?;
+        let bytes = product(&[self.task.parameters, F32_BYTES, copies]).ok_or(OVERFLOW)?;
         let ema = if self.ema > 0 { " + EMA" } else { "" };
         let formula = format!(
             "{} parameters × 4 B × {copies} (weights + gradients + {} moments{ema})",
-            grouped(self.parameters),
+            grouped(self.task.parameters),
             self.moments
         );
         per_rank("model state", bytes, ranks, formula)
     }
 
-    fn activations(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
-        let bytes = product(&[self.held_samples, self.activation_scalars, F32_BYTES]).ok_or(OVERFLOW)?;
-        let formula = format!(
-            "{} samples (micro-batch × 1.5, or validation) × {} each, estimate",
-            grouped(self.held_samples),
-            bytes_text(self.activation_scalars.saturating_mul(F32_BYTES))
-        );
-        per_rank("activations", bytes, ranks, formula)
+    /// The larger of training, gradients of activations included, and validation, which keeps nothing for backward.
+    fn activations(&self, draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
+        let (numerator, denominator) = self.task.activation_factor;
+        let micro = draft.batch.micro_batch as u64;
+        let held = micro.checked_mul(numerator).ok_or(OVERFLOW)?.div_ceil(denominator);
+        let val = draft.batch.val_batch as u64;
+        let bytes = |samples: u64, sizes: &SampleSizes| {
+            product(&[samples, sizes.activation_scalars, F32_BYTES]).ok_or(OVERFLOW)
+        };
+        let (training, validation) = (bytes(held, &self.task.train)?, bytes(val, &self.task.val)?);
+        let each = |sizes: &SampleSizes| bytes_text(sizes.activation_scalars.saturating_mul(F32_BYTES));
+        let formula = if training >= validation {
+            let factor = numerator as f64 / denominator as f64;
+            let what = if factor == 1.0 { String::new() } else { format!(" (micro-batch × {factor}, or validation)") };
+            format!("{}{what} × {} each, estimate", count(held as usize, "sample"), each(&self.task.train))
+        } else {
+            format!("{} × {} each, estimate", count(val as usize, "validation sample"), each(&self.task.val))
+        };
+        per_rank("activations", training.max(validation), ranks, formula)
     }
 
     /// Slots of the training and the validation loader.
     fn staging(&self, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
         let slots = draft.loader.slots as u64;
-        let line = |name, samples: usize| {
-            let slot = self.slot_bytes(samples as u64).ok_or(OVERFLOW)?;
+        let line = |name, samples: usize, sizes: &SampleSizes| {
+            let slot = sizes.slot_bytes(samples as u64).ok_or(OVERFLOW)?;
             let bytes = slots.checked_mul(slot).ok_or(OVERFLOW)?;
-            let formula = format!("{slots} slots × {samples} samples × {} B", grouped(self.sample_bytes));
-            per_rank(name, bytes, ranks, formula)
+            let sample = grouped(sizes.bytes().ok_or(OVERFLOW)?);
+            per_rank(name, bytes, ranks, format!("{slots} slots × {} × {sample} B", count(samples, "sample")))
         };
-        Ok([line("staging slots", draft.batch.micro_batch)?, line("validation slots", draft.batch.val_batch)?])
-    }
-
-    /// One slot: each field `[samples, …]`, rounded up to whole cache lines.
-    fn slot_bytes(&self, samples: u64) -> Option<u64> {
-        let field = |bytes: &u64| samples.checked_mul(*bytes)?.checked_next_multiple_of(FIELD_ALIGN_BYTES);
-        self.field_bytes.iter().try_fold(0u64, |slot, bytes| slot.checked_add(field(bytes)?))
+        Ok([
+            line("staging slots", draft.batch.micro_batch, &self.task.train)?,
+            line("validation slots", draft.batch.val_batch, &self.task.val)?,
+        ])
     }
 
     /// Rank 0 copies what it saves, so that training goes on while a thread writes. Gradients are not saved.
     fn checkpoint(&self) -> Result<BudgetLine, PlanError> {
         let copies = 1 + self.moments + self.ema;
-        let bytes = product(&[self.parameters, F32_BYTES, copies]).ok_or(OVERFLOW)?;
-        let formula = format!("rank 0: {} parameters × 4 B × {copies}", grouped(self.parameters));
+        let bytes = product(&[self.task.parameters, F32_BYTES, copies]).ok_or(OVERFLOW)?;
+        let formula = format!("rank 0: {} parameters × 4 B × {copies}", grouped(self.task.parameters));
         Ok(once("checkpoint staging", bytes, formula))
     }
-}
 
-fn decode_scratch(draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
-    // Without loader threads the step's own thread decodes.
-    let threads = (draft.loader.threads as u64).max(1);
-    let cache = draft.loader.chunk_cache_bytes;
-    let bytes = product(&[threads, DECODE_SCRATCH_BYTES]).and_then(|bytes| bytes.checked_add(cache)).ok_or(OVERFLOW)?;
-    let scratch = bytes_text(DECODE_SCRATCH_BYTES);
-    let threads = count(threads as usize, "thread");
-    let formula = format!("{threads} × {scratch} + chunk cache {}", bytes_text(cache));
-    per_rank("decode scratch", bytes, ranks, formula)
-}
+    fn decode_scratch(&self, draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
+        // Without loader threads the step's own thread decodes.
+        let threads = (draft.loader.threads as u64).max(1);
+        let (each, cache) = (self.task.scratch_bytes, draft.loader.chunk_cache_bytes);
+        let bytes = product(&[threads, each]).and_then(|bytes| bytes.checked_add(cache)).ok_or(OVERFLOW)?;
+        let mut formula = format!("{} × {}", count(threads as usize, "thread"), bytes_text(each));
+        if cache > 0 {
+            formula += &format!(" + chunk cache {}", bytes_text(cache));
+        }
+        per_rank("decode scratch", bytes, ranks, formula)
+    }
 
-/// The page cache: what is left of the budget, cut by the config and by what the data set can use.
-fn page_cache(config: &Config, dataset: &DatasetFacts, room: u64) -> BudgetLine {
-    let cap = config.data.cache_size_gb.map(|gb| (gb * GIB as f64) as u64);
-    let useful = dataset.bytes.saturating_mul(DECODED_OVER_DISK);
-    let capacity = room.min(cap.unwrap_or(u64::MAX)).min(useful) / PAGE_BYTES * PAGE_BYTES;
-    let off = config.data.cache == CachePolicy::Off;
-    let bytes = if off { 0 } else { capacity };
-    let cut = match capacity {
-        _ if off => "data.cache is off".to_owned(),
-        _ if dataset.bytes == 0 => "no data set to keep".to_owned(),
-        _ if room <= useful && room <= cap.unwrap_or(u64::MAX) => "all that is left".to_owned(),
-        _ if cap.is_some_and(|cap| cap <= useful) => "cut by data.cache_size_gb".to_owned(),
-        _ => format!("{} data set × {DECODED_OVER_DISK}", bytes_text(dataset.bytes)),
-    };
-    let policy = cache_policy(config, bytes);
-    once("page cache", bytes, if bytes == 0 { cut } else { format!("{cut}, policy {policy}") })
+    /// The page cache: what is left of the budget, cut by the config and by what the data set can use.
+    fn page_cache(&self, config: &Config, dataset: &DatasetFacts, room: u64) -> BudgetLine {
+        let cap = config.data.cache_size_gb.map(|gb| (gb * GIB as f64) as u64);
+        let useful = self.task.useful_bytes;
+        let capacity = room.min(cap.unwrap_or(u64::MAX)).min(useful) / PAGE_BYTES * PAGE_BYTES;
+        let off = config.data.cache == CachePolicy::Off;
+        let bytes = if off { 0 } else { capacity };
+        let cut = match capacity {
+            _ if off => "data.cache is off".to_owned(),
+            _ if dataset.is_empty() => "no data set to keep".to_owned(),
+            _ if room <= useful && room <= cap.unwrap_or(u64::MAX) => "all that is left".to_owned(),
+            _ if cap.is_some_and(|cap| cap <= useful) => "cut by data.cache_size_gb".to_owned(),
+            _ => self.task.useful.clone(),
+        };
+        let policy = self.cache_policy(config, bytes);
+        let rate = match policy {
+            // What stays is hit in every epoch; no policy can pass it.
+            "pin" => format!(", steady hit rate {:.1} %", 100.0 * (bytes as f64 / useful.max(1) as f64).min(1.0)),
+            _ => String::new(),
+        };
+        once("page cache", bytes, if bytes == 0 { cut } else { format!("{cut}, policy {policy}{rate}") })
+    }
+
+    /// The policy's name.
+    fn cache_policy(&self, config: &Config, bytes: u64) -> &'static str {
+        match config.data.cache {
+            _ if bytes == 0 => "off",
+            CachePolicy::Off => "off",
+            CachePolicy::Auto => self.task.auto_policy,
+            CachePolicy::NextUse => "next_use",
+            CachePolicy::Pin => "pin",
+            CachePolicy::Lru => "lru",
+        }
+    }
 }
 
 /// A cache that is too small for the order of samples, in numbers.
@@ -271,24 +277,4 @@ fn small_cache(config: &Config, dataset: &DatasetFacts, draft: &Plan, bytes: u64
         }
         _ => None,
     }
-}
-
-/// The policy's name. `auto`: one chunk of a session serves many windows, so the one that looks ahead.
-fn cache_policy(config: &Config, bytes: u64) -> &'static str {
-    match config.data.cache {
-        _ if bytes == 0 => "off",
-        CachePolicy::Off => "off",
-        CachePolicy::Auto | CachePolicy::NextUse => "next_use",
-        CachePolicy::Pin => "pin",
-        CachePolicy::Lru => "lru",
-    }
-}
-
-fn once(name: &str, bytes: u64, formula: String) -> BudgetLine {
-    BudgetLine { name: name.into(), bytes, per_rank_bytes: None, formula }
-}
-
-fn per_rank(name: &str, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
-    let all = bytes.checked_mul(ranks).ok_or(OVERFLOW)?;
-    Ok(BudgetLine { name: name.into(), bytes: all, per_rank_bytes: Some(bytes), formula })
 }

@@ -11,10 +11,35 @@
 //! ```
 //! It gives 282,996 for `default`, 1,504,836 for `high_performance` and 29,512 for `quick_demo`.
 
-use crate::config::{DecoderType, EmgModel, TdsStage};
+use super::constants::*;
+use super::table::bytes_text;
+use super::task::{SampleSizes, TaskSizes, product, sum};
+use crate::config::{Config, DecoderType, ModelConfig, TdsStage};
+use crate::machine::DatasetFacts;
+
+/// Everything the planner asks of this task; absent: a product overflows.
+pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes> {
+    let window = config.data.window_size as u64;
+    let field = |columns: usize| product(&[window, columns as u64, F32_BYTES]);
+    // EMG `[T, 16]`, joint angles `[T, 20]`.
+    let fields = vec![field(config.data.emg_channels)?, field(config.data.joint_angles_channels)?];
+    let sample = SampleSizes { fields, activation_scalars: activation_scalars(&config.model, window)? };
+    Some(TaskSizes {
+        parameters: parameters(&config.model)?,
+        train: sample.clone(),
+        val: sample,
+        activation_factor: ACTIVATION_FACTOR,
+        scratch_bytes: DECODE_SCRATCH_BYTES,
+        useful_bytes: dataset.bytes.saturating_mul(DECODED_OVER_DISK),
+        useful: format!("{} data set × {DECODED_OVER_DISK}", bytes_text(dataset.bytes)),
+        // One chunk of a session serves many windows, so the one that looks ahead.
+        auto_policy: "next_use",
+        facts: Vec::new(),
+    })
+}
 
 /// Scalars of the model; absent: the product overflows.
-pub fn parameters(model: &EmgModel) -> Option<u64> {
+pub fn parameters(model: &ModelConfig) -> Option<u64> {
     let mut total = 0u64;
     let mut features = model.input_size as u64;
     for stage in &model.tds_stages {
@@ -37,7 +62,7 @@ fn stage_parameters(stage: &TdsStage, input: u64) -> Option<u64> {
 }
 
 /// Scalars of the decoder without its output layer, and the width that it hands to that layer.
-fn decoder_parameters(model: &EmgModel, input: u64) -> Option<(u64, u64)> {
+fn decoder_parameters(model: &ModelConfig, input: u64) -> Option<(u64, u64)> {
     let mut total = 0u64;
     let mut input = input;
     match model.decoder_type {
@@ -63,7 +88,7 @@ fn decoder_parameters(model: &EmgModel, input: u64) -> Option<(u64, u64)> {
 /// layer's output: 6 tensors in a stage's entry (two layouts, conv, norm, ReLU, dropout), 10 in a block (conv, ReLU,
 /// residual, norm, two linears with ReLU, residual, norm, one layout), 8 per LSTM unit and step (4 gates, cell,
 /// its tanh, hidden, a copy), 3 per output value.
-pub fn activation_scalars(model: &EmgModel, window: u64) -> Option<u64> {
+pub fn activation_scalars(model: &ModelConfig, window: u64) -> Option<u64> {
     let mut total = window.checked_mul(model.input_size as u64)?.checked_mul(2)?;
     let mut rows = window;
     let mut features = model.input_size as u64;
@@ -87,7 +112,7 @@ pub fn activation_scalars(model: &EmgModel, window: u64) -> Option<u64> {
 }
 
 /// Decoder steps of a window: its duration times the rollout frequency, half to even, at least 1.
-fn rollout_steps(model: &EmgModel, window: u64) -> u64 {
+fn rollout_steps(model: &ModelConfig, window: u64) -> u64 {
     let steps = (window as f64 / model.original_sampling_rate * model.rollout_freq).round_ties_even();
     // A cast saturates and turns NaN into 0; the config's own checks name such values.
     (steps as u64).clamp(1, window.max(1))
@@ -102,14 +127,6 @@ fn linear(input: u64, output: u64) -> Option<u64> {
     input.checked_mul(output)?.checked_add(output)
 }
 
-pub(super) fn product(factors: &[u64]) -> Option<u64> {
-    factors.iter().try_fold(1u64, |product, factor| product.checked_mul(*factor))
-}
-
-pub(super) fn sum(terms: &[u64]) -> Option<u64> {
-    terms.iter().try_fold(0u64, |sum, term| sum.checked_add(*term))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,18 +136,18 @@ mod tests {
         TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
     }
 
-    fn sized(stages: &[[usize; 6]], hidden: usize, layers: usize) -> EmgModel {
-        EmgModel {
+    fn sized(stages: &[[usize; 6]], hidden: usize, layers: usize) -> ModelConfig {
+        ModelConfig {
             tds_stages: stages.iter().map(|shape| stage(*shape)).collect(),
             decoder_hidden_size: hidden,
             decoder_num_layers: layers,
-            ..EmgModel::default()
+            ..ModelConfig::default()
         }
     }
 
     #[test]
     fn parameters_of_the_guides_three_sizes() {
-        assert_eq!(parameters(&EmgModel::default()), Some(282_996));
+        assert_eq!(parameters(&ModelConfig::default()), Some(282_996));
         let high = sized(&[[7, 2, 2, 8, 8, 21], [5, 2, 2, 8, 8, 11], [3, 2, 2, 8, 8, 7]], 256, 3);
         assert_eq!(parameters(&high), Some(1_504_836));
         assert_eq!(parameters(&sized(&[[5, 4, 1, 4, 4, 11]], 64, 1)), Some(29_512));
@@ -138,11 +155,11 @@ mod tests {
 
     #[test]
     fn mlp_decoder_by_hand() {
-        let mlp = EmgModel { decoder_type: DecoderType::Mlp, ..EmgModel::default() };
+        let mlp = ModelConfig { decoder_type: DecoderType::Mlp, ..ModelConfig::default() };
         // Encoder 38,752; 84→256→128→20.
         let by_hand = 38_752 + (84 * 256 + 256) + (256 * 128 + 128) + (128 * 20 + 20);
         assert_eq!(parameters(&mlp), Some(by_hand));
-        let free = EmgModel { decoder_state_condition: false, ..mlp };
+        let free = ModelConfig { decoder_state_condition: false, ..mlp };
         assert_eq!(parameters(&free), Some(by_hand - 20 * 256));
     }
 
@@ -150,13 +167,13 @@ mod tests {
     fn absurd_sizes_overflow_to_none() {
         assert_eq!(parameters(&sized(&[[5, 4, 1, usize::MAX, 2, 11]], 64, 1)), None);
         assert_eq!(parameters(&sized(&[], usize::MAX / 2, 1)), None);
-        assert_eq!(activation_scalars(&EmgModel::default(), u64::MAX), None);
+        assert_eq!(activation_scalars(&ModelConfig::default(), u64::MAX), None);
     }
 
     #[test]
     fn rollout_rounds_half_to_even() {
-        assert_eq!(rollout_steps(&EmgModel::default(), 500), 12);
-        assert_eq!(rollout_steps(&EmgModel::default(), 1000), 25);
-        assert_eq!(rollout_steps(&EmgModel::default(), 1), 1);
+        assert_eq!(rollout_steps(&ModelConfig::default(), 500), 12);
+        assert_eq!(rollout_steps(&ModelConfig::default(), 1000), 25);
+        assert_eq!(rollout_steps(&ModelConfig::default(), 1), 1);
     }
 }

@@ -4,17 +4,19 @@
 //! node budget = reserve + launcher + ranks × (runtime + model state + activations + slots + decode scratch)
 //!             + checkpoint staging + page cache
 //! ```
-//! `topology` decides ranks and batch, `budget` weighs the lines, `suggest` finds what would fit, `table` prints.
+//! `topology` decides ranks and batch, `task` sizes of model and samples (`emg`, `deblur`), `budget` weighs the lines, `suggest` finds what would fit, `table` prints.
 //!
 //! Architecture invariant: pure. `plan(config, machine, dataset, request)` reads nothing else.
 
 mod budget;
 mod constants;
+pub mod deblur;
 pub mod emg;
 mod error;
 mod smaller;
 mod suggest;
 mod table;
+mod task;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -78,7 +80,7 @@ fn draft(config: &Config, machine: &Machine, dataset: &DatasetFacts, request: &R
     let topology = topology::topology(config, machine, request, &mut notes)?;
     let batch = topology::batch(config, request, &topology)?;
     let loader = topology::loader(config, machine, &topology, &mut notes)?;
-    let mut plan = Plan { topology, batch, loader, budget: BudgetPlan::default(), notes };
+    let mut plan = Plan { topology, batch, loader, budget: BudgetPlan::default(), notes, data: Vec::new() };
     plan.budget = budget::budget(config, machine, dataset, &mut plan)?;
     Ok(plan)
 }
@@ -98,6 +100,9 @@ pub struct Plan {
     pub budget: BudgetPlan,
     /// What was changed or is worth knowing, one sentence each, printed once.
     pub notes: Vec<String>,
+    /// The data set's arithmetic, one sentence each, where the task has any.
+    #[serde(default)]
+    pub data: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

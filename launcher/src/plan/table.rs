@@ -1,6 +1,6 @@
 //! The plan as people read it.
 
-use super::constants::{GIB, KIB, MIB};
+use super::constants::{GIB, KIB, MIB, TIB};
 use super::{BudgetLine, Plan};
 use std::fmt::Write;
 
@@ -16,7 +16,8 @@ pub fn bytes_text(bytes: u64) -> String {
         0..KIB => format!("{bytes} B"),
         KIB..MIB => format!("{:.1} KiB", in_unit(KIB)),
         MIB..GIB => format!("{:.1} MiB", in_unit(MIB)),
-        _ => format!("{:.2} GiB", in_unit(GIB)),
+        GIB..TIB => format!("{:.2} GiB", in_unit(GIB)),
+        _ => format!("{:.2} TiB", in_unit(TIB)),
     }
 }
 
@@ -94,7 +95,8 @@ impl Plan {
             ("budget", format!("{} ({})", bytes_text(self.budget.total_bytes), self.budget.formula)),
         ];
         let mut text = String::new();
-        for (name, fact) in facts {
+        let data = self.data.iter().enumerate().map(|(i, fact)| (if i == 0 { "data" } else { "" }, fact.clone()));
+        for (name, fact) in facts.into_iter().chain(data) {
             let mut lines = wrap(&fact, width.saturating_sub(9)).into_iter();
             let _ = writeln!(text, "{name:<8} {}", lines.next().unwrap_or_default());
             lines.for_each(|line| {

@@ -158,7 +158,8 @@ fn loader_threads_follow_the_half_of_cores_rule() {
 fn page_cache_is_a_line_cut_by_config_and_data_set() {
     let mut config = Config::default();
     let machine = machine(8, 32 * GIB);
-    let facts = DatasetFacts { exists: true, files: 12, bytes: 100 * MIB, largest_file_bytes: 9 * MIB };
+    let facts =
+        DatasetFacts { exists: true, files: 12, bytes: 100 * MIB, largest_file_bytes: 9 * MIB, ..Default::default() };
     let cache = |config: &Config, facts: &DatasetFacts| {
         let plan = plan(config, &machine, facts, &ranks(1)).unwrap();
         let budget = plan.budget.clone();
@@ -415,7 +416,8 @@ fn a_cache_too_small_for_the_order_is_named_with_numbers() {
         config.data.shuffle_mode = mode;
         config.data.shuffle_window = window;
         config.data.cache_size_gb = Some(cache_mib as f64 / 1024.0);
-        let dataset = DatasetFacts { exists: true, files: 9, bytes: 8 * GIB, largest_file_bytes: GIB };
+        let dataset =
+            DatasetFacts { exists: true, files: 9, bytes: 8 * GIB, largest_file_bytes: GIB, ..Default::default() };
         let notes = plan(&config, &machine(8, 32 * GIB), &dataset, &ranks(1)).unwrap().notes;
         notes.into_iter().find(|note| note.contains("the page cache of"))
     };

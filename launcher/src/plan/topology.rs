@@ -1,6 +1,7 @@
 //! Ranks, devices, batch and loader threads, and what to do when less is there than was asked for.
 
 use super::constants::{CUDA_TRAINS, EXTRA_SLOTS, LOADER_THREADS_PER_RANK};
+use super::task::chunk_cache_bytes;
 use super::{BatchPlan, LoaderPlan, PlanError, Request, Topology};
 use crate::config::{Config, DeviceChoice};
 use crate::machine::Machine;
@@ -214,7 +215,7 @@ pub(super) fn loader(
     let slots = slots.and_then(|slots| slots.checked_add(EXTRA_SLOTS)).and_then(|slots| usize::try_from(slots).ok());
     let overflow =
         PlanError::Overflow { what: "the number of batch slots", keys: "train.prefetch_factor and train.num_workers" };
-    Ok(LoaderPlan { threads, slots: slots.ok_or(overflow)?, chunk_cache_bytes: config.data.chunk_cache_size })
+    Ok(LoaderPlan { threads, slots: slots.ok_or(overflow)?, chunk_cache_bytes: chunk_cache_bytes(config) })
 }
 
 #[cfg(test)]

@@ -355,7 +355,7 @@ fn assemble(
         dataset(windows, config, &emg, seed, &reader, cached)
     });
     Ok(EmgData {
-        datasets: Datasets { train, val, test, baseline: None, skipped, notes },
+        datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None },
         mean_pose,
         statistics,
         reader,

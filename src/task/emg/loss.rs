@@ -16,7 +16,8 @@ impl Loss {
     fn weights(self) -> (f64, f64) {
         match self.kind {
             LossType::Mse => (1.0, 0.0),
-            LossType::Mae => (0.0, 1.0),
+            // The config refuses charbonnier for this task; its limit is the mean absolute error.
+            LossType::Mae | LossType::Charbonnier => (0.0, 1.0),
             LossType::MseMae => (1.0, self.mae_weight),
         }
     }

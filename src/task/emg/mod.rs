@@ -44,8 +44,17 @@ impl Task for Emg {
         Ok(Datasets { baseline: Some(opened.mean_pose), ..opened.datasets })
     }
 
-    fn model(&self, config: &Config, vs: &nn::Path) -> Box<dyn Model> {
-        model::build(&config.model, &config.train, config.data.window_size, vs)
+    fn model(&self, config: &Config, _: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
+        Ok(model::build(&config.model, &config.train, config.data.window_size, vs))
+    }
+
+    /// The keys of `model` without those of other tasks.
+    fn architecture(&self, config: &Config) -> String {
+        let mut keys = serde_json::to_value(&config.model).unwrap_or_default();
+        if let Some(keys) = keys.as_object_mut() {
+            keys.remove("vrt");
+        }
+        keys.to_string()
     }
 
     fn metrics(&self, config: &Config, datasets: &Datasets) -> Box<dyn Metrics> {

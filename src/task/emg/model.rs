@@ -7,11 +7,11 @@
 
 use super::{decoder::Decoder, loss::Loss, resample, tds::Encoder};
 use crate::task::{Batch, Model, Output};
-use launcher::config::{EmgModel, TrainConfig};
+use launcher::config::{ModelConfig, TrainConfig};
 use tch::{Device, Tensor, nn};
 
 /// Builds the model under `vs` for windows of `window_size` samples; initial values come from torch's generator.
-pub fn build(config: &EmgModel, train: &TrainConfig, window_size: usize, vs: &nn::Path) -> Box<dyn Model> {
+pub fn build(config: &ModelConfig, train: &TrainConfig, window_size: usize, vs: &nn::Path) -> Box<dyn Model> {
     Box::new(EmgNet::new(config, train, window_size, vs))
 }
 
@@ -45,7 +45,7 @@ impl Timing {
 }
 
 impl EmgNet {
-    pub fn new(config: &EmgModel, train: &TrainConfig, window_size: usize, vs: &nn::Path) -> Self {
+    pub fn new(config: &ModelConfig, train: &TrainConfig, window_size: usize, vs: &nn::Path) -> Self {
         let encoder = Encoder::new(&(vs / "encoder"), config.input_size, &config.tds_stages, config.dropout);
         let decoder = Decoder::new(&(vs / "decoder"), encoder.features(), config);
         let (rate, freq) = (config.original_sampling_rate, config.rollout_freq);

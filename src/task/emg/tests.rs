@@ -2,7 +2,7 @@
 
 use super::{EmgMetrics, EmgNet, decoder::Decoder, joints, loss::Loss, resample};
 use crate::task::{Batch, Metrics, Model, Output};
-use launcher::config::{DecoderType, EmgModel, LossType, TdsStage, TrainConfig};
+use launcher::config::{DecoderType, LossType, ModelConfig, TdsStage, TrainConfig};
 use std::{collections::HashMap, path::Path};
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
@@ -14,25 +14,25 @@ fn stage(numbers: [usize; 6]) -> TdsStage {
     TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
 }
 
-fn config(stages: &[[usize; 6]], hidden: usize, layers: usize) -> EmgModel {
-    EmgModel {
+fn config(stages: &[[usize; 6]], hidden: usize, layers: usize) -> ModelConfig {
+    ModelConfig {
         tds_stages: stages.iter().copied().map(stage).collect(),
         decoder_hidden_size: hidden,
         decoder_num_layers: layers,
         dropout: 0.0,
-        ..EmgModel::default()
+        ..ModelConfig::default()
     }
 }
 
-fn quick_demo() -> EmgModel {
+fn quick_demo() -> ModelConfig {
     config(&[[5, 4, 1, 4, 4, 11]], 64, 1)
 }
 
-fn high_performance() -> EmgModel {
+fn high_performance() -> ModelConfig {
     config(&[[7, 2, 2, 8, 8, 21], [5, 2, 2, 8, 8, 11], [3, 2, 2, 8, 8, 7]], 256, 3)
 }
 
-fn net(config: &EmgModel, loss: LossType, window: usize) -> (nn::VarStore, EmgNet) {
+fn net(config: &ModelConfig, loss: LossType, window: usize) -> (nn::VarStore, EmgNet) {
     let vs = nn::VarStore::new(Device::Cpu);
     let train = TrainConfig { loss_type: loss, ..TrainConfig::default() };
     let net = EmgNet::new(config, &train, window, &vs.root());
@@ -55,7 +55,7 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Prediction, loss and every gradient equal PyTorch's within 1e-5; names are the `state_dict`'s.
-fn equals_twin(case: &str, config: &EmgModel, loss: LossType) {
+fn equals_twin(case: &str, config: &ModelConfig, loss: LossType) {
     let golden = golden();
     let get = |name: &str| golden[&format!("{case}/{name}")].shallow_clone();
     let (vs, net) = net(config, loss, get("emg").size()[1] as usize);
@@ -90,27 +90,27 @@ fn quick_demo_equals_pytorch() {
 #[test]
 fn velocity_mode_equals_pytorch() {
     let config = config(&[[5, 2, 2, 4, 3, 21], [3, 2, 1, 2, 5, 4]], 12, 2);
-    equals_twin("velocity", &EmgModel { predict_velocity: true, output_scale: 0.1, ..config }, LossType::Mae);
+    equals_twin("velocity", &ModelConfig { predict_velocity: true, output_scale: 0.1, ..config }, LossType::Mae);
 }
 
 #[test]
 fn mlp_decoder_equals_pytorch() {
     let config = config(&[[4, 3, 1, 3, 2, 5]], 0, 0);
-    let config = EmgModel { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: vec![10, 6], ..config };
+    let config = ModelConfig { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: vec![10, 6], ..config };
     equals_twin("mlp", &config, LossType::Mse);
 }
 
 #[test]
 fn unconditioned_decoder_equals_pytorch() {
     let config = config(&[[7, 2, 1, 2, 3, 3]], 8, 2);
-    let config = EmgModel { decoder_state_condition: false, output_scale: 0.5, ..config };
+    let config = ModelConfig { decoder_state_condition: false, output_scale: 0.5, ..config };
     equals_twin("unconditioned", &config, LossType::MseMae);
 }
 
 /// A resumed run can only equal an unbroken one when the same step gives the same bits.
 #[test]
 fn gradients_repeat_bit_for_bit() {
-    let config = EmgModel { dropout: 0.0, ..EmgModel::default() };
+    let config = ModelConfig { dropout: 0.0, ..ModelConfig::default() };
     let (vs, net) = net(&config, LossType::MseMae, 500);
     let batch = batch(Tensor::randn([4, 500, 16], CPU), Tensor::randn([4, 500, 20], CPU));
     let gradients = || {
@@ -124,7 +124,7 @@ fn gradients_repeat_bit_for_bit() {
 /// Defect (a): time kernels were clamped to the width of a group. The counts hold only with the configured kernels.
 #[test]
 fn time_kernels_are_not_clamped() {
-    let expected = [(EmgModel::default(), 282_996), (high_performance(), 1_504_836), (quick_demo(), 29_512)];
+    let expected = [(ModelConfig::default(), 282_996), (high_performance(), 1_504_836), (quick_demo(), 29_512)];
     for (config, parameters) in expected {
         let (vs, _) = net(&config, LossType::Mse, 500);
         assert_eq!(vs.trainable_variables().iter().map(Tensor::numel).sum::<usize>(), parameters);
@@ -138,7 +138,7 @@ fn time_kernels_are_not_clamped() {
 fn rollout_length_follows_the_window() {
     let steps = |window| resample::rollout_steps(window, 2000.0, 50.0);
     assert_eq!([steps(500), steps(540), steps(1000), steps(10_000), steps(10)], [12, 14, 25, 250, 1]);
-    for config in [EmgModel::default(), high_performance(), quick_demo()] {
+    for config in [ModelConfig::default(), high_performance(), quick_demo()] {
         let (_vs, net) = net(&config, LossType::Mse, 500);
         assert_eq!(net.rollout_of(&Tensor::randn([2, 500, 16], CPU)).size(), [2, 12, 20]);
     }
@@ -231,7 +231,7 @@ fn interpolation_equals_pytorch() {
 
 #[test]
 fn windows_of_another_length_pass() {
-    let (_vs, net) = net(&EmgModel::default(), LossType::Mse, 500);
+    let (_vs, net) = net(&ModelConfig::default(), LossType::Mse, 500);
     for window in [1, 37, 1000] {
         assert_eq!(net.predict(&Tensor::randn([2, window, 16], CPU), false).size(), [2, window, 20]);
     }
@@ -239,7 +239,7 @@ fn windows_of_another_length_pass() {
 
 fn initial(seed: i64) -> HashMap<String, Tensor> {
     tch::manual_seed(seed);
-    net(&EmgModel::default(), LossType::Mse, 500).0.variables()
+    net(&ModelConfig::default(), LossType::Mse, 500).0.variables()
 }
 
 /// The same seed gives the same weights. Tests beside this one draw from the same generator, so that a pair may be
@@ -284,7 +284,8 @@ fn dropout_keeps_the_mean() {
 #[test]
 fn decoder_without_hidden_layers_is_linear() {
     let vs = nn::VarStore::new(Device::Cpu);
-    let config = EmgModel { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: Vec::new(), ..EmgModel::default() };
+    let config =
+        ModelConfig { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: Vec::new(), ..ModelConfig::default() };
     let decoder = Decoder::new(&vs.root(), 64, &config);
     assert_eq!(decoder.forward(&Tensor::randn([3, 2, 64], CPU)).size(), [2, 3, 20]);
 }
@@ -320,7 +321,7 @@ fn losses_and_gradients_are_f32() {
 #[test]
 fn a_smaller_decoder_has_fewer_parameters() {
     let count = |hidden| {
-        let config = EmgModel { decoder_hidden_size: hidden, ..EmgModel::default() };
+        let config = ModelConfig { decoder_hidden_size: hidden, ..ModelConfig::default() };
         net(&config, LossType::Mse, 500).0.trainable_variables().iter().map(Tensor::numel).sum::<usize>()
     };
     // Two layers of 4h rows: 84 + h and 2h inputs, two biases each; the head's 20 rows of h and their biases.

@@ -229,7 +229,7 @@ fn weights_of_half_width_become_f32() {
 #[test]
 fn weights_from_pytorch_give_pytorchs_outputs() {
     use crate::task::emg::EmgNet;
-    use launcher::config::{EmgModel, TdsStage, TrainConfig};
+    use launcher::config::{ModelConfig, TdsStage, TrainConfig};
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/emg_golden.safetensors");
     let golden = Tensor::read_safetensors(fixture).unwrap();
     let part = |prefix: &str| -> Vec<(String, Tensor)> {
@@ -249,8 +249,12 @@ fn weights_from_pytorch_give_pytorchs_outputs() {
         feature_width: 4,
         kernel_width: 11,
     };
-    let config =
-        EmgModel { tds_stages: vec![stage], decoder_hidden_size: 64, decoder_num_layers: 1, ..EmgModel::default() };
+    let config = ModelConfig {
+        tds_stages: vec![stage],
+        decoder_hidden_size: 64,
+        decoder_num_layers: 1,
+        ..ModelConfig::default()
+    };
     let vs = tch::nn::VarStore::new(Device::Cpu);
     let net = EmgNet::new(&config, &TrainConfig::default(), 500, &vs.root());
     let params: Vec<_> = vs.variables().into_iter().collect();

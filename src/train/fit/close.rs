@@ -6,7 +6,7 @@ use crate::train::TrainError;
 use crate::train::checkpoint::{self, Content};
 use crate::train::device::DeviceStep;
 use crate::train::ema::Ema;
-use crate::train::evaluate::{EvalSpec, Evaluated, evaluate};
+use crate::train::evaluate::{EvalSpec, Evaluated, Watch, evaluate};
 use crate::train::state::BestState;
 use launcher::contract::MetricsRecord;
 use std::collections::BTreeMap;
@@ -66,8 +66,14 @@ impl Loop<'_, '_> {
 
     fn validate(&mut self) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
         self.observer.phase("val", self.state.step);
-        let dataset = &self.fit.datasets.val;
-        self.evaluate(Arc::clone(dataset), "val.")
+        let dataset = Arc::clone(&self.fit.datasets.val);
+        let values = self.evaluate(dataset, "val.")?;
+        // Of a validation that was broken off nothing is shown.
+        let picture = self.fit.gallery.as_mut().and_then(|gallery| gallery.picture());
+        if let Some(values) = &values {
+            self.observer.validated(self.state.step, values, picture);
+        }
+        Ok(values)
     }
 
     /// With the averaged weights where there are any. `None`: broken off by a request to stop.
@@ -107,7 +113,11 @@ impl Loop<'_, '_> {
         };
         let (desk, observer, step) = (&mut self.desk, &mut *self.observer, self.state.step);
         let collective = self.fit.collective.as_ref();
-        evaluate(self.fit.model, self.fit.metrics.as_mut(), dataset, &spec, collective, prefix, &mut |batches| {
+        let mut watch = Watch { metrics: self.fit.metrics.as_mut(), gallery: None };
+        if prefix == "val." {
+            watch.gallery = self.fit.gallery.as_deref_mut();
+        }
+        evaluate(self.fit.model, &mut watch, dataset, &spec, collective, prefix, &mut |batches| {
             desk.obey(step, batches, observer);
             desk.controls.stops()
         })

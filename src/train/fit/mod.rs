@@ -20,7 +20,7 @@ use super::trial::AmpTrial;
 use super::{Observer, TrainError};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, train_order};
-use crate::task::{Datasets, Metrics, Model};
+use crate::task::{Datasets, Gallery, Metrics, Model};
 use launcher::config::{Amp, Config, OptimizerKind, TrainConfig};
 use launcher::plan::Plan;
 use relief::Desk;
@@ -74,6 +74,8 @@ pub struct Fit<'a> {
     /// Trainable parameters by name, in registration order.
     pub params: Vec<(String, Tensor)>,
     pub metrics: Box<dyn Metrics>,
+    /// Rank 0's, where the task has pictures to show.
+    pub gallery: Option<Box<dyn Gallery>>,
     pub facts: Facts,
     /// Rank 0's writer of checkpoints.
     pub checkpoints: Option<Checkpointer>,

@@ -296,14 +296,7 @@ fn run_rank(job: &Job, collective: Arc<dyn Collective>, script: &Script) -> Ende
     let controls = Arc::new(Controls::default());
     let mut spy = Spy { rank, script, controls: Arc::clone(&controls), told: Told::default() };
     let held = params.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
-    let datasets = Datasets {
-        train: points(job.samples),
-        val: points(20),
-        test: points(10),
-        baseline: None,
-        skipped: vec![],
-        notes: vec![],
-    };
+    let datasets = Datasets::new(points(job.samples), points(20), points(10));
     let fit = Fit {
         device_options: crate::train::DeviceOptions::default(),
         config: &config,
@@ -314,6 +307,7 @@ fn run_rank(job: &Job, collective: Arc<dyn Collective>, script: &Script) -> Ende
         model: &net,
         params: held,
         metrics: Box::new(Losses::default()),
+        gallery: None,
         facts: Facts::default(),
         checkpoints: (rank == 0).then(|| Checkpointer::open(&job.dir, 100).unwrap()),
         checkpoint_dir: &job.dir,

@@ -167,6 +167,20 @@ fn same_size(path: &Path, found: ImageSize, expected: ImageSize) -> Result<(), D
     Err(file_error(path, format!("an image of {found} pixels: expected {expected}, as the other frames have")))
 }
 
+/// `[H, W, 3]` as the bytes of an 8-bit RGB PNG.
+///
+/// # Errors
+/// `pixels` has not the image's size.
+pub fn png_bytes(pixels: &[u8], size: ImageSize) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, size.width as u32, size.height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(pixels));
+    written.map_err(|e| DataError::Other(format!("PNG: {e}")))?;
+    Ok(bytes)
+}
+
 /// Writes `[H, W, 3]` as an 8-bit RGB PNG file.
 ///
 /// # Errors

@@ -108,7 +108,7 @@ pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataCo
         let order = orders.next().flatten();
         Arc::new(ClipDataset::new(Arc::clone(&frames), cached.clone(), clips, crop, random, order))
     });
-    Ok(ClipData { datasets: Datasets { train, val, test, baseline: None, skipped, notes }, frames })
+    Ok(ClipData { datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None }, frames })
 }
 
 /// The order in which training reads clips, where the policy looks ahead.

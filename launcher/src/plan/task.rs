@@ -1,0 +1,85 @@
+//! What a task tells the planner: sizes of its model, its samples and its data set.
+
+use super::constants::*;
+use super::{BudgetLine, PlanError, deblur, emg};
+use crate::config::Config;
+use crate::machine::DatasetFacts;
+
+/// Sizes by task. Adding a task adds its room here and one arm to [`TaskSizes::of`].
+pub(super) struct TaskSizes {
+    /// Scalars of the model.
+    pub parameters: u64,
+    pub train: SampleSizes,
+    pub val: SampleSizes,
+    /// Peak of a step over the activations that the formula counts, as a fraction.
+    pub activation_factor: (u64, u64),
+    /// Bytes that a loader thread has in hand while it decodes.
+    pub scratch_bytes: u64,
+    /// Bytes of all entries that the page cache can use, and where the number comes from.
+    pub useful_bytes: u64,
+    pub useful: String,
+    /// The policy that `data.cache: auto` stands for.
+    pub auto_policy: &'static str,
+    /// Facts on the data set, one sentence each, for the plan's headline.
+    pub facts: Vec<String>,
+}
+
+/// One sample of a split.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SampleSizes {
+    /// Bytes of each field in a batch slot.
+    pub fields: Vec<u64>,
+    /// Scalars that its forward pass keeps: for backward in training, at the peak in validation.
+    pub activation_scalars: u64,
+}
+
+impl TaskSizes {
+    /// # Errors
+    /// A product overflows.
+    pub fn of(config: &Config, dataset: &DatasetFacts) -> Result<Self, PlanError> {
+        let sizes = match config.task.as_str() {
+            "deblur" => deblur::sizes(config, dataset),
+            _ => emg::sizes(config, dataset),
+        };
+        sizes.ok_or(OVERFLOW)
+    }
+}
+
+/// Bytes of decoded chunks that a rank may keep for itself: only a data set of chunks keeps any.
+pub(super) fn chunk_cache_bytes(config: &Config) -> u64 {
+    if config.task == "emg" { config.data.chunk_cache_size } else { 0 }
+}
+
+pub(super) const OVERFLOW: PlanError = PlanError::Overflow {
+    what: "the memory plan",
+    keys: "train.batch_size, data.window_size, train.num_workers, train.prefetch_factor, model sizes and the number of ranks",
+};
+
+impl SampleSizes {
+    pub fn bytes(&self) -> Option<u64> {
+        sum(&self.fields)
+    }
+
+    /// One slot: each field `[samples, …]`, rounded up to whole cache lines.
+    pub fn slot_bytes(&self, samples: u64) -> Option<u64> {
+        let field = |bytes: &u64| samples.checked_mul(*bytes)?.checked_next_multiple_of(FIELD_ALIGN_BYTES);
+        self.fields.iter().try_fold(0u64, |slot, bytes| slot.checked_add(field(bytes)?))
+    }
+}
+
+pub(super) fn product(factors: &[u64]) -> Option<u64> {
+    factors.iter().try_fold(1u64, |product, factor| product.checked_mul(*factor))
+}
+
+pub(super) fn sum(terms: &[u64]) -> Option<u64> {
+    terms.iter().try_fold(0u64, |sum, term| sum.checked_add(*term))
+}
+
+pub(super) fn once(name: &str, bytes: u64, formula: String) -> BudgetLine {
+    BudgetLine { name: name.into(), bytes, per_rank_bytes: None, formula }
+}
+
+pub(super) fn per_rank(name: &str, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
+    let all = bytes.checked_mul(ranks).ok_or(OVERFLOW)?;
+    Ok(BudgetLine { name: name.into(), bytes: all, per_rank_bytes: Some(bytes), formula })
+}
