@@ -8,7 +8,8 @@ use crate::contract::{CacheSummary, Summary, env, exit};
 use crate::machine::{Machine, dataset_facts};
 use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
-use crate::supervise::{self, CacheSpec, Meeting, Outcome, RankSpec, Spec};
+use crate::supervise::{self, CacheSpec, Limits, Meeting, Outcome, RankSpec, Spec, Watcher};
+use crate::watch::{self, WatchSpec};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -194,9 +195,47 @@ fn train(run: &RunArgs) -> Result<u8, Error> {
     let mut folder = RunDir::open(&ask)?;
     show(&plan);
     announce(&folder, &resume);
-    let outcome = supervise_run(run, &ready, &plan, &mut folder, program)?;
-    close(&folder, &ready.config.task, &plan, &outcome);
+    pre_flight(&ready);
+    let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
+    let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program)?;
+    close(&folder, &setup, &outcome);
     Ok(outcome.exit_code)
+}
+
+/// What an attempt runs with: as asked for, or smaller after a kill for memory.
+struct Setup {
+    config: Config,
+    plan: Plan,
+    /// Each change that made it smaller.
+    reduced: Vec<String>,
+}
+
+impl Setup {
+    /// After an attempt that the kernel killed for memory: what needs less, and says so.
+    fn reduce(&mut self, ready: &Ready, last: Option<&Outcome>, console: &Console) {
+        if !last.is_some_and(|last| last.killed_for_memory) {
+            return;
+        }
+        let facts = dataset_facts(&self.config.data.dataset_path);
+        match plan::smaller(&self.config, &Machine::probe(), &facts, &ready.request, &self.plan) {
+            Ok(Some(smaller)) => {
+                console.note(&format!("with less memory: {}", smaller.changes.join(", ")));
+                self.reduced.extend(smaller.changes);
+                (self.config, self.plan) = (smaller.config, smaller.plan);
+            }
+            Ok(None) => console.note("nothing is left to make smaller: starting again as it was"),
+            Err(error) => console.note(&format!("no smaller plan fits now ({error}): starting again as it was")),
+        }
+    }
+}
+
+/// The guides' check before training; silent where the watch is off.
+fn pre_flight(ready: &Ready) {
+    if ready.config.watch.enabled && ready.machine.memory_total_bytes > 0 {
+        let (total, available) = (ready.machine.memory_total_bytes, ready.machine.memory_available_bytes);
+        let percent = 100.0 * total.saturating_sub(available) as f64 / total as f64;
+        watch::pre_flight(ready.config.log.language, available, percent).iter().for_each(|line| println!("{line}"));
+    }
 }
 
 /// Relative to the working folder where it lies below it.
@@ -216,17 +255,18 @@ fn announce(folder: &RunDir, resume: &Resume) {
 fn supervise_run(
     run: &RunArgs,
     ready: &Ready,
-    plan: &Plan,
+    setup: &mut Setup,
     folder: &mut RunDir,
     program: PathBuf,
 ) -> Result<Outcome, Error> {
     let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
     let mut made = None;
-    let spec = |restarts: u32| {
+    let spec = |restarts: u32, last: Option<&Outcome>| {
         if restarts > 0 {
             folder.resume_newest();
+            setup.reduce(ready, last, &console);
         }
-        let spec = train_spec(run, ready, plan, folder, &program, restarts);
+        let spec = train_spec(run, setup, folder, &program, restarts);
         spec.map_err(|error| {
             let text = error.to_string();
             made = Some(error);
@@ -240,15 +280,9 @@ fn supervise_run(
     })
 }
 
-fn train_spec(
-    run: &RunArgs,
-    ready: &Ready,
-    plan: &Plan,
-    folder: &RunDir,
-    program: &Path,
-    restarts: u32,
-) -> Result<Spec, Error> {
-    let (_, job) = folder.write(&ready.config, plan)?;
+fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, restarts: u32) -> Result<Spec, Error> {
+    let Setup { config, plan, .. } = setup;
+    let (_, job) = folder.write(config, plan)?;
     let meeting = meeting(run, plan.topology.local_world_size, plan.topology.threads_per_rank);
     let mut env = vec![
         (env::JOB.to_string(), job.display().to_string()),
@@ -262,10 +296,22 @@ fn train_spec(
         env,
         ranks: ranks(&meeting)?,
         log_dir: Some(folder.path.clone()),
-        grace: Duration::try_from_secs_f64(ready.config.train.stop_grace).unwrap_or(EXEC_GRACE),
+        grace: Duration::try_from_secs_f64(config.train.stop_grace).unwrap_or(EXEC_GRACE),
         control: true,
         cache: cache_spec(plan),
+        watch: WatchSpec::of(config, plan, Some(&folder.path)),
+        limits: limits(config, plan),
     })
+}
+
+/// The ranks' part of the budget, and a quarter more as the limit: estimates are no reason to be killed. The launcher
+/// and the page cache, whose pages it makes, are charged elsewhere.
+fn limits(config: &Config, plan: &Plan) -> Option<Limits> {
+    let (budget, watch) = (&plan.budget, &config.watch);
+    let launcher = budget.lines.iter().find(|line| line.name == "launcher").map_or(0, |line| line.bytes);
+    let high_bytes = budget.total_bytes.checked_sub(budget.page_cache_bytes + launcher)?;
+    let wanted = watch.enabled && watch.cgroup;
+    wanted.then_some(Limits { high_bytes, max_bytes: high_bytes.saturating_add(high_bytes / 4) })
 }
 
 /// The page cache as planned; `None`: off, or no room for it.
@@ -312,9 +358,11 @@ fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>) -> Result<u8, Err
         grace: EXEC_GRACE,
         control: false,
         cache: None,
+        watch: WatchSpec::silent(),
+        limits: None,
     };
     let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
-    let outcome = supervise::run_with_restarts(run.max_restarts, |_| Ok(spec.clone()), &console);
+    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console);
     console.finish();
     let outcome = outcome.map_err(io("cannot run the ranks", exit::INTERNAL))?;
     explain(&outcome);
@@ -328,7 +376,8 @@ fn explain(outcome: &Outcome) {
 }
 
 /// Adds what only the launcher knows to summary.json, prints the closing table.
-fn close(folder: &RunDir, task: &str, plan: &Plan, outcome: &Outcome) {
+fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
+    let Setup { config, plan, reduced } = setup;
     let path = folder.path.join("summary.json");
     let known = outcome.first_failure.is_none().then(|| std::fs::read(&path).ok()).flatten();
     let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
@@ -342,6 +391,9 @@ fn close(folder: &RunDir, task: &str, plan: &Plan, outcome: &Outcome) {
     summary.peak_pss_bytes_per_rank = outcome.peaks.pss_bytes_per_rank.clone();
     summary.peak_node_bytes = outcome.peaks.node_bytes;
     summary.restarts = outcome.restarts;
+    summary.reduced = reduced.clone();
+    let killed = outcome.first_failure.as_ref().map(|failure| failure.explanation.join("\n"));
+    summary.reason = outcome.stopped_for.clone().or(killed.filter(|text| !text.is_empty()));
     if let Some(stats) = &outcome.cache {
         summary.cache = CacheSummary {
             policy: plan.budget.cache_policy.clone(),
@@ -359,12 +411,15 @@ fn close(folder: &RunDir, task: &str, plan: &Plan, outcome: &Outcome) {
         eprintln!("launch: {}: {error}", path.display());
     }
     if let Some(stats) = &outcome.cache {
-        println!("{}", cache_stats(task, stats));
+        println!("{}", cache_stats(&config.task, stats));
     }
     println!("{}", closing_table(&summary, plan));
     println!("run folder: {}", shown(&folder.path));
     // Last, where eyes are.
     explain(outcome);
+    if let Some(reason) = &outcome.stopped_for {
+        println!("stopped for memory: {reason}");
+    }
     if outcome.exit_code == exit::STOPPED {
         println!("stopped after a checkpoint; to go on, add: --name {} --resume auto", folder.name());
     }

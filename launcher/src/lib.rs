@@ -22,3 +22,4 @@ pub mod machine;
 pub mod plan;
 pub mod run_dir;
 pub mod supervise;
+pub mod watch;

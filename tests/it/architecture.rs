@@ -19,11 +19,12 @@ const LAUNCHER: &[(&str, &[&str])] = &[
     ("plan", &["config", "machine", "contract"]),
     ("contract", &["config", "plan"]),
     ("cache", &["contract", "machine"]),
-    ("supervise", &["contract", "cache"]),
+    ("watch", &["config", "contract", "machine", "plan"]),
+    ("supervise", &["contract", "cache", "machine", "watch"]),
     ("console", &["contract", "plan", "supervise"]),
     ("run_dir", &["config", "contract", "plan"]),
     ("cli", &["config", "run_dir"]),
-    ("command", &["cache", "cli", "config", "machine", "plan", "contract", "supervise", "console", "run_dir"]),
+    ("command", &["cache", "cli", "config", "machine", "plan", "contract", "supervise", "console", "run_dir", "watch"]),
 ];
 /// Files and folders that may hold `unsafe`.
 const UNSAFE: &[&str] =

@@ -38,7 +38,26 @@ impl Arena {
         self.used_bytes
     }
 
-    /// Makes the arena end at `size_bytes` (rounded down to whole lines); it never shrinks.
+    /// Makes the arena end at `size_bytes` (rounded down to whole lines) where that is less: no extent is given out
+    /// beyond it, and what is taken there is gone for good once it is freed.
+    pub fn cut(&mut self, size_bytes: u64) {
+        let to = size_bytes / ALIGN_BYTES * ALIGN_BYTES;
+        if to >= self.size_bytes {
+            return;
+        }
+        self.size_bytes = to;
+        let reaches: Vec<(u64, u64)> =
+            self.free.iter().rev().take_while(|(offset, len)| **offset + **len > to).map(|(o, l)| (*o, *l)).collect();
+        for (offset, len) in reaches {
+            self.take(offset, len);
+            if offset < to {
+                self.put(offset, to - offset);
+            }
+        }
+    }
+
+    /// Makes the arena end at `size_bytes` (rounded down to whole lines) where that is more. After [`Arena::cut`] nothing
+    /// may be taken beyond the cut any longer.
     pub fn grow(&mut self, size_bytes: u64) {
         let (from, to) = (self.size_bytes, size_bytes / ALIGN_BYTES * ALIGN_BYTES);
         if to > from {
@@ -56,16 +75,20 @@ impl Arena {
             self.put(offset + len, found - len);
         }
         self.used_bytes += len;
-        debug_assert!(self.used_bytes <= self.size_bytes);
+        debug_assert!(offset + len <= self.size_bytes);
         Some(offset)
     }
 
     /// Takes back what `alloc(bytes)` gave.
     pub fn free(&mut self, offset: u64, bytes: u64) {
         if let Some(len) = rounded(bytes) {
-            debug_assert!(offset + len <= self.size_bytes && len <= self.used_bytes);
+            debug_assert!(len <= self.used_bytes);
             self.used_bytes = self.used_bytes.saturating_sub(len);
-            self.join(offset, len);
+            // What lies beyond a cut does not come back.
+            let end = (offset + len).min(self.size_bytes);
+            if offset < end {
+                self.join(offset, end - offset);
+            }
         }
     }
 
@@ -127,6 +150,28 @@ mod tests {
         assert_eq!((arena.alloc(192), arena.used_bytes()), (Some(0), 192));
         arena.grow(64);
         assert_eq!(arena.size_bytes(), 192);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_given_out_no_more_and_comes_back_by_growth() {
+        let mut arena = Arena::new(64 * 8);
+        let places: Vec<u64> = (0..4).map(|_| arena.alloc(128).unwrap()).collect();
+        arena.free(places[1], 128);
+        arena.free(places[3], 128);
+        // Through the middle of a free extent and below a taken one: 0 taken, 128 free, 256 taken (beyond), 384 gone.
+        arena.cut(192);
+        assert_eq!((arena.size_bytes(), arena.alloc(128)), (192, None));
+        assert_eq!(arena.alloc(64), Some(128));
+        arena.free(places[2], 128);
+        assert_eq!((arena.used_bytes(), arena.alloc(64)), (192, None));
+        arena.cut(4096);
+        assert_eq!(arena.size_bytes(), 192);
+        arena.grow(64 * 8);
+        assert_eq!(arena.alloc(320), Some(192));
+        // A taken extent across the cut gives back its lower part only.
+        arena.cut(256);
+        arena.free(192, 320);
+        assert_eq!((arena.alloc(128), arena.alloc(64)), (None, Some(192)));
     }
 
     proptest! {

@@ -48,6 +48,11 @@ struct Entry {
 }
 
 impl Entry {
+    /// An entry without bytes has a place too.
+    fn end(&self) -> u64 {
+        self.offset + self.bytes.max(1)
+    }
+
     fn resting(&self) -> bool {
         self.filler.is_none() && self.holders.is_empty()
     }
@@ -124,6 +129,10 @@ pub struct Directory {
     policy: Box<dyn Policy>,
     total: CacheStats,
     ranks: HashMap<u32, CacheStats>,
+    /// Where the usable part of the mapping ends; entries beyond it are on their way out.
+    limit_bytes: u64,
+    /// Entries that reach beyond the limit.
+    beyond: usize,
 }
 
 impl Directory {
@@ -140,12 +149,49 @@ impl Directory {
             policy: policy.make(),
             total: CacheStats { capacity_bytes, ..CacheStats::default() },
             ranks: HashMap::new(),
+            limit_bytes: u64::MAX,
+            beyond: 0,
         }
     }
 
-    /// The first `present_bytes` of the mapping have memory behind them now.
+    /// The first `present_bytes` of the mapping have memory behind them now. Ends a [`Directory::shrink`], which must
+    /// have drained.
     pub fn grow(&mut self, present_bytes: u64) {
+        debug_assert!(self.drained());
+        self.limit_bytes = u64::MAX;
         self.arena.grow(present_bytes.min(self.total.capacity_bytes));
+    }
+
+    /// From here on nothing is given out beyond `limit_bytes`: entries there that nobody refers to go at once, the others
+    /// after their last release. Returns bytes of the entries that went.
+    pub fn shrink(&mut self, limit_bytes: u64) -> u64 {
+        self.limit_bytes = limit_bytes;
+        self.arena.cut(limit_bytes);
+        let reach = |entry: &Entry| entry.end() > limit_bytes;
+        let keys: Vec<u64> = self.table.map.iter().filter(|(_, entry)| reach(entry)).map(|(key, _)| *key).collect();
+        self.beyond = keys.len();
+        let before = self.total.used_bytes;
+        for key in keys {
+            if self.table.evictable(key).is_some() {
+                self.evict(key);
+            }
+        }
+        before - self.total.used_bytes
+    }
+
+    /// No entry reaches beyond the limit of the last [`Directory::shrink`].
+    pub fn drained(&self) -> bool {
+        self.beyond == 0
+    }
+
+    fn is_beyond(&self, key: u64) -> bool {
+        self.beyond > 0 && self.table.map.get(&key).is_some_and(|entry| entry.end() > self.limit_bytes)
+    }
+
+    fn evict(&mut self, key: u64) {
+        self.table.resting -= 1;
+        self.remove(key);
+        self.total.evictions += 1;
     }
 
     /// Counters of all ranks together.
@@ -182,6 +228,8 @@ impl Directory {
             ToDirectory::Release { keys } => {
                 keys.iter().try_for_each(|(key, next_use)| self.release(rank, *key, *next_use))?;
             }
+            // Who drains and who has answered is the server's to know.
+            ToDirectory::Resized { .. } => {}
             ToDirectory::Stats { ticket } => {
                 replies.push((rank, FromDirectory::Stats { ticket: *ticket, stats: self.stats() }));
             }
@@ -214,6 +262,11 @@ impl Directory {
             return Err(Fault::Bytes { rank, key: item.key, asked: item.bytes, bytes: entry.bytes });
         }
         if item.offer {
+            return Ok(Grant::Bypass);
+        }
+        // On its way out: no new references.
+        if entry.end() > self.limit_bytes {
+            self.count(rank, |stats| stats.bypasses += 1);
             return Ok(Grant::Bypass);
         }
         entry.needed_at(item.next_use);
@@ -269,9 +322,7 @@ impl Directory {
             let key = self.policy.victim(item, &self.table)?;
             // A policy that names what must stay would be wrong; nothing is evicted then.
             self.table.evictable(key)?;
-            self.table.resting -= 1;
-            self.remove(key);
-            self.total.evictions += 1;
+            self.evict(key);
         }
     }
 
@@ -296,6 +347,9 @@ impl Directory {
 
     /// The filler is gone: the next waiter fills the same extent, or it is free again.
     fn hand_over(&mut self, key: u64, replies: &mut Replies) {
+        if self.is_beyond(key) {
+            return self.turn_away(key, replies);
+        }
         let Some(entry) = self.table.map.get_mut(&key) else { return };
         let Some(next) = entry.waiters.pop_front() else {
             return self.remove(key);
@@ -305,6 +359,16 @@ impl Directory {
         let grant = Grant::Fill { offset: entry.offset };
         self.count(next, |stats| stats.misses += 1);
         replies.push((next, FromDirectory::Settled { key, grant }));
+    }
+
+    /// An unfilled entry that is on its way out: who waits for it reads for itself.
+    fn turn_away(&mut self, key: u64, replies: &mut Replies) {
+        let waiters = self.table.map.get_mut(&key).map(|entry| std::mem::take(&mut entry.waiters)).unwrap_or_default();
+        for waiter in waiters {
+            self.count(waiter, |stats| stats.bypasses += 1);
+            replies.push((waiter, FromDirectory::Settled { key, grant: Grant::Bypass }));
+        }
+        self.remove(key);
     }
 
     fn release(&mut self, rank: u32, key: u64, next_use: u64) -> Result<(), Fault> {
@@ -324,11 +388,15 @@ impl Directory {
     fn rest(&mut self, key: u64) {
         self.table.resting += 1;
         let next_use = self.table.evictable(key).unwrap_or(u64::MAX);
+        if self.is_beyond(key) {
+            return self.evict(key);
+        }
         self.policy.rested(key, next_use, &self.table);
     }
 
     fn remove(&mut self, key: u64) {
         if let Some(entry) = self.table.map.remove(&key) {
+            self.beyond -= usize::from(entry.end() > self.limit_bytes);
             self.arena.free(entry.offset, entry.bytes);
             self.total.used_bytes -= entry.bytes;
             self.policy.removed(key);

@@ -57,6 +57,26 @@ pub fn extend(memfd: impl AsFd, present_bytes: u64, capacity_bytes: u64) -> Resu
     }
 }
 
+/// Gives the pages of `from..to` back to the node. No rank may hold a reference to or a registration of any of them: a
+/// GPU would go on reading the old pages, a reader would find zeros.
+pub fn punch(memfd: impl AsFd, from: u64, to: u64) -> Result<(), MemoryError> {
+    let bytes = to.saturating_sub(from);
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    while bytes > 0 {
+        match fallocate(&memfd, flags, from, bytes) {
+            Ok(()) => break,
+            Err(Errno::INTR) => {}
+            Err(source) => return Err(MemoryError::System { what: "give back part of", bytes, source }),
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of memory behind the mapping now, as the kernel counts them.
+pub fn resident_bytes(memfd: impl AsFd) -> u64 {
+    rustix::fs::fstat(memfd).map_or(0, |facts| u64::try_from(facts.st_blocks).unwrap_or(0) * 512)
+}
+
 fn check_room(asked_bytes: u64) -> Result<(), MemoryError> {
     let machine = Probe::default().machine();
     let room_bytes = machine.memfd_room_bytes();
@@ -85,6 +105,10 @@ mod tests {
         assert_eq!(extend(&memfd, 0, 1 << 20).unwrap(), 1 << 20);
         assert_eq!(extend(&memfd, 1 << 20, 1 << 20).unwrap(), 1 << 20);
         assert_eq!(ftruncate(&memfd, 0), Err(Errno::PERM));
-        assert_eq!(rustix::fs::fstat(&memfd).unwrap().st_blocks * 512, 1 << 20);
+        assert_eq!(resident_bytes(&memfd), 1 << 20);
+        punch(&memfd, 1 << 18, 1 << 20).unwrap();
+        assert_eq!(resident_bytes(&memfd), 1 << 18);
+        assert_eq!(extend(&memfd, 1 << 18, 1 << 20).unwrap(), 1 << 20);
+        assert_eq!(resident_bytes(&memfd), 1 << 20);
     }
 }

@@ -3,20 +3,22 @@
 use super::directory::{Directory, Replies};
 use super::memory::{self, MemoryError};
 use super::policy::PolicyKind;
-use crate::contract::cache::{CacheStats, Decoder, ToDirectory, encode};
+use crate::contract::cache::{CacheStats, Decoder, FromDirectory, ToDirectory, encode};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Bytes read from one rank before others are looked at.
 const READ_BYTES: usize = 64 << 10;
 /// From this many unsent bytes on, a rank that does not read its replies is not listened to.
 const MOST_UNSENT_BYTES: usize = 4 << 20;
+/// The mapping changes its size by whole multiples of this: a huge page.
+const RESIZE_BYTES: u64 = 2 << 20;
 /// Event of [`Shared::wake`]; others are indices of peers.
 const WAKE: u64 = u64::MAX;
 
@@ -49,8 +51,9 @@ struct Shared {
     /// Of all ranks together, as of the last batch of messages.
     stats: Mutex<CacheStats>,
     by_rank: Mutex<Vec<(u32, CacheStats)>>,
-    /// Bytes from the mapping's start that have pages.
-    present_bytes: AtomicU64,
+    memory: Mutex<Memory>,
+    /// The memory changed, or is to change, or it is time to end.
+    memory_changed: Condvar,
     stop: AtomicBool,
     gone: Mutex<Vec<u32>>,
     notes: Mutex<Vec<String>>,
@@ -58,6 +61,16 @@ struct Shared {
     wake: OwnedFd,
     /// A byte per note; closed when the server ends.
     alarm: Mutex<Option<OwnedFd>>,
+}
+
+/// How much of the mapping has pages, bytes from its start. Only the memory's thread changes `present`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Memory {
+    present: u64,
+    /// What it should come to.
+    wanted: u64,
+    /// Nobody uses anything beyond: pages there may go.
+    cleared: u64,
 }
 
 /// A guard also after a panic of the other thread: the values are plain numbers and lists, whole at any time.
@@ -77,6 +90,34 @@ impl Shared {
     fn wake(&self) {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
+
+    /// One step towards the wanted size, or sleep. What failed is tried again only when another size is wanted.
+    fn keep_memory(&self, memfd: &OwnedFd) -> Result<(), (u64, MemoryError)> {
+        let mut memory = lock(&self.memory);
+        let Memory { present, wanted, cleared } = *memory;
+        if present > cleared {
+            // Before the pages go: from here on nobody is given any of them until they are made anew.
+            memory.present = cleared;
+            drop(memory);
+            memory::punch(memfd, cleared, present).map_err(|e| (present, e))?;
+        } else if present < wanted && cleared >= wanted {
+            drop(memory);
+            let extended = memory::extend(memfd, present, wanted);
+            let mut memory = lock(&self.memory);
+            match extended {
+                Ok(bytes) => memory.present = bytes,
+                Err(e) => {
+                    memory.wanted = memory.wanted.min(present);
+                    return Err((present, e));
+                }
+            }
+            drop(memory);
+            self.wake();
+        } else if !self.stop.load(Ordering::Acquire) {
+            drop(self.memory_changed.wait(memory));
+        }
+        Ok(())
+    }
 }
 
 /// A running directory with its memory. Dropping it ends both; ranks then see the end of their sockets.
@@ -90,7 +131,7 @@ pub struct CacheHost {
     sockets: Vec<Option<OwnedFd>>,
     shared: Arc<Shared>,
     server: Option<JoinHandle<()>>,
-    grower: Option<JoinHandle<()>>,
+    keeper: Option<JoinHandle<()>>,
 }
 
 impl CacheHost {
@@ -106,7 +147,8 @@ impl CacheHost {
         let shared = Arc::new(Shared {
             stats: Mutex::new(CacheStats { capacity_bytes: plan.capacity_bytes, ..CacheStats::default() }),
             by_rank: Mutex::default(),
-            present_bytes: AtomicU64::new(present),
+            memory: Mutex::new(Memory { present, wanted: plan.capacity_bytes, cleared: plan.capacity_bytes }),
+            memory_changed: Condvar::new(),
             stop: AtomicBool::new(false),
             gone: Mutex::default(),
             notes: Mutex::default(),
@@ -123,29 +165,47 @@ impl CacheHost {
         let server = Server::new(plan, present, peers, Arc::clone(&shared))?;
         let server =
             std::thread::Builder::new().name("cache".into()).stack_size(512 << 10).spawn(move || server.run())?;
-        let mut host = Self { memfd, alarm, plan: plan.clone(), sockets, shared, server: Some(server), grower: None };
-        if present < plan.capacity_bytes {
-            host.grower = Some(host.start_growing(present)?);
-        }
+        let mut host = Self { memfd, alarm, plan: plan.clone(), sockets, shared, server: Some(server), keeper: None };
+        host.keeper = Some(host.start_keeping()?);
         Ok(host)
     }
 
-    fn start_growing(&self, mut present: u64) -> io::Result<JoinHandle<()>> {
+    /// The thread that makes pages and gives them back: neither may hold up the directory.
+    fn start_keeping(&self) -> io::Result<JoinHandle<()>> {
         let (memfd, shared) = (self.memfd.try_clone()?, Arc::clone(&self.shared));
-        let capacity = self.plan.capacity_bytes;
-        let grow = move || {
-            while present < capacity && !shared.stop.load(Ordering::Relaxed) {
-                match memory::extend(&memfd, present, capacity) {
-                    Ok(bytes) => present = bytes,
-                    Err(e) => {
-                        let text = anyhow::Error::from(e);
-                        return shared.note(format!("the page cache stays at {present} of {capacity} bytes: {text:#}"));
-                    }
+        let keep = move || {
+            while !shared.stop.load(Ordering::Acquire) {
+                if let Err((present, e)) = shared.keep_memory(&memfd) {
+                    let text = anyhow::Error::from(e);
+                    shared.note(format!("the page cache stays at {present} bytes: {text:#}"));
                 }
-                shared.present_bytes.store(present, Ordering::Release);
             }
         };
-        std::thread::Builder::new().name("cache-memory".into()).stack_size(256 << 10).spawn(grow)
+        std::thread::Builder::new().name("cache-memory".into()).stack_size(256 << 10).spawn(keep)
+    }
+
+    /// Makes the usable part of the mapping end at `bytes` (whole huge pages, at most the planned capacity). Returns at
+    /// once: less memory is given back to the node when the ranks have let go of it, more comes slab by slab. See
+    /// [`CacheHost::present_bytes`]; returns what was set.
+    pub fn resize(&self, bytes: u64) -> u64 {
+        let wanted = match bytes {
+            all if all >= self.plan.capacity_bytes => self.plan.capacity_bytes,
+            some => some / RESIZE_BYTES * RESIZE_BYTES,
+        };
+        lock(&self.shared.memory).wanted = wanted;
+        self.shared.memory_changed.notify_all();
+        self.shared.wake();
+        wanted
+    }
+
+    /// Bytes that the mapping should come to, as last set.
+    pub fn wanted_bytes(&self) -> u64 {
+        lock(&self.shared.memory).wanted
+    }
+
+    /// Bytes of memory behind the mapping now, as the kernel counts them.
+    pub fn resident_bytes(&self) -> u64 {
+        memory::resident_bytes(&self.memfd)
     }
 
     /// The end of the socket that `rank` talks on, blocking; once. Whoever holds it last decides when the rank is gone.
@@ -166,7 +226,12 @@ impl CacheHost {
 
     /// Bytes of the mapping that have their pages by now.
     pub fn present_bytes(&self) -> u64 {
-        self.shared.present_bytes.load(Ordering::Acquire)
+        lock(&self.shared.memory).present
+    }
+
+    /// Bytes as planned.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.plan.capacity_bytes
     }
 
     pub fn policy(&self) -> PolicyKind {
@@ -195,7 +260,10 @@ impl CacheHost {
     pub fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake();
-        for thread in [self.server.take(), self.grower.take()].into_iter().flatten() {
+        // Under the lock, or the keeper could miss it on its way to sleep.
+        drop(lock(&self.shared.memory));
+        self.shared.memory_changed.notify_all();
+        for thread in [self.server.take(), self.keeper.take()].into_iter().flatten() {
             let _ = thread.join();
         }
     }
@@ -258,6 +326,12 @@ struct Server {
     shared: Arc<Shared>,
     replies: Replies,
     bytes: Vec<u8>,
+    /// Where the part that the directory may use ends, and the newest ticket under which ranks were told.
+    limit: u64,
+    ticket: u64,
+    /// Ranks that have not answered the newest ticket yet.
+    awaited: Vec<u32>,
+    shrinking: bool,
 }
 
 /// Closes the alarm when the server's thread ends, by return or by panic.
@@ -279,7 +353,9 @@ impl Server {
             }
         }
         let directory = Directory::growing(plan.capacity_bytes, present, plan.policy);
-        Ok(Self { directory, peers, set, shared, replies: Vec::new(), bytes: vec![0; READ_BYTES] })
+        let (replies, bytes, limit) = (Vec::new(), vec![0; READ_BYTES], plan.capacity_bytes);
+        let (ticket, awaited, shrinking) = (0, Vec::new(), false);
+        Ok(Self { directory, peers, set, shared, replies, bytes, limit, ticket, awaited, shrinking })
     }
 
     fn run(mut self) {
@@ -300,16 +376,53 @@ impl Server {
             if self.shared.stop.load(Ordering::Acquire) {
                 return Ok(());
             }
-            self.directory.grow(self.shared.present_bytes.load(Ordering::Acquire));
             for event in &events {
                 match event.data.u64() {
                     WAKE => self.take_gone(),
                     index => self.take(index as usize, event.flags),
                 }
             }
+            self.fit();
             self.publish_stats();
             self.send_all()?;
         }
+    }
+
+    /// Makes the directory follow the size that is wanted and the memory that is there.
+    fn fit(&mut self) {
+        let Memory { present, wanted, .. } = *lock(&self.shared.memory);
+        if wanted < self.limit {
+            self.limit = wanted;
+            self.directory.shrink(wanted);
+            self.shrinking = true;
+            self.tell_limit();
+        }
+        if self.shrinking && self.awaited.is_empty() && self.directory.drained() {
+            self.shrinking = false;
+            self.clear();
+        }
+        if !self.shrinking {
+            if wanted > self.limit {
+                self.limit = wanted;
+                self.clear();
+                self.tell_limit();
+            }
+            self.directory.grow(present.min(self.limit));
+        }
+    }
+
+    /// Nobody uses anything beyond the limit.
+    fn clear(&self) {
+        lock(&self.shared.memory).cleared = self.limit;
+        self.shared.memory_changed.notify_all();
+    }
+
+    fn tell_limit(&mut self) {
+        self.ticket += 1;
+        self.awaited = self.peers.iter().filter(|peer| peer.socket.is_some()).map(|peer| peer.rank).collect();
+        let tell = FromDirectory::Resize { ticket: self.ticket, bytes: self.limit };
+        self.replies.extend(self.awaited.iter().map(|rank| (*rank, tell.clone())));
+        self.spread();
     }
 
     fn publish_stats(&self) {
@@ -347,6 +460,11 @@ impl Server {
         loop {
             let peer = &mut self.peers[index];
             let fault = match peer.decoder.next_message::<ToDirectory>() {
+                Ok(Some(ToDirectory::Resized { ticket })) => {
+                    let rank = peer.rank;
+                    self.awaited.retain(|awaited| *awaited != rank || ticket != self.ticket);
+                    None
+                }
                 Ok(Some(message)) => match self.directory.handle(peer.rank, &message, &mut self.replies) {
                     Ok(()) => None,
                     Err(fault) => Some(fault.to_string()),
@@ -381,6 +499,7 @@ impl Server {
         if peer.socket.take().is_some() {
             peer.unsent = Vec::new();
             let rank = peer.rank;
+            self.awaited.retain(|awaited| *awaited != rank);
             self.directory.rank_gone(rank, &mut self.replies);
             self.spread();
         }

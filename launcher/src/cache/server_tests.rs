@@ -137,3 +137,75 @@ fn memory_grows_behind_the_first_slab() {
     assert_eq!(rustix::fs::fstat(&host.memfd).unwrap().st_blocks as u64 * 512, capacity_bytes);
     assert_eq!(host.notes(), Vec::<String>::new());
 }
+
+/// A rank that gives back what it holds beyond the limit when it is told to, and what it holds is punched only then.
+#[test]
+fn shrinking_gives_pages_back_once_ranks_have_let_go_and_growth_brings_them_again() {
+    let capacity_bytes = 8 << 20;
+    let plan = HostPlan { capacity_bytes, policy: PolicyKind::Pin, ranks: vec![0, 1] };
+    let mut host = CacheHost::start(&plan).unwrap();
+    let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    let acquire = |rank: &mut Rank, key: u64| {
+        let items = vec![Item { key, bytes: 1 << 20, next_use: key, offer: false }];
+        rank.send(&ToDirectory::Acquire { ticket: key, items });
+        match rank.reply() {
+            Some(FromDirectory::Granted { grants, .. }) => grants[0],
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut high = None;
+    for key in 0..8 {
+        let Grant::Fill { offset } = acquire(&mut first, key) else { panic!("{key}") };
+        first.send(&ToDirectory::Publish { keys: vec![key] });
+        if offset < 7 << 20 {
+            first.send(&ToDirectory::Release { keys: vec![(key, u64::MAX)] });
+        } else {
+            high = Some(key);
+        }
+    }
+    let high = high.unwrap();
+    assert_eq!(host.resize((4 << 20) + 5), 4 << 20);
+    let told = FromDirectory::Resize { ticket: 1, bytes: 4 << 20 };
+    assert_eq!((first.reply(), second.reply()), (Some(told.clone()), Some(told)));
+    // Still held by the first rank, so nothing may go; nobody gets a new reference to it or a place beyond.
+    second.send(&ToDirectory::Resized { ticket: 1 });
+    assert_eq!(acquire(&mut second, high), Grant::Bypass);
+    assert_eq!(acquire(&mut second, 99), Grant::Bypass);
+    assert_eq!(host.resident_bytes(), capacity_bytes);
+    first.send(&ToDirectory::Release { keys: vec![(high, u64::MAX)] });
+    first.send(&ToDirectory::Resized { ticket: 1 });
+    while host.resident_bytes() > 4 << 20 {
+        std::thread::yield_now();
+    }
+    assert_eq!((host.stats().used_bytes, host.stats().entries, host.stats().evictions), (4 << 20, 4, 4));
+    host.resize(u64::MAX);
+    assert_eq!(first.reply(), Some(FromDirectory::Resize { ticket: 2, bytes: 8 << 20 }));
+    while host.present_bytes() < capacity_bytes {
+        std::thread::yield_now();
+    }
+    let Grant::Fill { offset } = acquire(&mut first, 50) else { panic!() };
+    assert!(offset >= 4 << 20, "{offset}");
+    assert_eq!(host.notes(), Vec::<String>::new());
+}
+
+/// What a dead rank held does not keep memory from being given back.
+#[test]
+fn a_rank_that_dies_holds_up_no_shrinking() {
+    let plan = HostPlan { capacity_bytes: 8 << 20, policy: PolicyKind::Pin, ranks: vec![0, 1] };
+    let mut host = CacheHost::start(&plan).unwrap();
+    let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    let items = vec![Item { key: 1, bytes: 8 << 20, next_use: 1, offer: false }];
+    first.send(&ToDirectory::Acquire { ticket: 1, items: items.clone() });
+    assert!(matches!(first.reply(), Some(FromDirectory::Granted { .. })));
+    second.send(&ToDirectory::Acquire { ticket: 1, items });
+    assert!(matches!(second.reply(), Some(FromDirectory::Granted { .. })));
+    host.resize(0);
+    assert!(matches!(second.reply(), Some(FromDirectory::Resize { .. })));
+    second.send(&ToDirectory::Resized { ticket: 1 });
+    drop(first);
+    // It waited for the dead rank's fill, whose place is gone.
+    assert_eq!(second.reply(), Some(FromDirectory::Settled { key: 1, grant: Grant::Bypass }));
+    while host.resident_bytes() > 0 {
+        std::thread::yield_now();
+    }
+}

@@ -230,7 +230,27 @@ fn schedule(train: &TrainConfig, v: &mut Verdict) {
     });
 }
 
+fn watch(watch: &WatchConfig, v: &mut Verdict) {
+    for (key, [note, warning, critical]) in
+        [("watch.ram_percent", watch.ram_percent), ("watch.gpu_percent", watch.gpu_percent)]
+    {
+        let rising = 0.0 < note && note <= warning && warning <= critical && critical <= 100.0;
+        v.need(rising, || {
+            format!("{key} is [{note}, {warning}, {critical}]; three shares above 0 and up to 100 must rise")
+        });
+    }
+    v.need(watch.stop_percent >= watch.ram_percent[2], || {
+        let (stop, critical) = (watch.stop_percent, watch.ram_percent[2]);
+        format!("watch.stop_percent is {stop}; it must not be below watch.ram_percent's critical {critical}")
+    });
+    v.need((0.05..=3600.0).contains(&watch.period), || {
+        format!("watch.period is {}; it must be 0.05 to 3600 seconds", watch.period)
+    });
+    v.not_negative(&[("watch.recover", watch.recover)]);
+}
+
 fn rest(config: &Config, v: &mut Verdict) {
+    watch(&config.watch, v);
     v.above_zero(&[("ddp.bucket_mb", config.ddp.bucket_mb)]);
     v.at_least_one(&[
         ("log.log_every", config.log.log_every),

@@ -12,6 +12,7 @@ impl Default for Config {
             model: EmgModel::default(),
             train: TrainConfig::default(),
             memory: MemoryConfig::default(),
+            watch: WatchConfig::default(),
             ddp: DdpConfig::default(),
             log: LogConfig::default(),
         }
@@ -125,6 +126,22 @@ impl Default for TrainConfig {
 impl Default for MemoryConfig {
     fn default() -> Self {
         Self { budget: Budget::Percent(80.0) }
+    }
+}
+
+/// Thresholds are the guides'.
+impl Default for WatchConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            response: true,
+            ram_percent: [70.0, 80.0, 90.0],
+            gpu_percent: [80.0, 90.0, 95.0],
+            stop_percent: 97.0,
+            period: 0.5,
+            recover: 30.0,
+            cgroup: true,
+        }
     }
 }
 

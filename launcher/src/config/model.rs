@@ -18,6 +18,7 @@ pub struct Config {
     pub model: EmgModel,
     pub train: TrainConfig,
     pub memory: MemoryConfig,
+    pub watch: WatchConfig,
     pub ddp: DdpConfig,
     pub log: LogConfig,
 }
@@ -257,6 +258,27 @@ pub enum Amp {
 pub struct MemoryConfig {
     /// Bytes (`"20GiB"`, a plain number) or a share (`"80%"`) of the smaller of physical memory and cgroup limit.
     pub budget: Budget,
+}
+
+/// How memory is watched while training, and what is done when it is short.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WatchConfig {
+    pub enabled: bool,
+    /// Give memory back under pressure; else only warn.
+    pub response: bool,
+    /// Note, warning and critical, percent of the budget, of physical memory and of the cgroup's limit.
+    pub ram_percent: [f64; 3],
+    /// The same of each device's memory.
+    pub gpu_percent: [f64; 3],
+    /// Percent from which on, when all else is given, the run stops with a checkpoint.
+    pub stop_percent: f64,
+    /// Seconds between two looks; a fifth of it under pressure.
+    pub period: f64,
+    /// Seconds without pressure before what was given is taken back.
+    pub recover: f64,
+    /// Run the ranks in a memory cgroup of their own where that is permitted.
+    pub cgroup: bool,
 }
 
 /// A budget as written.

@@ -7,7 +7,7 @@ pub const TASKS: &[&str] = &["emg"];
 /// Device profiles that a config may hold.
 pub const PROFILES: &[&str] = &["cpu", "cuda"];
 
-pub(super) const SECTIONS: &[&str] = &["data", "model", "train", "memory", "ddp", "log"];
+pub(super) const SECTIONS: &[&str] = &["data", "model", "train", "memory", "watch", "ddp", "log"];
 
 /// Sections under the names that other trainers give them.
 pub(super) const SECTION_ALIASES: &[(&str, &str)] = &[("training", "train"), ("logging", "log")];
@@ -93,6 +93,14 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("train.stop_grace", Number),
     ("train.amp", Choice(&["off", "bf16", "fp16"])),
     ("memory.budget", Size),
+    ("watch.enabled", Flag),
+    ("watch.response", Flag),
+    ("watch.ram_percent", Numbers(3)),
+    ("watch.gpu_percent", Numbers(3)),
+    ("watch.stop_percent", Number),
+    ("watch.period", Number),
+    ("watch.recover", Number),
+    ("watch.cgroup", Flag),
     ("ddp.bucket_mb", Number),
     ("log.runs_dir", Text),
     ("log.log_every", Whole),

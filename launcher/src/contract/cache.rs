@@ -47,6 +47,11 @@ pub enum ToDirectory {
     Stats {
         ticket: u64,
     },
+    /// This rank holds no reference to, registration of or fill in anything beyond the bytes of the
+    /// [`FromDirectory::Resize`] with this ticket.
+    Resized {
+        ticket: u64,
+    },
 }
 
 /// From the directory to a rank.
@@ -64,6 +69,13 @@ pub enum FromDirectory {
     Stats {
         ticket: u64,
         stats: CacheStats,
+    },
+    /// From here on grants lie within the first `bytes` of the mapping. A rank gives back what it holds beyond them as
+    /// soon as no reader is at it (what is still needed is asked for anew), announces batches for so many bytes only,
+    /// and then answers [`ToDirectory::Resized`]; only the newest ticket counts. The memory beyond goes after that.
+    Resize {
+        ticket: u64,
+        bytes: u64,
     },
 }
 

@@ -58,6 +58,67 @@ pub struct MemoryRecord {
     pub cache_misses: u64,
 }
 
+/// One line of `memory.node.jsonl`, by the launcher. Bytes throughout; `t` in seconds since the Unix epoch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub t: f64,
+    /// The last step that rank 0 told of.
+    pub step: u64,
+    /// `normal`, `note`, `warning` or `critical`.
+    pub level: String,
+    pub system_total_bytes: u64,
+    /// `MemAvailable`.
+    pub system_available_bytes: u64,
+    /// File cache of the kernel, without shared memory.
+    pub file_cache_bytes: u64,
+    /// Memory behind Headroom's page cache.
+    pub cache_bytes: u64,
+    /// All processes of the job and the page cache, shared pages counted once.
+    pub job_bytes: u64,
+    pub launcher_bytes: u64,
+    pub ranks: Vec<RankMemory>,
+    pub cgroup: Option<CgroupMemory>,
+    /// Share of the last ten seconds, percent, in which some (all) tasks waited for memory.
+    pub psi_some_avg10: Option<f64>,
+    pub psi_full_avg10: Option<f64>,
+    pub gpus: Vec<GpuUse>,
+    /// What the watch did or said at this moment; absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<String>,
+}
+
+/// One rank, as seen from outside. PSS and shared bytes are read from time to time and carried on by the growth of RSS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankMemory {
+    pub rank: u32,
+    pub rss_bytes: u64,
+    pub pss_bytes: u64,
+    pub uss_bytes: u64,
+    pub shared_bytes: u64,
+}
+
+/// The cgroup that binds the job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupMemory {
+    pub version: u32,
+    /// File cache that can be reclaimed left out.
+    pub used_bytes: u64,
+    pub limit_bytes: Option<u64>,
+    /// Processes that the kernel killed for memory in it.
+    pub oom_kills: u64,
+    /// How often it was held at `memory.high` (v2), and at its hard limit (v2 `max`, v1 `failcnt`).
+    pub high_events: u64,
+    pub max_events: u64,
+}
+
+/// One device by NVML, all its users together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuUse {
+    pub index: u32,
+    pub used_bytes: u64,
+    pub total_bytes: u64,
+}
+
 /// `summary.json`. Rank 0 writes the training part; the launcher adds what only it knows (peaks over ranks, restarts).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -80,6 +141,12 @@ pub struct Summary {
     pub cache: CacheSummary,
     pub files_skipped: u64,
     pub restarts: u32,
+    /// Why the launcher ended the run, or what is known of a rank that was killed; absent: neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Each change that a restart made to need less memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reduced: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -234,6 +234,10 @@ impl Message for ToDirectory {
                 to.push(6);
                 put(to, &[*ticket]);
             }
+            ToDirectory::Resized { ticket } => {
+                to.push(7);
+                put(to, &[*ticket]);
+            }
         }
     }
 
@@ -246,6 +250,7 @@ impl Message for ToDirectory {
             4 => ToDirectory::Abandon { keys: f.list(8, Fields::u64)? },
             5 => ToDirectory::Release { keys: f.list(16, |f| Ok((f.u64()?, f.u64()?)))? },
             6 => ToDirectory::Stats { ticket: f.u64()? },
+            7 => ToDirectory::Resized { ticket: f.u64()? },
             kind => return Err(WireError::Kind(kind)),
         };
         f.end(message)
@@ -271,6 +276,10 @@ impl Message for FromDirectory {
                 put(to, &[*ticket, stats.capacity_bytes, stats.used_bytes, stats.entries]);
                 put(to, &[stats.hits, stats.misses, stats.evictions, stats.bypasses]);
             }
+            FromDirectory::Resize { ticket, bytes } => {
+                to.push(20);
+                put(to, &[*ticket, *bytes]);
+            }
         }
     }
 
@@ -280,6 +289,7 @@ impl Message for FromDirectory {
             17 => FromDirectory::Granted { ticket: f.u64()?, grants: f.list(1, Fields::grant)? },
             18 => FromDirectory::Settled { key: f.u64()?, grant: f.grant()? },
             19 => FromDirectory::Stats { ticket: f.u64()?, stats: f.stats()? },
+            20 => FromDirectory::Resize { ticket: f.u64()?, bytes: f.u64()? },
             kind => return Err(WireError::Kind(kind)),
         };
         f.end(message)
@@ -307,6 +317,7 @@ mod tests {
             keys().prop_map(|keys| ToDirectory::Abandon { keys }),
             prop::collection::vec(any::<(u64, u64)>(), 0..40).prop_map(|keys| ToDirectory::Release { keys }),
             any::<u64>().prop_map(|ticket| ToDirectory::Stats { ticket }),
+            any::<u64>().prop_map(|ticket| ToDirectory::Resized { ticket }),
         ]
     }
 
@@ -333,6 +344,7 @@ mod tests {
                 .prop_map(|(ticket, grants)| FromDirectory::Granted { ticket, grants }),
             (any::<u64>(), grant()).prop_map(|(key, grant)| FromDirectory::Settled { key, grant }),
             (any::<u64>(), stats).prop_map(|(ticket, stats)| FromDirectory::Stats { ticket, stats }),
+            any::<(u64, u64)>().prop_map(|(ticket, bytes)| FromDirectory::Resize { ticket, bytes }),
         ]
     }
 

@@ -134,7 +134,7 @@ pub(super) fn memory_limit(root: &Path, members: &[Membership], mounts: &[Mount]
         return MemoryLimit::default();
     };
     let bound = |folder: &PathBuf| {
-        let limit = if version == 1 { v1_limit(folder) } else { v2_limit(folder) }?;
+        let limit = limit_bytes(folder, version)?;
         Some((limit, used_bytes(folder, version)))
     };
     let mut bounds: Vec<(u64, u64)> = folders.iter().filter_map(bound).collect();
@@ -146,6 +146,16 @@ pub(super) fn memory_limit(root: &Path, members: &[Membership], mounts: &[Mount]
         used_bytes: tightest.map(|(_, used)| *used),
         room_bytes: bounds.iter().map(|(limit, used)| limit.saturating_sub(*used)).min(),
     }
+}
+
+/// Version and folders of the groups that bind this process's memory, own first.
+pub(super) fn memory_groups(root: &Path, members: &[Membership], mounts: &[Mount]) -> Option<(u32, Vec<PathBuf>)> {
+    controller_chain(root, members, mounts, "memory").filter(|(_, folders)| !folders.is_empty())
+}
+
+/// The limit of one group; absent: none.
+pub(super) fn limit_bytes(folder: &Path, version: u32) -> Option<u64> {
+    if version == 1 { v1_limit(folder) } else { v2_limit(folder) }
 }
 
 fn v1_limit(folder: &Path) -> Option<u64> {
@@ -167,7 +177,7 @@ fn hidden_v1_limit(folders: &[PathBuf], version: u32) -> Option<(u64, u64)> {
 }
 
 /// Use less file cache. Shared memory (memfd, tmpfs) is no file cache: it sits in the anon lists.
-fn used_bytes(folder: &Path, version: u32) -> u64 {
+pub(super) fn used_bytes(folder: &Path, version: u32) -> u64 {
     let (file, prefix) = if version == 1 { ("memory.usage_in_bytes", "total_") } else { ("memory.current", "") };
     let statistics = read(folder, "memory.stat");
     let list = |name: &str| stat(&statistics, &format!("{prefix}{name}")).unwrap_or(0);
@@ -194,7 +204,7 @@ pub(super) fn cpu_quota(root: &Path, members: &[Membership], mounts: &[Mount]) -
 }
 
 /// `name value` in a flat-keyed file.
-fn stat(text: &str, name: &str) -> Option<u64> {
+pub(super) fn stat(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').and_then(number))
 }
 
@@ -203,6 +213,6 @@ fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-fn read(folder: &Path, name: &str) -> String {
+pub(super) fn read(folder: &Path, name: &str) -> String {
     std::fs::read_to_string(folder.join(name)).unwrap_or_default()
 }

@@ -27,6 +27,28 @@ pub(super) fn probe(visible: Option<&str>) -> Found {
     }
 }
 
+/// NVML kept open, to ask for the devices' memory again and again.
+pub struct GpuMeter {
+    nvml: Nvml,
+}
+
+impl GpuMeter {
+    /// `None`: no usable GPU here.
+    pub fn open() -> Option<Self> {
+        let nvml = Nvml::init().ok()?;
+        (nvml.device_count().ok()? > 0).then_some(Self { nvml })
+    }
+
+    /// Index (in NVML's order), used and total bytes of every device; all users of it together.
+    pub fn read(&self) -> Vec<(u32, u64, u64)> {
+        let one = |index| {
+            let memory = self.nvml.device_by_index(index).ok()?.memory_info().ok()?;
+            Some((index, memory.used, memory.total))
+        };
+        (0..self.nvml.device_count().unwrap_or(0)).filter_map(one).collect()
+    }
+}
+
 fn unusable(error: &NvmlError) -> Found {
     Found { gpus: Vec::new(), note: Some(format!("an NVIDIA driver is present but no GPU is usable: {error}")) }
 }

@@ -6,11 +6,14 @@
 mod cgroup;
 mod dataset;
 mod gpu;
+mod memory;
 mod probe;
 #[cfg(test)]
 mod tests;
 
 pub use dataset::{DatasetFacts, dataset_facts};
+pub use gpu::GpuMeter;
+pub use memory::{GroupNow, MemoryMeter, MemoryNow, Pressure};
 pub use probe::{Probe, free_disk_bytes};
 
 use serde::{Deserialize, Serialize};

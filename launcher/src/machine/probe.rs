@@ -46,6 +46,14 @@ impl Probe {
         }
     }
 
+    /// Folder of this process's own memory cgroup, and the version; absent: no memory controller can be seen.
+    pub fn memory_group(&self) -> Option<(u32, PathBuf)> {
+        let members = cgroup::parse_memberships(&self.text("proc/self/cgroup"));
+        let mounts = cgroup::parse_mounts(&self.text("proc/self/mountinfo"));
+        let (version, folders) = cgroup::memory_groups(&self.root, &members, &mounts)?;
+        folders.into_iter().next().map(|own| (version, own))
+    }
+
     /// Folders `node<N>` of sysfs.
     fn numa_nodes(&self) -> usize {
         let Ok(entries) = std::fs::read_dir(self.root.join("sys/devices/system/node")) else {
@@ -55,7 +63,7 @@ impl Probe {
         entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_node)).count()
     }
 
-    fn text(&self, path: &str) -> String {
+    pub(super) fn text(&self, path: &str) -> String {
         std::fs::read_to_string(self.root.join(path)).unwrap_or_default()
     }
 }
@@ -68,7 +76,7 @@ fn affinity_cores() -> usize {
 }
 
 /// `Key:  123 kB` in bytes; the file's kB are KiB.
-fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
+pub(super) fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
 }

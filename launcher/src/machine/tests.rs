@@ -214,3 +214,49 @@ fn disk_room_is_asked_of_the_nearest_existing_folder() {
     assert!(here > 0 && deeper > 0);
     assert!(free_disk_bytes(Path::new("runs/relative")).is_some());
 }
+
+#[test]
+fn memory_is_read_again_with_events_of_v1_and_the_jobs_own_group() {
+    let root = tree(&[
+        ("proc/meminfo", MEMINFO),
+        ("proc/vmstat", "nr_free_pages 7\noom_kill 3\n"),
+        (
+            "proc/pressure/memory",
+            "some avg10=1.50 avg60=0 avg300=0 total=5\nfull avg10=0.25 avg60=0 avg300=0 total=1\n",
+        ),
+        ("proc/self/cgroup", V1_GROUPS),
+        ("proc/self/mountinfo", V1_MOUNTS),
+        ("sys/fs/cgroup/memory/batch/job/memory.limit_in_bytes", "4294967296\n"),
+        ("sys/fs/cgroup/memory/batch/job/memory.usage_in_bytes", "3221225472\n"),
+        ("sys/fs/cgroup/memory/batch/job/memory.stat", "total_active_file 1073741824\ntotal_inactive_file 0\n"),
+        ("sys/fs/cgroup/memory/batch/job/memory.failcnt", "9\n"),
+        ("sys/fs/cgroup/memory/batch/job/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"),
+        ("sys/fs/cgroup/memory/batch/job/ranks/memory.oom_control", "oom_kill_disable 0\noom_kill 2\n"),
+    ]);
+    let child = root.path().join("sys/fs/cgroup/memory/batch/job/ranks");
+    let now = MemoryMeter::new(&Probe { root: root.path().to_owned() }, Some(&child)).read();
+    assert_eq!((now.total_bytes, now.available_bytes, now.oom_kills), (16 * GIB, 8 * GIB, 3));
+    assert_eq!(now.pressure, Some(Pressure { some_avg10: 1.5, full_avg10: 0.25 }));
+    let group = now.group.unwrap();
+    assert_eq!((group.used_bytes, group.limit_bytes), (2 * GIB, Some(4 * GIB)));
+    assert_eq!((group.oom_kills, group.max_events, group.high_events), (3, 9, 0));
+}
+
+#[test]
+fn memory_is_read_again_with_events_and_pressure_of_v2() {
+    let root = tree(&[
+        ("proc/meminfo", MEMINFO),
+        ("proc/self/cgroup", "0::/a/b\n"),
+        ("proc/self/mountinfo", V2_MOUNT),
+        ("sys/fs/cgroup/a/b/cgroup.controllers", "memory cpu\n"),
+        ("sys/fs/cgroup/a/b/memory.max", "8589934592\n"),
+        ("sys/fs/cgroup/a/b/memory.current", "1073741824\n"),
+        ("sys/fs/cgroup/a/b/memory.events", "low 0\nhigh 4\nmax 5\noom 1\noom_kill 2\n"),
+        ("sys/fs/cgroup/a/b/memory.pressure", "some avg10=7.00 avg60=0\nfull avg10=3.00 avg60=0\n"),
+    ]);
+    let now = MemoryMeter::new(&Probe { root: root.path().to_owned() }, None).read();
+    let group = now.group.unwrap();
+    assert_eq!((group.version, group.limit_bytes, group.used_bytes), (2, Some(8 * GIB), GIB));
+    assert_eq!((group.oom_kills, group.high_events, group.max_events), (2, 4, 5));
+    assert_eq!(now.pressure.map(|p| p.full_avg10), Some(3.0));
+}

@@ -12,6 +12,7 @@ mod budget;
 mod constants;
 pub mod emg;
 mod error;
+mod smaller;
 mod suggest;
 mod table;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod topology;
 
 pub use constants::CUDA_TRAINS;
 pub use error::PlanError;
+pub use smaller::{Smaller, smaller};
 pub use suggest::{Change, Suggestion};
 pub use table::bytes_text;
 pub use topology::choose_device;

@@ -28,20 +28,27 @@ impl Cgroup {
     /// Makes a cgroup for this process's job below its own, and removes those that dead launchers left there.
     /// `None`: no hierarchy here may be written.
     pub fn make() -> Option<Self> {
-        let name = name_of(std::process::id())?;
-        own_places().into_iter().find_map(|parent| {
-            remove_stale(&parent);
-            let dir = parent.join(&name);
-            fs::create_dir(&dir).ok()?;
-            // Refused where the hierarchy may be listed but not joined.
-            match Self::at(&dir).filter(|made| made.open_procs().is_ok()) {
-                Some(made) => Some(made),
-                None => {
-                    let _ = fs::remove_dir(&dir);
-                    None
-                }
+        own_places().into_iter().find_map(|parent| Self::make_in(&parent).ok()).map(|(made, _)| made)
+    }
+
+    /// The same in one hierarchy: `parent` is this process's own cgroup there. Returns its folder too.
+    ///
+    /// # Errors
+    /// The hierarchy may not be written, or not be joined.
+    pub fn make_in(parent: &Path) -> io::Result<(Self, PathBuf)> {
+        let name = name_of(std::process::id()).ok_or(io::ErrorKind::NotFound)?;
+        remove_stale(parent);
+        let dir = parent.join(&name);
+        fs::create_dir(&dir)?;
+        // Refused where the hierarchy may be listed but not joined.
+        let made = Self::at(&dir).ok_or_else(|| io::ErrorKind::InvalidInput.into());
+        match made.and_then(|made| made.open_procs().map(|_| made)) {
+            Ok(made) => Ok((made, dir)),
+            Err(e) => {
+                let _ = fs::remove_dir(&dir);
+                Err(e)
             }
-        })
+        }
     }
 
     fn at(dir: &Path) -> Option<Self> {

@@ -37,7 +37,8 @@ pub struct Child {
 /// What all ranks of a job share when they start.
 pub struct Shared<'a> {
     pub spec: &'a Spec,
-    pub cgroup: Option<&'a Cgroup>,
+    /// Of the job; each rank joins all.
+    pub cgroups: &'a [Cgroup],
     /// The memfd of `HEADROOM_COMM_FD`.
     pub comm: Option<&'a OwnedFd>,
     /// The memfd of `HEADROOM_CACHE_MEMFD`.
@@ -75,8 +76,8 @@ impl Child {
             keep.extend([socket.as_raw_fd(), memfd.as_raw_fd()]);
         }
         let log = spec.log_dir.as_deref().map(|dir| open_log(dir, rank.rank)).transpose()?;
-        let procs = shared.cgroup.and_then(|cgroup| cgroup.open_procs().ok());
-        prepare_rank(&mut command, keep, procs.as_ref().map(AsRawFd::as_raw_fd));
+        let procs: Vec<OwnedFd> = shared.cgroups.iter().filter_map(|cgroup| cgroup.open_procs().ok()).collect();
+        prepare_rank(&mut command, keep, procs.iter().map(AsRawFd::as_raw_fd).collect());
         let process = command.spawn().map_err(|e| {
             io::Error::new(e.kind(), format!("rank {}: cannot start {}: {e}", rank.rank, spec.program.display()))
         })?;

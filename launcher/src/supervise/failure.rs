@@ -14,6 +14,8 @@ pub struct Failure {
     pub step: Option<u64>,
     /// In the rank's words.
     pub error: Option<String>,
+    /// What is known of a rank that was killed, one fact per line.
+    pub explanation: Vec<String>,
     /// The end of its output, oldest first.
     pub last_lines: Vec<String>,
 }
@@ -34,6 +36,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.headline())?;
+        self.explanation.iter().try_for_each(|line| write!(f, "\n  {line}"))?;
         if !self.last_lines.is_empty() {
             write!(f, "\nlast lines of rank {}:", self.rank)?;
         }
@@ -53,11 +56,12 @@ mod tests {
             status: Some(End::Signal(9)),
             step: Some(37),
             error: None,
+            explanation: vec!["killed for memory".into()],
             last_lines: vec!["a".into(), "b".into()],
         };
         assert_eq!(
             failure.to_string(),
-            "rank 2 failed at step 37: SIGKILL (signal 9)\nlast lines of rank 2:\n  a\n  b"
+            "rank 2 failed at step 37: SIGKILL (signal 9)\n  killed for memory\nlast lines of rank 2:\n  a\n  b"
         );
         failure.error = Some("disk full".into());
         failure.step = None;

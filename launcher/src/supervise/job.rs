@@ -6,19 +6,22 @@
 
 use super::cgroup::Cgroup;
 use super::child::{Child, Shared};
-use super::memory::{self, Peaks};
+use super::desk::{Desk, Order};
+use super::limits::MemoryGroup;
 use super::unix::{Guard, Signals};
-use super::verdict::{Said, Verdict, signal_name};
+use super::verdict::{End, Said, Verdict, signal_name};
 use super::{Failure, Outcome, Spec, Stream, Watcher};
 use crate::cache::{CacheHost, HostPlan};
 use crate::contract::{self, FrameError, FromRank, Progress, ToRank, exit};
+use crate::machine::{MemoryMeter, Probe};
+use crate::watch::{Findings, Told, Watch};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, getpid, kill_process};
+use rustix::process::{Signal, getpid, kill_process};
 use std::io;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 /// How long output waits before it is looked at again when the watcher cannot take more.
@@ -34,6 +37,7 @@ const CONTROL: u64 = 3;
 const OUT: u64 = 4;
 const ERR: u64 = 5;
 const CACHE: u64 = 6;
+const ORDERS: u64 = 7;
 
 struct Job<'a> {
     spec: &'a Spec,
@@ -41,6 +45,9 @@ struct Job<'a> {
     signals: &'a Signals,
     guard: &'a Guard,
     cache: Option<&'a CacheHost>,
+    desk: &'a Desk<'a>,
+    /// To the watch.
+    tell: Sender<Told>,
     children: Vec<Child>,
     urgent: OwnedFd,
     outputs: OwnedFd,
@@ -56,13 +63,16 @@ struct Job<'a> {
 
 pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<Outcome> {
     let started = Instant::now();
-    let cgroup = Cgroup::make();
+    let memory_group = memory_group(spec, watcher);
+    let groups = || Cgroup::make().into_iter().chain(memory_group.as_ref().map(|group| group.cgroup.clone()));
+    let cgroups: Vec<Cgroup> = groups().collect();
     // Dropped without `dismiss` on any error below: then the guard ends what was started.
-    let guard = Guard::start(cgroup.clone())?;
+    let guard = Guard::start(cgroups.clone())?;
     let comm = if spec.control { Some(memfd_create("headroom-comm", MemfdFlags::CLOEXEC)?) } else { None };
     let mut cache = match start_cache(spec) {
         Ok(cache) => cache,
         Err(e) => {
+            end_cgroups(&cgroups);
             guard.dismiss();
             return Err(e);
         }
@@ -71,7 +81,7 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
     let mut sockets: Vec<Option<OwnedFd>> =
         spec.ranks.iter().map(|rank| cache.as_mut().and_then(|host| host.take_socket(rank.rank))).collect();
     let memfd = cache.as_ref().map(|host| &host.memfd);
-    let shared = Shared { spec, cgroup: cgroup.as_ref(), comm: comm.as_ref(), cache: memfd };
+    let shared = Shared { spec, cgroups: &cgroups, comm: comm.as_ref(), cache: memfd };
     let mut children = Vec::with_capacity(spec.ranks.len());
     for (rank, socket) in spec.ranks.iter().zip(&mut sockets) {
         match Child::start(&shared, rank, socket.take()) {
@@ -81,28 +91,31 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
             }
             Err(e) => {
                 children.iter_mut().for_each(kill_now);
-                end_cgroup(cgroup.as_ref());
+                end_cgroups(&cgroups);
                 guard.dismiss();
                 return Err(e);
             }
         }
     }
-    let pids: Vec<Pid> = children.iter().map(|child| child.pid).collect();
-    let mut job = Job::new(spec, watcher, signals, &guard, cache.as_ref(), children)?;
-    let (stop, stopped) = mpsc::channel();
-    let peaks = std::thread::scope(|scope| -> io::Result<Peaks> {
-        let sampler = std::thread::Builder::new()
-            .name("memory".into())
-            .stack_size(256 << 10)
-            .spawn_scoped(scope, move || memory::sample(&pids, watcher, &stopped))?;
+    let pids: Vec<(u32, i32)> = children.iter().map(|child| (child.rank, child.pid.as_raw_nonzero().get())).collect();
+    let meter = MemoryMeter::new(&Probe::default(), memory_group.as_ref().map(|group| group.dir.as_path()));
+    let desk = Desk::new(watcher, cache.as_ref())?;
+    let (tell, told) = mpsc::channel();
+    let mut job = Job::new(spec, watcher, signals, &guard, &desk, tell, cache.as_ref(), children)?;
+    let findings = std::thread::scope(|scope| -> io::Result<Findings> {
+        let desk = &desk;
+        let watch = move || Watch::new(&spec.watch, &pids, meter, desk).run(&told);
+        let watch =
+            std::thread::Builder::new().name("memory".into()).stack_size(512 << 10).spawn_scoped(scope, watch)?;
         let end = job.watch();
-        drop(stop);
-        let peaks = sampler.join().unwrap_or_default();
-        end.map(|()| peaks)
+        job.hush();
+        let findings = watch.join().unwrap_or_default();
+        end.map(|()| findings)
     })?;
-    end_cgroup(cgroup.as_ref());
     job.children.iter_mut().for_each(|child| child.finish(watcher));
-    let mut outcome = job.outcome(started.elapsed(), peaks);
+    let mut outcome = job.outcome(started.elapsed(), findings);
+    // After the last look at the groups' counters.
+    end_cgroups(&cgroups);
     drop(job);
     guard.dismiss();
     if let Some(host) = &mut cache {
@@ -119,10 +132,22 @@ fn start_cache(spec: &Spec) -> io::Result<Option<CacheHost>> {
     CacheHost::start(&plan).map(Some).map_err(io::Error::other)
 }
 
-fn end_cgroup(cgroup: Option<&Cgroup>) {
-    if let Some(cgroup) = cgroup {
-        cgroup.end(200);
+/// The ranks' own memory cgroup; where it may not be made, that is said.
+fn memory_group(spec: &Spec, watcher: &dyn Watcher) -> Option<MemoryGroup> {
+    match MemoryGroup::make(spec.limits?) {
+        Ok(group) => Some(group),
+        Err(why) => {
+            watcher
+                .note(&format!("no memory cgroup for the ranks: {why}; the plan and the watch keep the budget alone"));
+            None
+        }
     }
+}
+
+fn end_cgroups(cgroups: &[Cgroup]) {
+    cgroups.iter().for_each(|cgroup| {
+        cgroup.end(200);
+    });
 }
 
 fn kill_now(child: &mut Child) {
@@ -137,6 +162,8 @@ impl<'a> Job<'a> {
         watcher: &'a dyn Watcher,
         signals: &'a Signals,
         guard: &'a Guard,
+        desk: &'a Desk<'a>,
+        tell: Sender<Told>,
         cache: Option<&'a CacheHost>,
         children: Vec<Child>,
     ) -> io::Result<Self> {
@@ -144,6 +171,7 @@ impl<'a> Job<'a> {
         let outputs = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         add(&urgent, &signals.pipe, SIGNALS, 0)?;
         add(&urgent, &outputs, OUTPUTS, 0)?;
+        add(&urgent, &desk.bell, ORDERS, 0)?;
         if let Some(host) = cache {
             add(&urgent, &host.alarm, CACHE, 0)?;
         }
@@ -167,6 +195,8 @@ impl<'a> Job<'a> {
             signals,
             guard,
             cache,
+            desk,
+            tell,
             children,
             urgent,
             outputs,
@@ -192,6 +222,7 @@ impl<'a> Job<'a> {
                         ended.push(index);
                     }
                     CACHE => self.take_cache()?,
+                    ORDERS => self.take_orders(),
                     _ => self.take_control(index),
                 }
             }
@@ -205,6 +236,32 @@ impl<'a> Job<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The watch hears nothing more and ends.
+    fn hush(&mut self) {
+        self.tell = mpsc::channel().0;
+    }
+
+    fn tell_watch(&self, told: Told) {
+        // It may have ended by an error of its own, which does not concern the job.
+        let _ = self.tell.send(told);
+    }
+
+    fn take_orders(&mut self) {
+        for order in self.desk.take() {
+            match order {
+                Order::Relieve { order, action } => {
+                    let message = ToRank::Relieve { order, action };
+                    let heard = |(index, child): &(usize, &Child)| self.verdict.has_greeted(*index) && !child.ended;
+                    self.children.iter().enumerate().filter(heard).for_each(|(_, child)| {
+                        child.tell(&message);
+                    });
+                }
+                Order::Stop if self.children.iter().any(|child| !child.ended) => self.forward(Signal::USR1),
+                Order::Stop => {}
+            }
+        }
     }
 
     /// `None`: nothing is due.
@@ -241,6 +298,10 @@ impl<'a> Job<'a> {
                     self.watcher.note("interrupted again: killing every rank now");
                     self.signal_groups(Signal::KILL);
                 }
+            }
+            Some(Signal::USR2) => {
+                self.watcher.note("SIGUSR2: giving memory back");
+                self.tell_watch(Told::Now);
             }
             // A terminal that went away, and a job manager that wants the node back, mean the same.
             Some(Signal::HUP) => self.forward(Signal::TERM),
@@ -365,11 +426,18 @@ impl<'a> Job<'a> {
                 let stats = self.cache.map(CacheHost::stats);
                 progress.cache_hit_rate = stats.and_then(|stats| stats.hit_rate()).or(progress.cache_hit_rate);
                 self.watcher.progress(&progress);
+                if self.progress.as_ref().is_none_or(|last| last.step != progress.step) {
+                    self.tell_watch(Told::Step(progress.step));
+                }
                 self.progress = Some(progress);
             }
             FromRank::Line { text } => self.children[index].line(&text, self.watcher),
             FromRank::Failed { code, step, error } => self.verdict.said(index, Said { code, step, error }),
-            FromRank::Relieved(_) | FromRank::Done => {}
+            FromRank::Relieved(relieved) => {
+                let rank = self.children[index].rank;
+                self.tell_watch(Told::Relieved { rank, relieved });
+            }
+            FromRank::Done => {}
         }
     }
 
@@ -421,15 +489,21 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    fn outcome(&mut self, wall: Duration, peaks: Peaks) -> Outcome {
+    fn outcome(&mut self, wall: Duration, findings: Findings) -> Outcome {
+        let mut killed_for_memory = false;
         let first_failure = self.verdict.cause().map(|cause| {
             let child = &self.children[cause.index];
+            let status = self.verdict.end_of(cause.index);
+            let killed = status == Some(End::Signal(Signal::KILL.as_raw())) && cause.said.is_none();
+            let killed = killed.then(|| findings.explain_kill(cause.index));
+            killed_for_memory = killed.as_ref().is_some_and(|killed| killed.for_memory);
             Failure {
                 rank: child.rank,
                 pid: child.pid.as_raw_nonzero().get().unsigned_abs(),
-                status: self.verdict.end_of(cause.index),
+                status,
                 step: cause.said.as_ref().and_then(|said| said.step),
                 error: cause.said.as_ref().map(|said| said.error.clone()),
+                explanation: killed.map(|killed| killed.lines).unwrap_or_default(),
                 last_lines: child.tail.lines(),
             }
         });
@@ -437,8 +511,10 @@ impl<'a> Job<'a> {
             exit_code: self.verdict.exit_code(),
             first_failure,
             stopped_by: self.verdict.stopped_by(),
+            stopped_for: findings.stopped_for,
+            killed_for_memory,
             wall,
-            peaks,
+            peaks: findings.peaks,
             restarts: 0,
             progress: self.progress.take(),
             cache: None,

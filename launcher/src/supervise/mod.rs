@@ -8,22 +8,24 @@
 
 mod cgroup;
 mod child;
+mod desk;
 mod env;
 mod failure;
 mod job;
+mod limits;
 mod lines;
-mod memory;
 mod unix;
 mod verdict;
 
 pub use env::{Meeting, ranks};
 pub use failure::Failure;
-pub use memory::Peaks;
+pub use limits::Limits;
 pub use verdict::{End, signal_name};
 
 use crate::cache::PolicyKind;
 use crate::contract::cache::CacheStats;
 use crate::contract::{Progress, exit};
+use crate::watch::{Peaks, WatchSpec};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -46,6 +48,10 @@ pub struct Spec {
     pub control: bool,
     /// Host a shared page cache for the ranks (`HEADROOM_CACHE_FD`, `HEADROOM_CACHE_MEMFD`).
     pub cache: Option<CacheSpec>,
+    /// How memory is watched beside the job.
+    pub watch: WatchSpec,
+    /// A memory cgroup for the ranks, where one may be made.
+    pub limits: Option<Limits>,
 }
 
 /// The node's page cache, made anew for every attempt.
@@ -94,6 +100,10 @@ pub struct Outcome {
     pub first_failure: Option<Failure>,
     /// First signal that the user sent to stop the job.
     pub stopped_by: Option<i32>,
+    /// Why the watch stopped it.
+    pub stopped_for: Option<String>,
+    /// The first failure is a kill for memory.
+    pub killed_for_memory: bool,
     /// Over all attempts, as are the peaks.
     pub wall: Duration,
     pub peaks: Peaks,
@@ -111,20 +121,22 @@ pub struct Outcome {
 /// When a rank cannot be started (those already running are killed), the page cache has no room, or the system refuses a
 /// pipe, memfd or signal handler. Failures of ranks are no errors: see [`Outcome`].
 pub fn run(spec: &Spec, watcher: &dyn Watcher) -> io::Result<Outcome> {
-    run_with_restarts(0, |_| Ok(spec.clone()), watcher)
+    run_with_restarts(0, |_, _| Ok(spec.clone()), watcher)
 }
 
-/// Runs a job, and again after a failure, at most `max_restarts` times. `spec` gets the number of restarts so far and
-/// gives the job to run (a new port, where to resume). Stops on request, wrong usage and impossible plans are final.
+/// Runs a job, and again after a failure, at most `max_restarts` times. `spec` gets the number of restarts so far and how
+/// the last attempt ended, and gives the job to run (a new port, where to resume, a smaller plan). Stops on request, wrong
+/// usage and impossible plans are final.
 pub fn run_with_restarts(
     max_restarts: u32,
-    mut spec: impl FnMut(u32) -> io::Result<Spec>,
+    mut spec: impl FnMut(u32, Option<&Outcome>) -> io::Result<Spec>,
     watcher: &dyn Watcher,
 ) -> io::Result<Outcome> {
     let signals = unix::Signals::take()?;
     let (started, mut restarts, mut peaks) = (Instant::now(), 0, Peaks::default());
+    let mut last: Option<Outcome> = None;
     loop {
-        let outcome = job::run(&spec(restarts)?, watcher, &signals)?;
+        let outcome = job::run(&spec(restarts, last.as_ref())?, watcher, &signals)?;
         peaks.raise(&outcome.peaks);
         let outcome = Outcome { restarts, wall: started.elapsed(), peaks: peaks.clone(), ..outcome };
         let Some(failure) = &outcome.first_failure else {
@@ -137,5 +149,6 @@ pub fn run_with_restarts(
         restarts += 1;
         watcher.note(&format!("{failure}"));
         watcher.note(&format!("starting again ({restarts} of {max_restarts} restarts)"));
+        last = Some(outcome);
     }
 }

@@ -25,7 +25,8 @@ unsafe extern "C" {
 }
 
 /// Signals that [`Signals`] takes from the launcher.
-const TAKEN: [Signal; 6] = [Signal::HUP, Signal::INT, Signal::TERM, Signal::USR1, Signal::TSTP, Signal::CONT];
+const TAKEN: [Signal; 7] =
+    [Signal::HUP, Signal::INT, Signal::TERM, Signal::USR1, Signal::USR2, Signal::TSTP, Signal::CONT];
 
 /// Writing end of the pipe that the handler writes to; -1: none.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
@@ -84,10 +85,10 @@ impl Drop for Signals {
 }
 
 /// Lets `command` start a rank that dies with the launcher, holds no descriptor but 0 to 2 and `keep`, meets every
-/// signal with its default, and lives in the job's cgroup (`cgroup_procs`: an open `cgroup.procs`).
+/// signal with its default, and lives in the job's cgroups (`cgroup_procs`: open `cgroup.procs` files).
 ///
 /// PDEATHSIG is tied to the *thread* that spawns: it must live as long as the job.
-pub fn prepare_rank(command: &mut Command, keep: Vec<RawFd>, cgroup_procs: Option<RawFd>) {
+pub fn prepare_rank(command: &mut Command, keep: Vec<RawFd>, cgroup_procs: Vec<RawFd>) {
     let launcher = getpid();
     command.process_group(0);
     let setup = move || {
@@ -100,9 +101,9 @@ pub fn prepare_rank(command: &mut Command, keep: Vec<RawFd>, cgroup_procs: Optio
             // SAFETY: only resets a disposition, in a process of one thread.
             unsafe { signal(number.as_raw(), SIG_DFL) };
         }
-        if let Some(fd) = cgroup_procs {
+        for fd in &cgroup_procs {
             // SAFETY: the launcher holds this descriptor open until after the spawn.
-            let procs = unsafe { BorrowedFd::borrow_raw(fd) };
+            let procs = unsafe { BorrowedFd::borrow_raw(*fd) };
             // "0" moves the writer. Without a cgroup PDEATHSIG and the process group still hold.
             let _ = rustix::io::write(procs, b"0");
         }
@@ -132,12 +133,12 @@ pub struct Guard {
 
 impl Guard {
     /// Forks the guard. Its memory is the launcher's, shared copy-on-write.
-    pub fn start(cgroup: Option<Cgroup>) -> io::Result<Self> {
+    pub fn start(cgroups: Vec<Cgroup>) -> io::Result<Self> {
         use rustix::pipe::{PipeFlags, pipe_with};
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         // SAFETY: the child runs `guard`, which makes system calls on memory made before the fork and ends in `_exit`.
         match unsafe { fork() } {
-            0 => guard(&reader, cgroup.as_ref()),
+            0 => guard(&reader, &cgroups),
             pid => {
                 let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)?;
                 Ok(Self { pid, pipe: writer })
@@ -162,7 +163,7 @@ impl Guard {
     }
 }
 
-fn guard(reader: &OwnedFd, cgroup: Option<&Cgroup>) -> ! {
+fn guard(reader: &OwnedFd, cgroups: &[Cgroup]) -> ! {
     // Out of the terminal's reach, deaf to what stops the launcher, holding nothing but the pipe.
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(c"launch-guard");
@@ -197,7 +198,7 @@ fn guard(reader: &OwnedFd, cgroup: Option<&Cgroup>) -> ! {
         for group in groups[..known].iter().filter_map(|raw| Pid::from_raw(*raw)) {
             let _ = kill_process_group(group, Signal::KILL);
         }
-        if let Some(cgroup) = cgroup {
+        for cgroup in cgroups {
             cgroup.end(500);
         }
     }

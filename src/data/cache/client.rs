@@ -264,7 +264,7 @@ struct User<'a> {
 impl Drop for User<'_> {
     fn drop(&mut self) {
         let mut table = self.client.inner.lock();
-        table.leave(self.key);
+        table.exit(self.key);
         self.client.inner.send(&mut table);
     }
 }

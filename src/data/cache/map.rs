@@ -198,6 +198,11 @@ impl Drop for Span {
 pub struct ReadSpan(Span);
 
 impl ReadSpan {
+    /// Where it ends, bytes from the mapping's start.
+    pub fn end(&self) -> u64 {
+        (self.0.start + self.0.len) as u64
+    }
+
     pub fn bytes(&self) -> &[u8] {
         let Span { map, start, len } = &self.0;
         // SAFETY: `start + len` lies inside the mapping (checked in `take`), which the span's Arc keeps, and the seal
@@ -211,6 +216,11 @@ impl ReadSpan {
 pub struct WriteSpan(Span);
 
 impl WriteSpan {
+    /// Where it ends, bytes from the mapping's start.
+    pub fn end(&self) -> u64 {
+        (self.0.start + self.0.len) as u64
+    }
+
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let Span { map, start, len } = &mut self.0;
         // SAFETY: inside the mapping as in `ReadSpan::bytes`; `&mut self` and `taken` make this the only reference in

@@ -47,13 +47,25 @@ enum Place {
     Ready(Arc<ReadSpan>),
     /// To be filled by this rank; no thread does so yet.
     Granted(WriteSpan),
-    /// A thread of this rank fills it.
-    Filling,
+    /// A thread of this rank fills it; the span ends there.
+    Filling {
+        end: u64,
+    },
     /// No room: every reader reads for itself.
     Bypass,
 }
 
 impl Place {
+    /// Where its bytes end in the mapping; `None`: it has no bytes there, that this rank knows of.
+    fn end(&self) -> Option<u64> {
+        match self {
+            Place::Ready(span) => Some(span.end()),
+            Place::Granted(span) => Some(span.end()),
+            Place::Filling { end } => Some(*end),
+            _ => None,
+        }
+    }
+
     /// Whether it counts as announced bytes: the directory keeps or may keep room for this rank.
     fn holds(&self) -> bool {
         !matches!(self, Place::Deferred | Place::Bypass)
@@ -64,6 +76,8 @@ struct Entry {
     bytes: u64,
     /// Announcements not retired, and reads under way.
     users: usize,
+    /// The reads among them.
+    readers: usize,
     next_use: u64,
     place: Place,
     /// Filled by this rank and not read since: the next read is the miss.
@@ -103,7 +117,8 @@ pub(super) struct Table {
     deferred: VecDeque<u64>,
     /// Keys granted for filling, oldest first; some are no longer.
     granted: VecDeque<u64>,
-    /// Most bytes announced ahead, and the bytes announced now.
+    /// Most bytes announced ahead, as planned and with the cache's present size, and the bytes announced now.
+    planned_ahead_bytes: u64,
     ahead_bytes: u64,
     held_bytes: u64,
     /// Messages to send, in order.
@@ -116,6 +131,10 @@ pub(super) struct Table {
     /// The directory's own counters, as last heard.
     pub(super) directory: CacheStats,
     stats_asked: bool,
+    /// Where the usable part of the mapping ends.
+    limit_bytes: u64,
+    /// The ticket to be answered once nothing is held beyond it.
+    resize: Option<u64>,
 }
 
 impl Table {
@@ -127,6 +146,7 @@ impl Table {
             next_ticket: 0,
             deferred: VecDeque::new(),
             granted: VecDeque::new(),
+            planned_ahead_bytes: ahead_bytes,
             ahead_bytes,
             held_bytes: 0,
             out: Vec::new(),
@@ -135,6 +155,8 @@ impl Table {
             stats: ClientStats::default(),
             directory: CacheStats::default(),
             stats_asked: false,
+            limit_bytes: u64::MAX,
+            resize: None,
         }
     }
 
@@ -158,11 +180,12 @@ impl Table {
         self.ask(items);
     }
 
-    /// A reader needs `want` now; paired with [`Table::leave`].
+    /// A reader needs `want` now; paired with [`Table::exit`].
     pub(super) fn enter(&mut self, want: Want) {
         match self.entries.get_mut(&want.key) {
             Some(entry) => {
                 entry.users += 1;
+                entry.readers += 1;
                 if matches!(entry.place, Place::Deferred) {
                     entry.place = Place::Asked;
                     self.held_bytes += entry.bytes;
@@ -172,12 +195,25 @@ impl Table {
             }
             None => {
                 self.insert(want, Place::Asked);
+                if let Some(entry) = self.entries.get_mut(&want.key) {
+                    entry.readers = 1;
+                }
                 self.ask(vec![item(want)]);
             }
         }
     }
 
-    /// One use of `key` ended: a batch was read, or a reader is done.
+    /// A reader is done with `key`.
+    pub(super) fn exit(&mut self, key: u64) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.readers = entry.readers.saturating_sub(1);
+        }
+        self.leave(key);
+        self.give_back(key);
+        self.answer_resize();
+    }
+
+    /// One use of `key` ended: a batch was read, or never will be.
     pub(super) fn leave(&mut self, key: u64) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.users = entry.users.saturating_sub(1);
@@ -202,12 +238,15 @@ impl Table {
                 self.stats.bypasses += 1;
                 Look::Bypass
             }
-            Place::Granted(_) => match std::mem::replace(&mut entry.place, Place::Filling) {
-                Place::Granted(span) => Look::Fill(span),
-                _ => Look::Busy(Busy::Here),
-            },
+            Place::Granted(span) => {
+                let end = span.end();
+                match std::mem::replace(&mut entry.place, Place::Filling { end }) {
+                    Place::Granted(span) => Look::Fill(span),
+                    _ => Look::Busy(Busy::Here),
+                }
+            }
             Place::Waiting => Look::Busy(Busy::Elsewhere),
-            Place::Filling => Look::Busy(Busy::Here),
+            Place::Filling { .. } => Look::Busy(Busy::Here),
             Place::Deferred | Place::Asked => Look::Busy(Busy::Asked),
         }
     }
@@ -215,8 +254,10 @@ impl Table {
     /// The oldest grant that no thread fills.
     pub(super) fn take_fill(&mut self) -> Option<(u64, WriteSpan)> {
         while let Some(key) = self.granted.pop_front() {
-            if let Some(Entry { place: place @ Place::Granted(_), .. }) = self.entries.get_mut(&key)
-                && let Place::Granted(span) = std::mem::replace(place, Place::Filling)
+            let Some(Entry { place, .. }) = self.entries.get_mut(&key) else { continue };
+            if matches!(place, Place::Granted(_))
+                && let Some(end) = place.end()
+                && let Place::Granted(span) = std::mem::replace(place, Place::Filling { end })
             {
                 return Some((key, span));
             }
@@ -247,6 +288,8 @@ impl Table {
             if unused {
                 self.let_go(key);
             }
+            self.give_back(key);
+            self.answer_resize();
         }
     }
 
@@ -262,6 +305,7 @@ impl Table {
                 self.let_go(key);
             }
             self.ask_deferred();
+            self.answer_resize();
         }
     }
 
@@ -306,6 +350,52 @@ impl Table {
                 self.directory = stats;
                 Ok(())
             }
+            FromDirectory::Resize { ticket, bytes } => {
+                self.resize(ticket, bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// The usable part of the mapping ends at `bytes` from here on.
+    fn resize(&mut self, ticket: u64, bytes: u64) {
+        self.limit_bytes = bytes;
+        self.resize = Some(ticket);
+        let share = bytes as f64 / self.map.len() as f64;
+        self.ahead_bytes = (self.planned_ahead_bytes as f64 * share.min(1.0)) as u64;
+        let beyond: Vec<u64> =
+            self.entries.iter().filter(|(_, e)| e.place.end() > Some(bytes)).map(|(key, _)| *key).collect();
+        beyond.into_iter().for_each(|key| self.give_back(key));
+        self.ask_deferred();
+        self.answer_resize();
+    }
+
+    /// Gives back an entry beyond the usable part unless a reader is at it; who announced it asks anew.
+    fn give_back(&mut self, key: u64) {
+        let limit = self.limit_bytes;
+        let beyond = |entry: &&mut Entry| entry.readers == 0 && entry.place.end() > Some(limit);
+        let Some(entry) = self.entries.get_mut(&key).filter(beyond) else { return };
+        if matches!(entry.place, Place::Filling { .. }) {
+            return;
+        }
+        let (bytes, next_use) = (entry.bytes, entry.next_use);
+        (entry.fresh, entry.checked) = (false, false);
+        let place = std::mem::replace(&mut entry.place, Place::Deferred);
+        self.held_bytes -= bytes;
+        self.deferred.push_back(key);
+        let filled = matches!(place, Place::Ready(_));
+        // The span leaves the mapping's register before the directory may grant its range anew.
+        drop(place);
+        if filled { self.release(key, next_use) } else { self.abandon(key) }
+    }
+
+    /// Says that nothing is held beyond the usable part, once that is so.
+    fn answer_resize(&mut self) {
+        if self.resize.is_some()
+            && !self.entries.values().any(|entry| entry.place.end() > Some(self.limit_bytes))
+            && let Some(ticket) = self.resize.take()
+        {
+            self.out.push(ToDirectory::Resized { ticket });
         }
     }
 
@@ -333,6 +423,8 @@ impl Table {
         if unused {
             self.let_go(key);
         }
+        self.give_back(key);
+        self.answer_resize();
         self.ask_deferred();
         Ok(())
     }
@@ -346,7 +438,7 @@ impl Table {
             self.held_bytes += want.bytes;
         }
         let Want { key, bytes, next_use } = want;
-        self.entries.insert(key, Entry { bytes, users: 1, next_use, place, fresh: false, checked: false });
+        self.entries.insert(key, Entry { bytes, users: 1, readers: 0, next_use, place, fresh: false, checked: false });
     }
 
     fn ask(&mut self, mut items: Vec<Item>) {
@@ -388,7 +480,7 @@ impl Table {
         let Some(Entry { place, .. }) = self.entries.get(&key) else {
             return;
         };
-        if matches!(place, Place::Asked | Place::Waiting | Place::Filling) {
+        if matches!(place, Place::Asked | Place::Waiting | Place::Filling { .. }) {
             return;
         }
         let Some(entry) = self.entries.remove(&key) else {
@@ -399,11 +491,7 @@ impl Table {
         match entry.place {
             Place::Ready(span) => {
                 drop(span);
-                let pair = (key, entry.next_use);
-                match self.out.last_mut() {
-                    Some(ToDirectory::Release { keys }) if keys.len() < MESSAGE_KEYS => keys.push(pair),
-                    _ => self.out.push(ToDirectory::Release { keys: vec![pair] }),
-                }
+                self.release(key, entry.next_use);
             }
             Place::Granted(span) => {
                 drop(span);
@@ -412,6 +500,14 @@ impl Table {
             _ => {}
         }
         self.ask_deferred();
+    }
+
+    fn release(&mut self, key: u64, next_use: u64) {
+        let pair = (key, next_use);
+        match self.out.last_mut() {
+            Some(ToDirectory::Release { keys }) if keys.len() < MESSAGE_KEYS => keys.push(pair),
+            _ => self.out.push(ToDirectory::Release { keys: vec![pair] }),
+        }
     }
 
     fn abandon(&mut self, key: u64) {

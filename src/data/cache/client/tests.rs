@@ -280,3 +280,60 @@ fn ranks_share_the_real_directory_under_every_policy() {
         }
     }
 }
+
+/// Three ranks read ahead while the cache is cut to a half and grows again, over and over: memory goes, bytes stay true
+/// (checksums on), and nobody waits for an answer that does not come.
+#[test]
+fn shrinking_and_growing_under_readers_gives_memory_back_and_never_a_wrong_byte() {
+    const CAPACITY: u64 = 16 << 20;
+    let (host, clients) = hosted(CAPACITY, PolicyKind::NextUse, 3);
+    let large = |key: u64| Want { key, bytes: 200_000 + key, next_use: key };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = clients
+            .iter()
+            .map(|client| {
+                let stop = &stop;
+                scope.spawn(move || {
+                    let mut reads = 0;
+                    let mut batch = 0;
+                    let keys = |batch: u64| (0..8).map(move |n| (batch * 8 + n) % 100);
+                    client.announce(&keys(0).map(large).collect::<Vec<_>>());
+                    while !stop.load(Ordering::Relaxed) {
+                        client.announce(&keys(batch + 1).map(large).collect::<Vec<_>>());
+                        for key in keys(batch) {
+                            let mut fill = |key: u64, out: &mut [u8]| {
+                                out.fill(key as u8);
+                                Ok(())
+                            };
+                            let check = &mut |bytes: &[u8]| assert!(bytes.iter().all(|&byte| byte == key as u8));
+                            client.read(large(key), &mut fill, check).unwrap();
+                            reads += 1;
+                        }
+                        client.retire(keys(batch));
+                        batch += 1;
+                    }
+                    client.retire(keys(batch));
+                    reads
+                })
+            })
+            .collect();
+        for round in 0..6 {
+            wait_for(|| host.stats().used_bytes > CAPACITY * 3 / 4);
+            let before = host.resident_bytes();
+            let started = Instant::now();
+            let wanted = host.resize(if round == 5 { 0 } else { CAPACITY / 2 });
+            wait_for(|| host.resident_bytes() == wanted);
+            println!("{before} to {wanted} bytes in {:?}", started.elapsed());
+            assert!(host.stats().used_bytes <= CAPACITY);
+            if round < 5 {
+                host.resize(CAPACITY);
+                wait_for(|| host.present_bytes() == CAPACITY);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        readers.into_iter().for_each(|reader| assert!(reader.join().unwrap() > 100));
+    });
+    assert_eq!(host.notes(), Vec::<String>::new());
+    wait_for(|| clients.iter().all(|client| client.inner.lock().idle()));
+}

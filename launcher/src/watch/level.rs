@@ -1,0 +1,208 @@
+//! How full something is, in three levels, with thresholds that a plan cannot trip by itself and without flicker.
+
+use std::fmt;
+
+/// The guides' levels: 🟡 note, 🟠 warning, 🔴 critical.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    #[default]
+    Normal,
+    Note,
+    Warning,
+    Critical,
+}
+
+impl Level {
+    /// As in `memory.node.jsonl`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Normal => "normal",
+            Level::Note => "note",
+            Level::Warning => "warning",
+            Level::Critical => "critical",
+        }
+    }
+
+    fn lower(self) -> Self {
+        match self {
+            Level::Critical => Level::Warning,
+            Level::Warning => Level::Note,
+            _ => Level::Normal,
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What fills up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The job within `memory.budget`.
+    Budget,
+    /// Physical memory, by everybody.
+    System,
+    /// The memory cgroup with the least room.
+    Cgroup,
+    /// One device, by everybody.
+    Gpu(u32),
+}
+
+impl Source {
+    pub fn is_gpu(self) -> bool {
+        matches!(self, Source::Gpu(_))
+    }
+}
+
+/// One thing that fills up. Bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    pub source: Source,
+    pub used_bytes: u64,
+    pub total_bytes: u64,
+    /// What is used when all goes as planned.
+    pub planned_bytes: u64,
+}
+
+impl Scale {
+    /// 0 to 1; 0 when the total is not known.
+    pub fn share(&self) -> f64 {
+        ratio(self.used_bytes, self.total_bytes)
+    }
+
+    /// `given` (shares, rising), moved up where the plan itself passes the first of them: then the three divide what
+    /// is left above the plan as the given ones divide what is left above the first.
+    pub fn thresholds(&self, given: [f64; 3]) -> [f64; 3] {
+        let planned = ratio(self.planned_bytes, self.total_bytes).min(1.0);
+        if planned <= given[0] || given[0] >= 1.0 {
+            return given;
+        }
+        given.map(|threshold| planned + (1.0 - planned) * (threshold - given[0]) / (1.0 - given[0]))
+    }
+
+    /// Where the share stands now, without memory of what was.
+    pub fn level(&self, given: [f64; 3]) -> Level {
+        level_of(self.share(), self.thresholds(given))
+    }
+
+    /// Bytes that may still be used before the first threshold.
+    pub fn room_bytes(&self, given: [f64; 3]) -> u64 {
+        let most = (self.thresholds(given)[0] * self.total_bytes as f64) as u64;
+        most.saturating_sub(self.used_bytes)
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+fn level_of(share: f64, thresholds: [f64; 3]) -> Level {
+    match thresholds.iter().filter(|threshold| share > **threshold).count() {
+        0 => Level::Normal,
+        1 => Level::Note,
+        2 => Level::Warning,
+        _ => Level::Critical,
+    }
+}
+
+/// A level falls only when the share is this far below its threshold ...
+const BELOW: f64 = 0.02;
+/// ... for so long, seconds.
+const CALM_S: f64 = 10.0;
+
+/// The level of one source over time: it rises at once and falls late.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge {
+    level: Level,
+    /// Since when the share has been low enough to fall.
+    calm_since: Option<f64>,
+}
+
+impl Gauge {
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Takes in a share at second `now`; true: the level changed.
+    pub fn update(&mut self, now: f64, share: f64, thresholds: [f64; 3]) -> bool {
+        let seen = level_of(share, thresholds);
+        if seen > self.level {
+            (self.level, self.calm_since) = (seen, None);
+            return true;
+        }
+        if level_of(share + BELOW, thresholds) >= self.level {
+            self.calm_since = None;
+            return false;
+        }
+        let since = *self.calm_since.get_or_insert(now);
+        if now - since < CALM_S {
+            return false;
+        }
+        self.calm_since = None;
+        self.level = self.level.lower().max(level_of(share + BELOW, thresholds));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RAM: [f64; 3] = [0.7, 0.8, 0.9];
+    const GPU: [f64; 3] = [0.8, 0.9, 0.95];
+
+    fn scale(used: u64, planned: u64) -> Scale {
+        Scale { source: Source::System, used_bytes: used, total_bytes: 1000, planned_bytes: planned }
+    }
+
+    #[test]
+    fn item_48_thresholds_give_three_levels() {
+        use Level::*;
+        for (used, level) in [(700, Normal), (701, Note), (801, Warning), (900, Warning), (901, Critical)] {
+            assert_eq!(scale(used, 500).level(RAM), level, "{used}");
+        }
+        for (used, level) in [(800, Normal), (801, Note), (901, Warning), (950, Warning), (951, Critical)] {
+            assert_eq!(scale(used, 0).level(GPU), level, "{used}");
+        }
+        assert_eq!(scale(5, 0).share(), 0.005);
+        assert_eq!(Scale { total_bytes: 0, ..scale(5, 5) }.level(RAM), Normal);
+    }
+
+    #[test]
+    fn what_was_planned_is_no_pressure() {
+        assert_eq!(scale(0, 700).thresholds(RAM), RAM);
+        let [note, warning, critical] = scale(0, 820).thresholds(RAM);
+        assert!((note - 0.82).abs() < 1e-9 && (warning - 0.88).abs() < 1e-9 && (critical - 0.94).abs() < 1e-9);
+        assert_eq!(scale(820, 820).level(RAM), Level::Normal);
+        assert_eq!(scale(999, 1000).level(RAM), Level::Normal);
+        assert_eq!(scale(1001, 2000).level(RAM), Level::Critical);
+        assert_eq!(scale(650, 500).room_bytes(RAM), 50);
+    }
+
+    #[test]
+    fn a_share_that_swings_around_a_threshold_changes_the_level_once() {
+        let mut gauge = Gauge::default();
+        let mut changes = 0;
+        for n in 0..2000 {
+            let share = if n % 2 == 0 { 0.705 } else { 0.695 };
+            changes += usize::from(gauge.update(f64::from(n) * 0.5, share, RAM));
+        }
+        assert_eq!((changes, gauge.level()), (1, Level::Note));
+    }
+
+    #[test]
+    fn a_level_rises_at_once_and_falls_after_ten_calm_seconds() {
+        let mut gauge = Gauge::default();
+        assert!(gauge.update(0.0, 0.95, RAM));
+        assert_eq!(gauge.level(), Level::Critical);
+        for second in 1..=10 {
+            assert!(!gauge.update(f64::from(second), 0.5, RAM), "{second}");
+        }
+        assert!(gauge.update(11.0, 0.5, RAM));
+        assert_eq!(gauge.level(), Level::Warning);
+        assert!(!gauge.update(12.0, 0.9, RAM));
+    }
+}

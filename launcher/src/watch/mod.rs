@@ -1,0 +1,146 @@
+//! Memory watched beside the job: seen, warned of, given back, explained.
+//!
+//! ```text
+//! sample ──► level (three, per source) ──► words (warnings, advice)
+//!    │          └────────► ladder (what is given back, in order) ──► [`Hands`]: ranks, page cache
+//!    ├──► leak (slope of each rank over steps)
+//!    └──► memory.node.jsonl, peaks, explain (after a kill)
+//! ```
+//! [`Watch::run`] is a thread's work; all that decides is pure and is told the time.
+//!
+//! Architecture invariant: takes no part in training; it reaches ranks and page cache through [`Hands`] alone.
+
+mod explain;
+mod ladder;
+mod leak;
+mod level;
+mod records;
+mod sample;
+mod watcher;
+mod words;
+
+pub use explain::Killed;
+pub use sample::{ProcessNow, Sample};
+pub use watcher::{Findings, Peaks, Watch};
+pub use words::pre_flight;
+
+use crate::config::{Config, Language};
+use crate::contract::{Relief, Relieved};
+use crate::plan::Plan;
+use std::path::{Path, PathBuf};
+
+/// What the watch needs to know of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WatchSpec {
+    /// Warn and respond; else memory is only measured.
+    pub warn: bool,
+    pub response: bool,
+    /// Shares, 0 to 1.
+    pub ram: [f64; 3],
+    pub gpu: [f64; 3],
+    pub stop: f64,
+    /// Seconds.
+    pub period_s: f64,
+    pub recover_s: f64,
+    pub language: Language,
+    /// Gets `memory.node.jsonl`; absent: no records.
+    pub run_dir: Option<PathBuf>,
+    pub planned: Planned,
+}
+
+/// The plan's numbers that matter here. Bytes of the node; zero: not known.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Planned {
+    pub budget_bytes: u64,
+    /// Lines of ranks, launcher and page cache: the budget without its reserve.
+    pub job_bytes: u64,
+    /// Lines of one rank.
+    pub rank_bytes: u64,
+    /// The largest of them, by name, for explanations.
+    pub rank_lines: Vec<(String, u64)>,
+    /// One device: its lines, which the free memory of the fullest device has to hold.
+    pub gpu_bytes: Option<u64>,
+    pub threads: usize,
+    pub micro_batch: usize,
+}
+
+impl WatchSpec {
+    /// Measures and nothing more.
+    pub fn silent() -> Self {
+        Self::of(&Config::default(), &Plan::default(), None).quiet()
+    }
+
+    fn quiet(self) -> Self {
+        Self { warn: false, response: false, ..self }
+    }
+
+    /// As config and plan say; `run_dir` gets the records.
+    pub fn of(config: &Config, plan: &Plan, run_dir: Option<&Path>) -> Self {
+        let watch = &config.watch;
+        let spec = Self {
+            warn: true,
+            response: watch.response,
+            ram: watch.ram_percent.map(|percent| percent / 100.0),
+            gpu: watch.gpu_percent.map(|percent| percent / 100.0),
+            stop: watch.stop_percent / 100.0,
+            period_s: watch.period,
+            recover_s: watch.recover,
+            language: config.log.language,
+            run_dir: run_dir.map(Path::to_owned),
+            planned: Planned::of(plan),
+        };
+        if watch.enabled { spec } else { Self { run_dir: None, ..spec.quiet() } }
+    }
+}
+
+impl Planned {
+    fn of(plan: &Plan) -> Self {
+        let budget = &plan.budget;
+        let reserve = budget.lines.iter().find(|line| line.name == "reserve").map_or(0, |line| line.bytes);
+        let rank_lines: Vec<(String, u64)> =
+            budget.lines.iter().filter_map(|line| Some((line.name.clone(), line.per_rank_bytes?))).collect();
+        Self {
+            budget_bytes: budget.total_bytes,
+            job_bytes: budget.need_bytes().saturating_sub(reserve),
+            rank_bytes: rank_lines.iter().map(|(_, bytes)| bytes).sum(),
+            rank_lines,
+            gpu_bytes: budget.gpu.as_ref().map(|gpu| gpu.need_bytes()),
+            threads: plan.loader.threads,
+            micro_batch: plan.batch.micro_batch,
+        }
+    }
+}
+
+/// What the watch is told while it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    /// Rank 0 has done this step.
+    Step(u64),
+    /// A rank's answer to an order.
+    Relieved { rank: u32, relieved: Relieved },
+    /// The user wants memory back now.
+    Now,
+}
+
+/// The page cache as the watch sees it. Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheNow {
+    pub capacity_bytes: u64,
+    /// What it should come to, and what is there.
+    pub wanted_bytes: u64,
+    pub resident_bytes: u64,
+}
+
+/// What the watch can do. Calls must not block.
+pub trait Hands: Sync {
+    fn say(&self, text: &str);
+    /// Memory of the job, for the progress bar.
+    fn job_bytes(&self, bytes: u64);
+    /// To every rank.
+    fn relieve(&self, order: u64, action: &Relief);
+    /// Ranks that did not obey [`Relief::Stop`] are asked by a signal.
+    fn stop(&self);
+    fn cache(&self) -> Option<CacheNow>;
+    /// Returns what was set.
+    fn resize_cache(&self, bytes: u64) -> u64;
+}

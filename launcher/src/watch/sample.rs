@@ -1,0 +1,249 @@
+//! One look at the node and at every rank, from outside, at a cost that training does not feel.
+//!
+//! `smaps_rollup` (PSS, USS) walks a process's page tables: about 10 ms per 500 MB. It is read rarely, and what RSS has
+//! grown by since (`statm`, microseconds) carries it on in between: anonymous memory, which is what grows, is exact.
+
+use crate::contract::{CgroupMemory, GpuUse, RankMemory};
+use crate::machine::{GpuMeter, MemoryMeter, MemoryNow};
+use procfs::process::Process;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Share of a core that reading page tables may take: one in so many, and under pressure.
+const SPARED: u32 = 400;
+const SPARED_UNDER_PRESSURE: u32 = 50;
+
+/// A process that is watched.
+#[derive(Clone, Debug)]
+struct Subject {
+    pid: i32,
+    /// PSS, USS and shared bytes as last read, and anonymous and shared pages of `statm` at that moment.
+    read: Rollup,
+    then: Statm,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Rollup {
+    pss: u64,
+    /// PSS of shared memory (memfd, tmpfs): the page cache and the ranks' meeting place.
+    pss_shmem: u64,
+    uss: u64,
+    shared: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Statm {
+    rss: u64,
+    anonymous: u64,
+}
+
+/// One process at one moment, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessNow {
+    pub rss_bytes: u64,
+    pub pss_bytes: u64,
+    /// PSS without shared memory.
+    pub own_bytes: u64,
+    pub uss_bytes: u64,
+    pub shared_bytes: u64,
+}
+
+/// The node at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// Seconds since the Unix epoch.
+    pub t: f64,
+    pub memory: MemoryNow,
+    pub launcher: ProcessNow,
+    /// In the order of the job's ranks; all zero: it has ended.
+    pub ranks: Vec<ProcessNow>,
+    /// Memory behind the page cache.
+    pub cache_bytes: u64,
+    pub gpus: Vec<GpuUse>,
+}
+
+impl Sample {
+    /// All processes of the job and the page cache, shared pages once.
+    pub fn job_bytes(&self) -> u64 {
+        self.cache_bytes + self.launcher.own_bytes + self.ranks.iter().map(|rank| rank.own_bytes).sum::<u64>()
+    }
+
+    /// Sum of PSS over the job's processes.
+    pub fn pss_bytes(&self) -> u64 {
+        self.launcher.pss_bytes + self.ranks.iter().map(|rank| rank.pss_bytes).sum::<u64>()
+    }
+
+    /// What others on the node use, physical memory.
+    pub fn others_bytes(&self) -> u64 {
+        let used = self.memory.total_bytes.saturating_sub(self.memory.available_bytes);
+        used.saturating_sub(self.job_bytes())
+    }
+
+    /// The same within the cgroup that binds.
+    pub fn others_in_group_bytes(&self) -> Option<u64> {
+        self.memory.group.map(|group| group.used_bytes.saturating_sub(self.job_bytes()))
+    }
+
+    /// The cgroup as in `memory.node.jsonl`.
+    pub fn cgroup(&self) -> Option<CgroupMemory> {
+        self.memory.group.map(|group| CgroupMemory {
+            version: group.version,
+            used_bytes: group.used_bytes,
+            limit_bytes: group.limit_bytes,
+            oom_kills: group.oom_kills,
+            high_events: group.high_events,
+            max_events: group.max_events,
+        })
+    }
+
+    /// The ranks as in `memory.node.jsonl`; `numbers`: of the ranks.
+    pub fn ranks(&self, numbers: &[u32]) -> Vec<RankMemory> {
+        let one = |(rank, now): (&u32, &ProcessNow)| RankMemory {
+            rank: *rank,
+            rss_bytes: now.rss_bytes,
+            pss_bytes: now.pss_bytes,
+            uss_bytes: now.uss_bytes,
+            shared_bytes: now.shared_bytes,
+        };
+        numbers.iter().zip(&self.ranks).map(one).collect()
+    }
+}
+
+/// Takes samples.
+pub struct Sampler {
+    meter: MemoryMeter,
+    gpu: Option<GpuMeter>,
+    launcher: Subject,
+    ranks: Vec<Subject>,
+    /// When page tables may be read again.
+    due: Instant,
+}
+
+impl Sampler {
+    /// `pids`: of the ranks.
+    pub fn new(meter: MemoryMeter, gpu: Option<GpuMeter>, pids: &[i32]) -> Self {
+        let subject = |pid| Subject { pid, read: Rollup::default(), then: Statm::default() };
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let ranks = pids.iter().map(|pid| subject(*pid)).collect();
+        Self { meter, gpu, launcher: subject(own), ranks, due: Instant::now() }
+    }
+
+    /// `cache_bytes`: memory behind the page cache. `hurried`: read page tables more often.
+    pub fn take(&mut self, cache_bytes: u64, hurried: bool) -> Sample {
+        let began = Instant::now();
+        let whole = began >= self.due;
+        let launcher = self.launcher.look(whole);
+        let ranks = self.ranks.iter_mut().map(|rank| rank.look(whole)).collect();
+        if whole {
+            let spared = if hurried { SPARED_UNDER_PRESSURE } else { SPARED };
+            self.due = began + (began.elapsed() * spared).max(Duration::from_millis(100));
+        }
+        let gpus = self.gpu.as_ref().map(GpuMeter::read).unwrap_or_default();
+        let gpu = |(index, used_bytes, total_bytes)| GpuUse { index, used_bytes, total_bytes };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Sample {
+            t: now.as_secs_f64(),
+            memory: self.meter.read(),
+            launcher,
+            ranks,
+            cache_bytes,
+            gpus: gpus.into_iter().map(gpu).collect(),
+        }
+    }
+}
+
+impl Subject {
+    fn look(&mut self, whole: bool) -> ProcessNow {
+        let Some(now) = statm(self.pid).filter(|now| now.rss > 0) else {
+            return ProcessNow::default();
+        };
+        if (whole || self.read.pss == 0)
+            && let Some(read) = rollup(self.pid)
+        {
+            (self.read, self.then) = (read, now);
+        }
+        let Rollup { pss, pss_shmem, uss, shared } = self.read;
+        let grown = |bytes: u64| (bytes + now.anonymous).saturating_sub(self.then.anonymous);
+        let own_bytes = grown(pss.saturating_sub(pss_shmem));
+        ProcessNow { rss_bytes: now.rss, pss_bytes: grown(pss), own_bytes, uss_bytes: grown(uss), shared_bytes: shared }
+    }
+}
+
+/// `None`: it has ended or may not be read.
+fn statm(pid: i32) -> Option<Statm> {
+    let statm = Process::new(pid).and_then(|process| process.statm()).ok()?;
+    let page = rustix::param::page_size() as u64;
+    Some(Statm { rss: statm.resident * page, anonymous: statm.resident.saturating_sub(statm.shared) * page })
+}
+
+fn rollup(pid: i32) -> Option<Rollup> {
+    let rollup = Process::new(pid).and_then(|process| process.smaps_rollup()).ok()?;
+    let map = rollup.memory_map_rollup.into_iter().next()?.extension.map;
+    let of = |key: &str| map.get(key).copied().unwrap_or(0);
+    Some(Rollup {
+        pss: of("Pss"),
+        pss_shmem: of("Pss_Shmem"),
+        uss: of("Private_Clean") + of("Private_Dirty"),
+        shared: of("Shared_Clean") + of("Shared_Dirty"),
+    })
+}
+
+/// The largest process that is none of `ours`: name, pid and RSS. Looks at every process of the node.
+pub fn largest_other(ours: &[i32]) -> Option<(String, i32, u64)> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let stats = procfs::process::all_processes().ok()?.flatten().filter_map(|process| process.stat().ok());
+    let others = stats.filter(|stat| stat.pid != own && !ours.contains(&stat.pid));
+    let largest = others.max_by_key(|stat| stat.rss)?;
+    let bytes = largest.rss * rustix::param::page_size() as u64;
+    (bytes > 0).then_some((largest.comm, largest.pid, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Probe;
+
+    fn sampler(pids: &[i32]) -> Sampler {
+        Sampler::new(MemoryMeter::new(&Probe::default(), None), None, pids)
+    }
+
+    #[test]
+    fn own_memory_is_seen_and_a_missing_process_is_nothing() {
+        let mut sampler = sampler(&[i32::MAX]);
+        let sample = sampler.take(0, false);
+        let own = sample.launcher;
+        assert!((100 << 10..4 << 30).contains(&own.pss_bytes), "{own:?}");
+        assert!(own.uss_bytes <= own.pss_bytes && own.pss_bytes <= own.rss_bytes, "{own:?}");
+        assert_eq!(sample.ranks, [ProcessNow::default()]);
+        assert!(sample.memory.total_bytes > sample.memory.available_bytes && sample.others_bytes() > 0);
+    }
+
+    #[test]
+    fn growth_between_two_readings_of_the_page_tables_is_carried_on() {
+        let mut sampler = sampler(&[]);
+        sampler.take(0, false);
+        sampler.due = Instant::now() + Duration::from_secs(3600);
+        // Other tests take and give back memory meanwhile: only a lot is certain.
+        let before = sampler.take(0, false).launcher;
+        let held = std::hint::black_box(vec![1u8; 512 << 20]);
+        let after = sampler.take(0, false).launcher;
+        assert!(held.iter().all(|byte| *byte == 1));
+        assert!(after.uss_bytes > before.uss_bytes + (256 << 20), "{before:?} {after:?}");
+        assert!(after.pss_bytes > before.pss_bytes + (256 << 20), "{before:?} {after:?}");
+    }
+
+    #[test]
+    fn item_57_cost_of_a_sample() {
+        let mut sampler = sampler(&[std::process::id() as i32; 3]);
+        sampler.take(0, false);
+        sampler.due = Instant::now() + Duration::from_secs(3600);
+        let began = Instant::now();
+        (0..50).for_each(|_| drop(sampler.take(0, false)));
+        let each = began.elapsed() / 50;
+        println!(
+            "a sample without page tables: {each:?}, {:.3} % of a core at two per second",
+            each.as_secs_f64() * 200.0
+        );
+        let others = largest_other(&[]).unwrap();
+        assert!(others.2 > 0, "{others:?}");
+    }
+}

@@ -1,0 +1,502 @@
+//! The watch at work: one thread, one look after the other.
+
+use super::explain::{Killed, killed};
+use super::ladder::{Act, Ladder, View};
+use super::leak::Trend;
+use super::level::{Gauge, Level, Scale, Source};
+use super::records::{Records, record};
+use super::sample::{ProcessNow, Sample, Sampler, largest_other};
+use super::words::{self, Cause};
+use super::{CacheNow, Hands, Planned, Told, WatchSpec};
+use crate::contract::{Relief, Relieved};
+use crate::machine::{GpuMeter, MemoryMeter};
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// Under pressure looks come so many times as often.
+const HURRY: f64 = 5.0;
+/// The same line about the same thing comes again after so long at the earliest, seconds.
+const REPEAT_S: f64 = 600.0;
+/// How long ranks and page cache may take before the bytes are taken as they are, seconds.
+const ANSWER_S: f64 = 10.0;
+/// After that long ranks that were told to stop are asked by a signal, seconds.
+const STOP_S: f64 = 15.0;
+/// Samples between two looks at a trend.
+const TREND_EVERY: u64 = 16;
+
+/// Proportional set sizes, bytes: shared pages count once over the job.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peaks {
+    /// In the order of the job's ranks.
+    pub pss_bytes_per_rank: Vec<u64>,
+    /// Of the sum over all ranks and the launcher.
+    pub node_bytes: u64,
+    pub launcher_bytes: u64,
+}
+
+impl Peaks {
+    /// To what `other` has reached.
+    pub fn raise(&mut self, other: &Peaks) {
+        self.pss_bytes_per_rank.resize(self.pss_bytes_per_rank.len().max(other.pss_bytes_per_rank.len()), 0);
+        for (peak, new) in self.pss_bytes_per_rank.iter_mut().zip(&other.pss_bytes_per_rank) {
+            *peak = (*peak).max(*new);
+        }
+        self.node_bytes = self.node_bytes.max(other.node_bytes);
+        self.launcher_bytes = self.launcher_bytes.max(other.launcher_bytes);
+    }
+
+    fn see(&mut self, sample: &Sample) {
+        let now = Peaks {
+            pss_bytes_per_rank: sample.ranks.iter().map(|rank| rank.pss_bytes).collect(),
+            node_bytes: sample.pss_bytes(),
+            launcher_bytes: sample.launcher.pss_bytes,
+        };
+        self.raise(&now);
+    }
+}
+
+/// A rank at one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    pub step: u64,
+    pub now: ProcessNow,
+}
+
+/// A rank's first sample after a step, and its last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    pub first: Option<Moment>,
+    pub last: Option<Moment>,
+}
+
+/// What the watch knows at the end.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    pub peaks: Peaks,
+    /// Why the watch ended the run.
+    pub stopped_for: Option<String>,
+    pub ranks: Vec<u32>,
+    pub planned: Planned,
+    pub base: Option<Sample>,
+    pub last: Option<Sample>,
+    pub seen: Vec<Seen>,
+    pub largest_other: Option<(String, i32, u64)>,
+    pub meter: Option<MemoryMeter>,
+}
+
+impl Findings {
+    /// What is known of the rank at `index` (in the job's list), which was ended by SIGKILL just now.
+    pub fn explain_kill(&self, index: usize) -> Killed {
+        let after = self.meter.as_ref().map(MemoryMeter::read).unwrap_or_default();
+        killed(self, index, &after)
+    }
+}
+
+/// An act whose effect is awaited.
+struct Pending {
+    /// Of the ranks' order; absent: the page cache.
+    order: Option<u64>,
+    what: String,
+    before_bytes: u64,
+    until: f64,
+    answers: BTreeMap<u32, Relieved>,
+}
+
+/// Watches one attempt at a job.
+pub struct Watch<'a> {
+    spec: &'a WatchSpec,
+    pids: Vec<i32>,
+    hands: &'a dyn Hands,
+    sampler: Sampler,
+    ladder: Ladder,
+    gauges: BTreeMap<Source, Gauge>,
+    /// When a line about a source and a level was last said.
+    said: BTreeMap<(Source, Level), f64>,
+    trends: Vec<(Trend, bool)>,
+    /// Of rank 0, and when its first one was told.
+    step: u64,
+    first_step: Option<(u64, f64)>,
+    orders: u64,
+    pending: Vec<Pending>,
+    stop_at: Option<f64>,
+    records: Records,
+    findings: Findings,
+    hurried: bool,
+}
+
+impl<'a> Watch<'a> {
+    /// `ranks`: number and process of each.
+    pub fn new(spec: &'a WatchSpec, ranks: &[(u32, i32)], meter: MemoryMeter, hands: &'a dyn Hands) -> Self {
+        let pids: Vec<i32> = ranks.iter().map(|(_, pid)| *pid).collect();
+        let gpu = spec.planned.gpu_bytes.and_then(|_| GpuMeter::open());
+        let (records, error) = Records::open(spec.run_dir.as_deref());
+        error.iter().for_each(|error| hands.say(error));
+        let planned = &spec.planned;
+        Self {
+            spec,
+            hands,
+            sampler: Sampler::new(meter.clone(), gpu, &pids),
+            ladder: Ladder::new(planned.threads, planned.micro_batch, spec.recover_s),
+            gauges: BTreeMap::new(),
+            said: BTreeMap::new(),
+            trends: vec![Default::default(); pids.len()],
+            step: 0,
+            first_step: None,
+            orders: 0,
+            pending: Vec::new(),
+            stop_at: None,
+            records,
+            findings: Findings {
+                ranks: ranks.iter().map(|(rank, _)| *rank).collect(),
+                planned: planned.clone(),
+                seen: vec![Seen::default(); pids.len()],
+                meter: Some(meter),
+                ..Findings::default()
+            },
+            pids,
+            hurried: false,
+        }
+    }
+
+    /// Until `told` is closed.
+    pub fn run(mut self, told: &Receiver<Told>) -> Findings {
+        let began = Instant::now();
+        let period = Duration::from_secs_f64(self.spec.period_s.clamp(0.01, 3600.0));
+        // The first look soon, so that short jobs have one too.
+        let mut due = began + period / 10;
+        loop {
+            match told.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(told) => self.take(told, began.elapsed().as_secs_f64()),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.look(began.elapsed().as_secs_f64());
+                    due = Instant::now() + if self.hurried { period.div_f64(HURRY) } else { period };
+                }
+                Err(RecvTimeoutError::Disconnected) => return self.findings,
+            }
+        }
+    }
+
+    fn take(&mut self, told: Told, now: f64) {
+        match told {
+            Told::Step(step) => {
+                self.step = step;
+                self.first_step.get_or_insert((step, now));
+            }
+            Told::Relieved { rank, relieved } => {
+                let ranks = self.findings.ranks.len();
+                let mut done = None;
+                for (at, pending) in self.pending.iter_mut().enumerate() {
+                    if pending.order == Some(relieved.order) {
+                        pending.answers.insert(rank, relieved.clone());
+                        done = (pending.answers.len() == ranks).then_some(at);
+                    }
+                }
+                if let Some(at) = done {
+                    self.settle(at, now);
+                }
+            }
+            Told::Now => self.by_hand(now),
+        }
+    }
+
+    /// One sample and all that follows from it.
+    fn look(&mut self, now: f64) {
+        let cache = self.hands.cache().unwrap_or_default();
+        let sample = self.sampler.take(cache.resident_bytes, self.hurried || now < 10.0);
+        self.findings.peaks.see(&sample);
+        self.hands.job_bytes(sample.pss_bytes());
+        self.remember(&sample);
+        if self.spec.warn {
+            self.find_leaks(&sample, now);
+            let scales = self.scales(&sample);
+            let event = self.warn(&scales, &sample, now);
+            let level = scales.iter().map(|scale| self.level_now(scale)).max().unwrap_or_default();
+            self.hurried = level > Level::Normal || !self.pending.is_empty();
+            self.settle_due(&cache, now);
+            self.respond(&scales, &sample, &cache, now);
+            self.write(&sample, now, event);
+        }
+        self.findings.last = Some(sample);
+    }
+
+    fn remember(&mut self, sample: &Sample) {
+        if self.findings.base.is_none() {
+            self.findings.base = Some(sample.clone());
+        }
+        for (seen, now) in self.findings.seen.iter_mut().zip(&sample.ranks) {
+            if now.rss_bytes == 0 {
+                continue;
+            }
+            let moment = Moment { step: self.step, now: *now };
+            if self.step > 0 {
+                seen.first.get_or_insert(moment);
+            }
+            seen.last = Some(moment);
+        }
+    }
+
+    fn write(&mut self, sample: &Sample, now: f64, event: Option<String>) {
+        let level = self.gauges.values().map(Gauge::level).max().unwrap_or_default();
+        let (ranks, step) = (&self.findings.ranks, self.step);
+        if let Some(error) = self.records.write(now, || record(sample, ranks, step, level), event) {
+            self.hands.say(&error);
+        }
+    }
+
+    /// A line for people, kept in the records too.
+    fn say(&mut self, text: &str, now: f64) {
+        self.hands.say(text);
+        if let Some(last) = self.findings.last.clone() {
+            self.write(&last, now, Some(text.to_owned()));
+        }
+    }
+
+    fn thresholds(&self, source: Source) -> [f64; 3] {
+        if source.is_gpu() { self.spec.gpu } else { self.spec.ram }
+    }
+
+    fn level_now(&self, scale: &Scale) -> Level {
+        scale.level(self.thresholds(scale.source))
+    }
+
+    /// All that can fill up.
+    fn scales(&self, sample: &Sample) -> Vec<Scale> {
+        let planned = &self.spec.planned;
+        let base = self.findings.base.as_ref().unwrap_or(sample);
+        let memory = &sample.memory;
+        let mut scales = vec![Scale {
+            source: Source::System,
+            used_bytes: memory.total_bytes.saturating_sub(memory.available_bytes),
+            total_bytes: memory.total_bytes,
+            planned_bytes: base.others_bytes() + planned.job_bytes,
+        }];
+        if let Some(group) = memory.group
+            && let Some(limit) = group.limit_bytes
+        {
+            scales.push(Scale {
+                source: Source::Cgroup,
+                used_bytes: group.used_bytes,
+                total_bytes: limit,
+                planned_bytes: base.others_in_group_bytes().unwrap_or(0) + planned.job_bytes,
+            });
+        }
+        if planned.budget_bytes > 0 {
+            scales.push(Scale {
+                source: Source::Budget,
+                used_bytes: sample.job_bytes(),
+                total_bytes: planned.budget_bytes,
+                planned_bytes: planned.job_bytes,
+            });
+        }
+        scales.extend(sample.gpus.iter().map(|gpu| Scale {
+            source: Source::Gpu(gpu.index),
+            used_bytes: gpu.used_bytes,
+            total_bytes: gpu.total_bytes,
+            planned_bytes: planned.gpu_bytes.unwrap_or(0),
+        }));
+        scales
+    }
+
+    /// Says what has changed, once; returns the event for the records.
+    fn warn(&mut self, scales: &[Scale], sample: &Sample, now: f64) -> Option<String> {
+        let mut risen: Option<(Level, Scale)> = None;
+        let mut fallen = None;
+        for scale in scales {
+            let thresholds = scale.thresholds(self.thresholds(scale.source));
+            let gauge = self.gauges.entry(scale.source).or_default();
+            let before = gauge.level();
+            if !gauge.update(now, scale.share(), thresholds) {
+                continue;
+            }
+            let level = gauge.level();
+            if level > before {
+                let fuller = |(most, at): &(Level, Scale)| (level, scale.share()) > (*most, at.share());
+                if risen.as_ref().is_none_or(fuller) {
+                    risen = Some((level, *scale));
+                }
+            } else if level == Level::Normal {
+                fallen = Some(*scale);
+            }
+        }
+        let (level, scale) = risen.or(fallen.map(|scale| (Level::Normal, scale)))?;
+        // A return to normal is news only where something else was said before.
+        let key = (scale.source, level);
+        if self.said.get(&key).is_some_and(|at| now - at < REPEAT_S) {
+            return None;
+        }
+        self.said.insert(key, now);
+        let cause = self.cause(&scale, sample);
+        let lines = words::level_lines(self.spec.language, level, &scale, &cause);
+        lines.iter().for_each(|line| self.hands.say(line));
+        Some(lines.join("\n"))
+    }
+
+    /// What stands out beside what was planned.
+    fn cause(&mut self, scale: &Scale, sample: &Sample) -> Cause {
+        if scale.source.is_gpu() {
+            return Cause::Device;
+        }
+        let planned = self.spec.planned.rank_bytes;
+        let over = |(index, rank): (usize, &ProcessNow)| (rank.own_bytes.saturating_sub(planned), index);
+        let (over_bytes, index) = sample.ranks.iter().enumerate().map(over).max().unwrap_or_default();
+        let base = self.findings.base.as_ref().unwrap_or(sample);
+        let grown_bytes = match scale.source {
+            Source::Cgroup => {
+                let others = |sample: &Sample| sample.others_in_group_bytes().unwrap_or(0);
+                others(sample).saturating_sub(others(base))
+            }
+            Source::Budget => 0,
+            _ => sample.others_bytes().saturating_sub(base.others_bytes()),
+        };
+        if planned > 0 && over_bytes > grown_bytes {
+            let rank = self.findings.ranks.get(index).copied().unwrap_or_default();
+            return Cause::Rank { rank, over_bytes };
+        }
+        if grown_bytes > scale.total_bytes / 50 {
+            self.findings.largest_other = largest_other(&self.pids);
+            return Cause::Others { grown_bytes, largest: self.findings.largest_other.clone() };
+        }
+        match sample.cache_bytes {
+            bytes if bytes > scale.used_bytes / 2 => Cause::PageCache { bytes },
+            _ => Cause::Unknown,
+        }
+    }
+
+    fn view(&self, scales: &[Scale], cache: &CacheNow) -> (View, Option<Scale>) {
+        let worst = scales.iter().max_by(|a, b| {
+            let rank = |scale: &Scale| (self.level_now(scale), scale.source != Source::Budget);
+            rank(a).cmp(&rank(b)).then(a.share().total_cmp(&b.share()))
+        });
+        let gauge = self.gauges.values().map(Gauge::level).max().unwrap_or_default();
+        let seen = worst.map_or(Level::Normal, |worst| self.level_now(worst));
+        let node = |scale: &&Scale| matches!(scale.source, Source::System | Source::Cgroup);
+        let view = View {
+            level: if seen >= Level::Warning { seen } else { gauge.min(Level::Note) },
+            gpu: worst.is_some_and(|worst| worst.source.is_gpu()),
+            budget_only: worst.is_some_and(|worst| worst.source == Source::Budget),
+            last: scales.iter().filter(node).any(|scale| scale.share() >= self.spec.stop),
+            cache_bytes: cache.wanted_bytes,
+            cache_capacity_bytes: cache.capacity_bytes,
+            room_bytes: scales
+                .iter()
+                .filter(|scale| !scale.source.is_gpu())
+                .map(|scale| scale.room_bytes(self.spec.ram))
+                .min()
+                .unwrap_or(0),
+        };
+        (view, worst.copied())
+    }
+
+    fn respond(&mut self, scales: &[Scale], sample: &Sample, cache: &CacheNow, now: f64) {
+        if self.stop_at.is_some_and(|at| now >= at) {
+            self.stop_at = None;
+            self.hands.stop();
+        }
+        if !self.spec.response {
+            return;
+        }
+        let (view, worst) = self.view(scales, cache);
+        let reason = match worst.filter(|_| view.last && view.level == Level::Critical) {
+            Some(worst) => words::stop_reason(self.spec.language, &worst, &self.cause(&worst, sample)),
+            None => String::new(),
+        };
+        if let Some(act) = self.ladder.step(now, &view, || reason) {
+            self.act(act, sample.ranks.iter().map(|rank| rank.own_bytes).sum(), cache, now);
+        }
+    }
+
+    fn by_hand(&mut self, now: f64) {
+        let cache = self.hands.cache().unwrap_or_default();
+        let (view, _) = self.view(&[], &cache);
+        let held = self.findings.last.as_ref().map_or(0, |last| last.ranks.iter().map(|rank| rank.own_bytes).sum());
+        if let Some(act) = self.ladder.by_hand(now, &view) {
+            self.act(act, held, &cache, now);
+        }
+        self.act(Act::Ranks(Relief::TrimAllocators), held, &cache, now);
+    }
+
+    fn act(&mut self, act: Act, ranks_bytes: u64, cache: &CacheNow, now: f64) {
+        self.orders += 1;
+        let (order, what, before_bytes) = match act {
+            Act::Ranks(relief) => {
+                if let Relief::Stop { reason } = &relief {
+                    self.say(reason, now);
+                    self.findings.stopped_for = Some(reason.clone());
+                    self.stop_at = Some(now + STOP_S);
+                }
+                self.hands.relieve(self.orders, &relief);
+                (Some(self.orders), words::relief(self.spec.language, &relief), ranks_bytes)
+            }
+            Act::Cache { bytes } => {
+                let set = self.hands.resize_cache(bytes);
+                (None, words::cache(self.spec.language, cache.wanted_bytes, set), cache.resident_bytes)
+            }
+        };
+        self.hurried = true;
+        self.pending.push(Pending { order, what, before_bytes, until: now + ANSWER_S, answers: BTreeMap::new() });
+    }
+
+    /// Acts that have taken effect, or had time enough.
+    fn settle_due(&mut self, cache: &CacheNow, now: f64) {
+        let done = |pending: &Pending| {
+            now >= pending.until || (pending.order.is_none() && cache.resident_bytes == cache.wanted_bytes)
+        };
+        while let Some(at) = self.pending.iter().position(done) {
+            self.settle(at, now);
+        }
+    }
+
+    /// Says what came of an act, with bytes before and after.
+    fn settle(&mut self, at: usize, now: f64) {
+        let pending = self.pending.remove(at);
+        let answers = pending.answers.values();
+        let mut what = pending.what;
+        let (before, after) = match pending.order {
+            None => (pending.before_bytes, self.hands.cache().unwrap_or_default().resident_bytes),
+            Some(_) if !pending.answers.is_empty() => {
+                if let Some(text) = answers.clone().map(|answer| &answer.text).find(|text| !text.is_empty()) {
+                    what = format!("{what} ({text})");
+                }
+                (answers.clone().map(|a| a.uss_before_bytes).sum(), answers.map(|a| a.uss_after_bytes).sum())
+            }
+            Some(_) => {
+                let last = self.findings.last.as_ref();
+                (pending.before_bytes, last.map_or(0, |last| last.ranks.iter().map(|rank| rank.own_bytes).sum()))
+            }
+        };
+        self.say(&words::relieved(self.spec.language, &what, before, after), now);
+    }
+
+    fn find_leaks(&mut self, sample: &Sample, now: f64) {
+        if self.step == 0 {
+            return;
+        }
+        let ranks = sample.ranks.len().max(1) as f64;
+        let room = self.spec.planned.budget_bytes.saturating_sub(sample.job_bytes()) as f64 / ranks;
+        let per_step = self.first_step.filter(|(first, _)| self.step > *first);
+        let per_step = per_step.map(|(first, then)| (now - then) / (self.step - first) as f64);
+        for index in 0..sample.ranks.len() {
+            let (trend, told) = &mut self.trends[index];
+            let own = sample.ranks[index].own_bytes;
+            if *told || own == 0 {
+                continue;
+            }
+            let before = trend.samples();
+            trend.add(self.step, own);
+            if trend.samples() == before || !trend.samples().is_multiple_of(TREND_EVERY) {
+                continue;
+            }
+            let Some(leak) = trend.leak() else { continue };
+            *told = true;
+            let left = leak.steps_until(leak.now_bytes + room);
+            let hours = per_step.map(|seconds| left * seconds / 3600.0);
+            let rank = self.findings.ranks[index];
+            self.say(&words::leak(self.spec.language, rank, leak.bytes_per_step, left, hours), now);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "watcher_tests.rs"]
+mod tests;

@@ -1,0 +1,161 @@
+//! Looks at made-up samples: what is said, and how often.
+
+use super::*;
+use crate::machine::{GroupNow, MemoryNow, Probe};
+use std::sync::Mutex;
+
+#[derive(Default)]
+struct Log {
+    said: Mutex<Vec<String>>,
+    orders: Mutex<Vec<Relief>>,
+    cache: Mutex<CacheNow>,
+    stops: Mutex<u32>,
+}
+
+impl Hands for Log {
+    fn say(&self, text: &str) {
+        self.said.lock().unwrap().push(text.into());
+    }
+    fn job_bytes(&self, _bytes: u64) {}
+    fn relieve(&self, _order: u64, action: &Relief) {
+        self.orders.lock().unwrap().push(action.clone());
+    }
+    fn stop(&self) {
+        *self.stops.lock().unwrap() += 1;
+    }
+    fn cache(&self) -> Option<CacheNow> {
+        Some(*self.cache.lock().unwrap())
+    }
+    fn resize_cache(&self, bytes: u64) -> u64 {
+        let mut cache = self.cache.lock().unwrap();
+        (cache.wanted_bytes, cache.resident_bytes) = (bytes, bytes);
+        bytes
+    }
+}
+
+const GIB: u64 = 1 << 30;
+
+fn spec() -> WatchSpec {
+    let planned = Planned {
+        budget_bytes: 8 * GIB,
+        job_bytes: 4 * GIB,
+        rank_bytes: GIB,
+        threads: 4,
+        micro_batch: 2,
+        ..Planned::default()
+    };
+    WatchSpec { warn: true, response: true, planned, ..WatchSpec::silent() }
+}
+
+fn sample(used: u64) -> Sample {
+    let group = GroupNow { version: 1, used_bytes: used, limit_bytes: Some(16 * GIB), ..GroupNow::default() };
+    let memory =
+        MemoryNow { total_bytes: 64 * GIB, available_bytes: 60 * GIB, group: Some(group), ..Default::default() };
+    let rank = ProcessNow { rss_bytes: GIB, own_bytes: GIB / 2, pss_bytes: GIB, ..ProcessNow::default() };
+    Sample { memory, ranks: vec![rank], ..Sample::default() }
+}
+
+/// One look, as [`Watch::look`] takes it, at a sample that was made up.
+fn see(watch: &mut Watch, sample: Sample, now: f64) {
+    let cache = watch.hands.cache().unwrap();
+    watch.remember(&sample);
+    watch.find_leaks(&sample, now);
+    let scales = watch.scales(&sample);
+    watch.warn(&scales, &sample, now);
+    watch.settle_due(&cache, now);
+    watch.respond(&scales, &sample, &cache, now);
+    watch.findings.last = Some(sample);
+}
+
+fn watch<'a>(spec: &'a WatchSpec, log: &'a Log) -> Watch<'a> {
+    Watch::new(spec, &[(0, std::process::id() as i32)], MemoryMeter::new(&Probe::default(), None), log)
+}
+
+#[test]
+fn injected_values_give_note_warning_and_danger_once_each() {
+    let (spec, log) = (WatchSpec { response: false, ..spec() }, Log::default());
+    let mut watch = watch(&spec, &log);
+    see(&mut watch, sample(GIB), 0.0);
+    assert_eq!(*log.said.lock().unwrap(), Vec::<String>::new());
+    for (n, tenths) in [115, 131, 150, 150, 131, 150, 115].into_iter().cycle().take(400).enumerate() {
+        see(&mut watch, sample(tenths * GIB / 10), 1.0 + 0.5 * n as f64);
+    }
+    let said = log.said.lock().unwrap().join("\n");
+    for mark in ["🟡 note: cgroup limit 71.9%", "🟠 warning: cgroup limit", "🔴 critical: cgroup limit 93.8%"] {
+        assert_eq!(said.matches(mark).count(), 1, "{said}");
+    }
+    // The same rise again and again is no news for ten minutes.
+    assert!(said.matches("critical").count() == 1, "{said}");
+    assert!(said.contains("other programs took"), "{said}");
+}
+
+#[test]
+fn pressure_climbs_the_ladder_with_bytes_before_and_after_and_stops_cleanly() {
+    let (spec, log) = (spec(), Log::default());
+    *log.cache.lock().unwrap() = CacheNow { capacity_bytes: GIB, wanted_bytes: GIB, resident_bytes: GIB };
+    let mut watch = watch(&spec, &log);
+    see(&mut watch, sample(GIB), 0.0);
+    for n in 0..1000 {
+        see(&mut watch, sample(159 * GIB / 10), 1.0 + 0.1 * f64::from(n));
+        for order in 1..=watch.orders {
+            let (uss_before_bytes, uss_after_bytes) = (900 << 20, 800 << 20);
+            let relieved = Relieved { order, step: 1, uss_before_bytes, uss_after_bytes, text: "done".into() };
+            watch.take(Told::Relieved { rank: 0, relieved }, 1.0 + 0.1 * f64::from(n));
+        }
+    }
+    let orders = log.orders.lock().unwrap();
+    assert!(
+        matches!(
+            orders[..],
+            [
+                Relief::PausePrefetch,
+                Relief::Decoders { threads: 2 },
+                Relief::TrimAllocators,
+                Relief::HalveMicroBatch,
+                Relief::Stop { .. }
+            ]
+        ),
+        "{orders:?}"
+    );
+    let said = log.said.lock().unwrap().join("\n");
+    for line in [
+        "memory: prefetching is paused (done): 900.0MB → 800.0MB",
+        "memory: page cache shrinks from 1.0GB to 512.0MB: 1.0GB → 512.0MB",
+        "cgroup limit is 99.4% full after all that can be given back was given",
+    ] {
+        assert!(said.contains(line), "{line}\nis not in\n{said}");
+    }
+    assert!(watch.findings.stopped_for.as_ref().is_some_and(|reason| reason.contains("99.4%")));
+    assert_eq!(*log.stops.lock().unwrap(), 1, "ranks that do not obey are asked by a signal, once");
+}
+
+#[test]
+fn a_planned_job_that_fills_its_budget_says_nothing() {
+    let log = Log::default();
+    let mut spec = spec();
+    (spec.planned.budget_bytes, spec.planned.job_bytes) = (8 * GIB, 8 * GIB);
+    let mut watch = watch(&spec, &log);
+    let mut full = sample(8 * GIB);
+    full.cache_bytes = 7 * GIB;
+    for n in 0..200 {
+        see(&mut watch, full.clone(), 0.5 * f64::from(n));
+    }
+    assert_eq!(*log.said.lock().unwrap(), Vec::<String>::new());
+    assert!(log.orders.lock().unwrap().is_empty());
+}
+
+#[test]
+fn item_49_a_leaking_rank_is_named_once_with_slope_and_time_left() {
+    let (spec, log) = (spec(), Log::default());
+    let mut watch = watch(&spec, &log);
+    for n in 0..400u64 {
+        watch.take(Told::Step(n * 5), n as f64);
+        let mut sample = sample(GIB);
+        sample.ranks[0].own_bytes = (200 << 20) + n * (1 << 20);
+        see(&mut watch, sample, n as f64);
+    }
+    let said = log.said.lock().unwrap();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].starts_with("memory of rank 0 grows by 200.0 MiB per 1000 steps: a leak?"), "{said:?}");
+    assert!(said[0].contains(" h)"), "{said:?}");
+}

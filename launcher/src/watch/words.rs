@@ -1,0 +1,284 @@
+//! What the watch says to people, in the guides' words: English and Chinese.
+
+use super::level::{Level, Scale, Source};
+use crate::config::Language;
+use crate::contract::Relief;
+
+const MIB: f64 = (1u64 << 20) as f64;
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// MiB and GiB written MB and GB, as in the guides.
+pub fn size(bytes: u64) -> String {
+    if bytes >= 1 << 30 { format!("{:.1}GB", bytes as f64 / GIB) } else { format!("{:.1}MB", bytes as f64 / MIB) }
+}
+
+fn pick<'a>(language: Language, en: &'a str, zh: &'a str) -> &'a str {
+    match language {
+        Language::En => en,
+        Language::Zh => zh,
+    }
+}
+
+/// Mark and name of a level.
+fn title(language: Language, level: Level) -> &'static str {
+    match (level, language) {
+        (Level::Normal, Language::En) => "memory is back to normal",
+        (Level::Normal, Language::Zh) => "内存恢复正常",
+        (Level::Note, Language::En) => "🟡 note",
+        (Level::Note, Language::Zh) => "🟡 注意",
+        (Level::Warning, Language::En) => "🟠 warning",
+        (Level::Warning, Language::Zh) => "🟠 警告",
+        (Level::Critical, Language::En) => "🔴 critical",
+        (Level::Critical, Language::Zh) => "🔴 危险",
+    }
+}
+
+fn source(language: Language, source: Source) -> String {
+    let zh = language == Language::Zh;
+    match source {
+        Source::Budget if zh => "内存预算".into(),
+        Source::Budget => "memory budget".into(),
+        Source::System if zh => "系统内存".into(),
+        Source::System => "system memory".into(),
+        Source::Cgroup if zh => "cgroup 内存上限".into(),
+        Source::Cgroup => "cgroup limit".into(),
+        Source::Gpu(index) if zh => format!("GPU {index} 内存"),
+        Source::Gpu(index) => format!("GPU {index} memory"),
+    }
+}
+
+/// What is behind it, as far as it can be seen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cause {
+    /// Others than this job took so many bytes since it began; the largest of them: name, pid, bytes.
+    Others { grown_bytes: u64, largest: Option<(String, i32, u64)> },
+    /// A rank uses more than its lines of the plan.
+    Rank { rank: u32, over_bytes: u64 },
+    /// The page cache is the largest part of what is used.
+    PageCache { bytes: u64 },
+    /// A device's memory.
+    Device,
+    /// Nothing stands out.
+    Unknown,
+}
+
+/// The lines of a change of level: where things stand, then advice that fits the cause.
+pub fn level_lines(language: Language, level: Level, scale: &Scale, cause: &Cause) -> Vec<String> {
+    let percent = 100.0 * scale.share();
+    let (name, used, total) = (source(language, scale.source), size(scale.used_bytes), size(scale.total_bytes));
+    let first = format!("{}: {name} {percent:.1}% ({used} / {total})", title(language, level));
+    if level == Level::Normal {
+        return vec![first];
+    }
+    let mut lines = vec![first];
+    if level == Level::Critical && scale.source == Source::System {
+        // The guide's own two lines.
+        lines.push(match language {
+            Language::En => format!("⚠️  WARNING: System memory usage is critically high ({percent:.1}%)!"),
+            Language::Zh => format!("⚠️  警告：系统内存使用率过高 ({percent:.1}%)！"),
+        });
+        lines.push(
+            pick(
+                language,
+                "   Consider reducing CACHE_SIZE_GB or NUM_WORKERS in config.",
+                "   建议在配置中减小 CACHE_SIZE_GB 或 NUM_WORKERS。",
+            )
+            .into(),
+        );
+    }
+    if level == Level::Note && language == Language::Zh && !scale.source.is_gpu() {
+        lines.push("⚠️ 内存使用率较高，建议减小批次大小".into());
+    }
+    lines.push(format!("   {}", advice(language, cause)));
+    lines
+}
+
+fn advice(language: Language, cause: &Cause) -> String {
+    let zh = language == Language::Zh;
+    match cause {
+        Cause::Others { grown_bytes, largest } => {
+            let who = largest.as_ref().map(|(name, pid, bytes)| (name, pid, size(*bytes)));
+            let grown = size(*grown_bytes);
+            match who {
+                Some((name, pid, bytes)) if zh => {
+                    format!(
+                        "其他程序自启动以来多占用 {grown}，最大的是 {name} (pid {pid}, {bytes})：请关闭它，或降低 memory.budget"
+                    )
+                }
+                Some((name, pid, bytes)) => format!(
+                    "other programs took {grown} since the start, the largest is {name} (pid {pid}, {bytes}): end it, or \
+                     lower memory.budget"
+                ),
+                None if zh => format!("其他程序自启动以来多占用 {grown}：请关闭它们，或降低 memory.budget"),
+                None => format!("other programs took {grown} since the start: end them, or lower memory.budget"),
+            }
+        }
+        Cause::Rank { rank, over_bytes } if zh => format!(
+            "rank {rank} 比计划多用 {}：请减小 train.microbatch 或 train.batch_size，或减少 train.num_workers",
+            size(*over_bytes)
+        ),
+        Cause::Rank { rank, over_bytes } => format!(
+            "rank {rank} uses {} more than planned: lower train.microbatch (the global batch stays), train.batch_size or \
+             train.num_workers",
+            size(*over_bytes)
+        ),
+        Cause::PageCache { bytes } if zh => format!("页缓存占用 {}：可减小 data.cache_size_gb", size(*bytes)),
+        Cause::PageCache { bytes } => {
+            format!("the page cache holds {}: data.cache_size_gb makes it smaller", size(*bytes))
+        }
+        Cause::Device if zh => "请减小 train.microbatch 或 train.batch_size，或使用 train.amp: bf16".into(),
+        Cause::Device => "lower train.microbatch or train.batch_size, or set train.amp: bf16".into(),
+        Cause::Unknown if zh => "建议减小 train.batch_size、train.num_workers 或 data.cache_size_gb".into(),
+        Cause::Unknown => "lower train.batch_size, train.num_workers or data.cache_size_gb".into(),
+    }
+}
+
+/// What a rung does, before it does it.
+pub fn relief(language: Language, relief: &Relief) -> String {
+    let zh = language == Language::Zh;
+    match relief {
+        Relief::PausePrefetch => pick(language, "prefetching is paused", "暂停预取").into(),
+        Relief::Decoders { threads } if zh => format!("解码线程减至每个 rank {threads} 个"),
+        Relief::Decoders { threads } => format!("at most {threads} decoding threads per rank"),
+        Relief::TrimAllocators => pick(language, "allocators give back what is free", "释放分配器的空闲内存").into(),
+        Relief::HalveMicroBatch => pick(
+            language,
+            "micro-batch halved, accumulation doubled: the global batch stays",
+            "微批次减半、梯度累积加倍：全局批次不变",
+        )
+        .into(),
+        Relief::Stop { .. } => pick(language, "checkpoint, then a clean stop", "保存检查点，然后正常停止").into(),
+        Relief::Resume => pick(
+            language,
+            "pressure is over: prefetching and decoding threads as planned",
+            "内存压力已解除：预取与解码线程恢复原计划",
+        )
+        .into(),
+    }
+}
+
+/// What came of a rung, with bytes before and after over all ranks.
+pub fn relieved(language: Language, what: &str, before: u64, after: u64) -> String {
+    let (before, after) = (size(before), size(after));
+    match language {
+        Language::En => format!("memory: {what}: {before} → {after}"),
+        Language::Zh => format!("内存：{what}：{before} → {after}"),
+    }
+}
+
+/// The page cache changes its size.
+pub fn cache(language: Language, from: u64, to: u64) -> String {
+    let (from_text, to_text) = (size(from), size(to));
+    match (language, to < from) {
+        (Language::En, true) => format!("page cache shrinks from {from_text} to {to_text}"),
+        (Language::En, false) => format!("page cache grows from {from_text} to {to_text}"),
+        (Language::Zh, true) => format!("页缓存从 {from_text} 缩小到 {to_text}"),
+        (Language::Zh, false) => format!("页缓存从 {from_text} 增大到 {to_text}"),
+    }
+}
+
+/// Why the run stops, for people and `summary.json`.
+pub fn stop_reason(language: Language, scale: &Scale, cause: &Cause) -> String {
+    let (name, percent) = (source(language, scale.source), 100.0 * scale.share());
+    let advice = advice(language, cause);
+    match language {
+        Language::En => format!("{name} is {percent:.1}% full after all that can be given back was given; {advice}"),
+        Language::Zh => format!("已释放全部可释放的内存，{name}仍占用 {percent:.1}%；{advice}"),
+    }
+}
+
+/// A rank's memory grows step by step.
+pub fn leak(language: Language, rank: u32, bytes_per_step: f64, steps_left: f64, hours_left: Option<f64>) -> String {
+    let mib = bytes_per_step * 1000.0 / MIB;
+    let time = |zh: bool| match hours_left {
+        Some(hours) if zh => format!("（约 {hours:.1} 小时）"),
+        Some(hours) => format!(" ({hours:.1} h)"),
+        None => String::new(),
+    };
+    match language {
+        Language::En => format!(
+            "memory of rank {rank} grows by {mib:.1} MiB per 1000 steps: a leak? The budget is reached in about \
+             {steps_left:.0} steps{}",
+            time(false)
+        ),
+        Language::Zh => format!(
+            "rank {rank} 的内存每 1000 步增长 {mib:.1} MiB，可能存在内存泄漏；约 {steps_left:.0} 步{}后达到预算",
+            time(true)
+        ),
+    }
+}
+
+/// Before training, where memory is rather full already: what is free, and above 70 % the guide's advice.
+pub fn pre_flight(language: Language, available_bytes: u64, percent: f64) -> Vec<String> {
+    let free = available_bytes as f64 / GIB;
+    let mut lines = vec![match language {
+        Language::En => format!("available memory: {free:.1}GB"),
+        Language::Zh => format!("可用内存: {free:.1}GB"),
+    }];
+    if percent > 70.0 {
+        lines.push(
+            pick(
+                language,
+                "⚠️ memory usage is high, consider a smaller batch size",
+                "⚠️ 内存使用率较高，建议减小批次大小",
+            )
+            .into(),
+        );
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scale(source: Source, percent: u64) -> Scale {
+        let total = 256 << 30;
+        Scale { source, used_bytes: total / 1000 * percent, total_bytes: total, planned_bytes: 0 }
+    }
+
+    fn said(language: Language, level: Level, at: Scale, cause: Cause) -> String {
+        level_lines(language, level, &at, &cause).join("\n")
+    }
+
+    #[test]
+    fn item_51_above_ninety_percent_the_guides_two_lines_stand() {
+        let text = said(Language::En, Level::Critical, scale(Source::System, 912), Cause::Unknown);
+        assert!(text.starts_with("🔴 critical: system memory 91.2% (233.5GB / 256.0GB)\n"), "{text}");
+        assert!(text.contains("⚠️  WARNING: System memory usage is critically high (91.2%)!\n"), "{text}");
+        assert!(text.contains("\n   Consider reducing CACHE_SIZE_GB or NUM_WORKERS in config.\n"), "{text}");
+    }
+
+    #[test]
+    fn item_48_levels_bear_the_guides_marks_and_names_in_both_languages() {
+        for (level, mark) in [(Level::Note, "🟡 注意"), (Level::Warning, "🟠 警告"), (Level::Critical, "🔴 危险")]
+        {
+            let text = said(Language::Zh, level, scale(Source::System, 750), Cause::Unknown);
+            assert!(text.starts_with(mark), "{text}");
+        }
+        assert!(
+            said(Language::En, Level::Note, scale(Source::Gpu(2), 850), Cause::Device).starts_with("🟡 note: GPU 2")
+        );
+    }
+
+    #[test]
+    fn item_63_pre_flight_prints_what_is_free_and_warns_above_seventy_percent() {
+        assert_eq!(pre_flight(Language::Zh, 3 << 29, 50.0), ["可用内存: 1.5GB"]);
+        assert_eq!(pre_flight(Language::Zh, 3 << 29, 70.1), ["可用内存: 1.5GB", "⚠️ 内存使用率较高，建议减小批次大小"]);
+        assert_eq!(pre_flight(Language::En, 3 << 29, 71.0)[0], "available memory: 1.5GB");
+    }
+
+    #[test]
+    fn advice_fits_the_cause() {
+        let others = Cause::Others { grown_bytes: 3 << 30, largest: Some(("chrome".into(), 42, 2 << 30)) };
+        let text = said(Language::En, Level::Warning, scale(Source::System, 850), others.clone());
+        assert!(text.contains("took 3.0GB since the start, the largest is chrome (pid 42, 2.0GB)"), "{text}");
+        let rank = Cause::Rank { rank: 1, over_bytes: 300 << 20 };
+        let text = said(Language::En, Level::Warning, scale(Source::Budget, 850), rank);
+        assert!(text.contains("rank 1 uses 300.0MB more than planned: lower train.microbatch"), "{text}");
+        let cache = Cause::PageCache { bytes: 50 << 30 };
+        assert!(said(Language::En, Level::Note, scale(Source::System, 750), cache).contains("data.cache_size_gb"));
+        let reason = stop_reason(Language::En, &scale(Source::Cgroup, 980), &others);
+        assert!(reason.starts_with("cgroup limit is 98.0% full") && reason.contains("chrome"), "{reason}");
+    }
+}
