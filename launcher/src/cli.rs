@@ -35,7 +35,7 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch plan|sample-data|batch ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch plan|sample-data|batch|recommend|doctor ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -57,6 +57,27 @@ enum Verb {
     /// Write the tensors that one rank trains on at one step
     #[command(after_help = BATCH_EXAMPLES)]
     Batch(BatchArgs),
+    /// Which config, batch, workers and cache fit this machine
+    Recommend(RecommendArgs),
+    /// What went wrong in a run, why, and what to change
+    Doctor(DoctorArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RecommendArgs {
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// A run's folder or name
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Folder that holds the run folders
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub runs_dir: PathBuf,
 }
 
 /// Which config, how changed, for which device.
@@ -184,6 +205,8 @@ pub enum Command {
     Plan(RunArgs),
     SampleData(SampleDataArgs),
     Batch(BatchArgs),
+    Recommend(RecommendArgs),
+    Doctor(DoctorArgs),
     Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
 }
 
@@ -219,6 +242,8 @@ impl Command {
             (Some(Verb::Plan(run)), _) => Command::Plan(run),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
+            (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
+            (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
                 Command::Exec { run: cli.run, program, args: tail }
@@ -247,7 +272,7 @@ impl Command {
                 Err(usage(format!("--rank {} of --world {}: ranks count from 0", args.rank, args.world)))
             }
             Command::Batch(args) => args.config.need(),
-            Command::SampleData(_) => Ok(()),
+            Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
             Command::Exec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }

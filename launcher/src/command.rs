@@ -1,8 +1,9 @@
 //! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
 
+use crate::advise;
 use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
-use crate::config::{Config, ConfigError, DeviceChoice};
+use crate::config::{Config, ConfigError, DeviceChoice, Language};
 use crate::console::{Console, cache_stats, closing_table};
 use crate::contract::{CacheSummary, Summary, env, exit};
 use crate::machine::{Machine, dataset_facts};
@@ -29,6 +30,8 @@ enum Error {
     Plan(#[from] PlanError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
+    #[error(transparent)]
+    Log(#[from] advise::LogError),
     #[error("{0}")]
     Data(String),
     #[error("{what}")]
@@ -41,7 +44,7 @@ impl Error {
             Error::Cli(_) | Error::Config(_) => exit::USAGE,
             Error::Plan(error) => error.exit_code(),
             Error::RunDir(error) => error.exit_code(),
-            Error::Data(_) => exit::DATA,
+            Error::Data(_) | Error::Log(_) => exit::DATA,
             Error::Io { code, .. } => *code,
         }
     }
@@ -61,6 +64,8 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Exec { run, program, args } => exec(&run, program, args),
         Command::SampleData(args) => sample_data(&args),
         Command::Batch(args) => batch(&args),
+        Command::Recommend(args) => recommend(&args),
+        Command::Doctor(args) => doctor(&args),
     });
     match result {
         Ok(code) => code,
@@ -167,6 +172,27 @@ fn columns() -> usize {
 fn show(plan: &Plan) {
     let width = columns();
     print!("{}\n{}", plan.table_at(width), plan.notes_at(width));
+}
+
+fn recommend(args: &cli::RecommendArgs) -> Result<u8, Error> {
+    let found = advise::recommend(&Machine::probe());
+    let json = || serde_json::to_string_pretty(&found).unwrap_or_default();
+    println!("{}", if args.json { json() } else { found.to_string() });
+    Ok(exit::OK)
+}
+
+/// Prints what is wrong with a run; that something is wrong is no error of this program.
+fn doctor(args: &cli::DoctorArgs) -> Result<u8, Error> {
+    let run = advise::Run::read(&args.run, &args.runs_dir)?;
+    let findings = advise::doctor(&run, run.language.unwrap_or(Language::En));
+    for (number, finding) in findings.iter().enumerate() {
+        println!("{}. {}\n   cause: {}\n   change: {}", number + 1, finding.symptom, finding.cause, finding.change);
+    }
+    if findings.is_empty() {
+        let steps = run.metrics.last().map_or(0, |record| record.step);
+        println!("{}: nothing stands out in {steps} steps", shown(&run.path));
+    }
+    Ok(exit::OK)
 }
 
 fn show_plan(run: &RunArgs) -> Result<u8, Error> {

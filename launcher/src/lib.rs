@@ -12,6 +12,7 @@
 //! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour;
 //! `cache` touches no sample bytes.
 
+pub mod advise;
 pub mod cache;
 pub mod cli;
 pub mod command;

@@ -24,7 +24,23 @@ const LAUNCHER: &[(&str, &[&str])] = &[
     ("console", &["contract", "plan", "supervise"]),
     ("run_dir", &["config", "contract", "plan"]),
     ("cli", &["config", "run_dir"]),
-    ("command", &["cache", "cli", "config", "machine", "plan", "contract", "supervise", "console", "run_dir", "watch"]),
+    ("advise", &["config", "contract", "machine", "plan", "watch"]),
+    (
+        "command",
+        &[
+            "advise",
+            "cache",
+            "cli",
+            "config",
+            "machine",
+            "plan",
+            "contract",
+            "supervise",
+            "console",
+            "run_dir",
+            "watch",
+        ],
+    ),
 ];
 /// Files and folders that may hold `unsafe`.
 const UNSAFE: &[&str] =

@@ -20,6 +20,7 @@ mod watcher;
 mod words;
 
 pub use explain::Killed;
+pub use leak::{Leak, Trend};
 pub use sample::{ProcessNow, Sample};
 pub use watcher::{Findings, Peaks, Watch};
 pub use words::pre_flight;
