@@ -35,7 +35,7 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch plan|sample-data|batch|recommend|doctor ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch plan|sample-data|batch|recommend|doctor|analyze ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -60,7 +60,9 @@ enum Verb {
     /// Which config, batch, workers and cache fit this machine
     Recommend(RecommendArgs),
     /// What went wrong in a run, why, and what to change
-    Doctor(DoctorArgs),
+    Doctor(ReadArgs),
+    /// Memory of a run, or of a monitor's log, in numbers: range, trend, peaks, plan against truth
+    Analyze(ReadArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -71,8 +73,8 @@ pub struct RecommendArgs {
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct DoctorArgs {
-    /// A run's folder or name
+pub struct ReadArgs {
+    /// A run's folder or name, or a monitor's JSON log
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
     /// Folder that holds the run folders
@@ -206,7 +208,8 @@ pub enum Command {
     SampleData(SampleDataArgs),
     Batch(BatchArgs),
     Recommend(RecommendArgs),
-    Doctor(DoctorArgs),
+    Doctor(ReadArgs),
+    Analyze(ReadArgs),
     Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
 }
 
@@ -244,6 +247,7 @@ impl Command {
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
             (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
             (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
+            (Some(Verb::Analyze(args)), _) => Command::Analyze(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
                 Command::Exec { run: cli.run, program, args: tail }
@@ -272,7 +276,7 @@ impl Command {
                 Err(usage(format!("--rank {} of --world {}: ranks count from 0", args.rank, args.world)))
             }
             Command::Batch(args) => args.config.need(),
-            Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
+            Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) | Command::Analyze(_) => Ok(()),
             Command::Exec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }

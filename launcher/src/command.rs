@@ -66,6 +66,7 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Batch(args) => batch(&args),
         Command::Recommend(args) => recommend(&args),
         Command::Doctor(args) => doctor(&args),
+        Command::Analyze(args) => analyze(&args),
     });
     match result {
         Ok(code) => code,
@@ -182,7 +183,7 @@ fn recommend(args: &cli::RecommendArgs) -> Result<u8, Error> {
 }
 
 /// Prints what is wrong with a run; that something is wrong is no error of this program.
-fn doctor(args: &cli::DoctorArgs) -> Result<u8, Error> {
+fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
     let run = advise::Run::read(&args.run, &args.runs_dir)?;
     let findings = advise::doctor(&run, run.language.unwrap_or(Language::En));
     for (number, finding) in findings.iter().enumerate() {
@@ -192,6 +193,12 @@ fn doctor(args: &cli::DoctorArgs) -> Result<u8, Error> {
         let steps = run.metrics.last().map_or(0, |record| record.step);
         println!("{}: nothing stands out in {steps} steps", shown(&run.path));
     }
+    Ok(exit::OK)
+}
+
+fn analyze(args: &cli::ReadArgs) -> Result<u8, Error> {
+    let run = advise::Run::read(&args.run, &args.runs_dir)?;
+    print!("{}\n{}", shown(&run.path), advise::analyze(&run));
     Ok(exit::OK)
 }
 
