@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 fn main() {
-    for file in ["src/torch/shim.cpp", "build.rs"] {
+    for file in ["src/torch/shim.cpp", "src/torch/memory.cpp", "build.rs"] {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
@@ -19,6 +19,7 @@ fn main() {
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .file("src/torch/shim.cpp")
+        .file("src/torch/memory.cpp")
         .compile("headroom_torch");
     // The plain form reaches binaries, tests, benches and examples of this package alike.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", libtorch.join("lib").display());

@@ -14,6 +14,7 @@
 //! | [`train`] | step, ddp, optimizer, ema, schedule, checkpoint, loop, online metrics | paths, environment |
 //! | [`task`] | one room per task: data set, model, loss, metrics, sample data | the loop |
 //! | [`report`] | records, progress, plots, memory lines | control of training |
+//! | [`monitor`] | memory for people who write their own loop: lines, reports, clean-up, a guard | training |
 //! | [`rank`] | wiring and the exit code | algorithms |
 //!
 //! Architecture invariant: nothing here spawns a process; `hdf5` is imported by `data::source` alone; batches are a
@@ -21,6 +22,7 @@
 
 pub mod comm;
 pub mod data;
+pub mod monitor;
 pub mod rank;
 pub mod report;
 pub mod task;

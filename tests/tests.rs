@@ -14,6 +14,8 @@ mod exits;
 mod golden;
 #[path = "it/hostile.rs"]
 mod hostile;
+#[path = "it/relief.rs"]
+mod relief;
 #[path = "it/resume.rs"]
 mod resume;
 #[path = "it/supervise.rs"]

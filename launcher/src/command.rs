@@ -426,7 +426,8 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     summary.restarts = outcome.restarts;
     summary.reduced = reduced.clone();
     let killed = outcome.first_failure.as_ref().map(|failure| failure.explanation.join("\n"));
-    summary.reason = outcome.stopped_for.clone().or(killed.filter(|text| !text.is_empty()));
+    let said = outcome.stopped_for.clone().or(killed.filter(|text| !text.is_empty()));
+    summary.reason = said.or(summary.reason.take());
     if let Some(stats) = &outcome.cache {
         summary.cache = CacheSummary {
             policy: plan.budget.cache_policy.clone(),

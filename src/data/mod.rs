@@ -90,6 +90,8 @@ pub trait Dataset: Send + Sync {
     fn work_ahead(&self, _scratch: &mut Scratch) -> bool {
         false
     }
+    /// Gives back decoded bytes that are kept for speed alone.
+    fn give_back(&self) {}
     /// `waker` wants to know when there is something for [`Dataset::work_ahead`].
     fn wake_by(&self, _waker: Weak<dyn Wake>) {}
     /// Runs of samples that share stored bytes, for orders that use such a run while it is decoded. `None`: no such runs.

@@ -33,10 +33,15 @@ impl From<CheckpointError> for RankError {
 }
 
 impl RankError {
-    /// What rank `own` ends with: all ranks learn of a loss that is not finite, the one that met it is to be named.
+    /// What rank `own` ends with: all ranks learn of a loss that is not finite, or of memory that ran out; the one that met
+    /// it is to be named.
     pub fn exit_code_of(&self, own: usize) -> u8 {
         match self {
-            RankError::Train(TrainError::NonFinite { rank, .. }) if *rank != own => exit::PEER,
+            RankError::Train(TrainError::NonFinite { rank, .. } | TrainError::OutOfMemory { rank, .. })
+                if *rank != own =>
+            {
+                exit::PEER
+            }
             _ => self.exit_code(),
         }
     }
@@ -52,6 +57,7 @@ impl RankError {
             },
             RankError::Train(TrainError::Checkpoint(_)) => exit::CHECKPOINT,
             RankError::Train(TrainError::NonFinite { .. }) => exit::NONFINITE,
+            RankError::Train(TrainError::OutOfMemory { .. }) => exit::PLAN,
             RankError::Train(TrainError::Torch(_) | TrainError::Ddp(_))
             | RankError::Report(_)
             | RankError::Io(_)

@@ -8,10 +8,11 @@ mod train;
 pub use error::RankError;
 
 use crate::task::SampleRequest;
+use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
 use launcher::contract::{Job, VERSION, env};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 /// One rank of a Headroom job. Without a verb it trains what the launcher's environment names.
 #[derive(Parser)]
@@ -50,8 +51,8 @@ pub fn main() -> u8 {
     }
 }
 
-/// Text and place of this process's first panic; a bug, or a library that has no error values.
-static PANIC: OnceLock<String> = OnceLock::new();
+/// Text and place of this process's first panic that nobody expects; a bug, or a library that has no error values.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
 /// Keeps a panic's words for the one error that the rank ends with. The stack is printed where RUST_BACKTRACE asks.
 fn keep_panic(info: &std::panic::PanicHookInfo) {
@@ -63,11 +64,15 @@ fn keep_panic(info: &std::panic::PanicHookInfo) {
     if stack.status() == std::backtrace::BacktraceStatus::Captured {
         eprintln!("{text}\n{stack}");
     }
-    let _ = PANIC.set(text);
+    let mut first = PANIC.lock().unwrap_or_else(PoisonError::into_inner);
+    // Training goes on after memory ran out: such a panic is not what the rank ends with if another one follows.
+    if first.as_deref().is_none_or(is_out_of_memory) {
+        *first = Some(text);
+    }
 }
 
 fn panic_text() -> String {
-    PANIC.get().cloned().unwrap_or_else(|| "a panic".into())
+    PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_else(|| "a panic".into())
 }
 
 fn sample_data(request: &SampleRequest) -> Result<(), RankError> {

@@ -2,10 +2,10 @@
 
 use crate::data::cache::CacheClient;
 use crate::report::Reporter;
-use crate::report::memory::MemorySampler;
+use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
 use crate::train::Observer;
-use launcher::contract::{MetricsRecord, Progress};
+use launcher::contract::{MetricsRecord, Progress, Relieved};
 use std::sync::Arc;
 
 /// What rank `rank` tells.
@@ -68,5 +68,16 @@ impl Observer for RankObserver {
         if self.rank == 0 {
             self.reporter.line(text);
         }
+    }
+
+    fn uss_bytes(&mut self) -> u64 {
+        MemorySnapshot::take(None).map_or(0, |now| now.uss_bytes)
+    }
+
+    fn relieved(&mut self, answer: Relieved) {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let (before, after) = (mib(answer.uss_before_bytes), mib(answer.uss_after_bytes));
+        self.reporter.line(format!("relief {}: {} (USS {before:.1} → {after:.1} MB)", answer.order, answer.text));
+        self.reporter.relieved(answer);
     }
 }

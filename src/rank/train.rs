@@ -6,14 +6,15 @@ use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo, rendezvous};
 use crate::data::DataError;
 use crate::data::cache::{CacheClient, ClientSpec, inherited_memory};
+use crate::monitor::{MemorySummary, explain};
 use crate::report::memory::{MemorySampler, Probe};
 use crate::report::records::{RecordWriter, write_summary};
 use crate::report::{Reporter, plots};
 use crate::task::{self, Datasets, Team};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
-use crate::train::{Finished, Fit, LoopState, Resume, Status, TrainError};
+use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
 use launcher::config::CachePolicy;
-use launcher::contract::{Best, Job, Summary, env, exit};
+use launcher::contract::{Best, Job, Relief, Summary, env, exit};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -37,6 +38,9 @@ struct Start {
     env: RankEnv,
     collective: Arc<dyn Collective>,
     reporter: Reporter,
+    controls: Arc<Controls>,
+    /// What signals set, and the controls read.
+    stop: Arc<AtomicBool>,
     began: Instant,
 }
 
@@ -60,9 +64,16 @@ pub fn main() -> u8 {
         Ok((reporter, rank, Err(error))) => {
             let code = error.exit_code_of(rank);
             let step = match &error {
-                RankError::Train(TrainError::NonFinite { step, .. }) => Some(*step),
+                RankError::Train(TrainError::NonFinite { step, .. } | TrainError::OutOfMemory { step, .. }) => {
+                    Some(*step)
+                }
                 _ => None,
             };
+            if let RankError::Train(TrainError::OutOfMemory { rank: at, message, .. }) = &error
+                && *at == rank
+            {
+                explain(message, &MemorySummary::now()).into_iter().for_each(|line| reporter.line(line));
+            }
             reporter.failed(code, step, error.to_string());
             code
         }
@@ -75,12 +86,18 @@ fn start(began: Instant) -> Result<Start, RankError> {
     let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(|e| RankError::Usage(e.to_string()))?;
     // A failure of a peer may arrive before this rank has met the others.
     let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
-    let reporter = reporter(env.rank as u32, {
+    let stop = Arc::new(AtomicBool::new(false));
+    let controls = Arc::new(Controls::new(Arc::clone(&stop)));
+    let peer_failed = {
         let meeting = Arc::clone(&meeting);
         move |rank, error| match meeting.get() {
             Some(collective) => collective.abort(CommError::PeerFailed { rank, error }),
             None => std::process::exit(i32::from(exit::PEER)),
         }
+    };
+    let reporter = reporter(env.rank as u32, peer_failed, {
+        let controls = Arc::clone(&controls);
+        move |number, action| controls.order(number, action)
     })?;
     let told = |error: RankError| {
         reporter.failed(error.exit_code(), None, error.to_string());
@@ -93,11 +110,15 @@ fn start(began: Instant) -> Result<Start, RankError> {
         Arc::new(meet(&env, timeout).map_err(told)?)
     };
     let _ = meeting.set(Arc::clone(&collective));
-    Ok(Start { job, env, collective, reporter, began })
+    Ok(Start { job, env, collective, reporter, controls, stop, began })
 }
 
 /// Speaks with the launcher over the inherited socket; prints where there is none.
-fn reporter(rank: u32, on_peer_failed: impl Fn(u32, String) + Send + 'static) -> Result<Reporter, RankError> {
+fn reporter(
+    rank: u32,
+    on_peer_failed: impl Fn(u32, String) + Send + 'static,
+    on_relief: impl Fn(u64, Relief) + Send + 'static,
+) -> Result<Reporter, RankError> {
     let Ok(number) = std::env::var(env::CONTROL_FD) else {
         return Ok(Reporter::plain()?);
     };
@@ -109,7 +130,7 @@ fn reporter(rank: u32, on_peer_failed: impl Fn(u32, String) + Send + 'static) ->
     };
     let fd = number.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
     let socket = inherit::inherited_socket(fd).map_err(|e| refused(e.to_string()))?;
-    Ok(Reporter::over(socket, rank, on_peer_failed)?)
+    Ok(Reporter::over(socket, rank, on_peer_failed, on_relief)?)
 }
 
 /// The node's page cache, where the launcher made one. Half of it is for batches announced ahead, in equal shares.
@@ -161,12 +182,12 @@ fn meet(place: &RankEnv, timeout: Duration) -> Result<ShmCollective, RankError> 
 }
 
 fn train(start: Start) -> Result<u8, RankError> {
-    let Start { job, env, collective, reporter, began } = &start;
+    let Start { job, env, collective, reporter, controls, stop, began } = &start;
     let (config, plan) = (&job.config, &job.plan);
     let threads = plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
     let unstarted = Arc::new(AtomicBool::new(true));
-    let stop = stop_flag(&unstarted)?;
+    heed_signals(&unstarted, stop)?;
     let resume = job.resume.as_deref().map(checkpoint::load).transpose()?;
     let resumed_step = resume.as_ref().map(|loaded| loaded.step);
 
@@ -192,7 +213,8 @@ fn train(start: Start) -> Result<u8, RankError> {
         Some(loaded) => Some(resume_from(loaded, &facts, &params)?),
         None => first_weights(&start, &params).map(|()| None)?,
     };
-    let mut observer = observer(&start, memory, resumed_step, cache)?;
+    let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
+    let mut observer = observer(&start, memory, recorded_step, cache)?;
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = (env.rank == 0).then(|| Checkpointer::open(&checkpoints, config.log.keep_last)).transpose()?;
     let fit = Fit {
@@ -207,7 +229,7 @@ fn train(start: Start) -> Result<u8, RankError> {
         facts,
         checkpoints: writer,
         checkpoint_dir: &checkpoints,
-        stop,
+        controls: Arc::clone(controls),
     };
     // From here on a signal asks for a checkpoint. Ranks meet first: all begin to listen at the same time.
     collective.barrier()?;
@@ -233,11 +255,11 @@ fn first_weights(start: &Start, params: &[(String, Tensor)]) -> Result<(), RankE
 fn observer(
     start: &Start,
     memory: MemorySampler,
-    resumed_step: Option<u64>,
+    recorded_step: Option<u64>,
     cache: Option<Arc<CacheClient>>,
 ) -> Result<RankObserver, RankError> {
     let Start { job, env, reporter, .. } = start;
-    let records = if env.rank == 0 { Some(open_records(job, "metrics.jsonl", resumed_step)?) } else { None };
+    let records = if env.rank == 0 { Some(open_records(job, "metrics.jsonl", recorded_step)?) } else { None };
     Ok(RankObserver {
         rank: env.rank,
         reporter: reporter.clone(),
@@ -252,14 +274,13 @@ fn observer(
 
 /// SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean stop; while `unstarted` there is nothing to keep, and
 /// they end the rank as they would any program.
-fn stop_flag(unstarted: &Arc<AtomicBool>) -> Result<Arc<AtomicBool>, RankError> {
-    let stop = Arc::new(AtomicBool::new(false));
+fn heed_signals(unstarted: &Arc<AtomicBool>, stop: &Arc<AtomicBool>) -> Result<(), RankError> {
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1] {
         signal_hook::flag::register_conditional_default(signal, Arc::clone(unstarted))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
             .map_err(|e| RankError::Io(format!("signals: {e}")))?;
     }
-    Ok(stop)
+    Ok(())
 }
 
 fn open(start: &Start, task: &dyn task::Task, cache: Option<Arc<CacheClient>>) -> Result<Datasets, RankError> {
@@ -352,6 +373,8 @@ fn close(start: &Start, finished: &Finished, datasets: &Datasets, wall: Duration
             step: best.step,
         }),
         files_skipped: datasets.skipped.len() as u64,
+        reason: finished.reason.clone(),
+        memory_cleanups: finished.cleanups,
         restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
         ..Summary::default()
     };

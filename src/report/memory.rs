@@ -6,6 +6,7 @@
 use super::records::RecordWriter;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use launcher::contract::MemoryRecord;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -45,7 +46,20 @@ pub struct MemorySnapshot {
     /// `MemTotal - MemAvailable`.
     pub system_used_bytes: u64,
     pub system_total_bytes: u64,
+    /// Largest RSS since the process began, or since [`forget_peak`].
+    pub rss_peak_bytes: u64,
     pub gpu: Option<GpuMemory>,
+}
+
+/// Largest RSS of this process as the kernel counts it, bytes.
+fn rss_peak_bytes() -> Result<u64, procfs::ProcError> {
+    let status = procfs::process::Process::myself()?.status()?;
+    Ok(status.vmhwm.unwrap_or(0) << 10)
+}
+
+/// The kernel's peak starts anew from what is resident now. Where it refuses, peaks are since the process began.
+fn forget_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 impl MemorySnapshot {
@@ -67,6 +81,7 @@ impl MemorySnapshot {
             shared_bytes: sum("Shared_Clean") + sum("Shared_Dirty"),
             system_used_bytes: system.mem_total.saturating_sub(available),
             system_total_bytes: system.mem_total,
+            rss_peak_bytes: rss_peak_bytes()?,
             gpu,
         })
     }
@@ -88,6 +103,23 @@ impl MemorySnapshot {
         line
     }
 
+    /// `GPU Memory: 8.00GB allocated, 9.00GB cached`; GB are GiB, as in the guides. `None` without a device.
+    pub fn gpu_line(&self) -> Option<String> {
+        let gpu = self.gpu?;
+        let (allocated, cached) = (gpu.allocated_bytes as f64 / GIB, gpu.reserved_bytes as f64 / GIB);
+        Some(format!("GPU Memory: {allocated:.2}GB allocated, {cached:.2}GB cached"))
+    }
+
+    /// `Step 1000: CPU: 2048.5MB, GPU: 4096.2MB, GPU Cached: 1024.1MB`; without a device the first part alone. MB are MiB.
+    pub fn step_line(&self, step: u64) -> String {
+        let mut line = format!("Step {step}: CPU: {:.1}MB", self.rss_bytes as f64 / MIB);
+        if let Some(gpu) = self.gpu {
+            let (allocated, cached) = (gpu.allocated_bytes as f64 / MIB, gpu.reserved_bytes as f64 / MIB);
+            line += &format!(", GPU: {allocated:.1}MB, GPU Cached: {cached:.1}MB");
+        }
+        line
+    }
+
     /// Two more lines when the machine is more than 90 % full.
     pub fn warning(&self) -> Option<[String; 2]> {
         (self.system_percent() > CRITICAL_PERCENT).then(|| {
@@ -98,7 +130,8 @@ impl MemorySnapshot {
         })
     }
 
-    fn system_percent(&self) -> f64 {
+    /// Share of the machine's memory that is in use, percent.
+    pub fn system_percent(&self) -> f64 {
         percent(self.system_used_bytes, self.system_total_bytes)
     }
 
@@ -121,6 +154,7 @@ impl MemorySnapshot {
             cache_bytes: probe.cache_bytes,
             cache_hits: probe.cache_hits,
             cache_misses: probe.cache_misses,
+            rss_peak_bytes: self.rss_peak_bytes,
         }
     }
 }
@@ -162,6 +196,28 @@ impl Peaks {
     }
 }
 
+/// Largest values seen while a phase lasted, bytes. RSS is the kernel's peak: nothing between two samples is missed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PhasePeak {
+    pub rss_bytes: u64,
+    pub pss_bytes: u64,
+    pub uss_bytes: u64,
+    pub gpu_allocated_bytes: u64,
+}
+
+impl PhasePeak {
+    fn add(&mut self, now: &MemorySnapshot) {
+        let gpu = now.gpu.unwrap_or_default();
+        self.rss_bytes = self.rss_bytes.max(now.rss_bytes).max(now.rss_peak_bytes);
+        self.pss_bytes = self.pss_bytes.max(now.pss_bytes);
+        self.uss_bytes = self.uss_bytes.max(now.uss_bytes);
+        self.gpu_allocated_bytes = self.gpu_allocated_bytes.max(gpu.allocated_bytes);
+    }
+}
+
+/// Peaks by phase, in the order of their names.
+pub type PhasePeaks = BTreeMap<String, PhasePeak>;
+
 enum Ask {
     Step(u64),
     Phase(String),
@@ -172,6 +228,7 @@ enum Ask {
 pub struct MemorySampler {
     asks: Option<Sender<Ask>>,
     peaks: Arc<Mutex<Peaks>>,
+    phases: Arc<Mutex<PhasePeaks>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -188,7 +245,7 @@ impl MemorySampler {
         print: impl Fn(String) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (asks, receiver) = unbounded();
-        let peaks = Arc::new(Mutex::new(Peaks::default()));
+        let (peaks, phases) = (Arc::<Mutex<Peaks>>::default(), Arc::<Mutex<PhasePeaks>>::default());
         let mut room = Room {
             latest: None,
             step: 0,
@@ -197,10 +254,11 @@ impl MemorySampler {
             probe: Box::new(probe),
             print: Box::new(print),
             peaks: peaks.clone(),
+            phases: phases.clone(),
             complained: false,
         };
         let thread = std::thread::Builder::new().name("memory".into()).spawn(move || room.run(&receiver, period))?;
-        Ok(Self { asks: Some(asks), peaks, thread: Some(thread) })
+        Ok(Self { asks: Some(asks), peaks, phases, thread: Some(thread) })
     }
 
     /// The step that records carry from now on; takes no sample.
@@ -221,6 +279,11 @@ impl MemorySampler {
     /// Largest values so far.
     pub fn peaks(&self) -> Peaks {
         *lock(&self.peaks)
+    }
+
+    /// Largest values so far of each phase.
+    pub fn phase_peaks(&self) -> PhasePeaks {
+        lock(&self.phases).clone()
     }
 
     /// Takes the last sample, closes the records and yields the peaks.
@@ -249,13 +312,16 @@ impl Drop for MemorySampler {
     }
 }
 
-fn lock(peaks: &Mutex<Peaks>) -> MutexGuard<'_, Peaks> {
+fn lock<T>(peaks: &Mutex<T>) -> MutexGuard<'_, T> {
     peaks.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// Reading the page tables of a process costs about 10 ms per 500 MB: what was read within so many times its cost is
-/// used again, so that looking takes a twentieth of a core at most however often it is asked for.
-const WORTH_COSTS: u32 = 20;
+/// used again, so that looking takes a fiftieth of a core at most however often it is asked for. The kernel's RSS peak,
+/// which is cheap, is always new.
+const WORTH_COSTS: u32 = 50;
+/// Least time between two looks that nobody asked for, in costs of one: a four-hundredth of a core.
+const PACE_COSTS: u32 = 400;
 
 /// The latest snapshot, when it was taken and what it cost.
 struct Latest {
@@ -273,6 +339,7 @@ struct Room {
     probe: Box<dyn Fn() -> Probe + Send>,
     print: Box<dyn Fn(String) + Send>,
     peaks: Arc<Mutex<Peaks>>,
+    phases: Arc<Mutex<PhasePeaks>>,
     complained: bool,
 }
 
@@ -283,8 +350,14 @@ impl Room {
             match asks.recv_deadline(due) {
                 Ok(Ask::Step(step)) => self.step = step,
                 Ok(Ask::Phase(phase)) => {
-                    self.phase = phase;
+                    // The old phase's own end: the kernel's peak belongs to it.
                     self.sample();
+                    forget_peak();
+                    let ended = std::mem::replace(&mut self.phase, phase);
+                    let now = self.sample();
+                    if let (Some(gpu), "first step") = (now.and_then(|now| now.gpu_line()), ended.as_str()) {
+                        (self.print)(gpu);
+                    }
                 }
                 Ok(Ask::Print(tag)) => {
                     if let Some(now) = self.sample() {
@@ -294,7 +367,8 @@ impl Room {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.sample();
-                    due = Instant::now() + period;
+                    let cost = self.latest.as_ref().map_or(Duration::ZERO, |latest| latest.cost);
+                    due = Instant::now() + period.max(cost * PACE_COSTS);
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.sample();
@@ -309,6 +383,7 @@ impl Room {
         let probe = (self.probe)();
         match self.snapshot(probe.gpu) {
             Ok(now) => {
+                lock(&self.phases).entry(self.phase.clone()).or_default().add(&now);
                 if let Err(error) = self.records.write(&now.record(self.step, &self.phase, &probe)) {
                     self.complain(&error.to_string());
                 }
@@ -325,7 +400,7 @@ impl Room {
         if let Some(latest) = &self.latest
             && latest.at.elapsed() < latest.cost * WORTH_COSTS
         {
-            return Ok(MemorySnapshot { gpu, ..latest.snapshot });
+            return Ok(MemorySnapshot { gpu, rss_peak_bytes: rss_peak_bytes()?, ..latest.snapshot });
         }
         let start = Instant::now();
         let snapshot = MemorySnapshot::take(gpu)?;
@@ -356,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_has_the_guides_form() {
+    fn item_50_the_line_has_the_guides_form() {
         let mut s = guide();
         let cpu = "[Step 100] Memory - Process: 15678.9MB (6.0%), System: 125.4/256.0GB (49.0%)";
         assert_eq!(s.line("Step 100"), cpu);
@@ -364,6 +439,17 @@ mod tests {
         s.gpu = Some(gpu);
         assert_eq!(s.line("Step 100"), format!("{cpu}, GPU: 8192.0MB allocated, 9216.0MB reserved"));
         assert!(s.line("After dataset creation").starts_with("[After dataset creation] Memory - Process: "));
+    }
+
+    #[test]
+    fn item_55_the_gpu_line_has_the_guides_form() {
+        let mut s = guide();
+        assert_eq!((s.gpu_line(), s.step_line(1000).as_str()), (None, "Step 1000: CPU: 15678.9MB"));
+        let reserved_bytes = (1024.1 * MIB) as u64;
+        s.gpu = Some(GpuMemory { allocated_bytes: (4096.2 * MIB) as u64, reserved_bytes, peak_bytes: 0 });
+        assert_eq!(s.gpu_line().unwrap(), "GPU Memory: 4.00GB allocated, 1.00GB cached");
+        s.rss_bytes = (2048.5 * MIB) as u64;
+        assert_eq!(s.step_line(1000), "Step 1000: CPU: 2048.5MB, GPU: 4096.2MB, GPU Cached: 1024.1MB");
     }
 
     #[test]
@@ -377,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_sees_memory_that_this_process_touches() {
+    fn item_57_a_snapshot_sees_memory_that_this_process_touches() {
         // Other tests take and give back memory meanwhile: only this test's own part is certain.
         let held = vec![1u8; 256 << 20];
         let after = MemorySnapshot::take(None).unwrap();
@@ -385,6 +471,28 @@ mod tests {
         assert!(after.uss_bytes >= 256 << 20, "{after:?}");
         assert!(after.pss_bytes >= after.uss_bytes && after.pss_bytes <= after.rss_bytes, "{after:?}");
         assert!(after.system_used_bytes > 0 && after.system_used_bytes < after.system_total_bytes);
+    }
+
+    #[test]
+    fn peaks_between_samples_belong_to_their_phase() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = RecordWriter::open(&dir.path().join("memory.rank0.jsonl"), None).unwrap();
+        let sampler = MemorySampler::start(Duration::from_secs(3600), records, Probe::default, |_| ()).unwrap();
+        let wait = |tag: &str| {
+            sampler.phase(tag);
+            while !sampler.phase_peaks().contains_key(tag) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        wait("large");
+        let held = vec![1u8; 300 << 20];
+        assert!(held.iter().all(|byte| *byte == 1));
+        drop(held);
+        wait("small");
+        let phases = sampler.phase_peaks();
+        // Other tests use memory in either phase: only this test's own part is certain.
+        assert!(phases["large"].rss_bytes >= 300 << 20, "{phases:?}");
+        assert!(phases["large"].pss_bytes <= phases["large"].rss_bytes, "{phases:?}");
     }
 
     #[test]

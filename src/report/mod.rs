@@ -7,7 +7,9 @@ pub mod plots;
 pub mod records;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use launcher::contract::{FromRank, MAX_FRAME_BYTES, Progress, ToRank, VERSION, read_frame, write_frame};
+use launcher::contract::{
+    FromRank, MAX_FRAME_BYTES, Progress, Relief, Relieved, ToRank, VERSION, read_frame, write_frame,
+};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -52,7 +54,8 @@ impl Reporter {
         Self::start(Sink::Plain, PLAIN_PROGRESS_EVERY)
     }
 
-    /// Speaks over `socket`; says hello first.
+    /// Speaks over `socket`; says hello first. The launcher's words go to `on_peer_failed` (which rank, and its error) and
+    /// to `on_relief` (the order's number, and what to do), on a thread of their own.
     ///
     /// # Errors
     /// No thread can be started.
@@ -60,11 +63,14 @@ impl Reporter {
         socket: UnixStream,
         rank: u32,
         on_peer_failed: impl Fn(u32, String) + Send + 'static,
+        on_relief: impl Fn(u64, Relief) + Send + 'static,
     ) -> Result<Self, ReportError> {
         let incoming = socket.try_clone()?;
         let reporter = Self::start(Sink::Launcher(socket), PROGRESS_EVERY)?;
         reporter.send(FromRank::Hello { version: VERSION, rank });
-        std::thread::Builder::new().name("control".into()).spawn(move || listen(incoming, on_peer_failed))?;
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || listen(incoming, on_peer_failed, on_relief))?;
         Ok(reporter)
     }
 
@@ -80,6 +86,11 @@ impl Reporter {
     pub fn line(&self, text: impl Into<String>) {
         let text = shorten(text.into());
         self.send(FromRank::Line { text });
+    }
+
+    /// What came of an order.
+    pub fn relieved(&self, answer: Relieved) {
+        self.send(FromRank::Relieved(answer));
     }
 
     /// Where the run stands. Call it after every step: only the newest is kept, and about ten per second are sent.
@@ -211,11 +222,11 @@ fn print(message: &FromRank) {
 }
 
 /// Reads until the launcher closes its end; a launcher's death is the kernel's business (PDEATHSIG).
-fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String)) {
+fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String), on_relief: impl Fn(u64, Relief)) {
     loop {
         match read_frame::<ToRank>(&mut socket) {
             Ok(Some(ToRank::PeerFailed { rank, error })) => on_peer_failed(rank, error),
-            Ok(Some(ToRank::Relieve { .. })) => {}
+            Ok(Some(ToRank::Relieve { order, action })) => on_relief(order, action),
             Ok(None) => return,
             Err(error) => {
                 tracing::warn!("control messages from the launcher end here: {error}");
@@ -232,7 +243,8 @@ mod tests {
     fn pair() -> (Reporter, UnixStream, Receiver<(u32, String)>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (told, peers) = unbounded();
-        let reporter = Reporter::over(ours, 3, move |rank, error| told.send((rank, error)).unwrap()).unwrap();
+        let reporter =
+            Reporter::over(ours, 3, move |rank, error| told.send((rank, error)).unwrap(), |_, _| ()).unwrap();
         (reporter, theirs, peers)
     }
 
@@ -281,6 +293,23 @@ mod tests {
         launcher.write_all(&(body.len() as u32).to_le_bytes()).unwrap();
         launcher.write_all(&body).unwrap();
         assert_eq!(peers.recv().unwrap(), (1, "boom".into()));
+    }
+
+    #[test]
+    fn orders_are_passed_on_and_answered() {
+        let (ours, mut launcher) = UnixStream::pair().unwrap();
+        let (given, orders) = unbounded();
+        let on_relief = move |order, action| given.send((order, action)).unwrap();
+        let reporter = Reporter::over(ours, 0, |_, _| (), on_relief).unwrap();
+        for (order, action) in [(4, Relief::HalveMicroBatch), (5, Relief::Stop { reason: "full".into() })] {
+            write_frame(&mut launcher, &ToRank::Relieve { order, action: action.clone() }).unwrap();
+            assert_eq!(orders.recv().unwrap(), (order, action));
+        }
+        let answer =
+            Relieved { order: 4, step: 7, uss_before_bytes: 2, uss_after_bytes: 1, text: "micro-batch 4 → 2".into() };
+        reporter.relieved(answer.clone());
+        assert!(matches!(next(&mut launcher), FromRank::Hello { .. }));
+        assert_eq!(next(&mut launcher), FromRank::Relieved(answer));
     }
 
     #[test]

@@ -4,6 +4,10 @@
 
 #![allow(unsafe_code)]
 
+mod memory;
+
+pub use memory::{DeviceMemory, catch_out_of_memory, device_memory, error_of, is_out_of_memory, release_caches};
+
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_double, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +20,9 @@ pub enum TorchError {
     Cpp { call: &'static str, message: String },
     #[error("{call}: {problem}")]
     Argument { call: &'static str, problem: String },
+    /// Of the device, or of the host.
+    #[error("out of memory: {message}")]
+    OutOfMemory { message: String },
 }
 
 type Callback = unsafe extern "C" fn(*mut c_void);

@@ -19,6 +19,8 @@ use tch::{Kind, TchError, Tensor};
 
 /// Sums that travel behind the gradients of each step: stop votes, loss sums, sample counts.
 pub const VOTES: usize = 16;
+/// The vote by which a rank has all ranks forget the step: it is to be repeated, so no layout follows from it.
+pub const DISCARD: usize = VOTES - 2;
 
 /// What can go wrong with parallel gradients.
 #[derive(Debug, thiserror::Error)]
@@ -177,7 +179,7 @@ impl Ddp {
             return Err(DdpError::Parameter { name: self.names[late].clone(), problem: problem.to_owned() });
         }
         self.votes.copy_from_slice(&Vec::<f32>::try_from(&tail)?);
-        if !self.rebuilt {
+        if !self.rebuilt && self.votes[DISCARD] == 0.0 {
             self.rebuilt = true;
             self.rebuild()?;
         }

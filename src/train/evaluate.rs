@@ -1,24 +1,49 @@
 //! Evaluation: every rank runs its share of a split, sums are added over ranks.
+//!
+//! Ranks meet once, at the end, where they also learn whether one of them was asked to stop or ran out of memory: then
+//! the evaluation counts for nothing on any of them.
 
 use super::{TrainError, amp, to_tensors};
 use crate::comm::Collective;
 use crate::data::Dataset;
-use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order, Shuffle};
+use crate::data::loader::{BatchPlanner, BatchStream, Loader, LoaderSpec, Order, Shuffle, Throttle};
 use crate::task::{Metrics, Model};
+use crate::torch::{self, TorchError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// How a split is read for evaluation.
 pub struct EvalSpec {
+    /// Samples of a forward pass.
     pub batch: usize,
     pub threads: usize,
     pub device: Device,
     /// Element type of autocast; absent: none.
     pub narrow: Option<Kind>,
+    pub throttle: Arc<Throttle>,
 }
 
-/// Runs `model` over all of `dataset`, in order, nothing left out; `prefix` names the split (`val.`).
+/// What came of an evaluation, the same on every rank.
+pub enum Evaluated {
+    Values(BTreeMap<String, f64>),
+    /// A rank was asked to stop before its share was done.
+    Interrupted,
+    /// On some rank. `message`: what this rank's allocator said, where it was this one.
+    OutOfMemory {
+        message: Option<String>,
+    },
+}
+
+/// How this rank's share ended.
+enum Share {
+    Done,
+    Interrupted,
+    OutOfMemory(String),
+}
+
+/// Runs `model` over all of `dataset`, in order, nothing left out; `prefix` names the split (`val.`). Before each batch
+/// `stops` is asked whether to break off.
 ///
 /// `metrics` is reset before and after, so that it may be the one that training uses between epochs.
 ///
@@ -31,15 +56,26 @@ pub fn evaluate(
     spec: &EvalSpec,
     collective: &dyn Collective,
     prefix: &str,
-) -> Result<BTreeMap<String, f64>, TrainError> {
+    stops: &mut dyn FnMut(&BatchStream) -> bool,
+) -> Result<Evaluated, TrainError> {
     metrics.reset();
-    if !dataset.is_empty() {
-        run_share(model, metrics, dataset, spec, collective)?;
+    let share =
+        if dataset.is_empty() { Share::Done } else { run_share(model, metrics, dataset, spec, collective, stops)? };
+    let mut sums = metrics.sums();
+    metrics.reset();
+    let votes = [matches!(share, Share::Interrupted), matches!(share, Share::OutOfMemory(_))];
+    sums.extend(votes.map(|vote| f64::from(u8::from(vote))));
+    let mut sums = reduce_sums(&sums, collective)?;
+    let (out_of_memory, interrupted) = (sums.pop().unwrap_or(0.0), sums.pop().unwrap_or(0.0));
+    if interrupted > 0.0 {
+        return Ok(Evaluated::Interrupted);
     }
-    let sums = reduce_sums(&metrics.sums(), collective)?;
+    if out_of_memory > 0.0 {
+        let message = if let Share::OutOfMemory(message) = share { Some(message) } else { None };
+        return Ok(Evaluated::OutOfMemory { message });
+    }
     let values = metrics.values(&sums);
-    metrics.reset();
-    Ok(values.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect())
+    Ok(Evaluated::Values(values.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect()))
 }
 
 fn run_share(
@@ -48,7 +84,8 @@ fn run_share(
     dataset: &Arc<dyn Dataset>,
     spec: &EvalSpec,
     collective: &dyn Collective,
-) -> Result<(), TrainError> {
+    stops: &mut dyn FnMut(&BatchStream) -> bool,
+) -> Result<Share, TrainError> {
     let planner = BatchPlanner {
         order: Order { len: dataset.len() as u64, seed: 0, shuffle: Shuffle::Off },
         global_batch: (spec.batch * collective.world_size()) as u64,
@@ -63,15 +100,28 @@ fn run_share(
         slots: spec.threads + 2,
         micro_batch: spec.batch.min(dataset.len()),
         persistent: false,
+        throttle: Arc::clone(&spec.throttle),
+        gives_back: spec.device == Device::Cpu,
         ..LoaderSpec::default()
     };
     let mut loader = Loader::new(Arc::clone(dataset), loader)?;
-    for host in loader.run(planner.requests(0, 0))? {
-        let batch = to_tensors(&host?, spec.device);
-        let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
-        metrics.update(&batch, &output);
+    let mut batches = loader.run(planner.requests(0, 0))?;
+    loop {
+        if stops(&batches) {
+            return Ok(Share::Interrupted);
+        }
+        let Some(host) = batches.next().transpose()? else { return Ok(Share::Done) };
+        let passed = torch::catch_out_of_memory(|| {
+            let batch = to_tensors(&host, spec.device);
+            let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
+            metrics.update(&batch, &output);
+            Ok(())
+        });
+        match passed.and_then(|inner| inner) {
+            Err(TorchError::OutOfMemory { message }) => return Ok(Share::OutOfMemory(message)),
+            other => other?,
+        }
     }
-    Ok(())
 }
 
 /// Adds `sums` over all ranks, element by element, in f64.

@@ -5,6 +5,7 @@
 
 mod amp;
 pub mod checkpoint;
+mod controls;
 pub mod ddp;
 pub mod ema;
 mod evaluate;
@@ -15,6 +16,7 @@ pub mod schedule;
 mod state;
 mod step;
 
+pub use controls::{Controls, Order};
 pub use fit::{Finished, Fit, Resume, Status};
 pub use input::to_tensors;
 pub use state::LoopState;
@@ -24,7 +26,7 @@ use crate::data::DataError;
 use crate::torch::TorchError;
 use checkpoint::CheckpointError;
 use ddp::DdpError;
-use launcher::contract::{MetricsRecord, Progress};
+use launcher::contract::{MetricsRecord, Progress, Relieved};
 
 /// What ends training early.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,13 @@ pub enum TrainError {
          train.gradient_clip_norm, or look at these samples; the last good state is in checkpoints/step-{good}"
     )]
     NonFinite { step: u64, rank: usize, value: String, samples: String, good: u64 },
+    /// With micro-batches of one sample: there is nothing left to halve.
+    #[error(
+        "out of memory at step {step} on rank {rank} with micro-batches of 1 sample ({message}): make the model or \
+         data.window_size smaller, set train.amp: bf16, or use a device with more memory; the last good state is in \
+         checkpoints/step-{good}"
+    )]
+    OutOfMemory { step: u64, rank: usize, message: String, good: u64 },
 }
 
 /// Where the loop tells what happens. Called on the step's thread: implementations must not block.
@@ -58,6 +67,10 @@ pub trait Observer {
     fn record(&mut self, record: &MetricsRecord);
     /// One line for people; rank 0 only.
     fn line(&mut self, text: String);
+    /// Bytes of this process alone, now; 0 where that is unknown. Called on relief only: it may take milliseconds.
+    fn uss_bytes(&mut self) -> u64;
+    /// An order was done.
+    fn relieved(&mut self, answer: Relieved);
 }
 
 impl From<DdpError> for TrainError {

@@ -1,11 +1,13 @@
 //! What the loop keeps besides tensors: the part of a checkpoint that says where it stands.
 
 use super::schedule::{MonitorState, ScheduleState};
+use launcher::contract::MetricsRecord;
 use serde::{Deserialize, Serialize};
 
 /// Position and memory of the loop after `step` optimizer steps.
 ///
-/// A multiple of `steps_per_epoch` means that the epoch's end (validation, schedule, early stopping) is behind.
+/// A multiple of `steps_per_epoch` means that the epoch's end (validation, schedule, early stopping) is behind, unless
+/// `unvalidated` says otherwise.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LoopState {
     /// Optimizer steps done since the first start.
@@ -19,6 +21,20 @@ pub struct LoopState {
     /// Seconds spent in training steps before this process.
     pub train_s: f64,
     pub samples: u64,
+    /// The record of an epoch's last step whose validation was broken off by a request to stop: it is still to be done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unvalidated: Option<MetricsRecord>,
+    /// Smaller micro-batches than planned, since memory was short.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduced: Option<Reduced>,
+}
+
+/// Micro-batch that memory left of the planned one. A resumed run goes on with `now` where it plans the same again; another
+/// plan (`train.microbatch`, `train.batch_size`, other devices) wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reduced {
+    pub planned: u64,
+    pub now: u64,
 }
 
 /// Best value of the monitored metric so far.
@@ -32,6 +48,16 @@ impl LoopState {
     /// Epochs done, which is the number of the running one, counted from 0.
     pub fn epoch(&self) -> u64 {
         self.step.checked_div(self.steps_per_epoch).unwrap_or(0)
+    }
+
+    /// Steps whose records are whole: the last one's is written again where its validation is still to be done.
+    pub fn recorded_step(&self) -> u64 {
+        self.step - u64::from(self.unvalidated.is_some() && self.step > 0)
+    }
+
+    /// Micro-batch of a run that plans `planned`.
+    pub fn micro_batch(&self, planned: u64) -> u64 {
+        self.reduced.filter(|reduced| reduced.planned == planned).map_or(planned, |reduced| reduced.now.max(1))
     }
 
     /// Optimizer steps done in the running epoch.

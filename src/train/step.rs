@@ -1,12 +1,17 @@
 //! One optimizer step: micro-batches forward and backward, the reduction, clipping, the update.
+//!
+//! Votes travel with the gradients, so that ranks agree without another collective. A rank whose memory ran out, even in
+//! the middle of backward, leaves its other micro-batches out and takes part in every reduction all the same: nobody waits
+//! for it, and its vote makes all ranks forget the step.
 
 use super::amp;
-use super::ddp::Ddp;
+use super::ddp::{DISCARD, Ddp};
 use super::optimizer::{Optimizer, clip_grad_norm};
 use super::{TrainError, to_tensors};
 use crate::comm::Collective;
-use crate::data::loader::{BatchPlanner, BatchStream};
+use crate::data::loader::{BatchPlanner, BatchStream, HostBatch};
 use crate::task::{Metrics, Model};
+use crate::torch::{self, TorchError};
 use launcher::config::Config;
 use tch::{Device, Kind};
 
@@ -14,6 +19,8 @@ use tch::{Device, Kind};
 const STOP: usize = 0;
 const NON_FINITE: usize = 1;
 const LOSS: usize = 2;
+const HALVE: usize = 3;
+const OVERDUE: usize = 4;
 
 /// What a step needs to read.
 pub struct StepRunner<'a> {
@@ -27,8 +34,28 @@ pub struct StepRunner<'a> {
     /// Optimizer steps done before this one.
     pub step: u64,
     pub step_in_epoch: u64,
-    /// This rank was asked to stop.
+    pub wishes: Wishes,
+}
+
+/// What this rank was asked for, to be agreed on with the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// To stop after this step: one rank is enough.
     pub stop: bool,
+    /// To halve the micro-batch after this step, once every rank was asked to.
+    pub halve: bool,
+    /// The same, and some rank seems not to be asked at all: do not wait for it.
+    pub overdue: bool,
+}
+
+/// What came of a step, the same on every rank.
+pub enum Attempt {
+    Done(StepOutcome),
+    /// Memory ran out on some rank: nothing has changed, repeat the step with smaller micro-batches. `message`: what
+    /// this rank's allocator said, where it was this one.
+    OutOfMemory {
+        message: Option<String>,
+    },
 }
 
 /// What a step yields; the same on every rank but for `data_wait_s` and `step_s`.
@@ -43,6 +70,20 @@ pub struct StepOutcome {
     pub step_s: f64,
     /// Some rank was asked to stop: all stop after this step.
     pub stop: bool,
+    /// All halve the micro-batch before the next one.
+    pub halve: bool,
+}
+
+/// Sums over the micro-batches of a step on this rank.
+#[derive(Default)]
+struct Passes {
+    /// Losses, weighted by their share of the global batch.
+    loss: f64,
+    /// The first loss that is not finite, and its samples.
+    bad: Option<(f64, Vec<u64>)>,
+    data_wait_s: f64,
+    /// What the allocator said when memory ran out.
+    short: Option<String>,
 }
 
 impl StepRunner<'_> {
@@ -58,48 +99,93 @@ impl StepRunner<'_> {
         optimizer: &mut Optimizer,
         metrics: &mut dyn Metrics,
         lr: f64,
-    ) -> Result<StepOutcome, TrainError> {
-        let mut outcome = StepOutcome { lr, ..StepOutcome::default() };
+    ) -> Result<Attempt, TrainError> {
         ddp.zero_grad()?;
-        let micros = self.planner.micro_batches(self.step_in_epoch);
-        let (mut loss_sum, mut bad) = (0.0, None);
-        for micro in 0..micros {
-            let host = batches.next().ok_or_else(|| self.ran_dry())??;
-            outcome.data_wait_s += batches.last_wait_s();
-            let batch = to_tensors(&host, self.device);
-            drop(host);
-            tch::manual_seed(self.seed(micro));
-            let output = amp::forward(self.model, &batch, true, self.narrow)?;
-            let share = batch.len() as f64 / self.planner.global_batch as f64;
-            let value = output.loss.double_value(&[]);
-            loss_sum += value * share;
-            if !value.is_finite() && bad.is_none() {
-                bad = Some((value, batch.sample_ids.clone()));
-            }
-            if self.config.train.compute_metrics_online {
-                metrics.update(&batch, &output);
-            }
-            let last = micro + 1 == micros;
-            ddp.set_sync(last);
-            (output.loss * share).backward();
-        }
-        let votes = ddp.votes_mut();
-        votes[STOP] = f32::from(u8::from(self.stop));
-        votes[NON_FINITE] = f32::from(u8::from(bad.is_some()));
-        votes[LOSS] = loss_sum as f32;
+        let passes = self.passes(batches, ddp, metrics)?;
+        self.vote(ddp, &passes);
         ddp.finish()?;
-        if ddp.votes()[NON_FINITE] > 0.0 {
-            return Err(self.non_finite(bad)?);
+        let votes = *ddp.votes();
+        if votes[DISCARD] > 0.0 {
+            return Ok(Attempt::OutOfMemory { message: passes.short });
         }
-        outcome.loss = f64::from(ddp.votes()[LOSS]);
-        outcome.stop = ddp.votes()[STOP] > 0.0;
-        outcome.grad_norm = clip_grad_norm(ddp, self.config.train.gradient_clip_norm)?;
-        if !outcome.grad_norm.is_finite() {
-            let value = outcome.grad_norm;
-            return Err(self.non_finite((self.collective.rank() == 0).then(|| (value, Vec::new())))?);
+        if votes[NON_FINITE] > 0.0 {
+            return Err(self.non_finite(passes.bad)?);
+        }
+        let grad_norm = clip_grad_norm(ddp, self.config.train.gradient_clip_norm)?;
+        if !grad_norm.is_finite() {
+            return Err(self.non_finite((self.collective.rank() == 0).then(|| (grad_norm, Vec::new())))?);
         }
         optimizer.step(ddp, lr)?;
-        Ok(outcome)
+        Ok(Attempt::Done(StepOutcome {
+            loss: f64::from(votes[LOSS]),
+            lr,
+            grad_norm,
+            data_wait_s: passes.data_wait_s,
+            step_s: 0.0,
+            stop: votes[STOP] > 0.0,
+            halve: votes[HALVE] >= self.collective.world_size() as f32 || votes[OVERDUE] > 0.0,
+        }))
+    }
+
+    /// Forward and backward of all micro-batches, or until memory runs out.
+    fn passes(
+        &self,
+        batches: &mut BatchStream,
+        ddp: &mut Ddp,
+        metrics: &mut dyn Metrics,
+    ) -> Result<Passes, TrainError> {
+        let mut passes = Passes::default();
+        let micros = self.planner.micro_batches(self.step_in_epoch);
+        for micro in 0..micros {
+            let host = batches.next().ok_or_else(|| self.ran_dry())??;
+            passes.data_wait_s += batches.last_wait_s();
+            ddp.set_sync(micro + 1 == micros);
+            let passed = torch::catch_out_of_memory(|| self.pass(micro, host, metrics, &mut passes));
+            match passed.unwrap_or_else(|short| Err(short.into())) {
+                Err(TrainError::Torch(TorchError::OutOfMemory { message })) => {
+                    passes.short = Some(message);
+                    break;
+                }
+                other => other?,
+            }
+        }
+        Ok(passes)
+    }
+
+    /// Forward and backward of one micro-batch.
+    fn pass(
+        &self,
+        micro: u64,
+        host: HostBatch,
+        metrics: &mut dyn Metrics,
+        passes: &mut Passes,
+    ) -> Result<(), TrainError> {
+        let batch = to_tensors(&host, self.device);
+        drop(host);
+        tch::manual_seed(self.seed(micro));
+        let output = amp::forward(self.model, &batch, true, self.narrow)?;
+        let share = batch.len() as f64 / self.planner.global_batch as f64;
+        let value = output.loss.double_value(&[]);
+        passes.loss += value * share;
+        if !value.is_finite() && passes.bad.is_none() {
+            passes.bad = Some((value, batch.sample_ids.clone()));
+        }
+        if self.config.train.compute_metrics_online {
+            metrics.update(&batch, &output);
+        }
+        let scaled = output.loss * share;
+        Ok(scaled.f_backward().map_err(|error| torch::error_of("backward", &error))?)
+    }
+
+    fn vote(&self, ddp: &mut Ddp, passes: &Passes) {
+        let yes = |wish: bool| f32::from(u8::from(wish));
+        let votes = ddp.votes_mut();
+        votes[STOP] = yes(self.wishes.stop);
+        votes[NON_FINITE] = yes(passes.bad.is_some());
+        votes[LOSS] = passes.loss as f32;
+        votes[HALVE] = yes(self.wishes.halve);
+        votes[OVERDUE] = yes(self.wishes.overdue);
+        votes[DISCARD] = yes(passes.short.is_some());
     }
 
     /// Seed of dropout: a pure function of position and rank, so that a resumed run draws the same numbers.

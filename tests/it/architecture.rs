@@ -11,7 +11,8 @@ const RANK: &[(&str, &[&str])] = &[
     ("train", &["torch", "comm", "data", "task"]),
     ("task", &["torch", "data"]),
     ("report", &[]),
-    ("rank", &["torch", "comm", "data", "train", "task", "report"]),
+    ("monitor", &["torch", "report"]),
+    ("rank", &["torch", "comm", "data", "train", "task", "report", "monitor"]),
 ];
 const LAUNCHER: &[(&str, &[&str])] = &[
     ("config", &["contract"]),

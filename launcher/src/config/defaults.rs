@@ -125,7 +125,7 @@ impl Default for TrainConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self { budget: Budget::Percent(80.0) }
+        Self { budget: Budget::Percent(80.0), cleanup_every: 0 }
     }
 }
 

@@ -258,6 +258,8 @@ pub enum Amp {
 pub struct MemoryConfig {
     /// Bytes (`"20GiB"`, a plain number) or a share (`"80%"`) of the smaller of physical memory and cgroup limit.
     pub budget: Budget,
+    /// Optimizer steps between two releases of what allocators and loaders keep for speed; 0: never.
+    pub cleanup_every: u64,
 }
 
 /// How memory is watched while training, and what is done when it is short.

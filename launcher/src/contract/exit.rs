@@ -5,7 +5,7 @@ pub const OK: u8 = 0;
 pub const INTERNAL: u8 = 1;
 /// Command line or config: unknown key, wrong type, unknown name.
 pub const USAGE: u8 = 2;
-/// The memory plan does not fit this machine.
+/// The memory plan does not fit this machine, or memory ran out with micro-batches of one sample.
 pub const PLAN: u8 = 3;
 /// Data set: missing, unreadable, malformed.
 pub const DATA: u8 = 4;

@@ -56,6 +56,9 @@ pub struct MemoryRecord {
     pub cache_bytes: u64,
     pub cache_hits: u64,
     pub cache_misses: u64,
+    /// Largest RSS since the phase began, as the kernel saw it between the records.
+    #[serde(default)]
+    pub rss_peak_bytes: u64,
 }
 
 /// One line of `memory.node.jsonl`, by the launcher. Bytes throughout; `t` in seconds since the Unix epoch.
@@ -141,12 +144,15 @@ pub struct Summary {
     pub cache: CacheSummary,
     pub files_skipped: u64,
     pub restarts: u32,
-    /// Why the launcher ended the run, or what is known of a rank that was killed; absent: neither.
+    /// Why the run was stopped or ended, where somebody said so, or what is known of a rank that was killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Each change that a restart made to need less memory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reduced: Vec<String>,
+    /// How often `memory.cleanup_every` released what is kept for speed.
+    #[serde(default)]
+    pub memory_cleanups: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

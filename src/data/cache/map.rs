@@ -83,6 +83,19 @@ impl Piece {
         unsafe { std::slice::from_raw_parts_mut(self.region.base.as_ptr().add(self.start), self.len) }
     }
 
+    /// Gives the whole pages within back to the system: they read as zero from now on, and take memory again when
+    /// written. Not for memory that a device was told about.
+    pub fn give_pages_back(&mut self) {
+        let bytes = self.bytes_mut();
+        let skip = bytes.as_ptr().align_offset(PAGE_BYTES);
+        let Some(whole) = bytes.len().checked_sub(skip).map(|len| len / PAGE_BYTES * PAGE_BYTES) else { return };
+        let start = bytes.as_mut_ptr().wrapping_add(skip);
+        // SAFETY: whole pages inside a range that only this piece reaches, borrowed mutably above. They are private
+        // anonymous memory of the allocator: the kernel gives zeroed pages in their place, which are valid bytes.
+        // A refusal leaves them as they are.
+        let _ = unsafe { rustix::mm::madvise(start.cast(), whole, rustix::mm::Advice::LinuxDontNeed) };
+    }
+
     /// Takes the first `at` bytes (at most all) off into a piece of their own.
     pub fn split_to(&mut self, at: usize) -> Self {
         let at = at.min(self.len);
@@ -290,6 +303,22 @@ mod tests {
         let counts = [1, 2, 3].map(|value| first.bytes().iter().filter(|&&byte| byte == value).count());
         assert_eq!(counts, [3_000, 3_000, 4_000]);
         assert_eq!([first.bytes()[2_999], first.bytes()[3_000], first.bytes()[6_000]], [1, 2, 3]);
+    }
+
+    #[test]
+    fn pages_given_back_read_as_zero_and_can_be_written() {
+        let mut piece = Piece::allocate(5 * PAGE_BYTES).unwrap();
+        piece.bytes_mut().fill(7);
+        let mut head = piece.split_to(PAGE_BYTES + 100);
+        piece.give_pages_back();
+        let zero = piece.bytes().iter().filter(|&&byte| byte == 0).count();
+        assert_eq!((zero, piece.len), (3 * PAGE_BYTES, 4 * PAGE_BYTES - 100), "the page shared with `head` stays");
+        assert!(head.bytes().iter().all(|&byte| byte == 7));
+        piece.bytes_mut().fill(9);
+        assert!(piece.bytes().iter().all(|&byte| byte == 9));
+        let mut small = head.split_to(10);
+        small.give_pages_back();
+        assert!(small.bytes().iter().all(|&byte| byte == 7));
     }
 
     #[test]

@@ -14,11 +14,13 @@ mod sampler;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod worker;
 
 pub use order::{order_of, train_order};
 pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle};
 pub use slots::slot_bytes;
+pub use throttle::Throttle;
 
 use super::{DataError, Dataset, FieldSpec, Scratch, Wake};
 use slots::{Job, Next, Shared, Slot};
@@ -50,11 +52,23 @@ pub struct LoaderSpec {
     pub persistent: bool,
     /// How long [`BatchStream::next`] waits while the consumer's side holds every slot, in seconds.
     pub held_timeout_s: f64,
+    /// What memory allows; the same for all loaders of a rank.
+    pub throttle: Arc<Throttle>,
+    /// Slots may give their pages back to the system. Not where a device knows their addresses.
+    pub gives_back: bool,
 }
 
 impl Default for LoaderSpec {
     fn default() -> Self {
-        Self { threads: 2, slots: 6, micro_batch: 64, persistent: true, held_timeout_s: 60.0 }
+        Self {
+            threads: 2,
+            slots: 6,
+            micro_batch: 64,
+            persistent: true,
+            held_timeout_s: 60.0,
+            throttle: Arc::default(),
+            gives_back: true,
+        }
     }
 }
 
@@ -96,7 +110,7 @@ impl Loader {
                 "a loader needs slots and samples in them, found {slots} slots of {micro} samples"
             )));
         }
-        let shared = Arc::new(Shared::new(dataset, spec.micro_batch, spec.slots, spec.threads)?);
+        let shared = Arc::new(Shared::new(dataset, &spec)?);
         let waker: Arc<dyn Wake> = shared.clone();
         shared.dataset.wake_by(Arc::downgrade(&waker));
         let (scratch, job) = (Scratch::default(), Job::default());
@@ -130,6 +144,11 @@ impl Loader {
         Ok(stream)
     }
 
+    /// Samples that a slot holds.
+    pub fn micro_batch(&self) -> usize {
+        self.spec.micro_batch
+    }
+
     /// Bytes of all slots.
     pub fn pool_bytes(&self) -> usize {
         slot_bytes(&self.shared.fields, self.spec.micro_batch) * self.spec.slots
@@ -146,8 +165,8 @@ impl Loader {
 
     fn start_workers(&mut self) -> Result<(), DataError> {
         self.shared.reopen();
-        for _ in 0..self.spec.threads {
-            match Worker::spawn(self.next_worker, Arc::clone(&self.shared)) {
+        for place in 0..self.spec.threads {
+            match Worker::spawn(self.next_worker, place, Arc::clone(&self.shared)) {
                 Ok(worker) => self.workers.push(worker),
                 Err(error) => {
                     self.stop_workers();
@@ -197,6 +216,12 @@ impl BatchStream<'_> {
         self.loader.worker_ids()
     }
 
+    /// Gives back what is kept for speed alone: the pages of free slots, the threads' buffers, the data set's own
+    /// decoded bytes. What is needed again is made anew.
+    pub fn give_back(&self) {
+        self.loader.shared.give_memory_back();
+    }
+
     /// Tops up the requests known ahead.
     fn draw(&mut self) {
         let wanted = self.loader.shared.wanted();
@@ -206,16 +231,23 @@ impl BatchStream<'_> {
 
     fn await_batch(&mut self) -> Option<Result<HostBatch, DataError>> {
         let shared = Arc::clone(&self.loader.shared);
+        shared.await_one(true);
+        let item = self.await_ready(&shared);
+        shared.await_one(false);
+        item
+    }
+
+    fn await_ready(&mut self, shared: &Arc<Shared>) -> Option<Result<HostBatch, DataError>> {
         let mut held_since = None;
         loop {
             if self.loader.spec.threads == 0 {
-                self.read_here(&shared);
+                self.read_here(shared);
             }
             let mut state = shared.lock();
             match shared.next(&mut state) {
                 Next::Batch(slot, request) => {
                     drop(state);
-                    return Some(Ok(HostBatch { shared, slot: Some(slot), request }));
+                    return Some(Ok(HostBatch { shared: Arc::clone(shared), slot: Some(slot), request }));
                 }
                 Next::Failed(error) => return Some(Err(error)),
                 Next::End => return None,

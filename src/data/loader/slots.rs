@@ -3,7 +3,7 @@
 //! A slot is free, being filled, ready, or held by a [`HostBatch`](super::HostBatch). Pieces of a slot are owned by whoever
 //! writes or reads them, so the lock is held for bookkeeping only, never while a sample is read.
 
-use super::{BatchRequest, LoaderStats};
+use super::{BatchRequest, LoaderSpec, LoaderStats, Throttle};
 use crate::data::cache::map::Piece;
 use crate::data::{BatchAhead, DataError, Dataset, FieldSpec, Wake};
 use std::collections::VecDeque;
@@ -33,6 +33,11 @@ impl Slot {
     /// The bytes of one field, padding included.
     pub(super) fn field(&self, field: usize) -> &[u8] {
         self.whole.get(field).map_or(&[], Piece::bytes)
+    }
+
+    /// Gives the memory of its bytes back to the system; they read as zero until they are written again.
+    fn give_pages_back(&mut self) {
+        self.whole.iter_mut().for_each(Piece::give_pages_back);
     }
 
     /// Cuts every field into chunks of so many samples; the last takes the padding too.
@@ -134,6 +139,8 @@ pub(super) struct State {
     /// Why no batch will come any more.
     dead: Option<String>,
     pub(super) closing: bool,
+    /// The consumer waits for a batch.
+    awaited: bool,
     /// How often the data set said that there is work ahead of need.
     pub(super) wakes: u64,
     pub(super) stats: LoaderStats,
@@ -147,6 +154,8 @@ pub(super) struct Shared {
     /// Most batches that are being filled or wait to be taken.
     pub(super) prefetch: usize,
     threads: usize,
+    pub(super) throttle: Arc<Throttle>,
+    gives_back: bool,
     /// Samples that a thread claims at once.
     chunk: usize,
     state: Mutex<State>,
@@ -169,12 +178,8 @@ pub(super) enum Next {
 }
 
 impl Shared {
-    pub(super) fn new(
-        dataset: Arc<dyn Dataset>,
-        micro_batch: usize,
-        slots: usize,
-        threads: usize,
-    ) -> Result<Self, DataError> {
+    pub(super) fn new(dataset: Arc<dyn Dataset>, spec: &LoaderSpec) -> Result<Self, DataError> {
+        let LoaderSpec { micro_batch, slots, threads, gives_back, .. } = *spec;
         let fields: Arc<[FieldSpec]> = dataset.fields().into();
         let sample_bytes: usize = fields.iter().map(FieldSpec::sample_bytes).sum();
         let chunk = chunk_samples(micro_batch, threads, sample_bytes);
@@ -194,6 +199,8 @@ impl Shared {
             slots,
             prefetch,
             threads,
+            throttle: Arc::clone(&spec.throttle),
+            gives_back,
             chunk,
             state: Mutex::new(State { free, ..State::default() }),
             work: Condvar::new(),
@@ -208,7 +215,7 @@ impl Shared {
 
     /// Requests wanted ahead: enough for every slot. Without threads none is read ahead, so one is announced at a time.
     pub(super) fn wanted(&self) -> usize {
-        let ahead = if self.threads == 0 { 1 } else { 2 * self.slots };
+        let ahead = if self.threads == 0 || self.throttle.is_paused() { 1 } else { 2 * self.slots };
         ahead.saturating_sub(self.lock().upcoming.len())
     }
 
@@ -253,9 +260,33 @@ impl Shared {
         true
     }
 
+    /// Most batches that may be in flight now.
+    fn most_ahead(&self, state: &State) -> usize {
+        if self.throttle.is_paused() { usize::from(state.awaited) } else { self.prefetch }
+    }
+
+    /// The consumer begins, or ends, to wait for a batch.
+    pub(super) fn await_one(&self, awaited: bool) {
+        self.lock().awaited = awaited;
+        if awaited && self.throttle.is_paused() {
+            self.work.notify_all();
+        }
+    }
+
+    /// Gives back what is kept for speed alone. Threads follow when they next look.
+    pub(super) fn give_memory_back(&self) {
+        self.throttle.trim();
+        self.dataset.give_back();
+        if self.gives_back {
+            self.lock().free.iter_mut().for_each(Slot::give_pages_back);
+        }
+        self.work.notify_all();
+    }
+
     /// Puts upcoming requests into free slots until one has a chunk to claim; its place in flight.
     fn begin(&self, state: &mut State) -> Option<usize> {
-        while state.flights.len() < self.prefetch && state.flights.iter().all(|flight| flight.error.is_none()) {
+        while state.flights.len() < self.most_ahead(state) && state.flights.iter().all(|flight| flight.error.is_none())
+        {
             if state.upcoming.is_empty() {
                 return None;
             }
@@ -328,6 +359,9 @@ impl Shared {
     /// Puts a slot back whole. One that lost a piece to a dying thread is given up.
     fn free(&self, state: &mut State, mut slot: Slot) {
         if slot.join() {
+            if self.gives_back && self.throttle.is_paused() {
+                slot.give_pages_back();
+            }
             state.free.push(slot);
             self.work.notify_all();
             self.ready.notify_all();

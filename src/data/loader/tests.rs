@@ -5,6 +5,8 @@ use crate::data::{BatchAhead, Dtype};
 use std::collections::BTreeSet;
 use std::sync::{Barrier, Mutex, Weak};
 
+mod throttle;
+
 /// Sample `i`: f32 `[3, 5]` of `i + k / 16`, and i64 `[]` of `-i`.
 struct Numbers {
     len: usize,

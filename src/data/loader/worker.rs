@@ -17,12 +17,12 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn spawn(id: u64, shared: Arc<Shared>) -> Result<Self, DataError> {
+    pub(super) fn spawn(id: u64, place: usize, shared: Arc<Shared>) -> Result<Self, DataError> {
         let thread = std::thread::Builder::new()
             .name(format!("hr-load-{id}"))
             .spawn(move || {
                 let _guard = DeathGuard { id, shared: Arc::clone(&shared) };
-                work(&shared);
+                work(&shared, place);
             })
             .map_err(|error| {
                 DataError::Other(format!("loader thread {id} did not start: {error}; lower train.num_workers"))
@@ -50,20 +50,32 @@ impl Drop for DeathGuard {
     }
 }
 
-/// Claims and reads chunks until the loader closes; works ahead of need while there is nothing to claim.
-fn work(shared: &Shared) {
+/// Claims and reads chunks until the loader closes; works ahead of need while there is nothing to claim. `place`: which
+/// of the loader's threads this is.
+fn work(shared: &Shared, place: usize) {
     let (mut job, mut scratch, mut wakes) = (Job::default(), Scratch::default(), 0);
+    let mut trims = shared.throttle.trims();
     loop {
         let mut state = shared.lock();
         loop {
             if state.closing {
                 return;
             }
+            let idle = !shared.throttle.may_read(place);
+            if idle || shared.throttle.trims() != trims {
+                trims = shared.throttle.trims();
+                scratch = Scratch::default();
+            }
+            if idle {
+                state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
             if shared.claim(&mut state, &mut job) {
                 break;
             }
             if state.wakes != wakes {
-                // Nothing to read: work ahead, a piece at a time, until there is none.
+                // Nothing to read: work ahead, a piece at a time, until there is none. Paused or not: another rank may
+                // be waiting for what this one was granted to fill.
                 let heard = state.wakes;
                 drop(state);
                 if !shared.dataset.work_ahead(&mut scratch) {

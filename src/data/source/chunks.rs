@@ -38,6 +38,8 @@ pub trait ChunkStore: Send + Sync {
     /// Whatever `fill` says; nothing is kept then, and other threads that waited for this chunk try for themselves.
     fn get(&self, key: ChunkKey, fill: &mut dyn FnMut() -> Result<Chunk, DataError>) -> Result<Arc<Chunk>, DataError>;
     fn stats(&self) -> StoreStats;
+    /// Lets go of every chunk that is kept; one that a thread is reading lives until it is done.
+    fn clear(&self);
 }
 
 /// Where threads that wait for a chunk find it, kept or passed through. Still empty when they wake: the fill failed.
@@ -161,6 +163,17 @@ impl ChunkStore for LruChunks {
         Ok(chunk)
     }
 
+    fn clear(&self) {
+        let mut state = self.lock();
+        let keys: Vec<ChunkKey> = state.slots.iter().map(|(key, _)| *key).collect();
+        for key in keys {
+            if matches!(state.slots.peek(&key), Some(Slot::Ready(_))) {
+                state.slots.pop(&key);
+            }
+        }
+        state.used_bytes = 0;
+    }
+
     fn stats(&self) -> StoreStats {
         let state = self.lock();
         let items = state.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Ready(_))).count();
@@ -185,6 +198,18 @@ mod tests {
 
     fn chunk(bytes: usize) -> Result<Chunk, DataError> {
         Ok(Chunk { bytes: vec![7; bytes].into() })
+    }
+
+    #[test]
+    fn a_cleared_store_holds_nothing_and_fills_again() {
+        let store = LruChunks::new(100);
+        for n in 0..2 {
+            store.get(key(n), &mut || chunk(40)).unwrap();
+        }
+        store.clear();
+        assert_eq!((store.stats().used_bytes, store.stats().items), (0, 0));
+        store.get(key(1), &mut || chunk(60)).unwrap();
+        assert_eq!((store.stats().used_bytes, store.stats().items, store.stats().misses), (60, 1, 3));
     }
 
     #[test]

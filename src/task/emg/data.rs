@@ -146,6 +146,10 @@ impl Dataset for EmgDataset {
         self.cached.as_ref().is_some_and(|cached| cached.pages.work_ahead(scratch))
     }
 
+    fn give_back(&self) {
+        self.reader.give_back();
+    }
+
     fn wake_by(&self, waker: Weak<dyn Wake>) {
         if let Some(cached) = &self.cached {
             cached.pages.cache().wake_by(waker);

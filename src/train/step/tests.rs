@@ -137,9 +137,11 @@ fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
             collective: solo.as_ref(),
             step,
             step_in_epoch: step,
-            stop: false,
+            wishes: Wishes::default(),
         };
-        losses.push(runner.run(&mut batches, &mut ddp, &mut optimizer, &mut metrics, 0.1).unwrap().loss);
+        let attempt = runner.run(&mut batches, &mut ddp, &mut optimizer, &mut metrics, 0.1).unwrap();
+        let Attempt::Done(outcome) = attempt else { panic!("out of memory") };
+        losses.push(outcome.loss);
     }
     assert!(ddp.variables().iter().all(|v| v.kind() == Kind::Float && v.grad().kind() == Kind::Float));
     Trained { losses, metrics: metrics.sums(), params: Tensor::cat(&flat(&ddp), 0) }

@@ -73,6 +73,12 @@ impl Reader {
         }
     }
 
+    /// Lets go of decoded chunks and open files.
+    pub fn give_back(&self) {
+        self.store.clear();
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Rows of an entry of `file`: those of a chunk, or of a page of contiguous rows.
     pub fn entry_rows(&self, file: usize) -> usize {
         self.tables.get(file).map_or(1, |table| {

@@ -1,0 +1,164 @@
+//! Memory that allocators keep, and running out of it: an error value instead of a panic.
+
+#![allow(unsafe_code)]
+
+use super::TorchError;
+use std::any::Any;
+use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+unsafe extern "C" {
+    fn hr_trim_host() -> c_int;
+    fn hr_empty_device_cache() -> c_int;
+    fn hr_device_memory(index: c_int, out: *mut i64) -> c_int;
+    fn hr_grad_enabled() -> c_int;
+    fn hr_set_grad_enabled(on: c_int);
+}
+
+/// Words by which the allocators of libtorch, CUDA and its libraries say that there is no more.
+const OUT_OF_MEMORY: &[&str] = &[
+    "out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+];
+
+/// Device memory as libtorch's caching allocator counts it, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    pub allocated_bytes: u64,
+    /// Held by the allocator, in use or not.
+    pub reserved_bytes: u64,
+    /// Most ever allocated at once.
+    pub peak_bytes: u64,
+}
+
+/// Whether libtorch's words tell of memory that ran out, on the device or on the host.
+pub fn is_out_of_memory(text: &str) -> bool {
+    OUT_OF_MEMORY.iter().any(|words| text.contains(words))
+}
+
+/// Runs `body`. Memory that runs out within it comes back as [`TorchError::OutOfMemory`]; whatever else panics goes on
+/// panicking. tch panics where it has no error values, so that a model's forward pass needs this.
+///
+/// # Errors
+/// [`TorchError::OutOfMemory`] with the first line of what the allocator said.
+pub fn catch_out_of_memory<T>(body: impl FnOnce() -> T) -> Result<T, TorchError> {
+    // SAFETY: reads and, below, writes a flag of this thread.
+    let grad = unsafe { hr_grad_enabled() };
+    catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
+        let Some(message) = allocator_words(panic.as_ref()) else { resume_unwind(panic) };
+        // `tch::no_grad` does not undo itself while a panic passes.
+        // SAFETY: as above.
+        unsafe { hr_set_grad_enabled(grad) };
+        TorchError::OutOfMemory { message }
+    })
+}
+
+/// The first line of an allocator's complaint, out of the debug form in which `unwrap` panics with it.
+fn allocator_words(panic: &(dyn Any + Send)) -> Option<String> {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied())?;
+    is_out_of_memory(text).then(|| first_line(text))
+}
+
+fn first_line(text: &str) -> String {
+    let inner = text.split_once("Torch(\"").map_or(text, |(_, inner)| inner);
+    let line = inner.lines().next().unwrap_or_default();
+    line.split("\\n").next().unwrap_or_default().trim_end_matches("\")").to_owned()
+}
+
+/// An error of tch as one of ours, memory that ran out told apart.
+pub fn error_of(call: &'static str, error: &tch::TchError) -> TorchError {
+    let text = match error {
+        tch::TchError::Torch(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let message = first_line(&text);
+    if is_out_of_memory(&text) { TorchError::OutOfMemory { message } } else { TorchError::Cpp { call, message } }
+}
+
+/// Gives back what the C library and libtorch keep for later: free heap pages, and the device's cached blocks. Live
+/// tensors stay. Takes milliseconds; what is needed again costs page faults.
+pub fn release_caches() {
+    // SAFETY: no arguments; every exception ends in the shim.
+    unsafe {
+        hr_empty_device_cache();
+        hr_trim_host();
+    }
+}
+
+/// Memory of device `index`; `None` where there is none, or none was used yet.
+pub fn device_memory(index: usize) -> Option<DeviceMemory> {
+    let mut out = [0_i64; 3];
+    // SAFETY: three places, of which the shim writes three.
+    let known = unsafe { hr_device_memory(c_int::try_from(index).ok()?, out.as_mut_ptr()) } != 0;
+    let [allocated_bytes, reserved_bytes, peak_bytes] = out.map(|bytes| u64::try_from(bytes).unwrap_or(0));
+    known.then_some(DeviceMemory { allocated_bytes, reserved_bytes, peak_bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    /// More than any machine has: the allocator's own refusal.
+    fn impossible() -> Tensor {
+        Tensor::empty([1 << 50], (Kind::Float, Device::Cpu))
+    }
+
+    #[test]
+    fn memory_that_runs_out_is_an_error_value() {
+        let error = catch_out_of_memory(impossible).unwrap_err();
+        let TorchError::OutOfMemory { message } = &error else { panic!("{error}") };
+        assert!(message.contains("can't allocate memory") && !message.contains('\n'), "{message}");
+        assert!(!message.contains("\\n") && !message.contains("Torch("), "{message}");
+        let tried = Tensor::f_empty([1 << 50], (Kind::Float, Device::Cpu)).unwrap_err();
+        assert_eq!(error_of("empty", &tried).to_string(), error.to_string());
+    }
+
+    #[test]
+    fn gradients_stay_on_after_a_panic_without_them() {
+        let error = catch_out_of_memory(|| tch::no_grad(impossible));
+        assert!(error.is_err());
+        let leaf = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        assert!((&leaf * 2.0).requires_grad());
+    }
+
+    #[test]
+    fn other_panics_go_on() {
+        let wrong = || Tensor::ones([2], (Kind::Float, Device::Cpu)).reshape([3]);
+        let panic = catch_unwind(AssertUnwindSafe(|| catch_out_of_memory(wrong))).unwrap_err();
+        assert!(panic.downcast_ref::<String>().is_some_and(|text| text.contains("invalid for input of size")));
+        let shape = Tensor::ones([2], (Kind::Float, Device::Cpu)).f_reshape([3]).unwrap_err();
+        assert!(matches!(error_of("reshape", &shape), TorchError::Cpp { .. }));
+    }
+
+    #[test]
+    fn the_words_of_devices_are_known() {
+        for text in [
+            "CUDA out of memory. Tried to allocate 20.00 GiB",
+            "CUDA error: out of memory",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        ] {
+            assert!(is_out_of_memory(text), "{text}");
+        }
+        assert!(!is_out_of_memory("CUDA error: an illegal memory access was encountered"));
+    }
+
+    #[test]
+    fn free_memory_goes_back_to_the_system() {
+        let blocks: Vec<Vec<u8>> = (0..4000).map(|_| vec![1; 32 << 10]).collect();
+        let status = || std::fs::read_to_string("/proc/self/statm").unwrap();
+        let resident = |text: String| text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096;
+        // One block at the end keeps the heap's top where it is: only trimming gives the rest back.
+        let (last, all) = (blocks.last().cloned(), blocks);
+        drop(all);
+        let before = resident(status());
+        release_caches();
+        let after = resident(status());
+        assert!(after + (60 << 20) < before, "{before} → {after}");
+        drop(last);
+    }
+}

@@ -1,0 +1,222 @@
+//! Ends: of an epoch, of a run; and the checkpoints between.
+
+use super::{Finished, Loop, Status};
+use crate::data::Dataset;
+use crate::train::TrainError;
+use crate::train::checkpoint::{self, Content};
+use crate::train::ema::Ema;
+use crate::train::evaluate::{EvalSpec, Evaluated, evaluate};
+use crate::train::state::BestState;
+use launcher::contract::MetricsRecord;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How an epoch ended.
+pub(super) enum EpochEnd {
+    GoesOn,
+    EarlyStopped,
+    /// A request to stop broke the validation off: it is done on resume.
+    Interrupted,
+}
+
+impl Loop<'_, '_> {
+    /// Validation, schedule, early stopping, checkpoint. `record`: of the epoch's last step; it is written here.
+    pub(super) fn end_epoch(&mut self, epoch: u64, mut record: MetricsRecord) -> Result<EpochEnd, TrainError> {
+        let Some(values) = self.validate()? else {
+            self.state.unvalidated = Some(record.clone());
+            self.carried_sums.clear();
+            self.write(Some(record));
+            return Ok(EpochEnd::Interrupted);
+        };
+        self.carried_sums.clear();
+        // JSON has no NaN: what is not finite is left out.
+        record.metrics.extend(values.iter().filter(|(_, v)| v.is_finite()).map(|(k, v)| (k.clone(), *v)));
+        self.last_values.extend(values);
+        let monitored = self.monitored()?;
+        let verdict = self.monitor.end_epoch(epoch, monitored);
+        self.schedule.end_epoch(self.state.step, monitored);
+        let improved = verdict.improved;
+        if improved {
+            self.state.best = Some(BestState { value: monitored, step: self.state.step });
+        }
+        self.tell_epoch(epoch, improved);
+        let log = &self.fit.config.log;
+        let due = log.save_every > 0 && (epoch + 1).is_multiple_of(log.save_every) && !log.save_best_only;
+        let keeps_best = improved && self.fit.config.train.restore_best_weights;
+        if due || keeps_best || (improved && log.save_best_only) {
+            self.save(improved)?;
+        }
+        self.write(Some(record));
+        Ok(if verdict.stop { EpochEnd::EarlyStopped } else { EpochEnd::GoesOn })
+    }
+
+    /// On resume: the end of an epoch whose validation was broken off. `Some`: training ends here.
+    pub(super) fn end_broken_epoch(&mut self) -> Result<Option<Status>, TrainError> {
+        let Some(record) = self.state.unvalidated.take() else { return Ok(None) };
+        // The checkpoint there is still says that the validation is to be done.
+        self.saved_step = None;
+        self.last_values.extend(record.metrics.clone());
+        Ok(match self.end_epoch(self.state.epoch().saturating_sub(1), record)? {
+            EpochEnd::GoesOn => None,
+            EpochEnd::EarlyStopped => Some(Status::EarlyStopped),
+            EpochEnd::Interrupted => Some(Status::Stopped),
+        })
+    }
+
+    fn validate(&mut self) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
+        self.observer.phase("val", self.state.step);
+        let dataset = &self.fit.datasets.val;
+        self.evaluate(Arc::clone(dataset), "val.")
+    }
+
+    /// With the averaged weights where there are any. `None`: broken off by a request to stop.
+    fn evaluate(
+        &mut self,
+        dataset: Arc<dyn Dataset>,
+        prefix: &str,
+    ) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
+        if let Some(ema) = &mut self.ema {
+            ema.swap(&self.fit.params);
+        }
+        let evaluated = loop {
+            match self.evaluate_once(&dataset, prefix) {
+                Ok(Evaluated::Values(values)) => break Ok(Some(values)),
+                Ok(Evaluated::Interrupted) => break Ok(None),
+                Ok(Evaluated::OutOfMemory { message }) => {
+                    if let Err(error) = self.recover_evaluation(message) {
+                        break Err(error);
+                    }
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        if let Some(ema) = &mut self.ema {
+            ema.swap(&self.fit.params);
+        }
+        evaluated
+    }
+
+    fn evaluate_once(&mut self, dataset: &Arc<dyn Dataset>, prefix: &str) -> Result<Evaluated, TrainError> {
+        let spec = EvalSpec {
+            batch: self.val_batch,
+            threads: self.fit.plan.loader.threads,
+            device: self.fit.device,
+            narrow: self.narrow,
+            throttle: Arc::clone(self.desk.controls.throttle()),
+        };
+        let (desk, observer, step) = (&mut self.desk, &mut *self.observer, self.state.step);
+        let collective = self.fit.collective.as_ref();
+        evaluate(self.fit.model, self.fit.metrics.as_mut(), dataset, &spec, collective, prefix, &mut |batches| {
+            desk.obey(step, batches, observer);
+            desk.controls.stops()
+        })
+    }
+
+    fn monitored(&self) -> Result<f64, TrainError> {
+        let name = &self.fit.config.train.monitor_metric;
+        self.last_values.get(name).copied().ok_or_else(|| {
+            let known: Vec<&str> = self.last_values.keys().map(String::as_str).collect();
+            TrainError::Config(format!(
+                "train.monitor_metric {name} is not measured: choose one of {}",
+                known.join(", ")
+            ))
+        })
+    }
+
+    /// The last checkpoint of a run that ends.
+    pub(super) fn seal(&mut self, status: Status) -> Result<Status, TrainError> {
+        self.save_once()?;
+        Ok(status)
+    }
+
+    /// A checkpoint of this step that is there already stays: it may be marked as the best.
+    pub(super) fn save_once(&mut self) -> Result<(), TrainError> {
+        if self.saved_step == Some(self.state.step) { Ok(()) } else { self.save(false) }
+    }
+
+    /// Every rank calls it; rank 0 writes, in the background.
+    fn save(&mut self, best: bool) -> Result<(), TrainError> {
+        self.observer.phase("checkpoint", self.state.step);
+        let mut state = self.state.clone();
+        state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
+        state.schedule = Some(self.schedule.state().clone());
+        state.monitor = Some(self.monitor.state().clone());
+        self.saved_step = Some(state.step);
+        if let Some(checkpoints) = &mut self.fit.checkpoints {
+            let optimizer = self.optimizer.export(&self.ddp)?;
+            let ema = self.ema.as_ref().map(Ema::tensors);
+            checkpoints.save(Content {
+                step: state.step,
+                model: &self.fit.params,
+                optimizer: &optimizer,
+                ema: ema.as_deref(),
+                facts: self.fit.facts.clone(),
+                best,
+                state: serde_json::to_value(&state).map_err(|e| TrainError::Config(format!("loop state: {e}")))?,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The best weights back, the test split, the result.
+    pub(super) fn close(mut self, mut status: Status) -> Result<Finished, TrainError> {
+        if status != Status::Stopped {
+            // Ranks meet here: rank 0's checkpoints are on disk.
+            self.fit.collective.barrier()?;
+            self.restore_best()?;
+            self.observer.phase("test", self.state.step);
+            match self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")? {
+                Some(values) => self.last_values.extend(values),
+                // All is trained and saved; a resumed run goes on here.
+                None => status = Status::Stopped,
+            }
+        }
+        let stopped = status == Status::Stopped;
+        self.desk.close(self.state.step, stopped, self.observer);
+        let reason = if stopped { self.reason()? } else { None };
+        let mut headline = self.headline("test.");
+        if headline.is_empty() {
+            headline = self.headline("val.");
+        }
+        self.last_values.retain(|_, value| value.is_finite());
+        Ok(Finished {
+            status,
+            steps: self.state.step,
+            epochs: self.state.epoch(),
+            train_s: self.state.train_s,
+            samples_per_s: self.samples_here as f64 / self.train_s_here.max(1e-9),
+            metrics: self.last_values,
+            headline,
+            best: self.state.best,
+            reason,
+            cleanups: self.cleanups,
+        })
+    }
+
+    /// Why the run stops, as the lowest rank that knows says. All ranks call it together.
+    fn reason(&self) -> Result<Option<String>, TrainError> {
+        let own = self.desk.controls.reason().unwrap_or_default();
+        let all = self.fit.collective.all_gather(own.as_bytes())?;
+        Ok(all.iter().find(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(text).into_owned()))
+    }
+
+    /// Rank 0 reads the best checkpoint, all ranks get its weights.
+    fn restore_best(&mut self) -> Result<(), TrainError> {
+        let Some(best) = self.state.best else { return Ok(()) };
+        if !self.fit.config.train.restore_best_weights || best.step == self.state.step {
+            return Ok(());
+        }
+        let averaged = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
+        if self.planner.rank == 0 {
+            let loaded = checkpoint::load(&self.fit.checkpoint_dir.join(format!("step-{}", best.step)))?;
+            checkpoint::apply(&loaded.path, &loaded.model, &self.fit.params)?;
+            if let Some(ema) = &loaded.ema {
+                checkpoint::apply(&loaded.path, ema, &averaged)?;
+            }
+        }
+        for (_, tensor) in self.fit.params.iter().chain(&averaged) {
+            self.fit.collective.broadcast(&tensor.detach(), 0)?;
+        }
+        Ok(())
+    }
+}

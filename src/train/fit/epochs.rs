@@ -1,0 +1,180 @@
+//! The loop itself: epochs of steps.
+
+use super::close::EpochEnd;
+use super::{Loop, Status};
+use crate::data::loader::{BatchStream, Loader, LoaderSpec};
+use crate::train::TrainError;
+use crate::train::step::{Attempt, StepOutcome, StepRunner};
+use std::sync::Arc;
+use std::time::Instant;
+use tch::Device;
+
+/// Why a run of the loader ended.
+enum Leg {
+    /// The epoch is over.
+    Over,
+    /// Micro-batches have another size from here on.
+    Resized,
+    /// Training ends.
+    Ends(Status),
+}
+
+impl Loop<'_, '_> {
+    pub(super) fn steps_total(&self) -> u64 {
+        let by_epochs = (self.fit.config.train.num_epochs as u64).saturating_mul(self.state.steps_per_epoch);
+        self.fit.config.train.max_steps.map_or(by_epochs, |max| max.min(by_epochs))
+    }
+
+    pub(super) fn train(&mut self) -> Result<Status, TrainError> {
+        let mut loader = None;
+        let total = self.steps_total();
+        if self.monitor.is_over() {
+            // Killed between the checkpoint of its last epoch and its end.
+            return Ok(Status::EarlyStopped);
+        }
+        if let Some(status) = self.end_broken_epoch()? {
+            return self.seal(status);
+        }
+        while self.state.step < total {
+            let last = ((self.state.epoch() + 1) * self.state.steps_per_epoch).min(total);
+            self.observer.phase("train", self.state.step);
+            while let Leg::Resized = match self.leg(&mut loader, last)? {
+                Leg::Ends(status) => return self.seal(status),
+                other => other,
+            } {}
+        }
+        self.seal(Status::Finished)
+    }
+
+    /// The loader for micro-batches as they are now; an earlier one's memory is given back first.
+    fn fitting<'l>(&self, loader: &'l mut Option<Loader>) -> Result<&'l mut Loader, TrainError> {
+        let micro_batch = self.planner.micro_batch as usize;
+        if loader.as_ref().is_some_and(|loader| loader.micro_batch() != micro_batch) {
+            *loader = None;
+        }
+        match loader {
+            Some(loader) => Ok(loader),
+            None => {
+                let spec = LoaderSpec {
+                    threads: self.fit.plan.loader.threads,
+                    slots: self.fit.plan.loader.slots,
+                    micro_batch,
+                    persistent: self.fit.config.train.persistent_workers,
+                    throttle: Arc::clone(self.desk.controls.throttle()),
+                    gives_back: self.fit.device == Device::Cpu,
+                    ..LoaderSpec::default()
+                };
+                Ok(loader.insert(Loader::new(Arc::clone(&self.fit.datasets.train), spec)?))
+            }
+        }
+    }
+
+    /// Steps up to `last`, the epoch's, as long as micro-batches keep their size.
+    fn leg(&mut self, loader: &mut Option<Loader>, last: u64) -> Result<Leg, TrainError> {
+        let epoch = self.state.epoch();
+        let requests = self.planner.requests(epoch, self.state.step_in_epoch());
+        let mut batches = self.fitting(loader)?.run(requests)?;
+        loop {
+            self.desk.obey(self.state.step, &batches, self.observer);
+            let Some(outcome) = self.step(&mut batches)? else { return Ok(Leg::Resized) };
+            if outcome.halve {
+                self.halve_as_ordered();
+            }
+            self.clean_up_if_due(&batches);
+            if self.state.step == last {
+                drop(batches);
+                return self.end_of_epoch(epoch, &outcome);
+            }
+            let record = self.record_if_due(&outcome, epoch, outcome.stop)?;
+            self.write(record);
+            if outcome.stop {
+                return Ok(Leg::Ends(Status::Stopped));
+            }
+            self.save_if_due()?;
+            if outcome.halve {
+                return Ok(Leg::Resized);
+            }
+        }
+    }
+
+    fn end_of_epoch(&mut self, epoch: u64, outcome: &StepOutcome) -> Result<Leg, TrainError> {
+        let record = self.record(outcome, epoch)?;
+        let ended = self.end_epoch(epoch, record)?;
+        if let EpochEnd::Interrupted = ended {
+            return Ok(Leg::Ends(Status::Stopped));
+        }
+        self.save_if_due()?;
+        Ok(match ended {
+            EpochEnd::EarlyStopped => Leg::Ends(Status::EarlyStopped),
+            _ if outcome.stop => Leg::Ends(Status::Stopped),
+            _ => Leg::Over,
+        })
+    }
+
+    /// `log.save_every_steps`.
+    fn save_if_due(&mut self) -> Result<(), TrainError> {
+        let every = self.fit.config.log.save_every_steps;
+        if every > 0 && self.state.step.is_multiple_of(every) {
+            self.save_once()?;
+        }
+        Ok(())
+    }
+
+    /// One optimizer step over all ranks. `None`: memory ran out on some rank, nothing has changed but the micro-batch.
+    fn step(&mut self, batches: &mut BatchStream) -> Result<Option<StepOutcome>, TrainError> {
+        let started = Instant::now();
+        let step = self.state.step;
+        let lr = self.schedule.rate(step);
+        let runner = StepRunner {
+            config: self.fit.config,
+            planner: &self.planner,
+            model: self.fit.model,
+            device: self.fit.device,
+            narrow: self.narrow,
+            collective: self.fit.collective.as_ref(),
+            step,
+            step_in_epoch: self.state.step_in_epoch(),
+            wishes: self.desk.wishes(step),
+        };
+        let sums = self.local_sums();
+        let result = runner.run(batches, &mut self.ddp, &mut self.optimizer, self.fit.metrics.as_mut(), lr);
+        let mut outcome = match result {
+            Err(error @ TrainError::NonFinite { .. }) => {
+                // The failed step counts for nothing: its sums may be no numbers, which JSON cannot hold.
+                self.forget_step(sums);
+                self.save_once()?;
+                return Err(error);
+            }
+            Ok(Attempt::OutOfMemory { message }) => {
+                self.forget_step(sums);
+                self.recover(message)?;
+                return Ok(None);
+            }
+            Ok(Attempt::Done(outcome)) => outcome,
+            Err(error) => return Err(error),
+        };
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.fit.params);
+        }
+        outcome.step_s = started.elapsed().as_secs_f64();
+        self.count(&outcome);
+        Ok(Some(outcome))
+    }
+
+    /// Takes the metrics back to where they were before a failed step.
+    fn forget_step(&mut self, sums: Vec<f64>) {
+        self.fit.metrics.reset();
+        self.carried_sums = sums;
+    }
+
+    fn count(&mut self, outcome: &StepOutcome) {
+        self.state.step += 1;
+        self.state.train_s += outcome.step_s;
+        self.state.samples += self.planner.global_batch;
+        self.steps_here += 1;
+        self.samples_here += self.planner.global_batch;
+        self.train_s_here += outcome.step_s;
+        let progress = self.progress(outcome);
+        self.observer.step(&progress);
+    }
+}

@@ -1,0 +1,222 @@
+//! The loop: epochs of steps, evaluation, schedule, early stopping, checkpoints.
+//!
+//! `epochs` runs the steps, `close` ends epochs and runs, `relief` gives memory back, `tell` says what happens.
+
+mod close;
+mod epochs;
+mod relief;
+mod tell;
+
+use super::amp;
+use super::checkpoint::{CheckpointError, Checkpointer, Facts};
+use super::controls::Controls;
+use super::ddp::{Ddp, DdpError, DdpOptions};
+use super::ema::Ema;
+use super::optimizer::{Optimizer, Rule};
+use super::schedule::{Monitor, Schedule};
+use super::state::{BestState, LoopState};
+use super::{Observer, TrainError};
+use crate::comm::Collective;
+use crate::data::loader::{BatchPlanner, train_order};
+use crate::task::{Datasets, Metrics, Model};
+use launcher::config::{Config, OptimizerKind, TrainConfig};
+use launcher::plan::Plan;
+use relief::Desk;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
+
+/// How training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Finished,
+    EarlyStopped,
+    /// A signal asked for it; a checkpoint holds everything.
+    Stopped,
+}
+
+/// Result of a run, the same on every rank.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    pub status: Status,
+    pub steps: u64,
+    pub epochs: u64,
+    pub train_s: f64,
+    pub samples_per_s: f64,
+    pub metrics: BTreeMap<String, f64>,
+    /// Names in `metrics` that a person wants to see first.
+    pub headline: Vec<String>,
+    pub best: Option<BestState>,
+    /// Why it was asked to stop, where someone said so.
+    pub reason: Option<String>,
+    /// How often `memory.cleanup_every` released the caches, in this process.
+    pub cleanups: u64,
+}
+
+/// Where a resumed run goes on.
+pub struct Resume {
+    pub state: LoopState,
+    pub optimizer: Vec<(String, Tensor)>,
+    pub ema: Vec<(String, Tensor)>,
+}
+
+/// A run, made ready by `rank`.
+pub struct Fit<'a> {
+    pub config: &'a Config,
+    pub plan: &'a Plan,
+    pub device: Device,
+    pub collective: Arc<dyn Collective>,
+    pub datasets: &'a Datasets,
+    pub model: &'a dyn Model,
+    /// Trainable parameters by name, in registration order.
+    pub params: Vec<(String, Tensor)>,
+    pub metrics: Box<dyn Metrics>,
+    pub facts: Facts,
+    /// Rank 0's writer of checkpoints.
+    pub checkpoints: Option<Checkpointer>,
+    /// Where that writer writes.
+    pub checkpoint_dir: &'a Path,
+    /// Requests to stop, and to give memory back.
+    pub controls: Arc<Controls>,
+}
+
+struct Loop<'a, 'o> {
+    fit: Fit<'a>,
+    observer: &'o mut dyn Observer,
+    desk: Desk,
+    planner: BatchPlanner,
+    /// Samples of an evaluation's forward pass.
+    val_batch: usize,
+    /// Element type of autocast; absent: none.
+    narrow: Option<Kind>,
+    ddp: Ddp,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    monitor: Monitor,
+    ema: Option<Ema>,
+    state: LoopState,
+    /// Sums of the running epoch before a resume; they count on rank 0.
+    carried_sums: Vec<f64>,
+    last_values: BTreeMap<String, f64>,
+    saved_step: Option<u64>,
+    steps_here: u64,
+    samples_here: u64,
+    train_s_here: f64,
+    cleanups: u64,
+}
+
+impl<'a> Fit<'a> {
+    /// Trains to the end, or until a signal or early stopping ends it.
+    ///
+    /// # Errors
+    /// See [`TrainError`]; whatever was saved before stays whole.
+    pub fn run(self, resume: Option<Resume>, observer: &mut dyn Observer) -> Result<Finished, TrainError> {
+        let mut this = Loop::new(self, resume, observer)?;
+        let result = this.train();
+        let written = this.fit.checkpoints.as_mut().map_or(Ok(()), Checkpointer::wait);
+        let status = result?;
+        written?;
+        this.close(status)
+    }
+}
+
+impl<'a, 'o> Loop<'a, 'o> {
+    fn new(fit: Fit<'a>, resume: Option<Resume>, observer: &'o mut dyn Observer) -> Result<Self, TrainError> {
+        let (config, train) = (fit.config, &fit.config.train);
+        let mut planner = BatchPlanner {
+            order: train_order(fit.datasets.train.as_ref(), &config.data, config.seed)?,
+            global_batch: fit.plan.batch.global_batch as u64,
+            micro_batch: fit.plan.batch.micro_batch as u64,
+            rank: fit.collective.rank() as u64,
+            world_size: fit.collective.world_size() as u64,
+            drop_last: true,
+        }
+        .checked()?;
+        let (narrow, note) = amp::narrow_kind(train.amp, fit.device);
+        if let Some(note) = note.filter(|_| planner.rank == 0) {
+            observer.line(note.to_owned());
+        }
+        let steps_per_epoch = planner.steps_per_epoch();
+        let options = DdpOptions { bucket_mb: config.ddp.bucket_mb, ..DdpOptions::default() };
+        let params = fit.params.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+        let ddp = Ddp::new(params, Arc::clone(&fit.collective), options)?;
+        let mut optimizer = Optimizer::new(rule(train), &ddp)?;
+        let mut ema = train.ema_decay.map(|decay| Ema::new(decay, &fit.params));
+        let mut schedule = Schedule::new(train, steps_per_epoch);
+        let mut monitor = Monitor::new(train);
+        let mut state = LoopState { steps_per_epoch, ..LoopState::default() };
+        if let Some(resume) = resume {
+            let imported = optimizer.import(&ddp, &resume.optimizer);
+            imported.map_err(|error| of_another_optimizer(error, fit.checkpoint_dir, resume.state.step))?;
+            if let Some(ema) = &mut ema {
+                ema.load(&resume.ema);
+            }
+            state = resume.state;
+            planner.micro_batch = state.micro_batch(planner.micro_batch);
+            same_epochs(state.steps_per_epoch, steps_per_epoch)?;
+            if let Some(saved) = state.schedule.take() {
+                schedule.restore(saved);
+            }
+            if let Some(saved) = state.monitor.take() {
+                monitor.restore(saved);
+            }
+        }
+        let carried_sums = if planner.rank == 0 { std::mem::take(&mut state.train_sums) } else { Vec::new() };
+        let saved_step = (state.step > 0).then_some(state.step);
+        Ok(Self {
+            desk: Desk::new(Arc::clone(&fit.controls)),
+            val_batch: fit.plan.batch.val_batch,
+            fit,
+            observer,
+            planner,
+            narrow,
+            ddp,
+            optimizer,
+            schedule,
+            monitor,
+            ema,
+            state,
+            carried_sums,
+            last_values: BTreeMap::new(),
+            saved_step,
+            steps_here: 0,
+            samples_here: 0,
+            train_s_here: 0.0,
+            cleanups: 0,
+        })
+    }
+}
+
+fn of_another_optimizer(error: DdpError, checkpoint_dir: &Path, step: u64) -> TrainError {
+    match error {
+        DdpError::Parameter { name, problem } => TrainError::Checkpoint(CheckpointError::Mismatch {
+            path: checkpoint_dir.join(format!("step-{step}")),
+            problem: format!("its optimizer's {name} {problem}: keep train.optimizer and train.momentum"),
+        }),
+        other => other.into(),
+    }
+}
+
+fn same_epochs(saved: u64, here: u64) -> Result<(), TrainError> {
+    if saved == here {
+        return Ok(());
+    }
+    Err(TrainError::Config(format!(
+        "the checkpoint counts {saved} steps per epoch, this run {here}: the training data or the global batch changed; \
+         start afresh, or give the old data back"
+    )))
+}
+
+/// The optimizer's rule as the config has it.
+fn rule(train: &TrainConfig) -> Rule {
+    let TrainConfig { betas, eps, weight_decay, momentum, .. } = *train;
+    match train.optimizer {
+        OptimizerKind::Adamw => Rule::AdamW { betas, eps, weight_decay },
+        OptimizerKind::Adam => Rule::Adam { betas, eps, weight_decay },
+        OptimizerKind::Sgd => Rule::Sgd { momentum, nesterov: false, weight_decay },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! What the loop says: progress, records, lines for people.
+
+use super::Loop;
+use crate::train::TrainError;
+use crate::train::evaluate::reduce_sums;
+use crate::train::step::StepOutcome;
+use launcher::contract::{MetricsRecord, Progress};
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+impl Loop<'_, '_> {
+    pub(super) fn progress(&self, outcome: &StepOutcome) -> Progress {
+        Progress {
+            phase: "train".into(),
+            epoch: (self.state.step - 1) / self.state.steps_per_epoch + 1,
+            epochs: self.steps_total().div_ceil(self.state.steps_per_epoch),
+            step: self.state.step,
+            steps: self.steps_total(),
+            loss: outcome.loss,
+            samples_per_s: self.samples_here as f64 / self.train_s_here.max(1e-9),
+            pss_bytes: 0,
+            cache_hit_rate: None,
+        }
+    }
+
+    /// The record of this step where one is due.
+    pub(super) fn record_if_due(
+        &mut self,
+        outcome: &StepOutcome,
+        epoch: u64,
+        due: bool,
+    ) -> Result<Option<MetricsRecord>, TrainError> {
+        let every = self.fit.config.log.log_every.max(1);
+        (due || self.state.step.is_multiple_of(every)).then(|| self.record(outcome, epoch)).transpose()
+    }
+
+    /// The record of this step. Every rank calls it: values are reduced.
+    pub(super) fn record(&mut self, outcome: &StepOutcome, epoch: u64) -> Result<MetricsRecord, TrainError> {
+        let mut metrics = BTreeMap::new();
+        if self.fit.config.train.compute_metrics_online {
+            let values = self.fit.metrics.values(&self.train_sums()?);
+            metrics.extend(values.into_iter().map(|(name, value)| (format!("train.{name}"), value)));
+        }
+        self.last_values.extend(metrics.clone());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        metrics.retain(|_, value| value.is_finite());
+        Ok(MetricsRecord {
+            t: now.as_secs_f64(),
+            step: self.state.step,
+            epoch: epoch + 1,
+            loss: outcome.loss,
+            lr: outcome.lr,
+            samples_per_s: self.planner.global_batch as f64 / outcome.step_s.max(1e-9),
+            data_wait_s: outcome.data_wait_s,
+            step_s: outcome.step_s,
+            grad_norm: outcome.grad_norm,
+            scale: 1.0,
+            cache_hit_rate: None,
+            metrics,
+        })
+    }
+
+    /// Sums of the training metrics since the epoch began, over all ranks.
+    pub(super) fn train_sums(&self) -> Result<Vec<f64>, TrainError> {
+        reduce_sums(&self.local_sums(), self.fit.collective.as_ref())
+    }
+
+    /// This rank's part of them.
+    pub(super) fn local_sums(&self) -> Vec<f64> {
+        let mut sums = self.fit.metrics.sums();
+        for (sum, carried) in sums.iter_mut().zip(&self.carried_sums) {
+            *sum += carried;
+        }
+        sums
+    }
+
+    pub(super) fn write(&mut self, record: Option<MetricsRecord>) {
+        if let Some(record) = record
+            && self.planner.rank == 0
+        {
+            self.observer.record(&record);
+        }
+    }
+
+    /// One line for people: `epoch 3/10, val: loss 0.1234, mae_deg 6.789 (best)`.
+    pub(super) fn tell_epoch(&mut self, epoch: u64, improved: bool) {
+        let epochs = self.steps_total().div_ceil(self.state.steps_per_epoch);
+        let best = if improved { " (best)" } else { "" };
+        let values = told(&self.last_values, &self.headline("val."), "val.");
+        self.observer.line(format!("epoch {}/{epochs}, val: {values}{best}", epoch + 1));
+    }
+
+    /// The monitored metric where it has this prefix (else the loss), then those that the task puts forward.
+    pub(super) fn headline(&self, prefix: &str) -> Vec<String> {
+        let monitored = self.fit.config.train.monitor_metric.as_str();
+        let first = if monitored.starts_with(prefix) { monitored.to_owned() } else { format!("{prefix}loss") };
+        let mut names = vec![first];
+        for name in self.fit.metrics.headline() {
+            let name = format!("{prefix}{name}");
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.retain(|name| self.last_values.contains_key(name));
+        names
+    }
+}
+
+/// `loss 0.01234, mae_deg 6.789`: four significant digits are what people compare.
+fn told(values: &BTreeMap<String, f64>, names: &[String], prefix: &str) -> String {
+    let short = |name: &String| name.strip_prefix(prefix).unwrap_or(name).to_owned();
+    let one = |name: &String| values.get(name).map(|value| format!("{} {}", short(name), four_digits(*value)));
+    names.iter().filter_map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn four_digits(value: f64) -> String {
+    let size = value.abs();
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    match size.log10().floor() as i32 {
+        exponent @ -4..=3 => format!("{value:.*}", (3 - exponent) as usize),
+        _ => format!("{value:.3e}"),
+    }
+}
