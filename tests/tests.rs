@@ -22,3 +22,5 @@ mod resume;
 mod supervise;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/watch.rs"]
+mod watch;

@@ -4,13 +4,14 @@
 //!
 //! ```text
 //! config ──► plan ──► supervise ──► ranks (package `headroom`)
-//!    machine ──┘       │     │
-//!                console cache  contract  (all that crosses processes)
+//!    machine ──┘       │ │   │
+//!                console │ cache  contract  (all that crosses processes)
+//!                      watch  (memory: seen, warned of, given back, explained)
 //! ```
 //!
 //! Architecture invariant: `plan` does no I/O; `config` reads neither environment, clock, /proc nor GPU; `machine`
 //! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour;
-//! `cache` touches no sample bytes.
+//! `cache` touches no sample bytes; `watch` reaches ranks and page cache through `supervise` alone.
 
 pub mod advise;
 pub mod cache;

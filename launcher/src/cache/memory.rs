@@ -62,14 +62,16 @@ pub fn extend(memfd: impl AsFd, present_bytes: u64, capacity_bytes: u64) -> Resu
 pub fn punch(memfd: impl AsFd, from: u64, to: u64) -> Result<(), MemoryError> {
     let bytes = to.saturating_sub(from);
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    while bytes > 0 {
+    if bytes == 0 {
+        return Ok(());
+    }
+    loop {
         match fallocate(&memfd, flags, from, bytes) {
-            Ok(()) => break,
+            Ok(()) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(source) => return Err(MemoryError::System { what: "give back part of", bytes, source }),
         }
     }
-    Ok(())
 }
 
 /// Bytes of memory behind the mapping now, as the kernel counts them.

@@ -138,7 +138,9 @@ pub(super) fn memory_limit(root: &Path, members: &[Membership], mounts: &[Mount]
         Some((limit, used_bytes(folder, version)))
     };
     let mut bounds: Vec<(u64, u64)> = folders.iter().filter_map(bound).collect();
-    bounds.extend(hidden_v1_limit(&folders, version));
+    // One that a visible group states itself is not hidden, and its use is known.
+    let hidden = hidden_v1_limit(&folders, version);
+    bounds.extend(hidden.filter(|(hidden, _)| bounds.iter().all(|(limit, _)| hidden < limit)));
     let tightest = bounds.iter().min_by_key(|(limit, _)| *limit);
     MemoryLimit {
         version: Some(version),

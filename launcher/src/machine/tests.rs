@@ -260,3 +260,18 @@ fn memory_is_read_again_with_events_and_pressure_of_v2() {
     assert_eq!((group.oom_kills, group.high_events, group.max_events), (2, 4, 5));
     assert_eq!(now.pressure.map(|p| p.full_avg10), Some(3.0));
 }
+
+#[test]
+fn v1_counts_the_use_of_the_group_that_states_the_limit_not_of_the_whole_machine() {
+    let root = tree(&[
+        ("proc/meminfo", MEMINFO),
+        ("proc/self/cgroup", V1_GROUPS),
+        ("proc/self/mountinfo", V1_MOUNTS),
+        ("sys/fs/cgroup/memory/memory.usage_in_bytes", "15032385536\n"),
+        ("sys/fs/cgroup/memory/batch/job/memory.limit_in_bytes", "4294967296\n"),
+        ("sys/fs/cgroup/memory/batch/job/memory.usage_in_bytes", "1073741824\n"),
+        ("sys/fs/cgroup/memory/batch/job/memory.stat", "hierarchical_memory_limit 4294967296\n"),
+    ]);
+    let machine = machine(root.path());
+    assert_eq!((machine.cgroup_used_bytes, machine.cgroup_room_bytes), (Some(GIB), Some(3 * GIB)));
+}

@@ -39,6 +39,12 @@ impl Cgroup {
         let name = name_of(std::process::id()).ok_or(io::ErrorKind::NotFound)?;
         remove_stale(parent);
         let dir = parent.join(&name);
+        if dir.exists()
+            && let Some(earlier) = Self::at(&dir)
+        {
+            // Of this launcher's last attempt, whose members took long to go.
+            earlier.end(5000);
+        }
         fs::create_dir(&dir)?;
         // Refused where the hierarchy may be listed but not joined.
         let made = Self::at(&dir).ok_or_else(|| io::ErrorKind::InvalidInput.into());

@@ -22,8 +22,8 @@ pub enum Order {
 
 /// The watch's hands.
 pub struct Desk<'a> {
-    watcher: &'a dyn Watcher,
-    cache: Option<&'a CacheHost>,
+    pub watcher: &'a dyn Watcher,
+    pub cache: Option<&'a CacheHost>,
     orders: Mutex<Vec<Order>>,
     /// Readable when there are orders.
     pub bell: OwnedFd,

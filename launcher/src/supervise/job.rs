@@ -101,7 +101,7 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
     let meter = MemoryMeter::new(&Probe::default(), memory_group.as_ref().map(|group| group.dir.as_path()));
     let desk = Desk::new(watcher, cache.as_ref())?;
     let (tell, told) = mpsc::channel();
-    let mut job = Job::new(spec, watcher, signals, &guard, &desk, tell, cache.as_ref(), children)?;
+    let mut job = Job::new(spec, signals, &guard, &desk, tell, children)?;
     let findings = std::thread::scope(|scope| -> io::Result<Findings> {
         let desk = &desk;
         let watch = move || Watch::new(&spec.watch, &pids, meter, desk).run(&told);
@@ -146,7 +146,8 @@ fn memory_group(spec: &Spec, watcher: &dyn Watcher) -> Option<MemoryGroup> {
 
 fn end_cgroups(cgroups: &[Cgroup]) {
     cgroups.iter().for_each(|cgroup| {
-        cgroup.end(200);
+        // Milliseconds: giving a killed process's memory back takes time on a busy node.
+        cgroup.end(2000);
     });
 }
 
@@ -159,14 +160,13 @@ fn kill_now(child: &mut Child) {
 impl<'a> Job<'a> {
     fn new(
         spec: &'a Spec,
-        watcher: &'a dyn Watcher,
         signals: &'a Signals,
         guard: &'a Guard,
         desk: &'a Desk<'a>,
         tell: Sender<Told>,
-        cache: Option<&'a CacheHost>,
         children: Vec<Child>,
     ) -> io::Result<Self> {
+        let (watcher, cache) = (desk.watcher, desk.cache);
         let urgent = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let outputs = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         add(&urgent, &signals.pipe, SIGNALS, 0)?;

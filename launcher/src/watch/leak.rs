@@ -136,7 +136,7 @@ mod tests {
     fn item_49_a_leak_behind_a_warm_up_and_among_outliers_is_flagged() {
         let mut state = 3;
         let found = seen(200, 1, |n| {
-            let spike = if n as u64 % 9 == 0 { 300.0 } else { 0.0 };
+            let spike = if (n as u64).is_multiple_of(9) { 300.0 } else { 0.0 };
             300.0 * (1.0 - (-n / 10.0).exp()) + 0.5 * n + spike + noise(&mut state)
         });
         assert!(found.is_some());

@@ -187,14 +187,25 @@ fn rollup(pid: i32) -> Option<Rollup> {
     })
 }
 
-/// The largest process that is none of `ours`: name, pid and RSS. Looks at every process of the node.
-pub fn largest_other(ours: &[i32]) -> Option<(String, i32, u64)> {
+/// The largest process that is none of `ours`: name, pid and RSS. Looks at every process of the node, or at those of
+/// this process's own memory cgroup and below.
+pub fn largest_other(ours: &[i32], in_group: bool) -> Option<(String, i32, u64)> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let group = memory_group_of(own).filter(|_| in_group);
+    let inside =
+        |pid: i32| group.as_ref().is_none_or(|group| memory_group_of(pid).is_some_and(|at| at.starts_with(group)));
     let stats = procfs::process::all_processes().ok()?.flatten().filter_map(|process| process.stat().ok());
-    let others = stats.filter(|stat| stat.pid != own && !ours.contains(&stat.pid));
+    let others = stats.filter(|stat| stat.pid != own && !ours.contains(&stat.pid) && inside(stat.pid));
     let largest = others.max_by_key(|stat| stat.rss)?;
     let bytes = largest.rss * rustix::param::page_size() as u64;
     (bytes > 0).then_some((largest.comm, largest.pid, bytes))
+}
+
+/// Path of a process's memory cgroup, v1 or v2.
+fn memory_group_of(pid: i32) -> Option<String> {
+    let groups = Process::new(pid).and_then(|process| process.cgroups()).ok()?.0;
+    let v1 = groups.iter().find(|group| group.controllers.iter().any(|name| name == "memory"));
+    v1.or(groups.iter().find(|group| group.hierarchy == 0)).map(|group| group.pathname.clone())
 }
 
 #[cfg(test)]
@@ -243,7 +254,7 @@ mod tests {
             "a sample without page tables: {each:?}, {:.3} % of a core at two per second",
             each.as_secs_f64() * 200.0
         );
-        let others = largest_other(&[]).unwrap();
+        let others = largest_other(&[], false).unwrap();
         assert!(others.2 > 0, "{others:?}");
     }
 }

@@ -354,7 +354,7 @@ impl<'a> Watch<'a> {
             return Cause::Rank { rank, over_bytes };
         }
         if grown_bytes > scale.total_bytes / 50 {
-            self.findings.largest_other = largest_other(&self.pids);
+            self.findings.largest_other = largest_other(&self.pids, scale.source == Source::Cgroup);
             return Cause::Others { grown_bytes, largest: self.findings.largest_other.clone() };
         }
         match sample.cache_bytes {
@@ -460,10 +460,8 @@ impl<'a> Watch<'a> {
                 }
                 (answers.clone().map(|a| a.uss_before_bytes).sum(), answers.map(|a| a.uss_after_bytes).sum())
             }
-            Some(_) => {
-                let last = self.findings.last.as_ref();
-                (pending.before_bytes, last.map_or(0, |last| last.ranks.iter().map(|rank| rank.own_bytes).sum()))
-            }
+            // Ranks between two long steps, or that another program made: nothing is known of the effect.
+            Some(_) => return self.say(&words::unanswered(self.spec.language, &what), now),
         };
         self.say(&words::relieved(self.spec.language, &what, before, after), now);
     }

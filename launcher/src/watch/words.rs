@@ -166,6 +166,14 @@ pub fn relieved(language: Language, what: &str, before: u64, after: u64) -> Stri
     }
 }
 
+/// No rank has said what came of a rung.
+pub fn unanswered(language: Language, what: &str) -> String {
+    match language {
+        Language::En => format!("memory: {what}: asked for, no rank has answered yet"),
+        Language::Zh => format!("内存：{what}：已请求，rank 尚未答复"),
+    }
+}
+
 /// The page cache changes its size.
 pub fn cache(language: Language, from: u64, to: u64) -> String {
     let (from_text, to_text) = (size(from), size(to));
