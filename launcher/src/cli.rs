@@ -26,6 +26,12 @@ const SAMPLE_EXAMPLES: &str = "\
 Example:
   launch sample-data --task emg --out sample-data/long --sessions 4 --seconds 60";
 
+const MONITOR_EXAMPLES: &str = "\
+Examples:
+  launch monitor                                the run that trains here now
+  launch monitor --run night --duration 3600 --plot-interval 60
+  launch monitor --pid 4242                     any program, with its children";
+
 const BATCH_EXAMPLES: &str = "\
 Example:
   launch batch --config quick_demo --step 0 --rank 0 --world 3 --out batch.safetensors";
@@ -35,7 +41,7 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch plan|sample-data|batch|recommend|doctor|analyze ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch plan|sample-data|batch|recommend|monitor|analyze|doctor ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -62,7 +68,44 @@ enum Verb {
     /// What went wrong in a run, why, and what to change
     Doctor(ReadArgs),
     /// Memory of a run, or of a monitor's log, in numbers: range, trend, peaks, plan against truth
-    Analyze(ReadArgs),
+    Analyze(AnalyzeArgs),
+    /// Watch memory: of a run, of any program, of the machine
+    #[command(after_help = MONITOR_EXAMPLES)]
+    Monitor(MonitorArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct AnalyzeArgs {
+    #[command(flatten)]
+    pub read: ReadArgs,
+    /// Draw it as well
+    #[arg(long, value_name = "OUT.png")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct MonitorArgs {
+    /// A run by its folder or name [default: the one that trains here now, else the machine]
+    #[arg(long, value_name = "RUN", conflicts_with = "pid")]
+    pub run: Option<PathBuf>,
+    /// A process, with all that it starts
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+    /// Seconds until the monitor ends [default: until Ctrl-C, or the end of what it watches]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub duration: Option<f64>,
+    /// Seconds between two looks [default: 1 on a terminal, else 5]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub interval: Option<f64>,
+    /// Seconds between two plots [default: one at the end]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub plot_interval: Option<f64>,
+    /// Folder for log, report and plots [default: the run's, else this one]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Folder that holds the run folders
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub runs_dir: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -209,7 +252,8 @@ pub enum Command {
     Batch(BatchArgs),
     Recommend(RecommendArgs),
     Doctor(ReadArgs),
-    Analyze(ReadArgs),
+    Analyze(AnalyzeArgs),
+    Monitor(MonitorArgs),
     Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
 }
 
@@ -248,6 +292,7 @@ impl Command {
             (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
             (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
             (Some(Verb::Analyze(args)), _) => Command::Analyze(args),
+            (Some(Verb::Monitor(args)), _) => Command::Monitor(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
                 Command::Exec { run: cli.run, program, args: tail }
@@ -276,7 +321,8 @@ impl Command {
                 Err(usage(format!("--rank {} of --world {}: ranks count from 0", args.rank, args.world)))
             }
             Command::Batch(args) => args.config.need(),
-            Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) | Command::Analyze(_) => Ok(()),
+            Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
+            Command::Analyze(_) | Command::Monitor(_) => Ok(()),
             Command::Exec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }
@@ -395,6 +441,11 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
         "cuda" => Ok(DeviceChoice::Cuda),
         _ => Err("expected auto, cpu or cuda".into()),
     }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let positive = |seconds: &f64| seconds.is_finite() && *seconds > 0.0;
+    text.parse().ok().filter(positive).ok_or_else(|| "expected a number of seconds above 0".into())
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

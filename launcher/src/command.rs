@@ -7,6 +7,7 @@ use crate::config::{Config, ConfigError, DeviceChoice, Language};
 use crate::console::{Console, cache_stats, closing_table};
 use crate::contract::{CacheSummary, Summary, env, exit};
 use crate::machine::{Machine, dataset_facts};
+use crate::monitor::{self, Subject};
 use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
 use crate::supervise::{self, CacheSpec, Limits, Meeting, Outcome, RankSpec, Spec, Watcher};
@@ -67,6 +68,7 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Recommend(args) => recommend(&args),
         Command::Doctor(args) => doctor(&args),
         Command::Analyze(args) => analyze(&args),
+        Command::Monitor(args) => monitor_memory(&args),
     });
     match result {
         Ok(code) => code,
@@ -196,9 +198,54 @@ fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
     Ok(exit::OK)
 }
 
-fn analyze(args: &cli::ReadArgs) -> Result<u8, Error> {
-    let run = advise::Run::read(&args.run, &args.runs_dir)?;
+fn analyze(args: &cli::AnalyzeArgs) -> Result<u8, Error> {
+    let run = advise::Run::read(&args.read.run, &args.read.runs_dir)?;
     print!("{}\n{}", shown(&run.path), advise::analyze(&run));
+    if let Some(png) = &args.plot {
+        draw(&run.path, png).map_err(io(format!("cannot draw {}", png.display()), exit::DATA))?;
+        println!("{}", shown(png));
+    }
+    Ok(exit::OK)
+}
+
+/// The rank program draws: `launch` itself stays small.
+fn draw(what: &Path, png: &Path) -> std::io::Result<()> {
+    let words = ["plot".into(), "--from".into(), what.into(), "--out".into(), png.into()];
+    let mut command = rank_command(&words).map_err(std::io::Error::other)?;
+    let status = command.status()?;
+    let failed = || std::io::Error::other(format!("`rank plot` ended with {status}"));
+    if status.success() { Ok(()) } else { Err(failed()) }
+}
+
+fn monitor_memory(args: &cli::MonitorArgs) -> Result<u8, Error> {
+    let subject = match (&args.run, args.pid) {
+        (_, Some(pid)) => Subject::Pid(pid),
+        (Some(run), None) => {
+            let found = advise::locate(run, &args.runs_dir)?;
+            Subject::Run(std::path::absolute(found).map_err(io("cannot find the run", exit::DATA))?)
+        }
+        (None, None) => monitor::living_run().map_or(Subject::Machine, Subject::Run),
+    };
+    if subject != Subject::Machine && subject.members().is_empty() {
+        let title = subject.title();
+        return Err(Error::Data(format!("{title}: nothing of it runs; `launch analyze RUN` reads what a run left")));
+    }
+    let folder = match &subject {
+        Subject::Run(path) => path.clone(),
+        _ => PathBuf::from("."),
+    };
+    let options = monitor::Options {
+        subject,
+        duration_s: args.duration,
+        interval_s: args.interval,
+        plot_interval_s: args.plot_interval,
+        out: args.out.clone().unwrap_or(folder),
+        draw: &draw,
+    };
+    let done = monitor::monitor(&options).map_err(io("cannot watch", exit::INTERNAL))?;
+    for path in [&done.log, &done.report].into_iter().chain(&done.plots) {
+        println!("{}", shown(path));
+    }
     Ok(exit::OK)
 }
 

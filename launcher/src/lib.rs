@@ -21,6 +21,7 @@ pub mod config;
 pub mod console;
 pub mod contract;
 pub mod machine;
+pub mod monitor;
 pub mod plan;
 pub mod run_dir;
 pub mod supervise;

@@ -28,6 +28,14 @@ enum Verb {
     SampleData(SampleRequest),
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
+    /// Draw the memory of a run's folder, or of a monitor's log.
+    #[command(hide = true)]
+    Plot {
+        #[arg(long)]
+        from: PathBuf,
+        #[arg(long)]
+        out: PathBuf,
+    },
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
@@ -40,6 +48,7 @@ pub fn main() -> u8 {
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
+        Verb::Plot { from, out } => crate::report::plots::plot_any(from, out).map_err(|e| RankError::Io(e.to_string())),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {

@@ -385,7 +385,7 @@ fn close(start: &Start, finished: &Finished, datasets: &Datasets, wall: Duration
         let name = job.run_dir.file_name().map_or_else(|| config.name.clone(), |n| n.to_string_lossy().into_owned());
         let drawn = plots::plot_run(&records, &plots, &name, metric, unit(metric))
             .and_then(|()| plots::plot_throughput(&records, &plots, &name))
-            .and_then(|()| plots::plot_memory(&job.run_dir, &plots, &name, &job.plan, &[]));
+            .and_then(|()| plots::plot_memory(&job.run_dir, &plots.join("memory.png"), &name, &job.plan));
         if let Err(error) = drawn {
             reporter.line(error.to_string());
         }

@@ -26,6 +26,7 @@ const LAUNCHER: &[(&str, &[&str])] = &[
     ("run_dir", &["config", "contract", "plan"]),
     ("cli", &["config", "run_dir"]),
     ("advise", &["config", "contract", "machine", "plan", "watch"]),
+    ("monitor", &["advise", "contract", "machine", "plan", "run_dir", "supervise", "watch"]),
     (
         "command",
         &[
@@ -38,6 +39,7 @@ const LAUNCHER: &[(&str, &[&str])] = &[
             "contract",
             "supervise",
             "console",
+            "monitor",
             "run_dir",
             "watch",
         ],

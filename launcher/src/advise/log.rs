@@ -62,8 +62,7 @@ impl Run {
     /// # Errors
     /// There is no such thing, or it is neither.
     pub fn read(what: &Path, runs_dir: &Path) -> Result<Self, LogError> {
-        let found = [what.to_path_buf(), runs_dir.join(what)].into_iter().find(|path| path.exists());
-        let path = found.ok_or_else(|| LogError::Missing(what.to_path_buf()))?;
+        let path = locate(what, runs_dir)?;
         if path.is_dir() { Self::read_folder(path) } else { Self::read_log(path) }
     }
 
@@ -112,6 +111,15 @@ impl Run {
         let began = ranks.first().map_or(0.0, |r| r.t);
         ranks.iter().map(|r| (r.t - began, r.pss_bytes as f64 / GIB)).collect()
     }
+}
+
+/// `what` as a path, or below `runs_dir`.
+///
+/// # Errors
+/// Neither is there.
+pub fn locate(what: &Path, runs_dir: &Path) -> Result<PathBuf, LogError> {
+    let found = [what.to_path_buf(), runs_dir.join(what)].into_iter().find(|path| path.exists());
+    found.ok_or_else(|| LogError::Missing(what.to_path_buf()))
 }
 
 fn json<T: DeserializeOwned>(path: &Path) -> Option<T> {

@@ -12,5 +12,5 @@ mod recommend;
 
 pub use analyze::{Analysis, Check, Range, analyze};
 pub use doctor::{Finding, doctor};
-pub use log::{LogError, MonitorSample, Run};
+pub use log::{LogError, MonitorSample, Run, locate};
 pub use recommend::{Recommendation, recommend};

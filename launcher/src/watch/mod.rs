@@ -21,7 +21,7 @@ mod words;
 
 pub use explain::Killed;
 pub use leak::{Leak, Trend};
-pub use sample::{ProcessNow, Sample};
+pub use sample::{ProcessNow, Sample, Sampler};
 pub use watcher::{Findings, Peaks, Watch};
 pub use words::pre_flight;
 

@@ -2,7 +2,8 @@
 
 use super::draw::{self, Curve, Panel};
 use super::{History, PlotError, make_dir};
-use launcher::contract::MemoryRecord;
+use launcher::advise::MonitorSample;
+use launcher::contract::{MemoryRecord, NodeRecord};
 use launcher::plan::Plan;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,13 +23,66 @@ struct RankSeries {
     cache: Vec<(f64, f64)>,
 }
 
-/// Draws `memory.png` below `dir` from the `memory.rank<R>.jsonl` files of `run_dir`. Unique bytes of each rank are
-/// stacked on the page cache, which all share; dashed lines are the plan's sum and the node's budget; numbered lines
-/// are `events` (seconds since the Unix epoch).
+/// Draws `from` into `out`: a run's folder as [`plot_memory`] does, a monitor's log as [`plot_monitor`].
+///
+/// # Errors
+/// `from` is neither, or the file cannot be written.
+pub fn plot_any(from: &Path, out: &Path) -> Result<(), PlotError> {
+    let fail = |problem: String| PlotError::Unreadable { path: from.to_owned(), problem };
+    let name = from.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    if from.is_dir() {
+        let text = std::fs::read(from.join("plan.json")).map_err(|e| fail(format!("plan.json: {e}")))?;
+        let plan = serde_json::from_slice(&text).map_err(|e| fail(format!("plan.json: {e}")))?;
+        return plot_memory(from, out, &name, &plan);
+    }
+    let text = std::fs::read(from).map_err(|e| fail(e.to_string()))?;
+    let samples: Vec<MonitorSample> = serde_json::from_slice(&text).map_err(|e| fail(e.to_string()))?;
+    plot_monitor(&samples, out, &name)
+}
+
+/// Draws a monitor's samples: memory of the machine and of what is watched, GPU memory where there is one. Dashed lines
+/// are the guides' levels.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn plot_monitor(samples: &[MonitorSample], out: &Path, name: &str) -> Result<(), PlotError> {
+    // The guide's axis is minutes; a short watch would have one tick there.
+    let minutes = samples.last().is_some_and(|last| last.elapsed_time > 300.0);
+    let (unit, x) = if minutes { (60.0, "minutes") } else { (1.0, "seconds") };
+    let history = |value: &dyn Fn(&MonitorSample) -> Option<f64>| {
+        let mut history = History::default();
+        samples.iter().filter_map(|s| Some((s.elapsed_time / unit, value(s)?))).for_each(|(t, v)| history.add(t, v));
+        history
+    };
+    let levels = |total: f64, percents: [u32; 3]| -> Vec<(String, f64)> {
+        percents.map(|percent| (format!("{percent} %"), total * f64::from(percent) / 100.0)).into()
+    };
+    let largest = |value: &dyn Fn(&MonitorSample) -> f64| samples.iter().map(value).fold(0.0, f64::max);
+    let total = largest(&|s| s.ram_total_gb);
+    let curves = vec![
+        Curve::area("machine", history(&|s| Some(s.ram_used_gb)), 0),
+        Curve::area("watched", history(&|s| s.job_gb), 1),
+    ];
+    let mut panels = vec![Panel::new(format!("{name}: RAM, {total:.1} GiB"), x, "GiB".into(), curves)];
+    panels[0].limits = if total > 0.0 { levels(total, [70, 80, 90]) } else { Vec::new() };
+    let gpu = largest(&|s| s.gpu_total_gb.unwrap_or(0.0));
+    if gpu > 0.0 {
+        let curve = Curve::area("used", history(&|s| s.gpu_reserved_gb), 2);
+        panels.push(Panel::new(format!("{name}: GPU, {gpu:.1} GiB"), x, "GiB".into(), vec![curve]));
+        panels[1].limits = levels(gpu, [80, 90, 95]);
+    }
+    make_dir(out.parent().unwrap_or(Path::new("")))?;
+    draw::figure(out, &panels)
+}
+
+/// Draws the `memory.rank<R>.jsonl` files of `run_dir` into `out`. Unique bytes of each rank are stacked on the page
+/// cache, which all share; dashed lines are the plan's sum and the node's budget; numbered lines are the moments at which
+/// the launcher's watch said or did something (`memory.node.jsonl`).
 ///
 /// # Errors
 /// The file cannot be written. Records that cannot be read are left out.
-pub fn plot_memory(run_dir: &Path, dir: &Path, run: &str, plan: &Plan, events: &[f64]) -> Result<(), PlotError> {
+pub fn plot_memory(run_dir: &Path, out: &Path, run: &str, plan: &Plan) -> Result<(), PlotError> {
+    let events = events(run_dir);
     let ranks: Vec<RankSeries> = (0..plan.topology.world_size).map(|rank| read(run_dir, rank)).collect();
     let began = ranks.iter().flat_map(|r| r.uss.first()).map(|p| p.0).fold(f64::INFINITY, f64::min);
     let ended = ranks.iter().flat_map(|r| r.uss.last()).map(|p| p.0).fold(f64::NEG_INFINITY, f64::max);
@@ -45,8 +99,16 @@ pub fn plot_memory(run_dir: &Path, dir: &Path, run: &str, plan: &Plan, events: &
     let top = panel.curves.first().map_or(0.0, Curve::highest);
     (panel.limits, panel.title) = readable(limits, top, panel.title);
     panel.marks = events.iter().filter(|t| (began..=ended).contains(*t)).map(|t| t - began).collect();
-    make_dir(dir)?;
-    draw::figure(&dir.join("memory.png"), &[panel])
+    make_dir(out.parent().unwrap_or(Path::new("")))?;
+    draw::figure(out, &[panel])
+}
+
+/// When the watch said or did something, seconds since the Unix epoch.
+fn events(run_dir: &Path) -> Vec<f64> {
+    let Ok(file) = File::open(run_dir.join("memory.node.jsonl")) else { return Vec::new() };
+    let records = BufReader::new(file).split(b'\n').map_while(Result::ok);
+    let records = records.filter_map(|line| serde_json::from_slice::<NodeRecord>(&line).ok());
+    records.filter(|record| record.event.is_some()).map(|record| record.t).collect()
 }
 
 fn named_limit(name: &str, bytes: u64) -> (String, f64) {
@@ -141,10 +203,31 @@ mod tests {
 
     #[test]
     fn a_budget_far_above_what_is_used_does_not_flatten_the_picture() {
-        let limits: Vec<(String, f64)> = [("planned 2 GiB".to_string(), 2.0), ("budget 100 GiB".to_string(), 100.0)];
+        let limits: Vec<(String, f64)> = vec![("planned 2 GiB".to_string(), 2.0), ("budget 100 GiB".to_string(), 100.0)];
         let (near, title) = readable(limits, 1.5, "run".into());
         assert_eq!(near.len(), 1);
         assert_eq!(title, "run (budget 100 GiB, above the axis)");
+    }
+
+    #[test]
+    fn item_47_a_monitors_log_gives_a_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        let sample = |i: u32| MonitorSample {
+            elapsed_time: 5.0 * f64::from(i),
+            ram_total_gb: 16.0,
+            ram_used_gb: 6.0 + 0.05 * f64::from(i),
+            job_gb: Some(2.0 + 0.04 * f64::from(i)),
+            gpu_total_gb: Some(80.0),
+            gpu_reserved_gb: Some(40.0),
+            ..Default::default()
+        };
+        let samples: Vec<MonitorSample> = (0..100).map(sample).collect();
+        let log = dir.path().join("memory_log_20241205_143022.json");
+        std::fs::write(&log, serde_json::to_vec(&samples).unwrap()).unwrap();
+        let out = std::env::var_os("HEADROOM_KEEP_PLOTS").map_or(dir.path().join("new"), Into::into).join("monitor.png");
+        plot_any(&log, &out).unwrap();
+        assert!(std::fs::read(&out).unwrap().starts_with(b"\x89PNG"));
+        assert!(plot_any(&dir.path().join("none.json"), &out).unwrap_err().to_string().contains("none.json"));
     }
 
     #[test]
@@ -153,7 +236,7 @@ mod tests {
         let mut plan = Plan::default();
         plan.topology.world_size = 3;
         plan.budget.total_bytes = 3 << 30;
-        plot_memory(dir.path(), &dir.path().join("plots"), "empty", &plan, &[]).unwrap();
+        plot_memory(dir.path(), &dir.path().join("plots/memory.png"), "empty", &plan).unwrap();
         let record = |t: f64, uss: u64| {
             serde_json::to_string(&MemoryRecord { t, uss_bytes: uss, cache_bytes: 1 << 29, ..Default::default() })
                 .unwrap()
@@ -164,7 +247,10 @@ mod tests {
             std::fs::write(dir.path().join(format!("memory.rank{rank}.jsonl")), lines.join("\n") + "\nbroken").unwrap();
         }
         let keep = std::env::var_os("HEADROOM_KEEP_PLOTS").map_or(dir.path().join("plots"), Into::into);
-        plot_memory(dir.path(), &keep, "quick_demo", &plan, &[1e9 + 30.0, 1e9 + 61.5]).unwrap();
+        let event = |t: f64| NodeRecord { t, event: Some("the page cache shrinks".into()), ..Default::default() };
+        let events = [event(1e9 + 30.0), event(1e9 + 61.5)].map(|e| serde_json::to_string(&e).unwrap());
+        std::fs::write(dir.path().join("memory.node.jsonl"), events.join("\n")).unwrap();
+        plot_memory(dir.path(), &keep.join("memory.png"), "quick_demo", &plan).unwrap();
         let bytes = std::fs::read(keep.join("memory.png")).unwrap();
         assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 4000, "{} bytes", bytes.len());
     }

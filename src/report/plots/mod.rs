@@ -5,7 +5,7 @@ mod draw;
 mod memory;
 mod throughput;
 
-pub use memory::plot_memory;
+pub use memory::{plot_any, plot_memory};
 pub use throughput::plot_throughput;
 
 use super::records::{RecordError, for_each_metrics};
@@ -23,6 +23,8 @@ pub enum PlotError {
     Records(#[from] RecordError),
     #[error("{path}: no figure: {problem}; set log.plots to false to train without", path = path.display())]
     Draw { path: PathBuf, problem: String },
+    #[error("{path}: {problem}; expected a run's folder or a monitor's JSON log", path = path.display())]
+    Unreadable { path: PathBuf, problem: String },
 }
 
 /// One value over the steps, thinned to at most `2 × POINTS` points.
