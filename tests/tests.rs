@@ -22,5 +22,7 @@ mod resume;
 mod supervise;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/tools.rs"]
+mod tools;
 #[path = "it/watch.rs"]
 mod watch;

@@ -41,7 +41,7 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch plan|sample-data|batch|recommend|monitor|analyze|doctor ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -72,6 +72,24 @@ enum Verb {
     /// Watch memory: of a run, of any program, of the machine
     #[command(after_help = MONITOR_EXAMPLES)]
     Monitor(MonitorArgs),
+    /// Measure what each memory feature saves here: short runs with it off and on
+    BenchMemory(BenchMemoryArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchMemoryArgs {
+    /// Optimizer steps of each run
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub steps: u64,
+    /// Data set [default: sample data, made on the spot]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Only features whose name contains this
+    #[arg(long, value_name = "WORD")]
+    pub only: Option<String>,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -174,6 +192,9 @@ pub struct RunArgs {
     /// Free port on node 0
     #[arg(long, value_name = "P")]
     pub master_port: Option<u16>,
+    /// Train in legs; after each, the metrics decide whether to go on: see the config's `smart` keys
+    #[arg(long, conflicts_with = "nnodes")]
+    pub smart: bool,
     /// Print the plan and stop, as `launch plan`
     #[arg(long)]
     pub dry_run: bool,
@@ -254,6 +275,7 @@ pub enum Command {
     Doctor(ReadArgs),
     Analyze(AnalyzeArgs),
     Monitor(MonitorArgs),
+    BenchMemory(BenchMemoryArgs),
     Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
 }
 
@@ -293,6 +315,7 @@ impl Command {
             (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
             (Some(Verb::Analyze(args)), _) => Command::Analyze(args),
             (Some(Verb::Monitor(args)), _) => Command::Monitor(args),
+            (Some(Verb::BenchMemory(args)), _) => Command::BenchMemory(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
                 Command::Exec { run: cli.run, program, args: tail }
@@ -322,7 +345,7 @@ impl Command {
             }
             Command::Batch(args) => args.config.need(),
             Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
-            Command::Analyze(_) | Command::Monitor(_) => Ok(()),
+            Command::Analyze(_) | Command::Monitor(_) | Command::BenchMemory(_) => Ok(()),
             Command::Exec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }

@@ -1,13 +1,16 @@
 //! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
 
+mod bench;
+mod smart;
+mod tools;
+
 use crate::advise;
 use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
-use crate::config::{Config, ConfigError, DeviceChoice, Language};
+use crate::config::{Config, ConfigError, DeviceChoice};
 use crate::console::{Console, cache_stats, closing_table};
 use crate::contract::{CacheSummary, Summary, env, exit};
 use crate::machine::{Machine, dataset_facts};
-use crate::monitor::{self, Subject};
 use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
 use crate::supervise::{self, CacheSpec, Limits, Meeting, Outcome, RankSpec, Spec, Watcher};
@@ -35,6 +38,8 @@ enum Error {
     Log(#[from] advise::LogError),
     #[error("{0}")]
     Data(String),
+    #[error("{0}")]
+    Target(String),
     #[error("{what}")]
     Io { what: String, code: u8, source: std::io::Error },
 }
@@ -42,7 +47,7 @@ enum Error {
 impl Error {
     fn exit_code(&self) -> u8 {
         match self {
-            Error::Cli(_) | Error::Config(_) => exit::USAGE,
+            Error::Cli(_) | Error::Config(_) | Error::Target(_) => exit::USAGE,
             Error::Plan(error) => error.exit_code(),
             Error::RunDir(error) => error.exit_code(),
             Error::Data(_) | Error::Log(_) => exit::DATA,
@@ -61,14 +66,16 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     let result = Command::parse(line).map_err(Error::from).and_then(|command| match command {
         Command::Train(run) if run.dry_run => show_plan(&run),
         Command::Plan(run) => show_plan(&run),
+        Command::Train(run) if run.smart => smart::smart(&run),
         Command::Train(run) => train(&run),
         Command::Exec { run, program, args } => exec(&run, program, args),
         Command::SampleData(args) => sample_data(&args),
         Command::Batch(args) => batch(&args),
-        Command::Recommend(args) => recommend(&args),
-        Command::Doctor(args) => doctor(&args),
-        Command::Analyze(args) => analyze(&args),
-        Command::Monitor(args) => monitor_memory(&args),
+        Command::Recommend(args) => tools::recommend(&args),
+        Command::Doctor(args) => tools::doctor(&args),
+        Command::Analyze(args) => tools::analyze(&args),
+        Command::Monitor(args) => tools::monitor_memory(&args),
+        Command::BenchMemory(args) => bench::bench_memory(&args),
     });
     match result {
         Ok(code) => code,
@@ -175,78 +182,6 @@ fn columns() -> usize {
 fn show(plan: &Plan) {
     let width = columns();
     print!("{}\n{}", plan.table_at(width), plan.notes_at(width));
-}
-
-fn recommend(args: &cli::RecommendArgs) -> Result<u8, Error> {
-    let found = advise::recommend(&Machine::probe());
-    let json = || serde_json::to_string_pretty(&found).unwrap_or_default();
-    println!("{}", if args.json { json() } else { found.to_string() });
-    Ok(exit::OK)
-}
-
-/// Prints what is wrong with a run; that something is wrong is no error of this program.
-fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
-    let run = advise::Run::read(&args.run, &args.runs_dir)?;
-    let findings = advise::doctor(&run, run.language.unwrap_or(Language::En));
-    for (number, finding) in findings.iter().enumerate() {
-        println!("{}. {}\n   cause: {}\n   change: {}", number + 1, finding.symptom, finding.cause, finding.change);
-    }
-    if findings.is_empty() {
-        let steps = run.metrics.last().map_or(0, |record| record.step);
-        println!("{}: nothing stands out in {steps} steps", shown(&run.path));
-    }
-    Ok(exit::OK)
-}
-
-fn analyze(args: &cli::AnalyzeArgs) -> Result<u8, Error> {
-    let run = advise::Run::read(&args.read.run, &args.read.runs_dir)?;
-    print!("{}\n{}", shown(&run.path), advise::analyze(&run));
-    if let Some(png) = &args.plot {
-        draw(&run.path, png).map_err(io(format!("cannot draw {}", png.display()), exit::DATA))?;
-        println!("{}", shown(png));
-    }
-    Ok(exit::OK)
-}
-
-/// The rank program draws: `launch` itself stays small.
-fn draw(what: &Path, png: &Path) -> std::io::Result<()> {
-    let words = ["plot".into(), "--from".into(), what.into(), "--out".into(), png.into()];
-    let mut command = rank_command(&words).map_err(std::io::Error::other)?;
-    let status = command.status()?;
-    let failed = || std::io::Error::other(format!("`rank plot` ended with {status}"));
-    if status.success() { Ok(()) } else { Err(failed()) }
-}
-
-fn monitor_memory(args: &cli::MonitorArgs) -> Result<u8, Error> {
-    let subject = match (&args.run, args.pid) {
-        (_, Some(pid)) => Subject::Pid(pid),
-        (Some(run), None) => {
-            let found = advise::locate(run, &args.runs_dir)?;
-            Subject::Run(std::path::absolute(found).map_err(io("cannot find the run", exit::DATA))?)
-        }
-        (None, None) => monitor::living_run().map_or(Subject::Machine, Subject::Run),
-    };
-    if subject != Subject::Machine && subject.members().is_empty() {
-        let title = subject.title();
-        return Err(Error::Data(format!("{title}: nothing of it runs; `launch analyze RUN` reads what a run left")));
-    }
-    let folder = match &subject {
-        Subject::Run(path) => path.clone(),
-        _ => PathBuf::from("."),
-    };
-    let options = monitor::Options {
-        subject,
-        duration_s: args.duration,
-        interval_s: args.interval,
-        plot_interval_s: args.plot_interval,
-        out: args.out.clone().unwrap_or(folder),
-        draw: &draw,
-    };
-    let done = monitor::monitor(&options).map_err(io("cannot watch", exit::INTERNAL))?;
-    for path in [&done.log, &done.report].into_iter().chain(&done.plots) {
-        println!("{}", shown(path));
-    }
-    Ok(exit::OK)
 }
 
 fn show_plan(run: &RunArgs) -> Result<u8, Error> {

@@ -24,5 +24,6 @@ pub mod machine;
 pub mod monitor;
 pub mod plan;
 pub mod run_dir;
+pub mod smart;
 pub mod supervise;
 pub mod watch;

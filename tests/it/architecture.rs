@@ -11,6 +11,7 @@ const RANK: &[(&str, &[&str])] = &[
     ("train", &["torch", "comm", "data", "task"]),
     ("task", &["torch", "data"]),
     ("report", &[]),
+    ("smart", &["config", "contract"]),
     ("monitor", &["torch", "report"]),
     ("rank", &["torch", "comm", "data", "train", "task", "report", "monitor"]),
 ];
@@ -41,6 +42,7 @@ const LAUNCHER: &[(&str, &[&str])] = &[
             "console",
             "monitor",
             "run_dir",
+            "smart",
             "watch",
         ],
     ),

@@ -13,4 +13,4 @@ mod recommend;
 pub use analyze::{Analysis, Check, Range, analyze};
 pub use doctor::{Finding, doctor};
 pub use log::{LogError, MonitorSample, Run, locate};
-pub use recommend::{Recommendation, recommend};
+pub use recommend::{DEVICE_PROFILES, DeviceProfile, Recommendation, recommend};

@@ -10,6 +10,24 @@ const SOLD_AS: f64 = 0.92;
 /// Share of memory above which the guides refuse a cache.
 const MOST_CACHE: f64 = 0.5;
 
+/// Training settings that the second guide gives for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceProfile {
+    pub device: &'static str,
+    pub batch_size: usize,
+    pub workers: usize,
+    pub cache: bool,
+    pub amp: bool,
+    pub pin_memory: bool,
+}
+
+/// `cpu`, `cuda`, `mps`.
+pub const DEVICE_PROFILES: [DeviceProfile; 3] = [
+    DeviceProfile { device: "cpu", batch_size: 4, workers: 2, cache: false, amp: false, pin_memory: false },
+    DeviceProfile { device: "cuda", batch_size: 16, workers: 8, cache: true, amp: true, pin_memory: true },
+    DeviceProfile { device: "mps", batch_size: 8, workers: 4, cache: false, amp: false, pin_memory: false },
+];
+
 /// What to set, and why. GB are GiB, as in the guides.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Recommendation {
@@ -31,6 +49,8 @@ pub struct Recommendation {
     pub microbatch: Option<usize>,
     pub amp: &'static str,
     pub pin_memory: bool,
+    /// For detection.
+    pub profile: DeviceProfile,
 }
 
 /// The tables' answer for `machine`; pure.
@@ -57,6 +77,7 @@ pub fn recommend(machine: &Machine) -> Recommendation {
         microbatch,
         amp,
         pin_memory: cuda,
+        profile: DEVICE_PROFILES[usize::from(cuda)],
     }
 }
 
@@ -147,6 +168,15 @@ mod tests {
         };
         let gpus = gpus.iter().enumerate().map(gpu).collect();
         Machine { memory_total_bytes: gb << 30, cores, gpus, ..Machine::default() }
+    }
+
+    #[test]
+    fn item_59_device_profiles_have_the_guides_five_values() {
+        let values = DEVICE_PROFILES.map(|p| (p.device, p.batch_size, p.workers, p.cache, p.amp, p.pin_memory));
+        let expected =
+            [("cpu", 4, 2, false, false, false), ("cuda", 16, 8, true, true, true), ("mps", 8, 4, false, false, false)];
+        assert_eq!(values, expected);
+        assert_eq!(recommend(&Machine::default()).profile, DEVICE_PROFILES[0]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub const TASKS: &[&str] = &["emg"];
 /// Device profiles that a config may hold.
 pub const PROFILES: &[&str] = &["cpu", "cuda"];
 
-pub(super) const SECTIONS: &[&str] = &["data", "model", "train", "memory", "watch", "ddp", "log"];
+pub(super) const SECTIONS: &[&str] = &["data", "model", "train", "memory", "watch", "smart", "ddp", "log"];
 
 /// Sections under the names that other trainers give them.
 pub(super) const SECTION_ALIASES: &[(&str, &str)] = &[("training", "train"), ("logging", "log")];
@@ -102,6 +102,12 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("watch.recover", Number),
     ("watch.cgroup", Flag),
     ("memory.cleanup_every", Whole),
+    ("smart.leg_epochs", Whole),
+    ("smart.increment", Whole),
+    ("smart.max_total_epochs", Whole),
+    ("smart.targets", OptionalText),
+    ("smart.window", Whole),
+    ("smart.threshold", Number),
     ("ddp.bucket_mb", Number),
     ("log.runs_dir", Text),
     ("log.log_every", Whole),

@@ -221,7 +221,10 @@ mod tests {
 
     #[test]
     fn names_and_stamps_follow_the_guide() {
-        assert_eq!(stem(Path::new("a/memory_log_20241205_143022.json"), "memory_report"), "memory_report_20241205_143022");
+        assert_eq!(
+            stem(Path::new("a/memory_log_20241205_143022.json"), "memory_report"),
+            "memory_report_20241205_143022"
+        );
         assert_eq!(iso(SystemTime::UNIX_EPOCH + Duration::from_secs(951_782_400)), "2000-02-29T00:00:00Z");
     }
 }

@@ -107,7 +107,8 @@ fn ranks_of(job: &Path) -> Vec<Member> {
 
 /// `pid` and all that descend from it.
 fn family(pid: i32) -> Vec<Member> {
-    let stats: Vec<_> = processes().filter_map(|process| process.stat().ok()).filter(|stat| stat.state != 'Z').collect();
+    let stats: Vec<_> =
+        processes().filter_map(|process| process.stat().ok()).filter(|stat| stat.state != 'Z').collect();
     let member = |pid: i32| {
         let stat = stats.iter().find(|stat| stat.pid == pid)?;
         Some(Member { label: stat.comm.clone(), pid })

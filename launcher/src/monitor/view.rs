@@ -25,7 +25,8 @@ pub struct Look {
 impl Look {
     /// Memory of all that is watched, shared pages once; absent: the machine alone is watched.
     pub fn job_bytes(&self) -> Option<u64> {
-        let own: u64 = self.members.iter().map(|(_, now)| if self.is_run() { now.own_bytes } else { now.pss_bytes }).sum();
+        let own: u64 =
+            self.members.iter().map(|(_, now)| if self.is_run() { now.own_bytes } else { now.pss_bytes }).sum();
         (!self.members.is_empty()).then(|| own + self.sample.cache_bytes)
     }
 
@@ -181,7 +182,12 @@ impl Ink {
         };
         let (full, rest): (String, String) = ((0..filled).map(cell).collect(), (filled..room).map(cell).collect());
         let share = percent(bar.used, bar.total);
-        let full = if self.colour && share >= 90.0 { format!("\u{1b}[1;31m{full}\u{1b}[0m") } else { full };
+        // A full cache is as it should be.
+        let full = if self.colour && share >= 90.0 && bar.label != "cache" {
+            format!("\u{1b}[1;31m{full}\u{1b}[0m")
+        } else {
+            full
+        };
         let mut numbers = format!("{:>10} of {} {}", bytes_text(bar.used), bytes_text(bar.total), bar.of);
         numbers = format!("{:<36}{share:>5.1} %", numbers.trim_end());
         format!("{:<LABEL$}{full}{rest} {numbers}", cut(bar.label, LABEL - 1)).trim_end().to_owned()
@@ -203,7 +209,10 @@ mod tests {
         plan.budget.lines = vec![line(3 << 30, Some(1 << 30)), line(100 << 20, None)];
         let one = |rank: usize| {
             let bytes = (300 << 20) + rank as u64;
-            (format!("rank {rank}"), ProcessNow { pss_bytes: bytes, own_bytes: bytes, uss_bytes: bytes, ..Default::default() })
+            (
+                format!("rank {rank}"),
+                ProcessNow { pss_bytes: bytes, own_bytes: bytes, uss_bytes: bytes, ..Default::default() },
+            )
         };
         let memory = MemoryNow { total_bytes: 24 << 30, available_bytes: 2 << 30, ..Default::default() };
         let gpus = vec![GpuUse { index: 0, used_bytes: 10 << 30, total_bytes: 140 << 30 }];
@@ -235,7 +244,12 @@ mod tests {
             assert_eq!(lines.iter().filter(|line| line.starts_with("rank ")).count(), ranks.min(MOST_BARS));
         }
         let lines = look(3).screen(80, false).join("\n");
-        for part in ["machine", "300.0 MiB of 1.00 GiB planned", "50.0 MiB of 100.0 MiB planned", "950.0 MiB of 18.00 GiB budget"] {
+        for part in [
+            "machine",
+            "300.0 MiB of 1.00 GiB planned",
+            "50.0 MiB of 100.0 MiB planned",
+            "950.0 MiB of 18.00 GiB budget",
+        ] {
             assert!(lines.contains(part), "{part}\n{lines}");
         }
         assert!(lines.ends_with("step 340, loss 0.1235, 1408 samples/s, data wait 2 %, cache hits 98 %"), "{lines}");

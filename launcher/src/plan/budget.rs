@@ -4,7 +4,7 @@ use super::constants::*;
 use super::emg::{self, product, sum};
 use super::table::{bytes_text, count, grouped};
 use super::{BudgetLine, BudgetPlan, GpuPlan, Plan, PlanError};
-use crate::config::{Budget, CachePolicy, Config, OptimizerKind};
+use crate::config::{Budget, CachePolicy, Config, LossType, OptimizerKind};
 use crate::machine::{DatasetFacts, Machine};
 
 /// Makes all lines; adds to the draft's notes.
@@ -143,6 +143,7 @@ impl Sizes {
         let field = |columns: usize| product(&[window, columns as u64, F32_BYTES]).ok_or(OVERFLOW);
         let field_bytes = [field(config.data.emg_channels)?, field(config.data.joint_angles_channels)?];
         let (numerator, denominator) = ACTIVATION_FACTOR;
+        let loss_terms = if config.train.loss_type == LossType::MseMae { 2 } else { 1 };
         let held = (draft.batch.micro_batch as u64).checked_mul(numerator).ok_or(OVERFLOW)?.div_ceil(denominator);
         Ok(Self {
             parameters: emg::parameters(&config.model).ok_or(OVERFLOW)?,
@@ -151,7 +152,7 @@ impl Sizes {
                 OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
             },
             ema: u64::from(config.train.ema_decay.is_some()),
-            activation_scalars: emg::activation_scalars(&config.model, window).ok_or(OVERFLOW)?,
+            activation_scalars: emg::activation_scalars(&config.model, window, loss_terms).ok_or(OVERFLOW)?,
             sample_bytes: sum(&field_bytes).ok_or(OVERFLOW)?,
             field_bytes,
             // Validation keeps nothing for backward: its samples count once at most.
@@ -175,7 +176,7 @@ impl Sizes {
     fn activations(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
         let bytes = product(&[self.held_samples, self.activation_scalars, F32_BYTES]).ok_or(OVERFLOW)?;
         let formula = format!(
-            "{} samples (micro-batch × 1.5, or validation) × {} each, estimate",
+            "{} samples (micro-batch × 1.05, or validation) × {} each, estimate",
             grouped(self.held_samples),
             bytes_text(self.activation_scalars.saturating_mul(F32_BYTES))
         );

@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn a_budget_far_above_what_is_used_does_not_flatten_the_picture() {
-        let limits: Vec<(String, f64)> = vec![("planned 2 GiB".to_string(), 2.0), ("budget 100 GiB".to_string(), 100.0)];
+        let limits: Vec<(String, f64)> =
+            vec![("planned 2 GiB".to_string(), 2.0), ("budget 100 GiB".to_string(), 100.0)];
         let (near, title) = readable(limits, 1.5, "run".into());
         assert_eq!(near.len(), 1);
         assert_eq!(title, "run (budget 100 GiB, above the axis)");
@@ -224,7 +225,8 @@ mod tests {
         let samples: Vec<MonitorSample> = (0..100).map(sample).collect();
         let log = dir.path().join("memory_log_20241205_143022.json");
         std::fs::write(&log, serde_json::to_vec(&samples).unwrap()).unwrap();
-        let out = std::env::var_os("HEADROOM_KEEP_PLOTS").map_or(dir.path().join("new"), Into::into).join("monitor.png");
+        let out =
+            std::env::var_os("HEADROOM_KEEP_PLOTS").map_or(dir.path().join("new"), Into::into).join("monitor.png");
         plot_any(&log, &out).unwrap();
         assert!(std::fs::read(&out).unwrap().starts_with(b"\x89PNG"));
         assert!(plot_any(&dir.path().join("none.json"), &out).unwrap_err().to_string().contains("none.json"));
