@@ -28,7 +28,7 @@ pub struct Target {
 pub enum Decision {
     /// Train up to so many epochs in all.
     GoOn {
-        epochs: usize,
+        up_to: usize,
     },
     TargetsMet,
     NoProgress,
@@ -128,7 +128,7 @@ pub fn judge(config: &SmartConfig, targets: &[Target], records: &[MetricsRecord]
     } else if epochs >= config.max_total_epochs {
         Decision::EpochsDone
     } else if progress {
-        Decision::GoOn { epochs: (epochs + config.increment).min(config.max_total_epochs) }
+        Decision::GoOn { up_to: (epochs + config.increment).min(config.max_total_epochs) }
     } else {
         Decision::NoProgress
     };
@@ -150,7 +150,7 @@ impl Display for Leg {
             }
         }
         match &self.decision {
-            Decision::GoOn { epochs } => write!(f, ": going on to {epochs}"),
+            Decision::GoOn { up_to } => write!(f, ": going on to {up_to}"),
             Decision::TargetsMet => write!(f, ": all targets met"),
             Decision::NoProgress => write!(f, ": no progress any more"),
             Decision::EpochsDone => write!(f, ": smart.max_total_epochs reached"),
@@ -185,8 +185,8 @@ mod tests {
     fn item_61_the_smart_loop_goes_on_while_a_target_gets_better() {
         let falling = || (0..100).map(|epoch| 1.0 - 0.005 * f64::from(epoch));
         let text = Some("val.mae_deg<=0.2");
-        assert_eq!(after(text, &records("val.mae_deg", falling()), 100), Decision::GoOn { epochs: 150 });
-        assert_eq!(after(text, &records("val.mae_deg", falling()), 480), Decision::GoOn { epochs: 500 });
+        assert_eq!(after(text, &records("val.mae_deg", falling()), 100), Decision::GoOn { up_to: 150 });
+        assert_eq!(after(text, &records("val.mae_deg", falling()), 480), Decision::GoOn { up_to: 500 });
         assert_eq!(after(text, &records("val.mae_deg", falling()), 500), Decision::EpochsDone);
         assert_eq!(after(text, &records("val.mae_deg", vec![0.7; 100]), 100), Decision::NoProgress);
         assert_eq!(after(text, &records("val.mae_deg", vec![0.2; 100]), 100), Decision::TargetsMet);
@@ -195,16 +195,16 @@ mod tests {
     #[test]
     fn a_rising_metric_is_better_when_it_rises_and_all_targets_count() {
         let rising = records("val.map50", (0..40).map(|epoch| 0.01 * f64::from(epoch)));
-        assert_eq!(after(Some("val.map50>=0.7"), &rising, 100), Decision::GoOn { epochs: 150 });
+        assert_eq!(after(Some("val.map50>=0.7"), &rising, 100), Decision::GoOn { up_to: 150 });
         assert_eq!(after(Some("val.map50>=0.3"), &rising, 100), Decision::TargetsMet);
-        assert_eq!(after(Some("val.map50>=0.3, val.other<=1"), &rising, 100), Decision::GoOn { epochs: 150 });
+        assert_eq!(after(Some("val.map50>=0.3, val.other<=1"), &rising, 100), Decision::GoOn { up_to: 150 });
         assert_eq!(after(Some("val.map50<=0.1"), &rising, 100), Decision::NoProgress);
     }
 
     #[test]
     fn without_targets_the_monitored_metric_decides() {
         assert_eq!(after(None, &records("val.loss", vec![0.5; 30]), 100), Decision::NoProgress);
-        assert_eq!(after(None, &records("val.loss", [0.5]), 100), Decision::GoOn { epochs: 150 });
+        assert_eq!(after(None, &records("val.loss", [0.5]), 100), Decision::GoOn { up_to: 150 });
         assert!(targets(&config(Some("val.loss=3"))).unwrap_err().to_string().contains("\"val.loss=3\""));
         assert!(targets(&config(Some("val.loss<=x"))).is_err());
     }

@@ -56,7 +56,7 @@ pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
         write(&folder, &Report { targets: &targets, legs: &legs, peak_pss_bytes: &peaks })?;
         let early = records.summary.is_some_and(|summary| summary.status == "early_stopped");
         match decision {
-            Decision::GoOn { epochs: further } if !early => epochs = further,
+            Decision::GoOn { up_to } if !early => epochs = up_to,
             Decision::GoOn { .. } => {
                 println!("smart: ended by train.early_stopping");
                 return Ok(exit::OK);

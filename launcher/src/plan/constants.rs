@@ -12,9 +12,9 @@ pub(super) const LAUNCHER_BYTES: u64 = 16 * MIB;
 
 /// libtorch's pages, allocator and thread stacks of one CPU rank beside its model and data. Its file-backed part is
 /// shared by the ranks of a node, so this counts too much rather than too little. Source: `launch analyze` of the shipped
-/// configs with one and two ranks: 141 to 154 MiB before the first step, model state left out, of which 75 to 79 MiB are
-/// pages of files; plus a tenth.
-pub(super) const RUNTIME_CPU_BYTES: u64 = 168 * MIB;
+/// configs with one and two ranks: 137 to 158 MiB before the first step, model state left out, of which 75 to 79 MiB are
+/// pages of files.
+pub(super) const RUNTIME_CPU_BYTES: u64 = 160 * MIB;
 
 /// The same for a CUDA rank on the host: the driver's context and kernels come on top. Source: an assumption.
 pub(super) const RUNTIME_CUDA_HOST_BYTES: u64 = 1536 * MIB;
