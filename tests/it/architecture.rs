@@ -11,7 +11,6 @@ const RANK: &[(&str, &[&str])] = &[
     ("train", &["torch", "comm", "data", "task"]),
     ("task", &["torch", "data"]),
     ("report", &[]),
-    ("smart", &["config", "contract"]),
     ("monitor", &["torch", "report"]),
     ("rank", &["torch", "comm", "data", "train", "task", "report", "monitor"]),
 ];
@@ -27,6 +26,7 @@ const LAUNCHER: &[(&str, &[&str])] = &[
     ("run_dir", &["config", "contract", "plan"]),
     ("cli", &["config", "run_dir"]),
     ("advise", &["config", "contract", "machine", "plan", "watch"]),
+    ("smart", &["config", "contract"]),
     ("monitor", &["advise", "contract", "machine", "plan", "run_dir", "supervise", "watch"]),
     (
         "command",

@@ -107,10 +107,12 @@ impl Look {
             bar("job", job, plan.budget.total_bytes, Some(plan.budget.need_bytes()), "budget");
         }
         let of_rank = self.run.plan.as_ref().map_or(0, rank_bytes);
+        let of_launch = self.run.plan.as_ref().map_or(0, launcher_bytes);
         let largest = self.members.iter().map(|(_, now)| now.pss_bytes).max().unwrap_or(0);
         for (label, now) in self.members.iter().take(MOST_BARS) {
-            match (label.starts_with("rank "), of_rank) {
-                (true, planned @ 1..) => bar(label, now.uss_bytes, planned, None, "planned"),
+            let planned = if label.starts_with("rank ") { of_rank } else { of_launch };
+            match (self.is_run(), planned) {
+                (true, 1..) => bar(label, now.uss_bytes, planned, None, "planned"),
                 _ => bar(label, now.pss_bytes, largest, None, "largest"),
             }
         }
@@ -137,6 +139,10 @@ impl Look {
 /// Lines of one rank.
 fn rank_bytes(plan: &Plan) -> u64 {
     plan.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum()
+}
+
+fn launcher_bytes(plan: &Plan) -> u64 {
+    plan.budget.lines.iter().find(|line| line.name == "launcher").map_or(0, |line| line.bytes)
 }
 
 fn percent(part: u64, whole: u64) -> f64 {

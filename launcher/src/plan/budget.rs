@@ -176,7 +176,7 @@ impl Sizes {
     fn activations(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
         let bytes = product(&[self.held_samples, self.activation_scalars, F32_BYTES]).ok_or(OVERFLOW)?;
         let formula = format!(
-            "{} samples (micro-batch × 1.05, or validation) × {} each, estimate",
+            "{} samples (micro-batch × 1.1, or validation) × {} each, estimate",
             grouped(self.held_samples),
             bytes_text(self.activation_scalars.saturating_mul(F32_BYTES))
         );

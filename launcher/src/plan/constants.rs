@@ -29,7 +29,7 @@ pub(super) const DECODE_SCRATCH_BYTES: u64 = 4 * MIB;
 /// Peak of a step over [`super::emg::activation_scalars`], as a fraction: the allocator keeps pieces. Source: growth of
 /// the heap over 4 to 20 steps, per sample, from two batch sizes each: 2.37 MiB for `default` (formula 2.36), 3.7 to 3.9 for
 /// `high_performance` (3.74), 0.45 to 0.75 for `quick_demo` (0.59).
-pub(super) const ACTIVATION_FACTOR: (u64, u64) = (21, 20);
+pub(super) const ACTIVATION_FACTOR: (u64, u64) = (11, 10);
 
 /// Decoded recordings over files on disk. Source: full data set, 575 GiB of rows in 431 GiB of files (1.34), rounded up.
 pub(super) const DECODED_OVER_DISK: u64 = 2;
