@@ -36,5 +36,7 @@ mod supervise;
 mod support;
 #[path = "it/tasks.rs"]
 mod tasks;
+#[path = "it/tools.rs"]
+mod tools;
 #[path = "it/watch.rs"]
 mod watch;

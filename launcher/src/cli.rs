@@ -26,6 +26,12 @@ const SAMPLE_EXAMPLES: &str = "\
 Example:
   launch sample-data --task emg --out sample-data/long --sessions 4 --seconds 60";
 
+const MONITOR_EXAMPLES: &str = "\
+Examples:
+  launch monitor                                the run that trains here now
+  launch monitor --run night --duration 3600 --plot-interval 60
+  launch monitor --pid 4242                     any program, with its children";
+
 const BATCH_EXAMPLES: &str = "\
 Example:
   launch batch --config quick_demo --step 0 --rank 0 --world 3 --out batch.safetensors";
@@ -35,7 +41,7 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch plan|sample-data|batch ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -57,6 +63,84 @@ enum Verb {
     /// Write the tensors that one rank trains on at one step
     #[command(after_help = BATCH_EXAMPLES)]
     Batch(BatchArgs),
+    /// Which config, batch, workers and cache fit this machine
+    Recommend(RecommendArgs),
+    /// What went wrong in a run, why, and what to change
+    Doctor(ReadArgs),
+    /// Memory of a run, or of a monitor's log, in numbers: range, trend, peaks, plan against truth
+    Analyze(AnalyzeArgs),
+    /// Watch memory: of a run, of any program, of the machine
+    #[command(after_help = MONITOR_EXAMPLES)]
+    Monitor(MonitorArgs),
+    /// Measure what each memory feature saves here: short runs with it off and on
+    BenchMemory(BenchMemoryArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchMemoryArgs {
+    /// Optimizer steps of each run
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub steps: u64,
+    /// Data set [default: sample data, made on the spot]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Only features whose name contains this
+    #[arg(long, value_name = "WORD")]
+    pub only: Option<String>,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct AnalyzeArgs {
+    #[command(flatten)]
+    pub read: ReadArgs,
+    /// Draw it as well
+    #[arg(long, value_name = "OUT.png")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct MonitorArgs {
+    /// A run by its folder or name [default: the one that trains here now, else the machine]
+    #[arg(long, value_name = "RUN", conflicts_with = "pid")]
+    pub run: Option<PathBuf>,
+    /// A process, with all that it starts
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+    /// Seconds until the monitor ends [default: until Ctrl-C, or the end of what it watches]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub duration: Option<f64>,
+    /// Seconds between two looks [default: 1 on a terminal, else 5]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub interval: Option<f64>,
+    /// Seconds between two plots [default: one at the end]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub plot_interval: Option<f64>,
+    /// Folder for log, report and plots [default: the run's, else this one]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Folder that holds the run folders
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub runs_dir: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RecommendArgs {
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ReadArgs {
+    /// A run's folder or name, or a monitor's JSON log
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Folder that holds the run folders
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub runs_dir: PathBuf,
 }
 
 /// Which config, how changed, for which device.
@@ -108,6 +192,9 @@ pub struct RunArgs {
     /// Free port on node 0
     #[arg(long, value_name = "P")]
     pub master_port: Option<u16>,
+    /// Train in legs; after each, the metrics decide whether to go on: see the config's `smart` keys
+    #[arg(long, conflicts_with = "nnodes")]
+    pub smart: bool,
     /// Print the plan and stop, as `launch plan`
     #[arg(long)]
     pub dry_run: bool,
@@ -184,6 +271,11 @@ pub enum Command {
     Plan(RunArgs),
     SampleData(SampleDataArgs),
     Batch(BatchArgs),
+    Recommend(RecommendArgs),
+    Doctor(ReadArgs),
+    Analyze(AnalyzeArgs),
+    Monitor(MonitorArgs),
+    BenchMemory(BenchMemoryArgs),
     Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
 }
 
@@ -219,6 +311,11 @@ impl Command {
             (Some(Verb::Plan(run)), _) => Command::Plan(run),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
+            (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
+            (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
+            (Some(Verb::Analyze(args)), _) => Command::Analyze(args),
+            (Some(Verb::Monitor(args)), _) => Command::Monitor(args),
+            (Some(Verb::BenchMemory(args)), _) => Command::BenchMemory(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
                 Command::Exec { run: cli.run, program, args: tail }
@@ -247,7 +344,8 @@ impl Command {
                 Err(usage(format!("--rank {} of --world {}: ranks count from 0", args.rank, args.world)))
             }
             Command::Batch(args) => args.config.need(),
-            Command::SampleData(_) => Ok(()),
+            Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
+            Command::Analyze(_) | Command::Monitor(_) | Command::BenchMemory(_) => Ok(()),
             Command::Exec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }
@@ -366,6 +464,11 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
         "cuda" => Ok(DeviceChoice::Cuda),
         _ => Err("expected auto, cpu or cuda".into()),
     }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let positive = |seconds: &f64| seconds.is_finite() && *seconds > 0.0;
+    text.parse().ok().filter(positive).ok_or_else(|| "expected a number of seconds above 0".into())
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

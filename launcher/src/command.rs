@@ -1,5 +1,10 @@
 //! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
 
+mod bench;
+mod smart;
+mod tools;
+
+use crate::advise;
 use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
 use crate::config::{Config, ConfigError, DeviceChoice, data_name};
@@ -29,8 +34,12 @@ enum Error {
     Plan(#[from] PlanError),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
+    #[error(transparent)]
+    Log(#[from] advise::LogError),
     #[error("{0}")]
     Data(String),
+    #[error("{0}")]
+    Target(String),
     #[error("{what}")]
     Io { what: String, code: u8, source: std::io::Error },
 }
@@ -38,10 +47,10 @@ enum Error {
 impl Error {
     fn exit_code(&self) -> u8 {
         match self {
-            Error::Cli(_) | Error::Config(_) => exit::USAGE,
+            Error::Cli(_) | Error::Config(_) | Error::Target(_) => exit::USAGE,
             Error::Plan(error) => error.exit_code(),
             Error::RunDir(error) => error.exit_code(),
-            Error::Data(_) => exit::DATA,
+            Error::Data(_) | Error::Log(_) => exit::DATA,
             Error::Io { code, .. } => *code,
         }
     }
@@ -57,10 +66,16 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     let result = Command::parse(line).map_err(Error::from).and_then(|command| match command {
         Command::Train(run) if run.dry_run => show_plan(&run),
         Command::Plan(run) => show_plan(&run),
+        Command::Train(run) if run.smart => smart::smart(&run),
         Command::Train(run) => train(&run),
         Command::Exec { run, program, args } => exec(&run, program, args),
         Command::SampleData(args) => sample_data(&args),
         Command::Batch(args) => batch(&args),
+        Command::Recommend(args) => tools::recommend(&args),
+        Command::Doctor(args) => tools::doctor(&args),
+        Command::Analyze(args) => tools::analyze(&args),
+        Command::Monitor(args) => tools::monitor_memory(&args),
+        Command::BenchMemory(args) => bench::bench_memory(&args),
     });
     match result {
         Ok(code) => code,

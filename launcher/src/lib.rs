@@ -13,6 +13,7 @@
 //! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour;
 //! `cache` touches no sample bytes; `watch` reaches ranks and page cache through `supervise` alone.
 
+pub mod advise;
 pub mod cache;
 pub mod cli;
 pub mod command;
@@ -20,7 +21,9 @@ pub mod config;
 pub mod console;
 pub mod contract;
 pub mod machine;
+pub mod monitor;
 pub mod plan;
 pub mod run_dir;
+pub mod smart;
 pub mod supervise;
 pub mod watch;

@@ -260,7 +260,7 @@ fn io_error(what: &'static str, path: &Path, source: io::Error) -> RunDirError {
 }
 
 /// `YYYYmmdd-HHMMSS`, UTC. Days to date: H. Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
-fn time_stamp(now: SystemTime) -> String {
+pub fn time_stamp(now: SystemTime) -> String {
     let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
     let (era, day_of_era) = (days / 146_097, days % 146_097);

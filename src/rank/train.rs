@@ -401,7 +401,10 @@ fn close(
         let (records, plots) = (job.run_dir.join("metrics.jsonl"), job.run_dir.join("plots"));
         let metric = &plotted(config.train.monitor_metric.as_str(), &finished.headline);
         let name = job.run_dir.file_name().map_or_else(|| config.name.clone(), |n| n.to_string_lossy().into_owned());
-        if let Err(error) = plots::plot_run(&records, &plots, &name, metric, unit(metric)) {
+        let drawn = plots::plot_run(&records, &plots, &name, metric, unit(metric))
+            .and_then(|()| plots::plot_throughput(&records, &plots, &name))
+            .and_then(|()| plots::plot_memory(&job.run_dir, &plots.join("memory.png"), &name, &job.plan));
+        if let Err(error) = drawn {
             reporter.line(error.to_string());
         }
     }

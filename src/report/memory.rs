@@ -53,13 +53,21 @@ pub struct MemorySnapshot {
     pub system_total_bytes: u64,
     /// Largest RSS since the process began, or since [`forget_peak`].
     pub rss_peak_bytes: u64,
+    /// RSS by kind: own memory (heap, stacks), and pages of files (libraries).
+    pub anon_bytes: u64,
+    pub file_bytes: u64,
     pub gpu: Option<GpuMemory>,
 }
 
-/// Largest RSS of this process as the kernel counts it, bytes.
-fn rss_peak_bytes() -> Result<u64, procfs::ProcError> {
-    let status = procfs::process::Process::myself()?.status()?;
-    Ok(status.vmhwm.unwrap_or(0) << 10)
+impl MemorySnapshot {
+    /// What `/proc/self/status` says, which costs microseconds, in place of what is there.
+    fn with_status(mut self) -> Result<Self, procfs::ProcError> {
+        let status = procfs::process::Process::myself()?.status()?;
+        let bytes = |kib: Option<u64>| kib.unwrap_or(0) << 10;
+        self.rss_peak_bytes = bytes(status.vmhwm);
+        (self.anon_bytes, self.file_bytes) = (bytes(status.rssanon), bytes(status.rssfile));
+        Ok(self)
+    }
 }
 
 /// The kernel's peak starts anew from what is resident now. Where it refuses, peaks are since the process began.
@@ -79,16 +87,17 @@ impl MemorySnapshot {
             |key: &str| -> u64 { rollup.memory_map_rollup.iter().filter_map(|map| map.extension.map.get(key)).sum() };
         let system = procfs::Meminfo::current()?;
         let available = system.mem_available.unwrap_or(system.mem_free);
-        Ok(Self {
+        let now = Self {
             rss_bytes: sum("Rss"),
             pss_bytes: sum("Pss"),
             uss_bytes: sum("Private_Clean") + sum("Private_Dirty"),
             shared_bytes: sum("Shared_Clean") + sum("Shared_Dirty"),
             system_used_bytes: system.mem_total.saturating_sub(available),
             system_total_bytes: system.mem_total,
-            rss_peak_bytes: rss_peak_bytes()?,
             gpu,
-        })
+            ..Self::default()
+        };
+        now.with_status()
     }
 
     /// The guides' line; `tag` is `Step 100`, `After dataset creation`, … MB are MiB and GB are GiB, as there.
@@ -163,6 +172,8 @@ impl MemorySnapshot {
             cache_hits: probe.cache_hits,
             cache_misses: probe.cache_misses,
             rss_peak_bytes: self.rss_peak_bytes,
+            anon_bytes: self.anon_bytes,
+            file_bytes: self.file_bytes,
         }
     }
 }
@@ -408,7 +419,7 @@ impl Room {
         if let Some(latest) = &self.latest
             && latest.at.elapsed() < latest.cost * WORTH_COSTS
         {
-            return Ok(MemorySnapshot { gpu, rss_peak_bytes: rss_peak_bytes()?, ..latest.snapshot });
+            return MemorySnapshot { gpu, ..latest.snapshot }.with_status();
         }
         let start = Instant::now();
         let snapshot = MemorySnapshot::take(gpu)?;

@@ -25,7 +25,27 @@ const LAUNCHER: &[(&str, &[&str])] = &[
     ("console", &["contract", "plan", "supervise"]),
     ("run_dir", &["config", "contract", "plan"]),
     ("cli", &["config", "run_dir"]),
-    ("command", &["cache", "cli", "config", "machine", "plan", "contract", "supervise", "console", "run_dir", "watch"]),
+    ("advise", &["config", "contract", "machine", "plan", "watch"]),
+    ("smart", &["config", "contract"]),
+    ("monitor", &["advise", "contract", "machine", "plan", "run_dir", "supervise", "watch"]),
+    (
+        "command",
+        &[
+            "advise",
+            "cache",
+            "cli",
+            "config",
+            "machine",
+            "plan",
+            "contract",
+            "supervise",
+            "console",
+            "monitor",
+            "run_dir",
+            "smart",
+            "watch",
+        ],
+    ),
 ];
 /// Files and folders that may hold `unsafe`.
 const UNSAFE: &[&str] =

@@ -348,7 +348,8 @@ struct Ending(Arc<Shared>);
 impl Drop for Ending {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.note("the directory's thread ended in a panic: please report this".into());
+            // Without an alarm of its own: whoever reads it is to see the end with it.
+            lock(&self.0.notes).push("the directory's thread ended in a panic: please report this".into());
         }
         self.0.ended.store(true, Ordering::Release);
         *lock(&self.0.alarm) = None;
@@ -373,7 +374,7 @@ impl Server {
     fn run(mut self) {
         let _ending = Ending(Arc::clone(&self.shared));
         if let Err(e) = self.serve() {
-            self.shared.note(format!("the page cache's directory cannot go on: {e}"));
+            lock(&self.shared.notes).push(format!("the page cache's directory cannot go on: {e}"));
         }
     }
 

@@ -275,6 +275,14 @@ fn watch(watch: &WatchConfig, v: &mut Verdict) {
 
 fn rest(config: &Config, v: &mut Verdict) {
     watch(&config.watch, v);
+    let smart = &config.smart;
+    v.at_least_one(&[
+        ("smart.leg_epochs", smart.leg_epochs as u64),
+        ("smart.increment", smart.increment as u64),
+        ("smart.max_total_epochs", smart.max_total_epochs as u64),
+    ]);
+    v.need(smart.window >= 2, || format!("smart.window is {}; two halves need 2 epochs or more", smart.window));
+    v.not_negative(&[("smart.threshold", smart.threshold)]);
     v.above_zero(&[("ddp.bucket_mb", config.ddp.bucket_mb)]);
     v.at_least_one(&[
         ("log.log_every", config.log.log_every),

@@ -13,6 +13,7 @@ impl Default for Config {
             train: TrainConfig::default(),
             memory: MemoryConfig::default(),
             watch: WatchConfig::default(),
+            smart: SmartConfig::default(),
             ddp: DdpConfig::default(),
             log: LogConfig::default(),
         }
@@ -213,6 +214,12 @@ impl Default for WatchConfig {
             recover: 30.0,
             cgroup: true,
         }
+    }
+}
+
+impl Default for SmartConfig {
+    fn default() -> Self {
+        Self { leg_epochs: 100, increment: 50, max_total_epochs: 500, targets: None, window: 20, threshold: 0.001 }
     }
 }
 

@@ -19,6 +19,7 @@ pub struct Config {
     pub train: TrainConfig,
     pub memory: MemoryConfig,
     pub watch: WatchConfig,
+    pub smart: SmartConfig,
     pub ddp: DdpConfig,
     pub log: LogConfig,
 }
@@ -427,6 +428,24 @@ pub struct WatchConfig {
     pub recover: f64,
     /// Run the ranks in a memory cgroup of their own where that is permitted.
     pub cgroup: bool,
+}
+
+/// Training in legs with `launch --smart`: after each, the recorded metrics decide whether to go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SmartConfig {
+    /// Epochs of the first leg.
+    pub leg_epochs: usize,
+    /// Epochs of each further leg.
+    pub increment: usize,
+    /// Never more epochs than this.
+    pub max_total_epochs: usize,
+    /// Comparisons with values of metrics.jsonl, separated by commas: `val.mae_deg<=6, val.loss<=0.02`.
+    pub targets: Option<String>,
+    /// Epochs over which progress is judged.
+    pub window: usize,
+    /// Least difference between the means of the window's halves that counts as progress.
+    pub threshold: f64,
 }
 
 /// A budget as written.

@@ -12,7 +12,7 @@ pub fn data_name(task: &str) -> &str {
 pub const PROFILES: &[&str] = &["cpu", "cuda"];
 
 pub(super) const SECTIONS: &[&str] =
-    &["data", "data.deblur", "model", "model.vrt", "train", "memory", "watch", "ddp", "log"];
+    &["data", "data.deblur", "model", "model.vrt", "train", "memory", "watch", "smart", "ddp", "log"];
 
 /// Sections of the deblurring guide that hold nothing but other names of keys.
 const GUIDE_SECTIONS: &[&str] = &[
@@ -151,7 +151,6 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("train.amp", Choice(&["off", "bf16", "fp16", "auto"])),
     ("train.cuda_graph", Choice(&["auto", "on", "off"])),
     ("memory.budget", Size),
-    ("memory.cleanup_every", Whole),
     ("watch.enabled", Flag),
     ("watch.response", Flag),
     ("watch.ram_percent", Numbers(3)),
@@ -160,6 +159,13 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("watch.period", Number),
     ("watch.recover", Number),
     ("watch.cgroup", Flag),
+    ("memory.cleanup_every", Whole),
+    ("smart.leg_epochs", Whole),
+    ("smart.increment", Whole),
+    ("smart.max_total_epochs", Whole),
+    ("smart.targets", OptionalText),
+    ("smart.window", Whole),
+    ("smart.threshold", Number),
     ("ddp.bucket_mb", Number),
     ("ddp.wire", Choice(&["f32", "bf16"])),
     ("log.runs_dir", Text),

@@ -67,6 +67,11 @@ pub struct MemoryRecord {
     /// Largest RSS since the phase began, as the kernel saw it between the records.
     #[serde(default)]
     pub rss_peak_bytes: u64,
+    /// RSS by kind, never older than the record: own memory (heap, stacks), and pages of files (libraries).
+    #[serde(default)]
+    pub anon_bytes: u64,
+    #[serde(default)]
+    pub file_bytes: u64,
 }
 
 /// One line of `memory.node.jsonl`, by the launcher. Bytes throughout; `t` in seconds since the Unix epoch.

@@ -12,10 +12,10 @@ pub const CUDA_TRAINS: bool = true;
 pub(super) const LAUNCHER_BYTES: u64 = 16 * MIB;
 
 /// libtorch's pages, allocator and thread stacks of one CPU rank beside its model and data. Its file-backed part is
-/// shared by the ranks of a node, so this counts too much rather than too little. Source: measured 142 MiB of RSS (64 MiB
-/// of it anonymous) after three forward and backward steps of tiny conv, norm and LSTM layers on one thread, libtorch
-/// 2.11.0; plus 50 MiB for HDF5, the arenas of loader threads, and plots.
-pub(super) const RUNTIME_CPU_BYTES: u64 = 192 * MIB;
+/// shared by the ranks of a node, so this counts too much rather than too little. Source: `launch analyze` of the shipped
+/// configs with one and two ranks: 137 to 158 MiB before the first step, model state left out, of which 75 to 79 MiB are
+/// pages of files.
+pub(super) const RUNTIME_CPU_BYTES: u64 = 160 * MIB;
 
 /// The same for a CUDA rank on the host: the driver's context and kernels come on top. Source: an assumption.
 pub(super) const RUNTIME_CUDA_HOST_BYTES: u64 = 1536 * MIB;
@@ -27,10 +27,10 @@ pub(super) const RUNTIME_CUDA_DEVICE_BYTES: u64 = 768 * MIB;
 /// 232 B (453 KiB); four times that, twice. Source: the format's sample files; larger chunks are read all the same.
 pub(super) const DECODE_SCRATCH_BYTES: u64 = 4 * MIB;
 
-/// Peak of a step over the saved activations of [`super::emg::activation_scalars`], as a fraction: backward holds
-/// gradients of activations beside them, and the allocator keeps pieces. Source: measured 1.24 for the default model and
-/// 1.10 for high_performance (growth of RSS over five steps of 64 windows of 500: 2.31 and 3.56 MiB per sample).
-pub(super) const ACTIVATION_FACTOR: (u64, u64) = (3, 2);
+/// Peak of a step over [`super::emg::activation_scalars`], as a fraction: the allocator keeps pieces. Source: growth of
+/// the heap over 4 to 20 steps, per sample, from two batch sizes each: 2.37 MiB for `default` (formula 2.36), 3.7 to 3.9 for
+/// `high_performance` (3.74), 0.45 to 0.75 for `quick_demo` (0.59).
+pub(super) const ACTIVATION_FACTOR: (u64, u64) = (11, 10);
 
 /// Decoded recordings over files on disk. Source: full data set, 575 GiB of rows in 431 GiB of files (1.34), rounded up.
 pub(super) const DECODED_OVER_DISK: u64 = 2;

@@ -14,7 +14,7 @@
 use super::constants::*;
 use super::table::bytes_text;
 use super::task::{SampleSizes, TaskSizes, product, sum};
-use crate::config::{Config, DecoderType, ModelConfig, TdsStage};
+use crate::config::{Config, DecoderType, LossType, ModelConfig, TdsStage};
 use crate::machine::DatasetFacts;
 
 /// Everything the planner asks of this task; absent: a product overflows.
@@ -23,7 +23,9 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
     let field = |columns: usize| product(&[window, columns as u64, F32_BYTES]);
     // EMG `[T, 16]`, joint angles `[T, 20]`.
     let fields = vec![field(config.data.emg_channels)?, field(config.data.joint_angles_channels)?];
-    let sample = SampleSizes { fields, activation_scalars: activation_scalars(&config.model, window)? };
+    let loss_terms = if config.train.loss_type == LossType::MseMae { 2 } else { 1 };
+    let activation_scalars = activation_scalars(&config.model, window, loss_terms)?;
+    let sample = SampleSizes { fields, activation_scalars };
     Some(TaskSizes {
         parameters: parameters(&config.model)?,
         train: sample.clone(),
@@ -84,11 +86,12 @@ fn decoder_parameters(model: &ModelConfig, input: u64) -> Option<(u64, u64)> {
     Some((total, input))
 }
 
-/// Scalars that autograd keeps for backward, for one window of `window` rows; an estimate from above. Per element of a
-/// layer's output: 6 tensors in a stage's entry (two layouts, conv, norm, ReLU, dropout), 10 in a block (conv, ReLU,
+/// Scalars that a step holds at its peak for one window of `window` rows: what autograd keeps for backward, and around
+/// the loss what backward adds (prediction, differences, squares or magnitudes, masks, their gradients, sums of metrics:
+/// 4 per output value and 6 for each of the `loss_terms`, measured). Per element of a layer's output: 6 tensors in a stage's entry (two layouts, conv, norm, ReLU, dropout), 10 in a block (conv, ReLU,
 /// residual, norm, two linears with ReLU, residual, norm, one layout), 8 per LSTM unit and step (4 gates, cell,
-/// its tanh, hidden, a copy), 3 per output value.
-pub fn activation_scalars(model: &ModelConfig, window: u64) -> Option<u64> {
+/// its tanh, hidden, a copy).
+pub fn activation_scalars(model: &ModelConfig, window: u64, loss_terms: u64) -> Option<u64> {
     let mut total = window.checked_mul(model.input_size as u64)?.checked_mul(2)?;
     let mut rows = window;
     let mut features = model.input_size as u64;
@@ -108,7 +111,11 @@ pub fn activation_scalars(model: &ModelConfig, window: u64) -> Option<u64> {
         DecoderType::Mlp => model.decoder_mlp_hidden.iter().try_fold(0u64, |n, h| n.checked_add(*h as u64 * 3))?,
     };
     let per_step = sum(&[decoder, features, product(&[4, model.output_size as u64])?])?;
-    sum(&[total, steps.checked_mul(per_step)?, product(&[3, window, model.output_size as u64])?])
+    sum(&[
+        total,
+        steps.checked_mul(per_step)?,
+        product(&[loss_terms.checked_mul(6)?.checked_add(4)?, window, model.output_size as u64])?,
+    ])
 }
 
 /// Decoder steps of a window: its duration times the rollout frequency, half to even, at least 1.
@@ -167,7 +174,7 @@ mod tests {
     fn absurd_sizes_overflow_to_none() {
         assert_eq!(parameters(&sized(&[[5, 4, 1, usize::MAX, 2, 11]], 64, 1)), None);
         assert_eq!(parameters(&sized(&[], usize::MAX / 2, 1)), None);
-        assert_eq!(activation_scalars(&ModelConfig::default(), u64::MAX), None);
+        assert_eq!(activation_scalars(&ModelConfig::default(), u64::MAX, 2), None);
     }
 
     #[test]

@@ -264,7 +264,7 @@ fn a_refusal_names_every_single_change_that_fits() {
     let mut config = Config::default();
     config.train.batch_size = 4096;
     config.train.num_workers = Some(8);
-    config.memory.budget = Budget::Bytes(64 * GIB);
+    config.memory.budget = Budget::Bytes(58 * GIB);
     let error = refused(&config, &machine(32, 128 * GIB), &ranks(3));
     let text = error.to_string();
     let loader = ["train.num_workers: ", "train.prefetch_factor: 1 instead of 2"];

@@ -20,6 +20,7 @@ mod verdict;
 pub use env::{Meeting, ranks};
 pub use failure::Failure;
 pub use limits::Limits;
+pub use unix::Signals;
 pub use verdict::{End, signal_name};
 
 use crate::cache::PolicyKind;

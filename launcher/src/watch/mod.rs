@@ -20,7 +20,8 @@ mod watcher;
 mod words;
 
 pub use explain::Killed;
-pub use sample::{ProcessNow, Sample};
+pub use leak::{Leak, Trend};
+pub use sample::{ProcessNow, Sample, Sampler};
 pub use watcher::{Findings, Peaks, Watch};
 pub use words::pre_flight;
 

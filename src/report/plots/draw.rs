@@ -18,8 +18,19 @@ const BOTTOM: i32 = 76;
 const FONT: &str = "headroom-sans";
 const INK: RGBColor = RGBColor(51, 51, 51);
 const FAINT: RGBColor = RGBColor(228, 228, 228);
+const ALERT: RGBColor = RGBColor(179, 0, 0);
 /// Told apart by most colour-blind readers (Okabe and Ito).
-const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115)];
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(120, 120, 120),
+];
+/// Dash and gap of a limit, pixels.
+const DASH: (i32, i32) = (10, 6);
 
 /// One line of a panel.
 pub(super) struct Curve {
@@ -28,15 +39,27 @@ pub(super) struct Curve {
     colour: RGBColor,
     /// Few, far-apart values: each is marked.
     dots: bool,
+    /// Filled down to the horizontal axis.
+    filled: bool,
 }
 
 impl Curve {
     pub(super) fn line(name: &str, history: History, colour: usize) -> Self {
-        Self { name: name.into(), history, colour: COLOURS[colour % COLOURS.len()], dots: false }
+        Self { name: name.into(), history, colour: COLOURS[colour % COLOURS.len()], dots: false, filled: false }
+    }
+
+    /// The top of a stacked area; areas are drawn in order, so the highest comes first.
+    pub(super) fn area(name: &str, history: History, colour: usize) -> Self {
+        Self { filled: true, ..Self::line(name, history, colour) }
     }
 
     pub(super) fn dots(name: &str, history: History, colour: usize) -> Self {
         Self { dots: true, ..Self::line(name, history, colour) }
+    }
+
+    /// Largest value; 0 where there is none.
+    pub(super) fn highest(&self) -> f64 {
+        self.history.points.iter().map(|p| p.1).fold(0.0, f64::max)
     }
 
     fn legend(&self) -> String {
@@ -55,6 +78,26 @@ pub(super) struct Panel {
     /// Logarithmic where the values span decades.
     pub may_log: bool,
     pub curves: Vec<Curve>,
+    /// Horizontal lines with their names, such as a budget.
+    pub limits: Vec<(String, f64)>,
+    /// Numbered vertical lines: where something happened.
+    pub marks: Vec<f64>,
+}
+
+impl Panel {
+    pub(super) fn new(title: String, x: &'static str, y: String, curves: Vec<Curve>) -> Self {
+        Self { title, x, y, may_log: false, curves, limits: Vec::new(), marks: Vec::new() }
+    }
+
+    pub(super) fn log(self) -> Self {
+        Self { may_log: true, ..self }
+    }
+
+    fn values(&self) -> impl Iterator<Item = f64> + '_ {
+        let floor = self.curves.iter().any(|curve| curve.filled).then_some(0.0);
+        let points = self.curves.iter().flat_map(|c| c.history.points.iter().map(|p| p.1));
+        points.chain(self.limits.iter().map(|limit| limit.1)).chain(floor)
+    }
 }
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, plotters::coord::Shift>;
@@ -114,14 +157,20 @@ fn draw_panel(area: &Area, panel: &Panel, xs: &Axis) -> Drawn {
     let (width, height) = area.dim_in_pixel();
     let frame = Frame { x0: LEFT, x1: width as i32 - RIGHT, y0: TOP, y1: height as i32 - BOTTOM };
     let points = || panel.curves.iter().flat_map(|c| c.history.points.iter());
-    let ys = Axis::new(points().map(|p| p.1), 7, panel.may_log);
+    let ys = Axis::new(panel.values(), 7, panel.may_log);
     area.draw(&Text::new(panel.title.clone(), (LEFT, 22), style(24, INK, HPos::Left, VPos::Top))).map_err(text)?;
     draw_axes(area, &frame, xs, &ys)?;
     draw_names(area, &frame, panel)?;
     draw_legend(area, panel)?;
     for curve in &panel.curves {
-        draw_curve(area, &frame, xs, &ys, curve)?;
+        if curve.filled {
+            draw_area(area, &frame, xs, &ys, curve)?;
+        } else {
+            draw_curve(area, &frame, xs, &ys, curve)?;
+        }
     }
+    draw_limits(area, &frame, &ys, &panel.limits)?;
+    draw_marks(area, &frame, xs, &panel.marks)?;
     if points().next().is_none() {
         let middle = ((frame.x0 + frame.x1) / 2, (frame.y0 + frame.y1) / 2);
         area.draw(&Text::new("no values yet", middle, style(20, INK, HPos::Center, VPos::Center))).map_err(text)?;
@@ -172,6 +221,57 @@ fn draw_legend(area: &Area, panel: &Panel) -> Drawn {
         let (wide, _) = area.estimate_text_size(&curve.legend(), &style).map_err(text)?;
         area.draw(&Text::new(curve.legend(), (x + 44, y), style)).map_err(text)?;
         x += 44 + wide as i32 + 36;
+    }
+    Ok(())
+}
+
+/// From the curve down to the axis. What was drawn before is covered, so that a stack shows each part once.
+fn draw_area(area: &Area, frame: &Frame, xs: &Axis, ys: &Axis, curve: &Curve) -> Drawn {
+    let pixel = |(x, y): &(f64, f64)| Some((frame.x(xs.place(*x)?), frame.y(ys.place(*y)?)));
+    let top: Vec<(i32, i32)> = curve.history.points.iter().filter_map(pixel).collect();
+    let (Some(first), Some(last)) = (top.first().copied(), top.last().copied()) else { return Ok(()) };
+    let mut outline = top.clone();
+    outline.extend([(last.0, frame.y1), (first.0, frame.y1)]);
+    area.draw(&Polygon::new(outline.clone(), WHITE.filled())).map_err(text)?;
+    area.draw(&Polygon::new(outline, curve.colour.mix(0.55).filled())).map_err(text)?;
+    area.draw(&PathElement::new(top, curve.colour.stroke_width(2))).map_err(text)
+}
+
+/// Dashed lines across the plot area; names stand above them, those of lines close together beside each other.
+fn draw_limits(area: &Area, frame: &Frame, ys: &Axis, limits: &[(String, f64)]) -> Drawn {
+    let mut ends = frame.x1;
+    let mut above: Option<i32> = None;
+    let mut sorted: Vec<&(String, f64)> = limits.iter().collect();
+    sorted.sort_by(|a, b| a.1.total_cmp(&b.1));
+    for (name, value) in sorted {
+        let Some(place) = ys.place(*value) else { continue };
+        let y = frame.y(place);
+        for x in (frame.x0..frame.x1).step_by((DASH.0 + DASH.1) as usize) {
+            let dash = [(x, y), ((x + DASH.0).min(frame.x1), y)];
+            area.draw(&PathElement::new(dash, ALERT.stroke_width(2))).map_err(text)?;
+        }
+        let style = style(16, ALERT, HPos::Right, VPos::Bottom);
+        let (wide, _) = area.estimate_text_size(name, &style).map_err(text)?;
+        ends = if above.is_some_and(|last| last - y < 22) { ends - wide as i32 - 24 } else { frame.x1 };
+        area.draw(&Text::new(name.clone(), (ends - 4, y - 3), style)).map_err(text)?;
+        above = Some(y);
+    }
+    Ok(())
+}
+
+/// Vertical lines, numbered at their upper end where there is room beside the last.
+fn draw_marks(area: &Area, frame: &Frame, xs: &Axis, marks: &[f64]) -> Drawn {
+    let mut last = i32::MIN;
+    for (index, at) in marks.iter().enumerate() {
+        let Some(place) = xs.place(*at) else { continue };
+        let x = frame.x(place);
+        area.draw(&PathElement::new([(x, frame.y0), (x, frame.y1)], INK.stroke_width(1))).map_err(text)?;
+        if x.saturating_sub(last) > 24 {
+            let number =
+                Text::new((index + 1).to_string(), (x, frame.y0 - 2), style(15, INK, HPos::Center, VPos::Bottom));
+            area.draw(&number).map_err(text)?;
+            last = x;
+        }
     }
     Ok(())
 }

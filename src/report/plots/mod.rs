@@ -2,6 +2,11 @@
 
 mod axis;
 mod draw;
+mod memory;
+mod throughput;
+
+pub use memory::{plot_any, plot_memory};
+pub use throughput::plot_throughput;
 
 use super::records::{RecordError, for_each_metrics};
 use draw::{Curve, Panel};
@@ -18,6 +23,8 @@ pub enum PlotError {
     Records(#[from] RecordError),
     #[error("{path}: no figure: {problem}; set log.plots to false to train without", path = path.display())]
     Draw { path: PathBuf, problem: String },
+    #[error("{path}: {problem}; expected a run's folder or a monitor's JSON log", path = path.display())]
+    Unreadable { path: PathBuf, problem: String },
 }
 
 /// One value over the steps, thinned to at most `2 × POINTS` points.
@@ -83,27 +90,21 @@ pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str
     if in_training != monitor {
         curves.insert(0, Curve::line(in_training, take(in_training), 0));
     }
-    let loss = [Panel {
-        title: format!("{run}: loss"),
-        x: "step",
-        y: "loss".into(),
-        may_log: true,
-        curves: vec![Curve::line("train", take("loss"), 0), Curve::dots("validation", validation, 1)],
-    }];
+    let loss = vec![Curve::line("train", take("loss"), 0), Curve::dots("validation", validation, 1)];
+    let loss = [Panel::new(format!("{run}: loss"), "step", "loss".into(), loss).log()];
     let value = if unit.is_empty() { monitor.to_owned() } else { format!("{monitor} [{unit}]") };
+    let rate = vec![Curve::line("lr", take("lr"), 2)];
     let metrics = [
-        Panel { title: format!("{run}: {monitor}"), x: "step", y: value, may_log: true, curves },
-        Panel {
-            title: format!("{run}: learning rate"),
-            x: "step",
-            y: "learning rate".into(),
-            may_log: false,
-            curves: vec![Curve::line("lr", take("lr"), 2)],
-        },
+        Panel::new(format!("{run}: {monitor}"), "step", value, curves).log(),
+        Panel::new(format!("{run}: learning rate"), "step", "learning rate".into(), rate),
     ];
-    std::fs::create_dir_all(dir).map_err(|e| PlotError::Draw { path: dir.to_owned(), problem: e.to_string() })?;
+    make_dir(dir)?;
     draw::figure(&dir.join("loss.png"), &loss)?;
     draw::figure(&dir.join("metrics.png"), &metrics)
+}
+
+fn make_dir(dir: &Path) -> Result<(), PlotError> {
+    std::fs::create_dir_all(dir).map_err(|e| PlotError::Draw { path: dir.to_owned(), problem: e.to_string() })
 }
 
 #[cfg(test)]

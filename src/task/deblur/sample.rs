@@ -24,6 +24,8 @@ const TILE: usize = 256;
 /// Waves of a texture, at most so many per tile: periods of 8 pixels and more.
 const WAVES: usize = 24;
 const HIGHEST: f64 = 32.0;
+/// Range of a wave's weight over the colour channels; its brightness has 0.2 to 1.
+const COLOUR: f64 = 0.2;
 /// Motion during one exposure, pixels.
 const MOTION: (f64, f64) = (3.0, 12.0);
 
@@ -199,7 +201,9 @@ impl Texture {
             let mut number = || (random.uniform() * 2.0 - 1.0) * HIGHEST;
             let (rows, columns) = (number().round(), number().round());
             let phase = random.uniform() * TAU;
-            ([rows, columns, phase], std::array::from_fn(|_| random.uniform()))
+            // As in nature, most of what changes is brightness: channels go together up to a tenth.
+            let grey = 0.2 + 0.8 * random.uniform();
+            ([rows, columns, phase], std::array::from_fn(|_| grey + COLOUR * (random.uniform() - 0.5)))
         };
         let waves: Vec<_> = (0..WAVES).map(&mut wave).collect();
         let colour = |at: usize| -> [f32; 3] {
@@ -209,8 +213,8 @@ impl Texture {
                 let value = ((rows * y + columns * x) * TAU / TILE as f64 + phase).sin();
                 sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += weight * value);
             }
-            // Standard deviation 0.2 at 24 waves of mean square weight 1/3.
-            sums.map(|sum| (0.5 + 0.1 * sum).clamp(0.1, 0.9) as f32)
+            // Standard deviation 0.2 at 24 waves of mean square weight 0.4.
+            sums.map(|sum| (0.5 + 0.09 * sum).clamp(0.1, 0.9) as f32)
         };
         Self((0..TILE * TILE).map(colour).collect())
     }

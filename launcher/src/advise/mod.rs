@@ -1,0 +1,16 @@
+//! What a person asks before and after a run: `launch recommend`, `analyze`, `doctor`.
+//!
+//! ```text
+//! recommend ◄── this machine            doctor ◄── log ◄── a run's folder, or a monitor's JSON log
+//! ```
+//! Architecture invariant: reads records and the machine's facts; starts nothing and changes nothing.
+
+mod analyze;
+mod doctor;
+mod log;
+mod recommend;
+
+pub use analyze::{Analysis, Check, Range, analyze};
+pub use doctor::{Finding, doctor};
+pub use log::{LogError, MonitorSample, Run, locate};
+pub use recommend::{DEVICE_PROFILES, DeviceProfile, Recommendation, recommend};

@@ -1,0 +1,192 @@
+//! The tools beside a run: monitor, analyze, recommend, doctor, the smart loop, the bench of memory features.
+
+use super::support::{Runs, folder, launch_program, run};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn launch(words: &[&str]) -> Command {
+    let mut command = Command::new(launch_program());
+    command.args(words);
+    command
+}
+
+/// Files of `folder` whose names begin with `word`, sorted.
+fn named(folder: &Path, word: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+    let of_word = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with(word);
+    let mut found: Vec<PathBuf> = entries.filter(of_word).collect();
+    found.sort();
+    found
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn assert_png(path: &Path) {
+    assert!(fs::read(path).unwrap().starts_with(b"\x89PNG"), "{}", path.display());
+}
+
+#[test]
+fn item_45_monitor_ends_after_its_duration_with_plots_at_its_interval() {
+    let dir = folder();
+    let pid = std::process::id().to_string();
+    let mut command = launch(&["monitor", "--pid", &pid, "--duration", "3", "--interval", "0.2"]);
+    command.args(["--plot-interval", "1", "--out"]).arg(dir.path());
+    let ended = run(&mut command, dir.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert!(ended.out.contains("RAM ") && ended.out.contains(&format!("pid {pid}")), "{ended}");
+    let (logs, reports) = (named(dir.path(), "memory_log_"), named(dir.path(), "memory_report_"));
+    assert_eq!((logs.len(), reports.len()), (1, 1));
+    let report = json(&reports[0]);
+    assert!(report["duration_s"].as_f64().unwrap() >= 2.0, "{report}");
+    assert_eq!(report["samples"].as_u64().unwrap() as usize, json(&logs[0]).as_array().unwrap().len());
+    assert!(report["max_job_gb"].as_f64().unwrap() > 0.0, "{report}");
+    let plots = named(dir.path(), "memory_plot_");
+    assert!(!plots.is_empty());
+    plots.iter().for_each(|plot| assert_png(plot));
+}
+
+#[test]
+fn item_46_and_47_a_monitors_log_is_analysed_and_drawn_and_a_missing_one_is_an_error() {
+    let dir = folder();
+    let log = dir.path().join("memory_log_20241205_143022.json");
+    let sample = |t: u32| {
+        serde_json::json!({"ram_used_gb": 7.5, "ram_total_gb": 16.0, "ram_percent": 46.9, "elapsed_time": 5 * t,
+            "timestamp": "2024-12-05T14:30:22"})
+    };
+    fs::write(&log, serde_json::to_vec(&(0..30).map(sample).collect::<Vec<_>>()).unwrap()).unwrap();
+    let png = dir.path().join("out.png");
+    let ended = run(launch(&["analyze"]).arg(&log).arg("--plot").arg(&png), dir.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert!(ended.out.contains("30 over 145.0 s") && ended.out.contains("most 7.50 GiB"), "{ended}");
+    assert_png(&png);
+    let ended = run(&mut launch(&["analyze", "no_such_log.json"]), dir.path());
+    assert_eq!(ended.code, Some(4), "{ended}");
+    assert!(ended.err.contains("no_such_log.json: no such run or log"), "{ended}");
+}
+
+#[test]
+fn item_72_a_healthy_run_is_watched_analysed_and_found_healthy() {
+    let runs = Runs::new(&["train.max_steps=100000"]);
+    let mut job = runs.start("watched", &["--ranks", "2"]);
+    let path = runs.run("watched").path;
+    assert!(job.until("the first steps", || runs.run("watched").steps_so_far() > 5));
+    let mut monitor = launch(&["monitor", "--duration", "1.5", "--interval", "0.5", "--run"]);
+    let ended = run(monitor.arg(&path), runs.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert!(ended.out.contains("run watched") && ended.out.contains("samples/s"), "{ended}");
+    assert_eq!(named(&path, "memory_log_").len(), 1);
+    job.signal(rustix::process::Signal::TERM);
+    assert_eq!(job.wait().code, Some(75));
+
+    let png = runs.path().join("memory.png");
+    let ended = run(launch(&["analyze"]).arg(&path).arg("--plot").arg(&png), runs.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert!(ended.out.contains("runtime, model") && ended.out.contains("rank, in all"), "{ended}");
+    assert_png(&png);
+    let ended = run(launch(&["doctor"]).arg(&path), runs.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let ended = run(launch(&["monitor", "--run"]).arg(&path), runs.path());
+    assert_eq!(ended.code, Some(4), "{ended}");
+    assert!(ended.err.contains("nothing of it runs"), "{ended}");
+}
+
+#[test]
+fn item_61_and_62_the_smart_loop_trains_in_legs_of_fresh_processes_without_growth() {
+    let sets = [
+        "train.max_steps=null",
+        "data.max_train_windows=16",
+        "data.max_val_windows=8",
+        "smart.leg_epochs=2",
+        "smart.increment=1",
+        "smart.max_total_epochs=4",
+        "smart.targets=val.loss<=0",
+        // More than there can be: progress is never ruled out.
+        "smart.threshold=0",
+        "smart.window=100",
+    ];
+    let runs = Runs::new(&sets);
+    let done = runs.finish("legs", &["--ranks", "2", "--smart"]);
+    let report = json(&done.path.join("smart_report.json"));
+    let legs = report["legs"].as_array().unwrap();
+    let epochs: Vec<u64> = legs.iter().map(|leg| leg["epochs"].as_u64().unwrap()).collect();
+    assert!(epochs.starts_with(&[2]) && epochs.is_sorted(), "{report}");
+    let last = legs.last().unwrap();
+    assert!(last["decision"] == "epochs_done" || last["decision"] == "no_progress", "{report}");
+    // 16 windows, 2 ranks of batch 4: two steps per epoch, each once.
+    let steps = done.steps();
+    assert_eq!(steps, (1..=2 * epochs.last().unwrap()).collect::<Vec<_>>());
+    let peaks: Vec<f64> = report["peak_pss_bytes"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    assert_eq!(peaks.len(), legs.len());
+    assert!(peaks.iter().all(|peak| *peak < 1.3 * peaks[0]), "{peaks:?}");
+}
+
+#[test]
+fn a_target_that_is_no_comparison_is_a_config_error() {
+    let runs = Runs::new(&["smart.targets=val.loss"]);
+    let ended = runs.train("bad", &["--smart"]);
+    assert_eq!(ended.code, Some(2), "{ended}");
+    assert!(ended.err.contains("smart.targets: \"val.loss\" is no comparison"), "{ended}");
+}
+
+#[test]
+fn item_66_recommend_answers_for_this_machine_as_text_and_json() {
+    let dir = folder();
+    let ended = run(&mut launch(&["recommend", "--json"]), dir.path());
+    let found: Value = serde_json::from_str(&ended.out).unwrap_or_else(|e| panic!("{e}: {ended}"));
+    assert!(["low_memory", "default", "high_performance"].contains(&found["config"].as_str().unwrap()), "{found}");
+    let ended = run(&mut launch(&["recommend"]), dir.path());
+    assert!(ended.out.contains("launch --gpus"), "{ended}");
+}
+
+#[test]
+fn item_71_the_bench_measures_a_feature_off_and_on() {
+    let dir = folder();
+    let mut command = launch(&["bench-memory", "--steps", "2", "--only", "accumulation", "--json", "--data"]);
+    let ended = run(command.arg(super::support::sample_data()), dir.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let rows: Value = serde_json::from_str(&ended.out).unwrap();
+    let peak = |which: &str| rows[0][which]["peak_rank_bytes"].as_u64().unwrap();
+    assert!(peak("on") < peak("off"), "{rows}");
+}
+
+#[test]
+fn item_60_a_run_begins_with_a_look_at_memory_and_ends_with_a_report_of_it() {
+    let runs = Runs::new(&["train.max_steps=40"]);
+    let ended = runs.train("report", &[]);
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert!(ended.out.contains("memory, ranks") && ended.out.contains("memory, node"), "{ended}");
+    let summary = runs.run("report").summary();
+    assert!(summary["peak_node_bytes"].as_u64().unwrap() > 0, "{summary}");
+    let ended = runs.train("zh", &["--set", "log.language=zh"]);
+    assert!(ended.out.contains("可用内存: "), "{ended}");
+}
+
+#[test]
+fn item_64_a_key_set_at_the_start_is_kept_with_the_run_and_an_unknown_one_is_refused() {
+    let runs = Runs::new(&["train.max_steps=1"]);
+    let run = runs.finish("set", &["--set", "train.batch_size=3"]);
+    let kept = fs::read_to_string(run.path.join("config.yaml")).unwrap();
+    assert!(kept.contains("batch_size: 3"), "{kept}");
+    let ended = runs.train("unknown", &["--set", "train.batchsize=3"]);
+    assert_eq!(ended.code, Some(2), "{ended}");
+    assert!(ended.err.contains("train.batch_size"), "{ended}");
+}
+
+#[test]
+fn item_65_named_configs_load_a_copy_works_and_an_unknown_name_is_an_error() {
+    let dir = folder();
+    let plan = |name: &str| run(launch(&["plan", "--gpus", "1", "--config", name]).current_dir(dir.path()), dir.path());
+    for name in ["default", "low_memory", "high_performance", "quick_demo"] {
+        let ended = plan(name);
+        assert_eq!(ended.code, Some(0), "{name}: {ended}");
+    }
+    fs::write(dir.path().join("my_config.yaml"), "task: emg\ntrain: {batch_size: 5}\n").unwrap();
+    assert_eq!(plan("my_config.yaml").code, Some(0));
+    let ended = plan("no_such_config");
+    assert_eq!(ended.code, Some(2), "{ended}");
+    assert!(ended.err.contains("no_such_config"), "{ended}");
+}
