@@ -34,8 +34,8 @@ const FIRST_CHANNELS: u64 = 3 * (1 + 2 * 4);
 const GUIDE_WORKERS: u64 = 36 * 3;
 /// Spike planes of a frame where no file tells: two per sub-frame of 33.
 const USUAL_PLANES: u64 = 66;
-/// The frame size of GoPro, where no file tells.
-const USUAL_FRAME: (u64, u64) = (720, 1280);
+/// Pixels of a frame for each of the spike camera, along a side, where no file tells: 720×1280 beside 360×640.
+const USUAL_SCALE: u64 = 2;
 
 /// Scalars of the model with `bins` voxels per frame; absent: the product overflows, or a list is too short.
 pub fn parameters(model: &VrtModel, bins: u64) -> Option<u64> {
@@ -179,11 +179,11 @@ struct Frame {
 
 impl Frame {
     fn of(data: &DeblurData, facts: &FrameFacts) -> Self {
+        let (spike_height, spike_width) = (data.spike_h as u64, data.spike_w as u64);
         let (height, width) = match (facts.height as u64, facts.width as u64) {
-            (0, _) | (_, 0) => USUAL_FRAME,
+            (0, _) | (_, 0) => (spike_height.saturating_mul(USUAL_SCALE), spike_width.saturating_mul(USUAL_SCALE)),
             found => found,
         };
-        let (spike_height, spike_width) = (data.spike_h as u64, data.spike_w as u64);
         let spikes = spike_height.saturating_mul(spike_width).max(1);
         let bytes = match data.spike_encoding {
             SpikeEncoding::Auto => facts.spikes_are_bytes,
