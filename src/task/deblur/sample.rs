@@ -23,7 +23,7 @@ const RECTANGLES: usize = 3;
 const TILE: usize = 256;
 /// Waves of a texture, at most so many per tile: periods of 8 pixels and more.
 const WAVES: usize = 24;
-const HIGHEST: f64 = 32.0;
+const HIGHEST: f64 = 20.0;
 /// Range of a wave's weight over the colour channels; its brightness has 0.2 to 1.
 const COLOUR: f64 = 0.2;
 /// Motion during one exposure, pixels.

@@ -69,7 +69,7 @@ impl Table {
 
     /// The grant of `key`, when no thread fills it yet.
     pub(in crate::data::cache) fn take_granted(&mut self, key: u64) -> Option<WriteSpan> {
-        let Some(Entry { place, .. }) = self.entries.get_mut(&key) else { return None };
+        let Entry { place, .. } = self.entries.get_mut(&key)?;
         let Place::Granted(span) = &*place else { return None };
         let end = span.end();
         match std::mem::replace(place, Place::Filling { end }) {
