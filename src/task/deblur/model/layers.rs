@@ -46,7 +46,12 @@ pub struct Linear {
 
 impl Linear {
     pub fn new(p: &nn::Path, inputs: i64, outputs: i64) -> Self {
-        let init = nn::Init::Randn { mean: 0.0, stdev: 0.2 / (inputs as f64).sqrt() };
+        Self::with_gain(p, inputs, outputs, 0.2)
+    }
+
+    /// Deviation `gain`/√inputs; 1 keeps the size of what passes, as PyTorch's attention begins.
+    pub fn with_gain(p: &nn::Path, inputs: i64, outputs: i64, gain: f64) -> Self {
+        let init = nn::Init::Randn { mean: 0.0, stdev: gain / (inputs as f64).sqrt() };
         Self {
             weight: Shared(p.var("weight", &[outputs, inputs], init)),
             bias: Shared(p.var("bias", &[outputs], nn::Init::Const(0.0))),
