@@ -192,6 +192,9 @@ pub struct RunArgs {
     /// Free port on node 0
     #[arg(long, value_name = "P")]
     pub master_port: Option<u16>,
+    /// How long nodes wait for each other, seconds
+    #[arg(long, value_name = "S", default_value = "600", value_parser = seconds)]
+    pub join_timeout: f64,
     /// Train in legs; after each, the metrics decide whether to go on: see the config's `smart` keys
     #[arg(long, conflicts_with = "nnodes")]
     pub smart: bool,

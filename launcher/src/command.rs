@@ -1,6 +1,7 @@
 //! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
 
 mod bench;
+mod nodes;
 mod smart;
 mod tools;
 
@@ -13,7 +14,7 @@ use crate::contract::{CacheSummary, Summary, env, exit};
 use crate::machine::{Machine, dataset_facts};
 use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
-use crate::supervise::{self, CacheSpec, Limits, Meeting, Outcome, RankSpec, Spec, Watcher};
+use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Spec, Watcher};
 use crate::watch::{self, WatchSpec};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -40,6 +41,12 @@ enum Error {
     Data(String),
     #[error("{0}")]
     Target(String),
+    #[error(transparent)]
+    Meet(#[from] MeetError),
+    #[error("{0}")]
+    Disagree(String),
+    #[error("node {node} cannot take part: {problem}")]
+    Node { node: usize, problem: String },
     #[error("{what}")]
     Io { what: String, code: u8, source: std::io::Error },
 }
@@ -47,10 +54,11 @@ enum Error {
 impl Error {
     fn exit_code(&self) -> u8 {
         match self {
-            Error::Cli(_) | Error::Config(_) | Error::Target(_) => exit::USAGE,
+            Error::Cli(_) | Error::Config(_) | Error::Target(_) | Error::Disagree(_) => exit::USAGE,
             Error::Plan(error) => error.exit_code(),
             Error::RunDir(error) => error.exit_code(),
             Error::Data(_) | Error::Log(_) => exit::DATA,
+            Error::Meet(_) | Error::Node { .. } => exit::COMM,
             Error::Io { code, .. } => *code,
         }
     }
@@ -123,6 +131,7 @@ fn request(run: &RunArgs) -> Request {
         strict: run.strict,
         nnodes: run.nnodes,
         node_rank: run.node_rank,
+        nodes: Vec::new(),
     }
 }
 
@@ -192,29 +201,36 @@ fn show_plan(run: &RunArgs) -> Result<u8, Error> {
 }
 
 fn train(run: &RunArgs) -> Result<u8, Error> {
-    let ready = prepare(&run.config, request(run))?;
+    let mut ready = prepare(&run.config, request(run))?;
     let program = rank_program()?;
-    ready.plan()?;
-    ready.sample_if_missing()?;
-    // Again: the sample data weigh something now.
-    let plan = ready.plan()?;
-    let resume = run.resume();
-    let ask = Ask {
-        runs_dir: &ready.config.log.runs_dir,
-        config_name: &ready.config.name,
-        name: run.name.as_deref(),
-        resume: &resume,
-        node_rank: run.node_rank,
-        now: SystemTime::now(),
-    };
-    let mut folder = RunDir::open(&ask)?;
+    let (plan, mut folder) = if run.nnodes > 1 { nodes::together(run, &mut ready)? } else { alone(run, &ready)? };
     show(&plan);
-    announce(&folder, &resume);
+    announce(&folder, &run.resume());
     pre_flight(&ready);
     let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
     let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program)?;
     close(&folder, &setup, &outcome);
     Ok(outcome.exit_code)
+}
+
+fn alone(run: &RunArgs, ready: &Ready) -> Result<(Plan, RunDir), Error> {
+    ready.plan()?;
+    ready.sample_if_missing()?;
+    // Again: the sample data weigh something now.
+    let plan = ready.plan()?;
+    Ok((plan, open_folder(run, ready)?))
+}
+
+fn open_folder(run: &RunArgs, ready: &Ready) -> Result<RunDir, Error> {
+    let ask = Ask {
+        runs_dir: &ready.config.log.runs_dir,
+        config_name: &ready.config.name,
+        name: run.name.as_deref(),
+        resume: &run.resume(),
+        node_rank: run.node_rank,
+        now: SystemTime::now(),
+    };
+    Ok(RunDir::open(&ask)?)
 }
 
 /// What an attempt runs with: as asked for, or smaller after a kill for memory.
@@ -298,7 +314,8 @@ fn supervise_run(
 fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, restarts: u32) -> Result<Spec, Error> {
     let Setup { config, plan, .. } = setup;
     let (_, job) = folder.write(config, plan)?;
-    let meeting = meeting(run, plan.topology.local_world_size, plan.topology.threads_per_rank);
+    let topology = &plan.topology;
+    let meeting = meeting(run, topology.local_world_size, topology.node_ranks.clone(), topology.threads_per_rank);
     let mut env = vec![
         (env::JOB.to_string(), job.display().to_string()),
         (env::RUN_ID.to_string(), folder.name()),
@@ -346,11 +363,12 @@ fn torch_env(is_set: impl Fn(&str) -> bool) -> Vec<(String, String)> {
     wanted.into_iter().filter(|(name, _)| !is_set(name)).map(|(name, value)| (name.into(), value.into())).collect()
 }
 
-fn meeting(run: &RunArgs, local_world_size: usize, threads_per_rank: usize) -> Meeting {
+fn meeting(run: &RunArgs, local_world_size: usize, node_ranks: Vec<usize>, threads_per_rank: usize) -> Meeting {
     Meeting {
         local_world_size,
         nnodes: run.nnodes,
         node_rank: run.node_rank,
+        node_ranks,
         master_addr: run.master_addr.clone(),
         master_port: run.master_port,
         threads_per_rank,
@@ -368,7 +386,7 @@ fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>) -> Result<u8, Err
         program: program.into(),
         args,
         env: Vec::new(),
-        ranks: ranks(&meeting(run, count, (cores / count).max(1)))?,
+        ranks: ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?,
         log_dir: None,
         grace: EXEC_GRACE,
         control: false,

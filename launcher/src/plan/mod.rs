@@ -26,7 +26,7 @@ pub use error::PlanError;
 pub use smaller::{Smaller, smaller};
 pub use suggest::{Change, Suggestion};
 pub use table::bytes_text;
-pub use topology::choose_device;
+pub use topology::{choose_device, node_share};
 
 use crate::config::{Config, DeviceChoice};
 use crate::machine::{DatasetFacts, Machine};
@@ -45,11 +45,22 @@ pub struct Request {
     pub strict: bool,
     pub nnodes: usize,
     pub node_rank: usize,
+    /// What each node brings, as the launchers told each other; empty: as much as this one.
+    pub nodes: Vec<NodeShare>,
+}
+
+/// What a node brings to a job of several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeShare {
+    pub ranks: usize,
+    /// Ranks that were asked for there, whatever is present: the global batch counts these.
+    pub asked: usize,
 }
 
 impl Default for Request {
     fn default() -> Self {
-        Self { gpus: None, ranks: None, device: DeviceChoice::Auto, strict: false, nnodes: 1, node_rank: 0 }
+        let (nnodes, node_rank, nodes) = (1, 0, Vec::new());
+        Self { gpus: None, ranks: None, device: DeviceChoice::Auto, strict: false, nnodes, node_rank, nodes }
     }
 }
 
@@ -115,6 +126,9 @@ pub struct Topology {
     pub world_size: usize,
     pub nnodes: usize,
     pub node_rank: usize,
+    /// Ranks of each node; empty: as many as on this one.
+    #[serde(default)]
+    pub node_ranks: Vec<usize>,
     /// Device index of each local rank; empty on CPU.
     pub devices: Vec<u32>,
     /// Compute threads (intra-op) of each rank.

@@ -53,6 +53,29 @@ fn gpus_asked_for_on_a_cpu_machine_become_cpu_ranks() {
 }
 
 #[test]
+fn nodes_of_unequal_ranks_make_one_world() {
+    let share = |ranks, asked| NodeShare { ranks, asked };
+    let job = |node_rank, nodes: &[NodeShare], request: Request| {
+        let request = Request { nnodes: nodes.len(), node_rank, nodes: nodes.to_vec(), ..request };
+        planned(&Config::default(), &machine(8, 32 * GIB), &request)
+    };
+    let nodes = [share(2, 2), share(1, 1)];
+    let (first, second) = (job(0, &nodes, ranks(2)), job(1, &nodes, ranks(1)));
+    for (plan, local) in [(&first, 2), (&second, 1)] {
+        assert_eq!((plan.topology.local_world_size, plan.topology.world_size), (local, 3));
+        assert_eq!(plan.topology.node_ranks, [2, 1]);
+        assert_eq!(plan.batch, BatchPlan { global_batch: 192, micro_batch: 64, micro_steps: 1, val_batch: 64 });
+    }
+    // Four GPUs were asked for on node 1, which has one: the batch is what was asked for, on every node.
+    let batch = job(0, &[share(2, 2), share(1, 4)], ranks(2)).batch;
+    assert_eq!((batch.global_batch, batch.micro_steps), (6 * 64, 2));
+    let machine = machine(8, 32 * GIB);
+    assert_eq!(node_share(&Config::default(), &machine, &gpus(3)).unwrap(), share(3, 3));
+    let stale = Request { nnodes: 3, nodes: nodes.to_vec(), ..ranks(2) };
+    assert!(refused(&Config::default(), &machine, &stale).to_string().contains("--nnodes 3, but 2 nodes"));
+}
+
+#[test]
 fn ranks_override_gpus_and_keep_the_global_batch() {
     let request = Request { ranks: Some(1), ..gpus(3) };
     let plan = planned(&Config::default(), &machine(2, 32 * GIB), &request);

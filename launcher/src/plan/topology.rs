@@ -2,7 +2,7 @@
 
 use super::constants::{CUDA_TRAINS, EXTRA_SLOTS, LOADER_THREADS_PER_RANK};
 use super::task::chunk_cache_bytes;
-use super::{BatchPlan, LoaderPlan, PlanError, Request, Topology};
+use super::{BatchPlan, LoaderPlan, NodeShare, PlanError, Request, Topology};
 use crate::config::{Config, DeviceChoice};
 use crate::machine::Machine;
 
@@ -25,6 +25,24 @@ fn choice(config: &Config, request: &Request) -> DeviceChoice {
 /// Ranks per node that the global batch is counted for, whatever is present: `None` where nothing was asked.
 fn asked(request: &Request) -> Option<usize> {
     request.gpus.or(request.ranks)
+}
+
+/// What this node brings, without a look at the others.
+///
+/// # Errors
+/// A device is missing (`strict`), or no ranks are asked for.
+pub fn node_share(config: &Config, machine: &Machine, request: &Request) -> Result<NodeShare, PlanError> {
+    let ranks = topology(config, machine, request, &mut Vec::new())?.local_world_size;
+    Ok(NodeShare { ranks, asked: asked(request).unwrap_or(ranks) })
+}
+
+/// A number per node added up over the job: `own` here, and everywhere where nothing is known of the other nodes.
+fn over_nodes(request: &Request, own: usize, of: impl Fn(&NodeShare) -> usize) -> Option<usize> {
+    if request.nodes.is_empty() {
+        return own.checked_mul(request.nnodes);
+    }
+    let others = request.nodes.iter().enumerate().filter(|(node, _)| *node != request.node_rank);
+    others.map(|(_, share)| of(share)).try_fold(own, usize::checked_add)
 }
 
 pub(super) fn topology(
@@ -60,7 +78,7 @@ pub(super) fn topology_with(
             device_word(device)
         ));
     }
-    let world_size = local_world_size.checked_mul(request.nnodes).ok_or(OVERFLOWING_RANKS)?;
+    let world_size = over_nodes(request, local_world_size, |node| node.ranks).ok_or(OVERFLOWING_RANKS)?;
     if device == "cpu" && local_world_size > machine.cores {
         notes.push(format!("{local_world_size} ranks share {} cores", machine.cores));
     }
@@ -70,6 +88,7 @@ pub(super) fn topology_with(
         world_size,
         nnodes: request.nnodes,
         node_rank: request.node_rank,
+        node_ranks: request.nodes.iter().map(|node| node.ranks).collect(),
         devices: devices(device, machine, local_world_size, notes),
         threads_per_rank: (machine.cores / local_world_size).max(1),
     })
@@ -103,6 +122,9 @@ fn check(request: &Request) -> Result<(), PlanError> {
         Request { nnodes: 0, .. } => bad("--nnodes 0: a job has at least 1 node".into()),
         Request { nnodes, node_rank, .. } if node_rank >= nnodes => {
             bad(format!("--node-rank {node_rank} of --nnodes {nnodes}: node ranks count from 0 to {}", nnodes - 1))
+        }
+        Request { nnodes, nodes, .. } if !nodes.is_empty() && nodes.len() != *nnodes => {
+            bad(format!("--nnodes {nnodes}, but {} nodes told what they bring", nodes.len()))
         }
         _ => Ok(()),
     }
@@ -171,21 +193,21 @@ pub(super) fn batch(config: &Config, request: &Request, topology: &Topology) -> 
             return Err(PlanError::Invalid(format!("{key} is 0: at least 1 is needed")));
         }
     }
-    let nodes = topology.nnodes;
-    let asked = asked(request).unwrap_or(topology.local_world_size);
+    let asked = over_nodes(request, asked(request).unwrap_or(topology.local_world_size), |node| node.asked);
     let overflow = PlanError::Overflow {
         what: "the global batch",
         keys: "train.batch_size, train.gradient_accumulation_steps and the number of ranks",
     };
-    let product = [accumulation, asked, nodes].iter().try_fold(batch, |product, factor| product.checked_mul(*factor));
+    let asked = asked.ok_or(overflow.clone())?;
+    let product = batch.checked_mul(accumulation).and_then(|product| product.checked_mul(asked));
     let global_batch = product.ok_or(overflow)?;
     let world = topology.world_size;
     if global_batch < world {
         return Err(PlanError::Invalid(format!(
             "batch_size {batch} × accumulation {accumulation} × ranks {} = {global_batch} samples per step, but {world} \
              ranks train: some would have none; raise train.batch_size to {} or start fewer ranks",
-            asked * nodes,
-            world.div_ceil(accumulation * asked * nodes)
+            asked,
+            world.div_ceil(accumulation * asked)
         )));
     }
     let share = global_batch.div_ceil(world);

@@ -10,9 +10,11 @@ use std::net::TcpListener;
 pub struct Meeting {
     /// Ranks on this node.
     pub local_world_size: usize,
-    /// Nodes; 0 counts as 1. Every node runs `local_world_size` ranks.
+    /// Nodes; 0 counts as 1.
     pub nnodes: usize,
     pub node_rank: usize,
+    /// Ranks of each node; empty: as many as here.
+    pub node_ranks: Vec<usize>,
     /// Absent: this machine.
     pub master_addr: Option<String>,
     /// Absent: a free one, chosen now.
@@ -40,6 +42,12 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
     if nnodes > 1 && (meeting.master_addr.is_none() || meeting.master_port.is_none()) {
         return invalid(format!("{nnodes} nodes need --master-addr and --master-port of node 0 to meet"));
     }
+    if !meeting.node_ranks.is_empty() && meeting.node_ranks.len() != nnodes {
+        return invalid(format!("{nnodes} nodes, but ranks of {} of them", meeting.node_ranks.len()));
+    }
+    let on_node = |node: usize| meeting.node_ranks.get(node).copied().unwrap_or(meeting.local_world_size);
+    let first: usize = (0..meeting.node_rank).map(on_node).sum();
+    let world_size: usize = (0..nnodes).map(on_node).sum();
     let port = match meeting.master_port {
         Some(port) if meeting.node_rank == 0 => check_free(port)?,
         Some(port) => port,
@@ -47,11 +55,11 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
     };
     let addr = meeting.master_addr.as_deref().unwrap_or("127.0.0.1");
     let one = |local: usize| {
-        let rank = meeting.node_rank * meeting.local_world_size + local;
+        let rank = first + local;
         let mut pairs = vec![
             (env::RANK.to_owned(), rank.to_string()),
             (env::LOCAL_RANK.to_owned(), local.to_string()),
-            (env::WORLD_SIZE.to_owned(), (nnodes * meeting.local_world_size).to_string()),
+            (env::WORLD_SIZE.to_owned(), world_size.to_string()),
             (env::LOCAL_WORLD_SIZE.to_owned(), meeting.local_world_size.to_string()),
             (env::GROUP_RANK.to_owned(), meeting.node_rank.to_string()),
             (env::MASTER_ADDR.to_owned(), addr.to_owned()),
@@ -97,6 +105,7 @@ mod tests {
             local_world_size: 3,
             nnodes: 2,
             node_rank: 1,
+            node_ranks: Vec::new(),
             master_addr: Some("node0".into()),
             master_port: Some(29500),
             threads_per_rank: 2,
@@ -110,6 +119,32 @@ mod tests {
         // The caller's own choice of how threads wait is left alone.
         let chosen = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some());
         assert_eq!(specs[2].env.iter().any(|(name, _)| name == "GOMP_SPINCOUNT"), !chosen);
+    }
+
+    #[test]
+    fn nodes_of_unequal_ranks_are_numbered_one_after_the_other() {
+        let node = |node_rank: usize, local_world_size: usize| {
+            let meeting = Meeting {
+                local_world_size,
+                nnodes: 3,
+                node_rank,
+                node_ranks: vec![2, 1, 3],
+                master_addr: Some("node0".into()),
+                master_port: Some(29500),
+                threads_per_rank: 1,
+            };
+            let specs = if node_rank == 0 {
+                // Its port may be in use on this machine.
+                ranks(&Meeting { master_port: Some(free_port().unwrap()), ..meeting })
+            } else {
+                ranks(&meeting)
+            };
+            let names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"];
+            specs.unwrap().iter().map(|s| names.map(|n| value(s, n)).join(" ")).collect::<Vec<_>>()
+        };
+        assert_eq!(node(0, 2), ["0 0 6 2 0", "1 1 6 2 0"]);
+        assert_eq!(node(1, 1), ["2 0 6 1 1"]);
+        assert_eq!(node(2, 3), ["3 0 6 3 2", "4 1 6 3 2", "5 2 6 3 2"]);
     }
 
     #[test]

@@ -14,12 +14,14 @@ mod failure;
 mod job;
 mod limits;
 mod lines;
+mod nodes;
 mod unix;
 mod verdict;
 
 pub use env::{Meeting, ranks};
 pub use failure::Failure;
 pub use limits::Limits;
+pub use nodes::{MeetError, NodePlace, Nodes};
 pub use unix::Signals;
 pub use verdict::{End, signal_name};
 

@@ -1,6 +1,6 @@
 //! NCCL's unique id between nodes: rank 0 serves it over TCP at the job's meeting point.
 
-use super::node::late;
+use super::node::{deadline, late};
 use super::{CommError, RankEnv};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ const ID_MAGIC: [u8; 8] = *b"hr-id-01";
 /// # Errors
 /// The port is in use, another job is there, or ranks do not come within `timeout`.
 pub fn share_id(env: &RankEnv, run_id: &str, own: &[u8], timeout: Duration) -> Result<Vec<u8>, CommError> {
-    let deadline = Instant::now() + timeout;
+    let deadline = deadline(timeout);
     let mut hello = ID_MAGIC.to_vec();
     hello.extend(fnv(run_id.as_bytes()).to_le_bytes());
     let place = format!("{}:{}", env.master_addr, env.master_port);
@@ -72,7 +72,10 @@ fn fetch_id(
 ) -> std::io::Result<Result<Vec<u8>, CommError>> {
     use std::io::{Read, Write};
     loop {
-        let Ok(mut peer) = std::net::TcpStream::connect((env.master_addr.as_str(), env.master_port)) else {
+        let met = std::net::TcpStream::connect((env.master_addr.as_str(), env.master_port)).ok();
+        // Where nobody listens yet, the kernel may connect a socket of the same host with itself.
+        let other = |peer: &std::net::TcpStream| peer.local_addr().ok() != peer.peer_addr().ok();
+        let Some(mut peer) = met.filter(other) else {
             if Instant::now() >= deadline {
                 return Ok(Err(late("rendezvous", "0".to_owned(), timeout)));
             }

@@ -203,7 +203,7 @@ fn host_ended(what: &str) -> CommError {
     CommError::PeerFailed { rank: 0, error: format!("local rank 0 ended before it handed out {what}") }
 }
 
-fn deadline(timeout: Duration) -> Instant {
+pub(super) fn deadline(timeout: Duration) -> Instant {
     // A limit beyond the clock's range is none: a year.
     let now = Instant::now();
     now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(365 * 86_400))

@@ -1,0 +1,393 @@
+//! Launchers of several nodes meet before their ranks do, at the place where rank 0 will listen later.
+//!
+//! Each says something, and all get what all said: [`Nodes::all_gather`]. What follows from it every node finds out for
+//! itself, so that all come to the same end.
+
+use crate::contract::{VERSION, read_frame, write_frame};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Between two tries to reach a node 0 that is not there yet, or two looks for a node that has not come.
+const PAUSE: Duration = Duration::from_millis(5);
+/// Longest wait for the first words of someone who connects: whoever else it is says nothing.
+const GREETING_LIMIT: Duration = Duration::from_secs(2);
+/// Longest wait for others to close first, so that the port is free for the ranks of this node.
+const PART_LIMIT: Duration = Duration::from_secs(1);
+
+/// Where a node stands in its job, and where the launchers meet.
+#[derive(Clone, Debug)]
+pub struct NodePlace {
+    /// Name of the job, the same on all nodes; it may be empty.
+    pub job: String,
+    pub nnodes: usize,
+    pub node_rank: usize,
+    pub master_addr: String,
+    pub master_port: u16,
+    /// How long to wait for the others.
+    pub limit: Duration,
+}
+
+/// Nodes that did not come together.
+#[derive(Debug, thiserror::Error)]
+#[error("the nodes did not meet at {place}: {problem}")]
+pub struct MeetError {
+    place: String,
+    problem: String,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Word {
+    Hello { version: u32, job: String, nnodes: usize, node_rank: usize },
+    Welcome,
+    Say { text: String },
+    All { texts: Vec<String> },
+    Refused { problem: String },
+}
+
+enum Links {
+    /// Of node 0: to every other node, by number from 1 on.
+    Host(Vec<TcpStream>),
+    Guest(TcpStream),
+}
+
+/// The launchers of a job, connected. Dropping it parts them.
+pub struct Nodes {
+    place: NodePlace,
+    links: Links,
+}
+
+impl NodePlace {
+    fn address(&self) -> String {
+        format!("{}:{}", self.master_addr, self.master_port)
+    }
+
+    fn failed(&self, problem: impl Into<String>) -> MeetError {
+        MeetError { place: self.address(), problem: problem.into() }
+    }
+
+    fn deadline(&self) -> Instant {
+        // A limit beyond the clock's range is none: a year.
+        let now = Instant::now();
+        now.checked_add(self.limit).unwrap_or_else(|| now + Duration::from_secs(365 * 86_400))
+    }
+
+    fn late(&self, who: &str) -> MeetError {
+        let limit = self.limit.as_secs_f64();
+        self.failed(format!(
+            "{who} did not come within {limit} s: start `launch` with the same --nnodes, --master-addr and --master-port on \
+             every node, see that the port can be reached, or raise --join-timeout"
+        ))
+    }
+
+    fn hello(&self) -> Word {
+        let Self { job, nnodes, node_rank, .. } = self;
+        Word::Hello { version: VERSION, job: job.clone(), nnodes: *nnodes, node_rank: *node_rank }
+    }
+}
+
+/// `node 1`, or `nodes 1, 3`.
+fn named(nodes: impl Iterator<Item = usize>) -> String {
+    let nodes: Vec<String> = nodes.map(|node| node.to_string()).collect();
+    format!("node{} {}", if nodes.len() == 1 { "" } else { "s" }, nodes.join(", "))
+}
+
+impl Nodes {
+    /// Waits until the launchers of all nodes are connected to node 0's.
+    ///
+    /// # Errors
+    /// The port is in use; a node did not come, has another job, another `--nnodes` or a number that is taken.
+    pub fn meet(place: NodePlace) -> Result<Nodes, MeetError> {
+        let deadline = place.deadline();
+        let links = if place.node_rank == 0 { host(&place, deadline)? } else { visit(&place, deadline)? };
+        Ok(Nodes { place, links })
+    }
+
+    /// What every node says, by number. All call it together.
+    ///
+    /// # Errors
+    /// A node ended, or said nothing in time.
+    pub fn all_gather(&mut self, text: &str) -> Result<Vec<String>, MeetError> {
+        let place = &self.place;
+        let deadline = place.deadline();
+        match &mut self.links {
+            Links::Host(guests) => {
+                let mut texts = vec![text.to_owned()];
+                for number in 0..guests.len() {
+                    match hear(&mut guests[number], deadline) {
+                        Ok(Word::Say { text }) => texts.push(text),
+                        other => {
+                            let who = named(std::iter::once(number + 1));
+                            let error = if is_late(&other) { place.late(&who) } else { ended(place, &who) };
+                            refuse(guests, &error.problem);
+                            return Err(error);
+                        }
+                    }
+                }
+                let all = Word::All { texts };
+                for guest in guests {
+                    // One that ended since is missed by its ranks' peers.
+                    let _ = write_frame(guest, &all);
+                }
+                let Word::All { texts } = all else { return Ok(Vec::new()) };
+                Ok(texts)
+            }
+            Links::Guest(host) => {
+                let _ = write_frame(host, &Word::Say { text: text.to_owned() });
+                match hear(host, deadline) {
+                    Ok(Word::All { texts }) if texts.len() == place.nnodes => Ok(texts),
+                    Ok(Word::Refused { problem }) => Err(place.failed(problem)),
+                    other if is_late(&other) => Err(place.late("the word of node 0")),
+                    _ => Err(ended(place, "node 0")),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        let Links::Host(guests) = &mut self.links else { return };
+        // Whoever closes first keeps the port for a while.
+        let deadline = Instant::now() + PART_LIMIT;
+        for guest in guests {
+            let _ = hear(guest, deadline);
+        }
+    }
+}
+
+fn ended(place: &NodePlace, who: &str) -> MeetError {
+    place.failed(format!("the launcher of {who} ended: its own output says why"))
+}
+
+fn is_late(heard: &io::Result<Word>) -> bool {
+    let kinds = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
+    heard.as_ref().is_err_and(|e| kinds.contains(&e.kind()))
+}
+
+/// The next word, at the latest at `deadline`.
+fn hear(from: &mut TcpStream, deadline: Instant) -> io::Result<Word> {
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    from.set_read_timeout(Some(left))?;
+    match read_frame(from) {
+        Ok(Some(word)) => Ok(word),
+        Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(crate::contract::FrameError::Io(e)) => Err(e),
+        Err(e) => Err(io::Error::other(e)),
+    }
+}
+
+fn refuse(guests: &mut [TcpStream], problem: &str) {
+    for guest in guests {
+        let _ = write_frame(guest, &Word::Refused { problem: problem.to_owned() });
+    }
+}
+
+fn host(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
+    let listener = TcpListener::bind(("0.0.0.0", place.master_port)).map_err(|e| match e.kind() {
+        io::ErrorKind::AddrInUse => place.failed("the port is in use on node 0: give another --master-port"),
+        _ => place.failed(format!("the port cannot be opened on node 0: {e}")),
+    })?;
+    listener.set_nonblocking(true).map_err(|e| place.failed(e.to_string()))?;
+    let mut seats: Vec<Option<TcpStream>> = (1..place.nnodes).map(|_| None).collect();
+    while seats.iter().any(Option::is_none) {
+        let guest = match listener.accept() {
+            Ok((guest, _)) => guest,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let missing = seats.iter().enumerate().filter(|(_, seat)| seat.is_none()).map(|(at, _)| at + 1);
+                let error = place.late(&named(missing));
+                refuse(&mut seats.into_iter().flatten().collect::<Vec<_>>(), &error.problem);
+                return Err(error);
+            }
+            Err(e) => return Err(place.failed(e.to_string())),
+        };
+        match seat(place, guest, &seats) {
+            Ok(Some((number, guest))) => seats[number - 1] = Some(guest),
+            // Not of a launcher.
+            Ok(None) => {}
+            Err(problem) => {
+                refuse(&mut seats.into_iter().flatten().collect::<Vec<_>>(), &problem);
+                return Err(place.failed(problem));
+            }
+        }
+    }
+    // Nobody else is let in: the ranks of other nodes, which start once they are welcome, are to find rank 0 here.
+    drop(listener);
+    let mut guests: Vec<TcpStream> = seats.into_iter().flatten().collect();
+    guests.iter_mut().for_each(|guest| drop(write_frame(guest, &Word::Welcome)));
+    Ok(Links::Host(guests))
+}
+
+/// Who connected; `None`: no launcher. `Err`: one that contradicts this job, which it is told.
+fn seat(
+    place: &NodePlace,
+    mut guest: TcpStream,
+    seats: &[Option<TcpStream>],
+) -> Result<Option<(usize, TcpStream)>, String> {
+    let heard = guest.set_nonblocking(false).and_then(|()| hear(&mut guest, Instant::now() + GREETING_LIMIT));
+    let Ok(Word::Hello { version, job, nnodes, node_rank }) = heard else { return Ok(None) };
+    let problem = if version != VERSION {
+        format!("node {node_rank} speaks contract {version}, node 0 {VERSION}: all nodes need the same program")
+    } else if job != place.job {
+        // A job of its own, which this one does not end for.
+        let problem = format!("the port belongs to the run {:?}, node {node_rank} is to join {job:?}", place.job);
+        refuse(&mut [guest], &problem);
+        return Ok(None);
+    } else if nnodes != place.nnodes {
+        format!("node {node_rank} was started with --nnodes {nnodes}, node 0 with --nnodes {}", place.nnodes)
+    } else if node_rank == 0 || node_rank >= nnodes || seats[node_rank - 1].is_some() {
+        format!("two launchers say --node-rank {node_rank}: give each node its own, from 0 to {}", nnodes - 1)
+    } else {
+        return Ok(Some((node_rank, guest)));
+    };
+    refuse(&mut [guest], &problem);
+    Err(problem)
+}
+
+/// A connection to someone else: where nobody listens, the kernel may connect a socket of this host with itself.
+fn connect(addr: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((addr, port))?;
+    match stream.local_addr()? == stream.peer_addr()? {
+        true => Err(io::ErrorKind::ConnectionRefused.into()),
+        false => Ok(stream),
+    }
+}
+
+fn visit(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
+    let mut host = loop {
+        match connect(&place.master_addr, place.master_port) {
+            Ok(host) => break host,
+            // Not there yet, and nothing tells when it will be.
+            Err(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(e) => {
+                let error = place.late("node 0");
+                return Err(MeetError { problem: format!("{} ({e})", error.problem), ..error });
+            }
+        }
+    };
+    let _ = write_frame(&mut host, &place.hello());
+    match hear(&mut host, deadline) {
+        Ok(Word::Welcome) => Ok(Links::Guest(host)),
+        Ok(Word::Refused { problem }) => Err(place.failed(problem)),
+        other if is_late(&other) => Err(place.late("another node")),
+        _ => Err(place.failed(
+            "no launcher of this job listens there: another program has the port, or the job has begun already",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(node_rank: usize, nnodes: usize, port: u16, limit_s: f64) -> NodePlace {
+        let (job, master_addr) = ("night".to_owned(), "127.0.0.1".to_owned());
+        let limit = Duration::from_secs_f64(limit_s);
+        NodePlace { job, nnodes, node_rank, master_addr, master_port: port, limit }
+    }
+
+    fn port() -> u16 {
+        TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    }
+
+    fn error(place: NodePlace) -> String {
+        Nodes::meet(place).err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn every_node_gets_what_all_say_and_the_port_is_free_then() {
+        let port = port();
+        let texts = std::thread::scope(|scope| {
+            let node = |node: usize| {
+                scope.spawn(move || {
+                    let mut nodes = Nodes::meet(place(node, 3, port, 60.0)).unwrap();
+                    let first = nodes.all_gather(&format!("{node} ranks")).unwrap();
+                    let second = nodes.all_gather(if node == 1 { "ü" } else { "" }).unwrap();
+                    drop(nodes);
+                    if node == 0 {
+                        drop(TcpListener::bind(("0.0.0.0", port)).unwrap());
+                    }
+                    (first, second)
+                })
+            };
+            // Node 2 waits for node 0, and node 0, whom a stranger talks to, for node 1.
+            let (two, zero) = (node(2), node(0));
+            let mut stranger = loop {
+                if let Ok(stream) = connect("127.0.0.1", port) {
+                    break stream;
+                }
+            };
+            io::Write::write_all(&mut stranger, b"hr-id-01 GET / HTTP/1.1\r\n\r\n").unwrap();
+            [two, node(1), zero].map(|node| node.join().unwrap())
+        });
+        let words = |words: [&str; 3]| words.map(String::from).to_vec();
+        assert!(texts.iter().all(|t| *t == (words(["0 ranks", "1 ranks", "2 ranks"]), words(["", "ü", ""]))));
+    }
+
+    #[test]
+    fn nodes_that_do_not_come_are_named_to_those_that_did() {
+        let port = port();
+        std::thread::scope(|scope| {
+            let zero = scope.spawn(move || error(place(0, 4, port, 0.6)));
+            let two = scope.spawn(move || error(place(2, 4, port, 30.0)));
+            for text in [zero.join().unwrap(), two.join().unwrap()] {
+                assert!(text.contains("nodes 1, 3 did not come within 0.6 s"), "{text}");
+            }
+        });
+        let alone = error(place(1, 2, port, 0.2));
+        assert!(alone.contains("node 0 did not come within 0.2 s"), "{alone}");
+    }
+
+    #[test]
+    fn contradictions_are_told_to_both_sides() {
+        for (other, nnodes, says) in
+            [(1, 3, "--nnodes 3, node 0 with --nnodes 2"), (0, 2, "two launchers say --node-rank 0")]
+        {
+            let port = port();
+            std::thread::scope(|scope| {
+                let zero = scope.spawn(move || error(place(0, 2, port, 30.0)));
+                let hello = Word::Hello { version: VERSION, job: "night".into(), nnodes, node_rank: other };
+                let mut stream = loop {
+                    if let Ok(stream) = connect("127.0.0.1", port) {
+                        break stream;
+                    }
+                };
+                write_frame(&mut stream, &hello).unwrap();
+                let told = hear(&mut stream, Instant::now() + Duration::from_secs(30)).unwrap();
+                let text = zero.join().unwrap();
+                assert!(text.contains(says), "{text}");
+                assert!(matches!(told, Word::Refused { problem } if text.contains(&problem)));
+            });
+        }
+    }
+
+    #[test]
+    fn another_job_and_a_taken_port_are_errors_and_a_node_that_ends_is_named() {
+        let port = port();
+        std::thread::scope(|scope| {
+            let zero = scope.spawn(move || Nodes::meet(place(0, 2, port, 60.0)).map(|mut nodes| nodes.all_gather("0")));
+            let stranger = NodePlace { job: "day".into(), ..place(1, 2, port, 60.0) };
+            let text = error(stranger);
+            assert!(text.contains("belongs to the run \"night\"") && text.contains("\"day\""), "{text}");
+            // Goes on waiting for its own node, which comes and dies.
+            drop(Nodes::meet(place(1, 2, port, 60.0)).unwrap());
+            let text = zero.join().unwrap().unwrap().unwrap_err().to_string();
+            assert!(text.contains("the launcher of node 1 ended"), "{text}");
+        });
+        let taken = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        assert!(error(place(0, 2, port, 1.0)).contains("in use on node 0: give another --master-port"));
+        std::thread::scope(|scope| {
+            let guest = scope.spawn(move || error(place(1, 2, port, 30.0)));
+            drop(taken.accept().unwrap());
+            let text = guest.join().unwrap();
+            assert!(text.contains("no launcher of this job listens there"), "{text}");
+        });
+    }
+}
