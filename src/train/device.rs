@@ -348,6 +348,10 @@ impl DeviceStep {
     }
 
     /// Everything after backward: reduce, unscale, norm, clip, update.
+    ///
+    /// Memory that runs out in here ends the rank: votes are cast by then and others have updated their weights, so there
+    /// is no step to repeat. It does not come to that: moments are there from the start, all works in place, and the few
+    /// numbers beside it take less than what the backward pass has just given back to the allocator.
     fn close(&mut self, runner: &StepRunner, ddp: &mut Ddp, optimizer: &mut Optimizer) -> Result<(), TrainError> {
         let _no_grad = tch::no_grad_guard();
         let mut votes = ddp.device_votes()?;
