@@ -10,12 +10,14 @@ pub const SLAB_BYTES: usize = 1 << 30;
 
 type Register = unsafe extern "C" fn(*mut c_void, usize, c_uint) -> c_int;
 type Unregister = unsafe extern "C" fn(*mut c_void) -> c_int;
+type LastError = unsafe extern "C" fn() -> c_int;
 type ErrorText = unsafe extern "C" fn(c_int) -> *const c_char;
 
 /// The CUDA runtime that libtorch runs with.
 struct Runtime {
     register: Register,
     unregister: Unregister,
+    last_error: LastError,
     error_text: ErrorText,
 }
 
@@ -24,11 +26,12 @@ impl Runtime {
         static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
         let runtime = RUNTIME.get_or_init(|| {
             let all = Library::this();
-            // SAFETY: the three functions have these types in every CUDA runtime (cuda_runtime_api.h).
+            // SAFETY: the four functions have these types in every CUDA runtime (cuda_runtime_api.h).
             unsafe {
                 Some(Runtime {
                     register: *all.get::<Register>(b"cudaHostRegister\0").ok()?,
                     unregister: *all.get::<Unregister>(b"cudaHostUnregister\0").ok()?,
+                    last_error: *all.get::<LastError>(b"cudaGetLastError\0").ok()?,
                     error_text: *all.get::<ErrorText>(b"cudaGetErrorString\0").ok()?,
                 })
             }
@@ -41,8 +44,13 @@ impl Runtime {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: the runtime returns a static string for every number.
-        let text = unsafe { CStr::from_ptr((self.error_text)(code)) }.to_string_lossy();
+        // The runtime keeps the error for whoever looks next on this thread: libtorch would, after its next kernel.
+        // SAFETY: no arguments; the runtime returns a static string for every number.
+        let text = unsafe {
+            (self.last_error)();
+            CStr::from_ptr((self.error_text)(code))
+        };
+        let text = text.to_string_lossy();
         Err(TorchError::Argument { call: "cudaHostRegister", problem: format!("{text} (error {code})") })
     }
 }
