@@ -53,6 +53,14 @@ impl FieldSpec {
     }
 }
 
+/// A part of a sample's field that lies in the page cache, where a device reads it.
+pub struct LentPart {
+    pub field: usize,
+    /// Where it belongs, bytes from the field's beginning: of a sample, or of a batch.
+    pub at: usize,
+    pub lent: cache::Lent,
+}
+
 /// Someone who can do work of a data set ahead of need.
 pub trait Wake: Send + Sync {
     /// There is something for [`Dataset::work_ahead`]. Returns at once.
@@ -86,6 +94,20 @@ pub trait Dataset: Send + Sync {
     /// # Errors
     /// The file cannot be read or holds what it must not; the error names file and rows.
     fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError>;
+    /// As [`Dataset::read`], for a reader that copies to a device: a large part that is stored as it is wanted may be left
+    /// unwritten, and put into `lent` instead.
+    ///
+    /// # Errors
+    /// As [`Dataset::read`].
+    fn read_or_lend(
+        &self,
+        request: ReadRequest,
+        out: &mut [&mut [u8]],
+        _lent: &mut Vec<LentPart>,
+        scratch: &mut Scratch,
+    ) -> Result<(), DataError> {
+        self.read(request, out, scratch)
+    }
     /// Where sample `index` comes from, for people: `s03.hdf5 rows 500..1000`.
     fn describe(&self, index: usize) -> String;
     /// The samples of `batch` will be read; called in the order of batches, before any of its samples is read. Ids may

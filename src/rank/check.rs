@@ -4,7 +4,7 @@
 use super::RankError;
 use crate::comm::nccl::{Nccl, NcclCollective, Place, UniqueId, Wire};
 use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo, contract, rendezvous};
-use crate::torch::device::{self, HostMemory, HostPin, SLAB_BYTES, Stream, upload};
+use crate::torch::device::{self, HostMemory, HostPart, HostPin, SLAB_BYTES, Stream, upload};
 use crate::torch::{Autocast, TorchError};
 use crate::train::TrainError;
 use crate::train::ddp::{Ddp, DdpOptions};
@@ -124,8 +124,8 @@ fn check_contract(env: &RankEnv, on: Device) -> Result<Value, RankError> {
 struct Range<T>(Arc<T>, usize);
 
 impl<T: AsRef<[u8]> + Send + Sync> HostMemory for Range<T> {
-    fn parts(&self) -> Vec<&[u8]> {
-        vec![&self.0.as_ref().as_ref()[..self.1]]
+    fn parts(&self) -> Vec<HostPart<'_>> {
+        vec![HostPart { into: 0, at: 0, bytes: &self.0.as_ref().as_ref()[..self.1] }]
     }
 }
 

@@ -6,6 +6,7 @@ mod check;
 mod device;
 mod error;
 mod observer;
+mod registrar;
 mod train;
 
 pub use error::RankError;

@@ -3,7 +3,7 @@
 use super::cache::NodeCache;
 use super::device;
 use super::observer::RankObserver;
-use super::{RankError, read_job};
+use super::{RankError, read_job, registrar};
 use crate::comm::rendezvous::{self, Links, Node};
 use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo};
@@ -185,6 +185,9 @@ fn train(start: Start) -> Result<u8, RankError> {
     let task = task::find(&config.task).map_err(RankError::Usage)?;
     let mut node = NodeCache::join(job, env, links.as_ref(), collective, reporter)?;
     let cache = node.as_ref().map(|node| Arc::clone(&node.client));
+    if let Some(cache) = cache.as_ref().filter(|_| config.train.pin_memory) {
+        registrar::register(cache, *device, device::options(env.rank).always, reporter)?;
+    }
     let memory = memory_sampler(&start, resumed_step, cache.clone())?;
     let datasets = open(&start, task, cache.clone())?;
     memory.print("After dataset creation");

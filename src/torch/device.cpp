@@ -104,19 +104,23 @@ char* hr_event_elapsed(const c10::Event* from, const c10::Event* to, double* ms)
   return guarded([&] { *ms = from->elapsedTime(*to); });
 }
 
-// Copies `bytes` of host memory into the contiguous `dst`, on a stream, and returns before it is done where the memory
-// is page-locked: it must stay as it is until then.
-char* hr_upload(at::Tensor* dst, const void* src, size_t bytes, int device, int64_t id) {
+// Copies `bytes` of host memory to byte `start` of the contiguous `dst`, on a stream, and returns before it is done where
+// the memory is page-locked: it must stay as it is until then.
+char* hr_upload(at::Tensor* dst, size_t start, const void* src, size_t bytes, int device, int64_t id) {
   return guarded([&] {
-    TORCH_CHECK(dst->is_contiguous() && dst->nbytes() == bytes, bytes, " bytes for a tensor of ", dst->nbytes());
+    TORCH_CHECK(dst->is_contiguous() && start <= dst->nbytes() && bytes <= dst->nbytes() - start, bytes,
+                " bytes from byte ", start, " for a tensor of ", dst->nbytes());
+    if (bytes == 0) return;
     at::NoGradGuard no_grad;
-    auto host = at::from_blob(const_cast<void*>(src), dst->sizes(), dst->options().device(at::kCPU));
-    if (dst->is_cpu()) {
-      dst->copy_(host);
+    const auto count = static_cast<int64_t>(bytes);
+    auto to = dst->detach().view({-1}).view(at::kByte).narrow(0, static_cast<int64_t>(start), count);
+    auto host = at::from_blob(const_cast<void*>(src), {count}, at::TensorOptions().dtype(at::kByte));
+    if (to.is_cpu()) {
+      to.copy_(host);
       return;
     }
     c10::StreamGuard on(stream_of(device, id));
-    dst->copy_(host, /*non_blocking=*/true);
+    to.copy_(host, /*non_blocking=*/true);
   });
 }
 

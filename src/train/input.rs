@@ -1,4 +1,5 @@
-//! From a batch slot to tensors on the rank's device: at once, or ahead of need on a stream of its own.
+//! From a batch slot, and from the page cache, to tensors on the rank's device: at once, or ahead of need on a stream of its
+//! own.
 
 use super::TrainError;
 use super::scaler::tch_error;
@@ -6,14 +7,14 @@ use crate::data::loader::{BatchStream, HostBatch};
 use crate::data::{Dtype, FieldSpec};
 use crate::task::Batch;
 use crate::torch::TorchError;
-use crate::torch::device::{Event, HostMemory, HostPin, Stream, Upload, upload};
+use crate::torch::device::{Event, HostMemory, HostPart, HostPin, Stream, Upload, upload};
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
 
 /// Micro-batches on the device at once: one in use, one ready, one on its way.
 const SETS: usize = 3;
 
-/// Copies a micro-batch out of its slot: one tensor `[B, shape...]` per field.
+/// Copies a micro-batch out of its slot, in which all of it is: one tensor `[B, shape...]` per field.
 pub fn to_tensors(host: &HostBatch, device: Device) -> Batch {
     let tensor = |(index, field): (usize, &FieldSpec)| {
         let shape = shape(field, host.len());
@@ -35,9 +36,41 @@ fn kind(field: &FieldSpec) -> Kind {
 }
 
 impl HostMemory for HostBatch {
-    fn parts(&self) -> Vec<&[u8]> {
-        (0..self.fields().len()).map(|index| self.field(index)).collect()
+    /// What is lent, as it lies in the page cache, and between it what is in the slot.
+    fn parts(&self) -> Vec<HostPart<'_>> {
+        let mut parts = Vec::new();
+        let mut lent = self.lent().iter().peekable();
+        for into in 0..self.fields().len() {
+            let slot = self.field(into);
+            let mut at = 0;
+            let from_slot = |at: usize, end: usize, parts: &mut Vec<_>| {
+                if let Some(bytes) = slot.get(at..end).filter(|bytes| !bytes.is_empty()) {
+                    parts.push(HostPart { into, at, bytes });
+                }
+            };
+            while let Some(part) = lent.next_if(|part| part.field == into) {
+                from_slot(at, part.at, &mut parts);
+                at = part.at;
+                for bytes in part.lent.pieces() {
+                    parts.push(HostPart { into, at, bytes });
+                    at += bytes.len();
+                }
+            }
+            from_slot(at, slot.len(), &mut parts);
+        }
+        parts
     }
+}
+
+/// What was copied to the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Copied {
+    pub bytes: u64,
+    /// Those among them that came straight from the page cache.
+    pub direct_bytes: u64,
+    /// Bytes whose copies are done, and the device's time for them, seconds; 0 on a CPU.
+    pub timed_bytes: u64,
+    pub device_s: f64,
 }
 
 /// Room on the device for one micro-batch, used again and again: nothing is allocated in a step.
@@ -52,7 +85,12 @@ struct Ready {
     set: usize,
     samples: usize,
     ids: Vec<u64>,
+    copy: Copying,
+}
+
+struct Copying {
     upload: Upload<HostBatch>,
+    bytes: u64,
 }
 
 /// A micro-batch that a step works on; give it back by [`Input::release`].
@@ -74,10 +112,12 @@ pub struct Input {
     next_set: usize,
     ready: VecDeque<Ready>,
     /// Copies whose slots are not back yet.
-    copying: Vec<Upload<HostBatch>>,
+    copying: Vec<Copying>,
     pin: Option<((usize, usize), HostPin)>,
     /// Time spent waiting for the loader since last asked, seconds.
     waited_s: f64,
+    /// Since last asked.
+    copied: Copied,
 }
 
 impl Input {
@@ -100,6 +140,7 @@ impl Input {
             copying: Vec::new(),
             pin: None,
             waited_s: 0.0,
+            copied: Copied::default(),
         })
     }
 
@@ -141,7 +182,10 @@ impl Input {
         resized
     }
 
-    fn clear(&mut self) {
+    /// Ends all copies: nothing of slots and page cache is held from here on.
+    pub fn clear(&mut self) {
+        // Those that are done are counted; what went wrong with others shows where their bytes are used.
+        let _ = self.give_back();
         self.ready.clear();
         self.copying.clear();
     }
@@ -154,11 +198,11 @@ impl Input {
         if self.ready.is_empty() && !self.fetch(batches)? {
             return Ok(None);
         }
-        let Some(Ready { set, samples, ids, upload }) = self.ready.pop_front() else { return Ok(None) };
+        let Some(Ready { set, samples, ids, copy }) = self.ready.pop_front() else { return Ok(None) };
         if let Some((compute, _)) = self.streams {
-            upload.before(compute)?;
+            copy.upload.before(compute)?;
+            self.copying.push(copy);
         }
-        self.copying.push(upload);
         let view = |field: &Tensor| field.f_narrow(0, 0, samples as i64).map_err(tch_error);
         let fields = self.sets[set].fields.iter().map(view).collect::<Result<_, _>>()?;
         Ok(Some(Taken { batch: Batch { fields, sample_ids: ids }, set }))
@@ -197,6 +241,11 @@ impl Input {
         std::mem::take(&mut self.waited_s)
     }
 
+    /// What was copied since the last call.
+    pub fn take_copied(&mut self) -> Copied {
+        std::mem::take(&mut self.copied)
+    }
+
     /// False: the stream has ended.
     fn fetch(&mut self, batches: &mut BatchStream) -> Result<bool, TrainError> {
         // Slots whose copies are done go back first: the loader may wait for one.
@@ -215,16 +264,22 @@ impl Input {
         let (samples, ids) = (host.len(), host.sample_ids().to_vec());
         let view = |field: &Tensor| field.f_narrow(0, 0, samples as i64).map_err(tch_error);
         let into = self.sets[set].fields.iter().map(view).collect::<Result<Vec<_>, _>>()?;
+        let bytes = into.iter().map(|field| (field.numel() * field.kind().elt_size_in_bytes()) as u64).sum();
+        self.copied.bytes += bytes;
+        self.copied.direct_bytes += host.lent().iter().map(|part| part.lent.bytes().len() as u64).sum::<u64>();
         let upload = upload(host, &into, self.streams.map(|(_, copies)| copies))?;
-        self.ready.push_back(Ready { set, samples, ids, upload });
+        self.ready.push_back(Ready { set, samples, ids, copy: Copying { upload, bytes } });
         Ok(true)
     }
 
     fn give_back(&mut self) -> Result<(), TorchError> {
         let mut pending = Vec::new();
-        for upload in self.copying.drain(..) {
-            if !upload.is_done()? {
-                pending.push(upload);
+        for copy in self.copying.drain(..) {
+            if !copy.upload.is_done()? {
+                pending.push(copy);
+            } else if let Some(seconds) = copy.upload.copied_s()? {
+                self.copied.timed_bytes += copy.bytes;
+                self.copied.device_s += seconds;
             }
         }
         self.copying = pending;

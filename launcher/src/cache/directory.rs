@@ -227,8 +227,8 @@ impl Directory {
             ToDirectory::Release { keys } => {
                 keys.iter().try_for_each(|(key, next_use)| self.release(rank, *key, *next_use))?;
             }
-            // Who drains and who has answered is the server's to know.
-            ToDirectory::Resized { .. } => {}
+            // Who drains, who has answered and who registers is the server's to know.
+            ToDirectory::Resized { .. } | ToDirectory::Registers => {}
             ToDirectory::Stats { ticket } => {
                 replies.push((rank, FromDirectory::Stats { ticket: *ticket, stats: self.stats() }));
             }

@@ -292,12 +292,14 @@ struct Peer {
     unsent: Vec<u8>,
     /// What epoll was told to wait for.
     interest: epoll::EventFlags,
+    /// Present bytes that it was told of last; `None`: it does not want to hear of them.
+    present: Option<u64>,
 }
 
 impl Peer {
     fn new(rank: u32, socket: OwnedFd) -> Self {
         let interest = epoll::EventFlags::IN;
-        Self { rank, socket: Some(socket), decoder: Decoder::default(), unsent: Vec::new(), interest }
+        Self { rank, socket: Some(socket), decoder: Decoder::default(), unsent: Vec::new(), interest, present: None }
     }
 
     /// Writes what can be written. False: the rank is gone.
@@ -403,7 +405,7 @@ impl Server {
 
     /// Makes the directory follow the size that is wanted and the memory that is there.
     fn fit(&mut self) {
-        let Memory { present, wanted, .. } = *lock(&self.shared.memory);
+        let Memory { mut present, wanted, .. } = *lock(&self.shared.memory);
         if wanted < self.limit {
             self.limit = wanted;
             self.directory.shrink(wanted);
@@ -412,22 +414,36 @@ impl Server {
         }
         if self.shrinking && self.awaited.is_empty() && self.directory.drained() {
             self.shrinking = false;
-            self.clear();
+            present = self.clear();
         }
         if !self.shrinking {
             if wanted > self.limit {
                 self.limit = wanted;
-                self.clear();
+                present = self.clear();
                 self.tell_limit();
             }
             self.directory.grow(present.min(self.limit));
         }
+        self.tell_present(present.min(self.limit));
     }
 
-    /// Nobody uses anything beyond the limit.
-    fn clear(&self) {
-        lock(&self.shared.memory).cleared = self.limit;
+    fn tell_present(&mut self, bytes: u64) {
+        for peer in &mut self.peers {
+            if let Some(told) = peer.present.as_mut().filter(|told| **told != bytes) {
+                *told = bytes;
+                self.replies.push((peer.rank, FromDirectory::Present { bytes }));
+            }
+        }
+        self.spread();
+    }
+
+    /// Nobody uses anything beyond the limit. Returns what has pages, looked up at the same time: pages may be going, and
+    /// those of a limit that rises again before they have gone stay.
+    fn clear(&self) -> u64 {
+        let mut memory = lock(&self.shared.memory);
+        memory.cleared = self.limit;
         self.shared.memory_changed.notify_all();
+        memory.present
     }
 
     fn tell_limit(&mut self) {
@@ -478,6 +494,10 @@ impl Server {
                 Ok(Some(ToDirectory::Resized { ticket })) => {
                     let rank = peer.rank;
                     self.awaited.retain(|awaited| *awaited != rank || ticket != self.ticket);
+                    None
+                }
+                Ok(Some(ToDirectory::Registers)) => {
+                    peer.present = Some(0);
                     None
                 }
                 Ok(Some(message)) => match self.directory.handle(peer.rank, &message, &mut self.replies) {

@@ -230,3 +230,31 @@ fn a_rank_that_dies_holds_up_no_shrinking() {
         std::thread::yield_now();
     }
 }
+
+/// A device may be told of memory that has its pages, and of no other: pages that it faults in are nobody's plan.
+#[test]
+fn ranks_that_register_hear_how_much_has_pages_and_others_do_not() {
+    let plan = HostPlan { capacity_bytes: 8 << 20, policy: PolicyKind::Pin, ranks: vec![0, 1] };
+    let mut host = CacheHost::start(&plan).unwrap();
+    let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    let present = |bytes| Some(FromDirectory::Present { bytes });
+    first.send(&ToDirectory::Registers);
+    assert_eq!(first.reply(), present(8 << 20));
+    host.resize(4 << 20);
+    assert_eq!(first.reply(), Some(FromDirectory::Resize { ticket: 1, bytes: 4 << 20 }));
+    assert_eq!(first.reply(), present(4 << 20));
+    for rank in [&mut first, &mut second] {
+        rank.send(&ToDirectory::Resized { ticket: 1 });
+    }
+    while host.resident_bytes() > 4 << 20 {
+        std::thread::yield_now();
+    }
+    host.resize(8 << 20);
+    assert_eq!(first.reply(), Some(FromDirectory::Resize { ticket: 2, bytes: 8 << 20 }));
+    assert_eq!(first.reply(), present(8 << 20), "once the pages are there again");
+    assert_eq!(host.resident_bytes(), 8 << 20);
+    second.send(&ToDirectory::Stats { ticket: 3 });
+    let heard: Vec<_> = (0..3).map(|_| second.reply()).collect();
+    assert!(heard.iter().all(|told| !matches!(told, Some(FromDirectory::Present { .. }))), "{heard:?}");
+    assert_eq!(host.notes(), Vec::<String>::new());
+}

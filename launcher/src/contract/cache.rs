@@ -57,6 +57,8 @@ pub enum ToDirectory {
     Resized {
         ticket: u64,
     },
+    /// This rank registers the mapping with its device: it wants to hear how much of it has pages.
+    Registers,
 }
 
 /// From the directory to a rank.
@@ -80,6 +82,11 @@ pub enum FromDirectory {
     /// and then answers [`ToDirectory::Resized`]; only the newest ticket counts. The memory beyond goes after that.
     Resize {
         ticket: u64,
+        bytes: u64,
+    },
+    /// The first `bytes` of the mapping have their pages: a device may be told of them. To ranks that said
+    /// [`ToDirectory::Registers`], whenever it changes.
+    Present {
         bytes: u64,
     },
 }

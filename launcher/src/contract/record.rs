@@ -34,8 +34,22 @@ pub struct MetricsRecord {
     pub grad_norm: f64,
     pub scale: f64,
     pub cache_hit_rate: Option<f64>,
+    /// Where batches go to a device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<InputRecord>,
     #[serde(flatten)]
     pub metrics: BTreeMap<String, f64>,
+}
+
+/// What rank 0 copied to its device since the record before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InputRecord {
+    pub bytes: u64,
+    /// Those among them that went straight from the page cache.
+    pub direct_bytes: u64,
+    /// Bytes whose copies were timed, and the device's time for them, seconds; 0 on a CPU.
+    pub timed_bytes: u64,
+    pub device_s: f64,
 }
 
 /// One line of `memory.rank<R>.jsonl`. Bytes throughout; `t` in seconds since the Unix epoch.

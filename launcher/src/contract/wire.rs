@@ -246,6 +246,7 @@ impl Message for ToDirectory {
                 to.push(8);
                 put(to, &[*ticket]);
             }
+            ToDirectory::Registers => to.push(9),
         }
     }
 
@@ -260,6 +261,7 @@ impl Message for ToDirectory {
             6 => ToDirectory::Stats { ticket: f.u64()? },
             7 => ToDirectory::Again { ticket: f.u64()?, items: f.list(25, Fields::item)? },
             8 => ToDirectory::Resized { ticket: f.u64()? },
+            9 => ToDirectory::Registers,
             kind => return Err(WireError::Kind(kind)),
         };
         f.end(message)
@@ -289,6 +291,10 @@ impl Message for FromDirectory {
                 to.push(20);
                 put(to, &[*ticket, *bytes]);
             }
+            FromDirectory::Present { bytes } => {
+                to.push(21);
+                put(to, &[*bytes]);
+            }
         }
     }
 
@@ -299,6 +305,7 @@ impl Message for FromDirectory {
             18 => FromDirectory::Settled { key: f.u64()?, grant: f.grant()? },
             19 => FromDirectory::Stats { ticket: f.u64()?, stats: f.stats()? },
             20 => FromDirectory::Resize { ticket: f.u64()?, bytes: f.u64()? },
+            21 => FromDirectory::Present { bytes: f.u64()? },
             kind => return Err(WireError::Kind(kind)),
         };
         f.end(message)
@@ -329,6 +336,7 @@ mod tests {
             prop::collection::vec(any::<(u64, u64)>(), 0..40).prop_map(|keys| ToDirectory::Release { keys }),
             any::<u64>().prop_map(|ticket| ToDirectory::Stats { ticket }),
             any::<u64>().prop_map(|ticket| ToDirectory::Resized { ticket }),
+            Just(ToDirectory::Registers),
         ]
     }
 
@@ -356,6 +364,7 @@ mod tests {
             (any::<u64>(), grant()).prop_map(|(key, grant)| FromDirectory::Settled { key, grant }),
             (any::<u64>(), stats).prop_map(|(ticket, stats)| FromDirectory::Stats { ticket, stats }),
             any::<(u64, u64)>().prop_map(|(ticket, bytes)| FromDirectory::Resize { ticket, bytes }),
+            any::<u64>().prop_map(|bytes| FromDirectory::Present { bytes }),
         ]
     }
 
@@ -385,7 +394,7 @@ mod tests {
         }
 
         #[test]
-        fn any_body_is_refused_or_means_itself(kind in 0u8..22, body in prop::collection::vec(any::<u8>(), 0..120)) {
+        fn any_body_is_refused_or_means_itself(kind in 0u8..23, body in prop::collection::vec(any::<u8>(), 0..120)) {
             let body = [&[kind], body.as_slice()].concat();
             let mut again = Vec::new();
             if let Ok(message) = ToDirectory::read(&body) {

@@ -3,9 +3,12 @@
 //! Two threads speak with the directory, so that nobody who trains or loads ever blocks on the socket. A read of an entry
 //! that was announced and granted takes two short locks and no round trip.
 
+mod lend;
 mod offer;
 
-use super::map::{SharedMap, WriteSpan};
+pub use lend::{Lent, Reading};
+
+use super::map::{ReadSpan, SharedMap, WriteSpan};
 use super::table::{Busy, ClientStats, Look, Table, Want};
 use crate::data::{DataError, Wake};
 use launcher::contract::VERSION;
@@ -48,6 +51,8 @@ struct Inner {
     changed: Condvar,
     /// There are messages to send, or it is time to end.
     outgoing: Condvar,
+    /// There is something to do for a device's slabs, or it is time to end.
+    registering: Condvar,
     wakers: Mutex<Vec<Weak<dyn Wake>>>,
     /// Told, once, when the directory is gone.
     lost: Mutex<Option<Lost>>,
@@ -61,6 +66,8 @@ pub struct CacheClient {
     map: Arc<SharedMap>,
     socket: UnixStream,
     threads: Vec<JoinHandle<()>>,
+    /// Tells a device of the mapping, where there is one.
+    registering: Mutex<Option<JoinHandle<()>>>,
     closing: Arc<AtomicBool>,
     verify: bool,
 }
@@ -79,14 +86,15 @@ impl CacheClient {
             table: Mutex::new(table),
             changed: Condvar::new(),
             outgoing: Condvar::new(),
+            registering: Condvar::new(),
             wakers: Mutex::default(),
             lost: Mutex::default(),
         });
         socket.set_write_timeout(Some(SEND_LIMIT)).map_err(failed)?;
         let closing = Arc::new(AtomicBool::new(false));
         let (from, to) = (socket.try_clone().map_err(failed)?, socket.try_clone().map_err(failed)?);
-        let mut client =
-            Self { inner: Arc::clone(&inner), map, socket, threads: Vec::new(), closing, verify: spec.verify };
+        let (threads, registering, verify) = (Vec::new(), Mutex::default(), spec.verify);
+        let mut client = Self { inner: Arc::clone(&inner), map, socket, threads, registering, closing, verify };
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
         let (hearing, sending, closing) = (Arc::clone(&inner), inner, Arc::clone(&client.closing));
         client.threads.push(thread("hr-cache-in").spawn(move || hearing.hear_all(from)).map_err(failed)?);
@@ -147,9 +155,16 @@ impl CacheClient {
         take: &mut dyn FnMut(&[u8]),
     ) -> Result<bool, DataError> {
         let bytes = want.bytes as usize;
-        let want = Want { bytes: want.bytes + self.seal_bytes() as u64, ..want };
         // Made before the lock is taken, so that it ends after the lock is let go.
         let _user = User { client: self, key: want.key };
+        let Some(span) = self.find(want, again, fill)? else { return Ok(false) };
+        take(&span.bytes()[..bytes]);
+        Ok(true)
+    }
+
+    /// The entry once it is stored; `None`: the cache has no room. The caller's [`User`] counts as its reader until it ends.
+    fn find(&self, want: Want, again: bool, fill: &mut FillFn) -> Result<Option<Arc<ReadSpan>>, DataError> {
+        let want = Want { bytes: want.bytes + self.seal_bytes() as u64, ..want };
         let mut table = self.inner.lock();
         table.enter(want);
         self.inner.send(&mut table);
@@ -164,10 +179,9 @@ impl CacheClient {
                     if self.verify && !checked {
                         self.check(want.key, span.bytes())?;
                     }
-                    take(&span.bytes()[..bytes]);
-                    return Ok(true);
+                    return Ok(Some(span));
                 }
-                Look::Bypass => return Ok(false),
+                Look::Bypass => return Ok(None),
                 Look::Fill(span) => {
                     drop(table);
                     self.fill(want.key, span, fill)?;
@@ -185,7 +199,7 @@ impl CacheClient {
                     let waited = since.get_or_insert_with(Instant::now).elapsed();
                     if busy == Busy::Elsewhere && waited >= FILL_LIMIT {
                         table.stats.bypasses += 1;
-                        return Ok(false);
+                        return Ok(None);
                     }
                     if busy == Busy::Asked && waited >= REPLY_LIMIT {
                         return Err(self.silent(want.key));
@@ -300,8 +314,15 @@ impl Drop for CacheClient {
             let _table = self.inner.lock();
             self.closing.store(true, Ordering::Release);
             self.inner.outgoing.notify_all();
+            self.inner.registering.notify_all();
         }
         let own = std::thread::current().id();
+        // First: the device forgets the mapping before it goes.
+        if let Some(thread) = self.registering.get_mut().unwrap_or_else(PoisonError::into_inner).take()
+            && thread.thread().id() != own
+        {
+            let _ = thread.join();
+        }
         for thread in self.threads.drain(..).rev() {
             // The last handle may be let go by one of these threads, through a waker.
             if thread.thread().id() != own {
@@ -418,9 +439,12 @@ impl Inner {
             table.hear(message)?;
         }
         self.send(&mut table);
-        let work = table.has_fill();
+        let (work, slabs) = (table.has_fill(), std::mem::take(&mut table.slabs_changed));
         drop(table);
         self.changed.notify_all();
+        if slabs {
+            self.registering.notify_all();
+        }
         if work {
             let wakers = self.wakers.lock().unwrap_or_else(PoisonError::into_inner).clone();
             wakers.iter().filter_map(Weak::upgrade).for_each(|waker| waker.wake());

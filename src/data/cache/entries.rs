@@ -1,7 +1,8 @@
 //! A data set's entries in the page cache: what every data set that reads through the cache needs, in one place.
 
-use super::{CacheClient, Want};
+use super::{CacheClient, Reading, Want};
 use crate::data::{DataError, Scratch, Wake};
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 /// Whoever knows how large an entry is and how its bytes are made. Keys are the same on every rank.
@@ -45,6 +46,21 @@ impl<S: EntrySource> CachedEntries<S> {
     pub fn read(&self, key: u64, scratch: &mut Scratch, take: &mut dyn FnMut(&[u8])) -> Result<bool, DataError> {
         let want = Want { key, bytes: self.source.entry_bytes(key), next_use: u64::MAX };
         self.cache.read(want, &mut |key, out| self.source.fill_entry(key, out, scratch), take)
+    }
+
+    /// As [`CachedEntries::read`], but `part` of the entry may be lent.
+    ///
+    /// # Errors
+    /// As [`CacheClient::read`].
+    pub fn read_or_lend(
+        &self,
+        key: u64,
+        part: Range<usize>,
+        scratch: &mut Scratch,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<Reading, DataError> {
+        let want = Want { key, bytes: self.source.entry_bytes(key), next_use: u64::MAX };
+        self.cache.read_or_lend(want, part, &mut |key, out| self.source.fill_entry(key, out, scratch), take)
     }
 
     /// Fills one entry that this rank was granted ahead of need; false: there is none.

@@ -160,6 +160,11 @@ impl SharedMap {
         self.len() == 0
     }
 
+    /// Where the mapping lies in this process.
+    pub fn address(&self) -> usize {
+        self.map.as_ptr() as usize
+    }
+
     /// A range that the directory granted for reading.
     ///
     /// # Errors
@@ -211,6 +216,11 @@ impl Drop for Span {
 pub struct ReadSpan(Span);
 
 impl ReadSpan {
+    /// Where it begins, bytes from the mapping's start.
+    pub fn start(&self) -> u64 {
+        self.0.start as u64
+    }
+
     /// Where it ends, bytes from the mapping's start.
     pub fn end(&self) -> u64 {
         (self.0.start + self.0.len) as u64

@@ -5,17 +5,23 @@
 //! retire   ─► Table ─► Release ─►
 //! ```
 //!
+//! A rank with a device registers the mapping with it, slab by slab ([`Registrar`]), and lends large entries to copies
+//! ([`Lent`]) instead of copying them. When the cache shrinks: references end, slabs beyond the new end are given back, then
+//! the directory hears of it, and only then pages go.
+//!
 //! Architecture invariant: no lock is held in shared memory, and no lock of this process while bytes are read or filled.
 
 mod client;
 mod entries;
 pub mod map;
+mod slabs;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use client::{CacheClient, ClientSpec};
+pub use client::{CacheClient, ClientSpec, Lent, Reading};
 pub use entries::{CachedEntries, EntrySource};
+pub use slabs::{Registrar, Registration};
 pub use table::{ClientStats, Offer, Want};
 
 use super::DataError;

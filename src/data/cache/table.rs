@@ -6,6 +6,7 @@
 mod offers;
 
 use super::map::{ReadSpan, SharedMap, WriteSpan};
+use super::slabs::{Registration, Slabs};
 use launcher::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
 use offers::Asked;
 pub use offers::Offer;
@@ -153,8 +154,12 @@ pub(super) struct Table {
     stats_asked: bool,
     /// Where the usable part of the mapping ends.
     limit_bytes: u64,
-    /// The ticket to be answered once nothing is held beyond it.
+    /// The ticket to be answered once nothing is held, and nothing known to a device, beyond it.
     resize: Option<u64>,
+    /// What a device knows of the mapping, where there is one.
+    pub(super) slabs: Option<Slabs>,
+    /// There may be something to do for them.
+    pub(super) slabs_changed: bool,
 }
 
 impl Table {
@@ -178,7 +183,15 @@ impl Table {
             stats_asked: false,
             limit_bytes: u64::MAX,
             resize: None,
+            slabs: None,
+            slabs_changed: false,
         }
+    }
+
+    /// A device is to know the mapping.
+    pub(super) fn register(&mut self, sizes: Registration) {
+        self.slabs = Some(Slabs::new(self.map.len() as u64, sizes, self.limit_bytes));
+        self.out.push(ToDirectory::Registers);
     }
 
     /// A batch will need `wants`, each key once. Without `reserve` nothing is displaced for what is not there: room is asked
@@ -387,6 +400,13 @@ impl Table {
                 self.resize(ticket, bytes);
                 Ok(())
             }
+            FromDirectory::Present { bytes } => {
+                if let Some(slabs) = &mut self.slabs {
+                    slabs.set_present(bytes);
+                    self.slabs_changed = true;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -394,6 +414,10 @@ impl Table {
     fn resize(&mut self, ticket: u64, bytes: u64) {
         self.limit_bytes = bytes;
         self.resize = Some(ticket);
+        if let Some(slabs) = &mut self.slabs {
+            slabs.set_limit(bytes);
+            self.slabs_changed = true;
+        }
         let share = bytes as f64 / self.map.len() as f64;
         self.ahead_bytes = (self.planned_ahead_bytes as f64 * share.min(1.0)) as u64;
         let beyond: Vec<u64> =
@@ -422,10 +446,11 @@ impl Table {
         if filled { self.release(key, next_use) } else { self.abandon(key) }
     }
 
-    /// Says that nothing is held beyond the usable part, once that is so.
-    fn answer_resize(&mut self) {
+    /// Says that nothing is held beyond the usable part, and known to a device, once that is so.
+    pub(super) fn answer_resize(&mut self) {
         if self.resize.is_some()
             && !self.entries.values().any(|entry| entry.place.end() > Some(self.limit_bytes))
+            && !self.slabs.as_ref().is_some_and(|slabs| slabs.beyond(self.limit_bytes))
             && let Some(ticket) = self.resize.take()
         {
             self.out.push(ToDirectory::Resized { ticket });

@@ -89,7 +89,7 @@ fn serve(state: &Mutex<State>, mut from: UnixStream, rank: u32) {
 impl State {
     fn hear(&mut self, rank: u32, message: ToDirectory) -> Vec<(u32, FromDirectory)> {
         match message {
-            ToDirectory::Hello { .. } | ToDirectory::Resized { .. } => Vec::new(),
+            ToDirectory::Hello { .. } | ToDirectory::Resized { .. } | ToDirectory::Registers => Vec::new(),
             ToDirectory::Acquire { ticket, items } | ToDirectory::Again { ticket, items } => {
                 let grants = items.into_iter().map(|item| self.acquire(rank, item)).collect();
                 vec![(rank, FromDirectory::Granted { ticket, grants })]

@@ -22,7 +22,7 @@ pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle, mix};
 pub use slots::slot_bytes;
 pub use throttle::Throttle;
 
-use super::{DataError, Dataset, FieldSpec, Scratch, Wake};
+use super::{DataError, Dataset, FieldSpec, LentPart, Scratch, Wake};
 use slots::{Job, Next, Shared, Slot};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -56,6 +56,8 @@ pub struct LoaderSpec {
     pub throttle: Arc<Throttle>,
     /// Slots may give their pages back to the system. Not where a device knows their addresses.
     pub gives_back: bool,
+    /// Large parts of batches may stay in the page cache ([`HostBatch::lent`]) instead of being copied into slots.
+    pub lends: bool,
 }
 
 impl Default for LoaderSpec {
@@ -68,6 +70,7 @@ impl Default for LoaderSpec {
             held_timeout_s: 60.0,
             throttle: Arc::default(),
             gives_back: true,
+            lends: false,
         }
     }
 }
@@ -250,9 +253,9 @@ impl BatchStream<'_> {
             }
             let mut state = shared.lock();
             match shared.next(&mut state) {
-                Next::Batch(slot, request) => {
+                Next::Batch(slot, lent, request) => {
                     drop(state);
-                    return Some(Ok(HostBatch { shared: Arc::clone(shared), slot: Some(slot), request }));
+                    return Some(Ok(HostBatch { shared: Arc::clone(shared), slot: Some(slot), lent, request }));
                 }
                 Next::Failed(error) => return Some(Err(error)),
                 Next::End => return None,
@@ -329,6 +332,7 @@ pub struct HostBatch {
     shared: Arc<Shared>,
     /// Taken on drop alone.
     slot: Option<Slot>,
+    lent: Vec<LentPart>,
     request: BatchRequest,
 }
 
@@ -355,7 +359,12 @@ impl HostBatch {
         &self.shared.fields
     }
 
-    /// The bytes of field `index`, contiguous `[B, shape...]` in native byte order, starting at a multiple of 64; empty
+    /// Parts of fields that are not in the slot, by field and place. Empty unless the loader lends.
+    pub fn lent(&self) -> &[LentPart] {
+        &self.lent
+    }
+
+    /// The bytes of field `index`, but for those that are lent, contiguous `[B, shape...]` in native byte order, starting at a multiple of 64; empty
     /// when there is no such field.
     pub fn field(&self, index: usize) -> &[u8] {
         let bytes = self.shared.fields.get(index).map_or(0, FieldSpec::sample_bytes) * self.len();

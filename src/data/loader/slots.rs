@@ -5,7 +5,7 @@
 
 use super::{BatchRequest, LoaderSpec, LoaderStats, Throttle};
 use crate::data::cache::map::Piece;
-use crate::data::{BatchAhead, DataError, Dataset, FieldSpec, Wake};
+use crate::data::{BatchAhead, DataError, Dataset, FieldSpec, LentPart, Wake};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -74,6 +74,8 @@ struct Flight {
     /// Unique over all runs of the loader.
     sequence: u64,
     slot: Slot,
+    /// Parts that are not in the slot.
+    lent: Vec<LentPart>,
     request: BatchRequest,
     chunks: usize,
     /// Chunks given out; they go out in order.
@@ -123,6 +125,10 @@ pub(super) struct Job {
     chunk: usize,
     pub(super) epoch: u64,
     pub(super) ids: Vec<u64>,
+    /// Place of the first of them in the batch.
+    pub(super) first: usize,
+    /// What was lent instead of being written, by its place in the batch.
+    pub(super) lent: Vec<LentPart>,
     /// One piece per field, room for at least `ids.len()` samples.
     pub(super) pieces: Vec<Piece>,
 }
@@ -157,6 +163,8 @@ pub(super) struct Shared {
     threads: usize,
     pub(super) throttle: Arc<Throttle>,
     gives_back: bool,
+    /// Batches may have parts that are not in their slots.
+    pub(super) lends: bool,
     /// Address and bytes of all slots.
     pub(super) pool: (usize, usize),
     /// Samples that a thread claims at once.
@@ -170,7 +178,7 @@ pub(super) struct Shared {
 
 /// What the consumer finds.
 pub(super) enum Next {
-    Batch(Slot, BatchRequest),
+    Batch(Slot, Vec<LentPart>, BatchRequest),
     Failed(DataError),
     /// No request is left.
     End,
@@ -182,7 +190,7 @@ pub(super) enum Next {
 
 impl Shared {
     pub(super) fn new(dataset: Arc<dyn Dataset>, spec: &LoaderSpec) -> Result<Self, DataError> {
-        let LoaderSpec { micro_batch, slots, threads, gives_back, .. } = *spec;
+        let LoaderSpec { micro_batch, slots, threads, gives_back, lends, .. } = *spec;
         let fields: Arc<[FieldSpec]> = dataset.fields().into();
         let sample_bytes: usize = fields.iter().map(FieldSpec::sample_bytes).sum();
         let chunk = chunk_samples(micro_batch, threads, sample_bytes);
@@ -206,6 +214,7 @@ impl Shared {
             threads,
             throttle: Arc::clone(&spec.throttle),
             gives_back,
+            lends,
             chunk,
             state: Mutex::new(State { free, ..State::default() }),
             work: Condvar::new(),
@@ -258,6 +267,7 @@ impl Shared {
         job.sequence = flight.sequence;
         job.chunk = flight.claimed;
         job.epoch = flight.request.epoch;
+        job.first = first;
         job.ids.clear();
         job.ids.extend_from_slice(&flight.request.sample_ids[first..last]);
         // The job's empty list takes the place of the chunk's: no list is ever allocated again.
@@ -304,6 +314,7 @@ impl Shared {
             let flight = Flight {
                 sequence: state.next_sequence,
                 slot,
+                lent: Vec::new(),
                 request,
                 chunks,
                 claimed: 0,
@@ -403,7 +414,8 @@ impl Shared {
             return Next::Failed(DataError::Other("a loader thread lost part of a batch".into()));
         }
         state.stats.batches += 1;
-        Next::Batch(flight.slot, flight.request)
+        flight.lent.sort_unstable_by_key(|part| (part.field, part.at));
+        Next::Batch(flight.slot, flight.lent, flight.request)
     }
 
     /// Forgets every request and batch of the current run; chunks still out come back by themselves.
@@ -454,6 +466,7 @@ impl Wake for Shared {
 
 fn take_back(flight: &mut Flight, job: &mut Job, result: Result<(), DataError>) {
     std::mem::swap(&mut job.pieces, &mut flight.slot.parts[job.chunk]);
+    flight.lent.append(&mut job.lent);
     flight.returned += 1;
     if let Err(error) = result
         && flight.error.as_ref().is_none_or(|(chunk, _)| job.chunk < *chunk)

@@ -1,7 +1,7 @@
 //! Reading chunks: the body of a loader thread, and of the caller's own thread where there are none.
 
 use super::slots::{Job, Shared};
-use crate::data::{DataError, ReadRequest, Scratch};
+use crate::data::{DataError, FieldSpec, ReadRequest, Scratch};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
@@ -124,11 +124,23 @@ fn read_sample(shared: &Shared, job: &mut Job, at: usize, scratch: &mut Scratch)
         &mut piece.bytes_mut()[at * bytes..(at + 1) * bytes]
     });
     let fields = shared.fields.len();
+    let lent = shared.lends.then_some(&mut job.lent);
+    let before = lent.as_ref().map_or(0, |lent| lent.len());
+    let read = |out: &mut [&mut [u8]]| match lent {
+        Some(lent) => shared.dataset.read_or_lend(request, out, lent, scratch),
+        None => shared.dataset.read(request, out, scratch),
+    };
     if fields > FEW_FIELDS {
-        return shared.dataset.read(request, &mut slices.collect::<Vec<_>>(), scratch);
+        read(&mut slices.collect::<Vec<_>>())?;
+    } else {
+        let mut few: [&mut [u8]; FEW_FIELDS] = std::array::from_fn(|_| slices.next().unwrap_or_default());
+        read(&mut few[..fields])?;
     }
-    let mut few: [&mut [u8]; FEW_FIELDS] = std::array::from_fn(|_| slices.next().unwrap_or_default());
-    shared.dataset.read(request, &mut few[..fields], scratch)
+    // From places in the sample to places in the batch.
+    for part in &mut job.lent[before..] {
+        part.at += (job.first + at) * shared.fields.get(part.field).map_or(0, FieldSpec::sample_bytes);
+    }
+    Ok(())
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

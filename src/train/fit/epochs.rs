@@ -75,6 +75,7 @@ impl Loop<'_, '_> {
                     persistent: self.fit.config.train.persistent_workers,
                     throttle: Arc::clone(self.desk.controls.throttle()),
                     gives_back: self.fit.device == Device::Cpu,
+                    lends: self.on_device.is_some() && self.fit.config.train.pin_memory,
                     ..LoaderSpec::default()
                 };
                 loader.insert(Loader::new(Arc::clone(&self.fit.datasets.train), spec)?)
@@ -118,6 +119,10 @@ impl Loop<'_, '_> {
 
     fn end_of_epoch(&mut self, epoch: u64, outcome: &StepOutcome) -> Result<Leg, TrainError> {
         let record = self.record(outcome, epoch)?;
+        if let Some(device) = &mut self.on_device {
+            // Validation may be long: nothing of the page cache is held meanwhile.
+            device.input.clear();
+        }
         let ended = self.end_epoch(epoch, record)?;
         if let EpochEnd::Interrupted = ended {
             return Ok(Leg::Ends(Status::Stopped));

@@ -3,8 +3,9 @@
 use super::Loop;
 use crate::train::TrainError;
 use crate::train::evaluate::reduce_sums;
+use crate::train::input::Copied;
 use crate::train::step::StepOutcome;
-use launcher::contract::{MetricsRecord, Progress};
+use launcher::contract::{InputRecord, MetricsRecord, Progress};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
@@ -56,6 +57,7 @@ impl Loop<'_, '_> {
             grad_norm: outcome.grad_norm,
             scale: outcome.scale,
             cache_hit_rate: None,
+            input: self.on_device.as_mut().map(|device| input_record(device.input.take_copied())),
             metrics,
         })
     }
@@ -104,6 +106,11 @@ impl Loop<'_, '_> {
         names.retain(|name| self.last_values.contains_key(name));
         names
     }
+}
+
+fn input_record(copied: Copied) -> InputRecord {
+    let Copied { bytes, direct_bytes, timed_bytes, device_s } = copied;
+    InputRecord { bytes, direct_bytes, timed_bytes, device_s }
 }
 
 /// `loss 0.01234, mae_deg 6.789`: four significant digits are what people compare.

@@ -1,5 +1,7 @@
 //! Ranks against a small directory, and against hostile ones.
 
+mod lend;
+
 use super::super::Offer;
 use super::super::testing::{TestDirectory, hosted};
 use super::*;

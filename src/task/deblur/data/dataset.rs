@@ -3,12 +3,13 @@
 use super::Entries;
 use super::clips::Clips;
 use super::crop::{Crop, Place};
-use crate::data::cache::CachedEntries;
+use crate::data::cache::{CachedEntries, Lent, Reading};
 use crate::data::loader::Order;
 use crate::data::source::video::bits;
 use crate::data::source::video::image::ImageSize;
 use crate::data::source::video::{Frames, Modality, SpikeForm};
-use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadRequest, Scratch, Wake};
+use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, LentPart, Pages, ReadRequest, Scratch, Wake};
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 /// Clips: `blur` and `sharp` u8 `[T, h, w, 3]`, and of the spike camera's part of the same crop `spikes` u8
@@ -88,20 +89,43 @@ impl ClipDataset {
         }
     }
 
-    /// One frame's part of one field.
+    /// Where the part at `place` lies in an entry, where it lies there in one piece and as a batch has it.
+    fn whole_part(&self, modality: Modality, place: Place) -> Option<Range<usize>> {
+        let (image, crop) = (self.frames.image(), self.crop.size());
+        match (modality, self.frames.spikes(), self.crop.spike_size()) {
+            (Modality::Blur | Modality::Sharp, ..) => {
+                let row = 3 * image.width;
+                (crop.width == image.width).then(|| place.y * row..(place.y + crop.height) * row)
+            }
+            (Modality::Spikes, Some(form), Some(size)) => {
+                let whole = size == form.size() && self.crop.spike_place(place) == Place::default();
+                // What files hold in the bits that fill up a row is cut off on the way into a batch.
+                let filled = matches!(form, SpikeForm::Planes(form) if !form.width.is_multiple_of(8));
+                (whole && !filled).then(|| 0..self.frames.bytes(modality))
+            }
+            _ => None,
+        }
+    }
+
+    /// One frame's part of one field: written, or lent.
     fn read_entry(
         &self,
         frame: usize,
         modality: Modality,
         place: Place,
-        out: &mut [u8],
+        (out, lends): (&mut [u8], bool),
         scratch: &mut Scratch,
-    ) -> Result<(), DataError> {
+    ) -> Result<Option<Lent>, DataError> {
         let key = Frames::key(frame, modality);
-        if let Some(cached) = &self.cached
-            && cached.read(key, scratch, &mut |entry| self.cut(modality, entry, place, out))?
-        {
-            return Ok(());
+        if let Some(cached) = &self.cached {
+            let cut = &mut |entry: &[u8]| self.cut(modality, entry, place, out);
+            // A part that is empty is never lent.
+            let part = if lends { self.whole_part(modality, place).unwrap_or_default() } else { 0..0 };
+            match cached.read_or_lend(key, part, scratch, cut)? {
+                Reading::Taken => return Ok(None),
+                Reading::Lent(lent) => return Ok(Some(lent)),
+                Reading::Bypass => {}
+            }
         }
         // No room in the cache: decoded for this clip alone.
         let mut entry = std::mem::take(&mut scratch.decoded);
@@ -111,7 +135,35 @@ impl ClipDataset {
             self.cut(modality, &entry, place, out);
         }
         scratch.decoded = entry;
-        read
+        read.map(|()| None)
+    }
+
+    fn read_clip(
+        &self,
+        request: ReadRequest,
+        out: &mut [&mut [u8]],
+        mut lent: Option<&mut Vec<LentPart>>,
+        scratch: &mut Scratch,
+    ) -> Result<(), DataError> {
+        if out.len() != self.fields.len() {
+            let problem = format!("{} fields asked for, there are {}", out.len(), self.fields.len());
+            return Err(DataError::Other(problem));
+        }
+        let frames = self.clips.frames(request.index as u64).ok_or_else(|| {
+            DataError::Other(format!("clip {} asked for, there are {}", request.index, self.clips.len()))
+        })?;
+        let place = self.place(request);
+        for (number, ((modality, field), out)) in self.frames.modalities().iter().zip(&self.fields).zip(out).enumerate()
+        {
+            let bytes = field.sample_bytes() / self.clips.clip_len();
+            for (t, (frame, out)) in frames.clone().zip(out.chunks_exact_mut(bytes.max(1))).enumerate() {
+                let part = self.read_entry(frame, *modality, place, (out, lent.is_some()), scratch)?;
+                if let (Some(part), Some(lent)) = (part, &mut lent) {
+                    lent.push(LentPart { field: number, at: t * bytes, lent: part });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Entries of the clips `ids`, each once, in rising order; ids out of range have none.
@@ -166,21 +218,17 @@ impl Dataset for ClipDataset {
     }
 
     fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError> {
-        if out.len() != self.fields.len() {
-            let problem = format!("{} fields asked for, there are {}", out.len(), self.fields.len());
-            return Err(DataError::Other(problem));
-        }
-        let frames = self.clips.frames(request.index as u64).ok_or_else(|| {
-            DataError::Other(format!("clip {} asked for, there are {}", request.index, self.clips.len()))
-        })?;
-        let place = self.place(request);
-        for ((modality, field), out) in self.frames.modalities().iter().zip(&self.fields).zip(out) {
-            let bytes = field.sample_bytes() / self.clips.clip_len();
-            for (frame, out) in frames.clone().zip(out.chunks_exact_mut(bytes.max(1))) {
-                self.read_entry(frame, *modality, place, out, scratch)?;
-            }
-        }
-        Ok(())
+        self.read_clip(request, out, None, scratch)
+    }
+
+    fn read_or_lend(
+        &self,
+        request: ReadRequest,
+        out: &mut [&mut [u8]],
+        lent: &mut Vec<LentPart>,
+        scratch: &mut Scratch,
+    ) -> Result<(), DataError> {
+        self.read_clip(request, out, Some(lent), scratch)
     }
 
     fn describe(&self, index: usize) -> String {
