@@ -204,8 +204,8 @@ mod tests {
         assert_eq!(Vec::<f32>::try_from(into[0].reshape([-1])).unwrap(), values);
         for (cut, says) in [
             (vec![0..8, 9..16], "a part at byte 9 of tensor 0, 8 bytes are there"),
-            (vec![0..8], "8 bytes for a tensor of 16"),
-            (vec![4..16], "a part at byte 4"),
+            (vec![0..4, 4..8], "8 bytes for a tensor of 16"),
+            (vec![4..8, 8..16], "a part at byte 4"),
         ] {
             let error = upload(Cut(bytes.clone(), cut), &into, None).err().unwrap().to_string();
             assert!(error.contains(says), "{error}");

@@ -96,11 +96,13 @@ fn lend(client: &Arc<CacheClient>, key: u64) -> Option<Lent> {
     }
 }
 
-fn registered(refuses_from: Option<usize>) -> (CacheHost, Arc<CacheClient>, Arc<Recorder>, Arc<Mutex<Vec<String>>>) {
+type Told = Arc<Mutex<Vec<String>>>;
+
+fn registered(refuses_from: Option<usize>) -> (CacheHost, Arc<CacheClient>, Arc<Recorder>, Told) {
     let (host, mut clients) = hosted(CAPACITY, PolicyKind::Pin, 1);
     let client = clients.remove(0);
     let recorder = Arc::new(Recorder { refuses_from, ..Recorder::default() });
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let told = Told::default();
     let tell = Arc::clone(&told);
     client.register(recorder.clone(), SIZES, move |line| tell.lock().unwrap().push(line)).unwrap();
     (host, client, recorder, told)
