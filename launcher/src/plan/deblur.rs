@@ -161,10 +161,17 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
         scratch_bytes: entries.max(DECODE_SCRATCH_BYTES),
         useful_bytes,
         useful: format!("{} frames × {} B of entries", grouped(count), grouped(entries)),
-        // Every entry serves some clips of an epoch, all entries the same number: what stays is as good as what goes.
-        auto_policy: "pin",
+        useful_is_exact: true,
+        auto_policy: auto_policy(config),
         facts: facts(config, &frame, count)?,
     })
+}
+
+/// Clips that overlap share frames: an entry serves up to `clip_len` clips of an epoch, so what is needed again soonest is
+/// worth more than the rest. Where each frame has one clip, all entries are read once, and what stays is as good as what
+/// goes.
+fn auto_policy(config: &Config) -> &'static str {
+    if config.data.stride < config.data.deblur.clip_len { "next_use" } else { "pin" }
 }
 
 /// Sizes of one frame and its planes.
@@ -371,6 +378,15 @@ mod tests {
         assert_eq!(tensors, 140_083_200);
         assert_eq!(entries, 2 * 720 * 1280 * 3 + 66 * 360 * 80);
         assert!(tensors >= 15 * entries, "{tensors} {entries}");
+    }
+
+    #[test]
+    fn clips_that_overlap_want_a_policy_that_looks_ahead() {
+        let mut config = Config::of_task("deblur");
+        for (clip_len, stride, policy) in [(5, 1, "next_use"), (5, 4, "next_use"), (5, 5, "pin"), (1, 1, "pin")] {
+            (config.data.deblur.clip_len, config.data.stride) = (clip_len, stride);
+            assert_eq!(auto_policy(&config), policy, "{clip_len} {stride}");
+        }
     }
 
     #[test]

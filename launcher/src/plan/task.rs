@@ -18,6 +18,8 @@ pub(super) struct TaskSizes {
     /// Bytes of all entries that the page cache can use, and where the number comes from.
     pub useful_bytes: u64,
     pub useful: String,
+    /// That number is no estimate: entries beyond it there are none.
+    pub useful_is_exact: bool,
     /// The policy that `data.cache: auto` stands for.
     pub auto_policy: &'static str,
     /// Facts on the data set, one sentence each, for the plan's headline.
