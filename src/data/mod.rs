@@ -12,6 +12,9 @@ use std::sync::Weak;
 pub enum DataError {
     #[error("{path}: {problem}", path = path.display())]
     File { path: PathBuf, problem: String },
+    /// The file is there and unchanged, and its content is not what its format asks for: so it is for every reader.
+    #[error("{path}: {problem}", path = path.display())]
+    Content { path: PathBuf, problem: String },
     /// Reading one sample failed; `place` is [`Dataset::describe`]'s.
     #[error("sample {index} ({place}): {error}")]
     Sample { index: u64, place: String, error: Box<DataError> },
@@ -86,6 +89,15 @@ pub trait Dataset: Send + Sync {
     /// # Errors
     /// The file cannot be read or holds what it must not; the error names file and rows.
     fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError>;
+    /// Sample `index` of an evaluation was read, and cannot be used: its part of the batch means nothing.
+    fn is_left_out(&self, _index: u64) -> bool {
+        false
+    }
+    /// Files that reading found to be unusable since the last call, and went on without: a line each. `None`: this data
+    /// set never does so, on any rank.
+    fn take_left_out(&self) -> Option<Vec<String>> {
+        None
+    }
     /// Where sample `index` comes from, for people: `s03.hdf5 rows 500..1000`.
     fn describe(&self, index: usize) -> String;
     /// The samples of `batch` will be read; called in the order of batches, before any of its samples is read. Ids may

@@ -244,7 +244,7 @@ fn train(start: Start) -> Result<u8, RankError> {
         records.close().map_err(|e| RankError::Io(e.to_string()))?;
     }
     if env.rank == 0 {
-        close(&start, &finished, &datasets, counted, began.elapsed())?;
+        close(&start, &finished, counted, began.elapsed())?;
     }
     Ok(if finished.status == Status::Stopped { exit::STOPPED } else { exit::OK })
 }
@@ -360,7 +360,6 @@ fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
 fn close(
     start: &Start,
     finished: &Finished,
-    datasets: &Datasets,
     cache: Option<CacheStats>,
     wall: Duration,
 ) -> Result<(), RankError> {
@@ -385,7 +384,7 @@ fn close(
             value: best.value,
             step: best.step,
         }),
-        files_skipped: datasets.skipped.len() as u64,
+        files_skipped: finished.files_skipped,
         reason: finished.reason.clone(),
         memory_cleanups: finished.cleanups,
         cache: cache

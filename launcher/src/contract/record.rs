@@ -34,6 +34,9 @@ pub struct MetricsRecord {
     pub grad_norm: f64,
     pub scale: f64,
     pub cache_hit_rate: Option<f64>,
+    /// Files left out so far, at opening and since.
+    #[serde(default)]
+    pub files_skipped: u64,
     #[serde(flatten)]
     pub metrics: BTreeMap<String, f64>,
 }

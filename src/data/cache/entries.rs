@@ -38,12 +38,19 @@ impl<S: EntrySource> CachedEntries<S> {
         self.cache.retire(keys.iter().copied());
     }
 
-    /// Gives the bytes of an entry to `take`. False, and `take` is not called: the cache has no room for it.
+    /// Gives the bytes of an entry to `take`. False, and `take` is not called: the cache has no room for it. `next_use`
+    /// counts where the entry was not announced.
     ///
     /// # Errors
     /// As [`CacheClient::read`].
-    pub fn read(&self, key: u64, scratch: &mut Scratch, take: &mut dyn FnMut(&[u8])) -> Result<bool, DataError> {
-        let want = Want { key, bytes: self.source.entry_bytes(key), next_use: u64::MAX };
+    pub fn read(
+        &self,
+        key: u64,
+        next_use: u64,
+        scratch: &mut Scratch,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<bool, DataError> {
+        let want = Want { key, bytes: self.source.entry_bytes(key), next_use };
         self.cache.read(want, &mut |key, out| self.source.fill_entry(key, out, scratch), take)
     }
 

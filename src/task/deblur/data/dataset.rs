@@ -1,40 +1,51 @@
 //! Clips of one split, read through the page cache where there is one.
 
-use super::Entries;
+use super::Source;
 use super::clips::Clips;
 use super::crop::{Crop, Place};
-use crate::data::cache::CachedEntries;
+use super::unreadable::stand_ins;
+use crate::data::cache::EntrySource;
 use crate::data::loader::Order;
 use crate::data::source::video::bits;
 use crate::data::source::video::image::ImageSize;
 use crate::data::source::video::{Frames, Modality, SpikeForm};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadRequest, Scratch, Wake};
-use std::sync::{Arc, Weak};
+use std::cell::Cell;
+use std::ops::Range;
+use std::sync::Weak;
 
 /// Clips: `blur` and `sharp` u8 `[T, h, w, 3]`, and of the spike camera's part of the same crop `spikes` u8
 /// `[T, S, h', ceil(w'/8)]`, a bit per spike, lowest first, or `voxels` f32 `[T, K, h', w']` where they are precomputed.
 pub struct ClipDataset {
-    frames: Arc<Frames>,
-    cached: Option<Arc<CachedEntries<Entries>>>,
+    source: Source,
     clips: Clips,
     crop: Crop,
-    /// Seed of random crops; `None`: from the middle.
+    /// Seed of random crops, in training; `None`: from the middle, in evaluation.
     random: Option<u64>,
-    /// The order in which clips are read in every epoch, where the page cache is told of next uses.
+    /// The order in which clips are read, in training the same way in every epoch, where the page cache is told of next
+    /// uses.
     order: Option<Order>,
     fields: Vec<FieldSpec>,
 }
 
+/// A clip that takes another's place in a batch: what the page cache was not told of.
+#[derive(Clone, Copy)]
+struct StandIn {
+    epoch: u64,
+    /// Global position of the clip that was asked for.
+    position: u64,
+}
+
 impl ClipDataset {
     pub(super) fn new(
-        frames: Arc<Frames>,
-        cached: Option<Arc<CachedEntries<Entries>>>,
+        source: Source,
         clips: Clips,
         crop: Crop,
         random: Option<u64>,
         order: Option<Order>,
     ) -> Self {
         let (size, t) = (crop.size(), clips.clip_len());
+        let frames = &source.entries.frames;
         let image = |name| FieldSpec { name, shape: vec![t, size.height, size.width, 3], dtype: Dtype::U8 };
         let mut fields = vec![image("blur"), image("sharp")];
         if let (Some(form), Some(ImageSize { height, width })) = (frames.spikes(), crop.spike_size()) {
@@ -49,7 +60,11 @@ impl ClipDataset {
                 }
             });
         }
-        Self { frames, cached, clips, crop, random, order, fields }
+        Self { source, clips, crop, random, order, fields }
+    }
+
+    fn frames(&self) -> &Frames {
+        &self.source.entries.frames
     }
 
     /// Where the clip is cut in `epoch`.
@@ -62,8 +77,8 @@ impl ClipDataset {
 
     /// Copies the part at `place` out of an entry.
     fn cut(&self, modality: Modality, entry: &[u8], place: Place, out: &mut [u8]) {
-        let image = self.frames.image();
-        match (modality, self.frames.spikes(), self.crop.spike_size()) {
+        let image = self.frames().image();
+        match (modality, self.frames().spikes(), self.crop.spike_size()) {
             (Modality::Blur | Modality::Sharp, ..) => {
                 copy_rows(entry, image.width * 3, (place.y, place.x * 3), out, self.crop.size().width * 3);
             }
@@ -91,22 +106,23 @@ impl ClipDataset {
     /// One frame's part of one field.
     fn read_entry(
         &self,
-        frame: usize,
+        key: u64,
         modality: Modality,
-        place: Place,
+        (place, stand_in): (Place, Option<StandIn>),
         out: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
-        let key = Frames::key(frame, modality);
-        if let Some(cached) = &self.cached
-            && cached.read(key, scratch, &mut |entry| self.cut(modality, entry, place, out))?
-        {
-            return Ok(());
+        if let Some(cached) = &self.source.cached {
+            // Of announced entries the cache knows it already.
+            let next_use = stand_in.map_or(u64::MAX, |by| self.next_use(key, by.epoch, by.position));
+            if cached.read(key, next_use, scratch, &mut |entry| self.cut(modality, entry, place, out))? {
+                return Ok(());
+            }
         }
         // No room in the cache: decoded for this clip alone.
         let mut entry = std::mem::take(&mut scratch.decoded);
-        entry.resize(self.frames.bytes(modality), 0);
-        let read = self.frames.fill_entry(key, &mut entry, scratch);
+        entry.resize(self.frames().bytes(modality), 0);
+        let read = self.source.entries.fill_entry(key, &mut entry, scratch);
         if read.is_ok() {
             self.cut(modality, &entry, place, out);
         }
@@ -114,10 +130,72 @@ impl ClipDataset {
         read
     }
 
+    /// All of a clip. False, where frames that cannot be decoded are skipped: it has one.
+    fn read_clip(
+        &self,
+        clip: u64,
+        cut: (Place, Option<StandIn>),
+        out: &mut [&mut [u8]],
+        scratch: &mut Scratch,
+    ) -> Result<bool, DataError> {
+        let frames = self.clip_frames(clip)?;
+        for ((modality, field), out) in self.frames().modalities().iter().zip(&self.fields).zip(out) {
+            let bytes = field.sample_bytes() / self.clips.clip_len();
+            for (frame, out) in frames.clone().zip(out.chunks_exact_mut(bytes.max(1))) {
+                let key = Frames::key(frame, *modality);
+                match self.read_entry(key, *modality, cut, out, scratch) {
+                    Ok(()) => {}
+                    Err(error @ DataError::Content { .. }) if self.source.skip_bad => {
+                        self.source.entries.unreadable.tell(key, || self.left_out_line(frame, clip, &error));
+                        return Ok(false);
+                    }
+                    Err(DataError::Content { path, problem }) => {
+                        let problem = format!("{problem} (data.skip_bad: true goes on without such frames)");
+                        return Err(DataError::Content { path, problem });
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn left_out_line(&self, frame: usize, clip: u64, error: &DataError) -> String {
+        let clips = self.clips.with_frame(frame);
+        let (count, plural) = (clips.end - clips.start, if clips.end - clips.start == 1 { "" } else { "s" });
+        let fate = if self.random.is_some() { "replaced by others" } else { "left out of the metrics" };
+        let (name, stem) = (self.clips.name(clip), self.frames().stem(frame));
+        format!("clip {name} frame {stem}: {error}: {count} clip{plural} with it {fate}")
+    }
+
+    /// Another clip in the place of `request`'s, cut where that one would have been.
+    fn read_stand_in(
+        &self,
+        (seed, request): (u64, ReadRequest),
+        out: &mut [&mut [u8]],
+        scratch: &mut Scratch,
+    ) -> Result<(), DataError> {
+        let ReadRequest { epoch, index } = request;
+        let position = self.last_position(BatchAhead { epoch, ids: &[index as u64] });
+        let cut = (self.place(request), Some(StandIn { epoch, position }));
+        for clip in stand_ins(&self.clips, seed, epoch, index as u64) {
+            if self.read_clip(clip, cut, out, scratch)? {
+                return Ok(());
+            }
+        }
+        let len = self.clips.len();
+        Err(DataError::Other(format!("every one of {len} training clips has a frame that cannot be decoded")))
+    }
+
+    fn clip_frames(&self, clip: u64) -> Result<Range<usize>, DataError> {
+        let len = self.clips.len();
+        self.clips.frames(clip).ok_or_else(|| DataError::Other(format!("clip {clip} asked for, there are {len}")))
+    }
+
     /// Entries of the clips `ids`, each once, in rising order; ids out of range have none.
     fn keys(&self, ids: &[u64]) -> Vec<u64> {
         let frames = ids.iter().filter_map(|id| self.clips.frames(*id)).flatten();
-        let modalities = self.frames.modalities();
+        let modalities = self.frames().modalities();
         let mut keys: Vec<u64> =
             frames.flat_map(|frame| modalities.iter().map(move |modality| Frames::key(frame, *modality))).collect();
         keys.sort_unstable();
@@ -136,6 +214,10 @@ impl ClipDataset {
         let base = epoch.saturating_mul(order.len);
         if let Some(position) = first_in(epoch, after.saturating_sub(base) + 1) {
             return base + position;
+        }
+        if self.random.is_none() {
+            // The next evaluation is an epoch away, in a count of its own.
+            return u64::MAX;
         }
         first_in(epoch + 1, 0).map_or(u64::MAX, |position| base + order.len + position)
     }
@@ -170,23 +252,31 @@ impl Dataset for ClipDataset {
             let problem = format!("{} fields asked for, there are {}", out.len(), self.fields.len());
             return Err(DataError::Other(problem));
         }
-        let frames = self.clips.frames(request.index as u64).ok_or_else(|| {
-            DataError::Other(format!("clip {} asked for, there are {}", request.index, self.clips.len()))
-        })?;
-        let place = self.place(request);
-        for ((modality, field), out) in self.frames.modalities().iter().zip(&self.fields).zip(out) {
-            let bytes = field.sample_bytes() / self.clips.clip_len();
-            for (frame, out) in frames.clone().zip(out.chunks_exact_mut(bytes.max(1))) {
-                self.read_entry(frame, *modality, place, out, scratch)?;
+        if self.read_clip(request.index as u64, (self.place(request), None), out, scratch)? {
+            return Ok(());
+        }
+        match self.random {
+            Some(seed) => self.read_stand_in((seed, request), out, scratch),
+            // Nobody looks at it: see `is_left_out`.
+            None => {
+                out.iter_mut().for_each(|field| field.fill(0));
+                Ok(())
             }
         }
-        Ok(())
+    }
+
+    fn is_left_out(&self, index: u64) -> bool {
+        self.random.is_none() && self.source.entries.unreadable.any(self.keys(&[index]).into_iter())
+    }
+
+    fn take_left_out(&self) -> Option<Vec<String>> {
+        self.source.skip_bad.then(|| self.source.entries.unreadable.take_news())
     }
 
     fn describe(&self, index: usize) -> String {
         match self.clips.frames(index as u64) {
             Some(frames) => {
-                let (first, last) = (self.frames.stem(frames.start), self.frames.stem(frames.end - 1));
+                let (first, last) = (self.frames().stem(frames.start), self.frames().stem(frames.end - 1));
                 format!("clip {} frames {first}..{last}", self.clips.name(index as u64))
             }
             None => format!("clip {index} of {}", self.clips.len()),
@@ -194,24 +284,31 @@ impl Dataset for ClipDataset {
     }
 
     fn announce(&self, batch: BatchAhead) {
-        if let Some(cached) = &self.cached {
+        if let Some(cached) = &self.source.cached {
             let after = self.last_position(batch);
-            cached.announce(&self.keys(batch.ids), |key| self.next_use(key, batch.epoch, after));
+            // Keys rise, and those of one frame are needed together: worked out once for them.
+            let last = Cell::new((u64::MAX, 0));
+            cached.announce(&self.keys(batch.ids), |key| {
+                if last.get().0 != key / 3 {
+                    last.set((key / 3, self.next_use(key, batch.epoch, after)));
+                }
+                last.get().1
+            });
         }
     }
 
     fn retire(&self, batch: BatchAhead) {
-        if let Some(cached) = &self.cached {
+        if let Some(cached) = &self.source.cached {
             cached.retire(&self.keys(batch.ids));
         }
     }
 
     fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        self.cached.as_ref().is_some_and(|cached| cached.work_ahead(scratch))
+        self.source.cached.as_ref().is_some_and(|cached| cached.work_ahead(scratch))
     }
 
     fn wake_by(&self, waker: Weak<dyn Wake>) {
-        if let Some(cached) = &self.cached {
+        if let Some(cached) = &self.source.cached {
             cached.wake_by(waker);
         }
     }
