@@ -223,7 +223,7 @@ fn train(start: Start) -> Result<u8, RankError> {
         datasets: &datasets,
         model: model.as_ref(),
         params,
-        metrics: task.metrics(config, &datasets),
+        metrics: task.metrics(config, &datasets)?,
         gallery: (env.rank == 0).then(|| task.gallery(config)).flatten(),
         facts,
         checkpoints: writer,
@@ -357,12 +357,7 @@ fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
 
 /// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes and, where it hosted the page
 /// cache, its numbers; `cache` has them where rank 0 did.
-fn close(
-    start: &Start,
-    finished: &Finished,
-    cache: Option<CacheStats>,
-    wall: Duration,
-) -> Result<(), RankError> {
+fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Duration) -> Result<(), RankError> {
     let Start { job, reporter, .. } = start;
     let config = &job.config;
     let summary = Summary {

@@ -5,8 +5,8 @@
 
 use super::{TrainError, amp, to_tensors};
 use crate::comm::Collective;
-use crate::data::{DataError, Dataset};
 use crate::data::loader::{BatchPlanner, BatchStream, Loader, LoaderSpec, Order, Shuffle, Throttle};
+use crate::data::{DataError, Dataset};
 use crate::task::{Batch, Gallery, Metrics, Model};
 use crate::torch::{self, TorchError};
 use std::collections::BTreeMap;
@@ -127,8 +127,7 @@ fn run_share(
             return Ok(Share::Interrupted);
         }
         let Some(host) = batches.next().transpose()? else { return Ok(Share::Done(left_out)) };
-        let usable: Vec<usize> =
-            (0..host.len()).filter(|n| !dataset.is_left_out(host.sample_ids()[*n])).collect();
+        let usable: Vec<usize> = (0..host.len()).filter(|n| !dataset.is_left_out(host.sample_ids()[*n])).collect();
         left_out += (host.len() - usable.len()) as u64;
         if usable.is_empty() {
             continue;

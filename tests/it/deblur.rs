@@ -79,7 +79,10 @@ fn the_guides_data_set_fits_its_50_gb_whole_and_every_steady_lookup_hits() {
     assert!((pinned - share).abs() < 0.01, "{pinned} {share}");
     assert!(ahead > 2.4 * share && last < pinned + 0.01, "{ahead} {last}");
     let pinned = guide_plan(&["data.cache_size_gb=2.614", "data.cache=pin"]);
-    assert!(!pinned.table_at(200).contains("or more") && pinned.table_at(200).contains("policy pin, steady hit rate 17.0 %"));
+    assert!(
+        !pinned.table_at(200).contains("or more")
+            && pinned.table_at(200).contains("policy pin, steady hit rate 17.0 %")
+    );
     // Clips that share no frame: each entry is read once, and `pin` is as good as any.
     let apart = guide_plan(&["data.stride=5"]);
     assert_eq!(apart.budget.cache_policy, "pin");
@@ -224,7 +227,9 @@ fn bad_frames_stop_the_run_or_change_nothing_but_the_clips_they_are_in() {
     assert_eq!(ended.code, Some(0), "{ended}");
     let said: Vec<&str> = ended.out.lines().filter(|line| line.contains("warning: left out: ")).collect();
     assert_eq!(said.len(), 3, "each file once: {ended}");
-    for part in ["clip train/seq000 frame 000001: ", "clip train/seq001 frame 000004: ", "clip val/seq000 frame 000000: "] {
+    for part in
+        ["clip train/seq000 frame 000001: ", "clip train/seq001 frame 000004: ", "clip val/seq000 frame 000000: "]
+    {
         assert!(said.iter().any(|line| line.contains(part)), "{part} is missing in {said:?}");
     }
     let plain = losses(&one);

@@ -66,7 +66,8 @@ impl Loop<'_, '_> {
     /// A warning for each file that reading found to be unusable since the last call, on any rank. All ranks call it.
     pub(super) fn tell_left_out(&mut self) -> Result<(), TrainError> {
         let Datasets { train, val, test, .. } = self.fit.datasets;
-        let news: Option<Vec<Vec<String>>> = [train, val, test].into_iter().map(|split| split.take_left_out()).collect();
+        let news: Option<Vec<Vec<String>>> =
+            [train, val, test].into_iter().map(|split| split.take_left_out()).collect();
         let Some(news) = news else { return Ok(()) };
         let own = serde_json::to_vec(&news.concat()).unwrap_or_default();
         for theirs in self.fit.collective.all_gather(&own)? {

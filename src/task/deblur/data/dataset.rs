@@ -37,13 +37,7 @@ struct StandIn {
 }
 
 impl ClipDataset {
-    pub(super) fn new(
-        source: Source,
-        clips: Clips,
-        crop: Crop,
-        random: Option<u64>,
-        order: Option<Order>,
-    ) -> Self {
+    pub(super) fn new(source: Source, clips: Clips, crop: Crop, random: Option<u64>, order: Option<Order>) -> Self {
         let (size, t) = (crop.size(), clips.clip_len());
         let frames = &source.entries.frames;
         let image = |name| FieldSpec { name, shape: vec![t, size.height, size.width, 3], dtype: Dtype::U8 };
@@ -187,7 +181,7 @@ impl ClipDataset {
         Err(DataError::Other(format!("every one of {len} training clips has a frame that cannot be decoded")))
     }
 
-    fn clip_frames(&self, clip: u64) -> Result<Range<usize>, DataError> {
+    pub(super) fn clip_frames(&self, clip: u64) -> Result<Range<usize>, DataError> {
         let len = self.clips.len();
         self.clips.frames(clip).ok_or_else(|| DataError::Other(format!("clip {clip} asked for, there are {len}")))
     }

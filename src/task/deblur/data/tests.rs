@@ -443,9 +443,12 @@ fn batches_with_replaced_clips_are_the_same_with_any_threads_policy_and_ranks() 
     let plain = delivered(&open(&spec, &alone()).unwrap(), 0);
     let config = DataConfig::default();
     let frame_bytes = open(&spec, &alone()).unwrap().frames.frame_bytes();
-    for (policy, frames, ranks, threads) in
-        [(PolicyKind::Pin, 30, 2, 2), (PolicyKind::NextUse, 6, 3, 2), (PolicyKind::Lru, 5, 2, 1), (PolicyKind::Pin, 3, 1, 0)]
-    {
+    for (policy, frames, ranks, threads) in [
+        (PolicyKind::Pin, 30, 2, 2),
+        (PolicyKind::NextUse, 6, 3, 2),
+        (PolicyKind::Lru, 5, 2, 1),
+        (PolicyKind::Pin, 3, 1, 0),
+    ] {
         let capacity = (frames * frame_bytes).next_multiple_of(4096);
         let (_host, clients) = hosted(capacity, policy, ranks);
         let opened: Vec<ClipData> = clients
@@ -474,9 +477,94 @@ fn no_clip_that_can_be_decoded_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let spec = ClipSpec { clip_len: 7, ..spoiled(dir.path()) };
     let data = open(&spec, &alone()).unwrap();
-    let mut loader = Loader::new(Arc::clone(&data.datasets.train), LoaderSpec { micro_batch: 1, ..LoaderSpec::default() });
+    let mut loader =
+        Loader::new(Arc::clone(&data.datasets.train), LoaderSpec { micro_batch: 1, ..LoaderSpec::default() });
     let order = Order { len: 2, seed: 5, shuffle: Shuffle::Off };
     let planner = BatchPlanner { order, global_batch: 1, micro_batch: 1, rank: 0, world_size: 1, drop_last: true };
-    let error = loader.as_mut().unwrap().run(planner.requests(0, 0)).unwrap().find_map(Result::err).unwrap().to_string();
+    let error =
+        loader.as_mut().unwrap().run(planner.requests(0, 0)).unwrap().find_map(Result::err).unwrap().to_string();
     assert!(error.contains("every one of 2 training clips has a frame that cannot be decoded"), "{error}");
+}
+
+/// Real files of the guide's size: less than a fifteenth of its 133.6 MiB per frame, and what was read once is hit by all
+/// ranks from then on.
+#[test]
+fn frames_of_the_guides_size_are_compact_and_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (size, frames) = (ImageSize { height: 720, width: 1280 }, 5u64);
+    std::fs::create_dir_all(dir.path().join("val")).unwrap();
+    let folder = dir.path().join("train/s0");
+    for kind in ["blur", "sharp", "spike"] {
+        std::fs::create_dir_all(folder.join(kind)).unwrap();
+    }
+    for frame in 0..frames {
+        for (kind, mark) in [("blur", 1), ("sharp", 2)] {
+            let pixel = |n: usize| ((n as u64 * (17 + frame) / 1280 + n as u64 % 1280 * mark) >> 3) as u8;
+            let pixels: Vec<u8> = (0..size.bytes()).map(pixel).collect();
+            write_png(&folder.join(kind).join(format!("{frame:06}.png")), &pixels, size).unwrap();
+        }
+        let spikes: Vec<u8> = (0..66 * 360 * 640 / 8).map(|n| (n as u64 * (frame + 3) % 251) as u8).collect();
+        std::fs::write(folder.join(format!("spike/{frame:06}.dat")), spikes).unwrap();
+    }
+    let spikes = SpikeInput::Dat { encoding: None, height: 360, width: 640 };
+    let spec = clips(dir.path(), spikes, Some(256));
+    let plain = open(&spec, &alone()).unwrap();
+    let frame_bytes = plain.frames.frame_bytes();
+    assert_eq!(frame_bytes, 2 * 720 * 1280 * 3 + 66 * 360 * 80);
+    let guide = (2 * 3 + 32) * 720 * 1280 * 4;
+    assert!(guide == 140_083_200 && 15 * frame_bytes <= guide, "{frame_bytes}");
+    let plain = delivered(&plain, 0);
+    for policy in [PolicyKind::NextUse, PolicyKind::Pin] {
+        let (host, clients) = hosted((frames * frame_bytes).next_multiple_of(4096), policy, 3);
+        let opened: Vec<ClipData> = clients
+            .iter()
+            .map(|client| {
+                let team = Team { cache: Some(Arc::clone(client)), ..alone() };
+                open_clips(&spec, 5, &team, Some(&DataConfig::default())).unwrap()
+            })
+            .collect();
+        let all = || {
+            std::thread::scope(|scope| {
+                let ranks: Vec<_> = opened.iter().map(|data| scope.spawn(|| delivered(data, 2))).collect();
+                ranks.into_iter().for_each(|rank| assert!(rank.join().unwrap() == plain, "{policy}"));
+            });
+            host.stats()
+        };
+        let (first, later) = (all(), all());
+        assert_eq!((first.misses, first.bypasses, first.evictions), (3 * frames, 0, 0), "{policy}");
+        assert_eq!(first.used_bytes, frames * frame_bytes);
+        assert!(later.hits > first.hits && (later.misses, later.bypasses) == (first.misses, 0), "all hits: {later:?}");
+        assert_eq!(opened.iter().map(|data| data.frames.stats().decoded).sum::<u64>(), 3 * frames);
+    }
+}
+
+/// What is worked out for an announcement does not grow with the data set.
+#[test]
+fn next_uses_of_a_hundred_thousand_frames_are_cheap() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path(), |_| ());
+    let spec = clips(dir.path(), dat(None), Some(16));
+    let found = find_splits(&spec, &mut Vec::new()).unwrap().0;
+    let mut scan = scan(&found, &spec.video.spikes, false).unwrap();
+    scan.frames = vec![scan.frames[0].clone(); 100_000];
+    let sequence = |n: usize| Sequence { name: format!("s{n}"), runs: vec![100 * n..100 * (n + 1)] };
+    let list = Clips::new(&(0..1000).map(sequence).collect::<Vec<_>>(), 5, 1, 0);
+    let order = Order { len: list.len() as u64, seed: 9, shuffle: Shuffle::Global };
+    let crop = Crop::new(SIZE, None, None).unwrap();
+    let entries = Arc::new(Entries { frames: Arc::new(Frames::new(scan)), unreadable: Unreadable::default() });
+    let source = Source { entries, cached: None, skip_bad: false };
+    let dataset = ClipDataset::new(source, list, crop, Some(1), Some(order.clone()));
+    let began = std::time::Instant::now();
+    let mut soonest = u64::MAX;
+    for position in 0..1000 {
+        let clip = order.at(3, position).unwrap();
+        let after = dataset.last_position(crate::data::BatchAhead { epoch: 3, ids: &[clip] });
+        for frame in dataset.clip_frames(clip).unwrap() {
+            let key = Frames::key(frame, crate::data::source::video::Modality::Blur);
+            soonest = soonest.min(dataset.next_use(key, 3, after));
+        }
+    }
+    let each = began.elapsed().as_secs_f64() / 5000.0;
+    println!("{:.1} µs for each frame", 1e6 * each);
+    assert!(soonest > 3 * order.len && each < 1e-3, "{each} s for each frame");
 }
