@@ -12,6 +12,9 @@ use std::sync::Weak;
 pub enum DataError {
     #[error("{path}: {problem}", path = path.display())]
     File { path: PathBuf, problem: String },
+    /// The file is there and unchanged, and its content is not what its format asks for: so it is for every reader.
+    #[error("{path}: {problem}", path = path.display())]
+    Content { path: PathBuf, problem: String },
     /// Reading one sample failed; `place` is [`Dataset::describe`]'s.
     #[error("sample {index} ({place}): {error}")]
     Sample { index: u64, place: String, error: Box<DataError> },
@@ -107,6 +110,15 @@ pub trait Dataset: Send + Sync {
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
         self.read(request, out, scratch)
+    }
+    /// Sample `index` of an evaluation was read, and cannot be used: its part of the batch means nothing.
+    fn is_left_out(&self, _index: u64) -> bool {
+        false
+    }
+    /// Files that reading found to be unusable since the last call, and went on without: a line each. `None`: this data
+    /// set never does so, on any rank.
+    fn take_left_out(&self) -> Option<Vec<String>> {
+        None
     }
     /// Where sample `index` comes from, for people: `s03.hdf5 rows 500..1000`.
     fn describe(&self, index: usize) -> String;

@@ -62,6 +62,8 @@ pub fn write(request: &Request) -> Result<(), RankError> {
         ids.extend(batch.sample_ids.iter().map(|&id| id as i64));
         parts.iter_mut().zip(batch.fields).for_each(|(part, tensor)| part.push(tensor));
     }
+    let left_out = datasets.train.take_left_out().unwrap_or_default();
+    left_out.iter().for_each(|line| println!("left out: {line}"));
     let mut tensors: Vec<(String, Tensor)> = datasets
         .train
         .fields()

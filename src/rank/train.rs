@@ -226,7 +226,7 @@ fn train(start: Start) -> Result<u8, RankError> {
         datasets: &datasets,
         model: model.as_ref(),
         params,
-        metrics: task.metrics(config, &datasets),
+        metrics: task.metrics(config, &datasets)?,
         gallery: (env.rank == 0).then(|| task.gallery(config)).flatten(),
         facts,
         checkpoints: writer,
@@ -247,7 +247,7 @@ fn train(start: Start) -> Result<u8, RankError> {
         records.close().map_err(|e| RankError::Io(e.to_string()))?;
     }
     if env.rank == 0 {
-        close(&start, &finished, &datasets, counted, began.elapsed())?;
+        close(&start, &finished, counted, began.elapsed())?;
     }
     Ok(if finished.status == Status::Stopped { exit::STOPPED } else { exit::OK })
 }
@@ -360,13 +360,7 @@ fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
 
 /// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes and, where it hosted the page
 /// cache, its numbers; `cache` has them where rank 0 did.
-fn close(
-    start: &Start,
-    finished: &Finished,
-    datasets: &Datasets,
-    cache: Option<CacheStats>,
-    wall: Duration,
-) -> Result<(), RankError> {
+fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Duration) -> Result<(), RankError> {
     let Start { job, reporter, .. } = start;
     let config = &job.config;
     let summary = Summary {
@@ -388,7 +382,7 @@ fn close(
             value: best.value,
             step: best.step,
         }),
-        files_skipped: datasets.skipped.len() as u64,
+        files_skipped: finished.files_skipped,
         reason: finished.reason.clone(),
         memory_cleanups: finished.cleanups,
         cache: cache

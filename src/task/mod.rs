@@ -111,7 +111,8 @@ pub struct Team<'a> {
     pub cache: Option<Arc<CacheClient>>,
 }
 
-/// A task. Adding one touches its own room and [`find`].
+/// A task. Adding one touches its own room, [`TASKS`], and the names and sizes that the launcher knows
+/// (`launcher::config::TASKS`, `launcher::plan`).
 pub trait Task: Send + Sync {
     fn name(&self) -> &'static str;
     /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.
@@ -121,7 +122,9 @@ pub trait Task: Send + Sync {
     /// # Errors
     /// A file that the model or its loss needs cannot be read.
     fn model(&self, config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError>;
-    fn metrics(&self, config: &Config, datasets: &Datasets) -> Box<dyn Metrics>;
+    /// # Errors
+    /// As [`Task::model`].
+    fn metrics(&self, config: &Config, datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError>;
     /// What a checkpoint must share with a run that goes on from it: everything that shapes the parameters.
     fn architecture(&self, config: &Config) -> String {
         serde_json::to_string(&config.model).unwrap_or_default()
@@ -140,7 +143,7 @@ pub trait Task: Send + Sync {
 }
 
 /// Every task there is.
-const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur];
+pub const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur];
 
 /// The task called `name`.
 ///

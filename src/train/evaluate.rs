@@ -5,9 +5,9 @@
 
 use super::{TrainError, amp, to_tensors};
 use crate::comm::Collective;
-use crate::data::Dataset;
 use crate::data::loader::{BatchPlanner, BatchStream, Loader, LoaderSpec, Order, Shuffle, Throttle};
-use crate::task::{Gallery, Metrics, Model};
+use crate::data::{DataError, Dataset};
+use crate::task::{Batch, Gallery, Metrics, Model};
 use crate::torch::{self, TorchError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,16 +43,18 @@ pub enum Evaluated {
 
 /// How this rank's share ended.
 enum Share {
-    Done,
+    /// So many samples could not be used.
+    Done(u64),
     Interrupted,
     OutOfMemory(String),
 }
 
-/// Runs `model` over all of `dataset`, in order, nothing left out; `prefix` names the split (`val.`). Before each batch
-/// `stops` is asked whether to break off.
+/// Runs `model` over all of `dataset`, in order, but for samples that the data set leaves out ([`Dataset::is_left_out`]):
+/// their number is a value then, `left_out`. `prefix` names the split (`val.`). Before each batch `stops` is asked whether
+/// to break off.
 ///
 /// # Errors
-/// A sample cannot be read, or a peer failed.
+/// A sample cannot be read, none can be used, or a peer failed.
 pub fn evaluate(
     model: &dyn Model,
     watch: &mut Watch,
@@ -64,13 +66,15 @@ pub fn evaluate(
 ) -> Result<Evaluated, TrainError> {
     watch.metrics.reset();
     let share =
-        if dataset.is_empty() { Share::Done } else { run_share(model, watch, dataset, spec, collective, stops)? };
+        if dataset.is_empty() { Share::Done(0) } else { run_share(model, watch, dataset, spec, collective, stops)? };
     let mut sums = watch.metrics.sums();
     watch.metrics.reset();
     let votes = [matches!(share, Share::Interrupted), matches!(share, Share::OutOfMemory(_))];
     sums.extend(votes.map(|vote| f64::from(u8::from(vote))));
+    sums.push(if let Share::Done(left_out) = share { left_out as f64 } else { 0.0 });
     let mut sums = reduce_sums(&sums, collective)?;
-    let (out_of_memory, interrupted) = (sums.pop().unwrap_or(0.0), sums.pop().unwrap_or(0.0));
+    let mut pop = || sums.pop().unwrap_or(0.0);
+    let (left_out, out_of_memory, interrupted) = (pop(), pop(), pop());
     if interrupted > 0.0 {
         return Ok(Evaluated::Interrupted);
     }
@@ -78,7 +82,14 @@ pub fn evaluate(
         let message = if let Share::OutOfMemory(message) = share { Some(message) } else { None };
         return Ok(Evaluated::OutOfMemory { message });
     }
-    let values = watch.metrics.values(&sums);
+    if !dataset.is_empty() && left_out >= dataset.len() as f64 {
+        let (split, len) = (prefix.trim_end_matches('.'), dataset.len());
+        return Err(DataError::Other(format!("none of the {len} samples of {split} can be decoded")).into());
+    }
+    let mut values = watch.metrics.values(&sums);
+    if left_out > 0.0 {
+        values.push(("left_out".into(), left_out));
+    }
     Ok(Evaluated::Values(values.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect()))
 }
 
@@ -110,13 +121,19 @@ fn run_share(
     };
     let mut loader = Loader::new(Arc::clone(dataset), loader)?;
     let mut batches = loader.run(planner.requests(0, 0))?;
+    let mut left_out = 0;
     loop {
         if stops(&batches) {
             return Ok(Share::Interrupted);
         }
-        let Some(host) = batches.next().transpose()? else { return Ok(Share::Done) };
+        let Some(host) = batches.next().transpose()? else { return Ok(Share::Done(left_out)) };
+        let usable: Vec<usize> = (0..host.len()).filter(|n| !dataset.is_left_out(host.sample_ids()[*n])).collect();
+        left_out += (host.len() - usable.len()) as u64;
+        if usable.is_empty() {
+            continue;
+        }
         let passed = torch::catch_out_of_memory(|| {
-            let batch = to_tensors(&host, spec.device);
+            let batch = chosen(to_tensors(&host, spec.device), &usable);
             let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
             watch.metrics.update(&batch, &output);
             if let Some(gallery) = &mut watch.gallery {
@@ -128,6 +145,19 @@ fn run_share(
             Err(TorchError::OutOfMemory { message }) => return Ok(Share::OutOfMemory(message)),
             other => other?,
         }
+    }
+}
+
+/// The samples of `batch` at these places, which rise.
+fn chosen(batch: Batch, places: &[usize]) -> Batch {
+    if places.len() == batch.len() {
+        return batch;
+    }
+    let index: Vec<i64> = places.iter().map(|place| *place as i64).collect();
+    let pick = |field: &Tensor| field.index_select(0, &Tensor::from_slice(&index).to_device(field.device()));
+    Batch {
+        fields: batch.fields.iter().map(pick).collect(),
+        sample_ids: places.iter().map(|place| batch.sample_ids[*place]).collect(),
     }
 }
 

@@ -4,6 +4,7 @@ use super::scaler::ScalerState;
 use super::schedule::{MonitorState, ScheduleState};
 use launcher::contract::MetricsRecord;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Position and memory of the loop after `step` optimizer steps.
 ///
@@ -28,6 +29,9 @@ pub struct LoopState {
     /// The record of an epoch's last step whose validation was broken off by a request to stop: it is still to be done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unvalidated: Option<MetricsRecord>,
+    /// A line for each file that reading found to be unusable, over all ranks.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_out: BTreeSet<String>,
     /// Smaller micro-batches than planned, since memory was short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reduced: Option<Reduced>,

@@ -51,7 +51,7 @@ class Job:
     the kernel walks all page tables for it, which takes cores from what is measured."""
 
     def __init__(self, command, **options):
-        self.peak_bytes, self.samples = 0, []
+        self.peak_bytes, self.samples, self.watched = 0, [], True
         self.started = time.time()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         self.watcher = threading.Thread(target=self._watch, daemon=True)
@@ -59,6 +59,9 @@ class Job:
 
     def _watch(self):
         while self.process.poll() is None:
+            if not self.watched:
+                time.sleep(0.1)
+                continue
             start = time.time()
             total = sum(pss_bytes(pid) for pid in tree(self.process.pid))
             self.peak_bytes = max(self.peak_bytes, total)

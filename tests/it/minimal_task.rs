@@ -70,7 +70,7 @@ impl Task for Line {
     fn model(&self, _: &Config, _: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
         Ok(Box::new(Straight(nn::linear(vs, 1, 1, nn::LinearConfig::default()))))
     }
-    fn metrics(&self, _: &Config, _: &Datasets) -> Box<dyn Metrics> {
-        Box::new(MeanLoss::default())
+    fn metrics(&self, _: &Config, _: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
+        Ok(Box::new(MeanLoss::default()))
     }
 }

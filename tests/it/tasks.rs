@@ -82,7 +82,7 @@ fn the_minimal_task_of_the_readme_learns_its_line() {
         datasets: &datasets,
         model: model.as_ref(),
         params,
-        metrics: Line.metrics(&config, &datasets),
+        metrics: Line.metrics(&config, &datasets).unwrap(),
         gallery: Line.gallery(&config),
         facts,
         checkpoints: Some(Checkpointer::open(&checkpoints, 2).unwrap()),
@@ -108,4 +108,22 @@ fn the_readme_shows_the_minimal_task_as_it_is() {
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     let code = std::fs::read_to_string(root.join("tests/it/minimal_task.rs")).unwrap();
     assert!(readme.contains(&format!("```rust\n{code}```")), "README.md shows another minimal task");
+}
+
+/// The names that a config may have are those that a rank trains, in the same order.
+#[test]
+fn launcher_and_rank_know_the_same_tasks() {
+    let names: Vec<&str> = headroom::task::TASKS.iter().map(|task| task.name()).collect();
+    assert_eq!(names, launcher::config::TASKS);
+}
+
+/// The trait as the README has it is the trait.
+#[test]
+fn the_readme_shows_the_trait_as_it_is() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let code = std::fs::read_to_string(root.join("src/task/mod.rs")).unwrap();
+    let start = code.find("pub trait Task: ").unwrap();
+    let end = start + code[start..].find("\n}\n").unwrap() + 3;
+    assert!(readme.contains(&format!("```rust\n{}```", &code[start..end])), "README.md shows another trait");
 }

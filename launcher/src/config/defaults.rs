@@ -172,6 +172,7 @@ impl Default for TrainConfig {
             charbonnier_delta: 1e-3,
             perceptual_weight: 0.0,
             perceptual_file: None,
+            lpips_file: None,
             gradient_clip_norm: 1.0,
             early_stopping: true,
             patience: 20,

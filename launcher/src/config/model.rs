@@ -295,6 +295,8 @@ pub struct TrainConfig {
     pub perceptual_weight: f64,
     /// Safetensors file with VGG16's convolutions, torchvision's names; absent: no perceptual term.
     pub perceptual_file: Option<PathBuf>,
+    /// Safetensors file with all of VGG16's convolutions and the five layers of LPIPS; absent: LPIPS is not measured.
+    pub lpips_file: Option<PathBuf>,
     /// Clip to this global norm; 0: off.
     pub gradient_clip_norm: f64,
     pub early_stopping: bool,

@@ -131,6 +131,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("train.charbonnier_delta", Number),
     ("train.perceptual_weight", Number),
     ("train.perceptual_file", OptionalText),
+    ("train.lpips_file", OptionalText),
     ("train.gradient_clip_norm", Number),
     ("train.early_stopping", Flag),
     ("train.patience", Whole),

@@ -37,6 +37,9 @@ pub struct MetricsRecord {
     /// Where batches go to a device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<InputRecord>,
+    /// Files left out so far, at opening and since.
+    #[serde(default)]
+    pub files_skipped: u64,
     #[serde(flatten)]
     pub metrics: BTreeMap<String, f64>,
 }

@@ -227,9 +227,13 @@ impl Sizes {
             _ => self.task.useful.clone(),
         };
         let policy = self.cache_policy(config, bytes);
+        let share = (bytes as f64 / useful.max(1) as f64).min(1.0);
         let rate = match policy {
-            // What stays is hit in every epoch; no policy can pass it.
-            "pin" => format!(", steady hit rate {:.1} %", 100.0 * (bytes as f64 / useful.max(1) as f64).min(1.0)),
+            // What stays is hit in every epoch.
+            "pin" => format!(", steady hit rate {:.1} %", 100.0 * share),
+            _ if self.task.useful_is_exact && bytes >= useful => ", steady hit rate 100.0 %".into(),
+            // An entry that is read several times in an epoch may hit in between, too.
+            "next_use" if self.task.useful_is_exact => format!(", steady hit rate {:.1} % or more", 100.0 * share),
             _ => String::new(),
         };
         once("page cache", bytes, if bytes == 0 { cut } else { format!("{cut}, policy {policy}{rate}") })

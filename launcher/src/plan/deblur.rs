@@ -30,6 +30,16 @@ const SCALE: [u64; STAGES] = [1, 2, 4, 8, 4, 2, 1];
 const SPIKE_SCALES: usize = 4;
 /// Neighbours on the grid around a warped position, three channels each, are read by the first convolution.
 const FIRST_CHANNELS: u64 = 3 * (1 + 2 * 4);
+/// VGG16's convolutions up to relu3_3; all thirteen, with LPIPS's five layers.
+const RELU3_3_PARAMETERS: u64 = 1_735_488;
+const LPIPS_PARAMETERS: u64 = 14_714_688 + 64 + 128 + 256 + 512 + 512;
+/// Scalars per pixel of a frame up to relu3_3: 2·64 channels at full size, 2·128 at a quarter, 3·256 at a sixteenth, each as
+/// a convolution and its ReLU, with the pooled and the normalised input.
+const VGG_KEPT_PER_PIXEL: u64 = 2 * (2 * 64 + 2 * 128 / 4 + 3 * 256 / 16) + 3 + 16 + 8 + 64;
+/// Three tensors of 64 channels: what goes into a convolution, comes out, and its ReLU.
+const VGG_WORK_PER_PIXEL: u64 = 3 * 64;
+/// The features of both frames at all five places, and their difference.
+const LPIPS_KEPT_PER_PIXEL: u64 = 3 * (64 + 128 / 4 + 256 / 16 + 512 / 64 + 2);
 /// Worker processes of the guide's 36 per GPU on 3 GPUs.
 const GUIDE_WORKERS: u64 = 36 * 3;
 /// Spike planes of a frame where no file tells: two per sub-frame of 33.
@@ -145,7 +155,8 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
     let (train, val) = (frame.cut(data.crop_size), frame.cut(data.val_crop_size));
     let sample = |frame: &Frame, train: bool| {
         let fields = frame.fields(config)?;
-        Some(SampleSizes { fields, activation_scalars: activation_scalars(model, data, frame, train)? })
+        let scalars = activation_scalars(model, data, frame, train)?.checked_add(vgg_scalars(config, frame, train)?)?;
+        Some(SampleSizes { fields, activation_scalars: scalars })
     };
     let entries = frame.entry_bytes(config)?;
     let count = (dataset.frames.images / 2) as u64;
@@ -161,10 +172,17 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
         scratch_bytes: entries.max(DECODE_SCRATCH_BYTES),
         useful_bytes,
         useful: format!("{} frames × {} B of entries", grouped(count), grouped(entries)),
-        // Every entry serves some clips of an epoch, all entries the same number: what stays is as good as what goes.
-        auto_policy: "pin",
+        useful_is_exact: true,
+        auto_policy: auto_policy(config),
         facts: facts(config, &frame, count)?,
     })
+}
+
+/// Clips that overlap share frames: an entry serves up to `clip_len` clips of an epoch, so what is needed again soonest is
+/// worth more than the rest. Where each frame has one clip, all entries are read once, and what stays is as good as what
+/// goes.
+fn auto_policy(config: &Config) -> &'static str {
+    if config.data.stride < config.data.deblur.clip_len { "next_use" } else { "pin" }
 }
 
 /// Sizes of one frame and its planes.
@@ -322,6 +340,28 @@ fn activation_scalars(model: &VrtModel, data: &DeblurData, frame: &Frame, train:
     }
 }
 
+/// The same of VGG16 with its weights, where a file of them is given: the perceptual term keeps convolutions and ReLUs of all
+/// frames for backward, LPIPS the features of one frame and its pair.
+fn vgg_scalars(config: &Config, frame: &Frame, train: bool) -> Option<u64> {
+    let pixels = product(&[frame.height, frame.width])?;
+    let clip = pixels.checked_mul(config.data.deblur.clip_len as u64)?;
+    let (perceptual, lpips) = (config.train.perceptual_weight > 0.0, &config.train.lpips_file);
+    let loss = match config.train.perceptual_file {
+        // Without backward three of the widest tensors at a time.
+        Some(_) if perceptual => {
+            let per_pixel = if train { VGG_KEPT_PER_PIXEL } else { VGG_WORK_PER_PIXEL };
+            product(&[clip, per_pixel])?.checked_add(RELU3_3_PARAMETERS)?
+        }
+        _ => 0,
+    };
+    let metric = match lpips {
+        Some(_) if train => LPIPS_PARAMETERS,
+        Some(_) => product(&[pixels, VGG_WORK_PER_PIXEL + LPIPS_KEPT_PER_PIXEL])?.checked_add(LPIPS_PARAMETERS)?,
+        None => 0,
+    };
+    loss.checked_add(metric)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,6 +414,15 @@ mod tests {
     }
 
     #[test]
+    fn clips_that_overlap_want_a_policy_that_looks_ahead() {
+        let mut config = Config::of_task("deblur");
+        for (clip_len, stride, policy) in [(5, 1, "next_use"), (5, 4, "next_use"), (5, 5, "pin"), (1, 1, "pin")] {
+            (config.data.deblur.clip_len, config.data.stride) = (clip_len, stride);
+            assert_eq!(auto_policy(&config), policy, "{clip_len} {stride}");
+        }
+    }
+
+    #[test]
     fn planes_come_from_the_file_and_its_encoding() {
         let mut data = DeblurData { spike_h: 48, spike_w: 64, ..DeblurData::default() };
         let mut facts = FrameFacts { spike_file_bytes: 66 * 48 * 64 / 8, ..FrameFacts::default() };
@@ -386,6 +435,27 @@ mod tests {
         let cut = frame.cut(64);
         assert_eq!((cut.height, cut.width, cut.spike_height, cut.spike_width), (64, 64, 32, 32));
         assert_eq!(frame.cut(0), frame);
+    }
+
+    #[test]
+    fn files_of_vgg_weigh_what_they_add() {
+        let mut config = Config::of_task("deblur");
+        let frame = Frame { height: 64, width: 64, planes: 66, spike_height: 32, spike_width: 32 };
+        let of = |config: &Config, train| vgg_scalars(config, &frame, train).unwrap();
+        config.train.perceptual_weight = 0.1;
+        assert_eq!((of(&config, true), of(&config, false)), (0, 0));
+        config.train.lpips_file = Some("lpips".into());
+        assert_eq!(of(&config, true), LPIPS_PARAMETERS);
+        let (metric, pixels) = (of(&config, false), 64 * 64);
+        assert!(metric > LPIPS_PARAMETERS + 2 * 122 * pixels);
+        config.train.perceptual_file = Some("vgg".into());
+        // 3·3 taps and a bias each.
+        let counted = |pairs: &[(u64, u64)]| pairs.iter().map(|(i, o)| 9 * i * o + o).sum::<u64>();
+        let first = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)];
+        assert_eq!(counted(&first), RELU3_3_PARAMETERS);
+        let rest = [(256, 512), (512, 512), (512, 512), (512, 512), (512, 512), (512, 512)];
+        assert_eq!(counted(&first) + counted(&rest) + 64 + 128 + 256 + 512 + 512, LPIPS_PARAMETERS);
+        assert!(of(&config, true) > LPIPS_PARAMETERS + 5 * 480 * pixels && of(&config, false) > metric);
     }
 
     #[test]

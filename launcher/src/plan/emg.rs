@@ -34,6 +34,7 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
         scratch_bytes: DECODE_SCRATCH_BYTES,
         useful_bytes: dataset.bytes.saturating_mul(DECODED_OVER_DISK),
         useful: format!("{} data set × {DECODED_OVER_DISK}", bytes_text(dataset.bytes)),
+        useful_is_exact: false,
         // One chunk of a session serves many windows, so the one that looks ahead.
         auto_policy: "next_use",
         facts: Vec::new(),

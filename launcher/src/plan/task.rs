@@ -5,7 +5,12 @@ use super::{BudgetLine, PlanError, deblur, emg};
 use crate::config::Config;
 use crate::machine::DatasetFacts;
 
-/// Sizes by task. Adding a task adds its room here and one arm to [`TaskSizes::of`].
+type SizesOf = fn(&Config, &DatasetFacts) -> Option<TaskSizes>;
+
+/// What gives each task's sizes, by its name: those of [`crate::config::TASKS`].
+const SIZES: &[(&str, SizesOf)] = &[("emg", emg::sizes), ("deblur", deblur::sizes)];
+
+/// Sizes of a task. Adding one adds its room here and one line to [`SIZES`].
 pub(super) struct TaskSizes {
     /// Scalars of the model.
     pub parameters: u64,
@@ -18,6 +23,8 @@ pub(super) struct TaskSizes {
     /// Bytes of all entries that the page cache can use, and where the number comes from.
     pub useful_bytes: u64,
     pub useful: String,
+    /// That number is no estimate: entries beyond it there are none.
+    pub useful_is_exact: bool,
     /// The policy that `data.cache: auto` stands for.
     pub auto_policy: &'static str,
     /// Facts on the data set, one sentence each, for the plan's headline.
@@ -35,13 +42,11 @@ pub(super) struct SampleSizes {
 
 impl TaskSizes {
     /// # Errors
-    /// A product overflows.
+    /// A product overflows, or the task is none.
     pub fn of(config: &Config, dataset: &DatasetFacts) -> Result<Self, PlanError> {
-        let sizes = match config.task.as_str() {
-            "deblur" => deblur::sizes(config, dataset),
-            _ => emg::sizes(config, dataset),
-        };
-        sizes.ok_or(OVERFLOW)
+        let unknown = || PlanError::Invalid(format!("task {} has no sizes to plan with", config.task));
+        let (_, sizes) = SIZES.iter().find(|(task, _)| *task == config.task).ok_or_else(unknown)?;
+        sizes(config, dataset).ok_or(OVERFLOW)
     }
 }
 
@@ -82,4 +87,18 @@ pub(super) fn once(name: &str, bytes: u64, formula: String) -> BudgetLine {
 pub(super) fn per_rank(name: &str, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
     let all = bytes.checked_mul(ranks).ok_or(OVERFLOW)?;
     Ok(BudgetLine { name: name.into(), bytes: all, per_rank_bytes: Some(bytes), formula })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_of_the_config_has_sizes() {
+        let names: Vec<&str> = SIZES.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, crate::config::TASKS);
+        let config = Config { task: "knitting".into(), ..Config::default() };
+        let error = TaskSizes::of(&config, &DatasetFacts::default()).err().unwrap().to_string();
+        assert!(error.contains("task knitting has no sizes"), "{error}");
+    }
 }

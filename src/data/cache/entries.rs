@@ -39,27 +39,19 @@ impl<S: EntrySource> CachedEntries<S> {
         self.cache.retire(keys.iter().copied());
     }
 
-    /// Gives the bytes of an entry to `take`. False, and `take` is not called: the cache has no room for it.
-    ///
-    /// # Errors
-    /// As [`CacheClient::read`].
-    pub fn read(&self, key: u64, scratch: &mut Scratch, take: &mut dyn FnMut(&[u8])) -> Result<bool, DataError> {
-        let want = Want { key, bytes: self.source.entry_bytes(key), next_use: u64::MAX };
-        self.cache.read(want, &mut |key, out| self.source.fill_entry(key, out, scratch), take)
-    }
-
-    /// As [`CachedEntries::read`], but `part` of the entry may be lent.
+    /// Gives the bytes of an entry to `take`, or lends `part` of it; [`Reading::Bypass`], and `take` is not called: the cache
+    /// has no room for it. `next_use` counts where the entry was not announced.
     ///
     /// # Errors
     /// As [`CacheClient::read`].
     pub fn read_or_lend(
         &self,
         key: u64,
-        part: Range<usize>,
+        (part, next_use): (Range<usize>, u64),
         scratch: &mut Scratch,
         take: &mut dyn FnMut(&[u8]),
     ) -> Result<Reading, DataError> {
-        let want = Want { key, bytes: self.source.entry_bytes(key), next_use: u64::MAX };
+        let want = Want { key, bytes: self.source.entry_bytes(key), next_use };
         self.cache.read_or_lend(want, part, &mut |key, out| self.source.fill_entry(key, out, scratch), take)
     }
 

@@ -6,12 +6,16 @@
 //! | `psnr_rgb`, `psnr_y` | dB of the output against the sharp frame, mean over frames; RGB and luma |
 //! | `ssim_rgb`, `ssim_y` | Gaussian SSIM of 8-bit frames, mean over frames |
 //! | `psnr_blur_rgb`, … | the same of the blurred input |
+//! | `lpips` | where `train.lpips_file` is given, in evaluation: mean over frames, 0 is the same |
 //! | `psnr_gain_db` | `psnr_rgb - psnr_blur_rgb`: above 0 the output is nearer to the sharp frame than the input |
 
 use super::data::voxel;
+use super::lpips::{LEAST_SIDE, Lpips};
 use super::quality::{eight_bit, luma, psnr, ssim};
+use crate::data::DataError;
 use crate::task::{Batch, Metrics, Output};
-use tch::{Kind, Tensor, no_grad};
+use std::path::Path;
+use tch::{Device, Kind, Tensor, no_grad};
 
 const CLIPS: usize = 0;
 const LOSS: usize = 1;
@@ -22,16 +26,40 @@ const WINDOWED: usize = 3;
 const OUTPUT: usize = 4;
 const MEASURES: [&str; 4] = ["psnr_rgb", "psnr_y", "ssim_rgb", "ssim_y"];
 const INPUT: usize = OUTPUT + MEASURES.len();
+/// Frames that LPIPS looked at, and their sum.
+const SEEN: usize = INPUT + MEASURES.len();
+const LPIPS: usize = SEEN + 1;
 
 /// Sums of one part of the data.
 #[derive(Default)]
 pub struct DeblurMetrics {
-    sums: [f64; INPUT + MEASURES.len()],
+    sums: [f64; LPIPS + 1],
+    lpips: Option<Lpips>,
 }
 
 impl DeblurMetrics {
-    pub fn new() -> Self {
-        Self::default()
+    /// `lpips`: file of its weights, where it is measured.
+    ///
+    /// # Errors
+    /// See [`Lpips::load`].
+    pub fn new(lpips: Option<&Path>) -> Result<Self, DataError> {
+        // Frames tell later on which device it is wanted.
+        let lpips = lpips.map(|path| Lpips::load(path, Device::Cpu)).transpose()?;
+        Ok(Self { lpips, ..Self::default() })
+    }
+
+    /// Only where no gradient is kept: it takes about as long as a small model's step.
+    fn add_lpips(&mut self, output: &Output, restored: &Tensor, sharp: &Tensor) {
+        let size = restored.size();
+        if output.loss.requires_grad() || size[2].min(size[3]) < LEAST_SIDE {
+            return;
+        }
+        if let Some(lpips) = &mut self.lpips {
+            lpips.move_to(restored.device());
+            let sum = lpips.distance(&restored.clamp(0.0, 1.0), sharp).sum(Kind::Double);
+            self.sums[SEEN] += size[0] as f64;
+            self.sums[LPIPS] += sum.double_value(&[]);
+        }
     }
 }
 
@@ -55,9 +83,10 @@ impl Metrics for DeblurMetrics {
         let flat = |clips: &Tensor| clips.detach().to_kind(Kind::Float).reshape([b * t, 3, h, w]);
         // One transfer per batch: a GPU is waited for once.
         let sums = no_grad(|| {
-            let sharp = flat(&sharp);
+            let (restored, sharp) = (flat(&output.prediction), flat(&sharp));
+            self.add_lpips(output, &restored, &sharp);
             let loss = output.loss.detach().to_kind(Kind::Double).view([1]);
-            Tensor::cat(&[loss, measure(&flat(&output.prediction), &sharp), measure(&flat(&blur), &sharp)], 0)
+            Tensor::cat(&[loss, measure(&restored, &sharp), measure(&flat(&blur), &sharp)], 0)
         });
         // It is a flat f64 tensor, so this cannot fail.
         let Ok(sums) = Vec::<f64>::try_from(sums) else { return };
@@ -66,7 +95,7 @@ impl Metrics for DeblurMetrics {
         self.sums[LOSS] += sums[0] * clips;
         self.sums[FRAMES] += frames;
         self.sums[WINDOWED] += if h >= 11 && w >= 11 { frames } else { 0.0 };
-        for (sum, part) in self.sums[OUTPUT..].iter_mut().zip(&sums[1..]) {
+        for (sum, part) in self.sums[OUTPUT..SEEN].iter_mut().zip(&sums[1..]) {
             *sum += part;
         }
     }
@@ -89,6 +118,9 @@ impl Metrics for DeblurMetrics {
                     values.push((format!("{kind}_{of}{channels}"), sums[first + n] / count));
                 }
             }
+        }
+        if sums[SEEN] > 0.0 {
+            values.push(("lpips".to_owned(), sums[LPIPS] / sums[SEEN]));
         }
         values.push(("psnr_gain_db".to_owned(), (sums[OUTPUT] - sums[INPUT]) / frames));
         values
@@ -114,6 +146,10 @@ mod tests {
         values.view([2, 3, 16, 12, 3]).to_kind(Kind::Uint8)
     }
 
+    fn metrics(lpips: Option<&Path>) -> DeblurMetrics {
+        DeblurMetrics::new(lpips).unwrap()
+    }
+
     fn named(metrics: &DeblurMetrics, sums: &[f64]) -> BTreeMap<String, f64> {
         metrics.values(sums).into_iter().collect()
     }
@@ -129,7 +165,7 @@ mod tests {
             let loss = Tensor::from(0.25 * (from + 1) as f64);
             (batch, Output { loss, prediction: prediction.narrow(0, from, count) })
         };
-        let (mut whole, mut parts, mut other) = (DeblurMetrics::new(), DeblurMetrics::new(), DeblurMetrics::new());
+        let (mut whole, mut parts, mut other) = (metrics(None), metrics(None), metrics(None));
         let (batch, output) = part(0, 2);
         whole.update(&batch, &output);
         let (batch, output) = part(0, 1);
@@ -154,9 +190,34 @@ mod tests {
         let (blur, sharp) = (pixels(0.011), pixels(0.0113));
         let prediction = voxel::frames(&sharp);
         let batch = Batch { fields: vec![blur, sharp], sample_ids: vec![0, 1] };
-        let mut metrics = DeblurMetrics::new();
+        let mut metrics = metrics(None);
         metrics.update(&batch, &Output { loss: Tensor::from(0.0), prediction });
         let values = named(&metrics, &metrics.sums());
         assert!((values["psnr_rgb"] - 100.0).abs() < 1e-4 && (values["ssim_y"] - 1.0).abs() < 1e-5, "{values:?}");
+    }
+
+    #[test]
+    fn lpips_is_measured_in_evaluation_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lpips.safetensors");
+        super::super::lpips::tests::write(&path, |_| ());
+        let (blur, sharp) = (pixels(0.011), pixels(0.0113));
+        let batch = Batch { fields: vec![blur.shallow_clone(), sharp.shallow_clone()], sample_ids: vec![0, 1] };
+        let output = |gradient: bool| {
+            let prediction = voxel::frames(&blur) * 1.2;
+            Output { loss: Tensor::from(0.5f32).set_requires_grad(gradient), prediction }
+        };
+        let mut metrics = metrics(Some(&path));
+        metrics.update(&batch, &output(true));
+        assert!(!named(&metrics, &metrics.sums()).contains_key("lpips"));
+        metrics.reset();
+        metrics.update(&batch, &output(false));
+        metrics.update(&batch, &output(false));
+        let flat = |frames: Tensor| frames.clamp(0.0, 1.0).flatten(0, 1);
+        let alone = Lpips::load(&path, Device::Cpu).unwrap();
+        let each = alone.distance(&flat(output(false).prediction), &flat(voxel::frames(&sharp)));
+        let found = named(&metrics, &metrics.sums())["lpips"];
+        assert!(found > 0.0 && (found - each.mean(Kind::Double).double_value(&[])).abs() < 1e-9, "{found}");
+        assert!(DeblurMetrics::new(Some(Path::new("no/such/file"))).is_err());
     }
 }

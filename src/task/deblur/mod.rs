@@ -8,6 +8,7 @@
 pub mod data;
 mod gallery;
 pub mod loss;
+pub mod lpips;
 pub mod metrics;
 pub mod model;
 mod net;
@@ -57,8 +58,8 @@ impl Task for Deblur {
         Ok(Box::new(DeblurNet::new(config, image_width, vs)?))
     }
 
-    fn metrics(&self, _config: &Config, _datasets: &Datasets) -> Box<dyn Metrics> {
-        Box::new(DeblurMetrics::new())
+    fn metrics(&self, config: &Config, _datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
+        Ok(Box::new(DeblurMetrics::new(config.train.lpips_file.as_deref())?))
     }
 
     /// Sizes alone: tiles and recomputation change no parameter.

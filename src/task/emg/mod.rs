@@ -57,9 +57,9 @@ impl Task for Emg {
         keys.to_string()
     }
 
-    fn metrics(&self, config: &Config, datasets: &Datasets) -> Box<dyn Metrics> {
+    fn metrics(&self, config: &Config, datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
         let rate = config.model.original_sampling_rate;
-        Box::new(EmgMetrics::new(config.model.output_size, rate, datasets.baseline.as_deref()))
+        Ok(Box::new(EmgMetrics::new(config.model.output_size, rate, datasets.baseline.as_deref())))
     }
 
     fn sample_data(&self, request: &SampleRequest) -> Result<(), DataError> {

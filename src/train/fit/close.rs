@@ -32,6 +32,7 @@ impl Loop<'_, '_> {
         self.carried_sums.clear();
         // JSON has no NaN: what is not finite is left out.
         record.metrics.extend(values.iter().filter(|(_, v)| v.is_finite()).map(|(k, v)| (k.clone(), *v)));
+        record.files_skipped = self.files_skipped();
         self.last_values.extend(values);
         let monitored = self.monitored()?;
         let verdict = self.monitor.end_epoch(epoch, monitored);
@@ -68,6 +69,7 @@ impl Loop<'_, '_> {
         self.observer.phase("val", self.state.step);
         let dataset = Arc::clone(&self.fit.datasets.val);
         let values = self.evaluate(dataset, "val.")?;
+        self.tell_left_out()?;
         // Of a validation that was broken off nothing is shown.
         let picture = self.fit.gallery.as_mut().and_then(|gallery| gallery.picture());
         if let Some(values) = &values {
@@ -183,6 +185,7 @@ impl Loop<'_, '_> {
                 // All is trained and saved; a resumed run goes on here.
                 None => status = Status::Stopped,
             }
+            self.tell_left_out()?;
         }
         let stopped = status == Status::Stopped;
         self.desk.close(self.state.step, stopped, self.observer);
@@ -192,6 +195,7 @@ impl Loop<'_, '_> {
             headline = self.headline("val.");
         }
         self.last_values.retain(|_, value| value.is_finite());
+        let files_skipped = self.files_skipped();
         Ok(Finished {
             status,
             steps: self.state.step,
@@ -203,6 +207,7 @@ impl Loop<'_, '_> {
             best: self.state.best,
             reason,
             cleanups: self.cleanups,
+            files_skipped,
         })
     }
 

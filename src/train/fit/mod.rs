@@ -54,6 +54,8 @@ pub struct Finished {
     pub reason: Option<String>,
     /// How often `memory.cleanup_every` released the caches, in this process.
     pub cleanups: u64,
+    /// Files left out, at opening and since.
+    pub files_skipped: u64,
 }
 
 /// Where a resumed run goes on.

@@ -1,6 +1,7 @@
 //! What the loop says: progress, records, lines for people.
 
 use super::Loop;
+use crate::task::Datasets;
 use crate::train::TrainError;
 use crate::train::evaluate::reduce_sums;
 use crate::train::input::Copied;
@@ -37,6 +38,7 @@ impl Loop<'_, '_> {
 
     /// The record of this step. Every rank calls it: values are reduced.
     pub(super) fn record(&mut self, outcome: &StepOutcome, epoch: u64) -> Result<MetricsRecord, TrainError> {
+        self.tell_left_out()?;
         let mut metrics = BTreeMap::new();
         if self.fit.config.train.compute_metrics_online {
             let values = self.fit.metrics.values(&self.train_sums()?);
@@ -58,8 +60,31 @@ impl Loop<'_, '_> {
             scale: outcome.scale,
             cache_hit_rate: None,
             input: self.on_device.as_mut().map(|device| input_record(device.input.take_copied())),
+            files_skipped: self.files_skipped(),
             metrics,
         })
+    }
+
+    /// A warning for each file that reading found to be unusable since the last call, on any rank. All ranks call it.
+    pub(super) fn tell_left_out(&mut self) -> Result<(), TrainError> {
+        let Datasets { train, val, test, .. } = self.fit.datasets;
+        let news: Option<Vec<Vec<String>>> =
+            [train, val, test].into_iter().map(|split| split.take_left_out()).collect();
+        let Some(news) = news else { return Ok(()) };
+        let own = serde_json::to_vec(&news.concat()).unwrap_or_default();
+        for theirs in self.fit.collective.all_gather(&own)? {
+            for line in serde_json::from_slice::<Vec<String>>(&theirs).unwrap_or_default() {
+                if self.state.left_out.insert(line.clone()) {
+                    self.observer.line(format!("warning: left out: {line}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Files left out so far, at opening and since.
+    pub(super) fn files_skipped(&self) -> u64 {
+        (self.fit.datasets.skipped.len() + self.state.left_out.len()) as u64
     }
 
     /// Sums of the training metrics since the epoch began, over all ranks.

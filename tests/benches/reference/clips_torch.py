@@ -1,7 +1,8 @@
 """Clips as a PyTorch user would read them after the guide: full frames and voxels as f32 tensors in an LRU cache of each
-worker process, cropped after. Run as a program it is a whole job: ranks as processes, each with its DataLoader.
+worker process, cropped after. Run as a program it is a whole job: ranks as processes, each with its DataLoader. It reads
+numbers, one a line: so many clips of a new random order on each rank, a line of JSON after each; 0 ends it.
 
-    clips_torch.py '{"data": DIR, "ranks": 3, "workers": 4, "cache_bytes": N, "epochs": 3, ...}'
+    clips_torch.py '{"data": DIR, "ranks": 3, "workers": 4, "cache_bytes": N, ...}'
 """
 
 import collections
@@ -91,13 +92,13 @@ class Clips(Dataset):
             parts["voxel"].append(self.cached(f"voxel:{path}", lambda: self.voxel(path, size)))
         y, x = (int(torch.randint(0, side - self.crop + 1, ())) for side in parts["blur"][0].shape[1:])
         item = {k: torch.stack([t[:, y : y + self.crop, x : x + self.crop] for t in v]) for k, v in parts.items()}
-        return item, torch.tensor([self.cache.hits, self.cache.lookups])
+        worker = torch.utils.data.get_worker_info()
+        return item, torch.tensor([worker.id if worker else 0, self.cache.hits, self.cache.lookups])
 
 
-def rank(number, job, barrier, results):
+def rank(number, job, wanted, barrier, results):
     torch.set_num_threads(1)
     clips = Clips(**job)
-    own = list(range(len(clips)))
     options = {"persistent_workers": True, "prefetch_factor": job["prefetch"]} if job["workers"] else {}
     order = torch.Generator().manual_seed(42)
 
@@ -105,38 +106,50 @@ def rank(number, job, barrier, results):
         """As DistributedSampler: every rank draws the same order and takes its share."""
 
         def __iter__(self):
-            shuffled = torch.randperm(len(own), generator=order).tolist()
-            steps = len(own) // job["ranks"]
-            return iter(shuffled[number : steps * job["ranks"] : job["ranks"]])
+            shuffled = torch.randperm(len(clips), generator=order).tolist()
+            return iter(shuffled[number :: job["ranks"]][: wanted.value])
 
         def __len__(self):
-            return len(own) // job["ranks"]
+            return wanted.value
 
     loader = DataLoader(clips, batch_size=1, sampler=Shard(), num_workers=job["workers"], **options)
-    for _ in range(job["epochs"]):
+    latest, before = {}, (0, 0)
+    while True:
         barrier.wait()
-        started, samples, seen = time.time(), 0, []
+        if wanted.value == 0:
+            return
+        started, samples = time.time(), 0
         for item, counts in loader:
             samples += 1
-            seen.append(counts[0].tolist())
+            worker, hits, lookups = counts[0].tolist()
+            # Workers count from their start, and their items may come in any order.
+            latest[worker] = max(latest.get(worker, (0, 0)), (lookups, hits))
             assert item["voxel"].shape[-1] == job["crop"]
-        # Workers report their counters with each item: the largest of each are the latest.
-        results.put((number, samples, time.time() - started, seen))
-        barrier.wait()
+        seconds = time.time() - started
+        lookups, hits = (sum(counts[n] for counts in latest.values()) for n in (0, 1))
+        results.put((samples, seconds, hits - before[1], lookups - before[0]))
+        before = (lookups, hits)
 
 
 def main():
     job = {"clip": 5, "crop": 256, "bins": 32, "workers": 4, "prefetch": 4, "ranks": 3, **json.loads(sys.argv[1])}
     context = mp.get_context("spawn")
-    barrier, results = context.Barrier(job["ranks"]), context.Queue()
-    ranks = [context.Process(target=rank, args=(n, job, barrier, results)) for n in range(job["ranks"])]
+    barrier, results = context.Barrier(job["ranks"] + 1), context.Queue()
+    wanted = context.Value("l", 0, lock=False)
+    ranks = [context.Process(target=rank, args=(n, job, wanted, barrier, results)) for n in range(job["ranks"])]
     [process.start() for process in ranks]
-    rates = []
-    for _ in range(job["epochs"]):
+    for line in sys.stdin:
+        if int(line) == 0:
+            break
+        wanted.value = int(line)
+        barrier.wait()
         parts = [results.get() for _ in ranks]
-        rates.append(sum(part[1] for part in parts) / max(part[2] for part in parts))
+        samples, _, hits, lookups = (sum(part[n] for part in parts) for n in range(4))
+        rate = samples / max(part[1] for part in parts)
+        print(json.dumps({"samples": samples, "samples_per_s": rate, "hits": hits, "lookups": lookups}), flush=True)
+    wanted.value = 0
+    barrier.wait()
     [process.join() for process in ranks]
-    print(json.dumps({"samples_per_s": rates}))
     sys.exit(max(process.exitcode for process in ranks))
 
 

@@ -106,7 +106,7 @@ impl Frames {
     /// Reads and decodes the entry's file into `out`, all of it.
     ///
     /// # Errors
-    /// No such entry; the file is gone, changed since it was scanned, or holds what it must not.
+    /// No such entry; the file is gone or changed since it was scanned; [`DataError::Content`]: it holds what it must not.
     pub fn fill_entry(&self, key: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
         let modality = Modality::ALL[(key % 3) as usize];
         let frame = self.frames.get((key / 3) as usize);
@@ -124,11 +124,11 @@ impl Frames {
             (Modality::Spikes, Some(SpikeForm::Voxels { .. })) => self.fill_voxels(stamp, out)?,
             (Modality::Spikes, Some(SpikeForm::Planes(planes))) => {
                 self.read_all(stamp, scratch)?;
-                planes.unpack(&stamp.path, &scratch.raw, out)?;
+                planes.unpack(&stamp.path, &scratch.raw, out).map_err(of_content)?;
             }
             _ => {
                 self.read_all(stamp, scratch)?;
-                image::decode(&stamp.path, &scratch.raw, self.image, out)?;
+                image::decode(&stamp.path, &scratch.raw, self.image, out).map_err(of_content)?;
             }
         }
         self.decoded.fetch_add(1, Ordering::Relaxed);
@@ -154,6 +154,14 @@ impl Frames {
             out.chunks_exact_mut(4).for_each(<[u8]>::reverse);
         }
         Ok(())
+    }
+}
+
+/// A decoder's complaint about bytes that were read whole from an unchanged file.
+fn of_content(error: DataError) -> DataError {
+    match error {
+        DataError::File { path, problem } => DataError::Content { path, problem },
+        other => other,
     }
 }
 

@@ -1,41 +1,51 @@
 //! Clips of one split, read through the page cache where there is one.
 
-use super::Entries;
+use super::Source;
 use super::clips::Clips;
 use super::crop::{Crop, Place};
-use crate::data::cache::{CachedEntries, Lent, Reading};
+use super::unreadable::stand_ins;
+use crate::data::cache::{EntrySource, Lent, Reading};
 use crate::data::loader::Order;
 use crate::data::source::video::bits;
 use crate::data::source::video::image::ImageSize;
 use crate::data::source::video::{Frames, Modality, SpikeForm};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, LentPart, Pages, ReadRequest, Scratch, Wake};
+use std::cell::Cell;
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 /// Clips: `blur` and `sharp` u8 `[T, h, w, 3]`, and of the spike camera's part of the same crop `spikes` u8
 /// `[T, S, h', ceil(w'/8)]`, a bit per spike, lowest first, or `voxels` f32 `[T, K, h', w']` where they are precomputed.
 pub struct ClipDataset {
-    frames: Arc<Frames>,
-    cached: Option<Arc<CachedEntries<Entries>>>,
+    source: Source,
     clips: Clips,
     crop: Crop,
-    /// Seed of random crops; `None`: from the middle.
+    /// Seed of random crops, in training; `None`: from the middle, in evaluation.
     random: Option<u64>,
-    /// The order in which clips are read in every epoch, where the page cache is told of next uses.
+    /// The order in which clips are read, in training the same way in every epoch, where the page cache is told of next
+    /// uses.
     order: Option<Order>,
     fields: Vec<FieldSpec>,
 }
 
+/// A clip that takes another's place in a batch: what the page cache was not told of.
+#[derive(Clone, Copy)]
+struct StandIn {
+    epoch: u64,
+    /// Global position of the clip that was asked for.
+    position: u64,
+}
+
+/// Where a sample's bytes go: written, but for large parts that a reader takes from the page cache itself.
+struct Sink<'a, 'b> {
+    fields: &'a mut [&'b mut [u8]],
+    lent: Option<&'a mut Vec<LentPart>>,
+}
+
 impl ClipDataset {
-    pub(super) fn new(
-        frames: Arc<Frames>,
-        cached: Option<Arc<CachedEntries<Entries>>>,
-        clips: Clips,
-        crop: Crop,
-        random: Option<u64>,
-        order: Option<Order>,
-    ) -> Self {
+    pub(super) fn new(source: Source, clips: Clips, crop: Crop, random: Option<u64>, order: Option<Order>) -> Self {
         let (size, t) = (crop.size(), clips.clip_len());
+        let frames = &source.entries.frames;
         let image = |name| FieldSpec { name, shape: vec![t, size.height, size.width, 3], dtype: Dtype::U8 };
         let mut fields = vec![image("blur"), image("sharp")];
         if let (Some(form), Some(ImageSize { height, width })) = (frames.spikes(), crop.spike_size()) {
@@ -50,7 +60,11 @@ impl ClipDataset {
                 }
             });
         }
-        Self { frames, cached, clips, crop, random, order, fields }
+        Self { source, clips, crop, random, order, fields }
+    }
+
+    fn frames(&self) -> &Frames {
+        &self.source.entries.frames
     }
 
     /// Where the clip is cut in `epoch`.
@@ -63,8 +77,8 @@ impl ClipDataset {
 
     /// Copies the part at `place` out of an entry.
     fn cut(&self, modality: Modality, entry: &[u8], place: Place, out: &mut [u8]) {
-        let image = self.frames.image();
-        match (modality, self.frames.spikes(), self.crop.spike_size()) {
+        let image = self.frames().image();
+        match (modality, self.frames().spikes(), self.crop.spike_size()) {
             (Modality::Blur | Modality::Sharp, ..) => {
                 copy_rows(entry, image.width * 3, (place.y, place.x * 3), out, self.crop.size().width * 3);
             }
@@ -91,8 +105,8 @@ impl ClipDataset {
 
     /// Where the part at `place` lies in an entry, where it lies there in one piece and as a batch has it.
     fn whole_part(&self, modality: Modality, place: Place) -> Option<Range<usize>> {
-        let (image, crop) = (self.frames.image(), self.crop.size());
-        match (modality, self.frames.spikes(), self.crop.spike_size()) {
+        let (image, crop) = (self.frames().image(), self.crop.size());
+        match (modality, self.frames().spikes(), self.crop.spike_size()) {
             (Modality::Blur | Modality::Sharp, ..) => {
                 let row = 3 * image.width;
                 (crop.width == image.width).then(|| place.y * row..(place.y + crop.height) * row)
@@ -101,7 +115,7 @@ impl ClipDataset {
                 let whole = size == form.size() && self.crop.spike_place(place) == Place::default();
                 // What files hold in the bits that fill up a row is cut off on the way into a batch.
                 let filled = matches!(form, SpikeForm::Planes(form) if !form.width.is_multiple_of(8));
-                (whole && !filled).then(|| 0..self.frames.bytes(modality))
+                (whole && !filled).then(|| 0..self.frames().bytes(modality))
             }
             _ => None,
         }
@@ -110,18 +124,19 @@ impl ClipDataset {
     /// One frame's part of one field: written, or lent.
     fn read_entry(
         &self,
-        frame: usize,
+        key: u64,
         modality: Modality,
-        place: Place,
+        (place, stand_in): (Place, Option<StandIn>),
         (out, lends): (&mut [u8], bool),
         scratch: &mut Scratch,
     ) -> Result<Option<Lent>, DataError> {
-        let key = Frames::key(frame, modality);
-        if let Some(cached) = &self.cached {
+        if let Some(cached) = &self.source.cached {
+            // Of announced entries the cache knows it already.
+            let next_use = stand_in.map_or(u64::MAX, |by| self.next_use(key, by.epoch, by.position));
             let cut = &mut |entry: &[u8]| self.cut(modality, entry, place, out);
             // A part that is empty is never lent.
             let part = if lends { self.whole_part(modality, place).unwrap_or_default() } else { 0..0 };
-            match cached.read_or_lend(key, part, scratch, cut)? {
+            match cached.read_or_lend(key, (part, next_use), scratch, cut)? {
                 Reading::Taken => return Ok(None),
                 Reading::Lent(lent) => return Ok(Some(lent)),
                 Reading::Bypass => {}
@@ -129,8 +144,8 @@ impl ClipDataset {
         }
         // No room in the cache: decoded for this clip alone.
         let mut entry = std::mem::take(&mut scratch.decoded);
-        entry.resize(self.frames.bytes(modality), 0);
-        let read = self.frames.fill_entry(key, &mut entry, scratch);
+        entry.resize(self.frames().bytes(modality), 0);
+        let read = self.source.entries.fill_entry(key, &mut entry, scratch);
         if read.is_ok() {
             self.cut(modality, &entry, place, out);
         }
@@ -138,38 +153,97 @@ impl ClipDataset {
         read.map(|()| None)
     }
 
+    /// All of a clip. False, where frames that cannot be decoded are skipped: it has one.
     fn read_clip(
         &self,
-        request: ReadRequest,
-        out: &mut [&mut [u8]],
-        mut lent: Option<&mut Vec<LentPart>>,
+        clip: u64,
+        cut: (Place, Option<StandIn>),
+        sink: &mut Sink,
         scratch: &mut Scratch,
-    ) -> Result<(), DataError> {
-        if out.len() != self.fields.len() {
-            let problem = format!("{} fields asked for, there are {}", out.len(), self.fields.len());
-            return Err(DataError::Other(problem));
-        }
-        let frames = self.clips.frames(request.index as u64).ok_or_else(|| {
-            DataError::Other(format!("clip {} asked for, there are {}", request.index, self.clips.len()))
-        })?;
-        let place = self.place(request);
-        for (number, ((modality, field), out)) in self.frames.modalities().iter().zip(&self.fields).zip(out).enumerate()
-        {
+    ) -> Result<bool, DataError> {
+        let frames = self.clip_frames(clip)?;
+        let before = sink.lent.as_ref().map_or(0, |lent| lent.len());
+        let fields = self.frames().modalities().iter().zip(&self.fields).zip(sink.fields.iter_mut());
+        for (number, ((modality, field), out)) in fields.enumerate() {
             let bytes = field.sample_bytes() / self.clips.clip_len();
             for (t, (frame, out)) in frames.clone().zip(out.chunks_exact_mut(bytes.max(1))).enumerate() {
-                let part = self.read_entry(frame, *modality, place, (out, lent.is_some()), scratch)?;
-                if let (Some(part), Some(lent)) = (part, &mut lent) {
-                    lent.push(LentPart { field: number, at: t * bytes, lent: part });
+                let key = Frames::key(frame, *modality);
+                match self.read_entry(key, *modality, cut, (out, sink.lent.is_some()), scratch) {
+                    Ok(part) => {
+                        let part = part.map(|lent| LentPart { field: number, at: t * bytes, lent });
+                        sink.lent.iter_mut().for_each(|lent| lent.extend(part));
+                    }
+                    Err(error @ DataError::Content { .. }) if self.source.skip_bad => {
+                        self.source.entries.unreadable.tell(key, || self.left_out_line(frame, clip, &error));
+                        // Another clip takes its place: nothing of this one is to be copied.
+                        sink.lent.iter_mut().for_each(|lent| lent.truncate(before));
+                        return Ok(false);
+                    }
+                    Err(DataError::Content { path, problem }) => {
+                        let problem = format!("{problem} (data.skip_bad: true goes on without such frames)");
+                        return Err(DataError::Content { path, problem });
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    fn read_sample(&self, request: ReadRequest, mut sink: Sink, scratch: &mut Scratch) -> Result<(), DataError> {
+        if sink.fields.len() != self.fields.len() {
+            let problem = format!("{} fields asked for, there are {}", sink.fields.len(), self.fields.len());
+            return Err(DataError::Other(problem));
+        }
+        if self.read_clip(request.index as u64, (self.place(request), None), &mut sink, scratch)? {
+            return Ok(());
+        }
+        match self.random {
+            Some(seed) => self.read_stand_in((seed, request), &mut sink, scratch),
+            // Nobody looks at it: see `is_left_out`.
+            None => {
+                sink.fields.iter_mut().for_each(|field| field.fill(0));
+                Ok(())
+            }
+        }
+    }
+
+    fn left_out_line(&self, frame: usize, clip: u64, error: &DataError) -> String {
+        let clips = self.clips.with_frame(frame);
+        let (count, plural) = (clips.end - clips.start, if clips.end - clips.start == 1 { "" } else { "s" });
+        let fate = if self.random.is_some() { "replaced by others" } else { "left out of the metrics" };
+        let (name, stem) = (self.clips.name(clip), self.frames().stem(frame));
+        format!("clip {name} frame {stem}: {error}: {count} clip{plural} with it {fate}")
+    }
+
+    /// Another clip in the place of `request`'s, cut where that one would have been.
+    fn read_stand_in(
+        &self,
+        (seed, request): (u64, ReadRequest),
+        sink: &mut Sink,
+        scratch: &mut Scratch,
+    ) -> Result<(), DataError> {
+        let ReadRequest { epoch, index } = request;
+        let position = self.last_position(BatchAhead { epoch, ids: &[index as u64] });
+        let cut = (self.place(request), Some(StandIn { epoch, position }));
+        for clip in stand_ins(&self.clips, seed, epoch, index as u64) {
+            if self.read_clip(clip, cut, sink, scratch)? {
+                return Ok(());
+            }
+        }
+        let len = self.clips.len();
+        Err(DataError::Other(format!("every one of {len} training clips has a frame that cannot be decoded")))
+    }
+
+    pub(super) fn clip_frames(&self, clip: u64) -> Result<Range<usize>, DataError> {
+        let len = self.clips.len();
+        self.clips.frames(clip).ok_or_else(|| DataError::Other(format!("clip {clip} asked for, there are {len}")))
     }
 
     /// Entries of the clips `ids`, each once, in rising order; ids out of range have none.
     fn keys(&self, ids: &[u64]) -> Vec<u64> {
         let frames = ids.iter().filter_map(|id| self.clips.frames(*id)).flatten();
-        let modalities = self.frames.modalities();
+        let modalities = self.frames().modalities();
         let mut keys: Vec<u64> =
             frames.flat_map(|frame| modalities.iter().map(move |modality| Frames::key(frame, *modality))).collect();
         keys.sort_unstable();
@@ -188,6 +262,10 @@ impl ClipDataset {
         let base = epoch.saturating_mul(order.len);
         if let Some(position) = first_in(epoch, after.saturating_sub(base) + 1) {
             return base + position;
+        }
+        if self.random.is_none() {
+            // The next evaluation is an epoch away, in a count of its own.
+            return u64::MAX;
         }
         first_in(epoch + 1, 0).map_or(u64::MAX, |position| base + order.len + position)
     }
@@ -218,7 +296,7 @@ impl Dataset for ClipDataset {
     }
 
     fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError> {
-        self.read_clip(request, out, None, scratch)
+        self.read_sample(request, Sink { fields: out, lent: None }, scratch)
     }
 
     fn read_or_lend(
@@ -228,13 +306,21 @@ impl Dataset for ClipDataset {
         lent: &mut Vec<LentPart>,
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
-        self.read_clip(request, out, Some(lent), scratch)
+        self.read_sample(request, Sink { fields: out, lent: Some(lent) }, scratch)
+    }
+
+    fn is_left_out(&self, index: u64) -> bool {
+        self.random.is_none() && self.source.entries.unreadable.any(self.keys(&[index]).into_iter())
+    }
+
+    fn take_left_out(&self) -> Option<Vec<String>> {
+        self.source.skip_bad.then(|| self.source.entries.unreadable.take_news())
     }
 
     fn describe(&self, index: usize) -> String {
         match self.clips.frames(index as u64) {
             Some(frames) => {
-                let (first, last) = (self.frames.stem(frames.start), self.frames.stem(frames.end - 1));
+                let (first, last) = (self.frames().stem(frames.start), self.frames().stem(frames.end - 1));
                 format!("clip {} frames {first}..{last}", self.clips.name(index as u64))
             }
             None => format!("clip {index} of {}", self.clips.len()),
@@ -242,24 +328,31 @@ impl Dataset for ClipDataset {
     }
 
     fn announce(&self, batch: BatchAhead) {
-        if let Some(cached) = &self.cached {
+        if let Some(cached) = &self.source.cached {
             let after = self.last_position(batch);
-            cached.announce(&self.keys(batch.ids), |key| self.next_use(key, batch.epoch, after));
+            // Keys rise, and those of one frame are needed together: worked out once for them.
+            let last = Cell::new((u64::MAX, 0));
+            cached.announce(&self.keys(batch.ids), |key| {
+                if last.get().0 != key / 3 {
+                    last.set((key / 3, self.next_use(key, batch.epoch, after)));
+                }
+                last.get().1
+            });
         }
     }
 
     fn retire(&self, batch: BatchAhead) {
-        if let Some(cached) = &self.cached {
+        if let Some(cached) = &self.source.cached {
             cached.retire(&self.keys(batch.ids));
         }
     }
 
     fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        self.cached.as_ref().is_some_and(|cached| cached.work_ahead(scratch))
+        self.source.cached.as_ref().is_some_and(|cached| cached.work_ahead(scratch))
     }
 
     fn wake_by(&self, waker: Weak<dyn Wake>) {
-        if let Some(cached) = &self.cached {
+        if let Some(cached) = &self.source.cached {
             cached.wake_by(waker);
         }
     }

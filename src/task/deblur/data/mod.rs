@@ -12,13 +12,14 @@ mod crop;
 mod dataset;
 #[cfg(test)]
 mod tests;
+mod unreadable;
 pub mod voxel;
 
 pub use crop::{Crop, Place};
 pub use dataset::ClipDataset;
 
 use crate::data::cache::{CachedEntries, EntrySource};
-use crate::data::loader::{Order, order_of};
+use crate::data::loader::{Order, Shuffle, order_of};
 use crate::data::source::video::image::ImageSize;
 use crate::data::source::video::{Frames, Sequence, SequencePaths, SpikeForm, VideoSpec, find_sequences, scan};
 use crate::data::{DataError, Dataset, Scratch};
@@ -26,6 +27,7 @@ use crate::task::{Datasets, Team};
 use clips::Clips;
 use launcher::config::{CachePolicy, DataConfig};
 use std::sync::Arc;
+use unreadable::Unreadable;
 
 /// Which clips to make of which frames.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +41,7 @@ pub struct ClipSpec {
     pub strides: [usize; 2],
     /// Side of the square cut from clips, pixels, at random in training, from the middle in validation; `None`: whole frames.
     pub crops: [Option<usize>; 2],
-    /// Leave out frames that cannot be read, and the clips with them.
+    /// Leave out frames that cannot be read, and the clips with them: see [`unreadable`].
     pub skip_bad: bool,
     /// Most clips of training, and of validation and test; 0: all.
     pub limits: [usize; 2],
@@ -87,10 +89,8 @@ pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataCo
     agree(digest, team)?;
     let [train, val] = spec.crops.map(|crop| Crop::new(frames.image(), frames.spikes().map(|form| form.size()), crop));
     let (train, val) = (train?, val?);
-    let cached = team.cache.clone().map(|cache| {
-        let entries = CachedEntries::new(Arc::new(Entries(Arc::clone(&frames))), cache);
-        Arc::new(entries)
-    });
+    let entries = Arc::new(Entries { frames: Arc::clone(&frames), unreadable: Unreadable::default() });
+    let cached = team.cache.clone().map(|cache| Arc::new(CachedEntries::new(Arc::clone(&entries), cache)));
     let clips = [0, 1, 2].map(|n| {
         let (clip_len, kind) = (spec.clip_len, n.min(1));
         Clips::new(&splits[places[n]], clip_len, spec.strides[kind], spec.limits[kind])
@@ -101,13 +101,17 @@ pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataCo
         return Err(DataError::Other(format!("{}: {problem}{first}", spec.video.root.display())));
     }
     let notes = vec![note(&frames, &clips, &skipped)];
-    let mut orders = [train_order(&clips[0], seed, order)?, None, None].into_iter();
-    let mut kinds = [(train, Some(seed)), (val, None), (val, None)].into_iter();
-    let [train, val, test] = clips.map(|clips| -> Arc<dyn Dataset> {
-        let (crop, random) = kinds.next().unwrap_or((val, None));
-        let order = orders.next().flatten();
-        Arc::new(ClipDataset::new(Arc::clone(&frames), cached.clone(), clips, crop, random, order))
-    });
+    let train_order = train_order(&clips[0], seed, order)?;
+    // Evaluation reads clips one after the other.
+    let in_turn = |clips: &Clips| Order { len: clips.len() as u64, seed: 0, shuffle: Shuffle::Off };
+    let source = Source { entries, cached, skip_bad: spec.skip_bad };
+    let [train_clips, val_clips, test_clips] = clips;
+    let evaluation = |clips: Clips| -> Arc<dyn Dataset> {
+        let order = train_order.as_ref().map(|_| in_turn(&clips));
+        Arc::new(ClipDataset::new(source.clone(), clips, val, None, order))
+    };
+    let (val, test) = (evaluation(val_clips), evaluation(test_clips));
+    let train: Arc<dyn Dataset> = Arc::new(ClipDataset::new(source, train_clips, train, Some(seed), train_order));
     Ok(ClipData { datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None }, frames })
 }
 
@@ -119,16 +123,35 @@ fn train_order(clips: &Clips, seed: u64, order: Option<&DataConfig>) -> Result<O
     order_of(clips.len() as u64, config, seed, || Some(clips.pages())).map(Some)
 }
 
+/// Where the clips of all splits come from.
+#[derive(Clone)]
+struct Source {
+    entries: Arc<Entries>,
+    cached: Option<Arc<CachedEntries<Entries>>>,
+    skip_bad: bool,
+}
+
 /// Frames as the page cache's entries.
-pub(super) struct Entries(Arc<Frames>);
+struct Entries {
+    frames: Arc<Frames>,
+    unreadable: Unreadable,
+}
 
 impl EntrySource for Entries {
     fn entry_bytes(&self, key: u64) -> u64 {
-        self.0.entry_bytes(key)
+        self.frames.entry_bytes(key)
     }
 
+    /// What could not be decoded once is not tried again.
     fn fill_entry(&self, key: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
-        self.0.fill_entry(key, out, scratch)
+        if let Some((path, problem)) = self.unreadable.problem(key) {
+            return Err(DataError::Content { path, problem });
+        }
+        let filled = self.frames.fill_entry(key, out, scratch);
+        if let Err(DataError::Content { path, problem }) = &filled {
+            self.unreadable.add(key, path, problem);
+        }
+        filled
     }
 }
 

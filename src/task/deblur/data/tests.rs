@@ -365,11 +365,13 @@ fn next_uses_are_those_of_the_order() {
     };
     let clips = |scan: &crate::data::source::video::Scan| Clips::new(&scan.splits[0], 3, 1, 0);
     let order = Order { len: 10, seed: 9, shuffle: Shuffle::Global };
-    let (list, lookup) = (clips(&scan), clips(&scan));
+    let (list, lookup, evaluated) = (clips(&scan), clips(&scan), clips(&scan));
     let frames = Arc::new(Frames::new(scan));
-    let cached = Arc::new(CachedEntries::new(Arc::new(Entries(Arc::clone(&frames))), Arc::clone(&clients[0])));
+    let entries = Arc::new(Entries { frames, unreadable: Unreadable::default() });
+    let cached = Some(Arc::new(CachedEntries::new(Arc::clone(&entries), Arc::clone(&clients[0]))));
     let crop = Crop::new(SIZE, None, None).unwrap();
-    let dataset = ClipDataset::new(frames, Some(cached), list, crop, None, Some(order.clone()));
+    let source = Source { entries, cached, skip_bad: false };
+    let dataset = ClipDataset::new(source.clone(), list, crop, Some(1), Some(order.clone()));
     for (epoch, position) in [(0, 0), (0, 9), (1, 4), (7, 8)] {
         let ids = [order.at(epoch, position).unwrap()];
         let after = dataset.last_position(crate::data::BatchAhead { epoch, ids: &ids });
@@ -383,6 +385,11 @@ fn next_uses_are_those_of_the_order() {
             );
         }
     }
+    // An evaluation reads clips in turn, and says nothing of the next one.
+    let in_turn = Order { len: 10, seed: 0, shuffle: Shuffle::Off };
+    let evaluation = ClipDataset::new(source, evaluated, crop, None, Some(in_turn));
+    let key = Frames::key(4, crate::data::source::video::Modality::Blur);
+    assert_eq!([1, 2, 3, 4, 9].map(|after| evaluation.next_use(key, 0, after)), [2, 3, 4, u64::MAX, u64::MAX]);
 }
 
 #[test]
@@ -420,4 +427,213 @@ fn ranks_that_see_other_files_do_not_start() {
     let team = Team { rank: 0, world_size: 2, gather: &gather, cache: None };
     let error = open(&clips(&dir.path().join("a"), dat(None), None), &team).err().unwrap();
     assert!(error.contains("rank 1 finds other frames"), "{error}");
+}
+
+/// Turns a byte of the compressed pixels: size, header and end stay as they were.
+fn spoil_pixels(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes.windows(4).position(|name| name == b"IDAT").unwrap() + 40;
+    bytes[at] ^= 0x5A;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Sample data of two encodings with three frames that opening finds nothing wrong with: a blurred one and a spike file of
+/// training, a sharp one of validation.
+fn spoiled(root: &Path) -> ClipSpec {
+    sample(root, |spec| spec.encoding = SpikeEncoding::Bytes);
+    spoil_pixels(&root.join("train/seq001/blur/000006.png"));
+    spoil_pixels(&root.join("val/seq000/sharp/000000.png"));
+    let spikes = root.join("train/seq000/spike/000001.dat");
+    let mut bytes = std::fs::read(&spikes).unwrap();
+    bytes[1000] = 7;
+    std::fs::write(&spikes, bytes).unwrap();
+    ClipSpec { skip_bad: true, ..clips(root, dat(Some(SpikeEncoding::Bytes)), Some(16)) }
+}
+
+#[test]
+fn frames_that_cannot_be_decoded_are_replaced_in_training_and_left_out_of_evaluation() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = ClipSpec { crops: [None, None], ..spoiled(dir.path()) };
+    let data = open(&spec, &alone()).unwrap();
+    let train = &*data.datasets.train;
+    assert_eq!((train.len(), data.datasets.skipped.len()), (10, 0), "opening sees nothing");
+    // Of the clips 0..5 of a sequence of seven frames, 0 and 1 have frame 1; of those of the other, 9 has frame 6.
+    let (bad, seed) = ([0, 1, 9], 5);
+    let list = Clips::new(
+        &[("a", 0..7), ("b", 7..14)].map(|(name, run)| Sequence { name: name.into(), runs: vec![run] }),
+        3,
+        1,
+        0,
+    );
+    let mut replaced = std::collections::BTreeSet::new();
+    for epoch in 0..6 {
+        for index in 0..10 {
+            let of = if bad.contains(&index) {
+                let mut others = unreadable::stand_ins(&list, seed, epoch, index as u64);
+                others.find(|other| !bad.contains(&(*other as usize))).unwrap() as usize
+            } else {
+                index
+            };
+            // Whole frames: a clip looks the same wherever it stands.
+            assert!(read(train, epoch, index) == read(train, 0, of), "epoch {epoch} clip {index} is not {of}");
+            replaced.extend(bad.contains(&index).then_some(of));
+        }
+    }
+    assert!(replaced.len() >= 5, "drawn from all of them: {replaced:?}");
+    let mut lines = train.take_left_out().unwrap();
+    lines.sort();
+    for (line, parts) in lines.iter().zip([
+        ["clip train/seq000 frame 000001: ", "000001.dat: byte 1000 is 7", ": 2 clips with it replaced by others"],
+        ["clip train/seq001 frame 000006: ", "blur/000006.png: PNG: ", ": 1 clip with it replaced by others"],
+    ]) {
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+    }
+    assert_eq!((lines.len(), train.take_left_out().unwrap().len()), (2, 0), "once for each file: {lines:?}");
+    let val = &*data.datasets.val;
+    (0..5).for_each(|index| drop(read(val, 0, index)));
+    assert_eq!([0, 1, 2, 3, 4].map(|index| val.is_left_out(index)), [true, false, false, false, false]);
+    assert!(!train.is_left_out(0));
+    assert!(val.take_left_out().unwrap()[0].ends_with("1 clip with it left out of the metrics"));
+    // Without the key it is an error that says what to do, and where.
+    let strict = open(&ClipSpec { skip_bad: false, ..spec }, &alone()).unwrap();
+    let mut out: Vec<Vec<u8>> =
+        strict.datasets.train.fields().iter().map(|field| vec![0; field.sample_bytes()]).collect();
+    let mut slices: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+    let request = ReadRequest { epoch: 0, index: 9 };
+    let error = strict.datasets.train.read(request, &mut slices, &mut Scratch::default()).unwrap_err().to_string();
+    assert!(error.contains("blur/000006.png: PNG: ") && error.contains("data.skip_bad: true"), "{error}");
+    assert_eq!(strict.datasets.train.take_left_out(), None);
+}
+
+#[test]
+fn batches_with_replaced_clips_are_the_same_with_any_threads_policy_and_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spoiled(dir.path());
+    let plain = delivered(&open(&spec, &alone()).unwrap(), 0);
+    let config = DataConfig::default();
+    let frame_bytes = open(&spec, &alone()).unwrap().frames.frame_bytes();
+    for (policy, frames, ranks, threads) in [
+        (PolicyKind::Pin, 30, 2, 2),
+        (PolicyKind::NextUse, 6, 3, 2),
+        (PolicyKind::Lru, 5, 2, 1),
+        (PolicyKind::Pin, 3, 1, 0),
+    ] {
+        let capacity = (frames * frame_bytes).next_multiple_of(4096);
+        let (_host, clients) = hosted(capacity, policy, ranks);
+        let opened: Vec<ClipData> = clients
+            .iter()
+            .map(|client| {
+                let team = Team { cache: Some(Arc::clone(client)), ..alone() };
+                open_clips(&spec, 5, &team, Some(&config)).unwrap()
+            })
+            .collect();
+        let began = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = opened.iter().map(|data| scope.spawn(|| delivered(data, threads))).collect();
+            ranks.into_iter().for_each(|rank| assert!(rank.join().unwrap() == plain, "{policy:?} {frames}"));
+        });
+        // Ten seconds are the longest wait for another rank's fill.
+        assert!(began.elapsed().as_secs_f64() < 9.0, "{policy:?}: a rank waited for what cannot be filled");
+        for data in &opened {
+            assert_eq!(data.datasets.train.take_left_out().unwrap().len(), 2, "every rank found them for itself");
+        }
+    }
+    assert!(delivered(&open(&spec, &alone()).unwrap(), 3) == plain);
+}
+
+#[test]
+fn no_clip_that_can_be_decoded_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = ClipSpec { clip_len: 7, ..spoiled(dir.path()) };
+    let data = open(&spec, &alone()).unwrap();
+    let mut loader =
+        Loader::new(Arc::clone(&data.datasets.train), LoaderSpec { micro_batch: 1, ..LoaderSpec::default() });
+    let order = Order { len: 2, seed: 5, shuffle: Shuffle::Off };
+    let planner = BatchPlanner { order, global_batch: 1, micro_batch: 1, rank: 0, world_size: 1, drop_last: true };
+    let error =
+        loader.as_mut().unwrap().run(planner.requests(0, 0)).unwrap().find_map(Result::err).unwrap().to_string();
+    assert!(error.contains("every one of 2 training clips has a frame that cannot be decoded"), "{error}");
+}
+
+/// Real files of the guide's size: less than a fifteenth of its 133.6 MiB per frame, and what was read once is hit by all
+/// ranks from then on.
+#[test]
+fn frames_of_the_guides_size_are_compact_and_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (size, frames) = (ImageSize { height: 720, width: 1280 }, 5u64);
+    std::fs::create_dir_all(dir.path().join("val")).unwrap();
+    let folder = dir.path().join("train/s0");
+    for kind in ["blur", "sharp", "spike"] {
+        std::fs::create_dir_all(folder.join(kind)).unwrap();
+    }
+    for frame in 0..frames {
+        for (kind, mark) in [("blur", 1), ("sharp", 2)] {
+            let pixel = |n: usize| ((n as u64 * (17 + frame) / 1280 + n as u64 % 1280 * mark) >> 3) as u8;
+            let pixels: Vec<u8> = (0..size.bytes()).map(pixel).collect();
+            write_png(&folder.join(kind).join(format!("{frame:06}.png")), &pixels, size).unwrap();
+        }
+        let spikes: Vec<u8> = (0..66 * 360 * 640 / 8).map(|n| (n as u64 * (frame + 3) % 251) as u8).collect();
+        std::fs::write(folder.join(format!("spike/{frame:06}.dat")), spikes).unwrap();
+    }
+    let spikes = SpikeInput::Dat { encoding: None, height: 360, width: 640 };
+    let spec = clips(dir.path(), spikes, Some(256));
+    let plain = open(&spec, &alone()).unwrap();
+    let frame_bytes = plain.frames.frame_bytes();
+    assert_eq!(frame_bytes, 2 * 720 * 1280 * 3 + 66 * 360 * 80);
+    let guide = (2 * 3 + 32) * 720 * 1280 * 4;
+    assert!(guide == 140_083_200 && 15 * frame_bytes <= guide, "{frame_bytes}");
+    let plain = delivered(&plain, 0);
+    for policy in [PolicyKind::NextUse, PolicyKind::Pin] {
+        let (host, clients) = hosted((frames * frame_bytes).next_multiple_of(4096), policy, 3);
+        let opened: Vec<ClipData> = clients
+            .iter()
+            .map(|client| {
+                let team = Team { cache: Some(Arc::clone(client)), ..alone() };
+                open_clips(&spec, 5, &team, Some(&DataConfig::default())).unwrap()
+            })
+            .collect();
+        let all = || {
+            std::thread::scope(|scope| {
+                let ranks: Vec<_> = opened.iter().map(|data| scope.spawn(|| delivered(data, 2))).collect();
+                ranks.into_iter().for_each(|rank| assert!(rank.join().unwrap() == plain, "{policy}"));
+            });
+            host.stats()
+        };
+        let (first, later) = (all(), all());
+        assert_eq!((first.misses, first.bypasses, first.evictions), (3 * frames, 0, 0), "{policy}");
+        assert_eq!(first.used_bytes, frames * frame_bytes);
+        assert!(later.hits > first.hits && (later.misses, later.bypasses) == (first.misses, 0), "all hits: {later:?}");
+        assert_eq!(opened.iter().map(|data| data.frames.stats().decoded).sum::<u64>(), 3 * frames);
+    }
+}
+
+/// What is worked out for an announcement does not grow with the data set.
+#[test]
+fn next_uses_of_a_hundred_thousand_frames_are_cheap() {
+    let dir = tempfile::tempdir().unwrap();
+    sample(dir.path(), |_| ());
+    let spec = clips(dir.path(), dat(None), Some(16));
+    let found = find_splits(&spec, &mut Vec::new()).unwrap().0;
+    let mut scan = scan(&found, &spec.video.spikes, false).unwrap();
+    scan.frames = vec![scan.frames[0].clone(); 100_000];
+    let sequence = |n: usize| Sequence { name: format!("s{n}"), runs: vec![100 * n..100 * (n + 1)] };
+    let list = Clips::new(&(0..1000).map(sequence).collect::<Vec<_>>(), 5, 1, 0);
+    let order = Order { len: list.len() as u64, seed: 9, shuffle: Shuffle::Global };
+    let crop = Crop::new(SIZE, None, None).unwrap();
+    let entries = Arc::new(Entries { frames: Arc::new(Frames::new(scan)), unreadable: Unreadable::default() });
+    let source = Source { entries, cached: None, skip_bad: false };
+    let dataset = ClipDataset::new(source, list, crop, Some(1), Some(order.clone()));
+    let began = std::time::Instant::now();
+    let mut soonest = u64::MAX;
+    for position in 0..1000 {
+        let clip = order.at(3, position).unwrap();
+        let after = dataset.last_position(crate::data::BatchAhead { epoch: 3, ids: &[clip] });
+        for frame in dataset.clip_frames(clip).unwrap() {
+            let key = Frames::key(frame, crate::data::source::video::Modality::Blur);
+            soonest = soonest.min(dataset.next_use(key, 3, after));
+        }
+    }
+    let each = began.elapsed().as_secs_f64() / 5000.0;
+    println!("{:.1} µs for each frame", 1e6 * each);
+    assert!(soonest > 3 * order.len && each < 1e-3, "{each} s for each frame");
 }
