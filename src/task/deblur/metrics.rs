@@ -201,21 +201,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lpips.safetensors");
         super::super::lpips::tests::write(&path, |_| ());
-        let (blur, sharp) = (pixels(0.011), pixels(0.0113));
-        let batch = Batch { fields: vec![blur.shallow_clone(), sharp.shallow_clone()], sample_ids: vec![0, 1] };
-        let output = |gradient: bool| {
-            let prediction = voxel::frames(&blur) * 1.2;
-            Output { loss: Tensor::from(0.5f32).set_requires_grad(gradient), prediction }
+        let wide = |step| pixels(step).repeat([1, 1, 1, 2, 1]);
+        let (blur, sharp) = (wide(0.011), wide(0.0113));
+        // `loss` with a gradient is that of a training step.
+        let update = |metrics: &mut DeblurMetrics, gradient: bool, columns: i64| {
+            let fields = Vec::from([&blur, &sharp].map(|frames| frames.narrow(3, 0, columns)));
+            let prediction = voxel::frames(&fields[0]) * 1.2;
+            let loss = Tensor::from(0.5f32).set_requires_grad(gradient);
+            metrics.update(&Batch { fields, sample_ids: vec![0, 1] }, &Output { loss, prediction });
         };
         let mut metrics = metrics(Some(&path));
-        metrics.update(&batch, &output(true));
+        update(&mut metrics, true, 24);
+        // Too small for the last features.
+        update(&mut metrics, false, 12);
         assert!(!named(&metrics, &metrics.sums()).contains_key("lpips"));
         metrics.reset();
-        metrics.update(&batch, &output(false));
-        metrics.update(&batch, &output(false));
+        update(&mut metrics, false, 24);
+        update(&mut metrics, false, 24);
         let flat = |frames: Tensor| frames.clamp(0.0, 1.0).flatten(0, 1);
         let alone = Lpips::load(&path, Device::Cpu).unwrap();
-        let each = alone.distance(&flat(output(false).prediction), &flat(voxel::frames(&sharp)));
+        let each = alone.distance(&flat(voxel::frames(&blur) * 1.2), &flat(voxel::frames(&sharp)));
         let found = named(&metrics, &metrics.sums())["lpips"];
         assert!(found > 0.0 && (found - each.mean(Kind::Double).double_value(&[])).abs() < 1e-9, "{found}");
         assert!(DeblurMetrics::new(Some(Path::new("no/such/file"))).is_err());

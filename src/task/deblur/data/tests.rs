@@ -584,7 +584,9 @@ fn frames_of_the_guides_size_are_compact_and_read_once() {
     assert!(guide == 140_083_200 && 15 * frame_bytes <= guide, "{frame_bytes}");
     let plain = delivered(&plain, 0);
     for policy in [PolicyKind::NextUse, PolicyKind::Pin] {
-        let (host, clients) = hosted((frames * frame_bytes).next_multiple_of(4096), policy, 3);
+        // Here a checksum of 12 bytes lies beside each entry.
+        let sealed = frames * (frame_bytes + 3 * 12);
+        let (host, clients) = hosted(sealed.next_multiple_of(4096), policy, 3);
         let opened: Vec<ClipData> = clients
             .iter()
             .map(|client| {
@@ -601,7 +603,7 @@ fn frames_of_the_guides_size_are_compact_and_read_once() {
         };
         let (first, later) = (all(), all());
         assert_eq!((first.misses, first.bypasses, first.evictions), (3 * frames, 0, 0), "{policy}");
-        assert_eq!(first.used_bytes, frames * frame_bytes);
+        assert_eq!(first.used_bytes, sealed);
         assert!(later.hits > first.hits && (later.misses, later.bypasses) == (first.misses, 0), "all hits: {later:?}");
         assert_eq!(opened.iter().map(|data| data.frames.stats().decoded).sum::<u64>(), 3 * frames);
     }
