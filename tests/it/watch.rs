@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 const CACHE: &str = "data.cache_size_gb=0.0625";
 
 /// Four sessions of 16 MiB.
-fn data() -> &'static Path {
+pub fn data() -> &'static Path {
     static DATA: OnceLock<PathBuf> = OnceLock::new();
     DATA.get_or_init(|| {
         let at = folder().keep();
@@ -38,7 +38,7 @@ fn data() -> &'static Path {
     })
 }
 
-fn runs(sets: &[&str]) -> Runs {
+pub fn runs(sets: &[&str]) -> Runs {
     let path = format!("data.dataset_path={}", data().display());
     let common = [path.as_str(), CACHE, "data.max_val_windows=8", "train.stop_grace=60"];
     Runs::new(&[&common, sets].concat())
@@ -52,7 +52,7 @@ fn start(runs: &Runs, name: &str, words: &[&str]) -> Running {
 }
 
 /// Bytes of memory behind the page cache of launcher `pid`, as the kernel counts them; `None`: it has none yet.
-fn cache_bytes(pid: u32) -> Option<u64> {
+pub fn cache_bytes(pid: u32) -> Option<u64> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
     let mut found = entries.filter_map(|entry| {
         let ours = fs::read_link(entry.path()).ok()?.to_string_lossy().contains("memfd:headroom-cache");
