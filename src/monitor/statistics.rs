@@ -43,7 +43,8 @@ mod tests {
     #[test]
     fn item_57_system_process_and_allocator_on_demand() {
         let monitor = MemoryMonitor::new(0);
-        for (language, start) in [(Language::En, "System memory: {'total': "), (Language::Zh, "系统内存: {'total': ")] {
+        for (language, start) in [(Language::En, "System memory: {'total': "), (Language::Zh, "系统内存: {'total': ")]
+        {
             let lines = monitor.statistics(language).unwrap();
             assert!(lines[0].starts_with(start), "{lines:?}");
             // Without a device there is nothing to say of one.

@@ -66,7 +66,8 @@ impl Limited {
     fn hog(&self, folder: &Path) -> Hog<'_> {
         let wanted = folder.join("wanted");
         fs::write(&wanted, "0").unwrap();
-        let (usage, prefix) = if self.version == 1 { ("memory.usage_in_bytes", "total_") } else { ("memory.current", "") };
+        let (usage, prefix) =
+            if self.version == 1 { ("memory.usage_in_bytes", "total_") } else { ("memory.current", "") };
         let mut python = Command::new("python3");
         python.args(["-c", HOG]).arg(self.dir.join(usage)).arg(self.dir.join("memory.stat")).arg(prefix).arg(&wanted);
         let child = self.within(&python).stdin(Stdio::null()).spawn().unwrap();
@@ -153,7 +154,8 @@ fn wait_for_line(running: &mut Running, part: &str) {
 fn with_bytes(err: &str, what: &str) -> String {
     let line = err.lines().find(|line| line.contains(&format!("memory: {what}")));
     let line = line.unwrap_or_else(|| panic!("no line of {what}\n{err}"));
-    let size = |text: &str| ["MB", "GB"].iter().any(|unit| text.strip_suffix(unit).is_some_and(|n| n.parse::<f64>().is_ok()));
+    let size =
+        |text: &str| ["MB", "GB"].iter().any(|unit| text.strip_suffix(unit).is_some_and(|n| n.parse::<f64>().is_ok()));
     let (rest, after) = line.rsplit_once(" → ").unwrap_or_else(|| panic!("no bytes after: {line}"));
     let before = rest.rsplit_once(": ").unwrap().1;
     assert!(size(before) && size(after), "{line}");
@@ -221,7 +223,8 @@ fn real_pressure_takes_every_rung_in_order_is_recovered_from_and_changes_no_loss
 
     let halved = halved_after(&ended);
     let upto = format!("train.max_steps={}", halved + 50);
-    let reference = runs.finish("undisturbed", &["--ranks", "2", "--set", &upto, "--set", "watch.enabled=false"]).losses();
+    let reference =
+        runs.finish("undisturbed", &["--ranks", "2", "--set", &upto, "--set", "watch.enabled=false"]).losses();
     let losses = run.losses();
     assert_eq!(losses[..halved], reference[..halved], "the same bits until batches get smaller");
     let after = losses[halved..].iter().zip(&reference[halved..]);

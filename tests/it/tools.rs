@@ -87,7 +87,8 @@ fn item_50_the_memory_line_comes_at_the_start_and_at_every_hundredth_step() {
     for rank in 0..2 {
         let log = fs::read_to_string(runs.run("lines").path.join(format!("rank{rank}.log"))).unwrap();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains("Memory - Process: ")).collect();
-        let tags: Vec<&str> = lines.iter().map(|line| &line[line.find('[').unwrap()..=line.find(']').unwrap()]).collect();
+        let tags: Vec<&str> =
+            lines.iter().map(|line| &line[line.find('[').unwrap()..=line.find(']').unwrap()]).collect();
         assert_eq!(tags, ["[After dataset creation]", "[Step 100]", "[Step 200]"], "{log}");
         for line in lines {
             let form: String = line[line.find(']').unwrap()..].chars().filter(|c| !c.is_ascii_digit()).collect();
@@ -164,7 +165,7 @@ fn item_72_a_healthy_run_is_watched_analysed_and_found_healthy() {
 }
 
 #[test]
-fn item_61_and_62_the_smart_loop_trains_in_legs_of_fresh_processes_without_growth() {
+fn item_61_the_smart_loop_trains_in_legs_of_fresh_processes_without_growth() {
     let sets = [
         "train.max_steps=null",
         "data.max_train_windows=16",
