@@ -50,10 +50,10 @@ impl Before {
 
 /// What training begins with where memory is fuller than 80 %: half the batch per pass (the accumulation doubles, so that
 /// the global batch stays), at most two loader threads, no cache, fewer checkpoints, no plots. The second is the line that
-/// says so. `None`: there is room, the watch may only warn, or all is that small already.
+/// says so. `None`: there is room, `watch.ease` is off, or all is that small already.
 pub fn ease(config: &Config, plan: &Plan, before: &Before) -> Option<(Config, String)> {
     let watch = &config.watch;
-    if !(watch.enabled && watch.response && before.fullest() > FULL_PERCENT) {
+    if !(watch.enabled && watch.ease && before.fullest() > FULL_PERCENT) {
         return None;
     }
     let mut eased = config.clone();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn item_58_the_change_is_printed_and_only_warning_changes_nothing() {
+    fn item_58_the_change_is_printed_and_can_be_turned_off() {
         let (mut config, plan) = (Config::default(), planned(64, 4));
         config.log.save_every = 5;
         let (eased, line) = ease(&config, &plan, &full(83.24)).unwrap();
@@ -131,7 +131,7 @@ mod tests {
         let zh = ease(&config, &plan, &full(83.24)).unwrap().1;
         assert_eq!(zh, format!("训练前内存使用率 {:.1}%，已自动优化配置: {changes}", 83.2));
         assert_eq!(ease(&eased, &planned(1, 2), &full(99.0)), None, "nothing is left to change");
-        config.watch.response = false;
+        config.watch.ease = false;
         assert_eq!(ease(&config, &plan, &full(99.0)), None);
     }
 

@@ -40,8 +40,16 @@ fn a_paused_loader_begins_no_batch_ahead_and_gives_the_same_ones() {
                 break;
             }
         }
-        assert_eq!(stream.by_ref().count(), requests.len() - requests.len() / 2 - 1);
-        assert!(threads == 0 || stream.stats().most_ahead > 1, "prefetching goes on after the pause");
+        let mut left = requests.len() - requests.len() / 2 - 1;
+        if threads > 0 {
+            stream.next().unwrap().unwrap();
+            left -= 1;
+            // Prefetching goes on after the pause, sooner or later.
+            while stream.stats().most_ahead < 2 {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(stream.by_ref().count(), left);
     }
 }
 
