@@ -15,7 +15,7 @@ use crate::machine::{Machine, dataset_facts};
 use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Spec, Watcher};
-use crate::watch::{self, WatchSpec};
+use crate::watch::{self, Before, WatchSpec};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -141,6 +141,18 @@ impl Ready {
         Ok(plan::plan(&self.config, &self.machine, &facts, &self.request)?)
     }
 
+    /// The same, with smaller settings where memory is rather full already; the plan notes what was changed. Not for one of
+    /// several nodes, whose settings are to be alike.
+    fn eased_plan(&mut self) -> Result<Plan, Error> {
+        let plan = self.plan()?;
+        let eased = Before::of(&self.machine, &plan).and_then(|before| watch::ease(&self.config, &plan, &before));
+        let Some((config, line)) = eased else { return Ok(plan) };
+        self.config = config;
+        let mut plan = self.plan()?;
+        plan.notes.push(line);
+        Ok(plan)
+    }
+
     /// Sample data where the config wants it and nothing is there. It appears whole or not at all, so that an
     /// interrupted first run does not leave half a data set for the next.
     fn sample_if_missing(&self) -> Result<(), Error> {
@@ -194,8 +206,8 @@ fn show(plan: &Plan) {
 }
 
 fn show_plan(run: &RunArgs) -> Result<u8, Error> {
-    let ready = prepare(&run.config, request(run))?;
-    let plan = ready.plan()?;
+    let mut ready = prepare(&run.config, request(run))?;
+    let plan = ready.eased_plan()?;
     show(&plan);
     Ok(exit::OK)
 }
@@ -203,21 +215,21 @@ fn show_plan(run: &RunArgs) -> Result<u8, Error> {
 fn train(run: &RunArgs) -> Result<u8, Error> {
     let mut ready = prepare(&run.config, request(run))?;
     let program = rank_program()?;
-    let (plan, mut folder) = if run.nnodes > 1 { nodes::together(run, &mut ready)? } else { alone(run, &ready)? };
+    let (plan, mut folder) = if run.nnodes > 1 { nodes::together(run, &mut ready)? } else { alone(run, &mut ready)? };
     show(&plan);
     announce(&folder, &run.resume());
-    pre_flight(&ready);
+    pre_flight(&ready, &plan);
     let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
     let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program)?;
     close(&folder, &setup, &outcome);
     Ok(outcome.exit_code)
 }
 
-fn alone(run: &RunArgs, ready: &Ready) -> Result<(Plan, RunDir), Error> {
+fn alone(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir), Error> {
     ready.plan()?;
     ready.sample_if_missing()?;
     // Again: the sample data weigh something now.
-    let plan = ready.plan()?;
+    let plan = ready.eased_plan()?;
     Ok((plan, open_folder(run, ready)?))
 }
 
@@ -261,11 +273,12 @@ impl Setup {
 }
 
 /// The guides' check before training; silent where the watch is off.
-fn pre_flight(ready: &Ready) {
-    if ready.config.watch.enabled && ready.machine.memory_total_bytes > 0 {
-        let (total, available) = (ready.machine.memory_total_bytes, ready.machine.memory_available_bytes);
-        let percent = 100.0 * total.saturating_sub(available) as f64 / total as f64;
-        watch::pre_flight(ready.config.log.language, available, percent).iter().for_each(|line| println!("{line}"));
+fn pre_flight(ready: &Ready, plan: &Plan) {
+    if ready.config.watch.enabled
+        && let Some(Before { available_bytes, percent, .. }) = Before::of(&ready.machine, plan)
+    {
+        let lines = watch::pre_flight(ready.config.log.language, available_bytes, percent);
+        lines.iter().for_each(|line| println!("{line}"));
     }
 }
 

@@ -87,15 +87,21 @@ pub fn meet(
     Ok((NcclCollective::new(nccl, id, place, wire, timeout)?, links))
 }
 
-/// One line for people about the device.
-pub fn told(on: Device) -> String {
-    let Device::Cuda(index) = on else { return "device: cpu".into() };
+/// What libtorch's device allocator was told by the user, such as `max_split_size_mb:128`.
+pub fn allocator() -> Option<String> {
+    std::env::var("PYTORCH_CUDA_ALLOC_CONF").or_else(|_| std::env::var("PYTORCH_ALLOC_CONF")).ok()
+}
+
+/// One line for people about the device and the user's setting of its allocator.
+pub fn told(on: Device, allocator: Option<&str>) -> String {
+    let allocator = allocator.map(|conf| format!(", PYTORCH_CUDA_ALLOC_CONF={conf}")).unwrap_or_default();
+    let Device::Cuda(index) = on else {
+        return if allocator.is_empty() { "device: cpu".into() } else { format!("device: cpu{allocator} (no effect)") };
+    };
     let memory = device::device_memory(index).map_or_else(
         |error| format!(" ({error})"),
         |(free, total)| format!(", {:.1} of {:.1} GiB free", free as f64 / GIB, total as f64 / GIB),
     );
-    let allocator = std::env::var("PYTORCH_CUDA_ALLOC_CONF").or_else(|_| std::env::var("PYTORCH_ALLOC_CONF"));
-    let allocator = allocator.map(|conf| format!(", PYTORCH_CUDA_ALLOC_CONF={conf}")).unwrap_or_default();
     format!("device: cuda {index}{memory}{allocator}")
 }
 

@@ -204,9 +204,10 @@ fn train(start: Start) -> Result<u8, RankError> {
         let drawn = std::mem::replace(&mut vs, nn::VarStore::new(*device));
         model = task.model(config, &datasets, &vs.root())?;
         vs.copy(&drawn).map_err(|e| crate::torch::error_of("weights to the device", &e)).map_err(TrainError::from)?;
-        if env.rank == 0 {
-            reporter.line(device::told(*device));
-        }
+    }
+    let allocator = device::allocator();
+    if env.rank == 0 && (device.is_cuda() || allocator.is_some()) {
+        reporter.line(device::told(*device, allocator.as_deref()));
     }
     let params = named(&mut vs);
     let facts = facts(&start, task);

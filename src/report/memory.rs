@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn the_warning_comes_above_ninety_percent_only() {
+    fn item_51_the_warning_comes_above_ninety_percent_only() {
         let mut s = guide();
         assert_eq!(s.warning(), None);
         s.system_used_bytes = (256.0 * GIB * 0.912) as u64;

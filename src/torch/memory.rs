@@ -4,13 +4,18 @@
 
 use super::TorchError;
 use std::any::Any;
-use std::ffi::c_int;
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 unsafe extern "C" {
     fn hr_trim_host() -> c_int;
     fn hr_empty_device_cache() -> c_int;
     fn hr_device_memory(index: c_int, out: *mut i64) -> c_int;
+    fn hr_device_statistics(
+        index: c_int,
+        put: extern "C" fn(*mut c_void, *const c_char, i64),
+        into: *mut c_void,
+    ) -> c_int;
     fn hr_grad_enabled() -> c_int;
     fn hr_set_grad_enabled(on: c_int);
 }
@@ -98,6 +103,27 @@ pub fn device_memory(index: usize) -> Option<DeviceMemory> {
     known.then_some(DeviceMemory { allocated_bytes, reserved_bytes, peak_bytes })
 }
 
+/// Every statistic of device `index`'s allocator, by the names of `torch.cuda.memory_stats`, sorted; bytes and counts.
+/// `None` where there is no device, or none was used yet.
+pub fn device_statistics(index: usize) -> Option<Vec<(String, i64)>> {
+    statistics(c_int::try_from(index).ok()?)
+}
+
+/// The same; -1: the names with zeros, device or not.
+fn statistics(index: c_int) -> Option<Vec<(String, i64)>> {
+    extern "C" fn put(into: *mut c_void, name: *const c_char, value: i64) {
+        // SAFETY: `into` is the list below, which nobody else holds while the shim runs; `name` ends in a zero byte and
+        // lives until this call ends.
+        let (list, name) = unsafe { (&mut *into.cast::<Vec<(String, i64)>>(), CStr::from_ptr(name)) };
+        list.push((name.to_string_lossy().into_owned(), value));
+    }
+    let mut list: Vec<(String, i64)> = Vec::new();
+    // SAFETY: `put` takes the list for what it is, and is called before this call ends or not at all.
+    let known = unsafe { hr_device_statistics(index, put, (&raw mut list).cast()) } != 0;
+    list.sort();
+    known.then_some(list)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +171,31 @@ mod tests {
             assert!(is_out_of_memory(text), "{text}");
         }
         assert!(!is_out_of_memory("CUDA error: an illegal memory access was encountered"));
+    }
+
+    #[test]
+    fn item_57_the_allocators_statistics_bear_pytorchs_names() {
+        let all = statistics(-1).unwrap();
+        // torch.cuda.memory_stats of PyTorch 2.11: nine values by pool and kind, two by kind, six plain ones.
+        assert_eq!(all.len(), 9 * 3 * 4 + 2 * 4 + 6);
+        let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(names.is_sorted() && names.windows(2).all(|two| two[0] != two[1]), "{names:?}");
+        for name in [
+            "allocated_bytes.all.current",
+            "allocated_bytes.all.peak",
+            "reserved_bytes.large_pool.freed",
+            "inactive_split_bytes.small_pool.current",
+            "requested_bytes.all.allocated",
+            "allocation.all.current",
+            "segment.all.peak",
+            "active.all.current",
+            "oversize_segments.current",
+            "num_alloc_retries",
+            "num_ooms",
+            "max_split_size",
+        ] {
+            assert!(names.contains(&name), "{name}");
+        }
     }
 
     #[test]

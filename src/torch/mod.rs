@@ -11,7 +11,9 @@ mod memory;
 mod recompute;
 
 pub use live::LiveBytes;
-pub use memory::{DeviceMemory, catch_out_of_memory, device_memory, error_of, is_out_of_memory, release_caches};
+pub use memory::{
+    DeviceMemory, catch_out_of_memory, device_memory, device_statistics, error_of, is_out_of_memory, release_caches,
+};
 pub use recompute::recompute;
 
 use std::any::Any;

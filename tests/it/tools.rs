@@ -1,6 +1,6 @@
 //! The tools beside a run: monitor, analyze, recommend, doctor, the smart loop, the bench of memory features.
 
-use super::support::{Runs, folder, launch_program, run};
+use super::support::{Running, Runs, folder, launch_program, run};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,9 +44,79 @@ fn item_45_monitor_ends_after_its_duration_with_plots_at_its_interval() {
     assert!(report["duration_s"].as_f64().unwrap() >= 2.0, "{report}");
     assert_eq!(report["samples"].as_u64().unwrap() as usize, json(&logs[0]).as_array().unwrap().len());
     assert!(report["max_job_gb"].as_f64().unwrap() > 0.0, "{report}");
-    let plots = named(dir.path(), "memory_plot_");
-    assert!(!plots.is_empty());
+    // memory_log_YYYYmmdd_HHMMSS.json, and the same stamp in the other names.
+    let stamp = logs[0].file_stem().unwrap().to_string_lossy().replacen("memory_log_", "", 1);
+    let digits: String = stamp.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    assert_eq!(digits, "00000000_000000");
+    let plots = named(dir.path(), &format!("memory_plot_{stamp}_"));
+    // One at the end of each whole second; a busy machine may miss one.
+    assert!((2..=3).contains(&plots.len()), "{plots:?}");
     plots.iter().for_each(|plot| assert_png(plot));
+    assert!(reports[0].ends_with(format!("memory_report_{stamp}.json")), "{reports:?}");
+}
+
+#[test]
+fn item_45_and_46_an_endless_monitor_ends_on_request_and_its_log_can_be_read_at_any_time() {
+    let dir = folder();
+    let pid = std::process::id().to_string();
+    let mut command = launch(&["monitor", "--pid", &pid, "--interval", "0.01", "--out"]);
+    let mut monitor = Running::start(command.arg(dir.path()), dir.path());
+    let (mut readings, mut samples) = (0, 0);
+    assert!(monitor.until("a hundred samples", || {
+        if let Some(log) = named(dir.path(), "memory_log_").first() {
+            let now = json(log).as_array().unwrap().len();
+            assert!(now >= samples, "{now} after {samples}");
+            (readings, samples) = (readings + 1, now);
+        }
+        samples >= 100
+    }));
+    println!("an array at each of {readings} readings");
+    monitor.signal(rustix::process::Signal::INT);
+    let ended = monitor.wait();
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let report = json(&named(dir.path(), "memory_report_")[0]);
+    assert!(report["samples"].as_u64().unwrap() >= 100, "{report}");
+    assert_eq!(named(dir.path(), "memory_plot_").len(), 1, "one plot at the end");
+}
+
+#[test]
+fn item_50_the_memory_line_comes_at_the_start_and_at_every_hundredth_step() {
+    let runs = Runs::new(&["train.max_steps=250", "log.memory_every=100"]);
+    let ended = runs.train("lines", &["--ranks", "2"]);
+    assert_eq!(ended.code, Some(0), "{ended}");
+    for rank in 0..2 {
+        let log = fs::read_to_string(runs.run("lines").path.join(format!("rank{rank}.log"))).unwrap();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("Memory - Process: ")).collect();
+        let tags: Vec<&str> =
+            lines.iter().map(|line| &line[line.find('[').unwrap()..=line.find(']').unwrap()]).collect();
+        assert_eq!(tags, ["[After dataset creation]", "[Step 100]", "[Step 200]"], "{log}");
+        for line in lines {
+            let form: String = line[line.find(']').unwrap()..].chars().filter(|c| !c.is_ascii_digit()).collect();
+            assert_eq!(form, "] Memory - Process: .MB (.%), System: ./.GB (.%)", "{line}");
+        }
+    }
+    assert!(ended.out.contains("[rank 1] [Step 200] Memory - Process: "), "{ended}");
+}
+
+#[test]
+fn item_56_the_allocators_setting_reaches_every_rank_and_is_echoed() {
+    const NAME: &str = "PYTORCH_CUDA_ALLOC_CONF";
+    let dir = folder();
+    let mut command = launch(&["--ranks", "2", "--exec", "sh", "-c", "echo rank $RANK: $PYTORCH_CUDA_ALLOC_CONF"]);
+    let ended = run(command.env(NAME, "max_split_size_mb:64"), dir.path());
+    for rank in 0..2 {
+        assert!(ended.out.contains(&format!("rank {rank}: max_split_size_mb:64")), "{ended}");
+    }
+    let runs = Runs::new(&["train.max_steps=1"]);
+    let train = |name: &str, conf: Option<&str>| {
+        let mut command = runs.command(&[]);
+        command.args(["--name", name, "--ranks", "1"]).env_remove(NAME).envs(conf.map(|conf| (NAME, conf)));
+        run(&mut command, runs.path())
+    };
+    let told = train("told", Some("max_split_size_mb:128"));
+    assert!(told.out.contains("PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:128"), "{told}");
+    let untold = train("untold", None);
+    assert!(untold.code == Some(0) && !untold.out.contains(NAME), "{untold}");
 }
 
 #[test]
@@ -95,7 +165,7 @@ fn item_72_a_healthy_run_is_watched_analysed_and_found_healthy() {
 }
 
 #[test]
-fn item_61_and_62_the_smart_loop_trains_in_legs_of_fresh_processes_without_growth() {
+fn item_61_the_smart_loop_trains_in_legs_of_fresh_processes_without_growth() {
     let sets = [
         "train.max_steps=null",
         "data.max_train_windows=16",

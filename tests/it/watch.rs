@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 const CACHE: &str = "data.cache_size_gb=0.0625";
 
 /// Four sessions of 16 MiB.
-fn data() -> &'static Path {
+pub fn data() -> &'static Path {
     static DATA: OnceLock<PathBuf> = OnceLock::new();
     DATA.get_or_init(|| {
         let at = folder().keep();
@@ -38,7 +38,7 @@ fn data() -> &'static Path {
     })
 }
 
-fn runs(sets: &[&str]) -> Runs {
+pub fn runs(sets: &[&str]) -> Runs {
     let path = format!("data.dataset_path={}", data().display());
     let common = [path.as_str(), CACHE, "data.max_val_windows=8", "train.stop_grace=60"];
     Runs::new(&[&common, sets].concat())
@@ -52,7 +52,7 @@ fn start(runs: &Runs, name: &str, words: &[&str]) -> Running {
 }
 
 /// Bytes of memory behind the page cache of launcher `pid`, as the kernel counts them; `None`: it has none yet.
-fn cache_bytes(pid: u32) -> Option<u64> {
+pub fn cache_bytes(pid: u32) -> Option<u64> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
     let mut found = entries.filter_map(|entry| {
         let ours = fs::read_link(entry.path()).ok()?.to_string_lossy().contains("memfd:headroom-cache");
@@ -86,10 +86,7 @@ fn item_38_shrinking_the_cache_by_half_while_training_gives_its_bytes_back_and_c
     let ended = running.wait();
     assert_eq!(ended.code, Some(0), "{ended}");
     assert!(ended.err.contains("page cache shrinks from 64.0MB to 32.0MB: 64.0MB → 32.0MB"), "{ended}");
-    let waits: Vec<f64> = run.metrics().iter().map(|line| line["data_wait_s"].as_f64().unwrap()).collect();
-    let most = |waits: &[f64]| waits.iter().copied().fold(0.0, f64::max);
-    let (quiet, shrinking) = (most(&waits[20..]), most(&waits[steps.saturating_sub(5)..(steps + 15).min(500)]));
-    println!("longest wait for data: {quiet:.4} s of all steps, {shrinking:.4} s while shrinking");
+    stalls(&run, steps);
 
     let off = ["--ranks", "2", "--set", "watch.enabled=false"];
     let ended = start(&runs, "unwatched", &off).wait();
@@ -99,6 +96,28 @@ fn item_38_shrinking_the_cache_by_half_while_training_gives_its_bytes_back_and_c
     assert_same_checkpoint(&run, &reference, 500, "watched and shrunk against unwatched");
     let node = |run: &Run| run.path.join("memory.node.jsonl");
     assert!(node(&run).is_file() && !node(&reference).is_file());
+}
+
+/// Prints how long steps and their waits for data took, all of them and those around `at`, where the page cache shrank:
+/// no wait there should be longer than one step.
+fn stalls(run: &Run, at: usize) {
+    let metrics = run.metrics();
+    let of = |key: &str| metrics.iter().map(|line| 1e3 * line[key].as_f64().unwrap()).collect::<Vec<_>>();
+    let (waits, steps) = (of("data_wait_s"), of("step_s"));
+    let around = at.saturating_sub(5)..(at + 15).min(steps.len());
+    let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+    let mut sorted = steps[20..].to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (usual, slow) = (sorted[sorted.len() / 2], sorted[sorted.len() * 99 / 100]);
+    println!(
+        "step: median {usual:.2} ms, 99 of 100 within {slow:.2} ms, longest around the shrink {:.2} ms",
+        most(&steps[around.clone()])
+    );
+    println!(
+        "wait for data: longest of all {:.2} ms, around the shrink {:.2} ms",
+        most(&waits[20..]),
+        most(&waits[around])
+    );
 }
 
 #[test]

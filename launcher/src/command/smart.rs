@@ -34,11 +34,13 @@ pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
     let mut name = run.name.clone();
     loop {
         ready.config.train.num_epochs = epochs;
-        let plan = ready.plan()?;
+        // Once: what was made smaller stays so.
+        let plan = if legs.is_empty() { ready.eased_plan()? } else { ready.plan()? };
         let mut folder = open(&ready.config, name.as_deref(), &resume)?;
         if legs.is_empty() {
             show(&plan);
             super::announce(&folder, &resume);
+            super::pre_flight(&ready, &plan);
         }
         println!("{}", said(&ready.config, legs.len() + 1, epochs));
         let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };

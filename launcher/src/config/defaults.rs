@@ -208,6 +208,7 @@ impl Default for WatchConfig {
         Self {
             enabled: true,
             response: true,
+            ease: true,
             ram_percent: [70.0, 80.0, 90.0],
             gpu_percent: [80.0, 90.0, 95.0],
             stop_percent: 97.0,

@@ -418,6 +418,8 @@ pub struct WatchConfig {
     pub enabled: bool,
     /// Give memory back under pressure; else only warn.
     pub response: bool,
+    /// Begin with smaller settings where memory is fuller than 80 % before training.
+    pub ease: bool,
     /// Note, warning and critical, percent of the budget, of physical memory and of the cgroup's limit.
     pub ram_percent: [f64; 3],
     /// The same of each device's memory.

@@ -154,6 +154,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("memory.budget", Size),
     ("watch.enabled", Flag),
     ("watch.response", Flag),
+    ("watch.ease", Flag),
     ("watch.ram_percent", Numbers(3)),
     ("watch.gpu_percent", Numbers(3)),
     ("watch.stop_percent", Number),

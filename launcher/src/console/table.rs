@@ -62,13 +62,15 @@ fn restarts(count: u32) -> String {
     }
 }
 
-/// Peaks of all ranks, then the plan's share of one of them.
+/// Peaks of all ranks, then what the plan has for one of them: its own lines, and the part of the page cache that its
+/// proportional set size holds.
 fn per_rank(summary: &Summary, plan: &Plan) -> String {
     // Number and unit stay together when the line is broken.
     let amount = |peak: &u64| bytes(*peak).replace(' ', "\u{a0}");
     let peaks: Vec<String> = summary.peak_pss_bytes_per_rank.iter().map(amount).collect();
     let peaks = if peaks.is_empty() { "not sampled".into() } else { format!("peak {}", peaks.join(" · ")) };
-    let planned: u64 = plan.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
+    let own: u64 = plan.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
+    let planned = own + plan.budget.page_cache_bytes / plan.topology.local_world_size.max(1) as u64;
     if planned == 0 { peaks } else { format!("{peaks} (planned {})", amount(&planned)) }
 }
 

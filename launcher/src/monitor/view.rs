@@ -130,7 +130,8 @@ impl Look {
             lines.push(cut(&training.join(", "), width));
         }
         if let Some(event) = self.run.node.as_ref().and_then(|node| node.event.as_ref()) {
-            lines.push(cut(event, width));
+            // A warning is several lines.
+            lines.extend(event.lines().map(|line| cut(line, width)));
         }
         lines
     }
@@ -149,11 +150,25 @@ fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
 }
 
+/// At most `width` columns of `text`.
 fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
+    if text.chars().map(columns).sum::<usize>() <= width {
         return text.to_owned();
     }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    let mut left = width.saturating_sub(1);
+    let fits = |c: &char| {
+        let fits = columns(*c) <= left;
+        left = left.saturating_sub(columns(*c));
+        fits
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
+}
+
+/// Columns that a terminal gives a character: two for Chinese and for the levels' marks.
+fn columns(c: char) -> usize {
+    let wide = matches!(u32::from(c), 0x1100..=0x115F | 0x2E80..=0xA4CF | 0xAC00..=0xD7A3 | 0xF900..=0xFAFF
+        | 0xFE30..=0xFE6F | 0xFF00..=0xFF60 | 0xFFE0..=0xFFE6 | 0x1F300..=0x1FAFF);
+    1 + usize::from(wide)
 }
 
 struct Bar<'a> {
@@ -259,6 +274,20 @@ mod tests {
             assert!(lines.contains(part), "{part}\n{lines}");
         }
         assert!(lines.ends_with("step 340, loss 0.1235, 1408 samples/s, data wait 2 %, cache hits 98 %"), "{lines}");
+    }
+
+    #[test]
+    fn a_warning_of_several_lines_in_chinese_fits_as_well() {
+        let mut look = look(1);
+        let event = "🟠 警告: 系统内存 85.1% (20.0GB / 23.5GB)\n   其他程序自启动以来多占用 3.0GB，最大的是 python (pid 4242, 2.9GB)：请关闭它，或降低 memory.budget";
+        look.run.node = Some(crate::contract::NodeRecord { event: Some(event.into()), ..Default::default() });
+        let lines = look.screen(80, false);
+        let [first, second] = &lines[lines.len() - 2..] else { panic!("{lines:?}") };
+        assert!(first.starts_with("🟠 警告: 系统内存 85.1%") && second.ends_with('…'), "{lines:?}");
+        let wide = |line: &String| line.chars().map(columns).sum::<usize>();
+        assert!(lines.iter().all(|line| wide(line) <= 80 && !line.contains('\n')), "{lines:?}");
+        assert!(wide(second) >= 79, "{second}");
+        assert_eq!(cut("内存", 3), "内…");
     }
 
     #[test]

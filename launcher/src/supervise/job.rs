@@ -4,22 +4,24 @@
 //! So a flood of output never delays a failure or a signal. epoll gives events in the order they happened, which
 //! decides between failures that arrive in one wake-up.
 
+mod hear;
+
 use super::cgroup::Cgroup;
 use super::child::{Child, Shared};
 use super::desk::{Desk, Order};
 use super::limits::MemoryGroup;
 use super::unix::{Guard, Signals};
-use super::verdict::{End, Said, Verdict, signal_name};
-use super::{Failure, Outcome, Spec, Stream, Watcher};
+use super::verdict::{Said, Verdict};
+use super::{Outcome, Spec, Stream, Watcher};
 use crate::cache::{CacheHost, HostPlan};
-use crate::contract::{self, FrameError, FromRank, Progress, ToRank, exit};
+use crate::contract::{Progress, ToRank};
 use crate::machine::{MemoryMeter, Probe};
 use crate::watch::{Findings, Told, Watch};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::Signal;
 use std::io;
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
@@ -274,52 +276,6 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn take_signals(&mut self) {
-        let mut numbers = [0; 64];
-        while let Ok(n @ 1..) = rustix::io::read(&self.signals.pipe, &mut numbers) {
-            for number in &numbers[..n] {
-                self.take_signal(i32::from(*number));
-            }
-        }
-    }
-
-    fn take_signal(&mut self, number: i32) {
-        match Signal::from_named_raw(number) {
-            Some(Signal::TSTP) => {
-                self.watcher.pause();
-                self.signal_groups(Signal::STOP);
-                let _ = kill_process(getpid(), Signal::STOP);
-            }
-            Some(Signal::CONT) => self.signal_groups(Signal::CONT),
-            Some(Signal::INT) => {
-                self.interrupts += 1;
-                self.forward(Signal::INT);
-                if self.interrupts > 1 {
-                    self.watcher.note("interrupted again: killing every rank now");
-                    self.signal_groups(Signal::KILL);
-                }
-            }
-            Some(Signal::USR2) => {
-                self.watcher.note("SIGUSR2: giving memory back");
-                self.tell_watch(Told::Now);
-            }
-            // A terminal that went away, and a job manager that wants the node back, mean the same.
-            Some(Signal::HUP) => self.forward(Signal::TERM),
-            Some(signal) => self.forward(signal),
-            None => {}
-        }
-    }
-
-    fn forward(&mut self, signal: Signal) {
-        if self.verdict.stopped_by().is_none() && !self.told {
-            let (name, grace) = (signal_name(signal.as_raw()), self.spec.grace.as_secs_f64());
-            self.watcher.note(&format!("{name}: asking every rank to stop, at most {grace} s"));
-        }
-        self.verdict.forwarded(signal.as_raw());
-        self.children.iter().for_each(|child| child.signal(signal));
-        self.start_grace();
-    }
-
     fn signal_groups(&self, signal: Signal) {
         self.children.iter().filter(|child| !child.ended).for_each(|child| child.signal_group(signal));
     }
@@ -342,24 +298,6 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// The page cache has something to say, or is at its end, which no rank survives.
-    fn take_cache(&mut self) -> io::Result<()> {
-        let Some(host) = self.cache else { return Ok(()) };
-        // Asked first: its last note comes before its end.
-        let ended = host.ended();
-        let notes = host.notes();
-        notes.iter().for_each(|note| self.watcher.note(&format!("page cache: {note}")));
-        if ended {
-            epoll::delete(&self.urgent, &host.alarm)?;
-            if let Some(index) = self.children.iter().position(|child| !child.ended) {
-                let why = notes.last().map(|note| format!(": {note}")).unwrap_or_default();
-                let error = format!("the page cache's directory in the launcher is gone, and no rank can go on{why}");
-                self.fail(index, exit::INTERNAL, error);
-            }
-        }
-        Ok(())
-    }
-
     fn take_exit(&mut self, index: usize) -> io::Result<()> {
         if self.children[index].ended {
             return Ok(());
@@ -378,72 +316,6 @@ impl<'a> Job<'a> {
             self.verdict.ended(index, end);
         }
         Ok(())
-    }
-
-    /// Reads all messages that a rank has sent so far.
-    fn take_control(&mut self, index: usize) {
-        let mut bytes = [0; 16 << 10];
-        loop {
-            let Some(control) = &self.children[index].control else {
-                return;
-            };
-            match rustix::io::read(control, &mut bytes) {
-                Ok(n @ 1..) => self.children[index].decoder.push(&bytes[..n]),
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => return,
-                // Closed. That is no failure as such: its exit tells.
-                Ok(_) | Err(_) => return self.close_control(index),
-            }
-            loop {
-                match self.children[index].decoder.next_message() {
-                    Ok(Some(message)) => self.take_message(index, message),
-                    Ok(None) => break,
-                    Err(FrameError::Body(e)) => {
-                        let rank = self.children[index].rank;
-                        self.watcher.note(&format!("rank {rank}: control message not understood: {e}"));
-                    }
-                    Err(e) => {
-                        self.fail(index, exit::INTERNAL, e.to_string());
-                        return self.close_control(index);
-                    }
-                }
-            }
-        }
-    }
-
-    fn close_control(&mut self, index: usize) {
-        // Closing takes it out of the epoll set: no other descriptor stands for the same socket end.
-        self.children[index].control = None;
-    }
-
-    fn take_message(&mut self, index: usize, message: FromRank) {
-        match message {
-            FromRank::Hello { version, .. } if version != contract::VERSION => {
-                let ours = contract::VERSION;
-                self.fail(
-                    index,
-                    exit::INTERNAL,
-                    format!("the rank speaks contract version {version}, the launcher {ours}: build both together"),
-                );
-            }
-            FromRank::Hello { .. } => self.verdict.greeted(index),
-            FromRank::Progress(mut progress) => {
-                let stats = self.cache.map(CacheHost::stats);
-                progress.cache_hit_rate = stats.and_then(|stats| stats.hit_rate()).or(progress.cache_hit_rate);
-                self.watcher.progress(&progress);
-                if self.progress.as_ref().is_none_or(|last| last.step != progress.step) {
-                    self.tell_watch(Told::Step(progress.step));
-                }
-                self.progress = Some(progress);
-            }
-            FromRank::Line { text } => self.children[index].line(&text, self.watcher),
-            FromRank::Failed { code, step, error } => self.verdict.said(index, Said { code, step, error }),
-            FromRank::Relieved(relieved) => {
-                let rank = self.children[index].rank;
-                self.tell_watch(Told::Relieved { rank, relieved });
-            }
-            FromRank::Done => {}
-        }
     }
 
     /// The launcher itself finds fault with a rank, which has to end.
@@ -493,38 +365,6 @@ impl<'a> Job<'a> {
         }
         Ok(())
     }
-
-    fn outcome(&mut self, wall: Duration, findings: Findings) -> Outcome {
-        let mut killed_for_memory = false;
-        let first_failure = self.verdict.cause().map(|cause| {
-            let child = &self.children[cause.index];
-            let status = self.verdict.end_of(cause.index);
-            let killed = status == Some(End::Signal(Signal::KILL.as_raw())) && cause.said.is_none();
-            let killed = killed.then(|| findings.explain_kill(cause.index));
-            killed_for_memory = killed.as_ref().is_some_and(|killed| killed.for_memory);
-            Failure {
-                rank: child.rank,
-                pid: child.pid.as_raw_nonzero().get().unsigned_abs(),
-                status,
-                step: cause.said.as_ref().and_then(|said| said.step),
-                error: cause.said.as_ref().map(|said| said.error.clone()),
-                explanation: killed.map(|killed| killed.lines).unwrap_or_default(),
-                last_lines: child.tail.lines(),
-            }
-        });
-        Outcome {
-            exit_code: self.verdict.exit_code(),
-            first_failure,
-            stopped_by: self.verdict.stopped_by(),
-            stopped_for: findings.stopped_for,
-            killed_for_memory,
-            wall,
-            peaks: findings.peaks,
-            restarts: 0,
-            progress: self.progress.take(),
-            cache: None,
-        }
-    }
 }
 
 fn add(set: &OwnedFd, source: &OwnedFd, kind: u64, index: usize) -> io::Result<()> {
@@ -548,54 +388,5 @@ fn wait(set: &OwnedFd, timeout: Option<Duration>) -> io::Result<Vec<(u64, usize)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cache::PolicyKind;
-    use crate::cache::server::tests::breakdown;
-    use crate::supervise::{CacheSpec, RankSpec};
-    use std::sync::Mutex;
-
-    #[derive(Default)]
-    struct Notes(Mutex<Vec<String>>);
-
-    impl Watcher for Notes {
-        fn line(&self, _: u32, _: Stream, _: &str) {}
-        fn note(&self, text: &str) {
-            self.0.lock().unwrap().push(text.into());
-        }
-    }
-
-    /// Rank 1 makes the directory's thread panic; both would live for minutes.
-    const SCRIPT: &str = r#"
-import os, time
-if os.environ["RANK"] == "1":
-    os.write(int(os.environ["HEADROOM_CACHE_FD"]), bytes.fromhex(os.environ["TEST_BYTES"]))
-time.sleep(300)
-"#;
-
-    #[test]
-    fn the_death_of_the_directory_alone_fails_the_job_with_its_cause() {
-        let hex: String = breakdown().iter().map(|byte| format!("{byte:02x}")).collect();
-        let rank = |rank: u32| RankSpec { rank, env: vec![("RANK".into(), rank.to_string())] };
-        let spec = Spec {
-            program: "python3".into(),
-            args: vec!["-c".into(), SCRIPT.into()],
-            env: vec![("TEST_BYTES".into(), hex)],
-            ranks: vec![rank(0), rank(1)],
-            log_dir: None,
-            grace: Duration::from_secs(20),
-            control: true,
-            cache: Some(CacheSpec { capacity_bytes: 1 << 20, policy: PolicyKind::Pin }),
-            watch: crate::watch::WatchSpec::silent(),
-            limits: None,
-        };
-        let notes = Notes::default();
-        let outcome = crate::supervise::run(&spec, &notes).unwrap();
-        assert_eq!(outcome.exit_code, exit::INTERNAL);
-        let failure = outcome.first_failure.unwrap().to_string();
-        assert!(failure.contains("the page cache's directory in the launcher is gone"), "{failure}");
-        assert!(failure.contains("ended in a panic"), "{failure}");
-        assert!(notes.0.lock().unwrap().iter().any(|note| note.starts_with("page cache: the directory's thread")));
-        println!("the job ended after {:?}", outcome.wall);
-    }
-}
+#[path = "job/tests.rs"]
+mod tests;

@@ -22,14 +22,6 @@ impl Level {
             Level::Critical => "critical",
         }
     }
-
-    fn lower(self) -> Self {
-        match self {
-            Level::Critical => Level::Warning,
-            Level::Warning => Level::Note,
-            _ => Level::Normal,
-        }
-    }
 }
 
 impl fmt::Display for Level {
@@ -108,17 +100,15 @@ fn level_of(share: f64, thresholds: [f64; 3]) -> Level {
     }
 }
 
-/// A level falls only when the share is this far below its threshold ...
+/// A level falls only when the share is this far below its threshold for a while.
 const BELOW: f64 = 0.02;
-/// ... for so long, seconds.
-const CALM_S: f64 = 10.0;
 
 /// The level of one source over time: it rises at once and falls late.
 #[derive(Clone, Debug, Default)]
 pub struct Gauge {
     level: Level,
-    /// Since when the share has been low enough to fall.
-    calm_since: Option<f64>,
+    /// Since when the share has been low enough to fall, and the highest level seen since.
+    calm: Option<(f64, Level)>,
 }
 
 impl Gauge {
@@ -126,23 +116,25 @@ impl Gauge {
         self.level
     }
 
-    /// Takes in a share at second `now`; true: the level changed.
-    pub fn update(&mut self, now: f64, share: f64, thresholds: [f64; 3]) -> bool {
+    /// Takes in a share at second `now`; true: the level changed. `calm_s`: how long the share has to stay low before the
+    /// level falls, then to the highest that was seen meanwhile.
+    pub fn update(&mut self, now: f64, share: f64, thresholds: [f64; 3], calm_s: f64) -> bool {
         let seen = level_of(share, thresholds);
         if seen > self.level {
-            (self.level, self.calm_since) = (seen, None);
+            (self.level, self.calm) = (seen, None);
             return true;
         }
-        if level_of(share + BELOW, thresholds) >= self.level {
-            self.calm_since = None;
+        let low = level_of(share + BELOW, thresholds);
+        if low >= self.level {
+            self.calm = None;
             return false;
         }
-        let since = *self.calm_since.get_or_insert(now);
-        if now - since < CALM_S {
+        let (since, highest) = self.calm.get_or_insert((now, low));
+        *highest = low.max(*highest);
+        if now - *since < calm_s {
             return false;
         }
-        self.calm_since = None;
-        self.level = self.level.lower().max(level_of(share + BELOW, thresholds));
+        (self.level, self.calm) = (*highest, None);
         true
     }
 }
@@ -153,6 +145,7 @@ mod tests {
 
     const RAM: [f64; 3] = [0.7, 0.8, 0.9];
     const GPU: [f64; 3] = [0.8, 0.9, 0.95];
+    const CALM_S: f64 = 10.0;
 
     fn scale(used: u64, planned: u64) -> Scale {
         Scale { source: Source::System, used_bytes: used, total_bytes: 1000, planned_bytes: planned }
@@ -188,21 +181,27 @@ mod tests {
         let mut changes = 0;
         for n in 0..2000 {
             let share = if n % 2 == 0 { 0.705 } else { 0.695 };
-            changes += usize::from(gauge.update(f64::from(n) * 0.5, share, RAM));
+            changes += usize::from(gauge.update(f64::from(n) * 0.5, share, RAM, CALM_S));
         }
         assert_eq!((changes, gauge.level()), (1, Level::Note));
     }
 
     #[test]
-    fn a_level_rises_at_once_and_falls_after_ten_calm_seconds() {
+    fn a_level_rises_at_once_and_falls_after_ten_calm_seconds_to_the_highest_seen_meanwhile() {
         let mut gauge = Gauge::default();
-        assert!(gauge.update(0.0, 0.95, RAM));
-        assert_eq!(gauge.level(), Level::Critical);
+        let mut update = |second: i32, share: f64| {
+            let changed = gauge.update(f64::from(second), share, RAM, CALM_S);
+            (changed, gauge.level())
+        };
+        assert_eq!(update(0, 0.95), (true, Level::Critical));
         for second in 1..=10 {
-            assert!(!gauge.update(f64::from(second), 0.5, RAM), "{second}");
+            assert_eq!(update(second, if second == 5 { 0.75 } else { 0.5 }), (false, Level::Critical), "{second}");
         }
-        assert!(gauge.update(11.0, 0.5, RAM));
-        assert_eq!(gauge.level(), Level::Warning);
-        assert!(!gauge.update(12.0, 0.9, RAM));
+        assert_eq!(update(11, 0.5), (true, Level::Note));
+        assert_eq!(update(12, 0.9), (true, Level::Warning));
+        // A share that comes near the threshold again begins the wait anew.
+        assert_eq!((update(13, 0.5), update(20, 0.79)), ((false, Level::Warning), (false, Level::Warning)));
+        assert_eq!((update(22, 0.5), update(31, 0.5)), ((false, Level::Warning), (false, Level::Warning)));
+        assert_eq!(update(32, 0.5), (true, Level::Normal));
     }
 }

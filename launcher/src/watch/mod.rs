@@ -6,7 +6,7 @@
 //!    ├──► leak (slope of each rank over steps)
 //!    └──► memory.node.jsonl, peaks, explain (after a kill)
 //! ```
-//! [`Watch::run`] is a thread's work; all that decides is pure and is told the time.
+//! [`Watch::run`] is a thread's work; all that decides is pure and is told the time. [`ease`] looks once, before the start.
 //!
 //! Architecture invariant: takes no part in training; it reaches ranks and page cache through [`Hands`] alone.
 
@@ -16,12 +16,14 @@ mod leak;
 mod level;
 mod records;
 mod sample;
+mod start;
 mod watcher;
 mod words;
 
 pub use explain::Killed;
 pub use leak::{Leak, Trend};
 pub use sample::{ProcessNow, Sample, Sampler};
+pub use start::{Before, ease};
 pub use watcher::{Findings, Peaks, Watch};
 pub use words::pre_flight;
 

@@ -22,6 +22,9 @@ const REPEAT_S: f64 = 600.0;
 const ANSWER_S: f64 = 10.0;
 /// After that long ranks that were told to stop are asked by a signal, seconds.
 const STOP_S: f64 = 15.0;
+/// A level falls after a share of `watch.recover` without pressure, at most after so long, seconds.
+const CALM_SHARE: f64 = 1.0 / 3.0;
+const MOST_CALM_S: f64 = 10.0;
 /// Samples between two looks at a trend.
 const TREND_EVERY: u64 = 16;
 
@@ -300,13 +303,14 @@ impl<'a> Watch<'a> {
 
     /// Says what has changed, once; returns the event for the records.
     fn warn(&mut self, scales: &[Scale], sample: &Sample, now: f64) -> Option<String> {
+        let calm_s = (self.spec.recover_s * CALM_SHARE).min(MOST_CALM_S);
         let mut risen: Option<(Level, Scale)> = None;
         let mut fallen = None;
         for scale in scales {
             let thresholds = scale.thresholds(self.thresholds(scale.source));
             let gauge = self.gauges.entry(scale.source).or_default();
             let before = gauge.level();
-            if !gauge.update(now, scale.share(), thresholds) {
+            if !gauge.update(now, scale.share(), thresholds, calm_s) {
                 continue;
             }
             let level = gauge.level();

@@ -72,7 +72,7 @@ fn watch<'a>(spec: &'a WatchSpec, log: &'a Log) -> Watch<'a> {
 }
 
 #[test]
-fn injected_values_give_note_warning_and_danger_once_each() {
+fn item_48_injected_values_give_note_warning_and_danger_once_each() {
     let (spec, log) = (WatchSpec { response: false, ..spec() }, Log::default());
     let mut watch = watch(&spec, &log);
     see(&mut watch, sample(GIB), 0.0);

@@ -236,6 +236,14 @@ pub fn pre_flight(language: Language, available_bytes: u64, percent: f64) -> Vec
     lines
 }
 
+/// Training begins with less than it was asked for, since memory is `percent` full.
+pub fn eased(language: Language, percent: f64, changes: &str) -> String {
+    match language {
+        Language::En => format!("memory is {percent:.1}% full before training, smaller from the start: {changes}"),
+        Language::Zh => format!("训练前内存使用率 {percent:.1}%，已自动优化配置: {changes}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -138,6 +138,8 @@ pub(super) struct State {
     free: Vec<Slot>,
     /// Requests known ahead of their batches.
     upcoming: VecDeque<BatchRequest>,
+    /// Of these so many, the first, are not announced: memory is short, and they are announced when they begin.
+    withdrawn: usize,
     /// Batches of the current run, in request order.
     flights: VecDeque<Flight>,
     /// Batches of cancelled runs with chunks still out.
@@ -233,6 +235,19 @@ impl Shared {
         ahead.saturating_sub(self.lock().upcoming.len())
     }
 
+    /// What the data set holds ahead for batches that have not begun goes back; they are announced again as they begin.
+    fn withdraw(&self) {
+        let mut state = self.lock();
+        let announced: Vec<Retired> = state.upcoming.iter().skip(state.withdrawn).map(Retired::of).collect();
+        state.withdrawn = state.upcoming.len();
+        drop(state);
+        self.retire(announced);
+    }
+
+    fn announce(&self, request: &BatchRequest) {
+        self.dataset.announce(BatchAhead { epoch: request.epoch, ids: &request.sample_ids });
+    }
+
     fn retire(&self, batches: impl IntoIterator<Item = Retired>) {
         for Retired { epoch, ids } in batches {
             self.dataset.retire(BatchAhead { epoch, ids: &ids });
@@ -241,9 +256,12 @@ impl Shared {
 
     pub(super) fn add_requests(&self, requests: &mut Vec<BatchRequest>) {
         if !requests.is_empty() {
-            for request in requests.iter() {
-                self.dataset.announce(BatchAhead { epoch: request.epoch, ids: &request.sample_ids });
-            }
+            let mut state = self.lock();
+            // In the order of batches; no thread may begin one of these meanwhile.
+            let withdrawn = std::mem::take(&mut state.withdrawn);
+            state.upcoming.iter().take(withdrawn).for_each(|request| self.announce(request));
+            drop(state);
+            requests.iter().for_each(|request| self.announce(request));
             self.lock().upcoming.extend(requests.drain(..));
             self.work.notify_all();
         }
@@ -292,6 +310,9 @@ impl Shared {
     /// Gives back what is kept for speed alone. Threads follow when they next look.
     pub(super) fn give_memory_back(&self) {
         self.throttle.trim();
+        if self.throttle.is_paused() {
+            self.withdraw();
+        }
         self.dataset.give_back();
         if self.gives_back {
             self.lock().free.iter_mut().for_each(Slot::give_pages_back);
@@ -308,6 +329,10 @@ impl Shared {
             }
             let mut slot = state.free.pop()?;
             let request = state.upcoming.pop_front()?;
+            if state.withdrawn > 0 {
+                state.withdrawn -= 1;
+                self.announce(&request);
+            }
             slot.cut(self.fields.iter().map(FieldSpec::sample_bytes), self.chunk);
             let error = self.refuse(&request).map(|error| (0, error));
             let chunks = request.sample_ids.len().div_ceil(self.chunk);
@@ -421,7 +446,8 @@ impl Shared {
     /// Forgets every request and batch of the current run; chunks still out come back by themselves.
     pub(super) fn cancel(&self) {
         let mut state = self.lock();
-        let mut retired: Vec<Retired> = state.upcoming.drain(..).map(|request| Retired::of(&request)).collect();
+        let withdrawn = std::mem::take(&mut state.withdrawn);
+        let mut retired: Vec<Retired> = state.upcoming.drain(..).skip(withdrawn).map(|r| Retired::of(&r)).collect();
         while let Some(mut flight) = state.flights.pop_front() {
             if flight.idle() {
                 retired.extend(flight.retire());

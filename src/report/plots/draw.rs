@@ -31,6 +31,8 @@ const COLOURS: [RGBColor; 7] = [
 ];
 /// Dash and gap of a limit, pixels.
 const DASH: (i32, i32) = (10, 6);
+/// Least distance of two limits' names, pixels.
+const LABEL_HEIGHT: i32 = 22;
 
 /// One line of a panel.
 pub(super) struct Curve {
@@ -239,24 +241,36 @@ fn draw_area(area: &Area, frame: &Frame, xs: &Axis, ys: &Axis, curve: &Curve) ->
 
 /// Dashed lines across the plot area; names stand above them, those of lines close together beside each other.
 fn draw_limits(area: &Area, frame: &Frame, ys: &Axis, limits: &[(String, f64)]) -> Drawn {
-    let mut ends = frame.x1;
-    let mut above: Option<i32> = None;
-    let mut sorted: Vec<&(String, f64)> = limits.iter().collect();
-    sorted.sort_by(|a, b| a.1.total_cmp(&b.1));
-    for (name, value) in sorted {
-        let Some(place) = ys.place(*value) else { continue };
+    let known = limits.iter().filter_map(|(name, value)| Some((name.as_str(), frame.y(ys.place(*value)?))));
+    for (names, y) in labels(known.collect()) {
+        let at = (frame.x1 - 4, y - 3);
+        area.draw(&Text::new(names, at, style(16, ALERT, HPos::Right, VPos::Bottom))).map_err(text)?;
+    }
+    for place in limits.iter().filter_map(|limit| ys.place(limit.1)) {
         let y = frame.y(place);
         for x in (frame.x0..frame.x1).step_by((DASH.0 + DASH.1) as usize) {
             let dash = [(x, y), ((x + DASH.0).min(frame.x1), y)];
             area.draw(&PathElement::new(dash, ALERT.stroke_width(2))).map_err(text)?;
         }
-        let style = style(16, ALERT, HPos::Right, VPos::Bottom);
-        let (wide, _) = area.estimate_text_size(name, &style).map_err(text)?;
-        ends = if above.is_some_and(|last| last - y < 22) { ends - wide as i32 - 24 } else { frame.x1 };
-        area.draw(&Text::new(name.clone(), (ends - 4, y - 3), style)).map_err(text)?;
-        above = Some(y);
     }
     Ok(())
+}
+
+/// Names of limits and their heights in pixels from the top; those that stand too close for two lines of text share one,
+/// over the highest of them.
+fn labels(mut limits: Vec<(&str, i32)>) -> Vec<(String, i32)> {
+    limits.sort_by_key(|(_, y)| std::cmp::Reverse(*y));
+    let mut labels: Vec<(String, i32)> = Vec::new();
+    for (name, y) in limits {
+        match labels.last_mut() {
+            Some((names, last)) if *last - y < LABEL_HEIGHT => {
+                *names = format!("{names}, {name}");
+                *last = y;
+            }
+            _ => labels.push((name.to_owned(), y)),
+        }
+    }
+    labels
 }
 
 /// Vertical lines, numbered at their upper end where there is room beside the last.
@@ -304,4 +318,16 @@ fn draw_curve(area: &Area, frame: &Frame, xs: &Axis, ys: &Axis, curve: &Curve) -
 fn mean(column: &[(i32, i32)]) -> (i32, i32) {
     let sum: i64 = column.iter().map(|p| i64::from(p.1)).sum();
     (column[0].0, (sum / column.len() as i64) as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_limits_that_stand_close_share_a_line() {
+        let found = labels(vec![("budget", 100), ("planned", 101), ("80 %", 150), ("70 %", 172)]);
+        let expected = [("70 %", 172), ("80 %", 150), ("planned, budget", 100)];
+        assert_eq!(found, expected.map(|(name, y)| (name.to_owned(), y)));
+    }
 }

@@ -128,11 +128,21 @@ fn read(run_dir: &Path, rank: usize) -> RankSeries {
     let Ok(file) = File::open(run_dir.join(format!("memory.rank{rank}.jsonl"))) else { return series };
     for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
         if let Ok(record) = serde_json::from_slice::<MemoryRecord>(&line) {
-            series.uss.push((record.t, record.uss_bytes as f64));
+            series.uss.push((record.t, own_bytes(&record) as f64));
             series.cache.push((record.t, record.cache_bytes as f64));
         }
     }
     series
+}
+
+/// What the rank holds for itself. Pages of the page cache that no other rank has touched yet are unique to it as well, and
+/// are drawn with the cache.
+fn own_bytes(record: &MemoryRecord) -> u64 {
+    match record.anon_bytes + record.file_bytes {
+        // Records of earlier versions.
+        0 => record.uss_bytes,
+        unshared => record.uss_bytes.min(unshared),
+    }
 }
 
 /// Stacked tops in GiB, the highest first: ranks on each other, all on the page cache.
@@ -199,6 +209,20 @@ mod tests {
         let curves = areas(&ranks, 0.0, 2.0);
         let tops: Vec<f64> = curves.iter().map(Curve::highest).collect();
         assert_eq!(tops, [6.0, 5.0, 2.0], "both ranks on the cache, one rank on it, the cache alone");
+    }
+
+    #[test]
+    fn cache_pages_that_one_rank_alone_has_touched_are_not_counted_twice() {
+        let record = |uss_bytes, anon_bytes, file_bytes| MemoryRecord {
+            uss_bytes,
+            anon_bytes,
+            file_bytes,
+            ..Default::default()
+        };
+        assert_eq!(
+            [record(300, 100, 50), record(120, 100, 50), record(300, 0, 0)].map(|r| own_bytes(&r)),
+            [150, 120, 300]
+        );
     }
 
     #[test]

@@ -126,8 +126,9 @@ impl Loop<'_, '_> {
     /// An order to halve, which all ranks agreed on in the step just done.
     pub(super) fn halve_as_ordered(&mut self) {
         let text = self.halve().unwrap_or_else(|| "micro-batches hold one sample already: nothing to halve".to_owned());
-        self.observer.line(format!("memory is short: {text}"));
-        self.desk.halved(self.state.step, text, self.observer);
+        let step = self.state.step;
+        self.observer.line(format!("memory is short after step {step}: {text}"));
+        self.desk.halved(step, text, self.observer);
     }
 
     /// Memory ran out in the step that is to be repeated. `message`: what this rank's allocator said, if it was here.

@@ -40,8 +40,60 @@ fn a_paused_loader_begins_no_batch_ahead_and_gives_the_same_ones() {
                 break;
             }
         }
-        assert_eq!(stream.by_ref().count(), requests.len() - requests.len() / 2 - 1);
-        assert!(threads == 0 || stream.stats().most_ahead > 1, "prefetching goes on after the pause");
+        let mut left = requests.len() - requests.len() / 2 - 1;
+        if threads > 0 {
+            stream.next().unwrap().unwrap();
+            left -= 1;
+            // Prefetching goes on after the pause, sooner or later.
+            while stream.stats().most_ahead < 2 {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(stream.by_ref().count(), left);
+    }
+}
+
+#[test]
+fn a_pause_takes_announcements_back_and_makes_them_again_in_order() {
+    for threads in [1, 3] {
+        let dataset = Arc::new(Numbers::new(400));
+        let throttle = Arc::new(Throttle::default());
+        let mut loader = loader(&dataset, LoaderSpec { throttle: Arc::clone(&throttle), ..spec(threads) });
+        let requests: Vec<_> = planner(400).requests(0, 0).collect();
+        let mut stream = loader.run(requests.clone().into_iter()).unwrap();
+        stream.next().unwrap().unwrap();
+        let counts = || (dataset.announced.lock().unwrap().len(), dataset.retired.lock().unwrap().len());
+        throttle.pause(true);
+        let (announced, _) = counts();
+        stream.give_back();
+        // Batches that were begun before the pause are read to their end.
+        let begun = stream.stats().most_ahead;
+        let mut held = usize::MAX;
+        while held > begun {
+            let (now, retired) = counts();
+            assert_eq!(now, announced, "nothing is announced while nobody waits");
+            held = now - retired;
+            std::thread::yield_now();
+        }
+        assert!(announced > begun + 1, "some were announced ahead: {announced}, {begun} begun");
+        let paused = requests.len() / 2;
+        for request in &requests[1..paused] {
+            assert_eq!(stream.next().unwrap().unwrap().sample_ids(), request.sample_ids);
+            let (announced, retired) = counts();
+            assert!(announced - retired <= begun + 1, "{announced} announced, {retired} retired");
+        }
+        throttle.pause(false);
+        assert_eq!(stream.by_ref().count(), requests.len() - paused);
+        drop(stream);
+        let (mut announced, retired) = counts();
+        assert_eq!(announced, retired, "each announcement once");
+        // Without those that were taken back: the order of batches.
+        let mut last = requests.iter().map(|request| (request.epoch, request.sample_ids.clone())).rev();
+        for batch in dataset.announced.lock().unwrap().iter().rev().take(requests.len() - paused) {
+            assert_eq!(Some(batch), last.next().as_ref());
+            announced -= 1;
+        }
+        assert!(announced > paused, "those ahead of the pause came twice");
     }
 }
 

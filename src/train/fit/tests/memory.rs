@@ -1,6 +1,7 @@
 //! Memory that runs out.
 
 use super::*;
+use crate::torch;
 
 /// Rank 1 runs out of memory in its third step; the ranks' shares are 4 samples, one pass each.
 fn fault_at(pass: usize, place: Place, job: &Job) -> Job {
@@ -107,4 +108,36 @@ fn item_27_caches_are_cleared_periodically_counted_and_change_nothing() {
     let lines = cleaned[0].told.lines.iter().filter(|line| *line == "Memory cleanup completed").count();
     assert_eq!(lines, 3);
     assert_eq!((&cleaned[0].params, losses(&cleaned[0])), (&plain[0].params, losses(&plain[0])));
+}
+
+/// Set in the process that the test below starts.
+const ALONE: &str = "HEADROOM_TEST_ALONE";
+
+#[test]
+fn item_62_experiments_in_one_process_with_a_clean_up_between_stay_flat() {
+    if std::env::var_os(ALONE).is_none() {
+        // In a process of its own: other tests take memory and give it back meanwhile.
+        let path = module_path!().split_once("::").unwrap().1;
+        let name = format!("{path}::item_62_experiments_in_one_process_with_a_clean_up_between_stay_flat");
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = alone.args(["--exact", &name, "--nocapture"]).env(ALONE, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return print!("{text}");
+    }
+    let resident: Vec<u64> = (0..40)
+        .map(|number| {
+            let dir = tempfile::tempdir().unwrap();
+            let ranks = run(&Job { ema: Some(0.9), ..Job::new(&dir) });
+            assert!(ranks.iter().all(|ended| ended.result.as_ref().unwrap().steps == 10), "experiment {number}");
+            drop(ranks);
+            torch::release_caches();
+            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+            pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+        })
+        .collect();
+    let mean = |values: &[u64]| values.iter().sum::<u64>() / values.len() as u64;
+    let (early, late) = (mean(&resident[10..20]), mean(&resident[30..]));
+    println!("resident after experiments 10 to 20: {early} bytes, 30 to 40: {late}");
+    assert!(late < early + (1 << 20), "{resident:?}");
 }

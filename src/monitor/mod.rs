@@ -20,12 +20,17 @@
 //!
 //! Architecture invariant: nothing here is needed to train; `rank` has its own sampler.
 
+mod guard;
+mod statistics;
+
+pub use guard::{MemorySummary, OutOfMemory, SUGGESTIONS, explain, with_memory_guard};
+
 use crate::report::memory::{GpuMemory, MemorySnapshot};
-use crate::torch::{self, TorchError};
+use crate::torch;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use launcher::config::Language;
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -34,14 +39,6 @@ const MIB: f64 = 1024.0 * 1024.0;
 const GIB: f64 = 1024.0 * MIB;
 /// Samples kept for the trend, the newest.
 const HISTORY: usize = 1024;
-/// What people may change when memory ran out, in this order. A smaller micro-batch needs less memory, not a larger one.
-pub const SUGGESTIONS: [&str; 4] = [
-    "1. Reduce --batch_size",
-    "2. Set a smaller positive --microbatch",
-    "3. Use --use_fp16 for half precision",
-    "4. Reduce model size",
-];
-
 /// The kernel did not say what this process uses.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
@@ -72,53 +69,6 @@ pub struct GpuInfo {
     pub max_allocated_mb: f64,
 }
 
-/// Where memory stands, by the keys of the users' guides; MB are MiB.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct MemorySummary {
-    pub current_cpu_mb: f64,
-    pub current_gpu_mb: f64,
-    pub max_memory_used_mb: f64,
-    pub step_count: u64,
-    pub gpu_cached_mb: f64,
-    pub gpu_max_allocated_mb: f64,
-}
-
-impl fmt::Display for MemorySummary {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(
-            f,
-            "{{'current_cpu_mb': {:.1}, 'current_gpu_mb': {:.1}, 'max_memory_used_mb': {:.1}, 'step_count': {}, \
-             'gpu_cached_mb': {:.1}, 'gpu_max_allocated_mb': {:.1}}}",
-            self.current_cpu_mb,
-            self.current_gpu_mb,
-            self.max_memory_used_mb,
-            self.step_count,
-            self.gpu_cached_mb,
-            self.gpu_max_allocated_mb
-        )
-    }
-}
-
-impl MemorySummary {
-    /// Of this process, now; zeros where that is unknown.
-    pub fn now() -> Self {
-        snapshot().map_or_else(|_| Self::default(), |now| Self::of(&now, now.rss_peak_bytes, 0))
-    }
-
-    fn of(now: &MemorySnapshot, peak_bytes: u64, step_count: u64) -> Self {
-        let gpu = now.gpu.unwrap_or_default();
-        let mib = |bytes: u64| bytes as f64 / MIB;
-        Self {
-            current_cpu_mb: mib(now.rss_bytes),
-            current_gpu_mb: mib(gpu.allocated_bytes),
-            max_memory_used_mb: mib(peak_bytes.max(now.rss_bytes)),
-            step_count,
-            gpu_cached_mb: mib(gpu.reserved_bytes),
-            gpu_max_allocated_mb: mib(gpu.peak_bytes),
-        }
-    }
-}
-
 /// What a clean-up did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleanup {
@@ -130,49 +80,6 @@ impl Cleanup {
     pub fn released_bytes(&self) -> u64 {
         self.rss_before_bytes.saturating_sub(self.rss_after_bytes)
     }
-}
-
-/// Memory ran out within [`with_memory_guard`]; caches are released already.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("out of memory: {message}")]
-pub struct OutOfMemory {
-    /// The first line of what the allocator said.
-    pub message: String,
-    /// After the work was given up, before the caches were released.
-    pub summary: MemorySummary,
-}
-
-impl OutOfMemory {
-    /// Error, summary and suggestions, one line each.
-    pub fn explanation(&self) -> Vec<String> {
-        explain(&self.message, &self.summary)
-    }
-}
-
-/// The guides' words for memory that ran out, one line each.
-pub fn explain(message: &str, summary: &MemorySummary) -> Vec<String> {
-    let mut lines = vec![
-        format!("❌ Memory Error: {message}"),
-        format!("💾 Memory Summary: {summary}"),
-        "💡 Suggestions:".to_owned(),
-    ];
-    lines.extend(SUGGESTIONS.iter().map(|line| format!("   {line}")));
-    lines
-}
-
-/// Runs `work`. Where libtorch runs out of memory within it, on the device or on the host: what happened and what to change
-/// is printed to stderr, caches are released, and the error comes back instead of a panic. Other panics go on.
-///
-/// # Errors
-/// [`OutOfMemory`].
-pub fn with_memory_guard<T>(work: impl FnOnce() -> T) -> Result<T, OutOfMemory> {
-    torch::catch_out_of_memory(work).map_err(|error| {
-        let message = if let TorchError::OutOfMemory { message } = error { message } else { error.to_string() };
-        let error = OutOfMemory { message, summary: MemorySummary::now() };
-        error.explanation().iter().for_each(|line| eprintln!("{line}"));
-        torch::release_caches();
-        error
-    })
 }
 
 fn snapshot() -> Result<MemorySnapshot, procfs::ProcError> {
@@ -340,6 +247,15 @@ impl MemoryMonitor {
         )
     }
 
+    /// All that kernel and allocator say, asked anew: `System memory: …`, and with a device `GPU memory: …` with every
+    /// statistic of the allocator, by PyTorch's names; in Chinese `系统内存: …` and `GPU内存: …`. Bytes and counts.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn statistics(&self, language: Language) -> Result<Vec<String>, MonitorError> {
+        statistics::lines(language, &self.look()?)
+    }
+
     /// Releases what allocators keep for speed, and says what that gave.
     pub fn force_cleanup(&self) -> Cleanup {
         let resident = || self.look().map_or(0, |now| now.rss_bytes);
@@ -383,7 +299,6 @@ fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind, Tensor};
 
     fn silent(log_interval: u64) -> (MemoryMonitor, Arc<Mutex<Vec<String>>>) {
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -476,36 +391,6 @@ mod tests {
         let summary = monitor.summary();
         assert_eq!(summary.step_count, 250);
         assert!(summary.max_memory_used_mb >= summary.current_cpu_mb && summary.current_cpu_mb > 1.0, "{summary}");
-        assert!(summary.to_string().starts_with("{'current_cpu_mb': "), "{summary}");
         assert_eq!(silent(0).0.log_memory_usage(0), None);
-    }
-
-    #[test]
-    fn item_53_the_guard_turns_out_of_memory_into_an_error() {
-        let sum = with_memory_guard(|| Tensor::ones([8], (Kind::Float, Device::Cpu)).sum(Kind::Float));
-        assert_eq!(sum.unwrap().double_value(&[]), 8.0);
-        let error = with_memory_guard(|| Tensor::empty([1 << 50], (Kind::Float, Device::Cpu))).unwrap_err();
-        assert!(error.to_string().contains("can't allocate memory"), "{error}");
-        assert!(error.summary.current_cpu_mb > 1.0);
-        let other = std::panic::catch_unwind(|| with_memory_guard(|| panic!("something else")));
-        assert_eq!(other.unwrap_err().downcast_ref::<&str>(), Some(&"something else"));
-    }
-
-    #[test]
-    fn item_54_four_suggestions_follow_error_and_summary() {
-        let summary = MemorySummary { current_cpu_mb: 8192.0, current_gpu_mb: 11000.0, ..Default::default() };
-        let lines = explain("CUDA out of memory", &summary);
-        assert_eq!(lines[0], "❌ Memory Error: CUDA out of memory");
-        assert!(lines[1].starts_with("💾 Memory Summary: {'current_cpu_mb': 8192.0, 'current_gpu_mb': 11000.0, "));
-        assert_eq!(lines[2], "💡 Suggestions:");
-        assert_eq!(
-            lines[3..],
-            [
-                "   1. Reduce --batch_size",
-                "   2. Set a smaller positive --microbatch",
-                "   3. Use --use_fp16 for half precision",
-                "   4. Reduce model size"
-            ]
-        );
     }
 }

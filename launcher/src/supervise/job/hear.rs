@@ -1,0 +1,177 @@
+//! What reaches the loop from outside: signals, the page cache's notes, messages of the ranks; and what it adds up to.
+
+use super::Job;
+use crate::cache::CacheHost;
+use crate::contract::{self, FrameError, FromRank, exit};
+use crate::supervise::verdict::{End, Said, signal_name};
+use crate::supervise::{Failure, Outcome};
+use crate::watch::{Findings, Told};
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::process::{Signal, getpid, kill_process};
+use std::io;
+use std::time::Duration;
+
+impl Job<'_> {
+    pub(super) fn take_signals(&mut self) {
+        let mut numbers = [0; 64];
+        while let Ok(n @ 1..) = rustix::io::read(&self.signals.pipe, &mut numbers) {
+            for number in &numbers[..n] {
+                self.take_signal(i32::from(*number));
+            }
+        }
+    }
+
+    fn take_signal(&mut self, number: i32) {
+        match Signal::from_named_raw(number) {
+            Some(Signal::TSTP) => {
+                self.watcher.pause();
+                self.signal_groups(Signal::STOP);
+                let _ = kill_process(getpid(), Signal::STOP);
+            }
+            Some(Signal::CONT) => self.signal_groups(Signal::CONT),
+            Some(Signal::INT) => {
+                self.interrupts += 1;
+                self.forward(Signal::INT);
+                if self.interrupts > 1 {
+                    self.watcher.note("interrupted again: killing every rank now");
+                    self.signal_groups(Signal::KILL);
+                }
+            }
+            Some(Signal::USR2) => {
+                self.watcher.note("SIGUSR2: giving memory back");
+                self.tell_watch(Told::Now);
+            }
+            // A terminal that went away, and a job manager that wants the node back, mean the same.
+            Some(Signal::HUP) => self.forward(Signal::TERM),
+            Some(signal) => self.forward(signal),
+            None => {}
+        }
+    }
+
+    pub(super) fn forward(&mut self, signal: Signal) {
+        if self.verdict.stopped_by().is_none() && !self.told {
+            let (name, grace) = (signal_name(signal.as_raw()), self.spec.grace.as_secs_f64());
+            self.watcher.note(&format!("{name}: asking every rank to stop, at most {grace} s"));
+        }
+        self.verdict.forwarded(signal.as_raw());
+        self.children.iter().for_each(|child| child.signal(signal));
+        self.start_grace();
+    }
+
+    /// The page cache has something to say, or is at its end, which no rank survives.
+    pub(super) fn take_cache(&mut self) -> io::Result<()> {
+        let Some(host) = self.cache else { return Ok(()) };
+        // Asked first: its last note comes before its end.
+        let ended = host.ended();
+        let notes = host.notes();
+        notes.iter().for_each(|note| self.watcher.note(&format!("page cache: {note}")));
+        if ended {
+            epoll::delete(&self.urgent, &host.alarm)?;
+            if let Some(index) = self.children.iter().position(|child| !child.ended) {
+                let why = notes.last().map(|note| format!(": {note}")).unwrap_or_default();
+                let error = format!("the page cache's directory in the launcher is gone, and no rank can go on{why}");
+                self.fail(index, exit::INTERNAL, error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all messages that a rank has sent so far.
+    pub(super) fn take_control(&mut self, index: usize) {
+        let mut bytes = [0; 16 << 10];
+        loop {
+            let Some(control) = &self.children[index].control else {
+                return;
+            };
+            match rustix::io::read(control, &mut bytes) {
+                Ok(n @ 1..) => self.children[index].decoder.push(&bytes[..n]),
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return,
+                // Closed. That is no failure as such: its exit tells.
+                Ok(_) | Err(_) => return self.close_control(index),
+            }
+            loop {
+                match self.children[index].decoder.next_message() {
+                    Ok(Some(message)) => self.take_message(index, message),
+                    Ok(None) => break,
+                    Err(FrameError::Body(e)) => {
+                        let rank = self.children[index].rank;
+                        self.watcher.note(&format!("rank {rank}: control message not understood: {e}"));
+                    }
+                    Err(e) => {
+                        self.fail(index, exit::INTERNAL, e.to_string());
+                        return self.close_control(index);
+                    }
+                }
+            }
+        }
+    }
+
+    fn close_control(&mut self, index: usize) {
+        // Closing takes it out of the epoll set: no other descriptor stands for the same socket end.
+        self.children[index].control = None;
+    }
+
+    fn take_message(&mut self, index: usize, message: FromRank) {
+        match message {
+            FromRank::Hello { version, .. } if version != contract::VERSION => {
+                let ours = contract::VERSION;
+                self.fail(
+                    index,
+                    exit::INTERNAL,
+                    format!("the rank speaks contract version {version}, the launcher {ours}: build both together"),
+                );
+            }
+            FromRank::Hello { .. } => self.verdict.greeted(index),
+            FromRank::Progress(mut progress) => {
+                let stats = self.cache.map(CacheHost::stats);
+                progress.cache_hit_rate = stats.and_then(|stats| stats.hit_rate()).or(progress.cache_hit_rate);
+                self.watcher.progress(&progress);
+                if self.progress.as_ref().is_none_or(|last| last.step != progress.step) {
+                    self.tell_watch(Told::Step(progress.step));
+                }
+                self.progress = Some(progress);
+            }
+            FromRank::Line { text } => self.children[index].line(&text, self.watcher),
+            FromRank::Failed { code, step, error } => self.verdict.said(index, Said { code, step, error }),
+            FromRank::Relieved(relieved) => {
+                let rank = self.children[index].rank;
+                self.tell_watch(Told::Relieved { rank, relieved });
+            }
+            FromRank::Done => {}
+        }
+    }
+
+    pub(super) fn outcome(&mut self, wall: Duration, findings: Findings) -> Outcome {
+        let mut killed_for_memory = false;
+        let first_failure = self.verdict.cause().map(|cause| {
+            let child = &self.children[cause.index];
+            let status = self.verdict.end_of(cause.index);
+            let killed = status == Some(End::Signal(Signal::KILL.as_raw())) && cause.said.is_none();
+            let killed = killed.then(|| findings.explain_kill(cause.index));
+            killed_for_memory = killed.as_ref().is_some_and(|killed| killed.for_memory);
+            Failure {
+                rank: child.rank,
+                pid: child.pid.as_raw_nonzero().get().unsigned_abs(),
+                status,
+                step: cause.said.as_ref().and_then(|said| said.step),
+                error: cause.said.as_ref().map(|said| said.error.clone()),
+                explanation: killed.map(|killed| killed.lines).unwrap_or_default(),
+                last_lines: child.tail.lines(),
+            }
+        });
+        Outcome {
+            exit_code: self.verdict.exit_code(),
+            first_failure,
+            stopped_by: self.verdict.stopped_by(),
+            stopped_for: findings.stopped_for,
+            killed_for_memory,
+            wall,
+            peaks: findings.peaks,
+            restarts: 0,
+            progress: self.progress.take(),
+            cache: None,
+        }
+    }
+}
