@@ -170,8 +170,9 @@ impl ClipDataset {
                 let key = Frames::key(frame, *modality);
                 match self.read_entry(key, *modality, cut, (out, sink.lent.is_some()), scratch) {
                     Ok(part) => {
-                        let part = part.map(|lent| LentPart { field: number, at: t * bytes, lent });
-                        sink.lent.iter_mut().for_each(|lent| lent.extend(part));
+                        if let (Some(lent), Some(parts)) = (part, &mut sink.lent) {
+                            parts.push(LentPart { field: number, at: t * bytes, lent });
+                        }
                     }
                     Err(error @ DataError::Content { .. }) if self.source.skip_bad => {
                         self.source.entries.unreadable.tell(key, || self.left_out_line(frame, clip, &error));
