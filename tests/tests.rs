@@ -26,6 +26,8 @@ mod hostile_hdf5;
 mod many_files;
 #[path = "it/minimal_task.rs"]
 mod minimal_task;
+#[path = "it/plan_truth.rs"]
+mod plan_truth;
 #[path = "it/relief.rs"]
 mod relief;
 #[path = "it/resume.rs"]

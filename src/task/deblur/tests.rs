@@ -111,3 +111,66 @@ fn tiles_and_recomputation_may_change_from_run_to_run_and_sizes_may_not() {
     assert!(changed(|config| config.data.deblur.voxel_bins = 5));
     assert!(!changed(|config| config.model.dropout = 0.5));
 }
+
+#[test]
+fn the_planners_activations_are_those_of_a_clip() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/baseline.yaml")).unwrap();
+    let raw = launcher::config::RawConfig::parse(&text, "baseline.yaml").unwrap();
+    for (name, sets) in [
+        ("cpu", vec![]),
+        ("no warp", vec!["model.vrt.deformable=false"]),
+        ("no spike", vec!["model.vrt.use_spike=false"]),
+        ("dim 32", vec!["model.vrt.dims=[32, 32, 32, 32, 32, 32, 32, 32]"]),
+        ("depth 4", vec!["model.vrt.depths=[4, 4, 4, 4, 4, 4, 4, 2, 2]"]),
+        ("recomputed", vec!["model.vrt.checkpoint_attn=true", "model.vrt.checkpoint_ffn=true"]),
+        ("recomputed attn", vec!["model.vrt.checkpoint_attn=true"]),
+        ("clip 5", vec!["data.deblur.clip_len=5"]),
+    ] {
+        let sets: Vec<String> = sets.into_iter().map(str::to_owned).collect();
+        let config = raw.resolve("cpu", &sets).unwrap();
+        let vs = nn::VarStore::new(Device::Cpu);
+        let net = DeblurNet::new(&config, 128, &vs.root()).unwrap();
+        let clip = config.data.deblur.clip_len as i64;
+        let make = |h: i64, w: i64| {
+            let bytes = |shape: &[i64]| Tensor::randint(255, shape, (Kind::Uint8, Device::Cpu));
+            let frames = || bytes(&[1, clip, h, w, 3]);
+            let spikes = bytes(&[1, clip, 66, h / 2, (w / 2 + 7) / 8]);
+            Batch { fields: vec![frames(), frames(), spikes], sample_ids: vec![0] }
+        };
+        let train = |h: i64, w: i64| {
+            let mut metrics = DeblurMetrics::new();
+            let mut step = || {
+                let batch = make(h, w);
+                let output = net.forward(&batch, true);
+                metrics.update(&batch, &output);
+                output.loss.backward();
+            };
+            step();
+            let watch = crate::torch::LiveBytes::start().unwrap();
+            step();
+            watch.peak()
+        };
+        let val = |h: i64, w: i64| {
+            let mut metrics = DeblurMetrics::new();
+            let mut step = || {
+                tch::no_grad(|| {
+                    let batch = make(h, w);
+                    let output = net.forward(&batch, false);
+                    metrics.update(&batch, &output);
+                })
+            };
+            step();
+            let watch = crate::torch::LiveBytes::start().unwrap();
+            step();
+            watch.peak()
+        };
+        let mib = |bytes: i64| bytes as f64 / 1048576.0;
+        println!(
+            "{name}: train 48 {:.2} train 64 {:.2} val 48 {:.2} val 96x128 {:.2}",
+            mib(train(48, 48)),
+            mib(train(64, 64)),
+            mib(val(48, 48)),
+            mib(val(96, 128))
+        );
+    }
+}
