@@ -191,16 +191,20 @@ impl Sizes {
         let (micro, val) = (draft.batch.micro_batch, draft.batch.val_batch);
         let training = bytes(micro, of(&self.task.train))?;
         let validation = bytes(val, of(&self.task.val))?;
-        let (what, scalars) = if training >= validation {
-            (count(micro, "sample"), of(&self.task.train))
-        } else {
-            (count(val, "validation sample"), of(&self.task.val))
-        };
-        let (numerator, denominator) = if cuda { self.task.device_factor } else { self.task.heap_factor };
         let step_scalars = if cuda { 0 } else { self.task.step_scalars };
-        let live = training.max(validation).checked_add(bytes(1, step_scalars)?).ok_or(OVERFLOW)?;
-        let held = live.checked_mul(numerator).ok_or(OVERFLOW)?.div_ceil(denominator);
-        let (each, factor) = (bytes_text(bytes(1, scalars)?), numerator as f64 / denominator as f64);
+        let factors = if cuda { [self.task.device_factor; 2] } else { self.task.heap_factors };
+        let heap = |live: u64, (numerator, denominator): (u64, u64)| {
+            live.checked_mul(numerator).map(|bytes| bytes.div_ceil(denominator)).ok_or(OVERFLOW)
+        };
+        let training = heap(training.checked_add(bytes(1, step_scalars)?).ok_or(OVERFLOW)?, factors[0])?;
+        let validation = heap(validation, factors[1])?;
+        let held = training.max(validation);
+        let (what, scalars, factor) = if training >= validation {
+            (count(micro, "sample"), of(&self.task.train), factors[0])
+        } else {
+            (count(val, "validation sample"), of(&self.task.val), factors[1])
+        };
+        let (each, factor) = (bytes_text(bytes(1, scalars)?), factor.0 as f64 / factor.1 as f64);
         if cuda {
             let factor = if factor == 1.0 { String::new() } else { format!(" × {factor}") };
             return per_rank("activations", held, ranks, format!("{what} × {each}{factor}, assumed"));
@@ -238,7 +242,7 @@ impl Sizes {
         let copies = 1 + self.moments + self.ema;
         let bytes = product(&[self.task.parameters, F32_BYTES, copies]).ok_or(OVERFLOW)?;
         // Names and places of all tensors: a few KiB, and more where there are many small ones.
-        let names = (bytes / 32).saturating_add(STAGING_NAMES_BYTES);
+        let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
         let formula = format!("rank 0: {} parameters × 4 B × {copies}, and their names", grouped(self.task.parameters));
         Ok(once("checkpoint staging", bytes.checked_add(names).ok_or(OVERFLOW)?, formula))
     }

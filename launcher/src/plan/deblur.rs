@@ -161,7 +161,7 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
         train: sample(&train, true)?,
         val: sample(&val, false)?,
         step_scalars: 0,
-        heap_factor: VIDEO_HEAP_FACTOR,
+        heap_factors: [VIDEO_HEAP_FACTOR, VIDEO_VAL_HEAP_FACTOR],
         // Within the scalars already.
         device_factor: (1, 1),
         library_bytes: VIDEO_LIBRARY_BYTES,
@@ -175,6 +175,13 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
         auto_policy: "pin",
         facts: facts(config, &frame, count)?,
     })
+}
+
+/// Bytes that one clip of so many pixels holds at the peak of a training step or of an evaluation's pass, on a CPU; `None`: a
+/// product overflows, or a list is too short.
+pub fn activation_bytes(config: &Config, height: u64, width: u64, train: bool) -> Option<u64> {
+    let frame = Frame { height, width, planes: 0, spike_height: 0, spike_width: 0 };
+    activation_scalars(&config.model.vrt, &config.data.deblur, &frame, train)?.checked_mul(F32_BYTES)
 }
 
 /// Sizes of one frame and its planes.

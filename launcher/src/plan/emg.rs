@@ -32,7 +32,7 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
     Some(TaskSizes {
         parameters,
         step_scalars: parameters.checked_mul(numerator)? / denominator,
-        heap_factor: HEAP_FACTOR,
+        heap_factors: [HEAP_FACTOR; 2],
         device_factor: DEVICE_FACTOR,
         train: sample.clone(),
         val: sample,

@@ -13,8 +13,8 @@ pub(super) struct TaskSizes {
     pub val: SampleSizes,
     /// Scalars that a step holds whatever its batch.
     pub step_scalars: u64,
-    /// A rank's heap over what these and the samples' scalars weigh, as a fraction.
-    pub heap_factor: (u64, u64),
+    /// A rank's heap over what these and the samples' scalars weigh, in training and in validation, as fractions.
+    pub heap_factors: [(u64, u64); 2],
     /// The same on a device, over [`SampleSizes::device_scalars`].
     pub device_factor: (u64, u64),
     /// Pages of files that its ranks map, on a CPU.

@@ -129,7 +129,7 @@ fn lines_are_exact() {
     assert_eq!(line(&plan, "decode scratch").per_rank_bytes, Some(2 * 4 * MIB));
     assert_eq!((line(&plan, "chunk cache").per_rank_bytes, line(&plan, "chunk cache").bound), (Some(64 * MIB), true));
     let saved = 282_996 * 4 * 3;
-    assert_eq!(line(&plan, "checkpoint staging").bytes, saved + saved / 32 + (16 << 10));
+    assert_eq!(line(&plan, "checkpoint staging").bytes, saved + saved / 24 + (32 << 10));
     assert_eq!(line(&plan, "collectives").per_rank_bytes, Some(MIB + (40 << 10)));
     assert_eq!((line(&plan, "libraries").per_rank_bytes, line(&plan, "libraries").bound), (None, true));
     assert_eq!(line(&plan, "page cache").bytes, 0);
@@ -167,7 +167,7 @@ fn the_launchers_directory_grows_with_the_page_cache() {
         let plan = plan(&config, &machine(8, 256 * GIB), &facts, &ranks(2)).unwrap();
         (line(&plan, "launcher").bytes, line(&plan, "launcher").bound)
     };
-    let own = 4 * MIB + 2 * (96 << 10);
+    let own = (3968 + 2 * 64) << 10;
     assert_eq!(launcher(0, None), (own, false));
     // All data in chunks of 256 KiB at the least; a part of it in halves of windows.
     assert_eq!(launcher(10 * GIB, None), (own + 20 * 4096 * 448, true));
