@@ -13,6 +13,7 @@
 //! | [`data::loader`] | sampler, loader threads, batch slots | files |
 //! | [`train`] | step, ddp, optimizer, ema, schedule, checkpoint, loop, online metrics | paths, environment |
 //! | [`task`] | one room per task: data set, model, loss, metrics, sample data | the loop |
+//! | [`ledger`] | bytes held by the plan's lines, counted where they are allocated | decisions |
 //! | [`report`] | records, progress, plots, memory lines | control of training |
 //! | [`monitor`] | memory for people who write their own loop: lines, reports, clean-up, a guard | training |
 //! | [`rank`] | wiring and the exit code | algorithms |
@@ -23,6 +24,7 @@
 
 pub mod comm;
 pub mod data;
+pub mod ledger;
 pub mod monitor;
 pub mod rank;
 pub mod report;

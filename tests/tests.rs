@@ -28,6 +28,8 @@ mod many_files;
 mod minimal_task;
 #[path = "it/nodes.rs"]
 mod nodes;
+#[path = "it/plan_truth.rs"]
+mod plan_truth;
 #[path = "it/pressure.rs"]
 mod pressure;
 #[path = "it/relief.rs"]

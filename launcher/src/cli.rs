@@ -99,6 +99,9 @@ pub struct AnalyzeArgs {
     /// Draw it as well
     #[arg(long, value_name = "OUT.png")]
     pub plot: Option<PathBuf>,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -12,6 +12,7 @@ mod sum;
 mod sync;
 
 use super::{Collective, CommError};
+use crate::ledger::{self, Holding, Part};
 use crate::torch;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
@@ -34,6 +35,8 @@ pub struct ShmCollective {
     sync: Sync,
     /// Held over every collective: calls of one rank never mix.
     regions: Mutex<Regions>,
+    /// This rank's part of header and staging.
+    _held: Holding,
 }
 
 struct Regions {
@@ -64,7 +67,9 @@ impl ShmCollective {
         }
         let segment = Segment::open(fd).map_err(|e| no_room(Segment::header_bytes(), e))?;
         let regions = Mutex::new(Regions { next_offset: Segment::header_bytes(), list: Vec::new() });
-        let new = ShmCollective { segment, sync: Sync::new(rank, world, timeout), regions };
+        let shared = Segment::header_bytes() + Segment::region_bytes(STAGE_BYTES, world).unwrap_or(0);
+        let held = ledger::hold(Part::Meeting, (shared / world.max(1)) as u64);
+        let new = ShmCollective { segment, sync: Sync::new(rank, world, timeout), regions, _held: held };
         new.join()?;
         let mut regions = new.lock();
         new.grow(&mut regions, STAGE_BYTES)?;

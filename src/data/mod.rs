@@ -4,6 +4,7 @@ pub mod cache;
 pub mod loader;
 pub mod source;
 
+use crate::ledger::{self, Holding, Part};
 use std::path::PathBuf;
 use std::sync::Weak;
 
@@ -157,4 +158,13 @@ pub struct Scratch {
     pub decoded: Vec<u8>,
     /// Whatever else a data set wants to keep per thread.
     pub extra: Option<Box<dyn std::any::Any + Send>>,
+    held: Option<Holding>,
+}
+
+impl Scratch {
+    /// Tells the ledger how large the buffers are by now.
+    pub fn count(&mut self) {
+        let bytes = (self.raw.capacity() + self.decoded.capacity()) as u64;
+        self.held.get_or_insert_with(|| ledger::hold(Part::Scratch, 0)).set(bytes);
+    }
 }

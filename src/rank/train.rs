@@ -9,6 +9,7 @@ use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo};
 use crate::data::DataError;
 use crate::data::cache::CacheClient;
+use crate::ledger;
 use crate::monitor::{MemorySummary, explain};
 use crate::report::memory::{MemorySampler, Probe};
 use crate::report::records::{RecordWriter, write_summary};
@@ -310,10 +311,10 @@ fn memory_sampler(
     let reporter = start.reporter.clone();
     let device = start.device;
     let probe = move || {
-        let gpu = device::memory(device);
-        let Some(cache) = &cache else { return Probe { gpu, ..Probe::default() } };
+        let seen = Probe { gpu: device::memory(device), held: ledger::take_most(), ..Probe::default() };
+        let Some(cache) = &cache else { return seen };
         let (node, own) = (cache.node_stats(), cache.stats());
-        Probe { gpu, cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses }
+        Probe { cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses, ..seen }
     };
     MemorySampler::start(MEMORY_PERIOD, records, probe, move |line| reporter.line(line))
         .map_err(|e| RankError::Io(format!("memory sampling: {e}")))

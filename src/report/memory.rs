@@ -5,7 +5,7 @@
 
 use super::records::RecordWriter;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use launcher::contract::MemoryRecord;
+use launcher::contract::{Held, MemoryRecord};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -37,6 +37,8 @@ pub struct Probe {
     pub cache_bytes: u64,
     pub cache_hits: u64,
     pub cache_misses: u64,
+    /// Since it was last asked for.
+    pub held: Held,
 }
 
 /// Memory of this process and of the machine at one moment, bytes.
@@ -56,6 +58,9 @@ pub struct MemorySnapshot {
     /// RSS by kind: own memory (heap, stacks), and pages of files (libraries).
     pub anon_bytes: u64,
     pub file_bytes: u64,
+    /// Most own memory since the process began, or since [`forget_peak`], as far as the kernel's peak tells: it is of
+    /// all kinds together, so this is exact where the other kinds did not grow after the peak, and too little else.
+    pub anon_peak_bytes: u64,
     pub gpu: Option<GpuMemory>,
 }
 
@@ -66,6 +71,8 @@ impl MemorySnapshot {
         let bytes = |kib: Option<u64>| kib.unwrap_or(0) << 10;
         self.rss_peak_bytes = bytes(status.vmhwm);
         (self.anon_bytes, self.file_bytes) = (bytes(status.rssanon), bytes(status.rssfile));
+        let others = self.file_bytes + bytes(status.rssshmem);
+        self.anon_peak_bytes = self.rss_peak_bytes.saturating_sub(others).max(self.anon_bytes);
         Ok(self)
     }
 }
@@ -174,6 +181,8 @@ impl MemorySnapshot {
             rss_peak_bytes: self.rss_peak_bytes,
             anon_bytes: self.anon_bytes,
             file_bytes: self.file_bytes,
+            anon_peak_bytes: self.anon_peak_bytes,
+            held: probe.held,
         }
     }
 }
@@ -239,7 +248,8 @@ pub type PhasePeaks = BTreeMap<String, PhasePeak>;
 
 enum Ask {
     Step(u64),
-    Phase(String),
+    /// And who waits for the samples at its start.
+    Phase(String, Option<Sender<()>>),
     Print(String),
 }
 
@@ -287,7 +297,15 @@ impl MemorySampler {
 
     /// `train`, `val`, `checkpoint`, …; takes a sample at its start.
     pub fn phase(&self, phase: &str) {
-        self.ask(Ask::Phase(phase.into()));
+        self.ask(Ask::Phase(phase.into(), None));
+    }
+
+    /// As [`MemorySampler::phase`], and returns when the sample is taken: what comes after is not in it.
+    pub fn phase_now(&self, phase: &str) {
+        let (done, taken) = unbounded();
+        self.ask(Ask::Phase(phase.into(), Some(done)));
+        // An error: the thread has ended, and nobody answers.
+        let _ = taken.recv();
     }
 
     /// Takes a sample and prints its line under `tag`, with the warning when there is cause.
@@ -368,7 +386,7 @@ impl Room {
         loop {
             match asks.recv_deadline(due) {
                 Ok(Ask::Step(step)) => self.step = step,
-                Ok(Ask::Phase(phase)) => {
+                Ok(Ask::Phase(phase, waiting)) => {
                     // The old phase's own end: the kernel's peak belongs to it.
                     self.sample();
                     forget_peak();
@@ -377,6 +395,7 @@ impl Room {
                     if let (Some(gpu), "first step") = (now.and_then(|now| now.gpu_line()), ended.as_str()) {
                         (self.print)(gpu);
                     }
+                    drop(waiting);
                 }
                 Ok(Ask::Print(tag)) => {
                     if let Some(now) = self.sample() {
@@ -519,12 +538,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("memory.rank0.jsonl");
         let (lines, printed) = unbounded();
-        let probe = || Probe { gpu: None, cache_bytes: 5, cache_hits: 3, cache_misses: 2 };
+        let held = Held { slots_bytes: 7, ..Held::default() };
+        let probe = move || Probe { gpu: None, cache_bytes: 5, cache_hits: 3, cache_misses: 2, held };
         let records = RecordWriter::open(&path, None).unwrap();
         let period = Duration::from_secs(3600);
         let sampler = MemorySampler::start(period, records, probe, move |line| lines.send(line).unwrap()).unwrap();
         sampler.step(100);
-        sampler.phase("train");
+        sampler.phase_now("train");
+        assert!(sampler.phase_peaks().contains_key("train"));
         sampler.print("Step 100");
         let peaks = sampler.stop();
         let text = std::fs::read_to_string(&path).unwrap();
@@ -535,6 +556,8 @@ mod tests {
         assert!(all.len() >= 3 && all.iter().any(|r| r.step == 100 && r.phase == "train"), "{text}");
         assert_eq!(all.iter().map(|r| r.pss_bytes).max(), Some(peaks.pss_bytes));
         assert_eq!((all[0].cache_bytes, all[0].cache_hits, all[0].cache_misses), (5, 3, 2));
+        assert_eq!(all[0].held.slots_bytes, 7);
+        assert!(all.iter().all(|r| r.anon_peak_bytes >= r.anon_bytes), "{text}");
         assert!(printed.try_iter().next().unwrap().starts_with("[Step 100] Memory - Process: "));
     }
 }

@@ -7,6 +7,7 @@ use super::{TrainError, amp, to_tensors};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, BatchStream, Loader, LoaderSpec, Order, Shuffle, Throttle};
 use crate::data::{DataError, Dataset};
+use crate::ledger::{self, Part};
 use crate::task::{Batch, Gallery, Metrics, Model};
 use crate::torch::{self, TorchError};
 use std::collections::BTreeMap;
@@ -120,6 +121,7 @@ fn run_share(
         ..LoaderSpec::default()
     };
     let mut loader = Loader::new(Arc::clone(dataset), loader)?;
+    let _slots = ledger::hold(Part::ValSlots, loader.pool_bytes() as u64);
     let mut batches = loader.run(planner.requests(0, 0))?;
     let mut left_out = 0;
     loop {

@@ -107,6 +107,11 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Tensors of the parameters' size that are kept.
+    pub fn moments(&self) -> usize {
+        self.kept.len()
+    }
+
     /// Steps taken so far.
     ///
     /// # Errors
@@ -116,16 +121,16 @@ impl Optimizer {
     }
 
     /// State as tensors of one parameter each, such as `exp_avg.encoder.weight`, and `step`: independent of buckets and
-    /// world size. They are copies.
+    /// world size. They are views, to be copied before the next step.
     ///
     /// # Errors
-    /// No memory.
+    /// libtorch refuses.
     pub fn export(&mut self, ddp: &Ddp) -> Result<Vec<(String, Tensor)>, DdpError> {
         self.follow(ddp)?;
-        let mut all = vec![("step".to_owned(), self.steps.f_detach_copy()?)];
+        let mut all = vec![("step".to_owned(), self.steps.shallow_clone())];
         for (kind, flat) in self.rule.kept().iter().zip(&self.kept) {
             for (index, name) in ddp.names().iter().enumerate() {
-                all.push((format!("{kind}.{name}"), self.layout.view(flat, index)?.f_detach_copy()?));
+                all.push((format!("{kind}.{name}"), self.layout.view(flat, index)?));
             }
         }
         Ok(all)

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 /// Room → rooms it may use. A room may always use itself.
 const RANK: &[(&str, &[&str])] = &[
     ("torch", &[]),
-    ("comm", &["torch"]),
-    ("data", &[]),
-    ("train", &["torch", "comm", "data", "task"]),
+    ("comm", &["torch", "ledger"]),
+    ("ledger", &[]),
+    ("data", &["ledger"]),
+    ("train", &["torch", "comm", "data", "task", "ledger"]),
     ("task", &["torch", "data"]),
     ("report", &[]),
     ("monitor", &["torch", "report"]),
-    ("rank", &["torch", "comm", "data", "train", "task", "report", "monitor"]),
+    ("rank", &["torch", "comm", "data", "train", "task", "report", "monitor", "ledger"]),
 ];
 const LAUNCHER: &[(&str, &[&str])] = &[
     ("config", &["contract"]),

@@ -1,32 +1,75 @@
 //! What the records of a run say in numbers: range, trend, peaks by phase, and the plan against the truth.
 
 use super::log::Run;
-use crate::contract::MemoryRecord;
+use crate::contract::{Held, MemoryRecord};
 use crate::plan::{BudgetLine, Plan, bytes_text};
 use crate::watch::Trend;
+use serde::Serialize;
+use serde::ser::{SerializeStruct, Serializer};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 
 /// Lowest, mean and highest of what was used, GiB.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Range {
     pub least: f64,
     pub mean: f64,
     pub most: f64,
 }
 
-/// A part of the budget beside what was seen of it, bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A line of the budget beside what was seen of it, bytes: of one rank, the one with most, where the line is per rank.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Check {
     pub name: String,
     pub planned_bytes: u64,
     pub measured_bytes: u64,
+    /// Claimed as a bound alone: it may be far above.
+    pub bound: bool,
+}
+
+/// Planned over measured up to which a line counts as true.
+const TRUE_UP_TO: f64 = 1.15;
+
+/// What a check says of its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Never below, and at most 15 % above.
+    True,
+    /// Below what was used: a promise broken.
+    TooSmall,
+    TooLarge,
+    /// Above by more than 15 %, and claimed as a bound.
+    Bound,
+    NotMeasured,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::True => "true",
+            Self::TooSmall => "too small",
+            Self::TooLarge => "too large",
+            Self::Bound => "a bound",
+            Self::NotMeasured => "not measured",
+        }
+    }
 }
 
 impl Check {
-    /// The plan was too small: a promise broken.
-    pub fn broken(&self) -> bool {
-        self.measured_bytes > self.planned_bytes
+    fn new(name: &str, planned_bytes: u64, measured_bytes: u64) -> Self {
+        Self { name: name.into(), planned_bytes, measured_bytes, bound: false }
+    }
+
+    pub fn verdict(&self) -> Verdict {
+        match self.ratio() {
+            None if self.bound => Verdict::Bound,
+            None => Verdict::NotMeasured,
+            Some(_) if self.measured_bytes > self.planned_bytes => Verdict::TooSmall,
+            Some(ratio) if ratio <= TRUE_UP_TO => Verdict::True,
+            Some(_) if self.bound => Verdict::Bound,
+            Some(_) => Verdict::TooLarge,
+        }
     }
 
     /// Planned over measured; absent: nothing was measured.
@@ -35,8 +78,20 @@ impl Check {
     }
 }
 
+impl Serialize for Check {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Check", 5)?;
+        fields.serialize_field("name", &self.name)?;
+        fields.serialize_field("planned_bytes", &self.planned_bytes)?;
+        fields.serialize_field("measured_bytes", &self.measured_bytes)?;
+        fields.serialize_field("ratio", &self.ratio())?;
+        fields.serialize_field("verdict", &self.verdict())?;
+        fields.end()
+    }
+}
+
 /// See [`analyze`].
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Analysis {
     pub samples: usize,
     pub duration_s: f64,
@@ -98,69 +153,129 @@ fn by_phase(run: &Run) -> BTreeMap<String, u64> {
     peaks
 }
 
-/// The page cache and the launcher have records of their own. Lines of a rank share one process: what can be told apart
-/// by the moment at which memory came is checked in [`rank_checks`].
+/// One check per line of the host's table that a run leaves a trace of, then sums. What the plan counts per rank is
+/// compared with the rank that used most.
 fn checks(run: &Run, plan: &Plan) -> Vec<Check> {
-    let own = |name: &str| line(plan, name).map_or(0, |line| line.bytes);
-    let mut checks = rank_checks(run, plan);
-    let launcher = run.node.iter().map(|record| record.launcher_bytes).max().unwrap_or(0);
-    checks.push(Check { name: "launcher".into(), planned_bytes: own("launcher"), measured_bytes: launcher });
-    let cache = run.memory.iter().flatten().map(|record| record.cache_bytes);
-    let cache = cache.chain(run.node.iter().map(|record| record.cache_bytes)).max().unwrap_or(0);
-    if plan.budget.page_cache_bytes > 0 {
-        let planned_bytes = plan.budget.page_cache_bytes;
-        checks.push(Check { name: "page cache".into(), planned_bytes, measured_bytes: cache });
+    let ranks: Vec<RankUse> = run.memory.iter().filter_map(|records| RankUse::of(records)).collect();
+    let node = NodeUse::of(run, &ranks);
+    let measured = |line: &BudgetLine| {
+        Some(match line.name.as_str() {
+            "launcher" => node.launcher,
+            "libraries" => node.libraries,
+            "page cache" => node.cache,
+            "runtime" => most(&ranks, |rank| rank.runtime),
+            "model state" => most(&ranks, |rank| rank.held.model_bytes),
+            "activations" => most(&ranks, |rank| rank.activations),
+            "staging slots" => most(&ranks, |rank| rank.held.slots_bytes),
+            "validation slots" => most(&ranks, |rank| rank.held.val_slots_bytes),
+            "decode scratch" => most(&ranks, |rank| rank.held.scratch_bytes),
+            "chunk cache" => most(&ranks, |rank| rank.held.chunks_bytes),
+            "collectives" => most(&ranks, |rank| rank.held.meeting_bytes),
+            "checkpoint staging" => most(&ranks, |rank| rank.held.staging_bytes),
+            _ => return None,
+        })
+    };
+    let check = |line: &BudgetLine| {
+        let planned = line.per_rank_bytes.unwrap_or(line.bytes);
+        Some(Check { bound: line.bound, ..Check::new(&line.name, planned, measured(line)?) })
+    };
+    let mut checks: Vec<Check> = plan.budget.lines.iter().filter(|line| line.bytes > 0).filter_map(check).collect();
+    // Of bounds the sums count what was used.
+    let claimed = |line: &BudgetLine, planned: u64| match measured(line) {
+        Some(used) if line.bound => used.min(planned),
+        _ => planned,
+    };
+    if !ranks.is_empty() {
+        let each = plan.budget.lines.iter().filter_map(|line| Some(claimed(line, line.per_rank_bytes?)));
+        checks.push(sum("a rank, in all", each.sum::<u64>() + staging(plan), most(&ranks, RankUse::all)));
     }
-    let node = run.node.iter().map(|record| record.job_bytes);
-    let node = node.chain(run.summary.as_ref().map(|summary| summary.peak_node_bytes)).max().unwrap_or(0);
-    let planned_bytes = plan.budget.need_bytes().saturating_sub(own("reserve"));
-    checks.push(Check { name: "all of the job".into(), planned_bytes, measured_bytes: node });
+    let parts = plan.budget.lines.iter().filter(|line| line.name != "reserve").map(|line| match line.per_rank_bytes {
+        Some(each) => claimed(line, each) * (line.bytes / each.max(1)),
+        None => claimed(line, line.bytes),
+    });
+    checks.push(sum("all of the job", parts.sum(), node.job));
     checks
+}
+
+/// Parts reach their peaks at different times: their sum is a bound.
+fn sum(name: &str, planned_bytes: u64, measured_bytes: u64) -> Check {
+    Check { bound: true, ..Check::new(name, planned_bytes, measured_bytes) }
 }
 
 fn line<'a>(plan: &'a Plan, name: &str) -> Option<&'a BudgetLine> {
     plan.budget.lines.iter().find(|line| line.name == name)
 }
 
-/// What a rank held when training began (libraries' pages, heap, weights and moments), and what batches added: activations,
-/// slots of both loaders, scratch, the copy for checkpoints, which share one heap; the rank with most of each. The heap is
-/// not given back between steps, so that its size afterwards is its peak. The chunk cache is left out: it is a bound, for what
-/// the page cache has no room for.
-fn rank_checks(run: &Run, plan: &Plan) -> Vec<Check> {
-    let each: Vec<RankUse> = run.memory.iter().filter_map(|records| RankUse::of(records)).collect();
-    if each.is_empty() {
-        return Vec::new();
+fn staging(plan: &Plan) -> u64 {
+    line(plan, "checkpoint staging").map_or(0, |line| line.bytes)
+}
+
+fn most(ranks: &[RankUse], of: impl Fn(&RankUse) -> u64) -> u64 {
+    ranks.iter().map(of).max().unwrap_or(0)
+}
+
+/// The node's parts, bytes.
+struct NodeUse {
+    launcher: u64,
+    /// Pages of files that a rank maps: the same files, and so the same pages, in every rank.
+    libraries: u64,
+    cache: u64,
+    job: u64,
+}
+
+impl NodeUse {
+    /// Ranks reach their peaks in the same step, which samples of the node hit by chance alone: the job's is their sum, or what
+    /// was sampled where that is more.
+    fn of(run: &Run, ranks: &[RankUse]) -> Self {
+        let launcher = run.node.iter().map(|record| record.launcher_bytes).max().unwrap_or(0);
+        let cache = run.node.iter().map(|record| record.cache_bytes);
+        let cache = cache.chain(run.memory.iter().flatten().map(|record| record.cache_bytes)).max().unwrap_or(0);
+        let libraries = most(ranks, |rank| rank.libraries);
+        let sampled = run.node.iter().map(|record| record.job_bytes);
+        let sampled = sampled.chain(run.summary.as_ref().map(|summary| summary.peak_node_bytes)).max().unwrap_or(0);
+        let parts = launcher + libraries + cache + ranks.iter().map(RankUse::all).sum::<u64>();
+        Self { launcher, libraries, cache, job: if ranks.is_empty() { sampled } else { parts.max(sampled) } }
     }
-    let per_rank = |name: &str| line(plan, name).and_then(|line| line.per_rank_bytes).unwrap_or(0);
-    let sum = |names: &[&str]| names.iter().map(|name| per_rank(name)).sum::<u64>();
-    let scratch = per_rank("decode scratch").saturating_sub(plan.loader.chunk_cache_bytes);
-    let staging = line(plan, "checkpoint staging").map_or(0, |line| line.bytes);
-    let most = |of: &dyn Fn(&RankUse) -> u64| each.iter().map(of).max().unwrap_or(0);
-    let check = |name: &str, planned_bytes, measured_bytes| Check { name: name.into(), planned_bytes, measured_bytes };
-    let start = sum(&["runtime", "model state"]);
-    let batches = sum(&["activations", "staging slots", "validation slots"]) + scratch + staging;
-    vec![
-        check("runtime, model", start, most(&|rank| rank.start)),
-        check("batches", batches, most(&|rank| rank.batches)),
-        check("rank, in all", start + batches, most(&|rank| rank.start + rank.batches)),
-    ]
 }
 
 /// Memory of one rank by what it came for, bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct RankUse {
-    start: u64,
-    batches: u64,
+    /// Own memory before the first step, without what is counted where it is held.
+    runtime: u64,
+    /// What came on top with the steps: the kernel's peak, without the same.
+    activations: u64,
+    held: Held,
+    libraries: u64,
+    /// The kernel's peak of own memory.
+    own: u64,
 }
 
 impl RankUse {
-    /// `None`: records without the kinds of memory, as older ones are, or training never began.
+    /// `None`: records without these numbers, as older ones are, or training never began.
     fn of(records: &[MemoryRecord]) -> Option<Self> {
-        let first = records.iter().position(|record| record.phase == "train")?;
-        let before = records.get(first).map(|record| record.anon_bytes).filter(|bytes| *bytes > 0)?;
-        let most = records[first..].iter().map(|record| record.anon_bytes).max().unwrap_or(before);
-        let files = records.iter().map(|record| record.file_bytes).max().unwrap_or(0);
-        Some(Self { start: before + files, batches: most.saturating_sub(before) })
+        let first = records.iter().position(|record| record.phase == "train" && record.held.model_bytes > 0)?;
+        // Memory is counted a moment after it came: the least is the one without such a moment.
+        let start = records[first..].iter().take_while(|record| record.step == 0);
+        let runtime = start.map(|record| record.anon_bytes.saturating_sub(record.held.own_bytes())).min()?;
+        let mut used = Self { runtime, ..Self::default() };
+        let mut phase: (&str, Held) = ("", Held::default());
+        for record in &records[first..] {
+            // A peak is of the whole phase so far, and so is what was held meanwhile.
+            let before = if phase.0 == record.phase { phase.1 } else { Held::default() };
+            phase = (&record.phase, before.max(&record.held));
+            let grown = record.anon_peak_bytes.saturating_sub(runtime + phase.1.own_bytes());
+            used.activations = used.activations.max(grown);
+            used.held = used.held.max(&record.held);
+            used.libraries = used.libraries.max(record.file_bytes);
+            used.own = used.own.max(record.anon_peak_bytes);
+        }
+        Some(used)
+    }
+
+    /// All but the libraries.
+    fn all(&self) -> u64 {
+        self.own + self.held.model_shared_bytes + self.held.meeting_bytes
     }
 }
 
@@ -209,15 +324,11 @@ impl Analysis {
         if self.checks.is_empty() {
             return Ok(());
         }
-        writeln!(f, "{:<16}{:>12}{:>12}  planned / measured", "budget line", "planned", "measured")?;
+        writeln!(f, "{:<20}{:>12}{:>12}  planned / measured", "budget line", "planned", "measured")?;
         for check in &self.checks {
             let (planned, measured) = (bytes_text(check.planned_bytes), bytes_text(check.measured_bytes));
-            let verdict = match check.ratio() {
-                None => "not measured".to_owned(),
-                Some(ratio) if check.broken() => format!("{ratio:.2}  too small"),
-                Some(ratio) => format!("{ratio:.2}"),
-            };
-            writeln!(f, "{:<16}{planned:>12}{measured:>12}  {verdict}", check.name)?;
+            let ratio = check.ratio().map(|ratio| format!("{ratio:.2}  ")).unwrap_or_default();
+            writeln!(f, "{:<20}{planned:>12}{measured:>12}  {ratio}{}", check.name, check.verdict().word())?;
         }
         Ok(())
     }
@@ -235,14 +346,17 @@ mod tests {
             name: name.into(),
             bytes,
             per_rank_bytes,
-            formula: String::new(),
+            ..BudgetLine::default()
         };
         plan.budget.lines = vec![
-            line("launcher", 16 << 20, None),
-            line("runtime", 400 << 20, Some(200 << 20)),
-            line("staging slots", 100 << 20, Some(50 << 20)),
+            line("launcher", 6 << 20, None),
+            line("libraries", 200 << 20, None),
+            line("runtime", 160 << 20, Some(80 << 20)),
+            line("activations", 200 << 20, Some(100 << 20)),
+            line("staging slots", 40 << 20, Some(20 << 20)),
             line("page cache", 1 << 30, None),
         ];
+        plan.budget.lines[1].bound = true;
         plan.budget.page_cache_bytes = 1 << 30;
         let record = |t: u64, phase: &str, mib: u64| MemoryRecord {
             t: t as f64,
@@ -250,7 +364,9 @@ mod tests {
             phase: phase.into(),
             uss_bytes: mib << 20,
             anon_bytes: mib << 20,
+            anon_peak_bytes: (mib + 7) << 20,
             file_bytes: 70 << 20,
+            held: Held { model_bytes: 4 << 20, slots_bytes: 20 << 20, staging_bytes: t << 20, ..Held::default() },
             cache_bytes: 512 << 20,
             system_used_bytes: 1 << 30,
             system_total_bytes: 4 << 30,
@@ -266,8 +382,8 @@ mod tests {
         Run {
             plan: Some(plan),
             memory: vec![
-                vec![record(0, "open", 90), record(1, "train", 100), record(5, "train", 210), record(9, "val", 180)],
-                vec![record(0, "open", 95), record(1, "train", 100), record(5, "train", 260), record(9, "val", 270)],
+                vec![record(0, "train", 100), record(5, "train", 190), record(9, "val", 180)],
+                vec![record(0, "train", 102), record(5, "train", 260), record(9, "val", 270)],
             ],
             node: vec![node(0, None), node(2, Some("paused prefetching"))],
             ..Run::default()
@@ -289,15 +405,33 @@ mod tests {
     fn the_plan_is_held_against_the_truth_line_by_line() {
         let found = analyze(&run());
         let check = |name: &str| found.checks.iter().find(|check| check.name == name).unwrap().clone();
-        let start = check("runtime, model");
-        assert_eq!((start.planned_bytes, start.measured_bytes), (200 << 20, 170 << 20));
-        assert_eq!((check("batches").planned_bytes, check("batches").measured_bytes), (50 << 20, 170 << 20));
-        assert!(check("batches").broken() && !start.broken());
-        assert_eq!(check("page cache").ratio(), Some(2.0));
-        assert_eq!(check("launcher").measured_bytes, 5 << 20);
+        let seen = |name: &str| (check(name).measured_bytes >> 20, check(name).verdict());
+        assert_eq!(seen("runtime"), (78, Verdict::True));
+        // 277 - 78 - what was held in that phase: 4 + 20 + 9.
+        assert_eq!(seen("activations"), (166, Verdict::TooSmall));
+        assert_eq!(seen("staging slots"), (20, Verdict::True));
+        assert_eq!(seen("libraries"), (70, Verdict::Bound));
+        assert_eq!(seen("launcher"), (5, Verdict::TooLarge));
+        assert_eq!(seen("page cache"), (512, Verdict::TooLarge));
+        assert_eq!(seen("a rank, in all").0, 277);
+        // What was sampled is more than launcher, libraries, cache and both ranks.
+        assert_eq!(seen("all of the job").0, 3 << 10);
         let text = found.to_string();
-        assert!(text.contains("batches             50.0 MiB   170.0 MiB  0.29  too small"), "{text}");
+        assert!(text.contains("activations            100.0 MiB   166.0 MiB  0.60  too small\n"), "{text}");
         assert!(text.contains("2.0 s  paused prefetching"), "{text}");
+        let json = serde_json::to_value(&found).unwrap();
+        let named = |name: &str| json["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap().clone();
+        assert_eq!((&named("runtime")["verdict"], &named("libraries")["verdict"]), (&"true".into(), &"bound".into()));
+        assert_eq!(named("launcher")["ratio"], 1.2);
+    }
+
+    #[test]
+    fn a_rank_that_never_trained_and_old_records_are_no_measure() {
+        assert!(RankUse::of(&[MemoryRecord { phase: "open".into(), anon_bytes: 9, ..Default::default() }]).is_none());
+        let old = Run { memory: vec![vec![MemoryRecord { phase: "train".into(), ..Default::default() }]], ..run() };
+        let found = analyze(&old);
+        assert!(found.checks.iter().any(|check| check.verdict() == Verdict::NotMeasured), "{:?}", found.checks);
+        assert!(!found.checks.iter().any(|check| check.name == "a rank, in all"));
     }
 
     #[test]

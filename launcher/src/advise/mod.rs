@@ -10,7 +10,7 @@ mod doctor;
 mod log;
 mod recommend;
 
-pub use analyze::{Analysis, Check, Range, analyze};
+pub use analyze::{Analysis, Check, Range, Verdict, analyze};
 pub use doctor::{Finding, doctor};
 pub use log::{LogError, MonitorSample, Run, locate};
 pub use recommend::{DEVICE_PROFILES, DeviceProfile, Recommendation, recommend};

@@ -136,6 +136,9 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// Bytes of one place of the table.
+    pub const PLACE_BYTES: usize = size_of::<(u64, Entry)>() + 1;
+
     /// A directory of an empty mapping of `capacity_bytes`.
     pub fn new(capacity_bytes: u64, policy: PolicyKind) -> Self {
         Self::growing(capacity_bytes, capacity_bytes, policy)

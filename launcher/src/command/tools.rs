@@ -32,10 +32,18 @@ pub(super) fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
 
 pub(super) fn analyze(args: &cli::AnalyzeArgs) -> Result<u8, Error> {
     let run = advise::Run::read(&args.read.run, &args.read.runs_dir)?;
-    print!("{}\n{}", shown(&run.path), advise::analyze(&run));
+    let found = advise::analyze(&run);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&found).unwrap_or_default());
+    } else {
+        print!("{}\n{found}", shown(&run.path));
+    }
     if let Some(png) = &args.plot {
         draw(&run.path, png).map_err(io(format!("cannot draw {}", png.display()), exit::DATA))?;
-        println!("{}", shown(png));
+        // Beside JSON nothing else is printed.
+        if !args.json {
+            println!("{}", shown(png));
+        }
     }
     Ok(exit::OK)
 }

@@ -89,6 +89,55 @@ pub struct MemoryRecord {
     pub anon_bytes: u64,
     #[serde(default)]
     pub file_bytes: u64,
+    /// Most own memory since the phase began, by the kernel's peak; 0: not known.
+    #[serde(default)]
+    pub anon_peak_bytes: u64,
+    /// Of it, what is counted where it is held.
+    #[serde(default)]
+    pub held: Held,
+}
+
+/// Parts of a rank's host memory that are counted where they are held: the most since the record before. Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Held {
+    /// Weights, gradients, moments and moving average; none where they lie on a device.
+    pub model_bytes: u64,
+    /// Of these, what lies in memory that the node's ranks share: gradients, where ranks meet there.
+    pub model_shared_bytes: u64,
+    /// Batch slots of the training loader, and of validation while it lasts.
+    pub slots_bytes: u64,
+    pub val_slots_bytes: u64,
+    /// Buffers of the threads that decode.
+    pub scratch_bytes: u64,
+    /// Decoded chunks that the rank keeps for itself.
+    pub chunks_bytes: u64,
+    /// Copies for a checkpoint.
+    pub staging_bytes: u64,
+    /// This rank's part of the memory that ranks meet in, gradients left out.
+    pub meeting_bytes: u64,
+}
+
+impl Held {
+    /// The most of each part.
+    pub fn max(&self, other: &Self) -> Self {
+        Self {
+            model_bytes: self.model_bytes.max(other.model_bytes),
+            model_shared_bytes: self.model_shared_bytes.max(other.model_shared_bytes),
+            slots_bytes: self.slots_bytes.max(other.slots_bytes),
+            val_slots_bytes: self.val_slots_bytes.max(other.val_slots_bytes),
+            scratch_bytes: self.scratch_bytes.max(other.scratch_bytes),
+            chunks_bytes: self.chunks_bytes.max(other.chunks_bytes),
+            staging_bytes: self.staging_bytes.max(other.staging_bytes),
+            meeting_bytes: self.meeting_bytes.max(other.meeting_bytes),
+        }
+    }
+
+    /// What of it is the rank's own.
+    pub fn own_bytes(&self) -> u64 {
+        let model = self.model_bytes.saturating_sub(self.model_shared_bytes);
+        model + self.slots_bytes + self.val_slots_bytes + self.scratch_bytes + self.chunks_bytes + self.staging_bytes
+    }
 }
 
 /// One line of `memory.node.jsonl`, by the launcher. Bytes throughout; `t` in seconds since the Unix epoch.

@@ -20,21 +20,26 @@ pub(super) fn budget(
     draft.data = sizes.task.facts.clone();
     let ranks = draft.topology.local_world_size as u64;
     let cuda = draft.topology.device == "cuda";
-    let mut lines = vec![reserve(machine, total_bytes), launcher()];
-    lines.push(per_rank("runtime", runtime_bytes(cuda), ranks, format!("libtorch and allocator × {ranks} ranks"))?);
-    let device_lines = [sizes.model_state(ranks)?, sizes.activations(draft, ranks)?];
+    let mut lines = vec![reserve(machine, total_bytes)];
+    lines.extend(runtime(draft, sizes.task.library_bytes, cuda, ranks)?);
+    let device_lines = [sizes.model_state(ranks)?, sizes.activations(draft, ranks, cuda)?];
     let gpu = if cuda {
         Some(gpu_plan(machine, &device_lines, ranks))
     } else {
         lines.extend(device_lines);
         None
     };
-    lines.extend(sizes.staging(draft, ranks)?);
-    lines.push(sizes.decode_scratch(draft, ranks)?);
+    lines.extend(sizes.staging(config, draft, ranks)?);
+    lines.extend(sizes.decoding(draft, ranks)?);
+    if !cuda && ranks > 1 {
+        let formula = format!("staging of sums in shared memory, {}", bytes_text(MEETING_BYTES));
+        lines.push(per_rank("collectives", MEETING_BYTES, ranks, formula)?);
+    }
     lines.push(sizes.checkpoint()?);
     let used = sum(&lines.iter().map(|line| line.bytes).collect::<Vec<_>>()).ok_or(OVERFLOW)?;
-    let room = total_bytes.saturating_sub(used);
-    let line = sizes.page_cache(config, dataset, room);
+    let room = total_bytes.saturating_sub(used).saturating_sub(launcher(ranks, 0).bytes);
+    let line = sizes.page_cache(config, dataset, sizes.beside_directory(room));
+    lines.insert(1, launcher(ranks, sizes.entries(line.bytes)));
     let (page_cache_bytes, cache_policy) = (line.bytes, sizes.cache_policy(config, line.bytes).to_owned());
     lines.push(line);
     draft.notes.extend(small_cache(config, dataset, draft, page_cache_bytes));
@@ -104,12 +109,34 @@ fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
     once("reserve", others.saturating_add(margin), formula)
 }
 
-fn launcher() -> BudgetLine {
-    once("launcher", LAUNCHER_BYTES, "launch itself".into())
+/// The launcher with its directory of the page cache's entries.
+fn launcher(ranks: u64, entries: u64) -> BudgetLine {
+    let own = LAUNCHER_BYTES.saturating_add(ranks.saturating_mul(LAUNCHER_PER_RANK_BYTES));
+    let mut formula = "launch itself".to_owned();
+    if entries > 0 {
+        formula += &format!(", and {} entries of the page cache × {DIRECTORY_ENTRY_BYTES} B", grouped(entries));
+    }
+    let directory = entries.saturating_mul(DIRECTORY_ENTRY_BYTES);
+    let line = once("launcher", own.saturating_add(directory), formula);
+    // Tables double: they may be twice as large as their entries need.
+    if directory > own / 10 { line.bounded() } else { line }
 }
 
-fn runtime_bytes(cuda: bool) -> u64 {
-    if cuda { RUNTIME_CUDA_HOST_BYTES } else { RUNTIME_CPU_BYTES }
+/// What ranks are before they hold a model or a sample.
+fn runtime(draft: &Plan, library_bytes: u64, cuda: bool, ranks: u64) -> Result<Vec<BudgetLine>, PlanError> {
+    if cuda {
+        let formula = format!("libtorch, CUDA and allocator × {}, estimate", count(ranks as usize, "rank"));
+        return Ok(vec![per_rank("runtime", RUNTIME_CUDA_HOST_BYTES, ranks, formula)?]);
+    }
+    let files = "pages of libtorch's files, the same for all ranks; a bound".to_owned();
+    // Compute threads, loader threads of training and of validation.
+    let threads = (draft.topology.threads_per_rank as u64).saturating_add(2 * draft.loader.threads as u64);
+    let bytes = threads.checked_mul(THREAD_BYTES).and_then(|bytes| bytes.checked_add(RUNTIME_CPU_BYTES));
+    let formula = format!("libtorch's tables and heap, {}", count(threads as usize, "thread"));
+    Ok(vec![
+        once("libraries", library_bytes, files).bounded(),
+        per_rank("runtime", bytes.ok_or(OVERFLOW)?, ranks, formula)?,
+    ])
 }
 
 /// One device's lines: its rank's share of the model, and what CUDA itself takes.
@@ -156,39 +183,57 @@ impl Sizes {
         per_rank("model state", bytes, ranks, formula)
     }
 
-    /// The larger of training, gradients of activations included, and validation, which keeps nothing for backward.
-    fn activations(&self, draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
-        let (numerator, denominator) = self.task.activation_factor;
-        let micro = draft.batch.micro_batch as u64;
-        let held = micro.checked_mul(numerator).ok_or(OVERFLOW)?.div_ceil(denominator);
-        let val = draft.batch.val_batch as u64;
-        let bytes = |samples: u64, sizes: &SampleSizes| {
-            product(&[samples, sizes.activation_scalars, F32_BYTES]).ok_or(OVERFLOW)
+    /// The larger of training and validation, which keeps nothing for backward; what the heap loses between tensors; and, on a
+    /// CPU, what libraries keep from the first step on.
+    fn activations(&self, draft: &Plan, ranks: u64, cuda: bool) -> Result<BudgetLine, PlanError> {
+        let of = |sizes: &SampleSizes| if cuda { sizes.device_scalars } else { sizes.activation_scalars };
+        let bytes = |samples: usize, scalars: u64| product(&[samples as u64, scalars, F32_BYTES]).ok_or(OVERFLOW);
+        let (micro, val) = (draft.batch.micro_batch, draft.batch.val_batch);
+        let training = bytes(micro, of(&self.task.train))?;
+        let validation = bytes(val, of(&self.task.val))?;
+        let step_scalars = if cuda { 0 } else { self.task.step_scalars };
+        let factors = if cuda { [self.task.device_factor; 2] } else { self.task.heap_factors };
+        let heap = |live: u64, (numerator, denominator): (u64, u64)| {
+            live.checked_mul(numerator).map(|bytes| bytes.div_ceil(denominator)).ok_or(OVERFLOW)
         };
-        let (training, validation) = (bytes(held, &self.task.train)?, bytes(val, &self.task.val)?);
-        let each = |sizes: &SampleSizes| bytes_text(sizes.activation_scalars.saturating_mul(F32_BYTES));
-        let formula = if training >= validation {
-            let factor = numerator as f64 / denominator as f64;
-            let what = if factor == 1.0 { String::new() } else { format!(" (micro-batch × {factor}, or validation)") };
-            format!("{}{what} × {} each, estimate", count(held as usize, "sample"), each(&self.task.train))
+        let training = heap(training.checked_add(bytes(1, step_scalars)?).ok_or(OVERFLOW)?, factors[0])?;
+        let validation = heap(validation, factors[1])?;
+        let held = training.max(validation);
+        let (what, scalars, factor) = if training >= validation {
+            (count(micro, "sample"), of(&self.task.train), factors[0])
         } else {
-            format!("{} × {} each, estimate", count(val as usize, "validation sample"), each(&self.task.val))
+            (count(val, "validation sample"), of(&self.task.val), factors[1])
         };
-        per_rank("activations", training.max(validation), ranks, formula)
+        let (each, factor) = (bytes_text(bytes(1, scalars)?), factor.0 as f64 / factor.1 as f64);
+        if cuda {
+            let factor = if factor == 1.0 { String::new() } else { format!(" × {factor}") };
+            return per_rank("activations", held, ranks, format!("{what} × {each}{factor}, assumed"));
+        }
+        let threads = draft.topology.threads_per_rank as u64;
+        let further = threads.saturating_sub(1).saturating_mul(STEP_CPU_PER_THREAD_BYTES);
+        let least = held.saturating_add(STEP_CPU_BYTES).max(STEP_CPU_LEAST_BYTES);
+        let bytes = least.checked_add(further).ok_or(OVERFLOW)?;
+        let formula = format!("{what} × {each}, × {factor:.2} of heap, + {} of libraries", bytes_text(bytes - held));
+        per_rank("activations", bytes, ranks, formula)
     }
 
-    /// Slots of the training and the validation loader.
-    fn staging(&self, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
-        let slots = draft.loader.slots as u64;
-        let line = |name, samples: usize, sizes: &SampleSizes| {
+    /// Slots of the training and the validation loader; the latter keeps none ahead but one per thread.
+    fn staging(&self, config: &Config, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
+        let (batch, loader) = (&draft.batch, &draft.loader);
+        let val_slots = (loader.threads as u64).checked_add(EXTRA_SLOTS).ok_or(OVERFLOW)?;
+        let val_batch = match config.data.max_val_windows {
+            0 => batch.val_batch,
+            most => batch.val_batch.min(most),
+        };
+        let line = |name, slots: u64, samples: usize, sizes: &SampleSizes| {
             let slot = sizes.slot_bytes(samples as u64).ok_or(OVERFLOW)?;
             let bytes = slots.checked_mul(slot).ok_or(OVERFLOW)?;
             let sample = grouped(sizes.bytes().ok_or(OVERFLOW)?);
             per_rank(name, bytes, ranks, format!("{slots} slots × {} × {sample} B", count(samples, "sample")))
         };
         Ok([
-            line("staging slots", draft.batch.micro_batch, &self.task.train)?,
-            line("validation slots", draft.batch.val_batch, &self.task.val)?,
+            line("staging slots", loader.slots as u64, batch.micro_batch, &self.task.train)?,
+            line("validation slots", val_slots, val_batch, &self.task.val)?,
         ])
     }
 
@@ -196,20 +241,41 @@ impl Sizes {
     fn checkpoint(&self) -> Result<BudgetLine, PlanError> {
         let copies = 1 + self.moments + self.ema;
         let bytes = product(&[self.task.parameters, F32_BYTES, copies]).ok_or(OVERFLOW)?;
-        let formula = format!("rank 0: {} parameters × 4 B × {copies}", grouped(self.task.parameters));
-        Ok(once("checkpoint staging", bytes, formula))
+        // Names and places of all tensors: a few KiB, and more where there are many small ones.
+        let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
+        let formula = format!("rank 0: {} parameters × 4 B × {copies}, and their names", grouped(self.task.parameters));
+        Ok(once("checkpoint staging", bytes.checked_add(names).ok_or(OVERFLOW)?, formula))
     }
 
-    fn decode_scratch(&self, draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
+    /// Buffers of the threads that decode, and decoded chunks that a rank keeps for itself: bounds both, since chunks are of
+    /// any size, and kept only where the page cache has no room.
+    fn decoding(&self, draft: &Plan, ranks: u64) -> Result<Vec<BudgetLine>, PlanError> {
         // Without loader threads the step's own thread decodes.
         let threads = (draft.loader.threads as u64).max(1);
-        let (each, cache) = (self.task.scratch_bytes, draft.loader.chunk_cache_bytes);
-        let bytes = product(&[threads, each]).and_then(|bytes| bytes.checked_add(cache)).ok_or(OVERFLOW)?;
-        let mut formula = format!("{} × {}", count(threads as usize, "thread"), bytes_text(each));
-        if cache > 0 {
-            formula += &format!(" + chunk cache {}", bytes_text(cache));
+        let (each, kept) = (self.task.scratch_bytes, draft.loader.chunk_cache_bytes);
+        let bytes = threads.checked_mul(each).ok_or(OVERFLOW)?;
+        let formula = format!("{} × {}; a bound", count(threads as usize, "thread"), bytes_text(each));
+        let mut lines = vec![per_rank("decode scratch", bytes, ranks, formula)?.bounded()];
+        if kept > 0 {
+            let formula = "data.chunk_cache_size, for what the page cache has no room for; a bound";
+            lines.push(per_rank("chunk cache", kept, ranks, formula.into())?.bounded());
         }
-        per_rank("decode scratch", bytes, ranks, formula)
+        Ok(lines)
+    }
+
+    /// Entries of a page cache of so many bytes.
+    fn entries(&self, cache_bytes: u64) -> u64 {
+        let [all, short] = self.task.entry_bytes;
+        cache_bytes
+            .div_ceil(if cache_bytes.saturating_add(PAGE_BYTES) > self.task.useful_bytes { all } else { short }.max(1))
+    }
+
+    /// What `room` has for entries, when each also takes a place in the launcher's directory.
+    fn beside_directory(&self, room: u64) -> u64 {
+        let each = self.task.entry_bytes[1].max(1);
+        let share = u128::from(room) * u128::from(each) / u128::from(each.saturating_add(DIRECTORY_ENTRY_BYTES));
+        // One entry may be a part.
+        u64::try_from(share).unwrap_or(room).saturating_sub(DIRECTORY_ENTRY_BYTES)
     }
 
     /// The page cache: what is left of the budget, cut by the config and by what the data set can use.

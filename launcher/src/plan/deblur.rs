@@ -18,18 +18,19 @@
 use super::constants::*;
 use super::table::{bytes_text, grouped};
 use super::task::{SampleSizes, TaskSizes, product, sum};
+use super::vrt::activation_scalars;
 use crate::config::{Config, DeblurData, FlowKind, SpikeEncoding, VrtModel};
 use crate::machine::{DatasetFacts, FrameFacts};
 
 /// Six levels of five 7×7 convolutions, 8 → 32 → 64 → 32 → 16 → 2.
 const SPYNET: u64 = 1_440_300;
 /// Stages of the U-net, and how each changes the scale.
-const STAGES: usize = 7;
-const SCALE: [u64; STAGES] = [1, 2, 4, 8, 4, 2, 1];
+pub(super) const STAGES: usize = 7;
+pub(super) const SCALE: [u64; STAGES] = [1, 2, 4, 8, 4, 2, 1];
 /// Scales that spikes are fused on.
-const SPIKE_SCALES: usize = 4;
+pub(super) const SPIKE_SCALES: usize = 4;
 /// Neighbours on the grid around a warped position, three channels each, are read by the first convolution.
-const FIRST_CHANNELS: u64 = 3 * (1 + 2 * 4);
+pub(super) const FIRST_CHANNELS: u64 = 3 * (1 + 2 * 4);
 /// VGG16's convolutions up to relu3_3; all thirteen, with LPIPS's five layers.
 const RELU3_3_PARAMETERS: u64 = 1_735_488;
 const LPIPS_PARAMETERS: u64 = 14_714_688 + 64 + 128 + 256 + 512 + 512;
@@ -77,7 +78,7 @@ fn window(model: &VrtModel, group: usize) -> [u64; 3] {
     [if model.independent_groups.contains(&group) { 1 } else { frames }, rows, columns]
 }
 
-fn whole_window(model: &VrtModel) -> [u64; 3] {
+pub(super) fn whole_window(model: &VrtModel) -> [u64; 3] {
     let side = |n: usize| model.window.get(n).map_or(1, |side| *side as u64).max(1);
     [side(0), side(1), side(2)]
 }
@@ -155,8 +156,12 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
     let (train, val) = (frame.cut(data.crop_size), frame.cut(data.val_crop_size));
     let sample = |frame: &Frame, train: bool| {
         let fields = frame.fields(config)?;
-        let scalars = activation_scalars(model, data, frame, train)?.checked_add(vgg_scalars(config, frame, train)?)?;
-        Some(SampleSizes { fields, activation_scalars: scalars })
+        let vgg = vgg_scalars(config, frame, train)?;
+        Some(SampleSizes {
+            fields,
+            activation_scalars: activation_scalars(model, data, frame, train)?.checked_add(vgg)?,
+            device_scalars: device_scalars(model, data, frame, train)?.checked_add(vgg)?,
+        })
     };
     let entries = frame.entry_bytes(config)?;
     let count = (dataset.frames.images / 2) as u64;
@@ -166,8 +171,13 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
         parameters: parameters(model, data.voxel_bins as u64)?,
         train: sample(&train, true)?,
         val: sample(&val, false)?,
+        step_scalars: 0,
+        heap_factors: [VIDEO_HEAP_FACTOR, VIDEO_VAL_HEAP_FACTOR],
         // Within the scalars already.
-        activation_factor: (1, 1),
+        device_factor: (1, 1),
+        library_bytes: VIDEO_LIBRARY_BYTES,
+        // Two pictures and the spikes of a frame are entries of their own.
+        entry_bytes: [entries / 3; 2],
         // A file as read, and its picture or planes as decoded.
         scratch_bytes: entries.max(DECODE_SCRATCH_BYTES),
         useful_bytes,
@@ -185,11 +195,18 @@ fn auto_policy(config: &Config) -> &'static str {
     if config.data.stride < config.data.deblur.clip_len { "next_use" } else { "pin" }
 }
 
+/// Bytes that one clip of so many pixels holds at the peak of a training step or of an evaluation's pass, on a CPU; `None`: a
+/// product overflows, or a list is too short.
+pub fn activation_bytes(config: &Config, height: u64, width: u64, train: bool) -> Option<u64> {
+    let frame = Frame { height, width, planes: 0, spike_height: 0, spike_width: 0 };
+    activation_scalars(&config.model.vrt, &config.data.deblur, &frame, train)?.checked_mul(F32_BYTES)
+}
+
 /// Sizes of one frame and its planes.
 #[derive(Clone, Debug, PartialEq)]
-struct Frame {
-    height: u64,
-    width: u64,
+pub(super) struct Frame {
+    pub height: u64,
+    pub width: u64,
     planes: u64,
     spike_height: u64,
     spike_width: u64,
@@ -291,10 +308,10 @@ fn facts(config: &Config, frame: &Frame, count: u64) -> Option<Vec<String>> {
     Some(facts)
 }
 
-/// Scalars that a clip's forward pass holds at its peak: in training for backward, from above. Per token and channel of
+/// Scalars that a clip's forward pass holds at its peak on a device, an assumption: in training for backward, from above. Per token and channel of
 /// a block: attention 9 (norm, q, k, v, product, projection, residual), 8 more where it is mutual, and two values per
 /// head and neighbour in the window; feed-forward 12. Recomputed parts keep their input alone.
-fn activation_scalars(model: &VrtModel, data: &DeblurData, frame: &Frame, train: bool) -> Option<u64> {
+fn device_scalars(model: &VrtModel, data: &DeblurData, frame: &Frame, train: bool) -> Option<u64> {
     let pixels = product(&[data.clip_len as u64, frame.height, frame.width])?;
     let bins = if model.use_spike { data.voxel_bins as u64 } else { 0 };
     // Input, sharp frames, warped neighbours, voxels; flow's pyramid.
@@ -332,7 +349,7 @@ fn activation_scalars(model: &VrtModel, data: &DeblurData, frame: &Frame, train:
         }
     }
     // Validation keeps the skip connections and the largest part alone.
-    let (numerator, denominator) = VIDEO_ACTIVATION_FACTOR;
+    let (numerator, denominator) = VIDEO_DEVICE_FACTOR;
     if train {
         Some(total.checked_add(peak)?.checked_mul(numerator)? / denominator)
     } else {
@@ -468,5 +485,7 @@ mod tests {
         (model.checkpoint_attn, model.checkpoint_ffn) = (false, false);
         assert!(of(&model, true) > 3 * recomputed);
         assert!(of(&model, false) < recomputed);
+        let device = |model: &VrtModel| device_scalars(model, data, &frame, true).unwrap();
+        assert!(device(&model) > 3 * device(&config.model.vrt));
     }
 }

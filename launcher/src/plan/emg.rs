@@ -25,12 +25,20 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
     let fields = vec![field(config.data.emg_channels)?, field(config.data.joint_angles_channels)?];
     let loss_terms = if config.train.loss_type == LossType::MseMae { 2 } else { 1 };
     let activation_scalars = activation_scalars(&config.model, window, loss_terms)?;
-    let sample = SampleSizes { fields, activation_scalars };
+    let sample_bytes = sum(&fields)?;
+    let sample = SampleSizes { fields, activation_scalars, device_scalars: activation_scalars };
+    let parameters = parameters(&config.model)?;
+    let (numerator, denominator) = WEIGHT_COPIES;
     Some(TaskSizes {
-        parameters: parameters(&config.model)?,
+        parameters,
+        step_scalars: parameters.checked_mul(numerator)? / denominator,
+        heap_factors: [HEAP_FACTOR; 2],
+        device_factor: DEVICE_FACTOR,
         train: sample.clone(),
         val: sample,
-        activation_factor: ACTIVATION_FACTOR,
+        library_bytes: LIBRARY_BYTES,
+        // Chunks; where the cache is short of room windows, or parts of them in two chunks.
+        entry_bytes: [ENTRY_BYTES / 2, (sample_bytes / 2).min(ENTRY_BYTES / 2)],
         scratch_bytes: DECODE_SCRATCH_BYTES,
         useful_bytes: dataset.bytes.saturating_mul(DECODED_OVER_DISK),
         useful: format!("{} data set × {DECODED_OVER_DISK}", bytes_text(dataset.bytes)),

@@ -1,7 +1,8 @@
 //! The plan: topology and every byte of the node's budget, by name.
 //!
 //! ```text
-//! node budget = reserve + launcher + ranks × (runtime + model state + activations + slots + decode scratch)
+//! node budget = reserve + launcher + libraries
+//!             + ranks × (runtime + model state + activations + slots + decode scratch + collectives)
 //!             + checkpoint staging + page cache
 //! ```
 //! `topology` decides ranks and batch, `task` sizes of model and samples (`emg`, `deblur`), `budget` weighs the lines, `suggest` finds what would fit, `table` prints.
@@ -20,8 +21,9 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod vrt;
 
-pub use constants::CUDA_TRAINS;
+pub use constants::{CUDA_TRAINS, DIRECTORY_ENTRY_BYTES};
 pub use error::PlanError;
 pub use smaller::{Smaller, smaller};
 pub use suggest::{Change, Suggestion};
@@ -214,4 +216,13 @@ pub struct BudgetLine {
     pub per_rank_bytes: Option<u64>,
     /// How the number came about, in words and factors.
     pub formula: String,
+    /// Claimed as a bound alone: how much of it is used depends on what is not known here.
+    #[serde(default)]
+    pub bound: bool,
+}
+
+impl BudgetLine {
+    fn bounded(self) -> Self {
+        Self { bound: true, ..self }
+    }
 }

@@ -16,8 +16,16 @@ pub(super) struct TaskSizes {
     pub parameters: u64,
     pub train: SampleSizes,
     pub val: SampleSizes,
-    /// Peak of a step over the activations that the formula counts, as a fraction.
-    pub activation_factor: (u64, u64),
+    /// Scalars that a step holds whatever its batch.
+    pub step_scalars: u64,
+    /// A rank's heap over what these and the samples' scalars weigh, in training and in validation, as fractions.
+    pub heap_factors: [(u64, u64); 2],
+    /// The same on a device, over [`SampleSizes::device_scalars`].
+    pub device_factor: (u64, u64),
+    /// Pages of files that its ranks map, on a CPU.
+    pub library_bytes: u64,
+    /// Bytes of the smallest usual entry of a page cache that holds all, and of one that is short of room.
+    pub entry_bytes: [u64; 2],
     /// Bytes that a loader thread has in hand while it decodes.
     pub scratch_bytes: u64,
     /// Bytes of all entries that the page cache can use, and where the number comes from.
@@ -38,6 +46,8 @@ pub(super) struct SampleSizes {
     pub fields: Vec<u64>,
     /// Scalars that its forward pass keeps: for backward in training, at the peak in validation.
     pub activation_scalars: u64,
+    /// The same on a device, where other kernels run.
+    pub device_scalars: u64,
 }
 
 impl TaskSizes {
@@ -81,12 +91,12 @@ pub(super) fn sum(terms: &[u64]) -> Option<u64> {
 }
 
 pub(super) fn once(name: &str, bytes: u64, formula: String) -> BudgetLine {
-    BudgetLine { name: name.into(), bytes, per_rank_bytes: None, formula }
+    BudgetLine { name: name.into(), bytes, formula, ..BudgetLine::default() }
 }
 
 pub(super) fn per_rank(name: &str, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
     let all = bytes.checked_mul(ranks).ok_or(OVERFLOW)?;
-    Ok(BudgetLine { name: name.into(), bytes: all, per_rank_bytes: Some(bytes), formula })
+    Ok(BudgetLine { name: name.into(), bytes: all, per_rank_bytes: Some(bytes), formula, bound: false })
 }
 
 #[cfg(test)]

@@ -148,8 +148,13 @@ fn lines_are_exact() {
     assert_eq!(line(&plan, "model state").per_rank_bytes, Some(282_996 * 4 * 4));
     assert_eq!(line(&plan, "model state").bytes, 2 * 282_996 * 4 * 4);
     assert_eq!(line(&plan, "staging slots").per_rank_bytes, Some(6 * 64 * 500 * 36 * 4));
-    assert_eq!(line(&plan, "decode scratch").per_rank_bytes, Some(2 * 4 * MIB + 64 * MIB));
-    assert_eq!(line(&plan, "checkpoint staging").bytes, 282_996 * 4 * 3);
+    assert_eq!(line(&plan, "validation slots").per_rank_bytes, Some(4 * 64 * 500 * 36 * 4));
+    assert_eq!(line(&plan, "decode scratch").per_rank_bytes, Some(2 * 4 * MIB));
+    assert_eq!((line(&plan, "chunk cache").per_rank_bytes, line(&plan, "chunk cache").bound), (Some(64 * MIB), true));
+    let saved = 282_996 * 4 * 3;
+    assert_eq!(line(&plan, "checkpoint staging").bytes, saved + saved / 24 + (32 << 10));
+    assert_eq!(line(&plan, "collectives").per_rank_bytes, Some(MIB + (40 << 10)));
+    assert_eq!((line(&plan, "libraries").per_rank_bytes, line(&plan, "libraries").bound), (None, true));
     assert_eq!(line(&plan, "page cache").bytes, 0);
     config.train.batch_size = 1;
     config.data.window_size = 501;
@@ -160,6 +165,36 @@ fn lines_are_exact() {
     config.train.optimizer = OptimizerKind::Sgd;
     let sgd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
     assert_eq!(line(&sgd, "model state").per_rank_bytes, Some(282_996 * 4 * 4));
+}
+
+#[test]
+fn libraries_count_once_and_each_rank_and_thread_for_itself() {
+    let of = |count, cores| planned(&Config::default(), &machine(cores, 64 * GIB), &ranks(count));
+    let (one, three) = (of(1, 3), of(3, 3));
+    assert_eq!(line(&one, "libraries").bytes, line(&three, "libraries").bytes);
+    let runtime = |plan: &Plan| line(plan, "runtime").per_rank_bytes.unwrap();
+    assert_eq!(runtime(&one) - runtime(&three), 2 * (256 << 10));
+    let activations = |plan: &Plan| line(plan, "activations").per_rank_bytes.unwrap();
+    assert_eq!(activations(&one) - activations(&three), 2 * 4 * MIB);
+    assert!(!one.budget.lines.iter().any(|line| line.name == "collectives"));
+    let cuda = planned(&Config::default(), &with_gpus(2), &gpus(2));
+    assert!(!cuda.budget.lines.iter().any(|line| ["libraries", "collectives"].contains(&line.name.as_str())));
+}
+
+#[test]
+fn the_launchers_directory_grows_with_the_page_cache() {
+    let launcher = |data: u64, cap: Option<f64>| {
+        let mut config = Config::default();
+        config.data.cache_size_gb = cap;
+        let facts = DatasetFacts { exists: true, files: 9, bytes: data, ..Default::default() };
+        let plan = plan(&config, &machine(8, 256 * GIB), &facts, &ranks(2)).unwrap();
+        (line(&plan, "launcher").bytes, line(&plan, "launcher").bound)
+    };
+    let own = (3968 + 2 * 64) << 10;
+    assert_eq!(launcher(0, None), (own, false));
+    // All data in chunks of 256 KiB at the least; a part of it in halves of windows.
+    assert_eq!(launcher(10 * GIB, None), (own + 20 * 4096 * 448, true));
+    assert_eq!(launcher(400 * GIB, Some(36e8 / GIB as f64)), (own + 100_000 * 448, true));
 }
 
 #[test]
@@ -195,7 +230,7 @@ fn page_cache_is_a_line_cut_by_config_and_data_set() {
     // A data set larger than the budget gets what is left, to the page.
     let large = DatasetFacts { bytes: 1 << 40, ..facts.clone() };
     let (bytes, _, spare) = cache(&config, &large);
-    assert!(bytes > 20 * GIB && spare < 4096, "{bytes} {spare}");
+    assert!(bytes > 20 * GIB && spare < 8192, "{bytes} {spare}");
     config.data.cache_size_gb = Some(0.125);
     config.data.cache = crate::config::CachePolicy::Lru;
     let (bytes, policy, _) = cache(&config, &facts);
@@ -287,7 +322,7 @@ fn a_refusal_names_every_single_change_that_fits() {
     let mut config = Config::default();
     config.train.batch_size = 4096;
     config.train.num_workers = Some(8);
-    config.memory.budget = Budget::Bytes(58 * GIB);
+    config.memory.budget = Budget::Bytes(56 * GIB);
     let error = refused(&config, &machine(32, 128 * GIB), &ranks(3));
     let text = error.to_string();
     let loader = ["train.num_workers: ", "train.prefetch_factor: 1 instead of 2"];

@@ -4,6 +4,7 @@
 //! (`data.chunk_cache_size`).
 
 use crate::data::DataError;
+use crate::ledger::{self, Holding, Part};
 use lru::LruCache;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -54,6 +55,7 @@ enum Slot {
 struct State {
     slots: LruCache<ChunkKey, Slot>,
     used_bytes: u64,
+    held: Holding,
 }
 
 /// Least recently used chunks leave first. A chunk larger than the whole store is passed through, not kept.
@@ -70,7 +72,11 @@ impl LruChunks {
     pub fn new(capacity_bytes: u64) -> Self {
         Self {
             capacity_bytes,
-            state: Mutex::new(State { slots: LruCache::unbounded(), used_bytes: 0 }),
+            state: Mutex::new(State {
+                slots: LruCache::unbounded(),
+                used_bytes: 0,
+                held: ledger::hold(Part::Chunks, 0),
+            }),
             filled: Condvar::new(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -124,6 +130,8 @@ impl LruChunks {
             state.slots.put(filling, slot);
         }
         state.used_bytes += bytes;
+        let used = state.used_bytes;
+        state.held.set(used);
         state.slots.put(key, Slot::Ready(chunk.clone()));
     }
 }
@@ -172,6 +180,7 @@ impl ChunkStore for LruChunks {
             }
         }
         state.used_bytes = 0;
+        state.held.set(0);
     }
 
     fn stats(&self) -> StoreStats {

@@ -111,3 +111,53 @@ fn tiles_and_recomputation_may_change_from_run_to_run_and_sizes_may_not() {
     assert!(changed(|config| config.data.deblur.voxel_bins = 5));
     assert!(!changed(|config| config.model.dropout = 0.5));
 }
+
+/// Bytes of live tensors at the peak of a pass over one clip of `side` pixels, its bytes and metrics included.
+fn live_peak(config: &Config, side: i64, train: bool) -> i64 {
+    let vs = nn::VarStore::new(Device::Cpu);
+    let net = DeblurNet::new(config, 128, &vs.root()).unwrap();
+    let clip = config.data.deblur.clip_len as i64;
+    let bytes = |shape: &[i64]| Tensor::randint(255, shape, (Kind::Uint8, Device::Cpu));
+    let mut metrics = DeblurMetrics::new(None).unwrap();
+    let mut pass = || {
+        let frames = || bytes(&[1, clip, side, side, 3]);
+        let spikes = bytes(&[1, clip, 66, side / 2, (side / 2 + 7) / 8]);
+        let batch = Batch { fields: vec![frames(), frames(), spikes], sample_ids: vec![0] };
+        let output = net.forward(&batch, train);
+        metrics.update(&batch, &output);
+        if train {
+            output.loss.backward();
+        }
+    };
+    let mut peak = || {
+        // The first pass allocates gradients, which stay.
+        pass();
+        let watch = crate::torch::LiveBytes::start().unwrap();
+        pass();
+        watch.peak()
+    };
+    if train { peak() } else { tch::no_grad(peak) }
+}
+
+/// Two sizes of model and of crops, with parts and without: the planner counts what is live.
+#[test]
+fn the_planners_activations_are_those_of_a_clip() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/baseline.yaml")).unwrap();
+    let raw = launcher::config::RawConfig::parse(&text, "baseline.yaml").unwrap();
+    for (name, sets, side, train) in [
+        ("cpu profile", vec![], 48, true),
+        ("cpu profile", vec![], 64, true),
+        ("cpu profile", vec![], 64, false),
+        ("twice as wide", vec!["model.vrt.dims=[32, 32, 32, 32, 32, 32, 32, 32]"], 32, true),
+        ("frames alone", vec!["model.vrt.use_spike=false"], 32, true),
+        ("recomputed", vec!["model.vrt.checkpoint_attn=true", "model.vrt.checkpoint_ffn=true"], 48, true),
+    ] {
+        let sets: Vec<String> = sets.into_iter().map(str::to_owned).collect();
+        let config = raw.resolve("cpu", &sets).unwrap();
+        let live = live_peak(&config, side, train);
+        let planned = launcher::plan::deblur::activation_bytes(&config, side as u64, side as u64, train).unwrap();
+        let ratio = planned as f64 / live as f64;
+        println!("{name}, {side} pixels, train {train}: {live} bytes live, {planned} planned, {ratio:.3}");
+        assert!((0.95..1.25).contains(&ratio), "{name}, {side} pixels: {planned} planned for {live} live bytes");
+    }
+}

@@ -79,6 +79,12 @@ impl Cached {
 
 impl EmgDataset {
     fn read_window(&self, index: usize, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
+        let read = self.read_rows_of(index, targets, scratch);
+        scratch.count();
+        read
+    }
+
+    fn read_rows_of(&self, index: usize, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
         let (file, row) = self.locate(index)?;
         if let Some(cached) = &self.cached
             && let Some(pieces) = cached.pieces()
@@ -165,7 +171,9 @@ impl Dataset for EmgDataset {
     }
 
     fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        self.cached.as_ref().is_some_and(|cached| cached.pages.work_ahead(scratch))
+        let done = self.cached.as_ref().is_some_and(|cached| cached.pages.work_ahead(scratch));
+        scratch.count();
+        done
     }
 
     fn give_back(&self) {

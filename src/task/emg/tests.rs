@@ -328,3 +328,41 @@ fn a_smaller_decoder_has_fewer_parameters() {
     let decoder = |h: usize| 4 * h * (84 + h + 2 * h + 4) + 20 * (h + 1);
     assert_eq!(count(128) - count(64), decoder(128) - decoder(64));
 }
+
+/// Bytes of live tensors at the peak of a training step of `samples` windows, batch included.
+fn live_peak(config: &ModelConfig, loss: LossType, samples: i64) -> i64 {
+    let (vs, net) = net(config, loss, 500);
+    let mut metrics = EmgMetrics::new(20, 2000.0, None);
+    let mut step = || {
+        let batch = batch(Tensor::randn([samples, 500, 16], CPU), Tensor::randn([samples, 500, 20], CPU));
+        let output = net.forward(&batch, true);
+        metrics.update(&batch, &output);
+        output.loss.backward();
+    };
+    // The first pass allocates gradients, which stay.
+    step();
+    let watch = crate::torch::LiveBytes::start().unwrap();
+    step();
+    drop(vs);
+    watch.peak()
+}
+
+/// The planner counts tensors that die on the way as well, and what a step makes of the weights; never less than live ones.
+#[test]
+fn the_planners_activations_are_those_of_a_step() {
+    use launcher::plan::emg::{activation_scalars, parameters};
+    for (name, config, loss, terms) in [
+        ("default", ModelConfig::default(), LossType::MseMae, 2),
+        ("high_performance", ModelConfig { dropout: 0.1, ..high_performance() }, LossType::MseMae, 2),
+        ("quick_demo", ModelConfig { dropout: 0.1, ..quick_demo() }, LossType::Mse, 1),
+    ] {
+        for samples in [4, 16] {
+            let live = live_peak(&config, loss, samples);
+            let windows = activation_scalars(&config, 500, terms).unwrap() * samples as u64;
+            let planned = 4 * (windows + parameters(&config).unwrap() * 13 / 5);
+            let ratio = planned as f64 / live as f64;
+            println!("{name}, {samples} windows: {live} bytes live, {planned} planned, {ratio:.3}");
+            assert!((1.0..1.8).contains(&ratio), "{name}, {samples} windows: {planned} planned for {live} live bytes");
+        }
+    }
+}

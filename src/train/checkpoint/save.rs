@@ -2,6 +2,7 @@
 
 use super::files::{Image, available_bytes, encode_manifest, read_manifest, stage};
 use super::{CheckpointError, EMA, Facts, MANIFEST, MODEL, Manifest, OPTIMIZER, VERSION, io_error, load};
+use crate::ledger::{self, Part};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -73,9 +74,10 @@ impl Checkpointer {
             state: content.state,
         };
         let (dir, keep_last) = (self.dir.clone(), self.keep_last);
+        let held = ledger::hold(Part::Staging, images.iter().map(|(_, image)| image.bytes()).sum());
         let write = move || {
             publish(&dir, &path, &images, manifest)?;
-            drop(images);
+            drop((images, held));
             prune(&dir, keep_last, content.step)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);

@@ -1,7 +1,8 @@
 //! Ends: of an epoch, of a run; and the checkpoints between.
 
 use super::{Finished, Loop, Status};
-use crate::data::Dataset;
+use crate::data::{Dataset, FieldSpec};
+use crate::torch;
 use crate::train::TrainError;
 use crate::train::checkpoint::{self, Content};
 use crate::train::device::DeviceStep;
@@ -11,6 +12,7 @@ use crate::train::state::BestState;
 use launcher::contract::MetricsRecord;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tch::Device;
 
 /// How an epoch ended.
 pub(super) enum EpochEnd {
@@ -87,6 +89,10 @@ impl Loop<'_, '_> {
         if let Some(ema) = &mut self.ema {
             ema.swap(&self.fit.params);
         }
+        let trims = self.evaluation_is_larger();
+        if trims {
+            torch::release_caches();
+        }
         let evaluated = loop {
             match self.evaluate_once(&dataset, prefix) {
                 Ok(Evaluated::Values(values)) => break Ok(Some(values)),
@@ -102,7 +108,18 @@ impl Loop<'_, '_> {
         if let Some(ema) = &mut self.ema {
             ema.swap(&self.fit.params);
         }
+        if trims {
+            torch::release_caches();
+        }
         evaluated
+    }
+
+    /// Whether an evaluation's batch has more bytes than a step's, as whole frames have more than crops. Tensors of the one
+    /// then do not fit where those of the other were, and a CPU's heap would hold both from the first evaluation on.
+    fn evaluation_is_larger(&self) -> bool {
+        let bytes = |data: &Arc<dyn Dataset>| data.fields().iter().map(FieldSpec::sample_bytes).sum::<usize>() as u64;
+        let (train, val) = (bytes(&self.fit.datasets.train), bytes(&self.fit.datasets.val));
+        self.fit.device == Device::Cpu && val * self.val_batch as u64 > train * self.planner.micro_batch
     }
 
     fn evaluate_once(&mut self, dataset: &Arc<dyn Dataset>, prefix: &str) -> Result<Evaluated, TrainError> {

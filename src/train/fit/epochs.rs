@@ -3,12 +3,16 @@
 use super::close::EpochEnd;
 use super::{Loop, Status};
 use crate::data::loader::{BatchStream, Loader, LoaderSpec};
+use crate::ledger::{self, Holding, Part};
 use crate::train::TrainError;
 use crate::train::device::DeviceStep;
 use crate::train::step::{Attempt, StepOutcome, StepRunner};
 use std::sync::Arc;
 use std::time::Instant;
 use tch::Device;
+
+/// A loader, and its slots as the ledger counts them.
+type Counted = (Loader, Holding);
 
 /// Why a run of the loader ended.
 enum Leg {
@@ -36,7 +40,7 @@ impl Loop<'_, '_> {
         status
     }
 
-    fn epochs(&mut self, loader: &mut Option<Loader>) -> Result<Status, TrainError> {
+    fn epochs(&mut self, loader: &mut Option<Counted>) -> Result<Status, TrainError> {
         let total = self.steps_total();
         if self.monitor.is_over() {
             // Killed between the checkpoint of its last epoch and its end.
@@ -57,16 +61,16 @@ impl Loop<'_, '_> {
     }
 
     /// The loader for micro-batches as they are now; an earlier one's memory is given back first.
-    fn fitting<'l>(&mut self, loader: &'l mut Option<Loader>) -> Result<&'l mut Loader, TrainError> {
+    fn fitting<'l>(&mut self, loader: &'l mut Option<Counted>) -> Result<&'l mut Loader, TrainError> {
         let micro_batch = self.planner.micro_batch as usize;
         if let Some(device) = &mut self.on_device {
             device.begin(micro_batch)?;
         }
-        if loader.as_ref().is_some_and(|loader| loader.micro_batch() != micro_batch) {
+        if loader.as_ref().is_some_and(|(loader, _)| loader.micro_batch() != micro_batch) {
             *loader = None;
         }
         let loader = match loader {
-            Some(loader) => loader,
+            Some((loader, _)) => loader,
             None => {
                 let spec = LoaderSpec {
                     threads: self.fit.plan.loader.threads,
@@ -78,7 +82,9 @@ impl Loop<'_, '_> {
                     lends: self.on_device.is_some() && self.fit.config.train.pin_memory,
                     ..LoaderSpec::default()
                 };
-                loader.insert(Loader::new(Arc::clone(&self.fit.datasets.train), spec)?)
+                let new = Loader::new(Arc::clone(&self.fit.datasets.train), spec)?;
+                let slots = ledger::hold(Part::Slots, new.pool_bytes() as u64);
+                &mut loader.insert((new, slots)).0
             }
         };
         if let Some(device) = self.on_device.as_mut().filter(|_| self.fit.config.train.pin_memory)
@@ -90,7 +96,7 @@ impl Loop<'_, '_> {
     }
 
     /// Steps up to `last`, the epoch's, as long as micro-batches keep their size.
-    fn leg(&mut self, loader: &mut Option<Loader>, last: u64) -> Result<Leg, TrainError> {
+    fn leg(&mut self, loader: &mut Option<Counted>, last: u64) -> Result<Leg, TrainError> {
         let epoch = self.state.epoch();
         let requests = self.planner.requests(epoch, self.state.step_in_epoch());
         let mut batches = self.fitting(loader)?.run(requests)?;

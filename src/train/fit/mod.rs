@@ -8,7 +8,7 @@ mod relief;
 mod tell;
 
 use super::amp;
-use super::checkpoint::{CheckpointError, Checkpointer, Facts};
+use super::checkpoint::{CheckpointError, Checkpointer, Facts, staging_bytes};
 use super::controls::Controls;
 use super::ddp::{Ddp, DdpError, DdpOptions};
 use super::device::{DeviceOptions, DeviceStep};
@@ -20,7 +20,9 @@ use super::trial::AmpTrial;
 use super::{Observer, TrainError};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, train_order};
+use crate::ledger::{self, Holding, Part};
 use crate::task::{Datasets, Gallery, Metrics, Model};
+use crate::torch;
 use launcher::config::{Amp, Config, OptimizerKind, TrainConfig};
 use launcher::plan::Plan;
 use relief::Desk;
@@ -115,6 +117,7 @@ struct Loop<'a, 'o> {
     samples_here: u64,
     train_s_here: f64,
     cleanups: u64,
+    _held: [Holding; 2],
 }
 
 impl<'a> Fit<'a> {
@@ -155,6 +158,9 @@ impl<'a, 'o> Loop<'a, 'o> {
         let ddp = Ddp::new(params, Arc::clone(&fit.collective), options)?;
         let mut optimizer = Optimizer::new(rule(train), &ddp)?;
         let mut ema = train.ema_decay.map(|decay| Ema::new(decay, &fit.params));
+        let held = hold_model(&fit, optimizer.moments() + usize::from(ema.is_some()));
+        // Scanning files and drawing weights left free pieces behind: memory of a step does not lie where they do.
+        torch::release_caches();
         let mut schedule = Schedule::new(train, steps_per_epoch);
         let mut monitor = Monitor::new(train);
         let mut state = LoopState { steps_per_epoch, ..LoopState::default() };
@@ -201,8 +207,16 @@ impl<'a, 'o> Loop<'a, 'o> {
             samples_here: 0,
             train_s_here: 0.0,
             cleanups: 0,
+            _held: held,
         })
     }
+}
+
+/// Weights, gradients and `more` tensors of their size, where they lie in host memory. Gradients lie where ranks meet.
+fn hold_model(fit: &Fit, more: usize) -> [Holding; 2] {
+    let one = if fit.device.is_cuda() { 0 } else { staging_bytes(fit.params.iter().map(|(_, tensor)| tensor)) };
+    let shared = if fit.collective.world_size() > 1 { one } else { 0 };
+    [ledger::hold(Part::Model, one * (2 + more as u64)), ledger::hold(Part::ModelShared, shared)]
 }
 
 fn of_another_optimizer(error: DdpError, checkpoint_dir: &Path, step: u64) -> TrainError {

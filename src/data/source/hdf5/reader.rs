@@ -284,7 +284,7 @@ impl Reader {
             && let Some(ChunkAt { addr, stored_bytes, filter_mask }) = chunks.get(index).copied()
             && stored_bytes > 0
         {
-            let Scratch { raw, decoded, extra } = scratch;
+            let Scratch { raw, decoded, extra, .. } = scratch;
             self.pread(file, addr, stored_bytes as usize, raw).map_err(&fail)?;
             raw.truncate(stored_bytes as usize);
             self.decoded_chunks.fetch_add(1, Ordering::Relaxed);
