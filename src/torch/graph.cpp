@@ -1,12 +1,42 @@
 // CUDA graphs: the one part of the shim with types of CUDA. A shared object of its own, loaded after libtorch_cuda.so.
 
+#include <ATen/core/CachingHostAllocator.h>
+#include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 
 #include <cstdlib>
 
 #include "guarded.h"
 
-using Graph = at::cuda::CUDAGraph;
+namespace {
+
+// libtorch 2.11 leaves its allocators and random generators as in a recording when beginning or ending one throws: the
+// next dropout would throw as well, where the step is to run as it is written.
+struct Graph : at::cuda::CUDAGraph {
+  void give_up() noexcept {
+    if (capture_ended_ || capture_dev_ == UNDEFINED_DEVICE) return;
+    for (auto& [generator, increment] : captured_generator_states_) generator->capturing_ = false;
+    // Each throws where it was not begun, which is what is wanted.
+    attempt([&] {
+      c10::cuda::CUDACachingAllocator::endAllocateToPool(capture_dev_, mempool_id_);
+      c10::cuda::CUDACachingAllocator::releasePool(capture_dev_, mempool_id_);
+    });
+    attempt([&] {
+      auto* host = at::getHostAllocator(at::kCUDA);
+      host->end_allocate_to_pool(mempool_id_);
+      host->release_pool(mempool_id_);
+    });
+  }
+
+ private:
+  template <typename F>
+  static void attempt(F&& body) noexcept {
+    std::free(guarded(body));
+  }
+};
+
+}  // namespace
 
 extern "C" {
 
@@ -24,11 +54,15 @@ void hr_graph_delete(Graph* graph) {
 // What this thread's current stream is given from here on is recorded, not run. Calls of other threads that CUDA holds
 // for unsafe while recording (the loader's copies) stay allowed.
 char* hr_graph_begin(Graph* graph) {
-  return guarded([&] { graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal); });
+  char* error = guarded([&] { graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal); });
+  if (error) graph->give_up();
+  return error;
 }
 
 char* hr_graph_end(Graph* graph) {
-  return guarded([&] { graph->capture_end(); });
+  char* error = guarded([&] { graph->capture_end(); });
+  if (error) graph->give_up();
+  return error;
 }
 
 char* hr_graph_replay(Graph* graph) {
