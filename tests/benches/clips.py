@@ -7,8 +7,7 @@ compact data, all of it. PyTorch: 3 ranks x 4 worker processes, each with an LRU
 17 % of the data as tensors each (less where the machine has not the memory: said). "with voxels": both sides deliver
 the f32 frames and voxels that a model takes. PyTorch's job is started and its caches are filled once; in each repeat it
 delivers some clips while Headroom rests, and Headroom each case while it rests. Bytes per frame, steady hit rate, and the
-guide's 2,222 frames walked through the directory with 50 GB. A figure past its limit ends the bench with 1. Five minutes
-on two cores.
+guide's 2,222 frames walked through the directory with 50 GB. A figure past its limit ends the bench with 1.
 """
 
 import argparse
