@@ -209,10 +209,11 @@ impl Sizes {
             let factor = if factor == 1.0 { String::new() } else { format!(" × {factor}") };
             return per_rank("activations", held, ranks, format!("{what} × {each}{factor}, assumed"));
         }
-        let threads = draft.topology.threads_per_rank as u64;
-        let further = threads.saturating_sub(1).saturating_mul(STEP_CPU_PER_THREAD_BYTES);
-        let least = held.saturating_add(STEP_CPU_BYTES).max(STEP_CPU_LEAST_BYTES);
-        let bytes = least.checked_add(further).ok_or(OVERFLOW)?;
+        let further = (draft.topology.threads_per_rank as u64).saturating_sub(1);
+        let with = |bytes: u64, each: u64| further.checked_mul(each)?.checked_add(bytes);
+        let bytes = held.checked_add(STEP_CPU_BYTES).and_then(|bytes| with(bytes, STEP_CPU_PER_THREAD_BYTES));
+        let least = with(STEP_CPU_LEAST_BYTES, STEP_CPU_LEAST_PER_THREAD_BYTES);
+        let bytes = bytes.zip(least).map(|(bytes, least)| bytes.max(least)).ok_or(OVERFLOW)?;
         let formula = format!("{what} × {each}, × {factor:.2} of heap, + {} of libraries", bytes_text(bytes - held));
         per_rank("activations", bytes, ranks, formula)
     }

@@ -29,7 +29,7 @@ pub const DIRECTORY_ENTRY_BYTES: u64 = 448;
 
 /// Own memory of a CPU rank before its first step, without model and slots: relocated tables of libtorch, registrations of
 /// its operators, heap of the rank itself. Source: 59 to 63 MiB over the shipped configs.
-pub(super) const RUNTIME_CPU_BYTES: u64 = 62 * MIB + 512 * KIB;
+pub(super) const RUNTIME_CPU_BYTES: u64 = 63 * MIB;
 /// What each thread adds: the touched part of its stack, and its heap. Source: runs with 1 to 8 loader threads.
 pub(super) const THREAD_BYTES: u64 = 256 * KIB;
 
@@ -63,10 +63,11 @@ pub(super) const WEIGHT_COPIES: (u64, u64) = (13, 5);
 
 /// What the first steps leave in a CPU rank beside tensors: kernels compiled for their shapes, the graph's nodes, heaps of the
 /// loader's and the cache's threads; what each further compute thread adds; and the least that steps were seen to take in all.
-/// Source: as above; `quick_demo` takes 36 to 41 MiB for 12 MiB of tensors.
+/// Source: as above; `quick_demo` takes 37 MiB with one compute thread and 44 MiB with two, for 12 MiB of tensors.
 pub(super) const STEP_CPU_BYTES: u64 = 9 * MIB;
 pub(super) const STEP_CPU_PER_THREAD_BYTES: u64 = 4 * MIB;
 pub(super) const STEP_CPU_LEAST_BYTES: u64 = 38 * MIB;
+pub(super) const STEP_CPU_LEAST_PER_THREAD_BYTES: u64 = 8 * MIB;
 
 /// Decoded recordings over files on disk. Source: full data set, 575 GiB of rows in 431 GiB of files (1.34), rounded up.
 pub(super) const DECODED_OVER_DISK: u64 = 2;
