@@ -158,7 +158,7 @@ fn item_72_a_healthy_run_is_watched_analysed_and_found_healthy() {
     let png = runs.path().join("memory.png");
     let ended = run(launch(&["analyze"]).arg(&path).arg("--plot").arg(&png), runs.path());
     assert_eq!(ended.code, Some(0), "{ended}");
-    assert!(ended.out.contains("runtime, model") && ended.out.contains("rank, in all"), "{ended}");
+    assert!(ended.out.contains("runtime  ") && ended.out.contains("rank, in all"), "{ended}");
     assert_png(&png);
     let ended = run(launch(&["doctor"]).arg(&path), runs.path());
     assert_eq!(ended.code, Some(0), "{ended}");

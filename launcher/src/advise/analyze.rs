@@ -259,14 +259,12 @@ impl RankUse {
         let start = records[first..].iter().take_while(|record| record.step == 0);
         let runtime = start.map(|record| record.anon_bytes.saturating_sub(record.held.own_bytes())).min()?;
         let mut used = Self { runtime, ..Self::default() };
-        let mut phase: (&str, Held) = ("", Held::default());
         for record in &records[first..] {
-            // A peak is of the whole phase so far, and so is what was held meanwhile.
-            let before = if phase.0 == record.phase { phase.1 } else { Held::default() };
-            phase = (&record.phase, before.max(&record.held));
-            let grown = record.anon_peak_bytes.saturating_sub(runtime + phase.1.own_bytes());
-            used.activations = used.activations.max(grown);
+            // Steps, and what is counted, share one heap that keeps its size: what was once held is not taken for a step's,
+            // though it was given back meanwhile.
             used.held = used.held.max(&record.held);
+            let grown = record.anon_peak_bytes.saturating_sub(runtime + used.held.own_bytes());
+            used.activations = used.activations.max(grown);
             used.libraries = used.libraries.max(record.file_bytes);
             used.own = used.own.max(record.anon_peak_bytes);
         }

@@ -210,10 +210,8 @@ impl Sizes {
             return per_rank("activations", held, ranks, format!("{what} × {each}{factor}, assumed"));
         }
         let further = (draft.topology.threads_per_rank as u64).saturating_sub(1);
-        let with = |bytes: u64, each: u64| further.checked_mul(each)?.checked_add(bytes);
-        let bytes = held.checked_add(STEP_CPU_BYTES).and_then(|bytes| with(bytes, STEP_CPU_PER_THREAD_BYTES));
-        let least = with(STEP_CPU_LEAST_BYTES, STEP_CPU_LEAST_PER_THREAD_BYTES);
-        let bytes = bytes.zip(least).map(|(bytes, least)| bytes.max(least)).ok_or(OVERFLOW)?;
+        let threads = further.checked_mul(STEP_CPU_PER_THREAD_BYTES).ok_or(OVERFLOW)?;
+        let bytes = sum(&[held, STEP_CPU_BYTES, threads]).ok_or(OVERFLOW)?;
         let formula = format!("{what} × {each}, × {factor:.2} of heap, + {} of libraries", bytes_text(bytes - held));
         per_rank("activations", bytes, ranks, formula)
     }

@@ -32,7 +32,8 @@ const METRICS: u64 = 66;
 struct Pass {
     /// For backward.
     kept: u64,
-    /// What the largest part that is recomputed adds while it is whole, its gradients included.
+    /// The most that is held while a part is recomputed: what was kept up to it, and the part whole, with its gradients. What
+    /// came after it is gone by then.
     recomputed: u64,
     /// What the largest part holds while it runs without a backward pass to come.
     running: u64,
@@ -51,7 +52,7 @@ impl Pass {
         let kept = if recomputed { part.inputs } else { part.whole };
         self.kept = self.kept.checked_add(kept.checked_mul(times)?)?;
         if recomputed && times > 0 {
-            self.recomputed = self.recomputed.max(part.whole.checked_add(part.running)?);
+            self.recomputed = self.recomputed.max(sum(&[self.kept, part.whole, part.running])?);
         }
         if times > 0 {
             self.running = self.running.max(part.running);
@@ -86,11 +87,12 @@ impl Grid {
 pub(super) fn activation_scalars(model: &VrtModel, data: &DeblurData, frame: &Frame, train: bool) -> Option<u64> {
     let clip = Clip::of(model, data, frame)?;
     let mut pass = Pass::default();
-    for group in 0..model.depths.len() {
-        clip.add_group(&mut pass, group)?;
-    }
+    // In the order in which they run.
     if model.use_spike {
         clip.add_spikes(&mut pass)?;
+    }
+    for group in 0..model.depths.len() {
+        clip.add_group(&mut pass, group)?;
     }
     let (pixels, first) = (clip.pixels, *clip.dims.first()?);
     let metrics = pixels.checked_mul(METRICS)?;
@@ -102,7 +104,8 @@ pub(super) fn activation_scalars(model: &VrtModel, data: &DeblurData, frame: &Fr
         let last = pixels.checked_mul(clip.dims.last()?.checked_mul(8)?)?;
         // Statistics of norms, biases by place, zeros beyond the first and the last frame: a 32nd, as tests find.
         let kept = pass.kept.checked_add(pass.kept / 32)?;
-        return sum(&[kept, ends, inputs, pass.recomputed.max(metrics).max(last)]);
+        let recomputed = pass.recomputed.checked_add(pass.kept / 32)?;
+        return sum(&[ends, inputs, kept.checked_add(metrics.max(last))?.max(recomputed)]);
     }
     // Outputs of stages that are needed again, and features of the spikes.
     let skips = pixels.checked_mul(first.checked_mul(if model.use_spike { 5 } else { 3 })?)?;
