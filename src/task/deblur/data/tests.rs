@@ -618,7 +618,8 @@ fn next_uses_of_a_hundred_thousand_frames_are_cheap() {
     let found = find_splits(&spec, &mut Vec::new()).unwrap().0;
     let mut scan = scan(&found, &spec.video.spikes, false).unwrap();
     scan.frames = vec![scan.frames[0].clone(); 100_000];
-    let sequence = |n: usize| Sequence { name: format!("s{n}"), runs: std::iter::once(100 * n..100 * (n + 1)).collect() };
+    let sequence =
+        |n: usize| Sequence { name: format!("s{n}"), runs: std::iter::once(100 * n..100 * (n + 1)).collect() };
     let list = Clips::new(&(0..1000).map(sequence).collect::<Vec<_>>(), 5, 1, 0);
     let order = Order { len: list.len() as u64, seed: 9, shuffle: Shuffle::Global };
     let crop = Crop::new(SIZE, None, None).unwrap();
