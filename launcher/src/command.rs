@@ -259,15 +259,26 @@ impl Setup {
         if !last.is_some_and(|last| last.killed_for_memory) {
             return;
         }
-        let facts = dataset_facts(&self.config.data.dataset_path);
-        match plan::smaller(&self.config, &Machine::probe(), &facts, &ready.request, &self.plan) {
-            Ok(Some(smaller)) => {
+        match self.smaller(&Machine::probe(), &ready.request) {
+            Ok(smaller) => {
                 console.note(&format!("with less memory: {}", smaller.changes.join(", ")));
                 self.reduced.extend(smaller.changes);
                 (self.config, self.plan) = (smaller.config, smaller.plan);
             }
-            Ok(None) => console.note("nothing is left to make smaller: starting again as it was"),
-            Err(error) => console.note(&format!("no smaller plan fits now ({error}): starting again as it was")),
+            Err(why) => console.note(&format!("{why}: starting again as it was")),
+        }
+    }
+
+    /// What needs less; else why there is nothing.
+    fn smaller(&self, machine: &Machine, request: &Request) -> Result<plan::Smaller, String> {
+        if request.nnodes > 1 {
+            return Err("one of several nodes is not made smaller alone, since all have the same plan".into());
+        }
+        let facts = dataset_facts(&self.config.data.dataset_path);
+        match plan::smaller(&self.config, machine, &facts, request, &self.plan) {
+            Ok(Some(smaller)) => Ok(smaller),
+            Ok(None) => Err("nothing is left to make smaller".into()),
+            Err(error) => Err(format!("no smaller plan fits now ({error})")),
         }
     }
 }
@@ -486,4 +497,25 @@ fn batch(args: &BatchArgs) -> Result<u8, Error> {
     folder.remove();
     let status = written?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::INTERNAL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_several_nodes_is_not_made_smaller_alone() {
+        let machine =
+            Machine { cores: 8, memory_total_bytes: 16 << 30, memory_available_bytes: 15 << 30, ..Machine::default() };
+        let mut config = Config::default();
+        // Cargo.toml and what lies beside it: any bytes will do.
+        config.data.dataset_path = env!("CARGO_MANIFEST_DIR").into();
+        let mut request = Request { ranks: Some(2), ..Request::default() };
+        let plan = plan::plan(&config, &machine, &dataset_facts(&config.data.dataset_path), &request).unwrap();
+        let setup = Setup { config, plan, reduced: Vec::new() };
+        assert!(!setup.smaller(&machine, &request).unwrap().changes.is_empty());
+        request.nnodes = 2;
+        let why = setup.smaller(&machine, &request).unwrap_err();
+        assert!(why.starts_with("one of several nodes is not made smaller alone"), "{why}");
+    }
 }

@@ -165,7 +165,8 @@ impl NcclCollective {
         Ok(new)
     }
 
-    /// Gives a communicator up that never worked: it could not say goodbye.
+    /// Gives a communicator up that cannot go on: it could not say goodbye, and the device would wait for peers for good.
+    /// Not with the lock held.
     fn or_abort(&self, result: Result<(), CommError>) -> Result<(), CommError> {
         result.inspect_err(|error| self.abort(error.clone()))
     }
@@ -222,11 +223,12 @@ impl NcclCollective {
         comm.ready.record(current).map_err(other)?;
         comm.ready.block(self.stream).map_err(other)?;
         let code = call(comm.raw, self.stream.native().map_err(other)?)?;
-        check(self.api, comm.raw, name, code)?;
-        if code == sys::IN_PROGRESS {
-            settle(self.api, comm.raw, name, self.timeout, || self.reason())?;
-        }
-        Ok(())
+        let begun = check(self.api, comm.raw, name, code).map_err(CommError::from).and_then(|()| match code {
+            sys::IN_PROGRESS => settle(self.api, comm.raw, name, self.timeout, || self.reason()),
+            _ => Ok(()),
+        });
+        drop(comm);
+        self.or_abort(begun)
     }
 
     fn reduce_call(&self, tensor: &Tensor, comm: RawComm, stream: *mut c_void) -> Result<c_int, CommError> {
@@ -267,7 +269,13 @@ impl NcclCollective {
         self.wait_for(&event, name, limit)
     }
 
+    /// Whatever ends the wait but the event ends the communicator: what it left on the device would hold up all that is
+    /// given back after it.
     fn wait_for(&self, event: &Event, name: &str, limit: Duration) -> Result<(), CommError> {
+        self.or_abort(self.watch(event, name, limit))
+    }
+
+    fn watch(&self, event: &Event, name: &str, limit: Duration) -> Result<(), CommError> {
         let start = Instant::now();
         while !event.is_done().map_err(other)? {
             self.alive()?;

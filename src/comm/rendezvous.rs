@@ -163,6 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn ranks_meet_at_an_address_of_ipv6_too() {
+        let Ok(free) = std::net::TcpListener::bind(("::1", 0)) else {
+            eprintln!("skipped: this machine has no IPv6");
+            return;
+        };
+        let master_port = free.local_addr().unwrap().port();
+        drop(free);
+        let at = |rank| RankEnv { rank, world_size: 2, master_addr: "::1".into(), master_port, ..RankEnv::alone() };
+        std::thread::scope(|scope| {
+            let one = scope.spawn(move || share_id(&at(1), "run", b"", Duration::from_secs(60)).unwrap());
+            assert_eq!(share_id(&at(0), "run", b"id", Duration::from_secs(60)).unwrap(), b"id");
+            assert_eq!(one.join().unwrap(), b"id");
+        });
+    }
+
+    #[test]
     fn another_job_at_the_port_gets_nothing_and_a_missing_rank_is_named() {
         let errors: Vec<String> = std::thread::scope(|scope| {
             let [first, second] = <[RankEnv; 2]>::try_from(places(2)).unwrap();

@@ -40,11 +40,7 @@ impl RankError {
     /// it is to be named.
     pub fn exit_code_of(&self, own: usize) -> u8 {
         match self {
-            RankError::Train(TrainError::NonFinite { rank, .. } | TrainError::OutOfMemory { rank, .. })
-                if *rank != own =>
-            {
-                exit::PEER
-            }
+            RankError::Train(error) => train_code_of(error, own),
             _ => self.exit_code(),
         }
     }
@@ -52,22 +48,41 @@ impl RankError {
     /// The code of [`launcher::contract::exit`] that says what kind of error this is.
     pub fn exit_code(&self) -> u8 {
         match self {
-            RankError::Usage(_) | RankError::Train(TrainError::Config(_)) => exit::USAGE,
-            RankError::Data(_) | RankError::Train(TrainError::Data(_)) => exit::DATA,
-            RankError::Comm(error) | RankError::Train(TrainError::Comm(error)) => match error {
-                CommError::PeerFailed { .. } => exit::PEER,
-                // As the loader says it when it meets this first.
-                CommError::Cache(_) => exit::DATA,
-                _ => exit::COMM,
-            },
+            RankError::Usage(_) => exit::USAGE,
+            RankError::Data(_) => exit::DATA,
+            RankError::Comm(error) => comm_code(error),
+            RankError::Train(error) => train_code(error),
             RankError::NoRoom(_) => exit::PLAN,
-            RankError::Train(TrainError::Checkpoint(_)) => exit::CHECKPOINT,
-            RankError::Train(TrainError::NonFinite { .. }) => exit::NONFINITE,
-            RankError::Train(TrainError::OutOfMemory { .. }) => exit::PLAN,
-            RankError::Train(TrainError::Torch(_) | TrainError::Ddp(_))
-            | RankError::Report(_)
-            | RankError::Io(_)
-            | RankError::Panic(_) => exit::INTERNAL,
+            RankError::Report(_) | RankError::Io(_) | RankError::Panic(_) => exit::INTERNAL,
         }
+    }
+}
+
+/// As [`RankError::exit_code_of`].
+pub fn train_code_of(error: &TrainError, own: usize) -> u8 {
+    match error {
+        TrainError::NonFinite { rank, .. } | TrainError::OutOfMemory { rank, .. } if *rank != own => exit::PEER,
+        _ => train_code(error),
+    }
+}
+
+fn train_code(error: &TrainError) -> u8 {
+    match error {
+        TrainError::Config(_) => exit::USAGE,
+        TrainError::Data(_) => exit::DATA,
+        TrainError::Comm(error) => comm_code(error),
+        TrainError::Checkpoint(_) => exit::CHECKPOINT,
+        TrainError::NonFinite { .. } => exit::NONFINITE,
+        TrainError::OutOfMemory { .. } => exit::PLAN,
+        TrainError::Torch(_) | TrainError::Ddp(_) => exit::INTERNAL,
+    }
+}
+
+fn comm_code(error: &CommError) -> u8 {
+    match error {
+        CommError::PeerFailed { .. } => exit::PEER,
+        // As the loader says it when it meets this first.
+        CommError::Cache(_) => exit::DATA,
+        _ => exit::COMM,
     }
 }

@@ -1,10 +1,13 @@
-//! The loop's [`Observer`]: progress to the launcher, records to the run folder, memory lines.
+//! The loop's [`Observer`]: progress to the launcher, records to the run folder, memory lines, last words.
 
+use super::error::train_code_of;
+use crate::comm::{Collective, CommError};
 use crate::data::cache::CacheClient;
+use crate::monitor::{MemorySummary, explain};
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
-use crate::train::Observer;
+use crate::train::{Observer, TrainError};
 use launcher::contract::{MetricsRecord, Progress, Relieved};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +28,30 @@ pub struct RankObserver {
     pub phase: String,
     /// The node's page cache, where there is one.
     pub cache: Option<Arc<CacheClient>>,
+    /// Ended when training fails; absent on a CPU.
+    pub on_device: Option<Arc<dyn Collective>>,
+}
+
+/// Last words about an error of training, and what explains it; once.
+pub fn tell_failure(reporter: &Reporter, rank: usize, error: &TrainError) {
+    if reporter.has_failed() {
+        return;
+    }
+    let step = match error {
+        TrainError::NonFinite { step, .. } | TrainError::OutOfMemory { step, .. } => Some(*step),
+        _ => None,
+    };
+    if let TrainError::OutOfMemory { rank: at, message, .. } = error
+        && *at == rank
+    {
+        explain(message, &MemorySummary::now()).into_iter().for_each(|line| reporter.line(line));
+    }
+    reporter.failed(train_code_of(error, rank), step, error.to_string());
+}
+
+/// Ends what a failed rank left on its device, which may wait for other ranks for good.
+pub fn end_device_work(collective: &dyn Collective, error: &dyn std::error::Error) {
+    collective.abort(CommError::Other(format!("given up, since this rank failed: {error}")));
 }
 
 impl RankObserver {
@@ -113,6 +140,14 @@ impl Observer for RankObserver {
 
     fn uss_bytes(&mut self) -> u64 {
         MemorySnapshot::take(None).map_or(0, |now| now.uss_bytes)
+    }
+
+    fn failing(&mut self, error: &TrainError) {
+        // First: the launcher is to know the cause before other ranks feel it.
+        tell_failure(&self.reporter, self.rank, error);
+        if let Some(collective) = &self.on_device {
+            end_device_work(&**collective, error);
+        }
     }
 
     fn relieved(&mut self, answer: Relieved) {

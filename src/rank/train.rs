@@ -2,7 +2,7 @@
 
 use super::cache::NodeCache;
 use super::device;
-use super::observer::RankObserver;
+use super::observer::{RankObserver, end_device_work, tell_failure};
 use super::{RankError, read_job, registrar};
 use crate::comm::rendezvous::{self, Links, Node};
 use crate::comm::shm::inherit;
@@ -10,7 +10,6 @@ use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo};
 use crate::data::DataError;
 use crate::data::cache::CacheClient;
 use crate::ledger;
-use crate::monitor::{MemorySummary, explain};
 use crate::report::memory::{MemorySampler, Probe};
 use crate::report::records::{RecordWriter, write_summary};
 use crate::report::{Reporter, plots};
@@ -65,21 +64,17 @@ pub fn main() -> u8 {
             code
         }
         Ok((reporter, rank, Err(error))) => {
-            let code = error.exit_code_of(rank);
-            let step = match &error {
-                RankError::Train(TrainError::NonFinite { step, .. } | TrainError::OutOfMemory { step, .. }) => {
-                    Some(*step)
-                }
-                _ => None,
-            };
-            if let RankError::Train(TrainError::OutOfMemory { rank: at, message, .. }) = &error
-                && *at == rank
-            {
-                explain(message, &MemorySummary::now()).into_iter().for_each(|line| reporter.line(line));
-            }
-            reporter.failed(code, step, error.to_string());
-            code
+            tell(&reporter, rank, &error);
+            error.exit_code_of(rank)
         }
+    }
+}
+
+/// Last words; once.
+fn tell(reporter: &Reporter, rank: usize, error: &RankError) {
+    match error {
+        RankError::Train(error) => tell_failure(reporter, rank, error),
+        other => reporter.failed(other.exit_code(), None, other.to_string()),
     }
 }
 
@@ -173,24 +168,41 @@ pub(super) fn meet(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective,
 }
 
 fn train(start: Start) -> Result<u8, RankError> {
-    let Start { job, env, device, collective, links, reporter, controls, stop, began } = &start;
+    let Start { job, env, device, collective, links, reporter, stop, .. } = &start;
     let _stream = device::own_stream(*device)?;
-    let (config, plan) = (&job.config, &job.plan);
-    let threads = plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
+    let threads = job.plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
     let unstarted = Arc::new(AtomicBool::new(true));
     heed_signals(&unstarted, stop)?;
     let resume = job.resume.as_deref().map(checkpoint::load).transpose()?;
-    let resumed_step = resume.as_ref().map(|loaded| loaded.step);
-
-    let task = task::find(&config.task).map_err(RankError::Usage)?;
     let mut node = NodeCache::join(job, env, links.as_ref(), collective, reporter)?;
     let cache = node.as_ref().map(|node| Arc::clone(&node.client));
-    if let Some(cache) = cache.as_ref().filter(|_| config.train.pin_memory) {
+    if let Some(cache) = cache.as_ref().filter(|_| job.config.train.pin_memory) {
         registrar::register(cache, *device, device::options(env.rank).always, reporter)?;
     }
-    let memory = memory_sampler(&start, resumed_step, cache.clone())?;
-    let datasets = open(&start, task, cache.clone())?;
+    let trained = with_cache(&start, &unstarted, resume, node.as_mut());
+    // While the page cache is there: the device forgets its pages when its work is done, and that may wait for other ranks.
+    trained.inspect_err(|error| {
+        tell(reporter, env.rank, error);
+        if device.is_cuda() {
+            end_device_work(&**collective, error);
+        }
+    })
+}
+
+fn with_cache(
+    start: &Start,
+    unstarted: &AtomicBool,
+    resume: Option<Loaded>,
+    node: Option<&mut NodeCache>,
+) -> Result<u8, RankError> {
+    let Start { job, env, device, collective, reporter, controls, began, .. } = start;
+    let (config, plan) = (&job.config, &job.plan);
+    let cache = node.as_ref().map(|node| Arc::clone(&node.client));
+    let resumed_step = resume.as_ref().map(|loaded| loaded.step);
+    let task = task::find(&config.task).map_err(RankError::Usage)?;
+    let memory = memory_sampler(start, resumed_step, cache.clone())?;
+    let datasets = open(start, task, cache.clone())?;
     memory.print("After dataset creation");
     if env.rank == 0 {
         datasets.notes.iter().for_each(|line| reporter.line(line.clone()));
@@ -211,13 +223,13 @@ fn train(start: Start) -> Result<u8, RankError> {
         reporter.line(device::told(*device, allocator.as_deref()));
     }
     let params = named(&mut vs);
-    let facts = facts(&start, task);
+    let facts = facts(start, task);
     let resume = match resume {
         Some(loaded) => Some(resume_from(loaded, &facts, &params)?),
-        None => first_weights(&start, &params).map(|()| None)?,
+        None => first_weights(start, &params).map(|()| None)?,
     };
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
-    let mut observer = observer(&start, memory, recorded_step, cache)?;
+    let mut observer = observer(start, memory, recorded_step, cache)?;
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = (env.rank == 0).then(|| Checkpointer::open(&checkpoints, config.log.keep_last)).transpose()?;
     let fit = Fit {
@@ -240,7 +252,7 @@ fn train(start: Start) -> Result<u8, RankError> {
     collective.barrier()?;
     unstarted.store(false, Ordering::Relaxed);
     let finished = fit.run(resume, &mut observer)?;
-    let counted = match &mut node {
+    let counted = match node {
         Some(node) => node.part(&**collective)?,
         None => None,
     };
@@ -249,7 +261,7 @@ fn train(start: Start) -> Result<u8, RankError> {
         records.close().map_err(|e| RankError::Io(e.to_string()))?;
     }
     if env.rank == 0 {
-        close(&start, &finished, counted, began.elapsed())?;
+        close(start, &finished, counted, began.elapsed())?;
     }
     Ok(if finished.status == Status::Stopped { exit::STOPPED } else { exit::OK })
 }
@@ -279,6 +291,7 @@ fn observer(
         first: true,
         phase: String::new(),
         cache,
+        on_device: start.device.is_cuda().then(|| Arc::clone(&start.collective)),
     })
 }
 

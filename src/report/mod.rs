@@ -12,6 +12,7 @@ use launcher::contract::{
 };
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,8 @@ enum Out {
 #[derive(Clone)]
 pub struct Reporter {
     out: Sender<Out>,
+    /// Last words were said.
+    failed: Arc<AtomicBool>,
     progress: Arc<Mutex<Option<Progress>>>,
 }
 
@@ -79,7 +82,7 @@ impl Reporter {
         let progress = Arc::new(Mutex::new(None));
         let mut speaker = Speaker { sink, every, last: None, progress: progress.clone() };
         std::thread::Builder::new().name("report".into()).spawn(move || speaker.run(&queue))?;
-        Ok(Self { out, progress })
+        Ok(Self { out, failed: Arc::default(), progress })
     }
 
     /// One line for people; the launcher adds the rank's prefix.
@@ -101,11 +104,20 @@ impl Reporter {
         }
     }
 
-    /// The rank's last words; waits until they are out, two seconds at most.
+    /// The rank's last words; waits until they are out, two seconds at most. Only the first are said: what fails while the
+    /// rank ends is not its cause.
     pub fn failed(&self, code: u8, step: Option<u64>, error: impl Into<String>) {
+        if self.failed.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let error = shorten(error.into());
         self.send(FromRank::Failed { code, step, error });
         self.flush();
+    }
+
+    /// Whether last words were said.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 
     /// All is done and written; waits until the launcher can know, two seconds at most.
@@ -310,6 +322,20 @@ mod tests {
         reporter.relieved(answer.clone());
         assert!(matches!(next(&mut launcher), FromRank::Hello { .. }));
         assert_eq!(next(&mut launcher), FromRank::Relieved(answer));
+    }
+
+    #[test]
+    fn only_the_first_failure_is_told_whoever_tells_it() {
+        let (reporter, mut launcher, _) = pair();
+        let again = reporter.clone();
+        assert!(!again.has_failed());
+        reporter.failed(6, Some(7), "rank 1 never arrived");
+        assert!(again.has_failed());
+        again.failed(1, None, "the communicator was aborted");
+        drop((reporter, again));
+        assert!(matches!(next(&mut launcher), FromRank::Hello { .. }));
+        assert!(matches!(next(&mut launcher), FromRank::Failed { code: 6, step: Some(7), .. }));
+        assert!(read_frame::<FromRank>(&mut launcher).unwrap().is_none());
     }
 
     #[test]

@@ -83,6 +83,9 @@ pub trait Observer {
     fn line(&mut self, text: String);
     /// Bytes of this process alone, now; 0 where that is unknown. Called on relief only: it may take milliseconds.
     fn uss_bytes(&mut self) -> u64;
+    /// Training ends with this error. Told while everything is still held: giving it back may wait for the device, which
+    /// may wait for other ranks. Where that can be, the implementation ends the collective.
+    fn failing(&mut self, _error: &TrainError) {}
     /// An order was done.
     fn relieved(&mut self, answer: Relieved);
 }

@@ -92,6 +92,28 @@ fn nodes_plan_for_the_ranks_of_all_and_share_one_folder() {
     assert_eq!(fs::read_dir(job.path.parent().unwrap()).unwrap().count(), 1);
 }
 
+/// What fails on one node before its plan is known to the others, too.
+#[test]
+fn what_fails_on_one_node_alone_is_told_to_the_others_at_once() {
+    let (runs, port) = (Runs::new(&[]), free_port());
+    let mut first = node(runs.command(&[]), 0, "2", port);
+    first.args(["--name", "job", "--device", "cuda", "--strict"]).env("CUDA_VISIBLE_DEVICES", "");
+    let [first, second] = both([first, train(&runs, 1, "1", port)], &runs);
+    assert_eq!((first.code, second.code), (Some(3), Some(6)), "{first}\n{second}");
+    assert!(second.err.contains("node 0 cannot take part"), "{second}");
+    // A place for runs that is none, on the other node.
+    let (runs, port) = (Runs::new(&[]), free_port());
+    let file = runs.path().join("file");
+    fs::write(&file, "").unwrap();
+    let mut second = train(&runs, 1, "1", port);
+    second.args(["--set", &format!("log.runs_dir={}", file.display())]);
+    let [first, second] = both([train(&runs, 0, "2", port), second], &runs);
+    assert_eq!(first.code, Some(6), "{first}\n{second}");
+    assert!(first.err.contains("node 1 cannot take part"), "{first}");
+    assert!(second.code.is_some_and(|code| code != 0) && second.err.contains("file"), "{second}");
+    assert!(!runs.run("job").path.exists(), "the new folder is empty: it goes");
+}
+
 #[test]
 fn nodes_that_disagree_or_cannot_take_part_end_together_and_leave_no_folder() {
     let other: (&[&str], &str, Option<i32>) =

@@ -412,9 +412,14 @@ impl Server {
             self.shrinking = true;
             self.tell_limit();
         }
-        if self.shrinking && self.awaited.is_empty() && self.directory.drained() {
-            self.shrinking = false;
-            present = self.clear();
+        if self.shrinking && self.directory.drained() {
+            if self.awaited.is_empty() {
+                self.shrinking = false;
+                present = self.clear();
+            } else if wanted > self.limit && wanted >= present {
+                // Called off before any page went: a rank that cannot let go, since its device keeps some, need not.
+                self.shrinking = false;
+            }
         }
         if !self.shrinking {
             if wanted > self.limit {

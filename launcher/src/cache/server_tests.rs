@@ -209,6 +209,47 @@ fn shrinking_gives_pages_back_once_ranks_have_let_go_and_growth_brings_them_agai
     assert_eq!(host.notes(), Vec::<String>::new());
 }
 
+/// A rank whose device will not forget its pages never lets go: nothing is taken from it, and the cache grows again.
+#[test]
+fn shrinking_that_a_rank_holds_up_is_called_off_by_growth() {
+    let capacity_bytes = 8 << 20;
+    let plan = HostPlan { capacity_bytes, policy: PolicyKind::Pin, ranks: vec![0, 1] };
+    let mut host = CacheHost::start(&plan).unwrap();
+    let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
+    let told = |ticket, bytes| Some(FromDirectory::Resize { ticket, bytes });
+    // More than the smaller cache holds.
+    let large = |rank: &mut Rank| {
+        let items = vec![Item { key: 1, bytes: 5 << 20, next_use: 1, offer: false }];
+        rank.send(&ToDirectory::Acquire { ticket: 9, items });
+        match rank.reply() {
+            Some(FromDirectory::Granted { grants, .. }) => grants[0],
+            other => panic!("{other:?}"),
+        }
+    };
+    for ticket in [1, 3] {
+        host.resize(4 << 20);
+        assert_eq!((first.reply(), second.reply()), (told(ticket, 4 << 20), told(ticket, 4 << 20)));
+        first.send(&ToDirectory::Resized { ticket });
+        // Less than what has pages: the second rank is still waited for.
+        host.resize(6 << 20);
+        assert_eq!(large(&mut first), Grant::Bypass);
+        host.resize(u64::MAX);
+        assert_eq!((first.reply(), second.reply()), (told(ticket + 1, 8 << 20), told(ticket + 1, 8 << 20)));
+        assert_eq!((host.present_bytes(), host.resident_bytes()), (capacity_bytes, capacity_bytes));
+        assert_eq!(large(&mut first), Grant::Fill { offset: 0 }, "all of it can be used again");
+        first.send(&ToDirectory::Abandon { keys: vec![1] });
+    }
+    host.resize(4 << 20);
+    for rank in [&mut first, &mut second] {
+        assert_eq!(rank.reply(), told(5, 4 << 20));
+        rank.send(&ToDirectory::Resized { ticket: 5 });
+    }
+    while host.resident_bytes() > 4 << 20 {
+        std::thread::yield_now();
+    }
+    assert_eq!(host.notes(), Vec::<String>::new());
+}
+
 /// What a dead rank held does not keep memory from being given back.
 #[test]
 fn a_rank_that_dies_holds_up_no_shrinking() {

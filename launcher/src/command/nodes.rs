@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::plan::{self, NodeShare, Plan};
 use crate::run_dir::RunDir;
 use crate::supervise::{NodePlace, Nodes};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -30,12 +31,15 @@ const OWN: [&str; 13] = [
 /// Keys named when nodes have different ones.
 const SHOWN: usize = 3;
 
-/// What a node says first.
+/// Keys that all nodes must have alike, with their values as JSON; empty under `--exec`.
+type Keys = BTreeMap<String, String>;
+
+/// What a node says first: short, since all that nodes say together has a limit.
 #[derive(Debug, Serialize, Deserialize)]
 struct Facts {
     share: NodeShare,
-    /// Every key that all nodes must have alike; empty under `--exec`.
-    config: BTreeMap<String, String>,
+    /// [`digest`] of its [`Keys`].
+    config: u64,
 }
 
 fn place(run: &RunArgs) -> NodePlace {
@@ -55,8 +59,8 @@ pub(super) fn ranks_of_each(run: &RunArgs, ranks: usize) -> Result<Vec<usize>, E
         return Ok(Vec::new());
     }
     let mut nodes = Nodes::meet(place(run))?;
-    let facts = Facts { share: NodeShare { ranks, asked: ranks }, config: BTreeMap::new() };
-    Ok(agree(&mut nodes, &facts)?.iter().map(|share| share.ranks).collect())
+    let shares = agree(&mut nodes, run.node_rank, NodeShare { ranks, asked: ranks }, &Keys::new())?;
+    Ok(shares.iter().map(|share| share.ranks).collect())
 }
 
 /// Meets the other nodes and plans with them; node 0 makes the run's folder, into which the others go.
@@ -64,50 +68,67 @@ pub(super) fn ranks_of_each(run: &RunArgs, ranks: usize) -> Result<Vec<usize>, E
 /// # Errors
 /// A node does not come, has another config, or cannot take part.
 pub(super) fn together(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir), Error> {
-    let share = plan::node_share(&ready.config, &ready.machine, &ready.request)?;
-    if run.node_rank == 0 {
-        // Before the others look for it, in a folder that they may share.
-        ready.sample_if_missing()?;
-    }
+    // First: whatever goes wrong on one node, the others hear of.
     let mut nodes = Nodes::meet(place(run))?;
-    ready.request.nodes = agree(&mut nodes, &Facts { share, config: shared_keys(&ready.config) })?;
+    let share = all_or_none(&mut nodes, own_part(run, ready))?;
+    ready.request.nodes = agree(&mut nodes, run.node_rank, share, &shared_keys(&ready.config))?;
     let plan = all_or_none(&mut nodes, ready.sample_if_missing().and_then(|()| ready.plan()))?;
     let first = (run.node_rank == 0).then(|| open_folder(run, ready)).transpose();
-    let folder = match all_or_none(&mut nodes, first)? {
-        Some(folder) => folder,
-        None => open_folder(run, ready)?,
-    };
+    let first = all_or_none(&mut nodes, first)?;
+    let made = first.as_ref().map(|folder| folder.path.clone());
+    let folder = all_or_none(&mut nodes, first.map_or_else(|| open_folder(run, ready), Ok)).inspect_err(|_| {
+        // A new one has nothing in it, and only such a one can be removed this way.
+        let _ = made.map(std::fs::remove_dir);
+    })?;
     Ok((plan, folder))
 }
 
-fn agree(nodes: &mut Nodes, own: &Facts) -> Result<Vec<NodeShare>, Error> {
-    let text = serde_json::to_string(own).map_err(|e| Error::Disagree(e.to_string()))?;
-    let all = nodes.all_gather(&text)?;
-    let read = |text: &String| serde_json::from_str(text).map_err(|e| Error::Disagree(format!("a node says {e}")));
-    let all: Vec<Facts> = all.iter().map(read).collect::<Result<_, _>>()?;
-    match disagreement(&all) {
-        Some(problem) => Err(Error::Disagree(problem)),
-        None => Ok(all.into_iter().map(|facts| facts.share).collect()),
+/// What this node brings. Node 0 makes sample data before the others look for them, in a folder that they may share.
+fn own_part(run: &RunArgs, ready: &Ready) -> Result<NodeShare, Error> {
+    let share = plan::node_share(&ready.config, &ready.machine, &ready.request)?;
+    if run.node_rank == 0 {
+        ready.sample_if_missing()?;
     }
+    Ok(share)
 }
 
-/// Where a node differs from node 0.
-fn disagreement(all: &[Facts]) -> Option<String> {
-    let first = &all.first()?.config;
-    all.iter().enumerate().skip(1).find_map(|(node, facts)| {
-        let keys = first.keys().chain(facts.config.keys().filter(|key| !first.contains_key(*key)));
-        let value =
-            |config: &BTreeMap<String, String>, key| config.get(key).cloned().unwrap_or_else(|| "nothing".into());
-        let differing = keys.filter(|key| first.get(*key) != facts.config.get(*key));
-        let mut told: Vec<String> = differing
-            .map(|key| format!("{key}: {} on node 0, {} on node {node}", value(first, key), value(&facts.config, key)))
-            .collect();
-        let more = told.len().saturating_sub(SHOWN);
-        told.truncate(SHOWN);
-        let more = if more > 0 { format!(" and {more} more keys") } else { String::new() };
-        (!told.is_empty())
-            .then(|| format!("the nodes have different configs: {}{more}; give all nodes the same", told.join(", ")))
-    })
+fn agree(nodes: &mut Nodes, own_rank: usize, share: NodeShare, keys: &Keys) -> Result<Vec<NodeShare>, Error> {
+    let all: Vec<Facts> = gather(nodes, &Facts { share, config: digest(keys) })?;
+    let first = all.first().map_or(0, |facts| facts.config);
+    let Some(other) = all.iter().position(|facts| facts.config != first) else {
+        return Ok(all.into_iter().map(|facts| facts.share).collect());
+    };
+    // All know it, and two say what they have.
+    let own = if [0, other].contains(&own_rank) { keys.clone() } else { Keys::new() };
+    let all: Vec<Keys> = gather(nodes, &own)?;
+    Err(Error::Disagree(disagreement(&all[0], &all[other], other)))
+}
+
+fn gather<T: Serialize + DeserializeOwned>(nodes: &mut Nodes, own: &T) -> Result<Vec<T>, Error> {
+    let text = serde_json::to_string(own).map_err(|e| Error::Disagree(e.to_string()))?;
+    let read = |text: &String| serde_json::from_str(text).map_err(|e| Error::Disagree(format!("a node says {e}")));
+    nodes.all_gather(&text)?.iter().map(read).collect()
+}
+
+/// FNV-1a of keys and values: the same on every machine.
+fn digest(keys: &Keys) -> u64 {
+    // No key or value holds a zero byte: JSON escapes it.
+    let bytes = keys.iter().flat_map(|(key, value)| [key.as_bytes(), &[0], value.as_bytes(), &[0]].concat());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// Where node `node` differs from node 0.
+fn disagreement(first: &Keys, other: &Keys, node: usize) -> String {
+    let keys = first.keys().chain(other.keys().filter(|key| !first.contains_key(*key)));
+    let value = |config: &Keys, key| config.get(key).cloned().unwrap_or_else(|| "nothing".into());
+    let differing = keys.filter(|key| first.get(*key) != other.get(*key));
+    let mut told: Vec<String> = differing
+        .map(|key| format!("{key}: {} on node 0, {} on node {node}", value(first, key), value(other, key)))
+        .collect();
+    let more = told.len().saturating_sub(SHOWN);
+    told.truncate(SHOWN);
+    let more = if more > 0 { format!(" and {more} more keys") } else { String::new() };
+    format!("the nodes have different configs: {}{more}; give all nodes the same", told.join(", "))
 }
 
 /// Goes on only where every node's part went well.
@@ -122,15 +143,14 @@ fn all_or_none<T>(nodes: &mut Nodes, own: Result<T, Error>) -> Result<T, Error> 
     }
 }
 
-/// Keys that all nodes must have alike, with their values as JSON.
-fn shared_keys(config: &Config) -> BTreeMap<String, String> {
-    let mut keys = BTreeMap::new();
+fn shared_keys(config: &Config) -> Keys {
+    let mut keys = Keys::new();
     flatten("", &serde_json::to_value(config).unwrap_or_default(), &mut keys);
     keys.retain(|key, _| !OWN.iter().any(|own| key.starts_with(own)));
     keys
 }
 
-fn flatten(prefix: &str, value: &Value, into: &mut BTreeMap<String, String>) {
+fn flatten(prefix: &str, value: &Value, into: &mut Keys) {
     let Value::Object(map) = value else {
         into.insert(prefix.to_owned(), value.to_string());
         return;
@@ -148,29 +168,30 @@ mod tests {
 
     #[test]
     fn configs_differ_in_what_concerns_the_model_never_in_where_things_lie() {
-        let facts = |change: &dyn Fn(&mut Config)| {
+        let keys_of = |change: &dyn Fn(&mut Config)| {
             let mut config = Config::default();
             change(&mut config);
-            Facts { share: NodeShare::default(), config: shared_keys(&config) }
+            shared_keys(&config)
         };
-        let plain = facts(&|_| {});
-        let local = facts(&|config| {
+        let plain = keys_of(&|_| {});
+        let local = keys_of(&|config| {
             config.data.dataset_path = PathBuf::from("/elsewhere");
             config.data.cache_size_gb = Some(1.0);
             config.train.num_workers = Some(7);
             config.log.runs_dir = PathBuf::from("/there");
         });
-        assert_eq!(disagreement(&[plain, local]), None);
-        let other = facts(&|config| {
+        assert_eq!(digest(&plain), digest(&local));
+        let other = keys_of(&|config| {
             config.train.batch_size = 48;
             config.seed += 1;
         });
-        let told = disagreement(&[facts(&|_| {}), facts(&|_| {}), other]).unwrap();
+        assert_ne!(digest(&plain), digest(&other));
+        let told = disagreement(&plain, &other, 2);
         let batch = Config::default().train.batch_size;
         assert!(told.contains(&format!("train.batch_size: {batch} on node 0, 48 on node 2")), "{told}");
         assert!(told.contains("seed: ") && told.contains("give all nodes the same"), "{told}");
         // Each key named is one of a config: none is left by a renaming.
-        let mut keys = BTreeMap::new();
+        let mut keys = Keys::new();
         flatten("", &serde_json::to_value(Config::default()).unwrap(), &mut keys);
         for own in OWN {
             assert!(keys.keys().any(|key| key.starts_with(own)), "{own}");

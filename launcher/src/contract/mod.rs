@@ -15,4 +15,4 @@ pub use message::*;
 pub use record::*;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

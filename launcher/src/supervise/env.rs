@@ -3,7 +3,7 @@
 use super::RankSpec;
 use crate::contract::env;
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, ToSocketAddrs};
 
 /// Where the ranks of a job stand and meet.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +49,9 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
     let first: usize = (0..meeting.node_rank).map(on_node).sum();
     let world_size: usize = (0..nnodes).map(on_node).sum();
     let port = match meeting.master_port {
-        Some(port) if meeting.node_rank == 0 => check_free(port)?,
+        Some(port) if meeting.node_rank == 0 => {
+            check_free(any_address(meeting.master_addr.as_deref().unwrap_or_default(), port), port)?
+        }
         Some(port) => port,
         None => free_port()?,
     };
@@ -76,8 +78,18 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
     Ok((0..meeting.local_world_size).map(one).collect())
 }
 
-fn check_free(port: u16) -> io::Result<u16> {
-    match TcpListener::bind(("0.0.0.0", port)) {
+/// Where node 0 listens so that others reach it at `master_addr`: at all its addresses, of IPv6 where the name has no
+/// other.
+pub fn any_address(master_addr: &str, port: u16) -> IpAddr {
+    let mut found = (master_addr, port).to_socket_addrs().into_iter().flatten().peekable();
+    match found.peek().is_some() && found.all(|at| at.is_ipv6()) {
+        true => Ipv6Addr::UNSPECIFIED.into(),
+        false => Ipv4Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn check_free(at: IpAddr, port: u16) -> io::Result<u16> {
+    match TcpListener::bind((at, port)) {
         Ok(_) => Ok(port),
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => Err(io::Error::new(
             e.kind(),
@@ -97,6 +109,15 @@ mod tests {
 
     fn value(spec: &RankSpec, name: &str) -> String {
         spec.env.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap()
+    }
+
+    #[test]
+    fn node_0_listens_where_its_address_can_be_reached() {
+        let at = |addr| any_address(addr, 29500).to_string();
+        assert_eq!(
+            ["127.0.0.1", "", "no such name", "::1", "fe80::1"].map(at),
+            ["0.0.0.0", "0.0.0.0", "0.0.0.0", "::", "::"]
+        );
     }
 
     #[test]

@@ -3,16 +3,23 @@
 //! Each says something, and all get what all said: [`Nodes::all_gather`]. What follows from it every node finds out for
 //! itself, so that all come to the same end.
 
-use crate::contract::{VERSION, read_frame, write_frame};
+use super::env::any_address;
+use crate::contract::{FrameError, MAX_FRAME_BYTES, VERSION, encode, read_frame, write_frame};
 use serde::{Deserialize, Serialize};
-use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 /// Between two tries to reach a node 0 that is not there yet, or two looks for a node that has not come.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Longest wait for the first words of someone who connects: whoever else it is says nothing.
 const GREETING_LIMIT: Duration = Duration::from_secs(2);
+/// Longest greeting, bytes with its length: a job's name is its longest part.
+const GREETING_BYTES: u64 = 4 << 10;
+/// Longest word, bytes with its length.
+const WORD_BYTES: u64 = MAX_FRAME_BYTES as u64 + 4;
+/// Longest wait for one address to answer: another one of the same name may, and so may the same one a little later.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Longest wait for others to close first, so that the port is free for the ranks of this node.
 const PART_LIMIT: Duration = Duration::from_secs(1);
 
@@ -61,7 +68,10 @@ pub struct Nodes {
 
 impl NodePlace {
     fn address(&self) -> String {
-        format!("{}:{}", self.master_addr, self.master_port)
+        match self.master_addr.contains(':') {
+            true => format!("[{}]:{}", self.master_addr, self.master_port),
+            false => format!("{}:{}", self.master_addr, self.master_port),
+        }
     }
 
     fn failed(&self, problem: impl Into<String>) -> MeetError {
@@ -105,10 +115,10 @@ impl Nodes {
         Ok(Nodes { place, links })
     }
 
-    /// What every node says, by number. All call it together.
+    /// What every node says, by number. All call it together; what all say together is at most 1 MiB.
     ///
     /// # Errors
-    /// A node ended, or said nothing in time.
+    /// A node ended, or said nothing in time, or all said too much.
     pub fn all_gather(&mut self, text: &str) -> Result<Vec<String>, MeetError> {
         let place = &self.place;
         let deadline = place.deadline();
@@ -116,7 +126,7 @@ impl Nodes {
             Links::Host(guests) => {
                 let mut texts = vec![text.to_owned()];
                 for number in 0..guests.len() {
-                    match hear(&mut guests[number], deadline) {
+                    match hear(&guests[number], deadline, WORD_BYTES) {
                         Ok(Word::Say { text }) => texts.push(text),
                         other => {
                             let who = named(std::iter::once(number + 1));
@@ -126,17 +136,16 @@ impl Nodes {
                         }
                     }
                 }
-                let all = Word::All { texts };
-                for guest in guests {
-                    // One that ended since is missed by its ranks' peers.
-                    let _ = write_frame(guest, &all);
-                }
-                let Word::All { texts } = all else { return Ok(Vec::new()) };
+                tell_all(place, guests, &texts)?;
                 Ok(texts)
             }
             Links::Guest(host) => {
-                let _ = write_frame(host, &Word::Say { text: text.to_owned() });
-                match hear(host, deadline) {
+                match write_frame(host, &Word::Say { text: text.to_owned() }) {
+                    // A host that ended, or refused: what it said is heard below.
+                    Ok(()) | Err(FrameError::Io(_)) => {}
+                    Err(e) => return Err(place.failed(e.to_string())),
+                }
+                match hear(host, deadline, WORD_BYTES) {
                     Ok(Word::All { texts }) if texts.len() == place.nnodes => Ok(texts),
                     Ok(Word::Refused { problem }) => Err(place.failed(problem)),
                     other if is_late(&other) => Err(place.late("the word of node 0")),
@@ -153,8 +162,26 @@ impl Drop for Nodes {
         // Whoever closes first keeps the port for a while.
         let deadline = Instant::now() + PART_LIMIT;
         for guest in guests {
-            let _ = hear(guest, deadline);
+            let _ = hear(guest, deadline, WORD_BYTES);
         }
+    }
+}
+
+/// Gives what all said to all; those that can be told are told before one that cannot is an error.
+fn tell_all(place: &NodePlace, guests: &mut [TcpStream], texts: &[String]) -> Result<(), MeetError> {
+    let frame = match encode(&Word::All { texts: texts.to_vec() }) {
+        Ok(frame) => frame,
+        Err(e) => {
+            let error = place.failed(format!("what {} nodes have to say is too much: {e}", place.nnodes));
+            refuse(guests, &error.problem);
+            return Err(error);
+        }
+    };
+    let told: Vec<bool> = guests.iter_mut().map(|guest| guest.write_all(&frame).is_ok()).collect();
+    let mut gone = told.iter().enumerate().filter(|(_, told)| !**told).map(|(at, _)| at + 1).peekable();
+    match gone.peek() {
+        None => Ok(()),
+        Some(_) => Err(ended(place, &named(gone))),
     }
 }
 
@@ -167,14 +194,26 @@ fn is_late(heard: &io::Result<Word>) -> bool {
     heard.as_ref().is_err_and(|e| kinds.contains(&e.kind()))
 }
 
-/// The next word, at the latest at `deadline`.
-fn hear(from: &mut TcpStream, deadline: Instant) -> io::Result<Word> {
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    from.set_read_timeout(Some(left))?;
-    match read_frame(from) {
+/// A stream that ends in an error at a point in time, however slowly its bytes come.
+struct Until<'a>(&'a TcpStream, Instant);
+
+impl Read for Until<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = self.1.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.0.set_read_timeout(Some(left))?;
+        self.0.read(into)
+    }
+}
+
+/// The next word, of at most `most` bytes, at the latest at `deadline`.
+fn hear(from: &TcpStream, deadline: Instant, most: u64) -> io::Result<Word> {
+    match read_frame(&mut Until(from, deadline).take(most)) {
         Ok(Some(word)) => Ok(word),
         Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Err(crate::contract::FrameError::Io(e)) => Err(e),
+        Err(FrameError::Io(e)) => Err(e),
         Err(e) => Err(io::Error::other(e)),
     }
 }
@@ -186,35 +225,36 @@ fn refuse(guests: &mut [TcpStream], problem: &str) {
 }
 
 fn host(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
-    let listener = TcpListener::bind(("0.0.0.0", place.master_port)).map_err(|e| match e.kind() {
+    let at = (any_address(&place.master_addr, place.master_port), place.master_port);
+    let listener = TcpListener::bind(at).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => place.failed("the port is in use on node 0: give another --master-port"),
         _ => place.failed(format!("the port cannot be opened on node 0: {e}")),
     })?;
     listener.set_nonblocking(true).map_err(|e| place.failed(e.to_string()))?;
     let mut seats: Vec<Option<TcpStream>> = (1..place.nnodes).map(|_| None).collect();
-    while seats.iter().any(Option::is_none) {
+    let refuse_all = |seats: Vec<Option<TcpStream>>, error: MeetError| {
+        refuse(&mut seats.into_iter().flatten().collect::<Vec<_>>(), &error.problem);
+        Err(error)
+    };
+    while !all_present(&mut seats) {
+        if Instant::now() >= deadline {
+            let missing = seats.iter().enumerate().filter(|(_, seat)| seat.is_none()).map(|(at, _)| at + 1);
+            let error = place.late(&named(missing));
+            return refuse_all(seats, error);
+        }
         let guest = match listener.accept() {
             Ok((guest, _)) => guest,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 std::thread::sleep(PAUSE);
                 continue;
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let missing = seats.iter().enumerate().filter(|(_, seat)| seat.is_none()).map(|(at, _)| at + 1);
-                let error = place.late(&named(missing));
-                refuse(&mut seats.into_iter().flatten().collect::<Vec<_>>(), &error.problem);
-                return Err(error);
-            }
             Err(e) => return Err(place.failed(e.to_string())),
         };
-        match seat(place, guest, &seats) {
+        match seat(place, guest, &seats, deadline) {
             Ok(Some((number, guest))) => seats[number - 1] = Some(guest),
             // Not of a launcher.
             Ok(None) => {}
-            Err(problem) => {
-                refuse(&mut seats.into_iter().flatten().collect::<Vec<_>>(), &problem);
-                return Err(place.failed(problem));
-            }
+            Err(problem) => return refuse_all(seats, place.failed(problem)),
         }
     }
     // Nobody else is let in: the ranks of other nodes, which start once they are welcome, are to find rank 0 here.
@@ -224,24 +264,43 @@ fn host(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
     Ok(Links::Host(guests))
 }
 
+/// Whether every seat has a guest; once it seems so, those that ended while they waited give theirs up.
+fn all_present(seats: &mut [Option<TcpStream>]) -> bool {
+    if seats.iter().all(Option::is_some) {
+        seats.iter_mut().for_each(|seat| *seat = seat.take().filter(is_there));
+    }
+    seats.iter().all(Option::is_some)
+}
+
+/// Whether the other side is there still, as far as this kernel has heard; it waits and has nothing to say.
+fn is_there(guest: &TcpStream) -> bool {
+    let seen = guest.set_nonblocking(true).and_then(|()| guest.peek(&mut [0]));
+    let there = seen.map_or_else(|e| e.kind() == io::ErrorKind::WouldBlock, |bytes| bytes > 0);
+    guest.set_nonblocking(false).is_ok() && there
+}
+
 /// Who connected; `None`: no launcher. `Err`: one that contradicts this job, which it is told.
 fn seat(
     place: &NodePlace,
-    mut guest: TcpStream,
+    guest: TcpStream,
     seats: &[Option<TcpStream>],
+    deadline: Instant,
 ) -> Result<Option<(usize, TcpStream)>, String> {
-    let heard = guest.set_nonblocking(false).and_then(|()| hear(&mut guest, Instant::now() + GREETING_LIMIT));
+    let deadline = deadline.min(Instant::now() + GREETING_LIMIT);
+    let heard = guest.set_nonblocking(false).and_then(|()| hear(&guest, deadline, GREETING_BYTES));
     let Ok(Word::Hello { version, job, nnodes, node_rank }) = heard else { return Ok(None) };
-    let problem = if version != VERSION {
-        format!("node {node_rank} speaks contract {version}, node 0 {VERSION}: all nodes need the same program")
-    } else if job != place.job {
+    // One that is started again takes the seat of the one that ended.
+    let taken = || seats[node_rank - 1].as_ref().is_some_and(is_there);
+    let problem = if job != place.job {
         // A job of its own, which this one does not end for.
         let problem = format!("the port belongs to the run {:?}, node {node_rank} is to join {job:?}", place.job);
         refuse(&mut [guest], &problem);
         return Ok(None);
+    } else if version != VERSION {
+        format!("node {node_rank} speaks contract {version}, node 0 {VERSION}: all nodes need the same program")
     } else if nnodes != place.nnodes {
         format!("node {node_rank} was started with --nnodes {nnodes}, node 0 with --nnodes {}", place.nnodes)
-    } else if node_rank == 0 || node_rank >= nnodes || seats[node_rank - 1].is_some() {
+    } else if node_rank == 0 || node_rank >= nnodes || taken() {
         format!("two launchers say --node-rank {node_rank}: give each node its own, from 0 to {}", nnodes - 1)
     } else {
         return Ok(Some((node_rank, guest)));
@@ -251,17 +310,25 @@ fn seat(
 }
 
 /// A connection to someone else: where nobody listens, the kernel may connect a socket of this host with itself.
-fn connect(addr: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((addr, port))?;
-    match stream.local_addr()? == stream.peer_addr()? {
-        true => Err(io::ErrorKind::ConnectionRefused.into()),
-        false => Ok(stream),
+fn connect(addr: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for at in (addr, port).to_socket_addrs()? {
+        let left = deadline.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), CONNECT_LIMIT);
+        let met = TcpStream::connect_timeout(&at, left).and_then(|stream| {
+            let other = stream.local_addr()? != stream.peer_addr()?;
+            if other { Ok(stream) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
+        });
+        match met {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last = e,
+        }
     }
+    Err(last)
 }
 
 fn visit(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
     let mut host = loop {
-        match connect(&place.master_addr, place.master_port) {
+        match connect(&place.master_addr, place.master_port, deadline) {
             Ok(host) => break host,
             // Not there yet, and nothing tells when it will be.
             Err(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
@@ -272,13 +339,17 @@ fn visit(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
         }
     };
     let _ = write_frame(&mut host, &place.hello());
-    match hear(&mut host, deadline) {
+    match hear(&host, deadline, WORD_BYTES) {
         Ok(Word::Welcome) => Ok(Links::Guest(host)),
         Ok(Word::Refused { problem }) => Err(place.failed(problem)),
         other if is_late(&other) => Err(place.late("another node")),
-        _ => Err(place.failed(
-            "no launcher of this job listens there: another program has the port, or the job has begun already",
-        )),
+        Err(e) if [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset].contains(&e.kind()) => {
+            Err(place.failed(
+                "whoever listens there took the connection and closed it: the launcher of node 0 ended (its own output says \
+                 why), the job has begun already, or another program has the port",
+            ))
+        }
+        _ => Err(place.failed("no launcher of this job listens there: another program has the port")),
     }
 }
 
@@ -294,6 +365,23 @@ mod tests {
 
     fn port() -> u16 {
         TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    /// A connection to node 0, once it listens.
+    fn knock(port: u16) -> TcpStream {
+        loop {
+            if let Ok(stream) = connect("127.0.0.1", port, soon()) {
+                return stream;
+            }
+        }
+    }
+
+    fn hello(version: u32, job: &str, node_rank: usize) -> Word {
+        Word::Hello { version, job: job.into(), nnodes: 2, node_rank }
     }
 
     fn error(place: NodePlace) -> String {
@@ -318,11 +406,7 @@ mod tests {
             };
             // Node 2 waits for node 0, and node 0, whom a stranger talks to, for node 1.
             let (two, zero) = (node(2), node(0));
-            let mut stranger = loop {
-                if let Ok(stream) = connect("127.0.0.1", port) {
-                    break stream;
-                }
-            };
+            let mut stranger = knock(port);
             io::Write::write_all(&mut stranger, b"hr-id-01 GET / HTTP/1.1\r\n\r\n").unwrap();
             [two, node(1), zero].map(|node| node.join().unwrap())
         });
@@ -353,13 +437,9 @@ mod tests {
             std::thread::scope(|scope| {
                 let zero = scope.spawn(move || error(place(0, 2, port, 30.0)));
                 let hello = Word::Hello { version: VERSION, job: "night".into(), nnodes, node_rank: other };
-                let mut stream = loop {
-                    if let Ok(stream) = connect("127.0.0.1", port) {
-                        break stream;
-                    }
-                };
+                let mut stream = knock(port);
                 write_frame(&mut stream, &hello).unwrap();
-                let told = hear(&mut stream, Instant::now() + Duration::from_secs(30)).unwrap();
+                let told = hear(&stream, soon(), WORD_BYTES).unwrap();
                 let text = zero.join().unwrap();
                 assert!(text.contains(says), "{text}");
                 assert!(matches!(told, Word::Refused { problem } if text.contains(&problem)));
@@ -387,7 +467,126 @@ mod tests {
             let guest = scope.spawn(move || error(place(1, 2, port, 30.0)));
             drop(taken.accept().unwrap());
             let text = guest.join().unwrap();
+            assert!(text.contains("took the connection and closed it"), "{text}");
+            let guest = scope.spawn(move || error(place(1, 2, port, 30.0)));
+            let (mut other, _) = taken.accept().unwrap();
+            other.write_all(b"\x16\0\0\0220 mail.example.org\r\n").unwrap();
+            let text = guest.join().unwrap();
             assert!(text.contains("no launcher of this job listens there"), "{text}");
+        });
+    }
+
+    #[test]
+    fn a_node_that_is_started_again_while_others_are_missing_takes_its_seat() {
+        let port = port();
+        std::thread::scope(|scope| {
+            let zero = scope.spawn(move || Nodes::meet(place(0, 3, port, 60.0)).map(|mut nodes| nodes.all_gather("0")));
+            for kill in [true, false] {
+                let mut stream = knock(port);
+                write_frame(
+                    &mut stream,
+                    &Word::Hello { version: VERSION, job: "night".into(), nnodes: 3, node_rank: 1 },
+                )
+                .unwrap();
+                if kill {
+                    // Gone by a reset: it leaves words unread.
+                    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+                }
+            }
+            let again = |node: usize| {
+                scope.spawn(move || Nodes::meet(place(node, 3, port, 60.0)).map(|mut nodes| nodes.all_gather("x")))
+            };
+            let (one, two) = (again(1), again(2));
+            for node in [zero, one, two] {
+                assert_eq!(node.join().unwrap().unwrap().unwrap(), ["0", "x", "x"]);
+            }
+        });
+    }
+
+    #[test]
+    fn strangers_that_say_nothing_little_or_much_do_not_hold_node_0_beyond_its_limit() {
+        let port = port();
+        std::thread::scope(|scope| {
+            let zero = scope.spawn(move || {
+                let began = Instant::now();
+                (error(place(0, 2, port, 3.0)), began.elapsed())
+            });
+            let mut dripping = knock(port);
+            scope.spawn(move || {
+                // A frame of 1024 bytes, in minutes.
+                let bytes = [0, 4, 0, 0].into_iter().chain(std::iter::repeat(b' '));
+                for byte in bytes.take(1028) {
+                    if dripping.write_all(&[byte]).is_err() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let mut long = knock(port);
+            write_frame(&mut long, &hello(VERSION, &"night".repeat(1000), 1)).unwrap();
+            let _silent = [0; 10].map(|_| knock(port));
+            let (text, took) = zero.join().unwrap();
+            assert!(text.contains("node 1 did not come within 3 s"), "{text}");
+            assert!(took < Duration::from_secs(10), "{took:?}");
+            assert!(hear(&long, soon(), WORD_BYTES).is_err(), "too long for a greeting: it is not answered");
+        });
+    }
+
+    #[test]
+    fn another_job_of_another_version_does_not_end_this_one() {
+        let port = port();
+        std::thread::scope(|scope| {
+            let zero = scope.spawn(move || error(place(0, 2, port, 60.0)));
+            for (job, says) in [("day", "belongs to the run"), ("night", "all nodes need the same program")] {
+                let mut stream = knock(port);
+                write_frame(&mut stream, &hello(VERSION + 1, job, 1)).unwrap();
+                let told = hear(&stream, soon(), WORD_BYTES).unwrap();
+                assert!(matches!(&told, Word::Refused { problem } if problem.contains(says)), "{told:?}");
+            }
+            let text = zero.join().unwrap();
+            assert!(text.contains("all nodes need the same program"), "{text}");
+        });
+    }
+
+    #[test]
+    fn more_than_a_frame_holds_is_an_error_on_all_nodes() {
+        let port = port();
+        std::thread::scope(|scope| {
+            let say = move |node: usize, bytes: usize| {
+                let mut nodes = Nodes::meet(place(node, 2, port, 60.0)).unwrap();
+                nodes.all_gather(&"x".repeat(bytes)).unwrap_err().to_string()
+            };
+            let one = scope.spawn(move || say(1, MAX_FRAME_BYTES / 2));
+            let zero = say(0, MAX_FRAME_BYTES / 2);
+            for text in [zero, one.join().unwrap()] {
+                assert!(text.contains("what 2 nodes have to say is too much"), "{text}");
+            }
+        });
+    }
+
+    #[test]
+    fn an_address_that_never_answers_is_given_up_in_time() {
+        let began = Instant::now();
+        // Of a network that is for documents alone.
+        let text = error(NodePlace { master_addr: "192.0.2.1".into(), ..place(1, 2, 9, 0.5) });
+        assert!(text.contains("node 0 did not come within 0.5 s"), "{text}");
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn nodes_meet_at_an_address_of_ipv6_too() {
+        let at = |node, port| NodePlace { master_addr: "::1".into(), ..place(node, 2, port, 60.0) };
+        assert_eq!(at(0, 29500).address(), "[::1]:29500");
+        let Ok(free) = TcpListener::bind(("::1", 0)) else {
+            eprintln!("skipped: this machine has no IPv6");
+            return;
+        };
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        std::thread::scope(|scope| {
+            let one = scope.spawn(move || Nodes::meet(at(1, port)).unwrap().all_gather("1").unwrap());
+            assert_eq!(Nodes::meet(at(0, port)).unwrap().all_gather("0").unwrap(), ["0", "1"]);
+            assert_eq!(one.join().unwrap(), ["0", "1"]);
         });
     }
 }

@@ -88,4 +88,13 @@ fn a_world_of_one_keeps_the_contract_where_there_is_a_device() {
     let id = nccl.unique_id().unwrap();
     let collective = NcclCollective::new(nccl, id, place, Wire::F32, Duration::from_secs(60)).unwrap();
     contract::check(&collective, Device::Cuda(0)).unwrap();
+    // Work that takes the device longer than no time at all: the wait ends the communicator, not only itself.
+    let mut x = Tensor::ones([2048, 2048], (Kind::Float, Device::Cuda(0)));
+    (0..100).for_each(|_| x = x.matmul(&x).clamp(0.0, 1.0));
+    let mut event = Event::new(false).unwrap();
+    event.record(Stream::current(0).unwrap()).unwrap();
+    let late = collective.wait_for(&event, "a step", Duration::ZERO).unwrap_err();
+    assert!(matches!(late, CommError::Timeout { .. }), "{late}");
+    assert!(collective.lock().raw.is_null());
+    assert_eq!(collective.barrier().unwrap_err().to_string(), late.to_string());
 }

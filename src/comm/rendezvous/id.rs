@@ -2,6 +2,7 @@
 
 use super::node::{deadline, late};
 use super::{CommError, RankEnv};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 /// First bytes of a rank that asks for the job's id.
@@ -16,12 +17,12 @@ pub fn share_id(env: &RankEnv, run_id: &str, own: &[u8], timeout: Duration) -> R
     let deadline = deadline(timeout);
     let mut hello = ID_MAGIC.to_vec();
     hello.extend(fnv(run_id.as_bytes()).to_le_bytes());
-    let place = format!("{}:{}", env.master_addr, env.master_port);
+    let place = place(env);
     let failed = |e: std::io::Error| CommError::Other(format!("meeting the job's ranks at {place}: {e}"));
     if env.rank != 0 {
         return fetch_id(env, &hello, deadline, timeout).map_err(failed)?;
     }
-    let listener = std::net::TcpListener::bind(("0.0.0.0", env.master_port)).map_err(failed)?;
+    let listener = std::net::TcpListener::bind((any_address(env), env.master_port)).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let mut served = vec![false; env.world_size];
     served[0] = true;
@@ -45,6 +46,22 @@ pub fn share_id(env: &RankEnv, run_id: &str, own: &[u8], timeout: Duration) -> R
         }
     }
     Ok(own.to_vec())
+}
+
+fn place(env: &RankEnv) -> String {
+    match env.master_addr.contains(':') {
+        true => format!("[{}]:{}", env.master_addr, env.master_port),
+        false => format!("{}:{}", env.master_addr, env.master_port),
+    }
+}
+
+/// Where rank 0 listens: at all addresses of its host, of IPv6 where the name given has no other. As the launcher does.
+fn any_address(env: &RankEnv) -> IpAddr {
+    let mut found = (env.master_addr.as_str(), env.master_port).to_socket_addrs().into_iter().flatten().peekable();
+    match found.peek().is_some() && found.all(|at| at.is_ipv6()) {
+        true => Ipv6Addr::UNSPECIFIED.into(),
+        false => Ipv4Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// Answers one rank; its number. `None`: not of this job.
@@ -88,9 +105,9 @@ fn fetch_id(
         peer.write_all(&(env.rank as u32).to_le_bytes())?;
         let mut len = [0; 4];
         if peer.read_exact(&mut len).is_err() {
-            let place = format!("{}:{}", env.master_addr, env.master_port);
             return Ok(Err(CommError::Other(format!(
-                "{place} belongs to another job: give all nodes of this one the same --name, --master-addr and --master-port"
+                "{} belongs to another job: give all nodes of this one the same --name, --master-addr and --master-port",
+                place(env)
             ))));
         }
         let mut id = vec![0; (u32::from_le_bytes(len) as usize).min(1 << 16)];

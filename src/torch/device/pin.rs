@@ -40,7 +40,7 @@ impl Runtime {
         runtime.as_ref().ok_or_else(|| TorchError::Argument { call: "cudaHostRegister", problem: problem() })
     }
 
-    fn check(&self, code: c_int) -> Result<(), TorchError> {
+    fn check(&self, call: &'static str, code: c_int) -> Result<(), TorchError> {
         if code == 0 {
             return Ok(());
         }
@@ -51,7 +51,7 @@ impl Runtime {
             CStr::from_ptr((self.error_text)(code))
         };
         let text = text.to_string_lossy();
-        Err(TorchError::Argument { call: "cudaHostRegister", problem: format!("{text} (error {code})") })
+        Err(TorchError::Argument { call, problem: format!("{text} (error {code})") })
     }
 }
 
@@ -80,7 +80,7 @@ impl HostPin {
             const PORTABLE: c_uint = 1;
             let at = std::ptr::without_provenance_mut(address + start);
             // SAFETY: the call locks pages and leaves their bytes alone; the kernel refuses what is not mapped.
-            runtime.check(unsafe { (runtime.register)(at, len, PORTABLE) })?;
+            runtime.check("cudaHostRegister", unsafe { (runtime.register)(at, len, PORTABLE) })?;
             pin.slabs.push((address + start, len));
             start += len;
         }
@@ -101,7 +101,8 @@ impl HostPin {
         let touched = |(start, len): &(usize, usize)| *start < address + bytes && address < start + len;
         while let Some(index) = self.slabs.iter().position(touched) {
             // SAFETY: a range that `new` registered and that was not given back yet.
-            runtime.check(unsafe { (runtime.unregister)(std::ptr::without_provenance_mut(self.slabs[index].0)) })?;
+            let code = unsafe { (runtime.unregister)(std::ptr::without_provenance_mut(self.slabs[index].0)) };
+            runtime.check("cudaHostUnregister", code)?;
             self.slabs.swap_remove(index);
         }
         Ok(())

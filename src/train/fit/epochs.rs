@@ -32,7 +32,7 @@ impl Loop<'_, '_> {
 
     pub(super) fn train(&mut self) -> Result<Status, TrainError> {
         let mut loader = None;
-        let status = self.epochs(&mut loader);
+        let status = self.epochs(&mut loader).inspect_err(|error| self.observer.failing(error));
         if let Some(device) = &mut self.on_device {
             // Before the loader's memory goes.
             device.input.unpin();

@@ -160,6 +160,7 @@ struct Told {
     lines: Vec<String>,
     records: Vec<MetricsRecord>,
     answers: Vec<Relieved>,
+    failures: Vec<String>,
 }
 
 impl Observer for Spy<'_> {
@@ -185,6 +186,10 @@ impl Observer for Spy<'_> {
 
     fn relieved(&mut self, answer: Relieved) {
         self.told.answers.push(answer);
+    }
+
+    fn failing(&mut self, error: &TrainError) {
+        self.told.failures.push(error.to_string());
     }
 }
 

@@ -63,6 +63,7 @@ fn out_of_memory_with_one_sample_is_an_error_after_a_checkpoint() {
         let error = ended.result.as_ref().err().unwrap();
         assert!(matches!(error, TrainError::OutOfMemory { step: 4, rank: 1, good: 3, .. }), "{error}");
         assert!(error.to_string().contains("step 4 on rank 1 with micro-batches of 1 sample"), "{error}");
+        assert_eq!(ended.told.failures, [error.to_string()], "told before anything is given back, once");
     }
     let reference = run(&Job { resume: Some(3), ..job.clone() });
     assert_eq!(reference[0].result.as_ref().unwrap().steps, 10, "the checkpoint of the last good step goes on");
@@ -104,6 +105,7 @@ fn item_27_caches_are_cleared_periodically_counted_and_change_nothing() {
     let [a, b] = [0; 2].map(|_| tempfile::tempdir().unwrap());
     let (plain, cleaned) = (run(&Job::new(&a)), run(&Job { cleanup_every: 3, ..Job::new(&b) }));
     let finished = cleaned[0].result.as_ref().unwrap();
+    assert!(cleaned.iter().chain(&plain).all(|ended| ended.told.failures.is_empty()));
     assert_eq!((finished.cleanups, plain[0].result.as_ref().unwrap().cleanups), (3, 0));
     let lines = cleaned[0].told.lines.iter().filter(|line| *line == "Memory cleanup completed").count();
     assert_eq!(lines, 3);
