@@ -332,10 +332,10 @@ mod tests {
         reporter.failed(6, Some(7), "rank 1 never arrived");
         assert!(again.has_failed());
         again.failed(1, None, "the communicator was aborted");
-        drop((reporter, again));
+        again.line("bye");
         assert!(matches!(next(&mut launcher), FromRank::Hello { .. }));
         assert!(matches!(next(&mut launcher), FromRank::Failed { code: 6, step: Some(7), .. }));
-        assert!(read_frame::<FromRank>(&mut launcher).unwrap().is_none());
+        assert!(matches!(next(&mut launcher), FromRank::Line { .. }));
     }
 
     #[test]

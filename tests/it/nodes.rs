@@ -99,7 +99,7 @@ fn what_fails_on_one_node_alone_is_told_to_the_others_at_once() {
     let mut first = node(runs.command(&[]), 0, "2", port);
     first.args(["--name", "job", "--device", "cuda", "--strict"]).env("CUDA_VISIBLE_DEVICES", "");
     let [first, second] = both([first, train(&runs, 1, "1", port)], &runs);
-    assert_eq!((first.code, second.code), (Some(3), Some(6)), "{first}\n{second}");
+    assert_eq!((first.code, second.code), (Some(8), Some(6)), "{first}\n{second}");
     assert!(second.err.contains("node 0 cannot take part"), "{second}");
     // A place for runs that is none, on the other node.
     let (runs, port) = (Runs::new(&[]), free_port());

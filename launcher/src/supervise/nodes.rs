@@ -470,7 +470,7 @@ mod tests {
             assert!(text.contains("took the connection and closed it"), "{text}");
             let guest = scope.spawn(move || error(place(1, 2, port, 30.0)));
             let (mut other, _) = taken.accept().unwrap();
-            other.write_all(b"\x16\0\0\0220 mail.example.org\r\n").unwrap();
+            other.write_all(b"\x16\0\0\x00220 mail.example.org\r\n").unwrap();
             let text = guest.join().unwrap();
             assert!(text.contains("no launcher of this job listens there"), "{text}");
         });
