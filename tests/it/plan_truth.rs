@@ -51,7 +51,7 @@ fn hold(checks: &[Value], names: &[&str]) {
 #[test]
 fn no_line_of_the_plan_is_below_what_the_emg_model_uses() {
     let sets = ["data.stride=20", "data.max_train_windows=384", "data.max_val_windows=128"];
-    let found = checks("quick_demo.yaml", sample_data(), &["--ranks", "2"], &sets);
+    let found = checks("default.yaml", sample_data(), &["--ranks", "2"], &sets);
     let all = ["launcher", "libraries", "runtime", "model state", "activations", "staging slots", "validation slots"];
     hold(&found, &all);
     hold(
