@@ -171,9 +171,10 @@ fn cut_after(path: &Path, last: u64) -> Result<(), RecordError> {
     fs::rename(&sibling, path).map_err(io_error(path, "replace"))
 }
 
+/// Of one name for all processes, of which one at a time writes: what a killed rank left is replaced by the next.
 fn sibling(path: &Path) -> PathBuf {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!(".{name}.tmp-{}", std::process::id()))
+    path.with_file_name(format!(".{name}.partial"))
 }
 
 /// Writes `summary.json` whole or not at all.
