@@ -10,33 +10,16 @@
 use crate::data::DataError;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::SealFlags;
-use std::alloc::Layout;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pages are what the kernel hands out and what CUDA registers.
 const PAGE_BYTES: usize = 4096;
 
-/// An allocation, freed with its last piece. Bytes are reached through pieces only.
+/// A mapping of its own, given back with its last piece. Bytes are reached through pieces only.
 struct Region {
-    base: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: a Region is an address and a layout. It never reads or writes its bytes (only pieces do, see there) and is
-// freed once, by whichever thread drops the last Arc; the global allocator may be called from any thread.
-unsafe impl Send for Region {}
-// SAFETY: as above; `&Region` gives away nothing but two immutable values.
-unsafe impl Sync for Region {}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc_zeroed` with this very layout (`Piece::allocate` is the only constructor), and
-        // the last Arc is being dropped, so no piece is left to point here.
-        unsafe { std::alloc::dealloc(self.base.as_ptr(), self.layout) }
-    }
+    map: MmapRaw,
 }
 
 /// Exclusive owner of `len` bytes from `start` of a region.
@@ -54,17 +37,16 @@ impl Piece {
     /// A new zeroed region of `len` bytes that starts on a page, each page touched.
     ///
     /// # Errors
-    /// The allocator has no such room.
+    /// The kernel has no such room.
     pub fn allocate(len: usize) -> Result<Self, DataError> {
         let failed = || {
             DataError::Other(format!(
                 "no memory for {len} bytes of batch slots: lower train.batch_size or train.prefetch_factor"
             ))
         };
-        let layout = Layout::from_size_align(len.max(1), PAGE_BYTES).map_err(|_| failed())?;
-        // SAFETY: the layout's size is at least 1.
-        let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or_else(failed)?;
-        let mut piece = Self { region: Arc::new(Region { base, layout }), start: 0, len };
+        // Not of the heap: there it would take turns with tensors, and how large the heap grows would depend on who came first.
+        let map = MmapRaw::from(MmapOptions::new().len(len.max(1)).map_anon().map_err(|_| failed())?);
+        let mut piece = Self { region: Arc::new(Region { map }), start: 0, len };
         // Written for the page fault alone; the black box keeps the compiler from knowing the bytes to be zero already.
         let bytes = std::hint::black_box(piece.bytes_mut());
         bytes.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 0);
@@ -73,14 +55,14 @@ impl Piece {
 
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `start + len` lies inside the region (invariant), which this piece's Arc keeps allocated; the bytes were
-        // initialised by `alloc_zeroed`. By the invariant no other piece reaches them, so whoever could write
+        // zeroed by the kernel. By the invariant no other piece reaches them, so whoever could write
         // them needs `&mut self`, which `&self` excludes for the lifetime of the slice.
-        unsafe { std::slice::from_raw_parts(self.region.base.as_ptr().add(self.start), self.len) }
+        unsafe { std::slice::from_raw_parts(self.region.map.as_mut_ptr().add(self.start), self.len) }
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`; and `&mut self` makes this the only reference to bytes that only this piece reaches.
-        unsafe { std::slice::from_raw_parts_mut(self.region.base.as_ptr().add(self.start), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.region.map.as_mut_ptr().add(self.start), self.len) }
     }
 
     /// Gives the whole pages within back to the system: they read as zero from now on, and take memory again when
@@ -91,7 +73,7 @@ impl Piece {
         let Some(whole) = bytes.len().checked_sub(skip).map(|len| len / PAGE_BYTES * PAGE_BYTES) else { return };
         let start = bytes.as_mut_ptr().wrapping_add(skip);
         // SAFETY: whole pages inside a range that only this piece reaches, borrowed mutably above. They are private
-        // anonymous memory of the allocator: the kernel gives zeroed pages in their place, which are valid bytes.
+        // anonymous memory: the kernel gives zeroed pages in their place, which are valid bytes.
         // A refusal leaves them as they are.
         let _ = unsafe { rustix::mm::madvise(start.cast(), whole, rustix::mm::Advice::LinuxDontNeed) };
     }
