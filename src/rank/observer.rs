@@ -84,9 +84,8 @@ impl Observer for RankObserver {
     fn phase(&mut self, phase: &str, step: u64) {
         self.memory.step(step);
         if self.phase != phase {
-            // Before the first step: what that adds is told apart by this sample.
-            let begins = std::mem::replace(&mut self.phase, phase.to_string()).is_empty();
-            if begins { self.memory.phase_now(phase) } else { self.memory.phase(phase) }
+            self.phase = phase.to_string();
+            self.memory.phase(phase);
         }
     }
 

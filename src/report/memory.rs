@@ -64,16 +64,60 @@ pub struct MemorySnapshot {
     pub gpu: Option<GpuMemory>,
 }
 
-impl MemorySnapshot {
-    /// What `/proc/self/status` says, which costs microseconds, in place of what is there.
-    fn with_status(mut self) -> Result<Self, procfs::ProcError> {
+/// What `/proc/self/status` says of memory, bytes; reading it costs microseconds.
+#[derive(Clone, Copy)]
+struct Status {
+    peak: u64,
+    anon: u64,
+    file: u64,
+    shmem: u64,
+}
+
+impl Status {
+    fn read() -> Result<Self, procfs::ProcError> {
         let status = procfs::process::Process::myself()?.status()?;
         let bytes = |kib: Option<u64>| kib.unwrap_or(0) << 10;
-        self.rss_peak_bytes = bytes(status.vmhwm);
-        (self.anon_bytes, self.file_bytes) = (bytes(status.rssanon), bytes(status.rssfile));
-        let others = self.file_bytes + bytes(status.rssshmem);
-        self.anon_peak_bytes = self.rss_peak_bytes.saturating_sub(others).max(self.anon_bytes);
-        Ok(self)
+        let (peak, anon) = (bytes(status.vmhwm), bytes(status.rssanon));
+        Ok(Self { peak, anon, file: bytes(status.rssfile), shmem: bytes(status.rssshmem) })
+    }
+
+    fn rss(&self) -> u64 {
+        self.anon + self.file + self.shmem
+    }
+}
+
+impl MemorySnapshot {
+    fn with_status(mut self, now: Status) -> Self {
+        self.rss_peak_bytes = now.peak;
+        (self.anon_bytes, self.file_bytes) = (now.anon, now.file);
+        self.anon_peak_bytes = now.peak.saturating_sub(now.file + now.shmem).max(now.anon);
+        self
+    }
+
+    /// As it is now, without reading page tables: own memory is what grows and shrinks, and is exact; how many others
+    /// share a page is as old as this snapshot.
+    fn carried_on(mut self, gpu: Option<GpuMemory>) -> Result<Self, procfs::ProcError> {
+        let now = Status::read()?;
+        let carried = |bytes: u64| (bytes + now.anon).saturating_sub(self.anon_bytes);
+        (self.pss_bytes, self.uss_bytes, self.rss_bytes) =
+            (carried(self.pss_bytes), carried(self.uss_bytes), now.rss());
+        self.gpu = gpu;
+        self.see_system()?;
+        Ok(self.with_status(now))
+    }
+
+    /// With no more behind it than it is now.
+    fn at_its_peak(self) -> Self {
+        Self { rss_peak_bytes: self.rss_bytes, anon_peak_bytes: self.anon_bytes, ..self }
+    }
+
+    fn see_system(&mut self) -> Result<(), procfs::ProcError> {
+        use procfs::Current;
+        let system = procfs::Meminfo::current()?;
+        let available = system.mem_available.unwrap_or(system.mem_free);
+        self.system_used_bytes = system.mem_total.saturating_sub(available);
+        self.system_total_bytes = system.mem_total;
+        Ok(())
     }
 }
 
@@ -88,23 +132,19 @@ impl MemorySnapshot {
     /// # Errors
     /// `/proc` is missing or hides these files.
     pub fn take(gpu: Option<GpuMemory>) -> Result<Self, procfs::ProcError> {
-        use procfs::Current;
         let rollup = procfs::process::Process::myself()?.smaps_rollup()?;
         let sum =
             |key: &str| -> u64 { rollup.memory_map_rollup.iter().filter_map(|map| map.extension.map.get(key)).sum() };
-        let system = procfs::Meminfo::current()?;
-        let available = system.mem_available.unwrap_or(system.mem_free);
-        let now = Self {
+        let mut now = Self {
             rss_bytes: sum("Rss"),
             pss_bytes: sum("Pss"),
             uss_bytes: sum("Private_Clean") + sum("Private_Dirty"),
             shared_bytes: sum("Shared_Clean") + sum("Shared_Dirty"),
-            system_used_bytes: system.mem_total.saturating_sub(available),
-            system_total_bytes: system.mem_total,
             gpu,
             ..Self::default()
         };
-        now.with_status()
+        now.see_system()?;
+        Ok(now.with_status(Status::read()?))
     }
 
     /// The guides' line; `tag` is `Step 100`, `After dataset creation`, … MB are MiB and GB are GiB, as there.
@@ -249,7 +289,7 @@ pub type PhasePeaks = BTreeMap<String, PhasePeak>;
 enum Ask {
     Step(u64),
     /// And who waits for the samples at its start.
-    Phase(String, Option<Sender<()>>),
+    Phase(String, Sender<()>),
     Print(String),
 }
 
@@ -295,15 +335,11 @@ impl MemorySampler {
         self.ask(Ask::Step(step));
     }
 
-    /// `train`, `val`, `checkpoint`, …; takes a sample at its start.
+    /// `train`, `val`, `checkpoint`, …; returns when the sample at its start is taken, a fraction of a millisecond: what
+    /// comes after is not in it.
     pub fn phase(&self, phase: &str) {
-        self.ask(Ask::Phase(phase.into(), None));
-    }
-
-    /// As [`MemorySampler::phase`], and returns when the sample is taken: what comes after is not in it.
-    pub fn phase_now(&self, phase: &str) {
         let (done, taken) = unbounded();
-        self.ask(Ask::Phase(phase.into(), Some(done)));
+        self.ask(Ask::Phase(phase.into(), done));
         // An error: the thread has ended, and nobody answers.
         let _ = taken.recv();
     }
@@ -353,11 +389,9 @@ fn lock<T>(peaks: &Mutex<T>) -> MutexGuard<'_, T> {
     peaks.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// Reading the page tables of a process costs about 10 ms per 500 MB: what was read within so many times its cost is
-/// used again, so that looking takes a fiftieth of a core at most however often it is asked for. The kernel's RSS peak,
-/// which is cheap, is always new.
-const WORTH_COSTS: u32 = 50;
-/// Least time between two looks that nobody asked for, in costs of one: a four-hundredth of a core.
+/// Reading the page tables of a process costs about 10 ms per 500 MB: they are read again after so many times their
+/// cost, however often a sample is asked for, so that looking takes a four-hundredth of a core at most. In between
+/// samples are carried on.
 const PACE_COSTS: u32 = 400;
 
 /// The latest snapshot, when it was taken and what it cost.
@@ -388,43 +422,41 @@ impl Room {
                 Ok(Ask::Step(step)) => self.step = step,
                 Ok(Ask::Phase(phase, waiting)) => {
                     // The old phase's own end: the kernel's peak belongs to it.
-                    self.sample();
+                    let now = self.sample(Some(Duration::MAX));
                     forget_peak();
                     let ended = std::mem::replace(&mut self.phase, phase);
-                    let now = self.sample();
-                    if let (Some(gpu), "first step") = (now.and_then(|now| now.gpu_line()), ended.as_str()) {
-                        (self.print)(gpu);
+                    if let Some(now) = now {
+                        if let (Some(gpu), "first step") = (now.gpu_line(), ended.as_str()) {
+                            (self.print)(gpu);
+                        }
+                        self.record(&now.at_its_peak(), &(self.probe)());
                     }
                     drop(waiting);
                 }
                 Ok(Ask::Print(tag)) => {
-                    if let Some(now) = self.sample() {
+                    if let Some(now) = self.sample(None) {
                         (self.print)(now.line(&tag));
                         now.warning().into_iter().flatten().for_each(|line| (self.print)(line));
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    self.sample();
-                    let cost = self.latest.as_ref().map_or(Duration::ZERO, |latest| latest.cost);
-                    due = Instant::now() + period.max(cost * PACE_COSTS);
+                    self.sample(None);
+                    due = Instant::now() + period;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.sample();
+                    self.sample(None);
                     return;
                 }
             }
         }
     }
 
-    /// Records what this process uses now, or used a moment ago.
-    fn sample(&mut self) -> Option<MemorySnapshot> {
+    /// Records what this process uses now. `old`: how old the last look at page tables may be.
+    fn sample(&mut self, old: Option<Duration>) -> Option<MemorySnapshot> {
         let probe = (self.probe)();
-        match self.snapshot(probe.gpu) {
+        match self.snapshot(probe.gpu, old) {
             Ok(now) => {
-                lock(&self.phases).entry(self.phase.clone()).or_default().add(&now);
-                if let Err(error) = self.records.write(&now.record(self.step, &self.phase, &probe)) {
-                    self.complain(&error.to_string());
-                }
+                self.record(&now, &probe);
                 Some(now)
             }
             Err(error) => {
@@ -434,17 +466,26 @@ impl Room {
         }
     }
 
-    fn snapshot(&mut self, gpu: Option<GpuMemory>) -> Result<MemorySnapshot, procfs::ProcError> {
-        if let Some(latest) = &self.latest
-            && latest.at.elapsed() < latest.cost * WORTH_COSTS
-        {
-            return MemorySnapshot { gpu, ..latest.snapshot }.with_status();
+    fn record(&mut self, now: &MemorySnapshot, probe: &Probe) {
+        lock(&self.phases).entry(self.phase.clone()).or_default().add(now);
+        if let Err(error) = self.records.write(&now.record(self.step, &self.phase, probe)) {
+            self.complain(&error.to_string());
         }
+    }
+
+    fn snapshot(&mut self, gpu: Option<GpuMemory>, old: Option<Duration>) -> Result<MemorySnapshot, procfs::ProcError> {
         let start = Instant::now();
-        let snapshot = MemorySnapshot::take(gpu)?;
-        let cost = start.elapsed();
-        self.latest = Some(Latest { snapshot, at: Instant::now(), cost });
-        lock(&self.peaks).add(&snapshot, cost.as_secs_f64());
+        let fresh = |latest: &&Latest| latest.at.elapsed() < old.unwrap_or(latest.cost * PACE_COSTS);
+        let latest = self.latest.as_ref().filter(fresh);
+        let snapshot = match latest {
+            Some(latest) => latest.snapshot.carried_on(gpu)?,
+            None => {
+                let snapshot = MemorySnapshot::take(gpu)?;
+                self.latest = Some(Latest { snapshot, at: Instant::now(), cost: start.elapsed() });
+                snapshot
+            }
+        };
+        lock(&self.peaks).add(&snapshot, start.elapsed().as_secs_f64());
         Ok(snapshot)
     }
 
@@ -516,17 +557,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let records = RecordWriter::open(&dir.path().join("memory.rank0.jsonl"), None).unwrap();
         let sampler = MemorySampler::start(Duration::from_secs(3600), records, Probe::default, |_| ()).unwrap();
-        let wait = |tag: &str| {
-            sampler.phase(tag);
-            while !sampler.phase_peaks().contains_key(tag) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        };
-        wait("large");
+        sampler.phase("large");
         let held = vec![1u8; 300 << 20];
         assert!(held.iter().all(|byte| *byte == 1));
         drop(held);
-        wait("small");
+        sampler.phase("small");
         let phases = sampler.phase_peaks();
         // Other tests use memory in either phase: only this test's own part is certain.
         assert!(phases["large"].rss_bytes >= 300 << 20, "{phases:?}");
@@ -544,14 +579,14 @@ mod tests {
         let period = Duration::from_secs(3600);
         let sampler = MemorySampler::start(period, records, probe, move |line| lines.send(line).unwrap()).unwrap();
         sampler.step(100);
-        sampler.phase_now("train");
+        sampler.phase("train");
         assert!(sampler.phase_peaks().contains_key("train"));
         sampler.print("Step 100");
         let peaks = sampler.stop();
         let text = std::fs::read_to_string(&path).unwrap();
         let all: Vec<MemoryRecord> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         println!("{} samples, {:.3} ms each", peaks.samples, 1e3 * peaks.sampling_s / peaks.samples as f64);
-        // What is asked for again at once is not read again.
+        // The first record of a phase is the last of the one before.
         assert!((1..=all.len()).contains(&(peaks.samples as usize)), "{peaks:?}");
         assert!(all.len() >= 3 && all.iter().any(|r| r.step == 100 && r.phase == "train"), "{text}");
         assert_eq!(all.iter().map(|r| r.pss_bytes).max(), Some(peaks.pss_bytes));

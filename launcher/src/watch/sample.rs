@@ -8,9 +8,13 @@ use crate::machine::{GpuMeter, MemoryMeter, MemoryNow};
 use procfs::process::Process;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Share of a core that reading page tables may take: one in so many, and under pressure.
+/// Share of a core that reading page tables may take: one in so many; and under pressure, or while a process starts.
 const SPARED: u32 = 400;
-const SPARED_UNDER_PRESSURE: u32 = 50;
+const SPARED_IN_A_HURRY: u32 = 50;
+/// RSS that moved by this share of itself, one in so many, since page tables were read: the process has just started, say.
+const MOVED: u64 = 8;
+/// Page tables are read no more often than this.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A process that is watched.
 #[derive(Clone, Debug)]
@@ -114,8 +118,8 @@ pub struct Sampler {
     gpu: Option<GpuMeter>,
     launcher: Subject,
     ranks: Vec<Subject>,
-    /// When page tables may be read again.
-    due: Instant,
+    /// When page tables were last read, and what that cost; absent: never.
+    read: Option<(Instant, Duration)>,
 }
 
 impl Sampler {
@@ -124,18 +128,20 @@ impl Sampler {
         let subject = |pid| Subject { pid, read: Rollup::default(), then: Statm::default() };
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let ranks = pids.iter().map(|pid| subject(*pid)).collect();
-        Self { meter, gpu, launcher: subject(own), ranks, due: Instant::now() }
+        Self { meter, gpu, launcher: subject(own), ranks, read: None }
     }
 
     /// `cache_bytes`: memory behind the page cache. `hurried`: read page tables more often.
     pub fn take(&mut self, cache_bytes: u64, hurried: bool) -> Sample {
         let began = Instant::now();
-        let whole = began >= self.due;
+        let whole = self.read.is_none_or(|(at, cost)| {
+            let waited = |costs: u32| at.elapsed() >= (cost * costs).max(LEAST_PAUSE);
+            waited(SPARED) || waited(SPARED_IN_A_HURRY) && (hurried || self.ranks.iter().any(Subject::has_moved))
+        });
         let launcher = self.launcher.look(whole);
         let ranks = self.ranks.iter_mut().map(|rank| rank.look(whole)).collect();
         if whole {
-            let spared = if hurried { SPARED_UNDER_PRESSURE } else { SPARED };
-            self.due = began + (began.elapsed() * spared).max(Duration::from_millis(100));
+            self.read = Some((began, began.elapsed()));
         }
         let gpus = self.gpu.as_ref().map(GpuMeter::read).unwrap_or_default();
         let gpu = |(index, used_bytes, total_bytes)| GpuUse { index, used_bytes, total_bytes };
@@ -152,6 +158,10 @@ impl Sampler {
 }
 
 impl Subject {
+    fn has_moved(&self) -> bool {
+        statm(self.pid).is_some_and(|now| now.rss.abs_diff(self.then.rss) > self.then.rss / MOVED)
+    }
+
     fn look(&mut self, whole: bool) -> ProcessNow {
         let Some(now) = statm(self.pid).filter(|now| now.rss > 0) else {
             return ProcessNow::default();
@@ -232,7 +242,7 @@ mod tests {
     fn growth_between_two_readings_of_the_page_tables_is_carried_on() {
         let mut sampler = sampler(&[]);
         sampler.take(0, false);
-        sampler.due = Instant::now() + Duration::from_secs(3600);
+        sampler.read = Some((Instant::now(), Duration::from_secs(60)));
         // Other tests take and give back memory meanwhile: only a lot is certain.
         let before = sampler.take(0, false).launcher;
         let held = std::hint::black_box(vec![1u8; 512 << 20]);
@@ -246,7 +256,7 @@ mod tests {
     fn item_57_cost_of_a_sample() {
         let mut sampler = sampler(&[std::process::id() as i32; 3]);
         sampler.take(0, false);
-        sampler.due = Instant::now() + Duration::from_secs(3600);
+        sampler.read = Some((Instant::now(), Duration::from_secs(60)));
         let began = Instant::now();
         (0..50).for_each(|_| drop(sampler.take(0, false)));
         let each = began.elapsed() / 50;

@@ -206,7 +206,7 @@ impl<'a> Watch<'a> {
     /// One sample and all that follows from it.
     fn look(&mut self, now: f64) {
         let cache = self.hands.cache().unwrap_or_default();
-        let sample = self.sampler.take(cache.resident_bytes, self.hurried || now < 10.0);
+        let sample = self.sampler.take(cache.resident_bytes, self.hurried);
         self.findings.peaks.see(&sample);
         self.hands.job_bytes(sample.pss_bytes());
         self.remember(&sample);
