@@ -259,11 +259,23 @@ impl RankUse {
         let start = records[first..].iter().take_while(|record| record.step == 0);
         let runtime = start.map(|record| record.anon_bytes.saturating_sub(record.held.own_bytes())).min()?;
         let mut used = Self { runtime, ..Self::default() };
+        let (mut phase, mut there) = ("", Held::default());
         for record in &records[first..] {
-            // Steps, and what is counted, share one heap that keeps its size: what was once held is not taken for a step's,
-            // though it was given back meanwhile.
             used.held = used.held.max(&record.held);
-            let grown = record.anon_peak_bytes.saturating_sub(runtime + used.held.own_bytes());
+            // The kernel's peak is of the phase so far. Slots come and go with theirs, and copies for a checkpoint when written;
+            // buffers share one heap with steps that keeps its size: what was once held is not taken for a step's.
+            if phase != record.phase {
+                (phase, there) = (&record.phase, Held::default());
+            }
+            there = there.max(&record.held);
+            let kept = Held {
+                model_bytes: used.held.model_bytes,
+                model_shared_bytes: used.held.model_shared_bytes,
+                scratch_bytes: used.held.scratch_bytes,
+                chunks_bytes: used.held.chunks_bytes,
+                ..there
+            };
+            let grown = record.anon_peak_bytes.saturating_sub(runtime + kept.own_bytes());
             used.activations = used.activations.max(grown);
             used.libraries = used.libraries.max(record.file_bytes);
             used.own = used.own.max(record.anon_peak_bytes);
