@@ -388,9 +388,6 @@ impl Server {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
-            if self.shared.stop.load(Ordering::Acquire) {
-                return Ok(());
-            }
             for event in &events {
                 match event.data.u64() {
                     WAKE => self.take_gone(),
@@ -399,6 +396,10 @@ impl Server {
             }
             self.fit();
             self.publish_stats();
+            // Not before `wake` is read: it may have been for an end asked for just then, and nothing else tells of that.
+            if self.shared.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
             self.send_all()?;
         }
     }

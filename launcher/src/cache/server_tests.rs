@@ -3,7 +3,9 @@
 use super::*;
 use crate::contract::cache::{FromDirectory, Grant, Item};
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 struct Rank {
     socket: UnixStream,
@@ -111,6 +113,35 @@ fn a_directory_that_ends_closes_every_socket_and_raises_the_alarm() {
     assert_eq!(rustix::io::read(&host.alarm, &mut [0; 8]), Ok(0));
 }
 
+/// The thread is held by locks at two places where only load would hold it: one wake-up then stands for a rank's end and
+/// for the directory's own.
+#[test]
+fn an_end_asked_for_while_a_rank_is_declared_gone_is_not_missed() {
+    let mut host = host(4);
+    let [mut zero, mut one, mut two, _three] = [0, 1, 2, 3].map(|rank| Rank::of(&mut host, rank));
+    let stats = lock(&host.shared.stats);
+    zero.socket.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(zero.reply(), None);
+    // Held where it publishes counters. All of this is one batch for it, in this order:
+    one.socket.shutdown(Shutdown::Write).unwrap();
+    two.socket.write_all(&[255; 64]).unwrap();
+    host.rank_gone(3);
+    let notes = lock(&host.shared.notes);
+    drop(stats);
+    assert_eq!(one.reply(), None);
+    // Held at the note about rank 2, with the wake-up still before it.
+    host.ask_to_end();
+    drop(notes);
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !host.ended() && Instant::now() < limit {
+        std::thread::yield_now();
+    }
+    let ended = host.ended();
+    // Else a failure were a hang, at the end of `host`.
+    host.shared.wake();
+    assert!(ended, "it waits for an event that nobody will cause");
+}
+
 #[test]
 fn a_directory_that_panics_says_so_and_closes_every_socket() {
     let mut host = host(2);
@@ -146,7 +177,7 @@ fn replies_that_nobody_reads_do_not_hold_up_other_ranks() {
 fn memory_grows_behind_the_first_slab() {
     let capacity_bytes = memory::SLAB_BYTES + (1 << 20);
     let plan = HostPlan { capacity_bytes, policy: PolicyKind::Pin, ranks: vec![0] };
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let mut host = CacheHost::start(&plan).unwrap();
     let took = started.elapsed();
     let mut rank = Rank::of(&mut host, 0);
