@@ -1,6 +1,7 @@
 //! The loop's [`Observer`]: progress to the launcher, records to the run folder, memory lines, last words.
 
 use super::error::train_code_of;
+use super::{RankError, panic_text};
 use crate::comm::{Collective, CommError};
 use crate::data::cache::CacheClient;
 use crate::monitor::{MemorySummary, explain};
@@ -146,6 +147,14 @@ impl Observer for RankObserver {
         tell_failure(&self.reporter, self.rank, error);
         if let Some(collective) = &self.on_device {
             end_device_work(&**collective, error);
+        }
+    }
+
+    fn panicking(&mut self) {
+        let error = RankError::Panic(panic_text());
+        self.reporter.failed(error.exit_code(), None, error.to_string());
+        if let Some(collective) = &self.on_device {
+            end_device_work(&**collective, &error);
         }
     }
 

@@ -51,8 +51,7 @@ pub fn main() -> u8 {
     let began = Instant::now();
     let result = start(began).map(|start| {
         let (reporter, rank) = (start.reporter.clone(), start.env.rank);
-        let ended = catch_unwind(AssertUnwindSafe(|| train(start)));
-        (reporter, rank, ended.unwrap_or_else(|_| Err(RankError::Panic(super::panic_text()))))
+        (reporter, rank, caught(|| train(start)))
     });
     match result {
         Err(error) => {
@@ -68,6 +67,11 @@ pub fn main() -> u8 {
             error.exit_code_of(rank)
         }
     }
+}
+
+/// A panic as the error that it ends the rank with.
+fn caught(work: impl FnOnce() -> Result<u8, RankError>) -> Result<u8, RankError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(RankError::Panic(super::panic_text())))
 }
 
 /// Last words; once.
@@ -180,7 +184,7 @@ fn train(start: Start) -> Result<u8, RankError> {
     if let Some(cache) = cache.as_ref().filter(|_| job.config.train.pin_memory) {
         registrar::register(cache, *device, device::options(env.rank).always, reporter)?;
     }
-    let trained = with_cache(&start, &unstarted, resume, node.as_mut());
+    let trained = caught(|| with_cache(&start, &unstarted, resume, node.as_mut()));
     // While the page cache is there: the device forgets its pages when its work is done, and that may wait for other ranks.
     trained.inspect_err(|error| {
         tell(reporter, env.rank, error);

@@ -86,6 +86,8 @@ pub trait Observer {
     /// Training ends with this error. Told while everything is still held: giving it back may wait for the device, which
     /// may wait for other ranks. Where that can be, the implementation ends the collective.
     fn failing(&mut self, _error: &TrainError) {}
+    /// The same for a panic, which goes on once this returns.
+    fn panicking(&mut self) {}
     /// An order was done.
     fn relieved(&mut self, answer: Relieved);
 }

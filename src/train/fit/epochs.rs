@@ -7,6 +7,7 @@ use crate::ledger::{self, Holding, Part};
 use crate::train::TrainError;
 use crate::train::device::DeviceStep;
 use crate::train::step::{Attempt, StepOutcome, StepRunner};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 use tch::Device;
@@ -32,12 +33,17 @@ impl Loop<'_, '_> {
 
     pub(super) fn train(&mut self) -> Result<Status, TrainError> {
         let mut loader = None;
-        let status = self.epochs(&mut loader).inspect_err(|error| self.observer.failing(error));
+        let ended = catch_unwind(AssertUnwindSafe(|| self.epochs(&mut loader)));
+        match &ended {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => self.observer.failing(error),
+            Err(_) => self.observer.panicking(),
+        }
         if let Some(device) = &mut self.on_device {
             // Before the loader's memory goes.
             device.input.unpin();
         }
-        status
+        ended.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     fn epochs(&mut self, loader: &mut Option<Counted>) -> Result<Status, TrainError> {

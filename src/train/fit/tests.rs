@@ -143,6 +143,8 @@ impl Metrics for Losses {
 enum Event {
     Phase(String),
     Step(u64),
+    /// Whether the run still holds what it was given.
+    Panicking(bool),
 }
 
 type Script = dyn Fn(usize, Event, &Controls) + Sync;
@@ -190,6 +192,11 @@ impl Observer for Spy<'_> {
 
     fn failing(&mut self, error: &TrainError) {
         self.told.failures.push(error.to_string());
+    }
+
+    fn panicking(&mut self) {
+        let held = Arc::strong_count(&self.controls) > 1;
+        (self.script)(self.rank, Event::Panicking(held), &self.controls);
     }
 }
 
@@ -344,4 +351,20 @@ fn close(a: &[f32], b: &[f32], bound: f32) {
     assert_eq!(a.len(), b.len());
     let far = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(far <= bound, "weights differ by {far}");
+}
+
+#[test]
+fn a_panic_in_the_loop_is_told_while_everything_is_held_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = Job { ranks: 1, ..Job::new(&dir) };
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let telling = Arc::clone(&told);
+    let script = move |_: usize, event: Event, _: &Controls| match event {
+        Event::Step(2) => panic!("on purpose"),
+        Event::Panicking(held) => telling.lock().unwrap().push(held),
+        _ => {}
+    };
+    let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_with(&job, &script)));
+    assert!(panics.is_err());
+    assert_eq!(*told.lock().unwrap(), [true]);
 }
