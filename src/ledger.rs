@@ -69,7 +69,7 @@ impl Drop for Holding {
     }
 }
 
-/// The most that each part held since this was last called.
+/// The most that each part held since this was last called; tensors are not counted here.
 pub fn take_most() -> Held {
     let most = |part: Part| {
         let account = part.account();
@@ -85,6 +85,7 @@ pub fn take_most() -> Held {
         chunks_bytes: most(Part::Chunks),
         staging_bytes: most(Part::Staging),
         meeting_bytes: most(Part::Meeting),
+        ..Held::default()
     }
 }
 

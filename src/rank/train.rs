@@ -14,11 +14,12 @@ use crate::report::memory::{MemorySampler, Probe};
 use crate::report::records::{RecordWriter, write_summary};
 use crate::report::{Reporter, plots};
 use crate::task::{self, Datasets, Team};
+use crate::torch::{count_tensors, most_tensor_bytes};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
 use launcher::console::cache_stats;
 use launcher::contract::cache::CacheStats;
-use launcher::contract::{Best, CacheSummary, Job, Relief, Summary, env, exit};
+use launcher::contract::{Best, CacheSummary, Held, Job, Relief, Summary, env, exit};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -323,12 +324,15 @@ fn memory_sampler(
     resumed_step: Option<u64>,
     cache: Option<Arc<CacheClient>>,
 ) -> Result<MemorySampler, RankError> {
+    // Before the first one. A refusal leaves the records without them.
+    count_tensors();
     let name = format!("memory.rank{}.jsonl", start.env.rank);
     let records = open_records(&start.job, &name, resumed_step)?;
     let reporter = start.reporter.clone();
     let device = start.device;
     let probe = move || {
-        let seen = Probe { gpu: device::memory(device), held: ledger::take_most(), ..Probe::default() };
+        let held = Held { tensors_bytes: most_tensor_bytes(), ..ledger::take_most() };
+        let seen = Probe { gpu: device::memory(device), held, ..Probe::default() };
         let Some(cache) = &cache else { return seen };
         let (node, own) = (cache.node_stats(), cache.stats());
         Probe { cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses, ..seen }

@@ -2,10 +2,12 @@
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <malloc.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -36,9 +38,63 @@ void put_pools(Put put, void* into, const std::string& name, const StatArray& st
   for (size_t pool = 0; pool < pools.size(); ++pool) put_stat(put, into, name + pools[pool], stats[pool]);
 }
 
+std::atomic<int64_t> tensors_now{0};
+std::atomic<int64_t> tensors_most{0};
+at::DeleterFnPtr free_uncounted = nullptr;
+
+void count(int64_t bytes) {
+  int64_t now = tensors_now.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+  int64_t most = tensors_most.load(std::memory_order_relaxed);
+  while (now > most && !tensors_most.compare_exchange_weak(most, now, std::memory_order_relaxed)) {
+  }
+}
+
+void free_counted(void* data) {
+  count(-static_cast<int64_t>(malloc_usable_size(data)));
+  free_uncounted(data);
+}
+
+// Counts what another allocator hands out, as the C library rounds it.
+class Counting final : public at::Allocator {
+ public:
+  explicit Counting(at::Allocator* base) : base_(base) {}
+  at::DataPtr allocate(size_t bytes) override {
+    auto data = base_->allocate(bytes);
+    if (data.compare_exchange_deleter(free_uncounted, &free_counted)) {
+      count(static_cast<int64_t>(malloc_usable_size(data.get())));
+    }
+    return data;
+  }
+  at::DeleterFnPtr raw_deleter() const override { return &free_counted; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { base_->copy_data(to, from, bytes); }
+
+ private:
+  at::Allocator* base_;
+};
+
 }  // namespace
 
 extern "C" {
+
+// From now on CPU tensors are counted; those that are there already are not. 1: counted, 0: this allocator cannot be.
+int hr_count_tensors() {
+  static const bool counted = [] {
+    auto* base = c10::GetCPUAllocator();
+    free_uncounted = base->raw_deleter();
+    if (free_uncounted == nullptr) return false;
+    // Lives as long as the process: tensors point to it.
+    c10::SetCPUAllocator(new Counting(base), /*priority=*/1);
+    return true;
+  }();
+  return counted;
+}
+
+// The most that CPU tensors held at once since this was last called, bytes.
+int64_t hr_most_tensor_bytes() {
+  int64_t now = tensors_now.load(std::memory_order_relaxed);
+  int64_t most = tensors_most.exchange(now, std::memory_order_relaxed);
+  return most > now ? most : now;
+}
 
 // 1 where some memory went back to the system.
 int hr_trim_host() { return malloc_trim(0); }

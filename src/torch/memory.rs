@@ -9,6 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 unsafe extern "C" {
     fn hr_trim_host() -> c_int;
+    fn hr_count_tensors() -> c_int;
+    fn hr_most_tensor_bytes() -> i64;
     fn hr_empty_device_cache() -> c_int;
     fn hr_device_memory(index: c_int, out: *mut i64) -> c_int;
     fn hr_device_statistics(
@@ -94,6 +96,20 @@ pub fn release_caches() {
     }
 }
 
+/// From now on all threads' CPU tensors are counted, for [`most_tensor_bytes`], at the cost of two additions each; those
+/// that are there already are not. `false`: libtorch's allocator cannot be counted.
+pub fn count_tensors() -> bool {
+    // SAFETY: no arguments; replaces the allocator by one that hands out the same memory.
+    unsafe { hr_count_tensors() != 0 }
+}
+
+/// The most that CPU tensors held at once since this was last called, bytes as the C library rounds them; 0 before
+/// [`count_tensors`].
+pub fn most_tensor_bytes() -> u64 {
+    // SAFETY: no arguments; reads and writes two atomics.
+    u64::try_from(unsafe { hr_most_tensor_bytes() }).unwrap_or(0)
+}
+
 /// Memory of device `index`; `None` where there is none, or none was used yet.
 pub fn device_memory(index: usize) -> Option<DeviceMemory> {
     let mut out = [0_i64; 3];
@@ -142,6 +158,18 @@ mod tests {
         assert!(!message.contains("\\n") && !message.contains("Torch("), "{message}");
         let tried = Tensor::f_empty([1 << 50], (Kind::Float, Device::Cpu)).unwrap_err();
         assert_eq!(error_of("empty", &tried).to_string(), error.to_string());
+    }
+
+    #[test]
+    fn tensors_are_counted_from_any_thread() {
+        const HUGE: i64 = 1 << 32;
+        assert!(count_tensors() && count_tensors());
+        let tensor = Tensor::empty([HUGE], (Kind::Uint8, Device::Cpu));
+        // Other tests' tensors come and go meanwhile: only this test's own part is certain.
+        assert!(most_tensor_bytes() >= HUGE as u64);
+        std::thread::spawn(move || drop(tensor)).join().unwrap();
+        most_tensor_bytes();
+        assert!(most_tensor_bytes() < HUGE as u64);
     }
 
     #[test]

@@ -12,7 +12,8 @@ mod recompute;
 
 pub use live::LiveBytes;
 pub use memory::{
-    DeviceMemory, catch_out_of_memory, device_memory, device_statistics, error_of, is_out_of_memory, release_caches,
+    DeviceMemory, catch_out_of_memory, count_tensors, device_memory, device_statistics, error_of, is_out_of_memory,
+    most_tensor_bytes, release_caches,
 };
 pub use recompute::recompute;
 

@@ -166,6 +166,7 @@ fn checks(run: &Run, plan: &Plan) -> Vec<Check> {
             "runtime" => most(&ranks, |rank| rank.runtime),
             "model state" => most(&ranks, |rank| rank.held.model_bytes),
             "activations" => most(&ranks, |rank| rank.activations),
+            "heap" => most(&ranks, |rank| rank.heap),
             "staging slots" => most(&ranks, |rank| rank.held.slots_bytes),
             "validation slots" => most(&ranks, |rank| rank.held.val_slots_bytes),
             "decode scratch" => most(&ranks, |rank| rank.held.scratch_bytes),
@@ -243,8 +244,10 @@ impl NodeUse {
 struct RankUse {
     /// Own memory before the first step, without what is counted where it is held.
     runtime: u64,
-    /// What came on top with the steps: the kernel's peak, without the same.
+    /// Tensors of a step at once, without the model's.
     activations: u64,
+    /// What came on top with the steps: the kernel's peak, without all of these.
+    heap: u64,
     held: Held,
     libraries: u64,
     /// The kernel's peak of own memory.
@@ -259,7 +262,7 @@ impl RankUse {
         let start = records[first..].iter().take_while(|record| record.step == 0);
         let runtime = start.map(|record| record.anon_bytes.saturating_sub(record.held.own_bytes())).min()?;
         let mut used = Self { runtime, ..Self::default() };
-        let (mut phase, mut there) = ("", Held::default());
+        let (mut phase, mut there, mut grown) = ("", Held::default(), 0);
         for record in &records[first..] {
             used.held = used.held.max(&record.held);
             // The kernel's peak is of the phase so far. Slots come and go with theirs, and copies for a checkpoint when written;
@@ -275,11 +278,13 @@ impl RankUse {
                 chunks_bytes: used.held.chunks_bytes,
                 ..there
             };
-            let grown = record.anon_peak_bytes.saturating_sub(runtime + kept.own_bytes());
-            used.activations = used.activations.max(grown);
+            grown = record.anon_peak_bytes.saturating_sub(runtime + kept.own_bytes()).max(grown);
+            let model = used.held.model_bytes.saturating_sub(used.held.model_shared_bytes);
+            used.activations = record.held.tensors_bytes.saturating_sub(model).max(used.activations);
             used.libraries = used.libraries.max(record.file_bytes);
             used.own = used.own.max(record.anon_peak_bytes);
         }
+        used.heap = grown.saturating_sub(used.activations);
         Some(used)
     }
 
@@ -363,6 +368,7 @@ mod tests {
             line("libraries", 200 << 20, None),
             line("runtime", 160 << 20, Some(80 << 20)),
             line("activations", 200 << 20, Some(100 << 20)),
+            line("heap", 120 << 20, Some(60 << 20)),
             line("staging slots", 40 << 20, Some(20 << 20)),
             line("page cache", 1 << 30, None),
         ];
@@ -376,7 +382,13 @@ mod tests {
             anon_bytes: mib << 20,
             anon_peak_bytes: (mib + 7) << 20,
             file_bytes: 70 << 20,
-            held: Held { model_bytes: 4 << 20, slots_bytes: 20 << 20, staging_bytes: t << 20, ..Held::default() },
+            held: Held {
+                model_bytes: 4 << 20,
+                slots_bytes: 20 << 20,
+                staging_bytes: t << 20,
+                tensors_bytes: (90 + t) << 20,
+                ..Held::default()
+            },
             cache_bytes: 512 << 20,
             system_used_bytes: 1 << 30,
             system_total_bytes: 4 << 30,
@@ -417,8 +429,9 @@ mod tests {
         let check = |name: &str| found.checks.iter().find(|check| check.name == name).unwrap().clone();
         let seen = |name: &str| (check(name).measured_bytes >> 20, check(name).verdict());
         assert_eq!(seen("runtime"), (78, Verdict::True));
-        // 277 - 78 - what was held in that phase: 4 + 20 + 9.
-        assert_eq!(seen("activations"), (166, Verdict::TooSmall));
+        assert_eq!(seen("activations"), (90 + 9 - 4, Verdict::True));
+        // 277 - 78 - what was held in that phase: 4 + 20 + 9; and without the tensors.
+        assert_eq!(seen("heap"), (166 - 95, Verdict::TooSmall));
         assert_eq!(seen("staging slots"), (20, Verdict::True));
         assert_eq!(seen("libraries"), (70, Verdict::Bound));
         assert_eq!(seen("launcher"), (5, Verdict::TooLarge));
@@ -427,7 +440,7 @@ mod tests {
         // What was sampled is more than launcher, libraries, cache and both ranks.
         assert_eq!(seen("all of the job").0, 3 << 10);
         let text = found.to_string();
-        assert!(text.contains("activations            100.0 MiB   166.0 MiB  0.60  too small\n"), "{text}");
+        assert!(text.contains("heap                    60.0 MiB    71.0 MiB  0.85  too small\n"), "{text}");
         assert!(text.contains("2.0 s  paused prefetching"), "{text}");
         let json = serde_json::to_value(&found).unwrap();
         let named = |name: &str| json["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap().clone();

@@ -116,6 +116,8 @@ pub struct Held {
     pub staging_bytes: u64,
     /// This rank's part of the memory that ranks meet in, gradients left out.
     pub meeting_bytes: u64,
+    /// All tensors in host memory at once, those of the model that are the rank's own among them.
+    pub tensors_bytes: u64,
 }
 
 impl Held {
@@ -130,10 +132,11 @@ impl Held {
             chunks_bytes: self.chunks_bytes.max(other.chunks_bytes),
             staging_bytes: self.staging_bytes.max(other.staging_bytes),
             meeting_bytes: self.meeting_bytes.max(other.meeting_bytes),
+            tensors_bytes: self.tensors_bytes.max(other.tensors_bytes),
         }
     }
 
-    /// What of it is the rank's own.
+    /// What of it is the rank's own, tensors of steps left out.
     pub fn own_bytes(&self) -> u64 {
         let model = self.model_bytes.saturating_sub(self.model_shared_bytes);
         model + self.slots_bytes + self.val_slots_bytes + self.scratch_bytes + self.chunks_bytes + self.staging_bytes

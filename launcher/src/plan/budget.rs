@@ -22,11 +22,12 @@ pub(super) fn budget(
     let cuda = draft.topology.device == "cuda";
     let mut lines = vec![reserve(machine, total_bytes)];
     lines.extend(runtime(draft, sizes.task.library_bytes, cuda, ranks)?);
-    let device_lines = [sizes.model_state(ranks)?, sizes.activations(draft, ranks, cuda)?];
+    let model = sizes.model_state(ranks)?;
     let gpu = if cuda {
-        Some(gpu_plan(machine, &device_lines, ranks))
+        Some(gpu_plan(machine, &[model, sizes.device_activations(draft, ranks)?], ranks))
     } else {
-        lines.extend(device_lines);
+        lines.push(model);
+        lines.extend(sizes.activations(draft, ranks)?);
         None
     };
     lines.extend(sizes.staging(config, draft, ranks)?);
@@ -150,6 +151,25 @@ fn gpu_plan(machine: &Machine, rank_lines: &[BudgetLine], ranks: u64) -> GpuPlan
     GpuPlan { total_bytes: free / sharing, lines }
 }
 
+/// What tensors of one pass hold.
+struct Live {
+    samples: usize,
+    /// Bytes of a sample, and of all with what does not grow with them.
+    each: u64,
+    bytes: u64,
+}
+
+/// The one that holds more, and what it is.
+fn larger<'a>(training: &'a Live, validation: &'a Live) -> (&'a Live, String) {
+    let (live, one) =
+        if training.bytes >= validation.bytes { (training, "sample") } else { (validation, "validation sample") };
+    (live, format!("{} × {}", count(live.samples, one), bytes_text(live.each)))
+}
+
+fn times(bytes: u64, (numerator, denominator): (u64, u64)) -> Result<u64, PlanError> {
+    bytes.checked_mul(numerator).map(|bytes| bytes.div_ceil(denominator)).ok_or(OVERFLOW)
+}
+
 /// What the model and its samples weigh.
 struct Sizes {
     task: TaskSizes,
@@ -183,37 +203,45 @@ impl Sizes {
         per_rank("model state", bytes, ranks, formula)
     }
 
-    /// The larger of training and validation, which keeps nothing for backward; what the heap loses between tensors; and, on a
-    /// CPU, what libraries keep from the first step on.
-    fn activations(&self, draft: &Plan, ranks: u64, cuda: bool) -> Result<BudgetLine, PlanError> {
-        let of = |sizes: &SampleSizes| if cuda { sizes.device_scalars } else { sizes.activation_scalars };
-        let bytes = |samples: usize, scalars: u64| product(&[samples as u64, scalars, F32_BYTES]).ok_or(OVERFLOW);
-        let (micro, val) = (draft.batch.micro_batch, draft.batch.val_batch);
-        let training = bytes(micro, of(&self.task.train))?;
-        let validation = bytes(val, of(&self.task.val))?;
-        let step_scalars = if cuda { 0 } else { self.task.step_scalars };
-        let factors = if cuda { [self.task.device_factor; 2] } else { self.task.heap_factors };
-        let heap = |live: u64, (numerator, denominator): (u64, u64)| {
-            live.checked_mul(numerator).map(|bytes| bytes.div_ceil(denominator)).ok_or(OVERFLOW)
+    /// Bytes that a step of training and one of validation hold in tensors beside the model.
+    fn live(&self, draft: &Plan, of: impl Fn(&SampleSizes) -> u64) -> Result<[Live; 2], PlanError> {
+        let live = |samples: usize, sizes: &SampleSizes| {
+            let each = product(&[of(sizes), F32_BYTES]).ok_or(OVERFLOW)?;
+            Ok(Live { samples, each, bytes: product(&[samples as u64, each]).ok_or(OVERFLOW)? })
         };
-        let training = heap(training.checked_add(bytes(1, step_scalars)?).ok_or(OVERFLOW)?, factors[0])?;
-        let validation = heap(validation, factors[1])?;
-        let held = training.max(validation);
-        let (what, scalars, factor) = if training >= validation {
-            (count(micro, "sample"), of(&self.task.train), factors[0])
-        } else {
-            (count(val, "validation sample"), of(&self.task.val), factors[1])
-        };
-        let (each, factor) = (bytes_text(bytes(1, scalars)?), factor.0 as f64 / factor.1 as f64);
-        if cuda {
-            let factor = if factor == 1.0 { String::new() } else { format!(" × {factor}") };
-            return per_rank("activations", held, ranks, format!("{what} × {each}{factor}, assumed"));
-        }
+        Ok([live(draft.batch.micro_batch, &self.task.train)?, live(draft.batch.val_batch, &self.task.val)?])
+    }
+
+    /// What tensors of a step hold at once on a CPU: the larger of training and validation, which keeps nothing for backward.
+    /// And what the heap takes beside them: pieces that fit nothing, and what libraries keep from the first step on.
+    fn activations(&self, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
+        let [mut training, validation] = self.live(draft, |sizes| sizes.activation_scalars)?;
+        let step = product(&[self.task.step_scalars, F32_BYTES]).ok_or(OVERFLOW)?;
+        training.bytes = training.bytes.checked_add(step).ok_or(OVERFLOW)?;
+        let [mut heap, val_heap] = self.live(draft, |sizes| sizes.heap_scalars)?;
+        heap.bytes = heap.bytes.checked_add(step).ok_or(OVERFLOW)?;
+        let [in_training, in_validation] = self.task.heap_factors;
+        let heap = times(heap.bytes, in_training)?.max(times(val_heap.bytes, in_validation)?);
+        let (held, what) = larger(&training, &validation);
+        let beside = if step > 0 { format!(" + {} whatever the batch", bytes_text(step)) } else { String::new() };
+        let activations = per_rank("activations", held.bytes, ranks, format!("{what}{beside}"))?;
         let further = (draft.topology.threads_per_rank as u64).saturating_sub(1);
         let threads = further.checked_mul(STEP_CPU_PER_THREAD_BYTES).ok_or(OVERFLOW)?;
-        let bytes = sum(&[held, STEP_CPU_BYTES, threads]).ok_or(OVERFLOW)?;
-        let formula = format!("{what} × {each}, × {factor:.2} of heap, + {} of libraries", bytes_text(bytes - held));
-        per_rank("activations", bytes, ranks, formula)
+        let bytes = sum(&[heap.saturating_sub(held.bytes), STEP_CPU_BYTES, threads]).ok_or(OVERFLOW)?;
+        // How tensors of one step after the other fall into place differs from run to run.
+        let formula = "pieces between tensors, and what libraries keep; a bound".to_owned();
+        Ok([activations, per_rank("heap", bytes, ranks, formula)?.bounded()])
+    }
+
+    /// The same on a device, with the pieces that its allocator keeps.
+    fn device_activations(&self, draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
+        let [training, validation] = self.live(draft, |sizes| sizes.device_scalars)?;
+        let (held, what) = larger(&training, &validation);
+        let factor = self.task.device_factor;
+        let bytes = times(held.bytes, factor)?;
+        let factor = factor.0 as f64 / factor.1 as f64;
+        let factor = if factor == 1.0 { String::new() } else { format!(" × {factor}") };
+        per_rank("activations", bytes, ranks, format!("{what}{factor}, assumed"))
     }
 
     /// Slots of the training and the validation loader; the latter keeps none ahead but one per thread.

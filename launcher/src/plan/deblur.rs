@@ -157,9 +157,11 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
     let sample = |frame: &Frame, train: bool| {
         let fields = frame.fields(config)?;
         let vgg = vgg_scalars(config, frame, train)?;
+        let activation_scalars = activation_scalars(model, data, frame, train)?.checked_add(vgg)?;
         Some(SampleSizes {
             fields,
-            activation_scalars: activation_scalars(model, data, frame, train)?.checked_add(vgg)?,
+            activation_scalars,
+            heap_scalars: activation_scalars,
             device_scalars: device_scalars(model, data, frame, train)?.checked_add(vgg)?,
         })
     };

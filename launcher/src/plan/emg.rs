@@ -1,4 +1,4 @@
-//! Sizes of the EMG model (TDS-LSTM) by formula: parameters and activations.
+//! Sizes of the EMG model (TDS-LSTM) by formula: parameters, activations and the heap they need.
 //!
 //! With `F = channels × feature_width` of a stage and `C` the features before it:
 //!
@@ -24,9 +24,10 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
     // EMG `[T, 16]`, joint angles `[T, 20]`.
     let fields = vec![field(config.data.emg_channels)?, field(config.data.joint_angles_channels)?];
     let loss_terms = if config.train.loss_type == LossType::MseMae { 2 } else { 1 };
-    let activation_scalars = activation_scalars(&config.model, window, loss_terms)?;
+    let activation_scalars = activation_scalars(&config.model, window)?;
+    let heap_scalars = heap_scalars(&config.model, window, loss_terms)?;
     let sample_bytes = sum(&fields)?;
-    let sample = SampleSizes { fields, activation_scalars, device_scalars: activation_scalars };
+    let sample = SampleSizes { fields, activation_scalars, heap_scalars, device_scalars: heap_scalars };
     let parameters = parameters(&config.model)?;
     let (numerator, denominator) = WEIGHT_COPIES;
     Some(TaskSizes {
@@ -95,36 +96,68 @@ fn decoder_parameters(model: &ModelConfig, input: u64) -> Option<(u64, u64)> {
     Some((total, input))
 }
 
-/// Scalars that a step holds at its peak for one window of `window` rows: what autograd keeps for backward, and around
-/// the loss what backward adds (prediction, differences, squares or magnitudes, masks, their gradients, sums of metrics:
-/// 4 per output value and 6 for each of the `loss_terms`, measured). Per element of a layer's output: 6 tensors in a stage's entry (two layouts, conv, norm, ReLU, dropout), 10 in a block (conv, ReLU,
-/// residual, norm, two linears with ReLU, residual, norm, one layout), 8 per LSTM unit and step (4 gates, cell,
-/// its tanh, hidden, a copy).
-pub fn activation_scalars(model: &ModelConfig, window: u64, loss_terms: u64) -> Option<u64> {
-    let mut total = window.checked_mul(model.input_size as u64)?.checked_mul(2)?;
-    let mut rows = window;
-    let mut features = model.input_size as u64;
-    for stage in &model.tds_stages {
+/// Elements at a stage's entry, of one of its layers' outputs, and the number of its blocks.
+struct StageShape {
+    input: u64,
+    output: u64,
+    blocks: u64,
+}
+
+/// Of all stages, for one window of `window` rows.
+fn stage_shapes(model: &ModelConfig, window: u64) -> Option<Vec<StageShape>> {
+    let (mut rows, mut features) = (window, model.input_size as u64);
+    let shape = |stage: &TdsStage| {
+        let input = rows.checked_mul(features)?;
         features = width(stage)?;
         // Padded by k/2 on both sides: an even kernel gains a row before the stride.
         let even = u64::from(stage.in_conv_kernel.is_multiple_of(2));
         rows = rows.checked_add(even)?.saturating_sub(1) / (stage.in_conv_stride as u64).max(1) + 1;
-        total = total.checked_add(product(&[6, rows, features])?)?;
-        // Convolutions of the blocks keep their length.
-        let blocks = product(&[10, rows, features, stage.num_blocks as u64])?;
-        total = total.checked_add(blocks)?;
-    }
-    let steps = rollout_steps(model, window);
-    let decoder = match model.decoder_type {
-        DecoderType::Lstm => product(&[8, model.decoder_hidden_size as u64, model.decoder_num_layers as u64])?,
-        DecoderType::Mlp => model.decoder_mlp_hidden.iter().try_fold(0u64, |n, h| n.checked_add(*h as u64 * 3))?,
+        Some(StageShape { input, output: rows.checked_mul(features)?, blocks: stage.num_blocks as u64 })
     };
-    let per_step = sum(&[decoder, features, product(&[4, model.output_size as u64])?])?;
+    model.tds_stages.iter().map(shape).collect()
+}
+
+/// Scalars that the tensors of a step hold at once at their peak, for one window of `window` rows: while the backward pass is in
+/// the first layers. Tenths per element, fitted to what libtorch's allocator counts over six shapes of encoders and three of
+/// decoders, and 5 % more: 27 of a stage's entry, 19 of its output, 88 of each block's, 57 of the prediction; and what the
+/// decoder keeps.
+pub fn activation_scalars(model: &ModelConfig, window: u64) -> Option<u64> {
+    let mut tenths = product(&[57, window, model.output_size as u64])?;
+    for shape in stage_shapes(model, window)? {
+        let parts =
+            [product(&[27, shape.input])?, product(&[19, shape.output])?, product(&[88, shape.output, shape.blocks])?];
+        tenths = tenths.checked_add(sum(&parts)?)?;
+    }
+    (tenths / 10).checked_add(rollout_steps(model, window).checked_mul(decoder_scalars(model)?)?)
+}
+
+/// Scalars of one window that a step's heap has to place, those that die on the way too: what autograd keeps for backward, and
+/// around the loss what backward adds (prediction, differences, squares or magnitudes, masks, their gradients, sums of
+/// metrics: 4 per output value and 6 for each of the `loss_terms`, measured). Per element of a layer's output: 6 tensors in
+/// a stage's entry (two layouts, conv, norm, ReLU, dropout), 10 in a block (conv, ReLU, residual, norm, two linears with
+/// ReLU, residual, norm, one layout), and what the decoder makes.
+fn heap_scalars(model: &ModelConfig, window: u64, loss_terms: u64) -> Option<u64> {
+    let mut total = product(&[2, window, model.input_size as u64])?;
+    let shapes = stage_shapes(model, window)?;
+    for shape in &shapes {
+        let parts = [product(&[6, shape.output])?, product(&[10, shape.output, shape.blocks])?];
+        total = total.checked_add(sum(&parts)?)?;
+    }
+    let features = model.tds_stages.last().map_or(Some(model.input_size as u64), width)?;
+    let per_step = sum(&[decoder_scalars(model)?, features, product(&[4, model.output_size as u64])?])?;
     sum(&[
         total,
-        steps.checked_mul(per_step)?,
+        rollout_steps(model, window).checked_mul(per_step)?,
         product(&[loss_terms.checked_mul(6)?.checked_add(4)?, window, model.output_size as u64])?,
     ])
+}
+
+/// Of one decoder step: 8 per LSTM unit (4 gates, cell, its tanh, hidden, a copy), or 3 per unit of an MLP.
+fn decoder_scalars(model: &ModelConfig) -> Option<u64> {
+    match model.decoder_type {
+        DecoderType::Lstm => product(&[8, model.decoder_hidden_size as u64, model.decoder_num_layers as u64]),
+        DecoderType::Mlp => model.decoder_mlp_hidden.iter().try_fold(0u64, |n, h| n.checked_add(*h as u64 * 3)),
+    }
 }
 
 /// Decoder steps of a window: its duration times the rollout frequency, half to even, at least 1.
@@ -183,7 +216,7 @@ mod tests {
     fn absurd_sizes_overflow_to_none() {
         assert_eq!(parameters(&sized(&[[5, 4, 1, usize::MAX, 2, 11]], 64, 1)), None);
         assert_eq!(parameters(&sized(&[], usize::MAX / 2, 1)), None);
-        assert_eq!(activation_scalars(&ModelConfig::default(), u64::MAX, 2), None);
+        assert_eq!(activation_scalars(&ModelConfig::default(), u64::MAX), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub(super) struct TaskSizes {
     pub val: SampleSizes,
     /// Scalars that a step holds whatever its batch.
     pub step_scalars: u64,
-    /// A rank's heap over what these and the samples' scalars weigh, in training and in validation, as fractions.
+    /// A rank's heap over what these and the samples' heap scalars weigh, in training and in validation, as fractions.
     pub heap_factors: [(u64, u64); 2],
     /// The same on a device, over [`SampleSizes::device_scalars`].
     pub device_factor: (u64, u64),
@@ -44,8 +44,10 @@ pub(super) struct TaskSizes {
 pub(super) struct SampleSizes {
     /// Bytes of each field in a batch slot.
     pub fields: Vec<u64>,
-    /// Scalars that its forward pass keeps: for backward in training, at the peak in validation.
+    /// Scalars that it holds in tensors at the peak of a step, of training or of validation.
     pub activation_scalars: u64,
+    /// Scalars that the heap has to place for it, those that die on the way too.
+    pub heap_scalars: u64,
     /// The same on a device, where other kernels run.
     pub device_scalars: u64,
 }

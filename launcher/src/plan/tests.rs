@@ -174,8 +174,9 @@ fn libraries_count_once_and_each_rank_and_thread_for_itself() {
     assert_eq!(line(&one, "libraries").bytes, line(&three, "libraries").bytes);
     let runtime = |plan: &Plan| line(plan, "runtime").per_rank_bytes.unwrap();
     assert_eq!(runtime(&one) - runtime(&three), 2 * (256 << 10));
-    let activations = |plan: &Plan| line(plan, "activations").per_rank_bytes.unwrap();
-    assert_eq!(activations(&one) - activations(&three), 2 * 5 * MIB);
+    let heap = |plan: &Plan| line(plan, "heap").per_rank_bytes.unwrap();
+    assert_eq!(heap(&one) - heap(&three), 2 * 5 * MIB);
+    assert_eq!(line(&one, "activations").per_rank_bytes, line(&three, "activations").per_rank_bytes);
     assert!(!one.budget.lines.iter().any(|line| line.name == "collectives"));
     let cuda = planned(&Config::default(), &with_gpus(2), &gpus(2));
     assert!(!cuda.budget.lines.iter().any(|line| ["libraries", "collectives"].contains(&line.name.as_str())));

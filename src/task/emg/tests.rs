@@ -347,22 +347,22 @@ fn live_peak(config: &ModelConfig, loss: LossType, samples: i64) -> i64 {
     watch.peak()
 }
 
-/// The planner counts tensors that die on the way as well, and what a step makes of the weights; never less than live ones.
+/// Never below, and at most 15 % above.
 #[test]
 fn the_planners_activations_are_those_of_a_step() {
     use launcher::plan::emg::{activation_scalars, parameters};
-    for (name, config, loss, terms) in [
-        ("default", ModelConfig::default(), LossType::MseMae, 2),
-        ("high_performance", ModelConfig { dropout: 0.1, ..high_performance() }, LossType::MseMae, 2),
-        ("quick_demo", ModelConfig { dropout: 0.1, ..quick_demo() }, LossType::Mse, 1),
+    for (name, config, loss) in [
+        ("default", ModelConfig::default(), LossType::MseMae),
+        ("high_performance", ModelConfig { dropout: 0.1, ..high_performance() }, LossType::MseMae),
+        ("quick_demo", ModelConfig { dropout: 0.1, ..quick_demo() }, LossType::Mse),
     ] {
-        for samples in [4, 16] {
+        for samples in [16, 64] {
             let live = live_peak(&config, loss, samples);
-            let windows = activation_scalars(&config, 500, terms).unwrap() * samples as u64;
+            let windows = activation_scalars(&config, 500).unwrap() * samples as u64;
             let planned = 4 * (windows + parameters(&config).unwrap() * 13 / 5);
             let ratio = planned as f64 / live as f64;
             println!("{name}, {samples} windows: {live} bytes live, {planned} planned, {ratio:.3}");
-            assert!((1.0..1.8).contains(&ratio), "{name}, {samples} windows: {planned} planned for {live} live bytes");
+            assert!((1.0..1.15).contains(&ratio), "{name}, {samples} windows: {planned} planned for {live} live bytes");
         }
     }
 }
