@@ -251,6 +251,11 @@ impl CacheClient {
         self.map.len() as u64
     }
 
+    /// Whether less of the mapping may be used than there is: memory is short, or was a moment ago.
+    pub fn is_shrunk(&self) -> bool {
+        self.inner.lock().limit_bytes < self.map.len() as u64
+    }
+
     /// What this rank read so far.
     pub fn stats(&self) -> ClientStats {
         self.inner.lock().stats

@@ -153,7 +153,7 @@ pub(super) struct Table {
     pub(super) directory: CacheStats,
     stats_asked: bool,
     /// Where the usable part of the mapping ends.
-    limit_bytes: u64,
+    pub(super) limit_bytes: u64,
     /// The ticket to be answered once nothing is held, and nothing known to a device, beyond it.
     resize: Option<u64>,
     /// What a device knows of the mapping, where there is one.

@@ -58,9 +58,13 @@ struct State {
     held: Holding,
 }
 
+/// While memory is short a store keeps this part of its capacity, one in so many.
+const SHORT: u64 = 16;
+
 /// Least recently used chunks leave first. A chunk larger than the whole store is passed through, not kept.
 pub struct LruChunks {
     capacity_bytes: u64,
+    is_short: Box<dyn Fn() -> bool + Send + Sync>,
     state: Mutex<State>,
     filled: Condvar,
     hits: AtomicU64,
@@ -72,6 +76,7 @@ impl LruChunks {
     pub fn new(capacity_bytes: u64) -> Self {
         Self {
             capacity_bytes,
+            is_short: Box::new(|| false),
             state: Mutex::new(State {
                 slots: LruCache::unbounded(),
                 used_bytes: 0,
@@ -82,6 +87,12 @@ impl LruChunks {
             misses: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
         }
+    }
+
+    /// While `is_short` a sixteenth of the capacity is kept: what a shrunken page cache gave back is not to come to rest
+    /// here, once per rank.
+    pub fn small_while(self, is_short: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { is_short: Box::new(is_short), ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -111,12 +122,15 @@ impl LruChunks {
 
     fn publish(&self, key: ChunkKey, chunk: &Arc<Chunk>) {
         let bytes = chunk.bytes.len() as u64;
-        if bytes > self.capacity_bytes {
+        let is_short = (self.is_short)();
+        let room = if is_short { self.capacity_bytes / SHORT } else { self.capacity_bytes };
+        let kept = bytes <= room;
+        if !kept && !is_short {
             return;
         }
         let mut state = self.lock();
         let mut marks = Vec::new();
-        while state.used_bytes + bytes > self.capacity_bytes {
+        while state.used_bytes + if kept { bytes } else { 0 } > room {
             match state.slots.pop_lru() {
                 Some((_, Slot::Ready(old))) => {
                     state.used_bytes -= old.bytes.len() as u64;
@@ -129,10 +143,12 @@ impl LruChunks {
         for (filling, slot) in marks {
             state.slots.put(filling, slot);
         }
-        state.used_bytes += bytes;
+        if kept {
+            state.used_bytes += bytes;
+            state.slots.put(key, Slot::Ready(chunk.clone()));
+        }
         let used = state.used_bytes;
         state.held.set(used);
-        state.slots.put(key, Slot::Ready(chunk.clone()));
     }
 }
 
@@ -249,6 +265,25 @@ mod tests {
         assert_eq!(store.get(key(1), &mut || chunk(11)).unwrap().bytes.len(), 11);
         assert_eq!(store.stats().used_bytes, 5);
         store.get(key(0), &mut || panic!("kept")).unwrap();
+    }
+
+    #[test]
+    fn a_sixteenth_is_kept_while_memory_is_short() {
+        let short = Arc::new(AtomicU64::new(0));
+        let now = Arc::clone(&short);
+        let store = LruChunks::new(320).small_while(move || now.load(Ordering::Relaxed) > 0);
+        (0..20).for_each(|n| drop(store.get(key(n), &mut || chunk(16)).unwrap()));
+        assert_eq!(store.stats().used_bytes, 320);
+        short.store(1, Ordering::Relaxed);
+        store.get(key(30), &mut || chunk(16)).unwrap();
+        assert_eq!((store.stats().used_bytes, store.stats().items), (16, 1));
+        store.get(key(30), &mut || panic!("kept")).unwrap();
+        // Too large for what is left of the store: what is there may stay.
+        store.get(key(31), &mut || chunk(21)).unwrap();
+        assert_eq!(store.stats().used_bytes, 16);
+        short.store(0, Ordering::Relaxed);
+        (0..20).for_each(|n| drop(store.get(key(n), &mut || chunk(16)).unwrap()));
+        assert_eq!(store.stats().used_bytes, 320);
     }
 
     #[test]

@@ -335,7 +335,10 @@ fn assemble(
         .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
     let mut notes = notes(&files, &splits, &listed, config, &skipped);
     let tables = files.into_iter().map(|file| file.table).collect();
-    let reader = Arc::new(Reader::new(tables, Arc::new(LruChunks::new(config.chunk_cache_size))));
+    let shrunk = team.cache.as_ref().map(Arc::downgrade);
+    let chunks = LruChunks::new(config.chunk_cache_size)
+        .small_while(move || shrunk.as_ref().and_then(Weak::upgrade).is_some_and(|cache| cache.is_shrunk()));
+    let reader = Arc::new(Reader::new(tables, Arc::new(chunks)));
     let emg = Transform { rectify: config.rectify, normalise: config.normalize.then(|| affine(&statistics)) };
     let cache = team.cache.clone().filter(|_| config.cache != CachePolicy::Off);
     // Validation and test are read in the order of their files, now and then: nothing is known of their next use.
