@@ -262,7 +262,13 @@ fn watch(watch: &WatchConfig, v: &mut Verdict) {
         v.need(rising, || {
             format!("{key} is [{note}, {warning}, {critical}]; three shares above 0 and up to 100 must rise")
         });
+        v.need(!rising || critical > 1.0, || {
+            format!("{key} is [{note}, {warning}, {critical}]; these are percent: write 70, not 0.7")
+        });
     }
+    v.need(watch.stop_percent <= 100.0, || {
+        format!("watch.stop_percent is {}; it must be at most 100", watch.stop_percent)
+    });
     v.need(watch.stop_percent >= watch.ram_percent[2], || {
         let (stop, critical) = (watch.stop_percent, watch.ram_percent[2]);
         format!("watch.stop_percent is {stop}; it must not be below watch.ram_percent's critical {critical}")

@@ -47,6 +47,11 @@ impl Layer {
         self.values.get(key).map(|found| &found.value)
     }
 
+    /// Each key with the place it was written at.
+    pub fn places(&self) -> impl Iterator<Item = (&'static str, &Place)> {
+        self.values.iter().map(|(key, found)| (*key, &found.place))
+    }
+
     /// Whether a key was written that only `deblur` has.
     pub fn speaks_of_clips(&self) -> bool {
         self.values.keys().any(|key| key.starts_with("data.deblur.") || key.starts_with("model.vrt."))

@@ -136,16 +136,35 @@ impl RawConfig {
         config = serde_json::from_value(value).map_err(|e| fail(e.to_string()))?;
         let verdict = check::check(&config);
         if !verdict.errors.is_empty() {
-            let problems = verdict.errors.into_iter().map(|text| Problem::new(here(), text)).collect();
+            let blame = |text: String| Problem::new(self.place_of(&text, &overrides), text);
+            let problems = verdict.errors.into_iter().map(blame).collect();
             return Err(ConfigError::Problems(problems));
         }
-        notes.extend(verdict.warnings.into_iter().map(|text| format!("{}: {text}", self.file)));
+        let blame = |text: String| Problem::new(self.place_of(&text, &overrides), text).to_string();
+        notes.extend(verdict.warnings.into_iter().map(blame));
         // Only where someone wrote it: it is the default.
         if pins && config.train.pin_memory && profile == "cpu" {
             let why = "train.pin_memory has no effect on CPU ranks: pinned memory is for copies to a GPU";
             notes.push(format!("{}: {why}", self.file));
         }
         Ok((config, notes))
+    }
+
+    /// Where the values were written that `text` speaks of: the overrides among them, else the file.
+    fn place_of(&self, text: &str, overrides: &[Layer]) -> Place {
+        let in_key = |c: char| c.is_ascii_alphanumeric() || "_.".contains(c);
+        let words: Vec<&str> = text.split(|c| !in_key(c)).map(|word| word.trim_end_matches('.')).collect();
+        let mut sets: Vec<&str> = Vec::new();
+        for (key, place) in overrides.iter().flat_map(Layer::places) {
+            match place {
+                Place::Set(set) if words.contains(&key) => sets.push(set),
+                _ => {}
+            }
+        }
+        match sets[..] {
+            [] => Place::Resolved { file: self.file.clone() },
+            _ => Place::Set(sets.join(" --set ")),
+        }
     }
 
     fn stem(&self) -> String {

@@ -319,8 +319,7 @@ fn clips_and_models_without_sense_are_refused() {
         ("train.loss_type=mse+mae", "task deblur knows charbonnier, mse and mae"),
     ] {
         let found = error("task: deblur\n", &[set]);
-        assert!(found.starts_with("my.yaml: ") || found.contains("my.yaml: "), "{set}: {found}");
-        assert!(found.contains(says), "{set}: {found}");
+        assert!(found.contains(&format!("--set {set}: ")) && found.contains(says), "{set}: {found}");
     }
 }
 
@@ -346,7 +345,7 @@ fn values_without_sense_are_refused_with_every_factor() {
         ("model.decoder_num_layers=65", "model.decoder_num_layers is 65; it must be at most 64"),
     ] {
         let found = error("", &[set]);
-        assert!(found.starts_with("my.yaml: ") && found.contains(says), "{set}: {found}");
+        assert!(found.starts_with(&format!("--set {set}: ")) && found.contains(says), "{set}: {found}");
     }
     let raw = RawConfig::parse("train: {microbatch: 128}\n", "my.yaml").unwrap();
     let (_, notes) = raw.resolve_with_notes("cpu", &[]).unwrap();
@@ -459,6 +458,29 @@ fn unknown_names_list_the_configs_there_are() {
     let elsewhere = tempfile::tempdir().unwrap();
     assert!(RawConfig::find("a", elsewhere.path()).is_err());
     assert!(RawConfig::find_in("a", elsewhere.path(), Some(cwd.path())).is_ok());
+}
+
+#[test]
+fn what_was_set_on_the_command_line_is_blamed_on_it() {
+    let raw = RawConfig::parse("train: {num_epochs: 0}\n", "a.yaml").unwrap();
+    let set = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        raw.resolve("cpu", &sets).unwrap_err().to_string()
+    };
+    let both = set(&["train.gradient_clip_norm=-1", "seed=3"]);
+    assert!(both.contains("\n  --set train.gradient_clip_norm=-1: train.gradient_clip_norm is -1"), "{both}");
+    assert!(both.contains("\n  a.yaml: train.num_epochs is 0"), "{both}");
+    let two = set(&["train.num_epochs=3", "train.learning_rate=1e-3", "train.min_learning_rate=1e-2"]);
+    assert!(two.starts_with("--set train.learning_rate=1e-3 --set train.min_learning_rate=1e-2: train.min_"), "{two}");
+}
+
+#[test]
+fn the_watchs_levels_are_percent() {
+    let raw = RawConfig::parse("", "a.yaml").unwrap();
+    let set = |set: &str| raw.resolve("cpu", &[set.to_string()]).unwrap_err().to_string();
+    assert!(set("watch.ram_percent=[0.7,0.8,0.9]").contains("write 70, not 0.7"));
+    assert!(set("watch.gpu_percent=[0.8,0.9,1.0]").contains("watch.gpu_percent is [0.8, 0.9, 1]; these are percent"));
+    assert!(set("watch.stop_percent=200").ends_with("watch.stop_percent is 200; it must be at most 100"));
 }
 
 proptest! {
