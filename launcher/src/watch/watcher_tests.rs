@@ -81,7 +81,7 @@ fn item_48_injected_values_give_note_warning_and_danger_once_each() {
         see(&mut watch, sample(tenths * GIB / 10), 1.0 + 0.5 * n as f64);
     }
     let said = log.said.lock().unwrap().join("\n");
-    for mark in ["🟡 note: cgroup limit 71.9%", "🟠 warning: cgroup limit", "🔴 critical: cgroup limit 93.8%"] {
+    for mark in ["🟡 note: 71.9% of the cgroup limit", "🟠 warning: ", "🔴 critical: 93.8% of the cgroup limit"] {
         assert_eq!(said.matches(mark).count(), 1, "{said}");
     }
     // The same rise again and again is no news for ten minutes.
@@ -121,7 +121,7 @@ fn pressure_climbs_the_ladder_with_bytes_before_and_after_and_stops_cleanly() {
     for line in [
         "memory: prefetching is paused (done): 900.0MB → 800.0MB",
         "memory: page cache shrinks from 1.0GB to 512.0MB: 1.0GB → 512.0MB",
-        "cgroup limit is 99.4% full after all that can be given back was given",
+        "99.4% of the cgroup limit after all that can be given back was given",
     ] {
         assert!(said.contains(line), "{line}\nis not in\n{said}");
     }

@@ -40,10 +40,19 @@ fn source(language: Language, source: Source) -> String {
         Source::Budget => "memory budget".into(),
         Source::System if zh => "系统内存".into(),
         Source::System => "system memory".into(),
-        Source::Cgroup if zh => "cgroup 内存上限".into(),
+        Source::Cgroup if zh => "cgroup 内存".into(),
         Source::Cgroup => "cgroup limit".into(),
         Source::Gpu(index) if zh => format!("GPU {index} 内存"),
         Source::Gpu(index) => format!("GPU {index} memory"),
+    }
+}
+
+/// How full it is: of what bears a limit's name, as a share of it.
+fn fullness(language: Language, scale: &Scale) -> String {
+    let (name, percent) = (source(language, scale.source), 100.0 * scale.share());
+    match (language, scale.source) {
+        (Language::En, Source::Budget | Source::Cgroup) => format!("{percent:.1}% of the {name}"),
+        _ => format!("{name} {percent:.1}%"),
     }
 }
 
@@ -65,8 +74,8 @@ pub enum Cause {
 /// The lines of a change of level: where things stand, then advice that fits the cause.
 pub fn level_lines(language: Language, level: Level, scale: &Scale, cause: &Cause) -> Vec<String> {
     let percent = 100.0 * scale.share();
-    let (name, used, total) = (source(language, scale.source), size(scale.used_bytes), size(scale.total_bytes));
-    let first = format!("{}: {name} {percent:.1}% ({used} / {total})", title(language, level));
+    let (full, used, total) = (fullness(language, scale), size(scale.used_bytes), size(scale.total_bytes));
+    let first = format!("{}: {full} ({used} / {total})", title(language, level));
     if level == Level::Normal {
         return vec![first];
     }
@@ -187,11 +196,10 @@ pub fn cache(language: Language, from: u64, to: u64) -> String {
 
 /// Why the run stops, for people and `summary.json`.
 pub fn stop_reason(language: Language, scale: &Scale, cause: &Cause) -> String {
-    let (name, percent) = (source(language, scale.source), 100.0 * scale.share());
-    let advice = advice(language, cause);
+    let (full, advice) = (fullness(language, scale), advice(language, cause));
     match language {
-        Language::En => format!("{name} is {percent:.1}% full after all that can be given back was given; {advice}"),
-        Language::Zh => format!("已释放全部可释放的内存，{name}仍占用 {percent:.1}%；{advice}"),
+        Language::En => format!("{full} after all that can be given back was given; {advice}"),
+        Language::Zh => format!("已释放全部可释放的内存，仍占用{full}；{advice}"),
     }
 }
 
@@ -295,6 +303,6 @@ mod tests {
         let cache = Cause::PageCache { bytes: 50 << 30 };
         assert!(said(Language::En, Level::Note, scale(Source::System, 750), cache).contains("data.cache_size_gb"));
         let reason = stop_reason(Language::En, &scale(Source::Cgroup, 980), &others);
-        assert!(reason.starts_with("cgroup limit is 98.0% full") && reason.contains("chrome"), "{reason}");
+        assert!(reason.starts_with("98.0% of the cgroup limit after") && reason.contains("chrome"), "{reason}");
     }
 }
