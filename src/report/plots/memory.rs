@@ -40,8 +40,8 @@ pub fn plot_any(from: &Path, out: &Path) -> Result<(), PlotError> {
     plot_monitor(&samples, out, &name)
 }
 
-/// Draws a monitor's samples: memory of the machine and of what is watched, GPU memory where there is one. Dashed lines
-/// are the guides' levels.
+/// Draws a monitor's samples: memory of the machine, of what is watched beside it and once more by itself, GPU memory where
+/// there is one. Dashed lines are the guides' levels.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -65,11 +65,19 @@ pub fn plot_monitor(samples: &[MonitorSample], out: &Path, name: &str) -> Result
     ];
     let mut panels = vec![Panel::new(format!("{name}: RAM, {total:.1} GiB"), x, "GiB".into(), curves)];
     panels[0].limits = if total > 0.0 { levels(total, [70, 80, 90]) } else { Vec::new() };
+    // On the machine's axis a small program is a flat line.
+    let most = largest(&|s| s.job_gb.unwrap_or(0.0));
+    if most > 0.0 {
+        let (scale, unit) = if most < 1.0 { (1024.0, "MiB") } else { (1.0, "GiB") };
+        let curve = Curve::area("watched", history(&|s| Some(s.job_gb? * scale)), 1);
+        let title = format!("{name}: what is watched, peak {:.1} {unit}", most * scale);
+        panels.push(Panel::new(title, x, unit.into(), vec![curve]));
+    }
     let gpu = largest(&|s| s.gpu_total_gb.unwrap_or(0.0));
     if gpu > 0.0 {
         let curve = Curve::area("used", history(&|s| s.gpu_reserved_gb), 2);
-        panels.push(Panel::new(format!("{name}: GPU, {gpu:.1} GiB"), x, "GiB".into(), vec![curve]));
-        panels[1].limits = levels(gpu, [80, 90, 95]);
+        let panel = Panel::new(format!("{name}: GPU, {gpu:.1} GiB"), x, "GiB".into(), vec![curve]);
+        panels.push(Panel { limits: levels(gpu, [80, 90, 95]), ..panel });
     }
     make_dir(out.parent().unwrap_or(Path::new("")))?;
     draw::figure(out, &panels)
