@@ -2,6 +2,7 @@
 
 mod bench;
 mod nodes;
+mod print;
 mod smart;
 mod tools;
 
@@ -88,12 +89,12 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     match result {
         Ok(code) => code,
         Err(Error::Cli(CliError::Shown(text))) => {
-            print!("{text}");
+            print::say(text);
             exit::OK
         }
         Err(error) => {
             let code = error.exit_code();
-            eprintln!("launch: error: {:#}", anyhow::Error::from(error));
+            print::note(format_args!("error: {:#}", anyhow::Error::from(error)));
             code
         }
     }
@@ -118,7 +119,7 @@ fn prepare(config: &cli::ConfigArgs, request: Request) -> Result<Ready, Error> {
     let gpu = CUDA_TRAINS && !machine.gpus.is_empty();
     let prepared = config.prepare(gpu, &cwd, cli::home(&exe).as_deref())?;
     for note in &prepared.notes {
-        eprintln!("launch: {note}");
+        print::note(note);
     }
     Ok(Ready { config: prepared.config, machine, request })
 }
@@ -163,7 +164,7 @@ impl Ready {
             return Ok(());
         }
         let shown = path.display();
-        eprintln!("launch: no data at {shown}: making sample data there");
+        print::note(format_args!("no data at {shown}: making sample data there"));
         let partial = path.with_added_extension(format!("partial-{}", std::process::id()));
         std::fs::create_dir_all(&partial).map_err(io(format!("cannot make {}", partial.display()), exit::DATA))?;
         let made = self
@@ -200,15 +201,16 @@ fn columns() -> usize {
     rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(40))
 }
 
-fn show(plan: &Plan) {
+/// The plan as people read it.
+fn text_of(plan: &Plan) -> String {
     let width = columns();
-    print!("{}\n{}", plan.table_at(width), plan.notes_at(width));
+    format!("{}\n{}", plan.table_at(width), plan.notes_at(width))
 }
 
 fn show_plan(run: &RunArgs) -> Result<u8, Error> {
     let mut ready = prepare(&run.config, request(run))?;
     let plan = ready.eased_plan()?;
-    show(&plan);
+    print::out(text_of(&plan))?;
     Ok(exit::OK)
 }
 
@@ -216,7 +218,7 @@ fn train(run: &RunArgs) -> Result<u8, Error> {
     let mut ready = prepare(&run.config, request(run))?;
     let program = rank_program()?;
     let (plan, mut folder) = if run.nnodes > 1 { nodes::together(run, &mut ready)? } else { alone(run, &mut ready)? };
-    show(&plan);
+    print::say(text_of(&plan));
     announce(&folder, &run.resume());
     pre_flight(&ready, &plan);
     let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
@@ -289,7 +291,7 @@ fn pre_flight(ready: &Ready, plan: &Plan) {
         && let Some(Before { available_bytes, percent, .. }) = Before::of(&ready.machine, plan)
     {
         let lines = watch::pre_flight(ready.config.log.language, available_bytes, percent);
-        lines.iter().for_each(|line| println!("{line}"));
+        lines.iter().for_each(print::say);
     }
 }
 
@@ -300,11 +302,12 @@ fn shown(path: &Path) -> std::path::Display<'_> {
 }
 
 fn announce(folder: &RunDir, resume: &Resume) {
-    match (&folder.resume, resume) {
-        (Some(checkpoint), _) => println!("run {}: going on from {}", folder.name(), shown(checkpoint)),
-        (None, Resume::Auto) => println!("run {}: no checkpoint yet, starting afresh", folder.name()),
-        (None, _) => println!("run {}: in {}", folder.name(), shown(&folder.path)),
-    }
+    let what = match (&folder.resume, resume) {
+        (Some(checkpoint), _) => format!("going on from {}", shown(checkpoint)),
+        (None, Resume::Auto) => "no checkpoint yet, starting afresh".into(),
+        (None, _) => format!("in {}", shown(&folder.path)),
+    };
+    print::say(format_args!("run {}: {what}", folder.name()));
 }
 
 fn supervise_run(
@@ -428,7 +431,7 @@ fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>) -> Result<u8, Err
 
 fn explain(outcome: &Outcome) {
     if let Some(failure) = &outcome.first_failure {
-        eprintln!("launch: error: {failure}");
+        print::note(format_args!("error: {failure}"));
     }
 }
 
@@ -458,20 +461,21 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     if let Ok(text) = serde_json::to_vec_pretty(&summary)
         && let Err(error) = std::fs::write(&path, text)
     {
-        eprintln!("launch: {}: {error}", path.display());
+        print::note(format_args!("{}: {error}", path.display()));
     }
     if let Some(stats) = &outcome.cache {
-        println!("{}", cache_stats(data_name(&config.task), stats));
+        print::say(cache_stats(data_name(&config.task), stats));
     }
-    println!("{}", closing_table(&summary, plan));
-    println!("run folder: {}", shown(&folder.path));
+    print::say(closing_table(&summary, plan));
+    print::say(format_args!("run folder: {}", shown(&folder.path)));
     // Last, where eyes are.
     explain(outcome);
     if let Some(reason) = &outcome.stopped_for {
-        println!("stopped for memory: {reason}");
+        print::say(format_args!("stopped for memory: {reason}"));
     }
     if outcome.exit_code == exit::STOPPED {
-        println!("stopped after a checkpoint; to go on, add: --name {} --resume auto", folder.name());
+        let name = folder.name();
+        print::say(format_args!("stopped after a checkpoint; to go on, add: --name {name} --resume auto"));
     }
 }
 

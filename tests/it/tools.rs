@@ -227,6 +227,23 @@ fn item_71_the_bench_measures_a_feature_off_and_on() {
 }
 
 #[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let dir = folder();
+    let pid = std::process::id().to_string();
+    let out = dir.path().join("out").display().to_string();
+    let monitor = format!("monitor --interval 0.2 --pid {pid} --out {out}");
+    for line in ["recommend", "plan --gpus 1 --config default", "--help", &monitor] {
+        let program = launch_program();
+        let piped = format!("{{ {} {line}; echo code $? >&2; }} | head -1", program.display());
+        let ended = run(Command::new("sh").args(["-c", &piped]), dir.path());
+        assert!(ended.err.contains("code 0") && !ended.err.contains("panicked"), "{line}: {ended}");
+        assert_eq!(ended.out.lines().count(), 1, "{line}: {ended}");
+    }
+    let out = Path::new(&out);
+    assert_eq!([named(out, "memory_report_").len(), named(out, "memory_plot_").len()], [1, 1]);
+}
+
+#[test]
 fn item_60_a_run_begins_with_a_look_at_memory_and_ends_with_a_report_of_it() {
     let runs = Runs::new(&["train.max_steps=40"]);
     let ended = runs.train("report", &[]);

@@ -1,6 +1,6 @@
 //! `launch --smart`: legs of training, each by new processes that go on from the last checkpoint.
 
-use super::{Error, Setup, close, io, prepare, rank_program, request, show, shown, supervise_run};
+use super::{Error, Setup, close, io, prepare, print, rank_program, request, shown, supervise_run, text_of};
 use crate::advise;
 use crate::cli::RunArgs;
 use crate::config::{Config, Language};
@@ -38,11 +38,11 @@ pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
         let plan = if legs.is_empty() { ready.eased_plan()? } else { ready.plan()? };
         let mut folder = open(&ready.config, name.as_deref(), &resume)?;
         if legs.is_empty() {
-            show(&plan);
+            print::say(text_of(&plan));
             super::announce(&folder, &resume);
             super::pre_flight(&ready, &plan);
         }
-        println!("{}", said(&ready.config, legs.len() + 1, epochs));
+        print::say(said(&ready.config, legs.len() + 1, epochs));
         let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
         let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program.clone())?;
         close(&folder, &setup, &outcome);
@@ -52,7 +52,7 @@ pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
         }
         let records = advise::Run::read(&folder.path, Path::new(""))?;
         let leg = smart::judge(&smart_config, &targets, &records.metrics, epochs);
-        println!("smart: {leg}");
+        print::say(format_args!("smart: {leg}"));
         let decision = leg.decision.clone();
         legs.push(leg);
         write(&folder, &Report { targets: &targets, legs: &legs, peak_pss_bytes: &peaks })?;
@@ -60,7 +60,7 @@ pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
         match decision {
             Decision::GoOn { up_to } if !early => epochs = up_to,
             Decision::GoOn { .. } => {
-                println!("smart: ended by train.early_stopping");
+                print::say("smart: ended by train.early_stopping");
                 return Ok(exit::OK);
             }
             _ => return Ok(exit::OK),

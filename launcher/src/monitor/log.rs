@@ -1,7 +1,9 @@
 //! The monitor's files: a JSON array that can be read after every sample, and a report at the end.
 
 use crate::advise::MonitorSample;
+use crate::plan::bytes_text;
 use serde::Serialize;
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -66,6 +68,10 @@ pub struct Report {
     pub max_gpu_gb: Option<f64>,
     /// Of the watched processes and their page cache together.
     pub max_job_gb: Option<f64>,
+    /// Mean over the samples in which there were any.
+    pub avg_job_gb: Option<f64>,
+    #[serde(skip)]
+    job_samples: u64,
 }
 
 impl Report {
@@ -80,6 +86,29 @@ impl Report {
         self.max_gpu_percent = most(self.max_gpu_percent, sample.gpu_memory_percent);
         self.max_gpu_gb = most(self.max_gpu_gb, sample.gpu_reserved_gb);
         self.max_job_gb = most(self.max_job_gb, sample.job_gb);
+        if let Some(job_gb) = sample.job_gb {
+            self.job_samples += 1;
+            let before = self.avg_job_gb.unwrap_or(0.0);
+            self.avg_job_gb = Some(before + (job_gb - before) / self.job_samples as f64);
+        }
+    }
+}
+
+/// `12 s, 4 samples: RAM peak 2.41 GiB (10.2 %), mean 9.9 %; watched: peak 683.4 MiB, mean 651.0 MiB`
+impl Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |gb: f64| bytes_text((gb * f64::from(1 << 30)) as u64);
+        let samples = if self.samples == 1 { "sample" } else { "samples" };
+        write!(f, "{:.0} s, {} {samples}: ", self.duration_s, self.samples)?;
+        let (peak, percent, mean) = (text(self.max_ram_gb), self.max_ram_percent, self.avg_ram_percent);
+        write!(f, "RAM peak {peak} ({percent:.1} %), mean {mean:.1} %")?;
+        if let (Some(peak), Some(mean)) = (self.max_job_gb, self.avg_job_gb) {
+            write!(f, "; watched: peak {}, mean {}", text(peak), text(mean))?;
+        }
+        if let (Some(peak), Some(percent)) = (self.max_gpu_gb, self.max_gpu_percent) {
+            write!(f, "; GPU peak {} ({percent:.1} %)", text(peak))?;
+        }
+        Ok(())
     }
 }
 
@@ -112,5 +141,7 @@ mod tests {
         assert_eq!((report.samples, report.duration_s, report.max_ram_percent), (3, 10.0, 80.0));
         assert!((report.avg_ram_percent - 60.0).abs() < 1e-9);
         assert_eq!((report.max_job_gb, report.max_gpu_gb), (Some(2.0), None));
+        let text = "10 s, 3 samples: RAM peak 0 B (80.0 %), mean 60.0 %; watched: peak 2.00 GiB, mean 1.50 GiB";
+        assert_eq!(report.to_string(), text);
     }
 }

@@ -1,27 +1,32 @@
 //! `launch monitor`: memory of a run, of any program, or of the machine, watched from outside.
 //!
 //! ```text
-//! subject (who) ──► watch's sampler ──► view (bars, or lines) ──► terminal
+//! subject (who) ──► watch's sampler ──► view (bars, or lines) ──► screen
 //!                                 └──► log (JSON array, report) ──► plots
 //! ```
 //! Architecture invariant: touches nothing of what it watches; plots are drawn by who is asked to ([`Options::draw`]).
 
+mod bar;
 mod log;
+mod screen;
 mod subject;
 mod view;
 
 pub use log::{Log, Report};
-pub use subject::{Subject, living_run};
+pub use subject::{Subject, living_runs};
 pub use view::Look;
 
 use crate::machine::{GpuMeter, MemoryMeter, Probe};
 use crate::run_dir::time_stamp;
 use crate::supervise::Signals;
-use crate::watch::Sampler;
+use crate::watch::{ProcessNow, Sampler};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::io::{self, IsTerminal, Write};
+use rustix::process::{Signal, getpid, kill_process};
+use screen::Screen;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
+use subject::{Launcher, Member};
 
 /// Time between two looks with and without a terminal; the guide's is the latter.
 const LIVE_S: f64 = 1.0;
@@ -47,9 +52,13 @@ pub struct Done {
     pub log: PathBuf,
     pub report: PathBuf,
     pub plots: Vec<PathBuf>,
+    /// Peaks and means, as in the report.
+    pub found: Report,
+    /// How what was watched ended, in words; absent: it goes on.
+    pub end: Option<String>,
 }
 
-/// Watches until the time is up, a signal comes, or all watched processes have ended.
+/// Watches until the time is up, SIGINT, SIGTERM or SIGHUP comes, nobody reads its lines, or what it watches has ended.
 ///
 /// # Errors
 /// Files cannot be written.
@@ -61,11 +70,14 @@ pub fn monitor(options: &Options) -> io::Result<Done> {
     let period_s = options.interval_s.unwrap_or(if screen.live { LIVE_S } else { PLAIN_S });
     loop {
         let look = session.look();
-        screen.show(&look)?;
+        let read = screen.show(&look)?;
         session.keep(&look)?;
         let gone = look.members.is_empty() && options.subject != Subject::Machine;
+        if gone {
+            session.end = Some(options.subject.end(session.last_ranks));
+        }
         let left_s = options.duration_s.map_or(f64::INFINITY, |duration| duration - session.elapsed_s());
-        if gone || left_s <= 0.0 || wait(&signals, period_s.min(left_s))? {
+        if gone || !read || left_s <= 0.0 || wait(&signals, &screen, period_s.min(left_s))? {
             break;
         }
     }
@@ -73,16 +85,32 @@ pub fn monitor(options: &Options) -> io::Result<Done> {
     session.finish()
 }
 
-/// True: a signal asks for the end.
-fn wait(signals: &Signals, seconds: f64) -> io::Result<bool> {
+/// True: a signal asks for the end. Less than `seconds` where another one came.
+fn wait(signals: &Signals, screen: &Screen, seconds: f64) -> io::Result<bool> {
     let whole = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(3600));
     let timeout = Timespec { tv_sec: whole.as_secs() as i64, tv_nsec: i64::from(whole.subsec_nanos()) };
     let mut fds = [PollFd::new(&signals.pipe, PollFlags::IN)];
     match poll(&mut fds, Some(&timeout)) {
-        Ok(ready) => Ok(ready > 0),
-        Err(rustix::io::Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
     }
+    while let Some(signal) = signals.receive() {
+        match signal {
+            Signal::INT | Signal::TERM | Signal::HUP => return Ok(true),
+            Signal::TSTP => {
+                screen.leave();
+                kill_process(getpid(), Signal::STOP)?;
+            }
+            Signal::CONT => screen.enter(),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
+/// With the path that it is about.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 struct Session<'a> {
@@ -94,6 +122,11 @@ struct Session<'a> {
     report: Report,
     plots: Vec<PathBuf>,
     plotted: Instant,
+    /// A run's, from the first look that shows it; between two attempts or legs it is all there is.
+    launcher: Option<Launcher>,
+    /// When a rank was last seen.
+    last_ranks: SystemTime,
+    end: Option<String>,
 }
 
 impl<'a> Session<'a> {
@@ -103,10 +136,13 @@ impl<'a> Session<'a> {
             began: Instant::now(),
             meter: MemoryMeter::new(&Probe::default(), None),
             sampler: None,
-            log: Log::create(&options.out, stamp)?,
+            log: Log::create(&options.out, stamp).map_err(at(&options.out))?,
             report: Report::default(),
             plots: Vec::new(),
             plotted: Instant::now(),
+            launcher: None,
+            last_ranks: SystemTime::now(),
+            end: None,
         })
     }
 
@@ -115,7 +151,7 @@ impl<'a> Session<'a> {
     }
 
     fn look(&mut self) -> Look {
-        let members = self.options.subject.members();
+        let members = self.members();
         let run = self.options.subject.records();
         let cache_bytes = run.node.as_ref().map_or(0, |node| node.cache_bytes);
         let pids: Vec<i32> = members.iter().map(|member| member.pid).collect();
@@ -124,14 +160,35 @@ impl<'a> Session<'a> {
             self.sampler = Some((pids, sampler));
         }
         let sample = self.sampler.as_mut().map(|(_, sampler)| sampler.take(cache_bytes, false)).unwrap_or_default();
-        let labels = members.into_iter().map(|member| member.label);
-        let members = labels.zip(sample.ranks.clone()).filter(|(_, now)| now.rss_bytes > 0).collect();
+        let lent_bytes = self.launcher.as_ref().map_or(0, Launcher::lent_bytes);
+        let label = |(member, mut now): (Member, ProcessNow)| {
+            if self.launcher.as_ref().is_some_and(|launcher| launcher.member() == member) {
+                now.own_bytes += lent_bytes;
+            }
+            (member.label, now)
+        };
+        // A process that has ended meanwhile has no memory.
+        let living = members.into_iter().zip(sample.ranks.clone()).filter(|(_, now)| now.rss_bytes > 0);
+        let members = living.map(label).collect();
         Look { title: self.options.subject.title(), elapsed_s: self.elapsed_s(), sample, members, run }
+    }
+
+    fn members(&mut self) -> Vec<Member> {
+        let mut members = self.options.subject.members();
+        if !members.is_empty() {
+            self.last_ranks = SystemTime::now();
+        }
+        if let Subject::Run(_) = self.options.subject {
+            let parent = members.first().and_then(|member| Launcher::of(member.pid));
+            self.launcher = parent.or(self.launcher.take()).filter(Launcher::lives);
+            members.extend(self.launcher.as_ref().map(Launcher::member));
+        }
+        members
     }
 
     fn keep(&mut self, look: &Look) -> io::Result<()> {
         let record = look.record(iso(SystemTime::now()));
-        self.log.add(&record)?;
+        self.log.add(&record).map_err(at(&self.log.path))?;
         self.report.add(&record);
         match self.options.plot_interval_s {
             Some(every) if self.plotted.elapsed().as_secs_f64() >= every => self.plot(),
@@ -149,12 +206,12 @@ impl<'a> Session<'a> {
     }
 
     fn finish(mut self) -> io::Result<Done> {
+        let report = self.log.path.with_file_name(format!("{}.json", stem(&self.log.path, "memory_report")));
+        std::fs::write(&report, serde_json::to_vec_pretty(&self.report)?).map_err(at(&report))?;
         if self.options.plot_interval_s.is_none() || self.plots.is_empty() {
             self.plot()?;
         }
-        let report = self.log.path.with_file_name(format!("{}.json", stem(&self.log.path, "memory_report")));
-        std::fs::write(&report, serde_json::to_vec_pretty(&self.report)?)?;
-        Ok(Done { log: self.log.path, report, plots: self.plots })
+        Ok(Done { log: self.log.path, report, plots: self.plots, found: self.report, end: self.end })
     }
 }
 
@@ -170,49 +227,6 @@ fn iso(now: SystemTime) -> String {
     let part = |from: usize, to: usize| stamp.get(from..to).unwrap_or_default();
     let (date, time) = ([part(0, 4), part(4, 6), part(6, 8)], [part(9, 11), part(11, 13), part(13, 15)]);
     format!("{}T{}Z", date.join("-"), time.join(":"))
-}
-
-/// The terminal's other screen while this lives; plain lines where there is no terminal.
-struct Screen {
-    live: bool,
-    colour: bool,
-}
-
-impl Screen {
-    fn open() -> Self {
-        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let screen = Self { live: io::stdout().is_terminal() && !dumb, colour: !plain };
-        if screen.live {
-            print!("\u{1b}[?1049h\u{1b}[?25l");
-        }
-        screen
-    }
-
-    fn show(&self, look: &Look) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        if !self.live {
-            writeln!(out, "{}", look.line())?;
-            return out.flush();
-        }
-        let size = rustix::termios::tcgetwinsize(io::stdout()).ok();
-        let (width, height) = size.map_or((80, 24), |size| (usize::from(size.ws_col), usize::from(size.ws_row)));
-        let mut lines = look.screen(width, self.colour);
-        lines.push("Ctrl-C ends the monitor; what it watches goes on".into());
-        lines.truncate(height.max(2) - 1);
-        let text: String = lines.iter().map(|line| format!("{line}\u{1b}[K\r\n")).collect();
-        write!(out, "\u{1b}[H{text}\u{1b}[J")?;
-        out.flush()
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        if self.live {
-            print!("\u{1b}[?25h\u{1b}[?1049l");
-            let _ = io::stdout().flush();
-        }
-    }
 }
 
 #[cfg(test)]

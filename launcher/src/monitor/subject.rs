@@ -1,13 +1,14 @@
 //! Who is watched: the ranks of a run, a process with its children, or the machine alone.
 
-use crate::contract::{MetricsRecord, NodeRecord, env};
+use crate::contract::{MetricsRecord, NodeRecord, Summary, env};
 use crate::plan::Plan;
-use procfs::process::Process;
+use procfs::process::{MMapPath, MemoryMap, Process};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// Longest line of a record that is looked for at the end of a file.
 const LAST_BYTES: u64 = 64 << 10;
@@ -15,7 +16,7 @@ const LAST_BYTES: u64 = 64 << 10;
 /// What is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// A run by its folder, absolute.
+    /// A run by its folder, absolute and without links.
     Run(PathBuf),
     Pid(i32),
     Machine,
@@ -24,7 +25,7 @@ pub enum Subject {
 /// One process under watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// `rank 0`, `launch`, or the program's name.
+    /// `rank 0`, `launch`, or the program's name and number.
     pub label: String,
     pub pid: i32,
 }
@@ -43,19 +44,27 @@ impl Subject {
         match self {
             Subject::Run(path) => format!("run {}", path.file_name().unwrap_or_default().to_string_lossy()),
             Subject::Pid(pid) => match Process::new(*pid).and_then(|process| process.stat()) {
-                Ok(stat) => format!("{}, pid {pid}", stat.comm),
+                Ok(stat) => format!("{}, pid {pid}", clean(&stat.comm)),
                 Err(_) => format!("pid {pid}"),
             },
             Subject::Machine => "this machine".into(),
         }
     }
 
-    /// Its processes now: ranks in their order, then `launch`; or the process, then its children.
+    /// Its processes now: ranks in their order; or the process, then its children.
     pub fn members(&self) -> Vec<Member> {
         match self {
             Subject::Run(path) => ranks_of(&path.join("job.json")),
             Subject::Pid(pid) => family(*pid),
             Subject::Machine => Vec::new(),
+        }
+    }
+
+    /// How it ended, in words, once nothing of it runs; see [`end_of_run`].
+    pub fn end(&self, last_ranks: SystemTime) -> String {
+        match self {
+            Subject::Run(path) => end_of_run(path, last_ranks),
+            Subject::Pid(_) | Subject::Machine => "it has ended".into(),
         }
     }
 
@@ -71,10 +80,85 @@ impl Subject {
     }
 }
 
-/// The folder of a run of this machine that has a living rank, any of them.
-pub fn living_run() -> Option<PathBuf> {
-    let job = processes().find_map(|process| variable(&process, env::JOB))?;
-    PathBuf::from(job).parent().map(Path::to_owned)
+/// How a run ended, in words. `last_ranks`: when a rank was last seen; an older summary is of an attempt or leg before.
+fn end_of_run(folder: &Path, last_ranks: SystemTime) -> String {
+    let path = folder.join("summary.json");
+    // A file's time is that of the last tick of a coarse clock.
+    let fresh = |time: SystemTime| time + Duration::from_secs(1) >= last_ranks;
+    let known = path.metadata().and_then(|meta| meta.modified()).is_ok_and(fresh);
+    let text = known.then(|| std::fs::read(&path).ok()).flatten();
+    let Some(summary) = text.and_then(|text| serde_json::from_slice::<Summary>(&text).ok()) else {
+        return "it ended without a summary: its launcher was killed, or ends just now".into();
+    };
+    let reason = summary.reason.map_or(String::new(), |reason| format!(": {reason}"));
+    format!("{} after {} steps{reason}", summary.status.replace('_', " "), summary.steps)
+}
+
+/// The launcher of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launcher {
+    pid: i32,
+    /// In clock ticks since the machine's start: another process of this number has another one.
+    started: u64,
+}
+
+impl Launcher {
+    /// Of the rank `pid`. A rank whose launcher was killed has another parent until it ends itself: the launcher is
+    /// known by its name, which is this program's.
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = |pid: i32| Process::new(pid).and_then(|process| process.stat()).ok();
+        let (parent, own) = (stat(stat(pid)?.ppid)?, stat(i32::try_from(std::process::id()).ok()?)?);
+        (parent.comm == own.comm).then_some(Self { pid: parent.pid, started: parent.starttime })
+    }
+
+    pub fn lives(&self) -> bool {
+        let stat = Process::new(self.pid).and_then(|process| process.stat());
+        stat.is_ok_and(|stat| stat.starttime == self.started && stat.state != 'Z')
+    }
+
+    /// What PSS leaves out of its memory since this monitor, where it is the same program, maps the program as well.
+    pub fn lent_bytes(&self) -> u64 {
+        let found = || {
+            let own = Process::myself().and_then(|process| Ok((process.exe()?, process.maps()?))).ok()?;
+            let program = own.1.iter().find(|map| map.pathname == MMapPath::Path(own.0.clone()))?;
+            let maps = Process::new(self.pid).and_then(|process| process.smaps()).ok()?;
+            let of_it = |map: &&MemoryMap| (map.dev, map.inode) == (program.dev, program.inode);
+            let of = |map: &MemoryMap, key: &str| map.extension.map.get(key).copied().unwrap_or(0);
+            Some(maps.iter().filter(of_it).map(|map| lent(of(map, "Rss"), of(map, "Pss"))).sum())
+        };
+        found().unwrap_or(0)
+    }
+
+    pub fn member(&self) -> Member {
+        Member { label: "launch".into(), pid: self.pid }
+    }
+}
+
+/// By how much PSS would be larger with one process fewer that maps the same: `rss / n` became `rss / (n + 1)`.
+fn lent(rss: u64, pss: u64) -> u64 {
+    let others = rss.saturating_sub(pss);
+    if others == 0 {
+        return 0;
+    }
+    let before = (rss as f64 * pss as f64 / others as f64) as u64;
+    before.min(rss).saturating_sub(pss)
+}
+
+/// The folders of runs of this machine that have a living rank, without links.
+pub fn living_runs() -> BTreeSet<PathBuf> {
+    let jobs = processes().filter(|process| !is_zombie(process)).filter_map(|process| variable(&process, env::JOB));
+    let folder = |job: String| real(Path::new(&job)).parent().map(Path::to_owned);
+    jobs.filter_map(folder).collect()
+}
+
+/// Without links, where it can be resolved.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
+/// A zombie has nothing left to be watched.
+fn is_zombie(process: &Process) -> bool {
+    process.stat().map_or(true, |stat| stat.state == 'Z')
 }
 
 fn processes() -> impl Iterator<Item = Process> {
@@ -88,21 +172,14 @@ fn variable(process: &Process, name: &str) -> Option<String> {
 }
 
 fn ranks_of(job: &Path) -> Vec<Member> {
+    let job = real(job);
+    let of_job = |process: &Process| variable(process, env::JOB).is_some_and(|of| real(Path::new(&of)) == job);
     let mut ranks = BTreeMap::new();
-    let mut parent = None;
-    for process in processes().filter(|process| variable(process, env::JOB).is_some_and(|of| Path::new(&of) == job)) {
+    for process in processes().filter(of_job).filter(|process| !is_zombie(process)) {
         let rank = variable(&process, env::RANK).and_then(|rank| rank.parse::<u32>().ok()).unwrap_or(0);
-        let Ok(stat) = process.stat().map(|stat| (stat.ppid, stat.state)) else { continue };
-        // A zombie has nothing left to be watched.
-        if stat.1 != 'Z' {
-            parent = Some(stat.0);
-            ranks.insert(rank, process.pid);
-        }
+        ranks.insert(rank, process.pid);
     }
-    let label = |(rank, pid): (u32, i32)| Member { label: format!("rank {rank}"), pid };
-    let mut members: Vec<Member> = ranks.into_iter().map(label).collect();
-    members.extend(parent.map(|pid| Member { label: "launch".into(), pid }));
-    members
+    ranks.into_iter().map(|(rank, pid)| Member { label: format!("rank {rank}"), pid }).collect()
 }
 
 /// `pid` and all that descend from it.
@@ -111,7 +188,7 @@ fn family(pid: i32) -> Vec<Member> {
         processes().filter_map(|process| process.stat().ok()).filter(|stat| stat.state != 'Z').collect();
     let member = |pid: i32| {
         let stat = stats.iter().find(|stat| stat.pid == pid)?;
-        Some(Member { label: stat.comm.clone(), pid })
+        Some(Member { label: format!("{} {pid}", clean(&stat.comm)), pid })
     };
     let mut found: Vec<Member> = member(pid).into_iter().collect();
     let mut next = 0;
@@ -121,6 +198,11 @@ fn family(pid: i32) -> Vec<Member> {
         next += 1;
     }
     found
+}
+
+/// A process may call itself anything, escape codes included.
+fn clean(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// The last whole line of a file of JSON lines.
@@ -146,6 +228,58 @@ mod tests {
         let _ = child.wait();
         assert_eq!(members[0].pid, std::process::id() as i32);
         assert_eq!(Subject::Pid(i32::MAX).members(), []);
+    }
+
+    #[test]
+    fn a_run_is_found_through_a_link_and_by_another_spelling() {
+        let dir = tempfile::tempdir().unwrap();
+        let (runs, link) = (dir.path().join("runs"), dir.path().join("link"));
+        std::fs::create_dir_all(runs.join("a")).unwrap();
+        std::fs::write(runs.join("a/job.json"), "{}").unwrap();
+        std::os::unix::fs::symlink(&runs, &link).unwrap();
+        let mut rank = std::process::Command::new("sleep");
+        let mut rank = rank.arg("60").env(env::JOB, link.join("a/job.json")).env(env::RANK, "3").spawn().unwrap();
+        let found = Subject::Run(dir.path().join("runs/../runs/a")).members();
+        let living = living_runs();
+        let _ = rank.kill();
+        let _ = rank.wait();
+        assert_eq!(found, [Member { label: "rank 3".into(), pid: rank.id() as i32 }]);
+        assert!(living.contains(&runs.join("a").canonicalize().unwrap()), "{living:?}");
+        assert!(Subject::Run(runs.join("a")).members().is_empty());
+    }
+
+    #[test]
+    fn a_launcher_is_its_number_and_its_start() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let started = Process::new(child.id() as i32).unwrap().stat().unwrap().starttime;
+        let launcher = Launcher { pid: child.id() as i32, started };
+        let other = Launcher { started: started + 1, ..launcher.clone() };
+        let (lives, other) = (launcher.lives(), other.lives());
+        let _ = child.kill();
+        let killed = std::iter::repeat_with(|| launcher.lives()).take(100_000).any(|lives| !lives);
+        let _ = child.wait();
+        assert!(lives && !other && killed && !launcher.lives());
+        assert_eq!(Launcher::of(i32::MAX), None);
+    }
+
+    #[test]
+    fn pages_shared_with_the_monitor_are_counted_as_without_it() {
+        assert_eq!(lent(3000, 3000), 0, "nobody else maps them");
+        assert_eq!(lent(3000, 1500), 1500, "the monitor alone");
+        assert_eq!(lent(3000, 1000), 500, "the monitor and a third");
+        assert_eq!(lent(3000, 2000), 1000, "half of them");
+        assert_eq!(lent(0, 0), 0);
+    }
+
+    #[test]
+    fn an_end_is_told_by_the_summary_of_this_attempt_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        assert!(end_of_run(dir.path(), now).contains("without a summary"));
+        let summary = Summary { status: "early_stopped".into(), steps: 340, ..Summary::default() };
+        std::fs::write(dir.path().join("summary.json"), serde_json::to_vec(&summary).unwrap()).unwrap();
+        assert_eq!(end_of_run(dir.path(), now), "early stopped after 340 steps");
+        assert!(end_of_run(dir.path(), now + Duration::from_secs(60)).contains("without a summary"));
     }
 
     #[test]

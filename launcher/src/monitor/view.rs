@@ -1,5 +1,6 @@
-//! What the monitor shows: bars on a terminal, one line without. Pure; every line fits the width it is told.
+//! What the monitor shows: bars on a terminal, one line without. Pure; what it shows fits the size it is told.
 
+use super::bar::{Bar, Ink, LABEL, Widths, columns, cut, percent};
 use super::subject::RunNow;
 use crate::advise::MonitorSample;
 use crate::plan::{Plan, bytes_text};
@@ -7,9 +8,25 @@ use crate::watch::{ProcessNow, Sample};
 
 /// Most processes with a bar of their own.
 const MOST_BARS: usize = 16;
-const LABEL: usize = 10;
-/// `  100.0 MiB of 100.0 MiB planned  100.0 %`
-const NUMBERS: usize = 44;
+/// Most columns of a process's name and number.
+const MOST_LABEL: usize = 22;
+const HINT: &str = "Ctrl-C ends the monitor; what it watches goes on";
+
+/// What a line is, in the order in which lines are left out where rows are few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Launcher,
+    More,
+    Process,
+    Cache,
+    Limit,
+    Hint,
+    Event,
+    Training,
+    Job,
+    Machine,
+    Title,
+}
 
 /// One look.
 #[derive(Clone, Debug, Default)]
@@ -25,9 +42,13 @@ pub struct Look {
 impl Look {
     /// Memory of all that is watched, shared pages once; absent: the machine alone is watched.
     pub fn job_bytes(&self) -> Option<u64> {
-        let own: u64 =
-            self.members.iter().map(|(_, now)| if self.is_run() { now.own_bytes } else { now.pss_bytes }).sum();
-        (!self.members.is_empty()).then(|| own + self.sample.cache_bytes)
+        let all: u64 = self.members.iter().map(|(_, now)| self.bytes_of(now)).sum();
+        (!self.members.is_empty()).then(|| all + self.sample.cache_bytes)
+    }
+
+    /// What counts as a process's own: of a run the page cache and the ranks' meeting place are counted once, for all.
+    fn bytes_of(&self, now: &ProcessNow) -> u64 {
+        if self.is_run() { now.own_bytes } else { now.pss_bytes }
     }
 
     fn is_run(&self) -> bool {
@@ -89,52 +110,95 @@ impl Look {
         parts
     }
 
-    /// Lines of a terminal `width` columns wide. `colour`: escape codes for bold and red; the default foreground else.
-    pub fn screen(&self, width: usize, colour: bool) -> Vec<String> {
-        let width = width.max(60);
-        let ink = Ink { colour };
-        let mut lines = vec![ink.bold(&cut(&format!("{}, watched for {:.0} s", self.title, self.elapsed_s), width))];
+    /// At most `height` lines of at most `width` columns; what matters least is left out first. `colour`: escape codes for
+    /// bold and red; the default foreground else.
+    pub fn screen(&self, width: usize, height: usize, colour: bool) -> Vec<String> {
+        let ink = Ink { colour, widths: Widths::of(width, self.label_columns()) };
+        let title = cut(&format!("{}, watched for {:.0} s", self.title, self.elapsed_s), width);
+        let mut lines = vec![(Kind::Title, ink.bold(&title))];
         let memory = &self.sample.memory;
         let used = memory.total_bytes.saturating_sub(memory.available_bytes);
-        let mut bar = |label: &str, used, total, mark: Option<u64>, of: &str| {
-            lines.push(ink.bar(&Bar { label, used, total, mark, of }, width));
-        };
-        bar("machine", used, memory.total_bytes, None, "");
+        lines.push((Kind::Machine, ink.bar(&Bar::new("machine", used, memory.total_bytes, ""))));
         if let Some((group, limit)) = memory.group.and_then(|group| Some((group, group.limit_bytes?))) {
-            bar("cgroup", group.used_bytes, limit, None, "");
+            lines.push((Kind::Limit, ink.bar(&Bar::new("cgroup", group.used_bytes, limit, "limit"))));
         }
-        if let (Some(plan), Some(job)) = (&self.run.plan, self.job_bytes()) {
-            bar("job", job, plan.budget.total_bytes, Some(plan.budget.need_bytes()), "budget");
-        }
-        let of_rank = self.run.plan.as_ref().map_or(0, rank_bytes);
-        let of_launch = self.run.plan.as_ref().map_or(0, launcher_bytes);
-        let largest = self.members.iter().map(|(_, now)| now.pss_bytes).max().unwrap_or(0);
-        for (label, now) in self.members.iter().take(MOST_BARS) {
-            let planned = if label.starts_with("rank ") { of_rank } else { of_launch };
-            match (self.is_run(), planned) {
-                (true, 1..) => bar(label, now.uss_bytes, planned, None, "planned"),
-                _ => bar(label, now.pss_bytes, largest, None, "largest"),
-            }
-        }
-        if let Some(plan) = self.run.plan.as_ref().filter(|plan| plan.budget.page_cache_bytes > 0) {
-            bar("cache", self.sample.cache_bytes, plan.budget.page_cache_bytes, None, "planned");
+        match &self.run.plan {
+            Some(plan) => self.bars_of_run(plan, &ink, &mut lines),
+            None => self.bars_of_processes(&ink, &mut lines),
         }
         for gpu in &self.sample.gpus {
-            bar(&format!("GPU {}", gpu.index), gpu.used_bytes, gpu.total_bytes, None, "");
+            let label = format!("GPU {}", gpu.index);
+            lines.push((Kind::Limit, ink.bar(&Bar::new(&label, gpu.used_bytes, gpu.total_bytes, ""))));
         }
         if let Some(more) = self.members.len().checked_sub(MOST_BARS).filter(|more| *more > 0) {
-            lines.push(format!("and {more} more processes"));
+            lines.push((Kind::More, cut(&format!("and {more} smaller processes"), width)));
         }
         let training = self.training();
         if !training.is_empty() {
-            lines.push(cut(&training.join(", "), width));
+            lines.push((Kind::Training, cut(&training.join(", "), width)));
         }
         if let Some(event) = self.run.node.as_ref().and_then(|node| node.event.as_ref()) {
             // A warning is several lines.
-            lines.extend(event.lines().map(|line| cut(line, width)));
+            lines.extend(event.lines().map(|line| (Kind::Event, cut(line, width))));
         }
-        lines
+        lines.push((Kind::Hint, cut(HINT, width)));
+        fit(lines, height)
     }
+
+    fn bars_of_run(&self, plan: &Plan, ink: &Ink, lines: &mut Vec<(Kind, String)>) {
+        if let Some(job) = self.job_bytes() {
+            let bar = Bar::new("job", job, plan.budget.total_bytes, "budget");
+            lines.push((Kind::Job, ink.bar(&Bar { mark: Some(plan.budget.need_bytes()), ..bar })));
+        }
+        for (label, now) in self.members.iter().take(MOST_BARS) {
+            let (kind, planned) = match label.starts_with("rank ") {
+                true => (Kind::Process, rank_bytes(plan)),
+                false => (Kind::Launcher, launcher_bytes(plan)),
+            };
+            // As full as planned is as it should be.
+            let bar = Bar { alarm: Some(100.1), ..Bar::new(label, now.own_bytes, planned, "planned") };
+            lines.push((kind, ink.bar(&bar)));
+        }
+        if plan.budget.page_cache_bytes > 0 {
+            let bar = Bar::new("cache", self.sample.cache_bytes, plan.budget.page_cache_bytes, "planned");
+            // So is a full cache.
+            lines.push((Kind::Cache, ink.bar(&Bar { alarm: None, ..bar })));
+        }
+    }
+
+    /// All processes beside the machine; then, where there are several, each beside all, the largest first.
+    fn bars_of_processes(&self, ink: &Ink, lines: &mut Vec<(Kind, String)>) {
+        let Some(all) = self.job_bytes() else { return };
+        let first = if let [(label, _)] = &self.members[..] { label } else { "watched" };
+        lines.push((Kind::Job, ink.bar(&Bar::new(first, all, self.sample.memory.total_bytes, "machine"))));
+        if self.members.len() == 1 {
+            return;
+        }
+        let mut members: Vec<(&String, u64)> =
+            self.members.iter().map(|(label, now)| (label, self.bytes_of(now))).collect();
+        members.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        for (label, bytes) in members.into_iter().take(MOST_BARS) {
+            // A part of the whole is no alarm.
+            let bar = Bar { alarm: None, ..Bar::new(label, bytes, all, "watched") };
+            lines.push((Kind::Process, ink.bar(&bar)));
+        }
+    }
+
+    /// Columns that the longest label and a blank take.
+    fn label_columns(&self) -> usize {
+        let wide = |label: &String| label.chars().map(columns).sum::<usize>() + 1;
+        self.members.iter().map(|(label, _)| wide(label)).max().unwrap_or(0).clamp(LABEL, MOST_LABEL)
+    }
+}
+
+/// Leaves out what matters least, of several alike the last, until `height` lines are left.
+fn fit(mut lines: Vec<(Kind, String)>, height: usize) -> Vec<String> {
+    while lines.len() > height {
+        let least = lines.iter().enumerate().rev().min_by_key(|(_, (kind, _))| *kind);
+        let Some(index) = least.map(|(index, _)| index) else { break };
+        lines.remove(index);
+    }
+    lines.into_iter().map(|(_, line)| line).collect()
 }
 
 /// Lines of one rank.
@@ -144,75 +208,6 @@ fn rank_bytes(plan: &Plan) -> u64 {
 
 fn launcher_bytes(plan: &Plan) -> u64 {
     plan.budget.lines.iter().find(|line| line.name == "launcher").map_or(0, |line| line.bytes)
-}
-
-fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
-}
-
-/// At most `width` columns of `text`.
-fn cut(text: &str, width: usize) -> String {
-    if text.chars().map(columns).sum::<usize>() <= width {
-        return text.to_owned();
-    }
-    let mut left = width.saturating_sub(1);
-    let fits = |c: &char| {
-        let fits = columns(*c) <= left;
-        left = left.saturating_sub(columns(*c));
-        fits
-    };
-    text.chars().take_while(fits).chain(['…']).collect()
-}
-
-/// Columns that a terminal gives a character: two for Chinese and for the levels' marks.
-fn columns(c: char) -> usize {
-    let wide = matches!(u32::from(c), 0x1100..=0x115F | 0x2E80..=0xA4CF | 0xAC00..=0xD7A3 | 0xF900..=0xFAFF
-        | 0xFE30..=0xFE6F | 0xFF00..=0xFF60 | 0xFFE0..=0xFFE6 | 0x1F300..=0x1FAFF);
-    1 + usize::from(wide)
-}
-
-struct Bar<'a> {
-    label: &'a str,
-    used: u64,
-    total: u64,
-    /// Bytes at which a line stands in the bar.
-    mark: Option<u64>,
-    /// What `total` is, in a word; may be empty.
-    of: &'a str,
-}
-
-struct Ink {
-    colour: bool,
-}
-
-impl Ink {
-    fn bold(&self, text: &str) -> String {
-        if self.colour { format!("\u{1b}[1m{text}\u{1b}[0m") } else { text.to_owned() }
-    }
-
-    /// Label, bar, numbers. Above nine tenths the filled part is red and bold, which is legible on any background.
-    fn bar(&self, bar: &Bar, width: usize) -> String {
-        let room = width - LABEL - 1 - NUMBERS;
-        let cells = |bytes: u64| ((bytes as f64 / bar.total.max(1) as f64).min(1.0) * room as f64).round() as usize;
-        let filled = cells(bar.used);
-        let mark = bar.mark.map(|bytes| cells(bytes).min(room - 1));
-        let cell = |i: usize| match i {
-            _ if mark == Some(i) => '│',
-            _ if i < filled => '█',
-            _ => '·',
-        };
-        let (full, rest): (String, String) = ((0..filled).map(cell).collect(), (filled..room).map(cell).collect());
-        let share = percent(bar.used, bar.total);
-        // A full cache is as it should be.
-        let full = if self.colour && share >= 90.0 && bar.label != "cache" {
-            format!("\u{1b}[1;31m{full}\u{1b}[0m")
-        } else {
-            full
-        };
-        let mut numbers = format!("{:>10} of {} {}", bytes_text(bar.used), bytes_text(bar.total), bar.of);
-        numbers = format!("{:<36}{share:>5.1} %", numbers.trim_end());
-        format!("{:<LABEL$}{full}{rest} {numbers}", cut(bar.label, LABEL - 1)).trim_end().to_owned()
-    }
 }
 
 #[cfg(test)]
@@ -255,25 +250,79 @@ mod tests {
         }
     }
 
+    fn wide(line: &str) -> usize {
+        line.chars().map(columns).sum()
+    }
+
     #[test]
     fn every_line_fits_and_bars_stand_below_each_other() {
         for (width, ranks) in [(60, 1), (80, 3), (160, 40)] {
-            let lines = look(ranks).screen(width, false);
-            assert!(lines.iter().all(|line| line.chars().count() <= width), "{width}\n{}", lines.join("\n"));
+            let lines = look(ranks).screen(width, 100, false);
+            assert!(lines.iter().all(|line| wide(line) <= width), "{width}\n{}", lines.join("\n"));
             let bars: Vec<&String> = lines.iter().filter(|line| line.contains(" of ")).collect();
             assert!(bars.iter().all(|line| line.ends_with(" %") && line.chars().count() == bars[0].chars().count()));
             assert_eq!(lines.iter().filter(|line| line.starts_with("rank ")).count(), ranks.min(MOST_BARS));
         }
-        let lines = look(3).screen(80, false).join("\n");
+        let lines = look(3).screen(80, 24, false).join("\n");
         for part in [
             "machine",
             "300.0 MiB of 1.00 GiB planned",
             "50.0 MiB of 100.0 MiB planned",
             "950.0 MiB of 18.00 GiB budget",
+            "\nstep 340, loss 0.1235, 1408 samples/s, data wait 2 %, cache hits 98 %\n",
         ] {
             assert!(lines.contains(part), "{part}\n{lines}");
         }
-        assert!(lines.ends_with("step 340, loss 0.1235, 1408 samples/s, data wait 2 %, cache hits 98 %"), "{lines}");
+    }
+
+    #[test]
+    fn a_small_terminal_gets_short_numbers_and_what_matters_most() {
+        let mut look = look(3);
+        look.members.push(("launch".into(), ProcessNow { own_bytes: 4 << 20, ..Default::default() }));
+        for width in 1..60 {
+            let lines = look.screen(width, 24, false);
+            assert!(lines.iter().all(|line| wide(line) <= width), "{width}\n{}", lines.join("\n"));
+        }
+        let lines = look.screen(50, 24, false);
+        assert!(lines.iter().any(|line| line.starts_with("rank 0    ███") && line.ends_with("300M/1.0G    29 %")));
+        let starts = |lines: &[String]| lines.iter().map(|line| line[..4].to_owned()).collect::<Vec<_>>();
+        let all = look.screen(80, 24, false);
+        assert_eq!(all.len(), 11, "{all:?}");
+        assert!(look.screen(80, 10, false).iter().all(|line| !line.starts_with("launch")));
+        assert_eq!(starts(&look.screen(40, 6, false)), ["run ", "mach", "job ", "GPU ", "step", "Ctrl"]);
+        assert_eq!(starts(&look.screen(40, 3, false)), ["run ", "mach", "job "]);
+        assert_eq!(look.screen(40, 1, false).len(), 1);
+    }
+
+    fn processes(megabytes: &[u64]) -> Look {
+        let one = |(at, mb): (usize, &u64)| {
+            let now = ProcessNow { pss_bytes: *mb << 20, ..Default::default() };
+            (format!("worker {}", 4000 + at), now)
+        };
+        let members = megabytes.iter().enumerate().map(one).collect();
+        Look { members, run: RunNow::default(), sample: Sample { cache_bytes: 0, ..look(0).sample }, ..look(0) }
+    }
+
+    #[test]
+    fn one_process_stands_beside_the_machine_and_is_no_alarm() {
+        let lines = processes(&[240]).screen(100, 24, true);
+        let of_it: Vec<&String> = lines.iter().filter(|line| line.starts_with("worker 4000")).collect();
+        assert!(of_it.len() == 1 && of_it[0].contains("240.0 MiB of 24.00 GiB machine"), "{lines:?}");
+        assert!(!of_it[0].contains("\u{1b}[1;31m"), "{lines:?}");
+    }
+
+    #[test]
+    fn of_many_processes_the_largest_are_shown_with_their_number_below_their_sum() {
+        let sizes: Vec<u64> = (1..=20).collect();
+        let lines = processes(&sizes).screen(100, 40, false);
+        assert!(lines.iter().any(|line| line.starts_with("watched") && line.contains("210.0 MiB of 24.00 GiB")));
+        let shown: Vec<&String> = lines.iter().filter(|line| line.starts_with("worker")).collect();
+        assert_eq!(shown.len(), MOST_BARS);
+        assert!(
+            shown[0].starts_with("worker 4019 ") && shown[0].contains("20.0 MiB of 210.0 MiB watched"),
+            "{shown:?}"
+        );
+        assert!(lines.iter().any(|line| line == "and 4 smaller processes"), "{lines:?}");
     }
 
     #[test]
@@ -281,18 +330,16 @@ mod tests {
         let mut look = look(1);
         let event = "🟠 警告: 系统内存 85.1% (20.0GB / 23.5GB)\n   其他程序自启动以来多占用 3.0GB，最大的是 python (pid 4242, 2.9GB)：请关闭它，或降低 memory.budget";
         look.run.node = Some(crate::contract::NodeRecord { event: Some(event.into()), ..Default::default() });
-        let lines = look.screen(80, false);
-        let [first, second] = &lines[lines.len() - 2..] else { panic!("{lines:?}") };
+        let lines = look.screen(80, 24, false);
+        let [first, second, _] = &lines[lines.len() - 3..] else { panic!("{lines:?}") };
         assert!(first.starts_with("🟠 警告: 系统内存 85.1%") && second.ends_with('…'), "{lines:?}");
-        let wide = |line: &String| line.chars().map(columns).sum::<usize>();
         assert!(lines.iter().all(|line| wide(line) <= 80 && !line.contains('\n')), "{lines:?}");
         assert!(wide(second) >= 79, "{second}");
-        assert_eq!(cut("内存", 3), "内…");
     }
 
     #[test]
     fn only_bold_and_red_are_used_and_red_only_near_the_limit() {
-        let lines = look(1).screen(100, true);
+        let lines = look(1).screen(100, 24, true);
         let red: Vec<&String> = lines.iter().filter(|line| line.contains("\u{1b}[1;31m")).collect();
         assert_eq!(red.len(), 1, "{lines:?}");
         assert!(red[0].starts_with("machine"));

@@ -72,6 +72,17 @@ impl Signals {
     }
 }
 
+impl Signals {
+    /// One that has come; absent: none.
+    pub fn receive(&self) -> Option<Signal> {
+        let mut number = [0];
+        match rustix::io::read(&self.pipe, &mut number) {
+            Ok(1) => Signal::from_named_raw(i32::from(number[0])),
+            _ => None,
+        }
+    }
+}
+
 impl Drop for Signals {
     fn drop(&mut self) {
         for (old, number) in self.before.iter().zip(TAKEN) {
