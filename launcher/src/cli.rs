@@ -2,7 +2,7 @@
 
 use crate::config::{Config, ConfigError, DeviceChoice, RawConfig};
 use crate::run_dir::Resume;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -79,7 +79,7 @@ enum Verb {
 #[derive(Clone, Debug, Args)]
 pub struct BenchMemoryArgs {
     /// Optimizer steps of each run
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,
     /// Data set [default: sample data, made on the spot]
     #[arg(long, value_name = "DIR")]
@@ -106,7 +106,7 @@ pub struct AnalyzeArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct MonitorArgs {
-    /// A run by its folder or name [default: the one that trains here now, else the machine]
+    /// A run by its folder or name [default: the one that trains here now; where none does, the machine]
     #[arg(long, value_name = "RUN", conflicts_with = "pid")]
     pub run: Option<PathBuf>,
     /// A process, with all that it starts
@@ -312,7 +312,8 @@ impl Command {
     /// [`CliError::Shown`] for `--help` and `--version`; else what is wrong and how it is written.
     pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Self, CliError> {
         let (head, tail) = split_exec(line.into_iter().collect());
-        let cli = Cli::try_parse_from(head).map_err(shown)?;
+        let cli = definition().try_get_matches_from(head).and_then(|found| Cli::from_arg_matches(&found));
+        let cli = cli.map_err(shown)?;
         let command = match (cli.verb, tail) {
             (Some(Verb::Plan(run)), _) => Command::Plan(run),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
@@ -442,6 +443,14 @@ pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliE
     }
 }
 
+/// The command line, without `launch plan`'s options that mean nothing to a plan: it takes those of training, so that a line
+/// can be tried by a word put into it.
+fn definition() -> clap::Command {
+    const OF_TRAINING: [&str; 6] = ["name", "resume", "max_restarts", "join_timeout", "smart", "dry_run"];
+    let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
+    Cli::command().mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))
+}
+
 /// Cuts the line behind the first `--exec`, so that the program's own options are never taken for ours.
 fn split_exec(mut line: Vec<OsString>) -> (Vec<OsString>, Option<Vec<OsString>>) {
     let Some(at) = line.iter().position(|word| word == "--exec") else {
@@ -499,7 +508,7 @@ mod tests {
 
     #[test]
     fn definition_is_sound() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+        definition().debug_assert();
     }
 
     #[test]
@@ -545,6 +554,10 @@ mod tests {
             let text = wrong(line);
             assert!(text.contains(says) && !text.starts_with("error"), "{line}: {text}");
         }
+        assert!(wrong("bench-memory --steps 0").contains("--steps"));
+        let help = |line: &str| parse(line).unwrap_err().to_string();
+        assert!(help("--help").contains("--max-restarts") && !help("plan --help").contains("--max-restarts"));
+        assert!(help("plan --help").contains("--strict") && parse("plan --config a --smart").is_ok());
         assert!(matches!(parse("--help"), Err(CliError::Shown(text)) if text.contains("sample-data")));
     }
 

@@ -1,6 +1,7 @@
 //! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
 
 mod bench;
+mod helper;
 mod nodes;
 mod print;
 mod smart;

@@ -226,6 +226,26 @@ fn item_71_the_bench_measures_a_feature_off_and_on() {
     assert!(peak("on") < peak("off"), "{rows}");
 }
 
+/// A bench that is ended leaves neither its runs nor its folder.
+#[test]
+fn a_bench_that_is_asked_to_end_ends_its_run_and_takes_its_folder_away() {
+    let dir = folder();
+    let mut command = launch(&["bench-memory", "--steps", "100000", "--only", "accumulation", "--data"]);
+    command.arg(super::support::sample_data()).env("TMPDIR", dir.path());
+    let mut bench = Running::start(&mut command, dir.path());
+    let left = || named(dir.path(), "headroom-bench-");
+    let records = || left().first().map(|folder| folder.join("accumulation-off/accumulation-off/metrics.jsonl"));
+    assert!(bench.until("steps", || records().is_some_and(|path| path.exists())));
+    bench.signal(rustix::process::Signal::TERM);
+    let ended = bench.wait();
+    assert_eq!(ended.code, Some(128 + 15), "{ended}");
+    assert!(ended.out.contains("config default, 100000 steps"), "{ended}");
+    assert_eq!(left(), [PathBuf::new(); 0]);
+    let of_it = |line: &str| line.contains(&dir.path().display().to_string());
+    let processes = String::from_utf8(Command::new("ps").args(["-eo", "args"]).output().unwrap().stdout).unwrap();
+    assert!(!processes.lines().any(of_it), "{processes}");
+}
+
 #[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
     let dir = folder();

@@ -22,7 +22,7 @@ pub use env::{Meeting, ranks};
 pub use failure::Failure;
 pub use limits::Limits;
 pub use nodes::{MeetError, NodePlace, Nodes};
-pub use unix::Signals;
+pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
 
 use crate::cache::PolicyKind;

@@ -95,6 +95,20 @@ impl Drop for Signals {
     }
 }
 
+/// Lets `command` start a program that is asked to end (SIGTERM) when the thread that spawns it has ended. It has a process
+/// group of its own: a terminal's signals reach it through its parent alone.
+pub fn prepare_helper(command: &mut Command) {
+    let parent = getpid();
+    command.process_group(0);
+    let setup = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        // It may have died before the line above.
+        if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    };
+    // SAFETY: between fork and exec `setup` makes system calls only: no allocation, no locks.
+    unsafe { command.pre_exec(setup) };
+}
+
 /// Lets `command` start a rank that dies with the launcher, holds no descriptor but 0 to 2 and `keep`, meets every
 /// signal with its default, and lives in the job's cgroups (`cgroup_procs`: open `cgroup.procs` files).
 ///
