@@ -158,6 +158,16 @@ pub fn newest_checkpoint(run_dir: &Path) -> Option<PathBuf> {
     complete.filter_map(|path| Some((step_of(&path)?, path))).max_by_key(|(step, _)| *step).map(|(_, path)| path)
 }
 
+/// Epochs that a checkpoint has behind it, their validations included; absent: it does not say.
+pub fn epochs_done(checkpoint: &Path) -> Option<u64> {
+    let text = std::fs::read(checkpoint.join("state.json")).ok()?;
+    let whole: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let state = whole.get("state")?;
+    let epochs = state.get("step")?.as_u64()?.checked_div(state.get("steps_per_epoch")?.as_u64()?)?;
+    let pending = state.get("unvalidated").is_some_and(|record| !record.is_null());
+    Some(epochs.saturating_sub(u64::from(pending)))
+}
+
 fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
@@ -241,7 +251,10 @@ fn make(runs_dir: &Path, path: &Path) -> Result<bool, RunDirError> {
 }
 
 /// Readers see the old file or the new one, never half of it.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
+///
+/// # Errors
+/// No room, no permission.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
     let sibling = path.with_added_extension("new");
     std::fs::write(&sibling, bytes).map_err(|source| io_error("write", &sibling, source))?;
     std::fs::rename(&sibling, path).map_err(|source| io_error("write", path, source))
@@ -339,6 +352,19 @@ mod tests {
         fs::write(run.path.join("checkpoints/step-50.new/state.json"), "{}").unwrap();
         assert_eq!(open(runs.path(), Some("a"), &Resume::Auto).unwrap().resume, Some(newest.clone()));
         assert_eq!(open(runs.path(), None, &Resume::Path(run.path.clone())).unwrap().resume, Some(newest));
+    }
+
+    #[test]
+    fn a_checkpoint_says_how_many_epochs_are_behind_it() {
+        let runs = tempfile::tempdir().unwrap();
+        let done = |state: &str| {
+            let text = format!("{{\"step\":9,\"state\":{state}}}");
+            epochs_done(&checkpoint(runs.path(), 9, Some(&text)))
+        };
+        assert_eq!(done(r#"{"step":9,"steps_per_epoch":2}"#), Some(4));
+        assert_eq!(done(r#"{"step":8,"steps_per_epoch":2,"unvalidated":null}"#), Some(4));
+        assert_eq!(done(r#"{"step":8,"steps_per_epoch":2,"unvalidated":{"step":8}}"#), Some(3));
+        assert_eq!((done(r#"{"step":8,"steps_per_epoch":0}"#), done("{}")), (None, None));
     }
 
     #[test]

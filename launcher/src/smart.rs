@@ -2,18 +2,28 @@
 //!
 //! Architecture invariant: reads a config and records, starts nothing.
 
-use crate::config::{Config, MonitorMode, SmartConfig};
+use crate::config::{Config, Language, MonitorMode, SmartConfig};
 use crate::contract::MetricsRecord;
-use serde::Serialize;
-use std::fmt::{self, Display};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// A target that cannot be read.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("smart.targets: {0:?} is no comparison; expected a metric, <= or >=, and a number, such as val.loss<=0.02")]
 pub struct BadTarget(String);
 
+/// A target whose metric no validation has measured.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("smart.targets: no {metric} is recorded; did you mean {nearest}? Recorded are {recorded}")]
+pub struct Unrecorded {
+    metric: String,
+    nearest: String,
+    /// All names, separated by commas.
+    recorded: String,
+}
+
 /// A metric and where it should get to.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Target {
     pub metric: String,
     /// Higher is better.
@@ -23,7 +33,7 @@ pub struct Target {
 }
 
 /// What is to be done after a leg.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "decision", rename_all = "snake_case")]
 pub enum Decision {
     /// Train up to so many epochs in all.
@@ -36,7 +46,7 @@ pub enum Decision {
 }
 
 /// A leg that was trained.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Leg {
     /// Epochs in all, at its end.
     pub epochs: usize,
@@ -46,6 +56,33 @@ pub struct Leg {
     pub gains: Vec<(String, Option<f64>)>,
     #[serde(flatten)]
     pub decision: Decision,
+}
+
+/// `smart_report.json`: what was trained, and what was decided after each leg.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub targets: Vec<Target>,
+    pub legs: Vec<Leg>,
+    /// Largest PSS of a rank in each leg, bytes: a trainer that starts afresh does not grow.
+    pub peak_pss_bytes: Vec<u64>,
+}
+
+impl Report {
+    /// The legs that lie within the first `done` epochs: what came after is trained again.
+    pub fn until(mut self, done: usize) -> Self {
+        self.legs.retain(|leg| leg.epochs <= done);
+        self.peak_pss_bytes.resize(self.legs.len(), 0);
+        self
+    }
+
+    /// Epochs at the end of the leg that trains on after `done` epochs.
+    pub fn next_end(&self, config: &SmartConfig, done: usize) -> usize {
+        let mut end = self.legs.last().map_or(config.leg_epochs, |last| last.epochs + config.increment);
+        while end < done {
+            end += config.increment;
+        }
+        end.min(config.max_total_epochs)
+    }
 }
 
 /// The targets that `config` names; the monitored metric alone where it names none.
@@ -115,14 +152,38 @@ impl Target {
     }
 }
 
+/// Whether every named target is among the metrics of `records`, once there was a validation.
+///
+/// # Errors
+/// One is not: a loop that waits for it would train to the last epoch.
+pub fn check_recorded(targets: &[Target], records: &[MetricsRecord]) -> Result<(), Unrecorded> {
+    let names = records.iter().flat_map(|record| record.metrics.keys().map(String::as_str));
+    let recorded: BTreeSet<&str> = names.chain(["loss"]).collect();
+    if !recorded.iter().any(|name| name.starts_with("val.")) {
+        return Ok(());
+    }
+    // Without a value it is the monitored metric, which ranks check.
+    let mut named = targets.iter().filter(|target| target.value.is_some());
+    let Some(target) = named.find(|target| !recorded.contains(target.metric.as_str())) else { return Ok(()) };
+    let far = |name: &&&str| strsim::damerau_levenshtein(name, &target.metric);
+    Err(Unrecorded {
+        metric: target.metric.clone(),
+        nearest: recorded.iter().min_by_key(far).copied().unwrap_or_default().to_owned(),
+        recorded: recorded.into_iter().collect::<Vec<_>>().join(", "),
+    })
+}
+
 /// Judges the leg that ended after `epochs` epochs, from all records of the run.
 pub fn judge(config: &SmartConfig, targets: &[Target], records: &[MetricsRecord], epochs: usize) -> Leg {
-    let all: Vec<Vec<f64>> = targets.iter().map(|target| target.values(records)).collect();
+    let behind = records.iter().position(|record| record.epoch > epochs as u64).unwrap_or(records.len());
+    let all: Vec<Vec<f64>> = targets.iter().map(|target| target.values(&records[..behind])).collect();
     let gains: Vec<Option<f64>> =
         targets.iter().zip(&all).map(|(target, values)| target.gain(values, config.window)).collect();
     let met = targets.iter().zip(&all).all(|(target, values)| target.is_met(values));
-    // What was not measured yet cannot be called stuck.
-    let progress = gains.iter().any(|gain| gain.is_none_or(|gain| gain > config.threshold));
+    // What has one value so far cannot be called stuck; what has none says nothing.
+    let measured = || gains.iter().zip(&all).filter(|(_, values)| !values.is_empty());
+    let goes_on = |gain: &Option<f64>| gain.is_none_or(|gain| gain > config.threshold);
+    let progress = measured().next().is_none() || measured().any(|(gain, _)| goes_on(gain));
     let decision = if met {
         Decision::TargetsMet
     } else if epochs >= config.max_total_epochs {
@@ -137,24 +198,37 @@ pub fn judge(config: &SmartConfig, targets: &[Target], records: &[MetricsRecord]
     Leg { epochs, values: named(last), gains: named(gains), decision }
 }
 
-impl Display for Leg {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} epochs", self.epochs)?;
-        for ((metric, value), (_, gain)) in self.values.iter().zip(&self.gains) {
-            match value {
-                Some(value) => write!(f, ", {metric} {value:.5}")?,
-                None => write!(f, ", no {metric} recorded")?,
-            }
-            if let Some(gain) = gain {
-                write!(f, " (better by {gain:.5})")?;
-            }
-        }
-        match &self.decision {
-            Decision::GoOn { up_to } => write!(f, ": going on to {up_to}"),
-            Decision::TargetsMet => write!(f, ": all targets met"),
-            Decision::NoProgress => write!(f, ": no progress any more"),
-            Decision::EpochsDone => write!(f, ": smart.max_total_epochs reached"),
-        }
+/// What a leg came to, for people.
+pub fn said(language: Language, leg: &Leg) -> String {
+    let zh = language == Language::Zh;
+    let epochs = leg.epochs;
+    let mut text = match epochs {
+        _ if zh => format!("智能训练：共 {epochs} 轮"),
+        1 => "smart: 1 epoch".into(),
+        _ => format!("smart: {epochs} epochs"),
+    };
+    for ((metric, value), (_, gain)) in leg.values.iter().zip(&leg.gains) {
+        text += &match value {
+            Some(value) if zh => format!("，{metric} {value:.5}"),
+            Some(value) => format!(", {metric} {value:.5}"),
+            None if zh => format!("，没有 {metric} 的记录"),
+            None => format!(", no {metric} recorded"),
+        };
+        text += &match gain {
+            Some(gain) if zh => format!("（改善 {gain:.5}）"),
+            Some(gain) => format!(" (better by {gain:.5})"),
+            None => String::new(),
+        };
+    }
+    text + &match &leg.decision {
+        Decision::GoOn { up_to } if zh => format!("：继续训练至第 {up_to} 轮"),
+        Decision::GoOn { up_to } => format!(": going on to {up_to}"),
+        Decision::TargetsMet if zh => "：已达到全部目标".into(),
+        Decision::TargetsMet => ": all targets met".into(),
+        Decision::NoProgress if zh => "：不再有进展".into(),
+        Decision::NoProgress => ": no progress any more".into(),
+        Decision::EpochsDone if zh => "：已达到 smart.max_total_epochs".into(),
+        Decision::EpochsDone => ": smart.max_total_epochs reached".into(),
     }
 }
 
@@ -169,7 +243,7 @@ mod tests {
 
     fn records(metric: &str, values: impl IntoIterator<Item = f64>) -> Vec<MetricsRecord> {
         let one = |(epoch, value): (usize, f64)| MetricsRecord {
-            epoch: epoch as u64,
+            epoch: epoch as u64 + 1,
             metrics: [(metric.to_owned(), value)].into(),
             ..Default::default()
         };
@@ -207,5 +281,51 @@ mod tests {
         assert_eq!(after(None, &records("val.loss", [0.5]), 100), Decision::GoOn { up_to: 150 });
         assert!(targets(&config(Some("val.loss=3"))).unwrap_err().to_string().contains("\"val.loss=3\""));
         assert!(targets(&config(Some("val.loss<=x"))).is_err());
+    }
+
+    #[test]
+    fn a_resumed_run_goes_on_with_the_leg_that_holds_its_epoch_and_keeps_the_legs_before() {
+        let smart = SmartConfig { leg_epochs: 2, increment: 2, max_total_epochs: 7, ..SmartConfig::default() };
+        let falling = records("val.loss", (0..8).map(|epoch| 1.0 - 0.1 * f64::from(epoch)));
+        let targets = targets(&config(Some("val.loss<=0"))).unwrap();
+        let legs: Vec<Leg> = [2, 4, 6].map(|epochs| judge(&smart, &targets, &falling, epochs)).into();
+        // Each by what was recorded up to its own end.
+        assert_eq!(legs.iter().map(|leg| leg.values[0].1.unwrap()).collect::<Vec<_>>(), [0.9, 0.7, 0.5]);
+        let report = Report { targets, legs: legs.clone(), peak_pss_bytes: vec![1, 2, 3] };
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report, "{text}");
+        let kept = report.clone().until(5);
+        assert_eq!((&kept.legs[..], &kept.peak_pss_bytes[..]), (&legs[..2], &[1, 2][..]));
+        let ends = [4, 5, 6, 7].map(|done| report.clone().until(done).next_end(&smart, done));
+        assert_eq!(ends, [6, 6, 7, 7]);
+        // A run that began without legs: it has none behind it, whatever was trained.
+        let none = Report::default();
+        assert_eq!([0, 2, 3, 7].map(|done| none.next_end(&smart, done)), [2, 2, 4, 7]);
+    }
+
+    #[test]
+    fn a_target_that_was_never_measured_is_an_error_and_no_progress() {
+        let flat = records("val.mae_deg", vec![0.7; 100]);
+        let wrong = targets(&config(Some("val.mae_dge<=6"))).unwrap();
+        assert_eq!(check_recorded(&wrong, &[]), Ok(()), "before the first validation");
+        let text = check_recorded(&wrong, &flat).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "smart.targets: no val.mae_dge is recorded; did you mean val.mae_deg? Recorded are loss, val.mae_deg"
+        );
+        assert_eq!(check_recorded(&targets(&config(Some("val.mae_deg<=6, loss<=1"))).unwrap(), &flat), Ok(()));
+        assert_eq!(after(Some("val.mae_deg<=0.2, val.mae_dge<=6"), &flat, 100), Decision::NoProgress);
+        assert_eq!(after(Some("val.mae_deg<=0.2"), &flat[..1], 100), Decision::GoOn { up_to: 150 });
+    }
+
+    #[test]
+    fn a_leg_is_told_in_both_languages() {
+        let leg = |epochs| {
+            let (values, gains) = (vec![("loss".to_owned(), Some(0.5))], vec![("loss".to_owned(), Some(0.25))]);
+            Leg { epochs, values, gains, decision: Decision::GoOn { up_to: 3 } }
+        };
+        assert_eq!(said(Language::En, &leg(1)), "smart: 1 epoch, loss 0.50000 (better by 0.25000): going on to 3");
+        assert!(said(Language::En, &leg(2)).starts_with("smart: 2 epochs, "));
+        assert_eq!(said(Language::Zh, &leg(2)), "智能训练：共 2 轮，loss 0.50000（改善 0.25000）：继续训练至第 3 轮");
     }
 }

@@ -198,6 +198,50 @@ fn item_61_the_smart_loop_trains_in_legs_of_fresh_processes_without_growth() {
 }
 
 #[test]
+fn a_smart_loop_that_was_broken_off_goes_on_in_its_leg_and_keeps_the_legs_before() {
+    let sets = [
+        "train.max_steps=null",
+        "data.max_train_windows=128",
+        "data.max_val_windows=8",
+        "smart.leg_epochs=1",
+        "smart.increment=10",
+        "smart.max_total_epochs=14",
+        "smart.targets=val.loss<=0",
+        "smart.threshold=0",
+        "smart.window=100",
+    ];
+    let runs = Runs::new(&sets);
+    let mut first = runs.start("legs", &["--ranks", "2", "--smart"]);
+    let path = runs.run("legs").path;
+    // 128 windows, a batch of 8: the first leg ends with step 16, the second with step 176.
+    assert!(first.until("the second leg", || runs.run("legs").steps_so_far() >= 20), "{}", first.read("err"));
+    first.signal(rustix::process::Signal::TERM);
+    assert_eq!(first.wait().code, Some(75));
+    let before = json(&path.join("smart_report.json"));
+    assert_eq!(before["legs"].as_array().unwrap().len(), 1, "{before}");
+
+    let done = runs.finish("legs", &["--ranks", "2", "--smart", "--resume", "auto"]);
+    let after = json(&path.join("smart_report.json"));
+    let epochs: Vec<u64> =
+        after["legs"].as_array().unwrap().iter().map(|leg| leg["epochs"].as_u64().unwrap()).collect();
+    assert_eq!((&after["legs"][0], &epochs[..]), (&before["legs"][0], &[1, 11, 14][..]), "{after}");
+    assert_eq!(done.steps(), (1..=224).collect::<Vec<_>>());
+    // All is done: nothing is trained or tested again.
+    let again = runs.train("legs", &["--ranks", "2", "--smart", "--resume", "auto"]);
+    assert_eq!(again.code, Some(0), "{again}");
+    assert!(again.out.contains("smart: 14 epochs") && !again.out.contains("smart: leg"), "{again}");
+    assert_eq!(json(&path.join("smart_report.json")), after);
+}
+
+#[test]
+fn a_target_that_is_never_measured_ends_the_loop_after_its_first_leg() {
+    let sets = ["train.max_steps=null", "data.max_train_windows=8", "smart.leg_epochs=1", "smart.targets=val.los<=0"];
+    let ended = Runs::new(&sets).train("wrong", &["--ranks", "1", "--smart"]);
+    assert_eq!(ended.code, Some(2), "{ended}");
+    assert!(ended.err.contains("no val.los is recorded; did you mean val.loss? Recorded are loss,"), "{ended}");
+}
+
+#[test]
 fn a_target_that_is_no_comparison_is_a_config_error() {
     let runs = Runs::new(&["smart.targets=val.loss"]);
     let ended = runs.train("bad", &["--smart"]);

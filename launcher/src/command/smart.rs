@@ -1,24 +1,15 @@
 //! `launch --smart`: legs of training, each by new processes that go on from the last checkpoint.
 
-use super::{Error, Setup, close, io, prepare, print, rank_program, request, shown, supervise_run, text_of};
+use super::{
+    Error, Ready, Setup, close, open_folder, prepare, print, rank_program, request, shown, supervise_run, text_of,
+};
 use crate::advise;
 use crate::cli::RunArgs;
-use crate::config::{Config, Language};
-use crate::contract::exit;
-use crate::run_dir::{Ask, Resume, RunDir};
-use crate::smart::{self, Decision, Leg};
-use serde::Serialize;
+use crate::config::Language;
+use crate::contract::{MetricsRecord, exit};
+use crate::run_dir::{self, RunDir};
+use crate::smart::{self, Decision, Leg, Report};
 use std::path::Path;
-use std::time::SystemTime;
-
-/// `smart_report.json`.
-#[derive(Serialize)]
-struct Report<'a> {
-    targets: &'a [smart::Target],
-    legs: &'a [Leg],
-    /// Largest PSS of a rank in each leg, bytes: a trainer that starts afresh does not grow.
-    peak_pss_bytes: &'a [u64],
-}
 
 /// Trains leg by leg until the targets are met, nothing gets better, or `smart.max_total_epochs`.
 pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
@@ -27,63 +18,105 @@ pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
     let program = rank_program()?;
     ready.plan()?;
     ready.sample_if_missing()?;
-    let smart_config = ready.config.smart.clone();
-    let mut epochs = smart_config.leg_epochs.min(smart_config.max_total_epochs);
-    let (mut legs, mut peaks) = (Vec::new(), Vec::new());
-    let mut resume = run.resume();
-    let mut name = run.name.clone();
+    // Once: what was made smaller stays so.
+    let mut first_plan = Some(ready.eased_plan()?);
+    let mut folder = open_folder(run, &ready)?;
+    if let Some(plan) = &first_plan {
+        print::say(text_of(plan));
+        super::announce(&folder, &run.resume());
+        super::pre_flight(&ready, plan);
+    }
+    let language = ready.config.log.language;
+    let mut done = folder.resume.as_deref().and_then(run_dir::epochs_done).unwrap_or(0) as usize;
+    let mut report = Report { targets, ..behind(&folder, done) };
+    if done > 0 && judged_again(&ready, &folder, &mut report, done)? {
+        return Ok(exit::OK);
+    }
     loop {
-        ready.config.train.num_epochs = epochs;
-        // Once: what was made smaller stays so.
-        let plan = if legs.is_empty() { ready.eased_plan()? } else { ready.plan()? };
-        let mut folder = open(&ready.config, name.as_deref(), &resume)?;
-        if legs.is_empty() {
-            print::say(text_of(&plan));
-            super::announce(&folder, &resume);
-            super::pre_flight(&ready, &plan);
-        }
-        print::say(said(&ready.config, legs.len() + 1, epochs));
+        let up_to = report.next_end(&ready.config.smart, done);
+        ready.config.train.num_epochs = up_to;
+        print::say(begins(language, report.legs.len() + 1, up_to));
+        let plan = first_plan.take().map_or_else(|| ready.plan(), Ok)?;
         let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
         let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program.clone())?;
         close(&folder, &setup, &outcome);
-        peaks.push(outcome.peaks.pss_bytes_per_rank.iter().copied().max().unwrap_or(0));
         if outcome.exit_code != exit::OK {
             return Ok(outcome.exit_code);
         }
         let records = advise::Run::read(&folder.path, Path::new(""))?;
-        let leg = smart::judge(&smart_config, &targets, &records.metrics, epochs);
-        print::say(format_args!("smart: {leg}"));
-        let decision = leg.decision.clone();
-        legs.push(leg);
-        write(&folder, &Report { targets: &targets, legs: &legs, peak_pss_bytes: &peaks })?;
-        let early = records.summary.is_some_and(|summary| summary.status == "early_stopped");
-        match decision {
-            Decision::GoOn { up_to } if !early => epochs = up_to,
-            Decision::GoOn { .. } => {
-                print::say("smart: ended by train.early_stopping");
-                return Ok(exit::OK);
-            }
-            _ => return Ok(exit::OK),
+        let (trained, early) = match &records.summary {
+            Some(summary) => (summary.epochs as usize, summary.status == "early_stopped"),
+            None => (up_to, false),
+        };
+        done = trained;
+        // A leg that trained nothing says nothing.
+        if trained > report.legs.last().map_or(0, |leg| leg.epochs) {
+            let leg = judge(&ready, &report, &records.metrics, trained)?;
+            print::say(smart::said(language, &leg));
+            report.legs.push(leg);
+            report.peak_pss_bytes.push(outcome.peaks.pss_bytes_per_rank.iter().copied().max().unwrap_or(0));
+            write(&folder, &report)?;
         }
-        (resume, name) = (Resume::Auto, Some(folder.name()));
+        if is_over(&report) {
+            return Ok(exit::OK);
+        }
+        if early || trained < up_to {
+            print::say(ended_by(language, if early { "train.early_stopping" } else { "train.max_steps" }));
+            return Ok(exit::OK);
+        }
+        folder.resume_newest();
     }
 }
 
-fn open(config: &Config, name: Option<&str>, resume: &Resume) -> Result<RunDir, Error> {
-    let (runs_dir, config_name) = (&config.log.runs_dir, &config.name);
-    Ok(RunDir::open(&Ask { runs_dir, config_name, name, resume, node_rank: 0, now: SystemTime::now() })?)
+/// What an earlier call has left about the first `done` epochs.
+fn behind(folder: &RunDir, done: usize) -> Report {
+    let path = folder.path.join("smart_report.json");
+    let text = std::fs::read(&path).ok().filter(|_| done > 0);
+    let report = text.map(|text| serde_json::from_slice::<Report>(&text)).transpose();
+    let report = report.unwrap_or_else(|error| {
+        eprintln!("launch: {}: {error}: the legs before are not known", shown(&path));
+        None
+    });
+    report.unwrap_or_default().until(done)
 }
 
-fn said(config: &Config, leg: usize, epochs: usize) -> String {
-    match config.log.language {
+/// Where the checkpoint is the end of a leg: its decision, since targets and limits may be others now. True: all is done.
+fn judged_again(ready: &Ready, folder: &RunDir, report: &mut Report, done: usize) -> Result<bool, Error> {
+    let records = advise::Run::read(&folder.path, Path::new(""))?.metrics;
+    let leg = judge(ready, report, &records, done)?;
+    let Some(last) = report.legs.last_mut().filter(|last| last.epochs == done) else { return Ok(false) };
+    *last = leg;
+    print::say(smart::said(ready.config.log.language, last));
+    write(folder, report)?;
+    Ok(is_over(report))
+}
+
+fn judge(ready: &Ready, report: &Report, records: &[MetricsRecord], epochs: usize) -> Result<Leg, Error> {
+    smart::check_recorded(&report.targets, records).map_err(|error| Error::Target(error.to_string()))?;
+    Ok(smart::judge(&ready.config.smart, &report.targets, records, epochs))
+}
+
+fn is_over(report: &Report) -> bool {
+    report.legs.last().is_some_and(|leg| !matches!(leg.decision, Decision::GoOn { .. }))
+}
+
+fn begins(language: Language, leg: usize, epochs: usize) -> String {
+    match language {
         Language::En => format!("smart: leg {leg}, up to epoch {epochs}"),
         Language::Zh => format!("智能训练：第 {leg} 段，至第 {epochs} 轮"),
     }
 }
 
+fn ended_by(language: Language, key: &str) -> String {
+    match language {
+        Language::En => format!("smart: ended by {key}"),
+        Language::Zh => format!("智能训练：由 {key} 结束"),
+    }
+}
+
 fn write(folder: &RunDir, report: &Report) -> Result<(), Error> {
     let path = folder.path.join("smart_report.json");
-    let failed = || io(format!("cannot write {}", shown(&path)), exit::INTERNAL);
-    let text = serde_json::to_vec_pretty(report).map_err(|error| failed()(error.into()))?;
-    std::fs::write(&path, text).map_err(failed())
+    let text =
+        serde_json::to_vec_pretty(report).map_err(|error| super::io("cannot write", exit::INTERNAL)(error.into()))?;
+    Ok(run_dir::replace(&path, &text)?)
 }
