@@ -214,6 +214,7 @@ impl Ladder {
         }
         if self.next > Rung::Prefetch {
             self.next = Rung::Prefetch;
+            self.last_halvings = 0;
             self.recovered_at = Some(now);
             return self.act(now, SETTLE_S, Relief::Resume);
         }
@@ -314,6 +315,19 @@ mod tests {
         let mut half = CACHE / 2;
         let tight = View { room_bytes: 1 << 20, ..view(Level::Normal) };
         assert_eq!(words(&play(&mut ladder, 1000.0, 600.0, &mut half, tight)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_second_emergency_halves_what_is_left_before_it_stops() {
+        let (mut ladder, mut cache) = (Ladder::new(1, 64, 30.0), 0);
+        let full = View { last: true, ..view(Level::Critical) };
+        let first = play(&mut ladder, 0.0, 2.5, &mut cache, full);
+        assert_eq!(words(&first), ["PausePrefetch", "TrimAllocators", "HalveMicroBatch"]);
+        play(&mut ladder, 2.5, 1.0, &mut cache, full);
+        play(&mut ladder, 3.5, 60.0, &mut cache, view(Level::Normal));
+        let second = play(&mut ladder, 63.5, 60.0, &mut cache, full);
+        let words = words(&second);
+        assert_eq!(words[words.len() - 3..], ["HalveMicroBatch", "HalveMicroBatch", "Stop"]);
     }
 
     #[test]
