@@ -217,7 +217,7 @@ impl Loop<'_, '_> {
             status,
             steps: self.state.step,
             epochs: self.state.epoch(),
-            train_s: self.state.train_s,
+            train_s: self.train_s_here,
             samples_per_s: self.samples_here as f64 / self.train_s_here.max(1e-9),
             metrics: self.last_values,
             headline,
