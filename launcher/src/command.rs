@@ -311,6 +311,14 @@ fn announce(folder: &RunDir, resume: &Resume) {
     print::say(format_args!("run {}: {what}", folder.name()));
 }
 
+/// Where a restart begins.
+fn going_on(folder: &RunDir) -> String {
+    match folder.resume.as_deref().and_then(Path::file_name) {
+        Some(checkpoint) => format!("going on from the checkpoint {}", checkpoint.display()),
+        None => "no checkpoint yet: from the beginning".into(),
+    }
+}
+
 fn supervise_run(
     run: &RunArgs,
     ready: &Ready,
@@ -323,6 +331,7 @@ fn supervise_run(
     let spec = |restarts: u32, last: Option<&Outcome>| {
         if restarts > 0 {
             folder.resume_newest();
+            console.note(&going_on(folder));
             setup.reduce(ready, last, &console);
         }
         let spec = train_spec(run, setup, folder, &program, restarts);
@@ -444,12 +453,14 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
         status: "failed".into(),
         steps: outcome.progress.as_ref().map_or(0, |last| last.step),
-        epochs: outcome.progress.as_ref().map_or(0, |last| last.epoch),
+        // The running one is not whole.
+        epochs: outcome.progress.as_ref().map_or(0, |last| last.epoch.saturating_sub(1)),
         wall_s: outcome.wall.as_secs_f64(),
         ..Summary::default()
     });
     summary.wall_s = outcome.wall.as_secs_f64();
     summary.peak_pss_bytes_per_rank = outcome.peaks.pss_bytes_per_rank.clone();
+    summary.peak_own_bytes_per_rank = outcome.last_peaks.own_bytes_per_rank.clone();
     summary.peak_node_bytes = outcome.peaks.node_bytes;
     summary.restarts = outcome.restarts;
     summary.reduced = reduced.clone();
@@ -472,7 +483,7 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     // Last, where eyes are.
     explain(outcome);
     if let Some(reason) = &outcome.stopped_for {
-        print::say(format_args!("stopped for memory: {reason}"));
+        print::say(watch::stopped(config.log.language, reason));
     }
     if outcome.exit_code == exit::STOPPED {
         let name = folder.name();

@@ -251,6 +251,7 @@ fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String), on_relie
 #[cfg(test)]
 mod tests {
     use super::*;
+    use launcher::contract::Effect;
 
     fn pair() -> (Reporter, UnixStream, Receiver<(u32, String)>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -317,8 +318,9 @@ mod tests {
             write_frame(&mut launcher, &ToRank::Relieve { order, action: action.clone() }).unwrap();
             assert_eq!(orders.recv().unwrap(), (order, action));
         }
-        let answer =
-            Relieved { order: 4, step: 7, uss_before_bytes: 2, uss_after_bytes: 1, text: "micro-batch 4 → 2".into() };
+        let effect = Effect::Halved { micro_batch: [4, 2], accumulation: [1, 2] };
+        let text = "micro-batch 4 → 2".into();
+        let answer = Relieved { order: 4, step: 7, uss_before_bytes: 2, uss_after_bytes: 1, text, effect };
         reporter.relieved(answer.clone());
         assert!(matches!(next(&mut launcher), FromRank::Hello { .. }));
         assert_eq!(next(&mut launcher), FromRank::Relieved(answer));

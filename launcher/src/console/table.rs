@@ -12,7 +12,7 @@ const LABEL: usize = 16;
 pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
     let mut rows = vec![
         ("status", format!("{}{}", summary.status, restarts(summary.restarts))),
-        ("time", format!("{}, of which training {}", duration(summary.wall_s), duration(summary.train_s))),
+        ("time", time(summary)),
         ("steps", format!("{}, {} whole {}", summary.steps, summary.epochs, plural(summary.epochs, "epoch"))),
     ];
     if summary.samples_per_s > 0.0 {
@@ -41,6 +41,12 @@ pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
     format!("┌{line}┐\n{body}└{line}┘")
 }
 
+/// A run that failed has not said how long it trained.
+fn time(summary: &Summary) -> String {
+    let wall = duration(summary.wall_s);
+    if summary.train_s > 0.0 { format!("{wall}, of which training {}", duration(summary.train_s)) } else { wall }
+}
+
 fn plural(count: u64, word: &str) -> String {
     if count == 1 { word.into() } else { format!("{word}s") }
 }
@@ -62,15 +68,13 @@ fn restarts(count: u32) -> String {
     }
 }
 
-/// Peaks of all ranks, then what the plan has for one of them: its own lines, and the part of the page cache that its
-/// proportional set size holds.
+/// Peaks of all ranks' own memory, then what the plan has for one of them.
 fn per_rank(summary: &Summary, plan: &Plan) -> String {
     // Number and unit stay together when the line is broken.
     let amount = |peak: &u64| bytes(*peak).replace(' ', "\u{a0}");
-    let peaks: Vec<String> = summary.peak_pss_bytes_per_rank.iter().map(amount).collect();
+    let peaks: Vec<String> = summary.peak_own_bytes_per_rank.iter().map(amount).collect();
     let peaks = if peaks.is_empty() { "not sampled".into() } else { format!("peak {}", peaks.join(" · ")) };
-    let own: u64 = plan.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
-    let planned = own + plan.budget.page_cache_bytes / plan.topology.local_world_size.max(1) as u64;
+    let planned = plan.rank_bytes();
     if planned == 0 { peaks } else { format!("{peaks} (planned {})", amount(&planned)) }
 }
 
@@ -105,13 +109,16 @@ fn wrap(label: &str, value: &str) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::contract::Best;
-    use crate::plan::{BudgetLine, BudgetPlan};
+    use crate::plan::{BudgetLine, BudgetPlan, Topology};
 
     fn plan() -> Plan {
-        let line = BudgetLine { per_rank_bytes: Some(800 << 20), ..BudgetLine::default() };
-        let budget =
-            BudgetPlan { total_bytes: 8 << 30, lines: vec![line], page_cache_bytes: 0, ..BudgetPlan::default() };
-        Plan { budget, ..Plan::default() }
+        let own = BudgetLine { per_rank_bytes: Some(700 << 20), ..BudgetLine::default() };
+        let all = |name: &str, bytes| BudgetLine { name: name.into(), bytes, ..BudgetLine::default() };
+        let lines =
+            vec![own, all("libraries", 270 << 20), all("checkpoint staging", 10 << 20), all("reserve", 1 << 30)];
+        let budget = BudgetPlan { total_bytes: 8 << 30, lines, page_cache_bytes: 64 << 20, ..BudgetPlan::default() };
+        let topology = Topology { local_world_size: 3, ..Topology::default() };
+        Plan { budget, topology, ..Plan::default() }
     }
 
     fn summary(ranks: usize) -> Summary {
@@ -125,7 +132,9 @@ mod tests {
             metrics: [("test.loss", 0.012_341), ("test.mae_deg", 4.4)].map(|(n, v)| (n.to_owned(), v)).into(),
             headline: vec!["test.loss".into(), "test.mae_deg".into()],
             best: Some(Best { metric: "val.mae_deg".into(), value: 4.25, step: 1100 }),
-            peak_pss_bytes_per_rank: vec![512 << 20; ranks],
+            // Beside the plan stands what is the ranks' own.
+            peak_pss_bytes_per_rank: vec![900 << 20; ranks],
+            peak_own_bytes_per_rank: vec![512 << 20; ranks],
             peak_node_bytes: 1_717_986_918,
             ..Summary::default()
         }
@@ -145,6 +154,13 @@ mod tests {
         ] {
             assert!(table.contains(part), "{part} is missing in\n{table}");
         }
+    }
+
+    #[test]
+    fn a_failed_run_does_not_claim_to_have_trained_for_no_time() {
+        let failed = Summary { status: "failed".into(), epochs: 1, train_s: 0.0, ..summary(1) };
+        let table = closing_table(&failed, &plan());
+        assert!(table.contains("1:30") && !table.contains("training") && table.contains("1 whole epoch "), "{table}");
     }
 
     #[test]

@@ -67,8 +67,24 @@ pub struct Relieved {
     pub step: u64,
     pub uss_before_bytes: u64,
     pub uss_after_bytes: u64,
-    /// What was done, for people: `micro-batch 64 → 32, accumulation 1 → 2`.
+    /// What was done, for the rank's log: `micro-batch 64 → 32, accumulation 1 → 2`.
     pub text: String,
+    #[serde(default)]
+    pub effect: Effect,
+}
+
+/// What a [`Relief`] came to, beside its bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    #[default]
+    Done,
+    /// Samples of a pass, and passes of a step: before and after.
+    Halved { micro_batch: [u64; 2], accumulation: [u64; 2] },
+    /// Micro-batches hold one sample already.
+    Smallest,
+    /// The run ended before.
+    NotDone,
 }
 
 /// What the progress bar shows.

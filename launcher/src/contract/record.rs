@@ -25,6 +25,7 @@ pub struct MetricsRecord {
     #[serde(default)]
     pub t: f64,
     pub step: u64,
+    /// The running one, counted from 1.
     pub epoch: u64,
     pub loss: f64,
     pub lr: f64,
@@ -221,6 +222,9 @@ pub struct Summary {
     /// Best value of the monitored metric and the step it was reached at.
     pub best: Option<Best>,
     pub peak_pss_bytes_per_rank: Vec<u64>,
+    /// PSS without shared memory: beside the plan's lines of one rank. Of the last attempt, whose plan is in `plan.json`.
+    #[serde(default)]
+    pub peak_own_bytes_per_rank: Vec<u64>,
     /// Peak of the sum of PSS over all processes of the job, launcher included.
     pub peak_node_bytes: u64,
     pub cache: CacheSummary,

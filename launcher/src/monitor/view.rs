@@ -152,7 +152,7 @@ impl Look {
         }
         for (label, now) in self.members.iter().take(MOST_BARS) {
             let (kind, planned) = match label.starts_with("rank ") {
-                true => (Kind::Process, rank_bytes(plan)),
+                true => (Kind::Process, plan.rank_bytes()),
                 false => (Kind::Launcher, launcher_bytes(plan)),
             };
             // As full as planned is as it should be.
@@ -199,11 +199,6 @@ fn fit(mut lines: Vec<(Kind, String)>, height: usize) -> Vec<String> {
         lines.remove(index);
     }
     lines.into_iter().map(|(_, line)| line).collect()
-}
-
-/// Lines of one rank.
-fn rank_bytes(plan: &Plan) -> u64 {
-    plan.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum()
 }
 
 fn launcher_bytes(plan: &Plan) -> u64 {

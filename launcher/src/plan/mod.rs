@@ -118,6 +118,17 @@ pub struct Plan {
     pub data: Vec<String>,
 }
 
+impl Plan {
+    /// What one rank may have of its own: its lines, copies for a checkpoint, and its share of the libraries, whose pages all
+    /// ranks map. The measure beside it is PSS without shared memory: that has no part of the page cache.
+    pub fn rank_bytes(&self) -> u64 {
+        let lines = &self.budget.lines;
+        let own: u64 = lines.iter().filter_map(|line| line.per_rank_bytes).sum();
+        let node = |name: &str| lines.iter().find(|line| line.name == name).map_or(0, |line| line.bytes);
+        own + node("checkpoint staging") + node("libraries") / self.topology.local_world_size.max(1) as u64
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Topology {
     /// `cpu` or `cuda`.

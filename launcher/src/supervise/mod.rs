@@ -110,6 +110,8 @@ pub struct Outcome {
     /// Over all attempts, as are the peaks.
     pub wall: Duration,
     pub peaks: Peaks,
+    /// Of the last attempt alone: only its plan is beside them.
+    pub last_peaks: Peaks,
     /// How often the job was started again.
     pub restarts: u32,
     /// The last state that a rank reported.

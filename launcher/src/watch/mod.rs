@@ -11,6 +11,7 @@
 //! Architecture invariant: takes no part in training; it reaches ranks and page cache through [`Hands`] alone.
 
 mod explain;
+mod findings;
 mod ladder;
 mod leak;
 mod level;
@@ -21,11 +22,12 @@ mod watcher;
 mod words;
 
 pub use explain::Killed;
+pub use findings::{Findings, Peaks};
 pub use leak::{Leak, Trend};
 pub use sample::{ProcessNow, Sample, Sampler};
 pub use start::{Before, ease};
-pub use watcher::{Findings, Peaks, Watch};
-pub use words::pre_flight;
+pub use watcher::Watch;
+pub use words::{pre_flight, stopped};
 
 use crate::config::{Config, Language};
 use crate::contract::{Relief, Relieved};
@@ -57,9 +59,9 @@ pub struct Planned {
     pub budget_bytes: u64,
     /// Lines of ranks, launcher and page cache: the budget without its reserve.
     pub job_bytes: u64,
-    /// Lines of one rank.
+    /// What one rank may have of its own: see [`Plan::rank_bytes`].
     pub rank_bytes: u64,
-    /// The largest of them, by name, for explanations.
+    /// Its lines by name, for explanations.
     pub rank_lines: Vec<(String, u64)>,
     /// One device: its lines, which the free memory of the fullest device has to hold.
     pub gpu_bytes: Option<u64>,
@@ -105,7 +107,7 @@ impl Planned {
         Self {
             budget_bytes: budget.total_bytes,
             job_bytes: budget.need_bytes().saturating_sub(reserve),
-            rank_bytes: rank_lines.iter().map(|(_, bytes)| bytes).sum(),
+            rank_bytes: plan.rank_bytes(),
             rank_lines,
             gpu_bytes: budget.gpu.as_ref().map(|gpu| gpu.need_bytes()),
             threads: plan.loader.threads,

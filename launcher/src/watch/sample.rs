@@ -76,6 +76,20 @@ impl Sample {
         self.launcher.pss_bytes + self.ranks.iter().map(|rank| rank.pss_bytes).sum::<u64>()
     }
 
+    /// How full the node is, or the cgroup that binds: the fuller of the two, 0 to 1.
+    pub fn share(&self) -> f64 {
+        let memory = &self.memory;
+        let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+        let node = ratio(memory.total_bytes.saturating_sub(memory.available_bytes), memory.total_bytes);
+        let group = memory.group.and_then(|group| Some(ratio(group.used_bytes, group.limit_bytes?)));
+        group.map_or(node, |group| group.max(node))
+    }
+
+    /// Whether a cgroup's limit binds.
+    pub fn is_limited(&self) -> bool {
+        self.memory.group.is_some_and(|group| group.limit_bytes.is_some())
+    }
+
     /// What others on the node use, physical memory.
     pub fn others_bytes(&self) -> u64 {
         let used = self.memory.total_bytes.saturating_sub(self.memory.available_bytes);

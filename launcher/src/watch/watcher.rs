@@ -1,13 +1,13 @@
 //! The watch at work: one thread, one look after the other.
 
-use super::explain::{Killed, killed};
+use super::findings::{Findings, Fullest, Moment, Seen};
 use super::ladder::{Act, Ladder, View};
 use super::leak::Trend;
 use super::level::{Gauge, Level, Scale, Source};
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, Sampler, largest_other};
 use super::words::{self, Cause};
-use super::{CacheNow, Hands, Planned, Told, WatchSpec};
+use super::{CacheNow, Hands, Told, WatchSpec};
 use crate::contract::{Relief, Relieved};
 use crate::machine::{GpuMeter, MemoryMeter};
 use std::collections::BTreeMap;
@@ -27,74 +27,9 @@ const CALM_SHARE: f64 = 1.0 / 3.0;
 const MOST_CALM_S: f64 = 10.0;
 /// Samples between two looks at a trend.
 const TREND_EVERY: u64 = 16;
-
-/// Proportional set sizes, bytes: shared pages count once over the job.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Peaks {
-    /// In the order of the job's ranks.
-    pub pss_bytes_per_rank: Vec<u64>,
-    /// Of the sum over all ranks and the launcher.
-    pub node_bytes: u64,
-    pub launcher_bytes: u64,
-}
-
-impl Peaks {
-    /// To what `other` has reached.
-    pub fn raise(&mut self, other: &Peaks) {
-        self.pss_bytes_per_rank.resize(self.pss_bytes_per_rank.len().max(other.pss_bytes_per_rank.len()), 0);
-        for (peak, new) in self.pss_bytes_per_rank.iter_mut().zip(&other.pss_bytes_per_rank) {
-            *peak = (*peak).max(*new);
-        }
-        self.node_bytes = self.node_bytes.max(other.node_bytes);
-        self.launcher_bytes = self.launcher_bytes.max(other.launcher_bytes);
-    }
-
-    fn see(&mut self, sample: &Sample) {
-        let now = Peaks {
-            pss_bytes_per_rank: sample.ranks.iter().map(|rank| rank.pss_bytes).collect(),
-            node_bytes: sample.pss_bytes(),
-            launcher_bytes: sample.launcher.pss_bytes,
-        };
-        self.raise(&now);
-    }
-}
-
-/// A rank at one step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Moment {
-    pub step: u64,
-    pub now: ProcessNow,
-}
-
-/// A rank's first sample after a step, and its last.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    pub first: Option<Moment>,
-    pub last: Option<Moment>,
-}
-
-/// What the watch knows at the end.
-#[derive(Clone, Debug, Default)]
-pub struct Findings {
-    pub peaks: Peaks,
-    /// Why the watch ended the run.
-    pub stopped_for: Option<String>,
-    pub ranks: Vec<u32>,
-    pub planned: Planned,
-    pub base: Option<Sample>,
-    pub last: Option<Sample>,
-    pub seen: Vec<Seen>,
-    pub largest_other: Option<(String, i32, u64)>,
-    pub meter: Option<MemoryMeter>,
-}
-
-impl Findings {
-    /// What is known of the rank at `index` (in the job's list), which was ended by SIGKILL just now.
-    pub fn explain_kill(&self, index: usize) -> Killed {
-        let after = self.meter.as_ref().map(MemoryMeter::read).unwrap_or_default();
-        killed(self, index, &after)
-    }
-}
+/// The fullest sample of so many seconds is kept; a fuller one takes its place from this share on.
+const RECENT_S: f64 = 10.0;
+const FULLER: f64 = 0.01;
 
 /// An act whose effect is awaited.
 struct Pending {
@@ -153,6 +88,7 @@ impl<'a> Watch<'a> {
             findings: Findings {
                 ranks: ranks.iter().map(|(rank, _)| *rank).collect(),
                 planned: planned.clone(),
+                language: spec.language,
                 seen: vec![Seen::default(); pids.len()],
                 meter: Some(meter),
                 ..Findings::default()
@@ -210,16 +146,19 @@ impl<'a> Watch<'a> {
         self.findings.peaks.see(&sample);
         self.hands.job_bytes(sample.pss_bytes());
         self.remember(&sample);
+        let mut pressed = false;
         if self.spec.warn {
             self.find_leaks(&sample, now);
             let scales = self.scales(&sample);
             let event = self.warn(&scales, &sample, now);
             let level = scales.iter().map(|scale| self.level_now(scale)).max().unwrap_or_default();
-            self.hurried = level > Level::Normal || !self.pending.is_empty();
+            pressed = level > Level::Normal;
+            self.hurried = pressed || !self.pending.is_empty();
             self.settle_due(&cache, now);
             self.respond(&scales, &sample, &cache, now);
             self.write(&sample, now, event);
         }
+        self.remember_fullest(&sample, pressed, now);
         self.findings.last = Some(sample);
     }
 
@@ -236,6 +175,21 @@ impl<'a> Watch<'a> {
                 seen.first.get_or_insert(moment);
             }
             seen.last = Some(moment);
+        }
+    }
+
+    /// What an explanation of a kill goes by: samples from after it show what it left.
+    fn remember_fullest(&mut self, sample: &Sample, pressed: bool, now: f64) {
+        let ended = |(seen, rank): (&Seen, &ProcessNow)| seen.last.is_some() && rank.rss_bytes == 0;
+        let share = sample.share();
+        let counts = self.findings.fullest.as_ref().is_none_or(|fullest| {
+            let fuller = share > fullest.sample.share() + FULLER || now - fullest.at > RECENT_S;
+            fuller && !self.findings.seen.iter().zip(&sample.ranks).any(ended)
+        });
+        if counts {
+            // Looking at every process is for when it matters.
+            let largest_other = if pressed { largest_other(&self.pids, sample.is_limited()) } else { None };
+            self.findings.fullest = Some(Fullest { at: now, sample: sample.clone(), largest_other });
         }
     }
 
@@ -301,43 +255,48 @@ impl<'a> Watch<'a> {
         scales
     }
 
-    /// Says what has changed, once; returns the event for the records.
+    /// Says what has changed, once, the fullest first; returns the event for the records.
     fn warn(&mut self, scales: &[Scale], sample: &Sample, now: f64) -> Option<String> {
         let calm_s = (self.spec.recover_s * CALM_SHARE).min(MOST_CALM_S);
-        let mut risen: Option<(Level, Scale)> = None;
+        let mut changes: Vec<(Level, Scale)> = Vec::new();
         let mut fallen = None;
+        let mut highest = Level::Normal;
         for scale in scales {
             let thresholds = scale.thresholds(self.thresholds(scale.source));
             let gauge = self.gauges.entry(scale.source).or_default();
             let before = gauge.level();
-            if !gauge.update(now, scale.share(), thresholds, calm_s) {
+            let changed = gauge.update(now, scale.share(), thresholds, calm_s);
+            let level = gauge.level();
+            highest = highest.max(level);
+            if changed && level > before {
+                changes.push((level, *scale));
+            } else if changed && level == Level::Normal {
+                fallen = Some((level, *scale));
+            }
+        }
+        changes.sort_by(|(a, x), (b, y)| b.cmp(a).then(y.share().total_cmp(&x.share())));
+        // All is normal when nothing is above it.
+        changes.extend(fallen.filter(|_| highest == Level::Normal));
+        let mut lines: Vec<String> = Vec::new();
+        for (level, scale) in changes {
+            // A return to normal is news only where something else was said before.
+            let key = (scale.source, level);
+            if self.said.get(&key).is_some_and(|at| now - at < REPEAT_S) {
                 continue;
             }
-            let level = gauge.level();
-            if level > before {
-                let fuller = |(most, at): &(Level, Scale)| (level, scale.share()) > (*most, at.share());
-                if risen.as_ref().is_none_or(fuller) {
-                    risen = Some((level, *scale));
-                }
-            } else if level == Level::Normal {
-                fallen = Some(*scale);
-            }
+            self.said.insert(key, now);
+            let cause = self.cause(&scale, sample);
+            let of_it = words::level_lines(self.spec.language, level, &scale, &cause);
+            // Advice comes once.
+            let count = if lines.is_empty() { of_it.len() } else { 1 };
+            lines.extend(of_it.into_iter().take(count));
         }
-        let (level, scale) = risen.or(fallen.map(|scale| (Level::Normal, scale)))?;
-        // A return to normal is news only where something else was said before.
-        let key = (scale.source, level);
-        if self.said.get(&key).is_some_and(|at| now - at < REPEAT_S) {
-            return None;
-        }
-        self.said.insert(key, now);
-        let cause = self.cause(&scale, sample);
-        let lines = words::level_lines(self.spec.language, level, &scale, &cause);
         lines.iter().for_each(|line| self.hands.say(line));
-        Some(lines.join("\n"))
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
     /// What stands out beside what was planned.
-    fn cause(&mut self, scale: &Scale, sample: &Sample) -> Cause {
+    fn cause(&self, scale: &Scale, sample: &Sample) -> Cause {
         if scale.source.is_gpu() {
             return Cause::Device;
         }
@@ -358,8 +317,7 @@ impl<'a> Watch<'a> {
             return Cause::Rank { rank, over_bytes };
         }
         if grown_bytes > scale.total_bytes / 50 {
-            self.findings.largest_other = largest_other(&self.pids, scale.source == Source::Cgroup);
-            return Cause::Others { grown_bytes, largest: self.findings.largest_other.clone() };
+            return Cause::Others { grown_bytes, largest: largest_other(&self.pids, scale.source == Source::Cgroup) };
         }
         match sample.cache_bytes {
             bytes if bytes > scale.used_bytes / 2 => Cause::PageCache { bytes },
@@ -438,7 +396,7 @@ impl<'a> Watch<'a> {
             }
             Act::Cache { bytes } => {
                 let set = self.hands.resize_cache(bytes);
-                (None, words::cache(self.spec.language, cache.wanted_bytes, set), cache.resident_bytes)
+                (None, words::cache(self.spec.language, set < cache.wanted_bytes), cache.resident_bytes)
             }
             Act::Stop => return,
         };
@@ -462,11 +420,19 @@ impl<'a> Watch<'a> {
         let answers = pending.answers.values();
         let mut what = pending.what;
         let (before, after) = match pending.order {
-            None => (pending.before_bytes, self.hands.cache().unwrap_or_default().resident_bytes),
-            Some(_) if !pending.answers.is_empty() => {
-                if let Some(text) = answers.clone().map(|answer| &answer.text).find(|text| !text.is_empty()) {
-                    what = format!("{what} ({text})");
+            None => {
+                let cache = self.hands.cache().unwrap_or_default();
+                if cache.resident_bytes != cache.wanted_bytes {
+                    what += &words::wanted(self.spec.language, cache.wanted_bytes);
                 }
+                (pending.before_bytes, cache.resident_bytes)
+            }
+            Some(_) if !pending.answers.is_empty() => {
+                // All ranks do the same.
+                what += &answers
+                    .clone()
+                    .next()
+                    .map_or_else(String::new, |first| words::effect(self.spec.language, &first.effect));
                 (answers.clone().map(|a| a.uss_before_bytes).sum(), answers.map(|a| a.uss_after_bytes).sum())
             }
             // Ranks between two long steps, or that another program made: nothing is known of the effect.

@@ -1,7 +1,9 @@
 //! Looks at made-up samples: what is said, and how often.
 
 use super::*;
+use crate::contract::Effect;
 use crate::machine::{GroupNow, MemoryNow, Probe};
+use crate::watch::Planned;
 use std::sync::Mutex;
 
 #[derive(Default)]
@@ -64,6 +66,7 @@ fn see(watch: &mut Watch, sample: Sample, now: f64) {
     watch.warn(&scales, &sample, now);
     watch.settle_due(&cache, now);
     watch.respond(&scales, &sample, &cache, now);
+    watch.remember_fullest(&sample, false, now);
     watch.findings.last = Some(sample);
 }
 
@@ -99,7 +102,8 @@ fn pressure_climbs_the_ladder_with_bytes_before_and_after_and_stops_cleanly() {
         see(&mut watch, sample(159 * GIB / 10), 1.0 + 0.1 * f64::from(n));
         for order in 1..=watch.orders {
             let (uss_before_bytes, uss_after_bytes) = (900 << 20, 800 << 20);
-            let relieved = Relieved { order, step: 1, uss_before_bytes, uss_after_bytes, text: "done".into() };
+            let (text, effect) = ("done".into(), Effect::Halved { micro_batch: [2, 1], accumulation: [1, 2] });
+            let relieved = Relieved { order, step: 1, uss_before_bytes, uss_after_bytes, text, effect };
             watch.take(Told::Relieved { rank: 0, relieved }, 1.0 + 0.1 * f64::from(n));
         }
     }
@@ -119,8 +123,8 @@ fn pressure_climbs_the_ladder_with_bytes_before_and_after_and_stops_cleanly() {
     );
     let said = log.said.lock().unwrap().join("\n");
     for line in [
-        "memory: prefetching is paused (done): 900.0MB → 800.0MB",
-        "memory: page cache shrinks from 1.0GB to 512.0MB: 1.0GB → 512.0MB",
+        "stays (micro-batch 2 → 1, accumulation 1 → 2): 900.0MB → 800.0MB",
+        "memory: page cache shrinks: 1.0GB → 512.0MB",
         "99.4% of the cgroup limit after all that can be given back was given",
     ] {
         assert!(said.contains(line), "{line}\nis not in\n{said}");
@@ -158,4 +162,47 @@ fn item_49_a_leaking_rank_is_named_once_with_slope_and_time_left() {
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].starts_with("memory of rank 0 grows by 200.0 MiB per 1000 steps: a leak?"), "{said:?}");
     assert!(said[0].contains(" h)"), "{said:?}");
+}
+
+#[test]
+fn of_several_that_change_in_one_look_each_is_told_and_normal_only_when_all_are() {
+    let (spec, log) = (WatchSpec { response: false, ..spec() }, Log::default());
+    let mut watch = watch(&spec, &log);
+    see(&mut watch, sample(GIB), 0.0);
+    let full = |group_gib: u64, available_gib: u64| {
+        let mut sample = sample(group_gib * GIB);
+        sample.memory.available_bytes = available_gib * GIB;
+        sample
+    };
+    see(&mut watch, full(15, 15), 1.0);
+    let said = std::mem::take(&mut *log.said.lock().unwrap());
+    assert!(said[0].starts_with("🔴 critical: cgroup limit 93.8%"), "{said:?}");
+    assert_eq!(said.iter().filter(|line| line.starts_with("🟡 note: system memory 76.6%")).count(), 1, "{said:?}");
+    assert_eq!(said.iter().filter(|line| line.starts_with("   ")).count(), 1, "advice comes once: {said:?}");
+    for second in 2..40 {
+        see(&mut watch, full(15, 60), f64::from(second));
+    }
+    assert_eq!(*log.said.lock().unwrap(), Vec::<String>::new(), "the cgroup is critical still");
+    for second in 40..80 {
+        see(&mut watch, full(1, 60), f64::from(second));
+    }
+    let said = log.said.lock().unwrap();
+    assert!(said.len() == 1 && said[0].starts_with("memory is back to normal: cgroup limit 6.2%"), "{said:?}");
+}
+
+#[test]
+fn the_fullest_sample_before_a_kill_is_kept() {
+    let (spec, log) = (spec(), Log::default());
+    let mut watch = watch(&spec, &log);
+    let used = |watch: &Watch| watch.findings.fullest.as_ref().unwrap().sample.memory.group.unwrap().used_bytes / GIB;
+    for (second, gib) in [(0, 1), (1, 15), (2, 4)] {
+        see(&mut watch, sample(gib * GIB), f64::from(second));
+    }
+    assert_eq!(used(&watch), 15);
+    let mut killed = sample(2 * GIB);
+    killed.ranks[0] = ProcessNow::default();
+    (3..60).for_each(|second| see(&mut watch, killed.clone(), f64::from(second)));
+    assert_eq!(used(&watch), 15, "what is left after the kill explains nothing");
+    (60..80).for_each(|second| see(&mut watch, sample(3 * GIB), f64::from(second)));
+    assert_eq!(used(&watch), 3, "of long ago is not of late");
 }

@@ -2,7 +2,7 @@
 
 use super::level::{Level, Scale, Source};
 use crate::config::Language;
-use crate::contract::Relief;
+use crate::contract::{Effect, Relief};
 
 const MIB: f64 = (1u64 << 20) as f64;
 const GIB: f64 = (1u64 << 30) as f64;
@@ -183,14 +183,47 @@ pub fn unanswered(language: Language, what: &str) -> String {
     }
 }
 
+/// What ranks found when they did as told, behind [`relief`].
+pub fn effect(language: Language, effect: &Effect) -> String {
+    match (effect, language) {
+        (Effect::Done, _) => String::new(),
+        (Effect::Halved { micro_batch: [from, to], accumulation: [was, is] }, Language::En) => {
+            format!(" (micro-batch {from} → {to}, accumulation {was} → {is})")
+        }
+        (Effect::Halved { micro_batch: [from, to], accumulation: [was, is] }, Language::Zh) => {
+            format!("（微批次 {from} → {to}，累积 {was} → {is}）")
+        }
+        (Effect::Smallest, Language::En) => " (it is one sample already: nothing to halve)".into(),
+        (Effect::Smallest, Language::Zh) => "（微批次已是一个样本，无法再减）".into(),
+        (Effect::NotDone, Language::En) => " (not done: the run has ended)".into(),
+        (Effect::NotDone, Language::Zh) => "（未执行：训练已结束）".into(),
+    }
+}
+
 /// The page cache changes its size.
-pub fn cache(language: Language, from: u64, to: u64) -> String {
-    let (from_text, to_text) = (size(from), size(to));
-    match (language, to < from) {
-        (Language::En, true) => format!("page cache shrinks from {from_text} to {to_text}"),
-        (Language::En, false) => format!("page cache grows from {from_text} to {to_text}"),
-        (Language::Zh, true) => format!("页缓存从 {from_text} 缩小到 {to_text}"),
-        (Language::Zh, false) => format!("页缓存从 {from_text} 增大到 {to_text}"),
+pub fn cache(language: Language, shrinks: bool) -> String {
+    match (language, shrinks) {
+        (Language::En, true) => "page cache shrinks",
+        (Language::En, false) => "page cache grows",
+        (Language::Zh, true) => "页缓存缩小",
+        (Language::Zh, false) => "页缓存增大",
+    }
+    .into()
+}
+
+/// It has not come to that size yet.
+pub fn wanted(language: Language, bytes: u64) -> String {
+    match language {
+        Language::En => format!(" (to be {})", size(bytes)),
+        Language::Zh => format!("（目标 {}）", size(bytes)),
+    }
+}
+
+/// The run was stopped by the watch.
+pub fn stopped(language: Language, reason: &str) -> String {
+    match language {
+        Language::En => format!("stopped for memory: {reason}"),
+        Language::Zh => format!("因内存不足而停止：{reason}"),
     }
 }
 
@@ -283,6 +316,17 @@ mod tests {
         assert!(
             said(Language::En, Level::Note, scale(Source::Gpu(2), 850), Cause::Device).starts_with("🟡 note: GPU 2")
         );
+    }
+
+    #[test]
+    fn what_came_of_an_order_is_told_in_both_languages() {
+        let halved = Effect::Halved { micro_batch: [64, 32], accumulation: [1, 2] };
+        assert_eq!(effect(Language::En, &halved), " (micro-batch 64 → 32, accumulation 1 → 2)");
+        assert_eq!(effect(Language::Zh, &halved), "（微批次 64 → 32，累积 1 → 2）");
+        assert_eq!(effect(Language::Zh, &Effect::Done), "");
+        for text in [effect(Language::Zh, &Effect::Smallest), effect(Language::Zh, &Effect::NotDone)] {
+            assert!(!text.is_ascii() && !text.contains(' '), "{text}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::torch;
 use crate::train::state::Reduced;
 use crate::train::step::Wishes;
 use crate::train::{Controls, Observer, TrainError};
-use launcher::contract::{Relief, Relieved};
+use launcher::contract::{Effect, Relief, Relieved};
 use std::sync::Arc;
 
 /// Steps that a rank waits for the others to be asked for smaller micro-batches too. Orders of one launcher arrive within
@@ -67,7 +67,7 @@ impl Desk {
                     "prefetching and decoders as planned".to_owned()
                 }
             };
-            answer(pending, step, text, observer);
+            answer(pending, step, text, Effect::Done, observer);
         }
     }
 
@@ -82,25 +82,35 @@ impl Desk {
     }
 
     /// One order for smaller micro-batches is done: all ranks have agreed on it.
-    fn halved(&mut self, step: u64, text: String, observer: &mut dyn Observer) {
+    fn halved(&mut self, step: u64, text: String, effect: Effect, observer: &mut dyn Observer) {
         if !self.halvings.is_empty() {
-            answer(self.halvings.remove(0), step, text, observer);
+            answer(self.halvings.remove(0), step, text, effect, observer);
         }
     }
 
     /// Answers what is left: the run ends, `stopped` on request or not.
     pub fn close(&mut self, step: u64, stopped: bool, observer: &mut dyn Observer) {
         let text = if stopped { "stopped, with a checkpoint" } else { "the run has ended" };
-        self.stops.drain(..).for_each(|pending| answer(pending, step, text.to_owned(), observer));
+        self.stops.drain(..).for_each(|pending| answer(pending, step, text.to_owned(), Effect::Done, observer));
         let text = "not done: the run has ended";
-        self.halvings.drain(..).for_each(|pending| answer(pending, step, text.to_owned(), observer));
+        self.halvings.drain(..).for_each(|pending| answer(pending, step, text.to_owned(), Effect::NotDone, observer));
     }
 }
 
-fn answer(pending: Pending, step: u64, text: String, observer: &mut dyn Observer) {
+fn answer(pending: Pending, step: u64, text: String, effect: Effect, observer: &mut dyn Observer) {
     let Pending { number, uss_before_bytes, .. } = pending;
     let uss_after_bytes = observer.uss_bytes();
-    observer.relieved(Relieved { order: number, step, uss_before_bytes, uss_after_bytes, text });
+    observer.relieved(Relieved { order: number, step, uss_before_bytes, uss_after_bytes, text, effect });
+}
+
+/// What changed, for people; `None`: nothing.
+fn halved_text(effect: &Effect) -> Option<String> {
+    match effect {
+        Effect::Halved { micro_batch: [before, now], accumulation: [was, is] } => {
+            Some(format!("micro-batch {before} → {now}, accumulation {was} → {is}"))
+        }
+        _ => None,
+    }
 }
 
 impl Loop<'_, '_> {
@@ -109,26 +119,30 @@ impl Loop<'_, '_> {
         self.planner.micro_batch.min(self.planner.global_batch.div_ceil(self.planner.world_size))
     }
 
-    /// Half the micro-batch, so twice the accumulation; what changed, for people. `None`: it is one sample already.
-    /// Takes effect with the next loader. All ranks call it at the same step.
-    fn halve(&mut self) -> Option<String> {
+    /// Half the micro-batch, so twice the accumulation; what changed. Takes effect with the next loader. All ranks call it at
+    /// the same step.
+    fn halve(&mut self) -> Effect {
         let (before, share) = (self.largest_pass(), self.planner.global_batch.div_ceil(self.planner.world_size));
         if before <= 1 {
-            return None;
+            return Effect::Smallest;
         }
         let now = before.div_ceil(2);
         self.planner.micro_batch = now;
         self.state.reduced = Some(Reduced { planned: self.fit.plan.batch.micro_batch as u64, now });
-        let (was, is) = (share.div_ceil(before), share.div_ceil(now));
-        Some(format!("micro-batch {before} → {now}, accumulation {was} → {is}"))
+        Effect::Halved {
+            micro_batch: [before, now],
+            accumulation: [before, now].map(|samples| share.div_ceil(samples)),
+        }
     }
 
     /// An order to halve, which all ranks agreed on in the step just done.
     pub(super) fn halve_as_ordered(&mut self) {
-        let text = self.halve().unwrap_or_else(|| "micro-batches hold one sample already: nothing to halve".to_owned());
+        let effect = self.halve();
+        let text = halved_text(&effect)
+            .unwrap_or_else(|| "micro-batches hold one sample already: nothing to halve".to_owned());
         let step = self.state.step;
         self.observer.line(format!("memory is short after step {step}: {text}"));
-        self.desk.halved(step, text, self.observer);
+        self.desk.halved(step, text, effect, self.observer);
     }
 
     /// Memory ran out in the step that is to be repeated. `message`: what this rank's allocator said, if it was here.
@@ -139,7 +153,7 @@ impl Loop<'_, '_> {
         let (rank, message) = self.first_message(message)?;
         torch::release_caches();
         let step = self.state.step + 1;
-        match self.halve() {
+        match halved_text(&self.halve()) {
             Some(text) => {
                 self.observer.line(format!("rank {rank}: out of memory at step {step} ({message}): {text}; once more"));
                 Ok(())

@@ -1,0 +1,113 @@
+//! What a watch has found when it ends: peaks, and what explains a kill.
+
+use super::Planned;
+use super::explain::{After, Killed, killed};
+use super::sample::{ProcessNow, Sample};
+use crate::config::Language;
+use crate::machine::MemoryMeter;
+use std::path::Path;
+
+/// Proportional set sizes, bytes: shared pages count once over the job.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peaks {
+    /// In the order of the job's ranks.
+    pub pss_bytes_per_rank: Vec<u64>,
+    /// The same without shared memory.
+    pub own_bytes_per_rank: Vec<u64>,
+    /// Of the sum over all ranks and the launcher.
+    pub node_bytes: u64,
+    pub launcher_bytes: u64,
+}
+
+impl Peaks {
+    /// To what `other` has reached.
+    pub fn raise(&mut self, other: &Peaks) {
+        let of_ranks = |peaks: &mut Vec<u64>, others: &[u64]| {
+            peaks.resize(peaks.len().max(others.len()), 0);
+            peaks.iter_mut().zip(others).for_each(|(peak, new)| *peak = (*peak).max(*new));
+        };
+        of_ranks(&mut self.pss_bytes_per_rank, &other.pss_bytes_per_rank);
+        of_ranks(&mut self.own_bytes_per_rank, &other.own_bytes_per_rank);
+        self.node_bytes = self.node_bytes.max(other.node_bytes);
+        self.launcher_bytes = self.launcher_bytes.max(other.launcher_bytes);
+    }
+
+    pub(super) fn see(&mut self, sample: &Sample) {
+        let now = Peaks {
+            pss_bytes_per_rank: sample.ranks.iter().map(|rank| rank.pss_bytes).collect(),
+            own_bytes_per_rank: sample.ranks.iter().map(|rank| rank.own_bytes).collect(),
+            node_bytes: sample.pss_bytes(),
+            launcher_bytes: sample.launcher.pss_bytes,
+        };
+        self.raise(&now);
+    }
+}
+
+/// A rank at one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    pub step: u64,
+    pub now: ProcessNow,
+}
+
+/// A rank's first sample after a step, and its last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    pub first: Option<Moment>,
+    pub last: Option<Moment>,
+}
+
+/// The fullest sample of late, while every rank was there.
+#[derive(Clone, Debug, Default)]
+pub struct Fullest {
+    /// Seconds since the watch began.
+    pub at: f64,
+    pub sample: Sample,
+    /// Name, pid and bytes of the largest process of others at that moment; absent: it was not looked for.
+    pub largest_other: Option<(String, i32, u64)>,
+}
+
+/// What the watch knows at the end.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    pub peaks: Peaks,
+    /// Why the watch ended the run.
+    pub stopped_for: Option<String>,
+    pub language: Language,
+    pub ranks: Vec<u32>,
+    pub planned: Planned,
+    pub base: Option<Sample>,
+    pub last: Option<Sample>,
+    pub fullest: Option<Fullest>,
+    pub seen: Vec<Seen>,
+    pub meter: Option<MemoryMeter>,
+}
+
+impl Default for Findings {
+    fn default() -> Self {
+        Self {
+            peaks: Peaks::default(),
+            stopped_for: None,
+            language: Language::En,
+            ranks: Vec::new(),
+            planned: Planned::default(),
+            base: None,
+            last: None,
+            fullest: None,
+            seen: Vec::new(),
+            meter: None,
+        }
+    }
+}
+
+impl Findings {
+    /// What is known of the rank at `index` (in the job's list), which was ended by SIGKILL just now.
+    pub fn explain_kill(&self, index: usize) -> Killed {
+        let largest = self.fullest.as_ref().and_then(|fullest| fullest.largest_other.as_ref());
+        let after = After {
+            memory: self.meter.as_ref().map(MemoryMeter::read).unwrap_or_default(),
+            largest_is_gone: largest.is_some_and(|(_, pid, _)| !Path::new(&format!("/proc/{pid}")).exists()),
+        };
+        killed(self, index, &after)
+    }
+}
