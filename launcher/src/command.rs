@@ -358,6 +358,7 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
         (env::RUN_ID.to_string(), folder.name()),
         (env::RESTARTS.to_string(), restarts.to_string()),
     ];
+    let again = restarts > 0 || folder.resume.is_some();
     env.extend(torch_env(|name| std::env::var_os(name).is_some()));
     Ok(Spec {
         program: program.to_path_buf(),
@@ -368,7 +369,7 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
         grace: Duration::try_from_secs_f64(config.train.stop_grace).unwrap_or(EXEC_GRACE),
         control: true,
         cache: cache_spec(plan),
-        watch: WatchSpec::of(config, plan, Some(&folder.path)),
+        watch: WatchSpec { again, ..WatchSpec::of(config, plan, Some(&folder.path)) },
         limits: limits(config, plan),
     })
 }
@@ -464,9 +465,9 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     summary.peak_node_bytes = outcome.peaks.node_bytes;
     summary.restarts = outcome.restarts;
     summary.reduced = reduced.clone();
-    let killed = outcome.first_failure.as_ref().map(|failure| failure.explanation.join("\n"));
-    let said = outcome.stopped_for.clone().or(killed.filter(|text| !text.is_empty()));
-    summary.reason = said.or(summary.reason.take());
+    summary.ended = outcome.ended.clone();
+    let failed = outcome.first_failure.as_ref().map(supervise::Failure::words);
+    summary.reason = outcome.stopped_for.clone().or(failed).or(summary.reason.take());
     if let Some(stats) = &outcome.cache {
         summary.cache = CacheSummary::of(&plan.budget.cache_policy, stats);
     }

@@ -230,15 +230,33 @@ pub struct Summary {
     pub cache: CacheSummary,
     pub files_skipped: u64,
     pub restarts: u32,
-    /// Why the run was stopped or ended, where somebody said so, or what is known of a rank that was killed.
+    /// Why the run was stopped, or how its last attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Each attempt that failed, in their order; with restarts the run may have finished all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended: Vec<Ended>,
     /// Each change that a restart made to need less memory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reduced: Vec<String>,
     /// How often `memory.cleanup_every` released what is kept for speed.
     #[serde(default)]
     pub memory_cleanups: u64,
+}
+
+/// How an attempt at a run failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ended {
+    /// From 0; restarts before it.
+    pub attempt: u32,
+    /// The last step that is known of.
+    pub step: Option<u64>,
+    pub code: u8,
+    /// The failure in one line, then what is known of it, one fact per line.
+    pub words: String,
+    /// The kernel killed for memory.
+    pub for_memory: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -31,6 +31,12 @@ impl Failure {
         };
         format!("rank {} failed{step}: {why}", self.rank)
     }
+
+    /// Headline and explanation, a fact per line: what is kept of it.
+    pub fn words(&self) -> String {
+        let lines: Vec<String> = std::iter::once(self.headline()).chain(self.explanation.iter().cloned()).collect();
+        lines.join("\n")
+    }
 }
 
 impl fmt::Display for Failure {
@@ -63,6 +69,7 @@ mod tests {
             failure.to_string(),
             "rank 2 failed at step 37: SIGKILL (signal 9)\n  killed for memory\nlast lines of rank 2:\n  a\n  b"
         );
+        assert_eq!(failure.words(), "rank 2 failed at step 37: SIGKILL (signal 9)\nkilled for memory");
         failure.error = Some("disk full".into());
         failure.step = None;
         assert_eq!(failure.headline(), "rank 2 failed: disk full");

@@ -27,7 +27,7 @@ pub use verdict::{End, signal_name};
 
 use crate::cache::PolicyKind;
 use crate::contract::cache::CacheStats;
-use crate::contract::{Progress, exit};
+use crate::contract::{Ended, Progress, exit};
 use crate::watch::{Peaks, WatchSpec};
 use std::ffi::OsString;
 use std::io;
@@ -101,6 +101,8 @@ pub struct Outcome {
     /// What the launcher should exit with.
     pub exit_code: u8,
     pub first_failure: Option<Failure>,
+    /// Of each attempt that failed, this one among them.
+    pub ended: Vec<Ended>,
     /// First signal that the user sent to stop the job.
     pub stopped_by: Option<i32>,
     /// Why the watch stopped it.
@@ -118,6 +120,20 @@ pub struct Outcome {
     pub progress: Option<Progress>,
     /// Counters of the last attempt's page cache.
     pub cache: Option<CacheStats>,
+}
+
+impl Outcome {
+    /// How this attempt failed; absent: it did not.
+    fn ended(&self, attempt: u32) -> Option<Ended> {
+        let failure = self.first_failure.as_ref()?;
+        Some(Ended {
+            attempt,
+            step: failure.step.or(self.progress.as_ref().map(|last| last.step)),
+            code: self.exit_code,
+            words: failure.words(),
+            for_memory: self.killed_for_memory,
+        })
+    }
 }
 
 /// Runs a job to its end on the calling thread, which must not end before (PDEATHSIG is tied to it).
@@ -138,12 +154,14 @@ pub fn run_with_restarts(
     watcher: &dyn Watcher,
 ) -> io::Result<Outcome> {
     let signals = unix::Signals::take()?;
-    let (started, mut restarts, mut peaks) = (Instant::now(), 0, Peaks::default());
+    let (started, mut restarts, mut peaks, mut ended) = (Instant::now(), 0, Peaks::default(), Vec::new());
     let mut last: Option<Outcome> = None;
     loop {
         let outcome = job::run(&spec(restarts, last.as_ref())?, watcher, &signals)?;
         peaks.raise(&outcome.peaks);
-        let outcome = Outcome { restarts, wall: started.elapsed(), peaks: peaks.clone(), ..outcome };
+        ended.extend(outcome.ended(restarts));
+        let (wall, peaks, ended) = (started.elapsed(), peaks.clone(), ended.clone());
+        let outcome = Outcome { restarts, wall, peaks, ended, ..outcome };
         let Some(failure) = &outcome.first_failure else {
             return Ok(outcome);
         };

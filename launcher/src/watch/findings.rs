@@ -2,8 +2,11 @@
 
 use super::Planned;
 use super::explain::{After, Killed, killed};
-use super::sample::{ProcessNow, Sample};
+use super::level::Level;
+use super::records::{Records, record};
+use super::sample::{ProcessNow, Sample, unix_time};
 use crate::config::Language;
+use crate::contract::NodeRecord;
 use crate::machine::MemoryMeter;
 use std::path::Path;
 
@@ -81,6 +84,8 @@ pub struct Findings {
     pub fullest: Option<Fullest>,
     pub seen: Vec<Seen>,
     pub meter: Option<MemoryMeter>,
+    /// The level last recorded.
+    pub level: Level,
 }
 
 impl Default for Findings {
@@ -96,6 +101,7 @@ impl Default for Findings {
             fullest: None,
             seen: Vec::new(),
             meter: None,
+            level: Level::default(),
         }
     }
 }
@@ -109,5 +115,14 @@ impl Findings {
             largest_is_gone: largest.is_some_and(|(_, pid, _)| !Path::new(&format!("/proc/{pid}")).exists()),
         };
         killed(self, index, &after)
+    }
+
+    /// One more record, of what ended the attempt; an error in words.
+    pub fn keep(&self, run_dir: Option<&Path>, event: String) -> Option<String> {
+        let last = self.last.as_ref()?;
+        let step = self.seen.iter().filter_map(|seen| seen.last).map(|moment| moment.step).max().unwrap_or(0);
+        let (mut records, error) = Records::open(run_dir);
+        let now = NodeRecord { t: unix_time(), ..record(last, &self.ranks, step, self.level) };
+        error.or_else(|| records.write(0.0, || now, Some(event)))
     }
 }

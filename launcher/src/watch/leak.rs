@@ -47,6 +47,9 @@ pub struct Trend {
 }
 
 impl Trend {
+    /// Samples from which on a verdict is given.
+    pub const NEEDED: u64 = ((LEAST * SKIPPED_SHARE - 1) / (SKIPPED_SHARE - 1)) as u64;
+
     /// Adds a sample. Samples without a new step tell nothing about growth per step and are passed over.
     pub fn add(&mut self, step: u64, bytes: u64) {
         if self.points.last().is_some_and(|(last, _)| step as f64 <= *last) {

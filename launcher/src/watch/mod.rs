@@ -27,7 +27,7 @@ pub use leak::{Leak, Trend};
 pub use sample::{ProcessNow, Sample, Sampler};
 pub use start::{Before, ease};
 pub use watcher::Watch;
-pub use words::{pre_flight, stopped};
+pub use words::{is_level, loader_held, pre_flight, stopped};
 
 use crate::config::{Config, Language};
 use crate::contract::{Relief, Relieved};
@@ -50,6 +50,8 @@ pub struct WatchSpec {
     pub language: Language,
     /// Gets `memory.node.jsonl`; absent: no records.
     pub run_dir: Option<PathBuf>,
+    /// The run goes on, in new processes: the records say so.
+    pub again: bool,
     pub planned: Planned,
 }
 
@@ -92,6 +94,7 @@ impl WatchSpec {
             recover_s: watch.recover,
             language: config.log.language,
             run_dir: run_dir.map(Path::to_owned),
+            again: false,
             planned: Planned::of(plan),
         };
         if watch.enabled { spec } else { Self { run_dir: None, ..spec.quiet() } }

@@ -159,9 +159,8 @@ impl Sampler {
         }
         let gpus = self.gpu.as_ref().map(GpuMeter::read).unwrap_or_default();
         let gpu = |(index, used_bytes, total_bytes)| GpuUse { index, used_bytes, total_bytes };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Sample {
-            t: now.as_secs_f64(),
+            t: unix_time(),
             memory: self.meter.read(),
             launcher,
             ranks,
@@ -230,6 +229,11 @@ fn memory_group_of(pid: i32) -> Option<String> {
     let groups = Process::new(pid).and_then(|process| process.cgroups()).ok()?.0;
     let v1 = groups.iter().find(|group| group.controllers.iter().any(|name| name == "memory"));
     v1.or(groups.iter().find(|group| group.hierarchy == 0)).map(|group| group.pathname.clone())
+}
+
+/// Seconds since the Unix epoch.
+pub fn unix_time() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 #[cfg(test)]

@@ -61,6 +61,8 @@ pub struct Watch<'a> {
     records: Records,
     findings: Findings,
     hurried: bool,
+    /// Not yet in the records.
+    again: bool,
 }
 
 impl<'a> Watch<'a> {
@@ -95,6 +97,7 @@ impl<'a> Watch<'a> {
             },
             pids,
             hurried: false,
+            again: spec.again,
         }
     }
 
@@ -150,7 +153,7 @@ impl<'a> Watch<'a> {
         if self.spec.warn {
             self.find_leaks(&sample, now);
             let scales = self.scales(&sample);
-            let event = self.warn(&scales, &sample, now);
+            let event = self.warn(&scales, &sample, now).or_else(|| self.begun_again());
             let level = scales.iter().map(|scale| self.level_now(scale)).max().unwrap_or_default();
             pressed = level > Level::Normal;
             self.hurried = pressed || !self.pending.is_empty();
@@ -195,10 +198,16 @@ impl<'a> Watch<'a> {
 
     fn write(&mut self, sample: &Sample, now: f64, event: Option<String>) {
         let level = self.gauges.values().map(Gauge::level).max().unwrap_or_default();
+        self.findings.level = level;
         let (ranks, step) = (&self.findings.ranks, self.step);
         if let Some(error) = self.records.write(now, || record(sample, ranks, step, level), event) {
             self.hands.say(&error);
         }
+    }
+
+    /// Once, where an earlier attempt is in the records.
+    fn begun_again(&mut self) -> Option<String> {
+        std::mem::take(&mut self.again).then(|| words::again(self.spec.language).to_owned())
     }
 
     /// A line for people, kept in the records too.

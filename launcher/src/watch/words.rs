@@ -166,6 +166,26 @@ pub fn relief(language: Language, relief: &Relief) -> String {
     }
 }
 
+/// Whether an event tells of a rise of a level; its last line is then the advice.
+pub fn is_level(event: &str) -> bool {
+    event.starts_with(['🟡', '🟠', '🔴'])
+}
+
+/// Whether an event tells that the loader is held back from now on (true), or let go (false); `None`: of something else.
+pub fn loader_held(event: &str) -> Option<bool> {
+    let tells = |action: &Relief| [Language::En, Language::Zh].iter().any(|of| event.contains(&relief(*of, action)));
+    match event {
+        _ if tells(&Relief::Resume) => Some(false),
+        _ if tells(&Relief::PausePrefetch) => Some(true),
+        _ => None,
+    }
+}
+
+/// The first record of a run that goes on.
+pub fn again(language: Language) -> &'static str {
+    pick(language, "the run goes on in new processes", "运行由新进程继续")
+}
+
 /// What came of a rung, with bytes before and after over all ranks.
 pub fn relieved(language: Language, what: &str, before: u64, after: u64) -> String {
     let (before, after) = (size(before), size(after));

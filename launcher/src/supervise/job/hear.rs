@@ -161,10 +161,15 @@ impl Job<'_> {
                 last_lines: child.tail.lines(),
             }
         });
+        if let Some(failure) = &first_failure {
+            let error = findings.keep(self.spec.watch.run_dir.as_deref(), failure.words());
+            error.iter().for_each(|error| self.watcher.note(error));
+        }
         Outcome {
             exit_code: self.verdict.exit_code(),
             first_failure,
             stopped_by: self.verdict.stopped_by(),
+            ended: Vec::new(),
             stopped_for: findings.stopped_for,
             killed_for_memory,
             wall,
