@@ -1,15 +1,14 @@
 //! What the records of a run say in numbers: range, trend, peaks by phase, and the plan against the truth.
 
-use super::log::Run;
-use crate::contract::{Held, MemoryRecord};
+use super::growth::Growth;
+use super::log::{Run, starts};
+use crate::contract::{Held, MemoryRecord, NodeRecord};
 use crate::plan::{BudgetLine, Plan, bytes_text};
-use crate::watch::Trend;
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
-use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 
-/// Lowest, mean and highest of what was used, GiB.
+/// Lowest, mean and highest: GiB of what was used, percent of what there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Range {
     pub least: f64,
@@ -95,67 +94,125 @@ impl Serialize for Check {
 pub struct Analysis {
     pub samples: usize,
     pub duration_s: f64,
+    /// A log that ends within a sample.
+    pub cut_short: bool,
     pub used: Range,
-    /// Highest share of the machine's memory, percent; of all programs.
-    pub most_percent: Option<f64>,
-    /// Growth that goes on: rank and bytes per step.
-    pub leak: Option<(usize, f64)>,
-    /// Highest own (unique) bytes of any rank, by phase.
-    pub by_phase: BTreeMap<String, u64>,
+    /// Share of the machine's memory, percent; of all programs.
+    pub machine_percent: Option<Range>,
+    /// Share of the fullest device's memory, percent; of all programs.
+    pub gpu_percent: Option<Range>,
+    pub growth: Growth,
+    /// Highest own (unique) bytes of any rank, by phase, the first phase first.
+    #[serde(serialize_with = "as_map")]
+    pub by_phase: Vec<(String, u64)>,
+    /// Of the last start alone, which the plan on disk is of.
     pub checks: Vec<Check>,
-    /// What the watch said or did: seconds since the start, text.
+    /// How often the ranks were started.
+    pub starts: usize,
+    /// What was said or done: seconds since the start, text. Plots number them in this order, from 1.
     pub events: Vec<(f64, String)>,
+}
+
+fn as_map<S: Serializer>(pairs: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(phase, bytes)| (phase, bytes)))
+}
+
+impl Range {
+    /// `None`: of nothing.
+    fn of(values: &[f64]) -> Option<Self> {
+        let least = values.iter().copied().reduce(f64::min)?;
+        let most = values.iter().copied().reduce(f64::max)?;
+        Some(Self { least, mean: values.iter().sum::<f64>() / values.len() as f64, most })
+    }
 }
 
 /// Numbers of a run or of a monitor's log. Pure.
 pub fn analyze(run: &Run) -> Analysis {
     let used = run.used_gib();
-    let values = || used.iter().map(|point| point.1);
-    let least = values().fold(f64::INFINITY, f64::min);
-    let range = Range {
-        least: if least.is_finite() { least } else { 0.0 },
-        mean: values().sum::<f64>() / used.len().max(1) as f64,
-        most: values().fold(0.0, f64::max),
-    };
+    let values: Vec<f64> = used.iter().map(|point| point.1).collect();
     Analysis {
         samples: used.len(),
         duration_s: used.last().map_or(0.0, |last| last.0) - used.first().map_or(0.0, |first| first.0),
-        used: range,
-        most_percent: most_percent(run),
-        leak: leak(run),
+        cut_short: run.cut_short,
+        used: Range::of(&values).unwrap_or_default(),
+        machine_percent: machine_percent(run),
+        gpu_percent: gpu_percent(run),
+        growth: Growth::of(run),
         by_phase: by_phase(run),
-        checks: run.plan.as_ref().map(|plan| checks(run, plan)).unwrap_or_default(),
+        checks: run.plan.as_ref().map(|plan| checks(&Last::of(run), plan)).unwrap_or_default(),
+        starts: run.memory.first().map_or(0, |records| starts(in_start(records)).len()),
         events: events(run),
     }
 }
 
-fn most_percent(run: &Run) -> Option<f64> {
+fn share(used: u64, total: u64) -> f64 {
+    100.0 * used as f64 / total.max(1) as f64
+}
+
+fn machine_percent(run: &Run) -> Option<Range> {
     let monitor = run.monitor.iter().map(|sample| sample.ram_percent);
-    let share = |used: u64, total: u64| 100.0 * used as f64 / total.max(1) as f64;
     let ranks = run.memory.iter().flatten().map(|r| share(r.system_used_bytes, r.system_total_bytes));
-    monitor.chain(ranks).reduce(f64::max)
+    Range::of(&monitor.chain(ranks).collect::<Vec<_>>())
 }
 
-fn leak(run: &Run) -> Option<(usize, f64)> {
-    run.memory.iter().enumerate().find_map(|(rank, records)| {
-        let mut trend = Trend::default();
-        records.iter().for_each(|record| trend.add(record.step, record.uss_bytes));
-        Some((rank, trend.leak()?.bytes_per_step))
-    })
+/// Of the fullest device at each moment.
+fn gpu_percent(run: &Run) -> Option<Range> {
+    let monitor = run.monitor.iter().filter_map(|sample| sample.gpu_memory_percent);
+    let fullest =
+        |record: &NodeRecord| record.gpus.iter().map(|gpu| share(gpu.used_bytes, gpu.total_bytes)).reduce(f64::max);
+    let watched: Vec<f64> = monitor.chain(run.node.iter().filter_map(fullest)).collect();
+    let own = || {
+        let records = run.memory.iter().flatten().filter(|record| record.gpu_total_bytes > 0);
+        records.map(|record| share(record.gpu_used_bytes, record.gpu_total_bytes)).collect::<Vec<_>>()
+    };
+    // The watch sees no device where training was not planned for one, or it is off.
+    Range::of(&watched).or_else(|| Range::of(&own()))
 }
 
-fn by_phase(run: &Run) -> BTreeMap<String, u64> {
-    let mut peaks = BTreeMap::new();
+/// In the order in which rank 0, then the others, came to them.
+fn by_phase(run: &Run) -> Vec<(String, u64)> {
+    let mut peaks: Vec<(String, u64)> = Vec::new();
     for record in run.memory.iter().flatten() {
-        let peak: &mut u64 = peaks.entry(record.phase.clone()).or_default();
-        *peak = record.uss_bytes.max(*peak);
+        match peaks.iter_mut().find(|(phase, _)| *phase == record.phase) {
+            Some((_, peak)) => *peak = record.uss_bytes.max(*peak),
+            None => peaks.push((record.phase.clone(), record.uss_bytes)),
+        }
     }
     peaks
 }
 
+fn in_start(records: &[MemoryRecord]) -> impl Iterator<Item = bool> {
+    records.iter().map(|record| record.phase == "start")
+}
+
+/// What the last start left: the plan on disk is of that one, since each start writes its own.
+struct Last<'a> {
+    memory: Vec<&'a [MemoryRecord]>,
+    node: Vec<&'a NodeRecord>,
+    /// Peak by the launcher, where it counted this start alone.
+    peak_bytes: Option<u64>,
+}
+
+impl<'a> Last<'a> {
+    fn of(run: &'a Run) -> Self {
+        let last = |records: &'a Vec<MemoryRecord>| &records[starts(in_start(records)).last().copied().unwrap_or(0)..];
+        let memory: Vec<&[MemoryRecord]> = run.memory.iter().map(last).collect();
+        let again = run.memory.iter().zip(&memory).any(|(all, last)| all.len() > last.len());
+        let began = memory.iter().filter_map(|records| records.first()).map(|record| record.t).reduce(f64::min);
+        // A first start begins with the launcher, before its ranks.
+        let began = began.filter(|_| again).unwrap_or(f64::NEG_INFINITY);
+        let peak_bytes = run.summary.as_ref().filter(|summary| summary.restarts == 0 && !run.open_ended);
+        Self {
+            memory,
+            node: run.node.iter().filter(|record| record.t >= began).collect(),
+            peak_bytes: peak_bytes.map(|summary| summary.peak_node_bytes),
+        }
+    }
+}
+
 /// One check per line of the host's table that a run leaves a trace of, then sums. What the plan counts per rank is
 /// compared with the rank that used most.
-fn checks(run: &Run, plan: &Plan) -> Vec<Check> {
+fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
     let ranks: Vec<RankUse> = run.memory.iter().filter_map(|records| RankUse::of(records)).collect();
     let node = NodeUse::of(run, &ranks);
     let measured = |line: &BudgetLine| {
@@ -227,13 +284,14 @@ struct NodeUse {
 impl NodeUse {
     /// Ranks reach their peaks in the same step, which samples of the node hit by chance alone: the job's is their sum, or what
     /// was sampled where that is more.
-    fn of(run: &Run, ranks: &[RankUse]) -> Self {
+    fn of(run: &Last, ranks: &[RankUse]) -> Self {
         let launcher = run.node.iter().map(|record| record.launcher_bytes).max().unwrap_or(0);
         let cache = run.node.iter().map(|record| record.cache_bytes);
-        let cache = cache.chain(run.memory.iter().flatten().map(|record| record.cache_bytes)).max().unwrap_or(0);
+        let cache =
+            cache.chain(run.memory.iter().copied().flatten().map(|record| record.cache_bytes)).max().unwrap_or(0);
         let libraries = most(ranks, |rank| rank.libraries);
         let sampled = run.node.iter().map(|record| record.job_bytes);
-        let sampled = sampled.chain(run.summary.as_ref().map(|summary| summary.peak_node_bytes)).max().unwrap_or(0);
+        let sampled = sampled.chain(run.peak_bytes).max().unwrap_or(0);
         let parts = launcher + libraries + cache + ranks.iter().map(RankUse::all).sum::<u64>();
         Self { launcher, libraries, cache, job: if ranks.is_empty() { sampled } else { parts.max(sampled) } }
     }
@@ -295,32 +353,27 @@ impl RankUse {
 }
 
 fn events(run: &Run) -> Vec<(f64, String)> {
-    let began = run.node.first().map_or(0.0, |record| record.t);
+    let began = run.began();
     run.node.iter().filter_map(|record| Some((record.t - began, record.event.clone()?))).collect()
 }
 
 impl Display for Analysis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "samples      {} over {:.1} s", self.samples, self.duration_s)?;
+        let cut = if self.cut_short { ", as far as whole: the log is cut short" } else { "" };
+        writeln!(f, "samples      {} over {:.1} s{cut}", self.samples, self.duration_s)?;
         let Range { least, mean, most } = self.used;
         writeln!(f, "memory       least {least:.2}, mean {mean:.2}, most {most:.2} GiB")?;
-        if let Some(percent) = self.most_percent {
-            writeln!(f, "machine      at most {percent:.1} % full, by all programs")?;
-        }
-        match self.leak {
-            Some((rank, slope)) => {
-                writeln!(
-                    f,
-                    "trend        rank {rank} grows by {} per 1000 steps",
-                    bytes_text((1000.0 * slope) as u64)
-                )?;
+        for (what, share) in [("machine", self.machine_percent), ("GPU", self.gpu_percent)] {
+            if let Some(Range { mean, most, .. }) = share {
+                writeln!(f, "{what:<12} mean {mean:.1}, at most {most:.1} % full, by all programs")?;
             }
-            None => writeln!(f, "trend        no growth that goes on")?,
         }
+        writeln!(f, "trend        {}", self.growth)?;
         self.phases(f)?;
         self.table(f)?;
-        for (at, text) in &self.events {
-            writeln!(f, "{at:>9.1} s  {text}")?;
+        for (index, (at, text)) in self.events.iter().enumerate() {
+            let text = text.replace('\n', "\n                 ");
+            writeln!(f, "{:>3}  {at:>8.1} s  {text}", index + 1)?;
         }
         Ok(())
     }
@@ -338,6 +391,9 @@ impl Analysis {
     fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.checks.is_empty() {
             return Ok(());
+        }
+        if self.starts > 1 {
+            writeln!(f, "the ranks were started {} times: the last start beside its plan", self.starts)?;
         }
         writeln!(f, "{:<20}{:>12}{:>12}  planned / measured", "budget line", "planned", "measured")?;
         for check in &self.checks {
@@ -417,10 +473,51 @@ mod tests {
         let found = analyze(&run());
         assert_eq!((found.samples, found.duration_s), (2, 2.0));
         assert_eq!(found.used, Range { least: 1.0, mean: 2.0, most: 3.0 });
-        assert_eq!(found.most_percent, Some(25.0));
-        assert_eq!(found.by_phase["train"], 260 << 20);
+        assert_eq!(found.machine_percent.unwrap().most, 25.0);
+        let peaks = [("train".to_owned(), 260 << 20), ("val".to_owned(), 270 << 20)];
+        assert_eq!(found.by_phase, peaks);
+        assert_eq!(serde_json::to_value(&found).unwrap()["by_phase"]["val"], 270 << 20);
         assert_eq!(found.events, [(2.0, "paused prefetching".to_owned())]);
-        assert!(found.leak.is_none());
+        assert!(matches!(found.growth, Growth::NotJudged { samples: 3, .. }));
+    }
+
+    #[test]
+    fn a_plan_is_held_against_the_start_it_is_of() {
+        let mut again = run();
+        for records in &mut again.memory {
+            let second = records.iter().map(|record| MemoryRecord {
+                t: record.t + 100.0,
+                uss_bytes: record.uss_bytes / 2,
+                anon_bytes: record.anon_bytes / 2,
+                anon_peak_bytes: record.anon_peak_bytes / 2,
+                ..record.clone()
+            });
+            let start = |t: f64| MemoryRecord { t, phase: "start".into(), ..MemoryRecord::default() };
+            let first = std::iter::once(start(-1.0)).chain(records.iter().cloned());
+            *records = first.chain([start(99.0)]).chain(second).collect();
+        }
+        again.summary = Some(crate::contract::Summary { restarts: 1, peak_node_bytes: 9 << 30, ..Default::default() });
+        let late = NodeRecord { t: 102.0, launcher_bytes: 4 << 20, job_bytes: 1 << 30, ..Default::default() };
+        again.node.push(late);
+        let found = analyze(&again);
+        let seen = |name: &str| found.checks.iter().find(|check| check.name == name).unwrap().measured_bytes >> 20;
+        assert_eq!((seen("a rank, in all"), seen("launcher"), seen("all of the job")), (138, 4, 1 << 10));
+        assert_eq!(found.events[0].0, 3.0, "since the first record of all");
+        let text = found.to_string();
+        assert!(text.contains("started 2 times: the last start beside its plan\n"), "{text}");
+        assert!(text.contains("\n  1       3.0 s  paused prefetching"), "{text}");
+    }
+
+    #[test]
+    fn the_fullest_device_is_shown_with_mean_and_most() {
+        let sample = |percent: f64| MonitorSample { gpu_memory_percent: Some(percent), ..Default::default() };
+        let log = Run { monitor: vec![sample(90.0), sample(97.5)], ..Run::default() };
+        let text = analyze(&log).to_string();
+        assert!(text.contains("GPU          mean 93.8, at most 97.5 % full"), "{text}");
+        let gpu = |index, used_bytes| crate::contract::GpuUse { index, used_bytes, total_bytes: 100 };
+        let record = NodeRecord { gpus: vec![gpu(0, 40), gpu(1, 60)], ..Default::default() };
+        let watched = Run { node: vec![record], ..Run::default() };
+        assert_eq!(analyze(&watched).gpu_percent.unwrap().most, 60.0);
     }
 
     #[test]
@@ -467,7 +564,7 @@ mod tests {
         };
         let log = Run { monitor: vec![sample(0.0, 4.0), sample(5.0, 6.0)], ..Run::default() };
         let found = analyze(&log);
-        assert_eq!((found.used.mean, found.most_percent), (5.0, Some(60.0)));
+        assert_eq!((found.used.mean, found.machine_percent.unwrap().most), (5.0, 60.0));
         assert_eq!(analyze(&Run::default()), Analysis::default());
     }
 }

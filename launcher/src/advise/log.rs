@@ -17,6 +17,8 @@ pub enum LogError {
     Missing(PathBuf),
     #[error("{path}: {problem}; expected a run's folder, or a JSON array of samples as `launch monitor` writes it", path = path.display())]
     Malformed { path: PathBuf, problem: String },
+    #[error("{path}: one file of a run's records; give the run's folder: {folder}", path = path.display(), folder = folder.display())]
+    Records { path: PathBuf, folder: PathBuf },
 }
 
 /// One sample of a monitor's log, in the first guide's form.
@@ -54,6 +56,12 @@ pub struct Run {
     pub node: Vec<NodeRecord>,
     /// Samples of a monitor, when a log was given instead of a run.
     pub monitor: Vec<MonitorSample>,
+    /// The log ends within a sample, which is left out.
+    pub cut_short: bool,
+    /// There is no summary of the last start: it still goes on, or nobody could write one.
+    pub open_ended: bool,
+    /// Its processes are alive.
+    pub living: bool,
 }
 
 impl Run {
@@ -77,26 +85,41 @@ impl Run {
             return Err(LogError::Malformed { path, problem });
         }
         let lines = |name: &str| path.join(name);
+        let summary: Option<Summary> = json(&lines("summary.json"));
         Ok(Self {
+            open_ended: summary.is_none() || is_older(&lines("summary.json"), &lines("job.json")),
             language: json::<Job>(&path.join("job.json")).map(|job| job.config.log.language),
             plan,
-            summary: json(&lines("summary.json")),
+            summary,
             metrics: json_lines(&lines("metrics.jsonl")).unwrap_or_default(),
             node: json_lines(&lines("memory.node.jsonl")).unwrap_or_default(),
             memory,
-            monitor: Vec::new(),
             path,
+            ..Self::default()
         })
     }
 
     fn read_log(path: PathBuf) -> Result<Self, LogError> {
         let malformed = |problem: String| LogError::Malformed { path: path.clone(), problem };
+        if path.extension().is_some_and(|extension| extension == "jsonl") {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return Err(LogError::Records { folder: folder.to_owned(), path });
+        }
         let text = std::fs::read_to_string(&path).map_err(|e| malformed(e.to_string()))?;
-        let monitor: Vec<MonitorSample> = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+        let (values, cut_short) = array(&text).map_err(|e| malformed(e.to_string()))?;
+        let monitor = values.into_iter().enumerate().map(|(index, value)| sample(index + 1, value));
+        let monitor = monitor.collect::<Result<Vec<_>, _>>().map_err(malformed)?;
         if monitor.is_empty() {
             return Err(malformed("it holds no samples".into()));
         }
-        Ok(Self { path, monitor, ..Self::default() })
+        Ok(Self { path, monitor, cut_short, ..Self::default() })
+    }
+
+    /// The first moment that records tell of, seconds since the Unix epoch: zero of every clock that people are shown.
+    pub fn began(&self) -> f64 {
+        let ranks = self.memory.iter().filter_map(|records| records.first()).map(|record| record.t);
+        let node = self.node.first().map(|record| record.t);
+        ranks.chain(node).reduce(f64::min).unwrap_or(0.0)
     }
 
     /// (seconds since the start, GiB) of what was watched: the job where its memory is known, else the whole machine.
@@ -104,13 +127,52 @@ impl Run {
         if !self.monitor.is_empty() {
             return self.monitor.iter().map(|s| (s.elapsed_time, s.job_gb.unwrap_or(s.ram_used_gb))).collect();
         }
-        if let Some(first) = self.node.first() {
-            return self.node.iter().map(|r| (r.t - first.t, r.job_bytes as f64 / GIB)).collect();
+        let began = self.began();
+        if !self.node.is_empty() {
+            return self.node.iter().map(|r| (r.t - began, r.job_bytes as f64 / GIB)).collect();
         }
-        let Some(ranks) = self.memory.first() else { return Vec::new() };
-        let began = ranks.first().map_or(0.0, |r| r.t);
-        ranks.iter().map(|r| (r.t - began, r.pss_bytes as f64 / GIB)).collect()
+        let ranks = self.memory.first().into_iter().flatten();
+        ranks.map(|r| (r.t - began, r.pss_bytes as f64 / GIB)).collect()
     }
+}
+
+/// Where a rank's processes begin in its records: each begins with the phase `start`, and these tell which are of it.
+pub fn starts(in_start: impl Iterator<Item = bool>) -> Vec<usize> {
+    let mut before = false;
+    let begins = |(index, now): (usize, bool)| {
+        let begins = now && !before;
+        before = now;
+        (begins || index == 0).then_some(index)
+    };
+    in_start.enumerate().filter_map(begins).collect()
+}
+
+/// The elements of a JSON array, and whether it is cut short, so that the last elements are not there.
+fn array(text: &str) -> serde_json::Result<(Vec<serde_json::Value>, bool)> {
+    let error = match serde_json::from_str(text) {
+        Ok(values) => return Ok((values, false)),
+        Err(error) if error.is_eof() => error,
+        Err(error) => return Err(error),
+    };
+    // A brace may stand within the sample that is cut: some are tried.
+    let ends = text.rmatch_indices('}').take(8).map(|(at, _)| at + 1);
+    let whole = ends.filter_map(|end| serde_json::from_str(&format!("{}]", &text[..end])).ok()).next();
+    whole.map(|values| (values, true)).ok_or(error)
+}
+
+/// The log's `number`th sample; a problem in words.
+fn sample(number: usize, value: serde_json::Value) -> Result<MonitorSample, String> {
+    if let Some(key) = ["ram_used_gb", "elapsed_time"].into_iter().find(|key| value.get(key).is_none()) {
+        return Err(format!("sample {number} has no {key}"));
+    }
+    serde_json::from_value(value).map_err(|error| format!("sample {number}: {error}"))
+}
+
+/// By more than the second within which a copied folder's files are written.
+fn is_older(file: &Path, than: &Path) -> bool {
+    let changed = |path: &Path| path.metadata().and_then(|of| of.modified());
+    let age = changed(than).ok().zip(changed(file).ok()).and_then(|(than, file)| than.duration_since(file).ok());
+    age.is_some_and(|age| age.as_secs_f64() > 1.0)
 }
 
 /// `what` as a path, or below `runs_dir`.
@@ -150,6 +212,16 @@ mod tests {
         assert!(missing.starts_with("no/such.json: no such run or log"), "{missing}");
         std::fs::write(&path, "[]").unwrap();
         assert!(Run::read(&path, Path::new("runs")).unwrap_err().to_string().contains("no samples"));
+        std::fs::write(
+            &path,
+            r#"[{"ram_used_gb": 1, "elapsed_time": 0}, {"ram_used_gb": 2, "elapsed_time": 5}, {"ram_u"#,
+        )
+        .unwrap();
+        let run = Run::read(&path, Path::new("runs")).unwrap();
+        assert_eq!((run.monitor.len(), run.cut_short), (2, true));
+        std::fs::write(&path, r#"[{"ram_used_gb": 1, "elapsed_time": 0}, {"a": 2}]"#).unwrap();
+        let error = Run::read(&path, Path::new("runs")).unwrap_err().to_string();
+        assert!(error.contains("sample 2 has no ram_used_gb; expected"), "{error}");
         std::fs::write(&path, "{").unwrap();
         assert!(matches!(Run::read(&path, Path::new("runs")), Err(LogError::Malformed { .. })));
     }
@@ -159,6 +231,41 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = Run::read(dir.path(), Path::new("runs")).unwrap_err().to_string();
         assert!(error.contains("neither plan.json nor memory.rank0.jsonl"), "{error}");
+    }
+
+    #[test]
+    fn one_file_of_a_run_leads_to_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("memory.rank0.jsonl");
+        std::fs::write(&path, "{}\n").unwrap();
+        let error = Run::read(&path, Path::new("runs")).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("give the run's folder: {}", dir.path().display())), "{error}");
+    }
+
+    #[test]
+    fn a_summary_of_an_earlier_start_leaves_the_end_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, age_s: u64| {
+            std::fs::write(dir.path().join(name), serde_json::to_vec(&Summary::default()).unwrap()).unwrap();
+            let file = std::fs::File::options().write(true).open(dir.path().join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age_s)).unwrap();
+        };
+        let open = || Run::read(dir.path(), Path::new("runs")).unwrap().open_ended;
+        std::fs::write(dir.path().join("plan.json"), serde_json::to_vec(&Plan::default()).unwrap()).unwrap();
+        assert!(open());
+        write("summary.json", 20);
+        write("job.json", 40);
+        assert!(!open());
+        write("job.json", 5);
+        assert!(open());
+    }
+
+    #[test]
+    fn each_process_begins_with_its_start() {
+        let of = |phases: &[&str]| starts(phases.iter().map(|phase| *phase == "start"));
+        assert_eq!(of(&["start", "start", "train", "val", "start", "train"]), [0, 4]);
+        assert_eq!(of(&["train", "start"]), [0, 1], "the records begin before it");
+        assert_eq!(of(&[]), Vec::<usize>::new());
     }
 
     #[test]

@@ -7,10 +7,12 @@
 
 mod analyze;
 mod doctor;
+mod growth;
 mod log;
 mod recommend;
 
 pub use analyze::{Analysis, Check, Range, Verdict, analyze};
 pub use doctor::{Finding, doctor};
-pub use log::{LogError, MonitorSample, Run, locate};
+pub use growth::Growth;
+pub use log::{LogError, MonitorSample, Run, locate, starts};
 pub use recommend::{DEVICE_PROFILES, DeviceProfile, Recommendation, recommend};

@@ -18,20 +18,37 @@ pub(super) fn recommend(args: &cli::RecommendArgs) -> Result<u8, Error> {
 
 /// Prints what is wrong with a run; that something is wrong is no error of this program.
 pub(super) fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
-    let run = advise::Run::read(&args.run, &args.runs_dir)?;
+    let mut run = advise::Run::read(&args.run, &args.runs_dir)?;
+    let whole = std::path::absolute(&run.path).unwrap_or_else(|_| run.path.clone());
+    run.living = run.monitor.is_empty() && !Subject::Run(whole).members().is_empty();
     let findings = advise::doctor(&run, run.language.unwrap_or(Language::En));
     for (number, finding) in findings.iter().enumerate() {
         let (number, advise::Finding { symptom, cause, change, .. }) = (number + 1, finding);
+        let cause = cause.replace('\n', "\n          ");
         print::out(format_args!("{number}. {symptom}\n   cause: {cause}\n   change: {change}"))?;
     }
     if findings.is_empty() {
-        let steps = run.metrics.last().map_or(0, |record| record.step);
-        print::out(format_args!("{}: nothing stands out in {steps} steps", shown(&run.path)))?;
+        print::out(format_args!("{}: nothing stands out in {}", shown(&run.path), looked_at(&run)))?;
     }
     Ok(exit::OK)
 }
 
+/// How much a word of health rests on.
+fn looked_at(run: &advise::Run) -> String {
+    if run.monitor.is_empty() {
+        let (steps, yet) = (run.metrics.last().map_or(0, |record| record.step), run.living && run.open_ended);
+        return format!("{steps} steps{}", if yet { " so far; the run goes on" } else { "" });
+    }
+    match advise::Growth::of(run) {
+        growth @ advise::Growth::NotJudged { .. } => format!("{} samples; growth: {growth}", run.monitor.len()),
+        _ => format!("{} samples", run.monitor.len()),
+    }
+}
+
 pub(super) fn analyze(args: &cli::AnalyzeArgs) -> Result<u8, Error> {
+    if let Some(png) = &args.plot {
+        check_plot(png)?;
+    }
     let run = advise::Run::read(&args.read.run, &args.read.runs_dir)?;
     let found = advise::analyze(&run);
     if args.json {
@@ -40,7 +57,7 @@ pub(super) fn analyze(args: &cli::AnalyzeArgs) -> Result<u8, Error> {
         print::out(format_args!("{}\n{found}", shown(&run.path)))?;
     }
     if let Some(png) = &args.plot {
-        draw(&run.path, png).map_err(io(format!("cannot draw {}", png.display()), exit::DATA))?;
+        draw(&run.path, png).map_err(io(format!("cannot draw {}", png.display()), exit::INTERNAL))?;
         // Beside JSON nothing else is printed.
         if !args.json {
             print::out(shown(png))?;
@@ -49,13 +66,34 @@ pub(super) fn analyze(args: &cli::AnalyzeArgs) -> Result<u8, Error> {
     Ok(exit::OK)
 }
 
+/// A picture goes into a folder that is there, under a name that says what it is.
+fn check_plot(png: &Path) -> Result<(), Error> {
+    let refuse = |problem: &str| Err(Error::Target(format!("--plot {}: {problem}", png.display())));
+    let folder = png.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if png.is_dir() {
+        return refuse("is a folder: name a file in it, such as memory.png");
+    }
+    if !png.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        return refuse("pictures are PNG: give a name that ends in .png");
+    }
+    if !folder.is_dir() {
+        return refuse("its folder is not there: make it first");
+    }
+    Ok(())
+}
+
 /// The rank program draws: `launch` itself stays small.
 fn draw(what: &Path, png: &Path) -> std::io::Result<()> {
     let words = ["plot".into(), "--from".into(), what.into(), "--out".into(), png.into()];
     let mut command = rank_command(&words).map_err(std::io::Error::other)?;
-    let status = command.status()?;
-    let failed = || std::io::Error::other(format!("`rank plot` ended with {status}"));
-    if status.success() { Ok(()) } else { Err(failed()) }
+    let output = command.stderr(std::process::Stdio::piped()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().trim_start_matches("rank: error: ");
+    let why = if said.is_empty() { format!("`rank plot` ended with {}", output.status) } else { said.into() };
+    Err(std::io::Error::other(why))
 }
 
 pub(super) fn monitor_memory(args: &cli::MonitorArgs) -> Result<u8, Error> {
