@@ -425,7 +425,7 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
             .and_then(|()| plots::plot_throughput(&records, &plots, &name))
             .and_then(|()| plots::plot_memory(&job.run_dir, &plots.join("memory.png"), &name, &job.plan));
         if let Err(error) = drawn {
-            reporter.line(error.to_string());
+            reporter.line(format!("{error}; set log.plots to false to train without"));
         }
     }
     Ok(())

@@ -33,11 +33,13 @@ const COLOURS: [RGBColor; 7] = [
 const DASH: (i32, i32) = (10, 6);
 /// Least distance of two limits' names, pixels.
 const LABEL_HEIGHT: i32 = 22;
+/// Least distance of two marks' numbers, pixels.
+const NUMBER_WIDTH: i32 = 44;
 
 /// One line of a panel.
 pub(super) struct Curve {
     name: String,
-    history: History,
+    pub(super) history: History,
     colour: RGBColor,
     /// Few, far-apart values: each is marked.
     dots: bool,
@@ -273,21 +275,29 @@ fn labels(mut limits: Vec<(&str, i32)>) -> Vec<(String, i32)> {
     labels
 }
 
-/// Vertical lines, numbered at their upper end where there is room beside the last.
+/// Vertical lines, numbered at their upper end.
 fn draw_marks(area: &Area, frame: &Frame, xs: &Axis, marks: &[f64]) -> Drawn {
-    let mut last = i32::MIN;
-    for (index, at) in marks.iter().enumerate() {
-        let Some(place) = xs.place(*at) else { continue };
-        let x = frame.x(place);
-        area.draw(&PathElement::new([(x, frame.y0), (x, frame.y1)], INK.stroke_width(1))).map_err(text)?;
-        if x.saturating_sub(last) > 24 {
-            let number =
-                Text::new((index + 1).to_string(), (x, frame.y0 - 2), style(15, INK, HPos::Center, VPos::Bottom));
-            area.draw(&number).map_err(text)?;
-            last = x;
-        }
+    let places = marks.iter().enumerate().filter_map(|(index, at)| Some((index + 1, frame.x(xs.place(*at)?))));
+    let places: Vec<(usize, i32)> = places.collect();
+    for (_, x) in &places {
+        area.draw(&PathElement::new([(*x, frame.y0), (*x, frame.y1)], INK.stroke_width(1))).map_err(text)?;
+    }
+    for (numbers, x) in numbers(&places) {
+        let at = (x, frame.y0 - 2);
+        area.draw(&Text::new(numbers, at, style(15, INK, HPos::Center, VPos::Bottom))).map_err(text)?;
     }
     Ok(())
+}
+
+/// What stands over marks, and where, pixels from the left; those that stand too close for two numbers share one text.
+fn numbers(marks: &[(usize, i32)]) -> Vec<(String, i32)> {
+    let close = |a: &(usize, i32), b: &(usize, i32)| b.1 - a.1 < NUMBER_WIDTH;
+    let of = |group: &[(usize, i32)]| match group {
+        [] => None,
+        [(number, x)] => Some((number.to_string(), *x)),
+        [first, .., last] => Some((format!("{}–{}", first.0, last.0), (first.1 + last.1) / 2)),
+    };
+    marks.chunk_by(close).filter_map(of).collect()
 }
 
 fn draw_curve(area: &Area, frame: &Frame, xs: &Axis, ys: &Axis, curve: &Curve) -> Drawn {
@@ -323,6 +333,12 @@ fn mean(column: &[(i32, i32)]) -> (i32, i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_stand_close_are_one_range() {
+        let found = numbers(&[(1, 100), (2, 200), (3, 220), (4, 240), (5, 400)]);
+        assert_eq!(found, [("1", 100), ("2–4", 220), ("5", 400)].map(|(text, x)| (text.to_owned(), x)));
+    }
 
     #[test]
     fn names_of_limits_that_stand_close_share_a_line() {

@@ -2,7 +2,7 @@
 
 use super::draw::{self, Curve, Panel};
 use super::{History, PlotError, make_dir};
-use launcher::advise::MonitorSample;
+use launcher::advise::{MonitorSample, Run, starts};
 use launcher::contract::{MemoryRecord, NodeRecord};
 use launcher::plan::Plan;
 use std::collections::BTreeMap;
@@ -16,11 +16,27 @@ const OWN_AREAS: usize = 6;
 /// Steps of the common clock that the ranks' samples are put on.
 const MOMENTS: usize = 1000;
 
-/// One rank's records: seconds since the Unix epoch, bytes.
+/// A last record stands for the moments until all ranks have ended, seconds.
+const HOLD_S: f64 = 2.0;
+
+/// (seconds since the Unix epoch, bytes).
+type Points = Vec<(f64, f64)>;
+
+/// One rank's records.
 #[derive(Clone, Debug, Default)]
 struct RankSeries {
-    uss: Vec<(f64, f64)>,
-    cache: Vec<(f64, f64)>,
+    uss: Points,
+    cache: Points,
+    /// Where its processes begin in the others.
+    starts: Vec<usize>,
+}
+
+/// The launcher's records.
+#[derive(Clone, Debug, Default)]
+struct NodeSeries {
+    cache: Points,
+    /// When something was said or done.
+    events: Vec<f64>,
 }
 
 /// Draws `from` into `out`: a run's folder as [`plot_memory`] does, a monitor's log as [`plot_monitor`].
@@ -35,9 +51,7 @@ pub fn plot_any(from: &Path, out: &Path) -> Result<(), PlotError> {
         let plan = serde_json::from_slice(&text).map_err(|e| fail(format!("plan.json: {e}")))?;
         return plot_memory(from, out, &name, &plan);
     }
-    let text = std::fs::read(from).map_err(|e| fail(e.to_string()))?;
-    let samples: Vec<MonitorSample> = serde_json::from_slice(&text).map_err(|e| fail(e.to_string()))?;
-    plot_monitor(&samples, out, &name)
+    plot_monitor(&Run::read(from, Path::new(""))?.monitor, out, &name)
 }
 
 /// Draws a monitor's samples: memory of the machine, of what is watched beside it and once more by itself, GPU memory where
@@ -84,39 +98,48 @@ pub fn plot_monitor(samples: &[MonitorSample], out: &Path, name: &str) -> Result
 }
 
 /// Draws the `memory.rank<R>.jsonl` files of `run_dir` into `out`. Unique bytes of each rank are stacked on the page
-/// cache, which all share; dashed lines are the plan's sum and the node's budget; numbered lines are the moments at which
-/// the launcher's watch said or did something (`memory.node.jsonl`).
+/// cache, which all share; dashed lines are the plan's sum and the node's budget; numbered lines are the events of
+/// `memory.node.jsonl`, with numbers and on a clock as in `launch analyze`. Where no rank was alive nothing is drawn.
 ///
 /// # Errors
 /// The file cannot be written. Records that cannot be read are left out.
 pub fn plot_memory(run_dir: &Path, out: &Path, run: &str, plan: &Plan) -> Result<(), PlotError> {
-    let events = events(run_dir);
+    let node = read_node(run_dir);
     let ranks: Vec<RankSeries> = (0..plan.topology.world_size).map(|rank| read(run_dir, rank)).collect();
-    let began = ranks.iter().flat_map(|r| r.uss.first()).map(|p| p.0).fold(f64::INFINITY, f64::min);
-    let ended = ranks.iter().flat_map(|r| r.uss.last()).map(|p| p.0).fold(f64::NEG_INFINITY, f64::max);
+    let all = || ranks.iter().map(|rank| &rank.uss).chain([&node.cache]);
+    let began = all().flat_map(|points| points.first()).map(|p| p.0).fold(f64::INFINITY, f64::min);
+    let ended = all().flat_map(|points| points.last()).map(|p| p.0).fold(f64::NEG_INFINITY, f64::max);
     let planned = [("planned", plan.budget.need_bytes()), ("budget", plan.budget.total_bytes)];
     let limits =
         planned.into_iter().filter(|limit| limit.1 > 0).map(|(name, bytes)| named_limit(name, bytes)).collect();
     let mut panel = Panel::new(
         format!("{run}: memory of the node"),
-        "seconds since the start",
+        if node.events.is_empty() {
+            "seconds since the start"
+        } else {
+            "seconds since the start; `launch analyze RUN` tells what the numbers are"
+        },
         "GiB".into(),
-        areas(&ranks, began, ended),
+        areas(&ranks, &node, began, ended),
     );
     // A plan far above what is used would press the areas into a line: then its name and number say enough.
     let top = panel.curves.first().map_or(0.0, Curve::highest);
     (panel.limits, panel.title) = readable(limits, top, panel.title);
-    panel.marks = events.iter().filter(|t| (began..=ended).contains(*t)).map(|t| t - began).collect();
+    panel.marks = node.events.iter().map(|t| t - began).collect();
     make_dir(out.parent().unwrap_or(Path::new("")))?;
     draw::figure(out, &[panel])
 }
 
-/// When the watch said or did something, seconds since the Unix epoch.
-fn events(run_dir: &Path) -> Vec<f64> {
-    let Ok(file) = File::open(run_dir.join("memory.node.jsonl")) else { return Vec::new() };
-    let records = BufReader::new(file).split(b'\n').map_while(Result::ok);
-    let records = records.filter_map(|line| serde_json::from_slice::<NodeRecord>(&line).ok());
-    records.filter(|record| record.event.is_some()).map(|record| record.t).collect()
+fn read_node(run_dir: &Path) -> NodeSeries {
+    let mut series = NodeSeries::default();
+    let Ok(file) = File::open(run_dir.join("memory.node.jsonl")) else { return series };
+    for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
+        if let Ok(record) = serde_json::from_slice::<NodeRecord>(&line) {
+            series.cache.push((record.t, record.cache_bytes as f64));
+            series.events.extend(record.event.is_some().then_some(record.t));
+        }
+    }
+    series
 }
 
 fn named_limit(name: &str, bytes: u64) -> (String, f64) {
@@ -134,12 +157,15 @@ fn readable(limits: Vec<(String, f64)>, top: f64, title: String) -> (Vec<(String
 fn read(run_dir: &Path, rank: usize) -> RankSeries {
     let mut series = RankSeries::default();
     let Ok(file) = File::open(run_dir.join(format!("memory.rank{rank}.jsonl"))) else { return series };
+    let mut starting = Vec::new();
     for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
         if let Ok(record) = serde_json::from_slice::<MemoryRecord>(&line) {
             series.uss.push((record.t, own_bytes(&record) as f64));
             series.cache.push((record.t, record.cache_bytes as f64));
+            starting.push(record.phase == "start");
         }
     }
+    series.starts = starts(starting.into_iter());
     series
 }
 
@@ -154,20 +180,17 @@ fn own_bytes(record: &MemoryRecord) -> u64 {
 }
 
 /// Stacked tops in GiB, the highest first: ranks on each other, all on the page cache.
-fn areas(ranks: &[RankSeries], began: f64, ended: f64) -> Vec<Curve> {
+fn areas(ranks: &[RankSeries], node: &NodeSeries, began: f64, ended: f64) -> Vec<Curve> {
     if began > ended {
         return Vec::new();
     }
     let times: Vec<f64> = moments(began, ended);
-    let mut tops = vec![0.0; times.len()];
+    let alive: Vec<Vec<bool>> = ranks.iter().map(|rank| rank.alive(&times)).collect();
+    let mut tops = cache(ranks, node, &times, &alive);
     let mut stack: BTreeMap<usize, (String, Vec<f64>)> = BTreeMap::new();
-    let cache: Vec<f64> = ranks.iter().fold(vec![0.0; times.len()], |most, rank| {
-        most.iter().zip(at_times(&rank.cache, &times)).map(|(a, b)| a.max(b)).collect()
-    });
-    add(&mut tops, &cache);
     stack.insert(0, ("page cache, shared".into(), tops.clone()));
     for (rank, series) in ranks.iter().enumerate() {
-        add(&mut tops, &at_times(&series.uss, &times));
+        add(&mut tops, &masked(at_times(&series.uss, &times), &alive[rank]));
         let place = (rank + 1).min(OWN_AREAS);
         let name =
             if rank + 1 > OWN_AREAS { format!("ranks {} to {rank}", OWN_AREAS - 1) } else { format!("rank {rank}") };
@@ -182,13 +205,37 @@ fn areas(ranks: &[RankSeries], began: f64, ended: f64) -> Vec<Curve> {
     stack.into_iter().rev().map(curve).collect()
 }
 
+/// The page cache by the launcher, who looks most often; without its records the most that a rank knew of. It lives as long
+/// as its ranks.
+fn cache(ranks: &[RankSeries], node: &NodeSeries, times: &[f64], alive: &[Vec<bool>]) -> Vec<f64> {
+    let any: Vec<bool> = (0..times.len()).map(|at| alive.iter().any(|rank| rank[at])).collect();
+    if !node.cache.is_empty() {
+        return masked(at_times(&node.cache, times), &any);
+    }
+    ranks.iter().zip(alive).fold(vec![0.0; times.len()], |most, (rank, alive)| {
+        most.iter().zip(masked(at_times(&rank.cache, times), alive)).map(|(a, b)| a.max(b)).collect()
+    })
+}
+
+impl RankSeries {
+    /// At each moment, whether one of its processes was there: from its first record to a while after its last.
+    fn alive(&self, times: &[f64]) -> Vec<bool> {
+        let ends = self.starts.iter().skip(1).copied().chain([self.uss.len()]);
+        let spans =
+            self.starts.iter().zip(ends).filter_map(|(first, end)| {
+                Some((self.uss.get(*first)?.0, self.uss.get(end.checked_sub(1)?)?.0 + HOLD_S))
+            });
+        let spans: Vec<(f64, f64)> = spans.collect();
+        times.iter().map(|t| spans.iter().any(|(from, to)| (from..=to).contains(&t))).collect()
+    }
+}
+
 fn moments(began: f64, ended: f64) -> Vec<f64> {
     (0..MOMENTS).map(|i| began + (ended - began) * i as f64 / (MOMENTS - 1) as f64).collect()
 }
 
-/// The last value known at each moment; 0 before the first and after the rank has ended.
+/// The last value known at each moment; 0 before the first.
 fn at_times(points: &[(f64, f64)], times: &[f64]) -> Vec<f64> {
-    let last = points.last().map_or(f64::NEG_INFINITY, |p| p.0);
     let mut next = 0;
     let mut value = 0.0;
     let mut at = |t: f64| {
@@ -196,10 +243,14 @@ fn at_times(points: &[(f64, f64)], times: &[f64]) -> Vec<f64> {
             value = points[next].1;
             next += 1;
         }
-        // A rank's last record stands for the moment until all have ended, some tenths of a second.
-        if t > last + 2.0 { 0.0 } else { value }
+        value
     };
     times.iter().map(|t| at(*t)).collect()
+}
+
+/// Nothing where nobody is alive.
+fn masked(values: Vec<f64>, alive: &[bool]) -> Vec<f64> {
+    values.into_iter().zip(alive).map(|(value, alive)| if *alive { value } else { 0.0 }).collect()
 }
 
 fn add(tops: &mut [f64], more: &[f64]) {
@@ -212,11 +263,31 @@ mod tests {
 
     #[test]
     fn ranks_are_stacked_on_the_cache_at_common_moments() {
-        let series = |uss: &[(f64, f64)]| RankSeries { uss: uss.to_vec(), cache: vec![(0.0, GIB), (2.0, 2.0 * GIB)] };
+        let cache = vec![(0.0, GIB), (2.0, 2.0 * GIB)];
+        let series = |uss: &[(f64, f64)]| RankSeries { uss: uss.to_vec(), cache: cache.clone(), starts: vec![0] };
         let ranks = [series(&[(0.0, GIB), (2.0, 3.0 * GIB)]), series(&[(1.0, GIB), (2.0, GIB)])];
-        let curves = areas(&ranks, 0.0, 2.0);
+        let curves = areas(&ranks, &NodeSeries::default(), 0.0, 2.0);
         let tops: Vec<f64> = curves.iter().map(Curve::highest).collect();
         assert_eq!(tops, [6.0, 5.0, 2.0], "both ranks on the cache, one rank on it, the cache alone");
+    }
+
+    #[test]
+    fn between_two_processes_there_is_nothing() {
+        let rank = RankSeries {
+            uss: vec![(0.0, GIB), (10.0, GIB), (100.0, GIB), (110.0, GIB)],
+            cache: vec![(0.0, 0.0); 4],
+            starts: vec![0, 2],
+        };
+        // The launcher sees the cache more often, and begins before its ranks.
+        let node = NodeSeries { cache: vec![(-1.0, 0.0), (5.0, 2.0 * GIB), (99.0, GIB)], events: Vec::new() };
+        let curves = areas(&[rank], &node, -1.0, 110.0);
+        let at = |curve: &Curve, t: f64| {
+            let points = curve.history.points.iter();
+            points.rev().find(|point| point.0 - 1.0 <= t).unwrap().1
+        };
+        let seen = |t: f64| (at(&curves[0], t), at(&curves[1], t));
+        assert_eq!([seen(-0.5), seen(2.0), seen(8.0)], [(0.0, 0.0), (1.0, 0.0), (3.0, 2.0)]);
+        assert_eq!([seen(11.5), seen(50.0), seen(105.0)], [(3.0, 2.0), (0.0, 0.0), (2.0, 1.0)]);
     }
 
     #[test]

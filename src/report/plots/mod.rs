@@ -21,10 +21,12 @@ const POINTS: usize = 4096;
 pub enum PlotError {
     #[error(transparent)]
     Records(#[from] RecordError),
-    #[error("{path}: no figure: {problem}; set log.plots to false to train without", path = path.display())]
+    #[error("{path}: no figure: {problem}", path = path.display())]
     Draw { path: PathBuf, problem: String },
     #[error("{path}: {problem}; expected a run's folder or a monitor's JSON log", path = path.display())]
     Unreadable { path: PathBuf, problem: String },
+    #[error(transparent)]
+    Log(#[from] launcher::advise::LogError),
 }
 
 /// One value over the steps, thinned to at most `2 × POINTS` points.
