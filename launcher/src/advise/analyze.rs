@@ -187,7 +187,8 @@ fn in_start(records: &[MemoryRecord]) -> impl Iterator<Item = bool> {
 
 /// What the last start left: the plan on disk is of that one, since each start writes its own.
 struct Last<'a> {
-    memory: Vec<&'a [MemoryRecord]>,
+    /// By rank; steps count from the one that it went on from.
+    memory: Vec<Vec<MemoryRecord>>,
     node: Vec<&'a NodeRecord>,
     /// Peak by the launcher, where it counted this start alone.
     peak_bytes: Option<u64>,
@@ -195,8 +196,13 @@ struct Last<'a> {
 
 impl<'a> Last<'a> {
     fn of(run: &'a Run) -> Self {
-        let last = |records: &'a Vec<MemoryRecord>| &records[starts(in_start(records)).last().copied().unwrap_or(0)..];
-        let memory: Vec<&[MemoryRecord]> = run.memory.iter().map(last).collect();
+        let last = |records: &Vec<MemoryRecord>| {
+            let records = &records[starts(in_start(records)).last().copied().unwrap_or(0)..];
+            let from = records.iter().find(|record| record.phase != "start").map_or(0, |record| record.step);
+            let of = |record: &MemoryRecord| MemoryRecord { step: record.step.saturating_sub(from), ..record.clone() };
+            records.iter().map(of).collect()
+        };
+        let memory: Vec<Vec<MemoryRecord>> = run.memory.iter().map(last).collect();
         let again = run.memory.iter().zip(&memory).any(|(all, last)| all.len() > last.len());
         let began = memory.iter().filter_map(|records| records.first()).map(|record| record.t).reduce(f64::min);
         // A first start begins with the launcher, before its ranks.
@@ -287,8 +293,7 @@ impl NodeUse {
     fn of(run: &Last, ranks: &[RankUse]) -> Self {
         let launcher = run.node.iter().map(|record| record.launcher_bytes).max().unwrap_or(0);
         let cache = run.node.iter().map(|record| record.cache_bytes);
-        let cache =
-            cache.chain(run.memory.iter().copied().flatten().map(|record| record.cache_bytes)).max().unwrap_or(0);
+        let cache = cache.chain(run.memory.iter().flatten().map(|record| record.cache_bytes)).max().unwrap_or(0);
         let libraries = most(ranks, |rank| rank.libraries);
         let sampled = run.node.iter().map(|record| record.job_bytes);
         let sampled = sampled.chain(run.peak_bytes).max().unwrap_or(0);
@@ -487,6 +492,7 @@ mod tests {
         for records in &mut again.memory {
             let second = records.iter().map(|record| MemoryRecord {
                 t: record.t + 100.0,
+                step: record.step + 9,
                 uss_bytes: record.uss_bytes / 2,
                 anon_bytes: record.anon_bytes / 2,
                 anon_peak_bytes: record.anon_peak_bytes / 2,

@@ -185,7 +185,7 @@ fn areas(ranks: &[RankSeries], node: &NodeSeries, began: f64, ended: f64) -> Vec
         return Vec::new();
     }
     let times: Vec<f64> = moments(began, ended);
-    let alive: Vec<Vec<bool>> = ranks.iter().map(|rank| rank.alive(&times)).collect();
+    let alive: Vec<Vec<bool>> = ranks.iter().map(|rank| rank.alive(&node.events, &times)).collect();
     let mut tops = cache(ranks, node, &times, &alive);
     let mut stack: BTreeMap<usize, (String, Vec<f64>)> = BTreeMap::new();
     stack.insert(0, ("page cache, shared".into(), tops.clone()));
@@ -218,13 +218,15 @@ fn cache(ranks: &[RankSeries], node: &NodeSeries, times: &[f64], alive: &[Vec<bo
 }
 
 impl RankSeries {
-    /// At each moment, whether one of its processes was there: from its first record to a while after its last.
-    fn alive(&self, times: &[f64]) -> Vec<bool> {
+    /// At each moment, whether one of its processes was there: from its first record to a while after its last, of an earlier
+    /// process to the event that tells of its end.
+    fn alive(&self, events: &[f64], times: &[f64]) -> Vec<bool> {
         let ends = self.starts.iter().skip(1).copied().chain([self.uss.len()]);
-        let spans =
-            self.starts.iter().zip(ends).filter_map(|(first, end)| {
-                Some((self.uss.get(*first)?.0, self.uss.get(end.checked_sub(1)?)?.0 + HOLD_S))
-            });
+        let spans = self.starts.iter().zip(ends).filter_map(|(first, end)| {
+            let (from, last) = (self.uss.get(*first)?.0, self.uss.get(end.checked_sub(1)?)?.0);
+            let told = events.iter().find(|at| end < self.uss.len() && (last..last + HOLD_S).contains(*at));
+            Some((from, told.copied().unwrap_or(last + HOLD_S)))
+        });
         let spans: Vec<(f64, f64)> = spans.collect();
         times.iter().map(|t| spans.iter().any(|(from, to)| (from..=to).contains(&t))).collect()
     }
@@ -280,6 +282,8 @@ mod tests {
         };
         // The launcher sees the cache more often, and begins before its ranks.
         let node = NodeSeries { cache: vec![(-1.0, 0.0), (5.0, 2.0 * GIB), (99.0, GIB)], events: Vec::new() };
+        let killed = NodeSeries { events: vec![10.5], ..node.clone() };
+        assert_eq!(areas(&[rank.clone()], &killed, -1.0, 110.0)[0].history.points[112].1, 0.0, "a second after it");
         let curves = areas(&[rank], &node, -1.0, 110.0);
         let at = |curve: &Curve, t: f64| {
             let points = curve.history.points.iter();
