@@ -19,7 +19,7 @@ pub(super) fn recommend(args: &cli::RecommendArgs) -> Result<u8, Error> {
 /// Prints what is wrong with a run; that something is wrong is no error of this program.
 pub(super) fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
     let mut run = advise::Run::read(&args.run, &args.runs_dir)?;
-    let whole = std::path::absolute(&run.path).unwrap_or_else(|_| run.path.clone());
+    let whole = run.path.canonicalize().unwrap_or_else(|_| run.path.clone());
     run.living = run.monitor.is_empty() && !Subject::Run(whole).members().is_empty();
     let findings = advise::doctor(&run, run.language.unwrap_or(Language::En));
     for (number, finding) in findings.iter().enumerate() {

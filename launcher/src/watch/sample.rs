@@ -187,7 +187,10 @@ impl Subject {
         let Rollup { pss, pss_shmem, uss, shared } = self.read;
         let grown = |bytes: u64| (bytes + now.anonymous).saturating_sub(self.then.anonymous);
         let own_bytes = grown(pss.saturating_sub(pss_shmem));
-        ProcessNow { rss_bytes: now.rss, pss_bytes: grown(pss), own_bytes, uss_bytes: grown(uss), shared_bytes: shared }
+        // A moment later than `statm`: no part is more than the whole.
+        let pss_bytes = grown(pss).min(now.rss);
+        let uss_bytes = grown(uss).min(pss_bytes);
+        ProcessNow { rss_bytes: now.rss, pss_bytes, own_bytes, uss_bytes, shared_bytes: shared }
     }
 }
 
