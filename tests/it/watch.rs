@@ -145,7 +145,8 @@ fn a_rank_killed_by_hand_is_told_apart_from_one_killed_for_memory() {
         assert!(ended.err.contains(part), "{part} is not in {ended}");
     }
     let reason = runs.run("killed").summary()["reason"].as_str().unwrap().to_owned();
-    assert!(reason.starts_with("the kernel counted no kill for memory"), "{reason}");
+    assert!(reason.starts_with("rank 1 failed: SIGKILL"), "{reason}");
+    assert!(reason.contains("the kernel counted no kill for memory"), "{reason}");
 }
 
 /// Folder of the memory cgroup (v1 or v2) that was made for rank `pid`; `None`: none may be made here.

@@ -239,7 +239,9 @@ mod tests {
         std::os::unix::fs::symlink(&runs, &link).unwrap();
         let mut rank = std::process::Command::new("sleep");
         let mut rank = rank.arg("60").env(env::JOB, link.join("a/job.json")).env(env::RANK, "3").spawn().unwrap();
-        let found = Subject::Run(dir.path().join("runs/../runs/a")).members();
+        // Its environment is there a moment after it has been started.
+        let look = || Subject::Run(dir.path().join("runs/../runs/a")).members();
+        let found = std::iter::repeat_with(look).take(1000).find(|found| !found.is_empty()).unwrap_or_default();
         let living = living_runs();
         let _ = rank.kill();
         let _ = rank.wait();

@@ -176,7 +176,7 @@ fn of_several_that_change_in_one_look_each_is_told_and_normal_only_when_all_are(
     };
     see(&mut watch, full(15, 15), 1.0);
     let said = std::mem::take(&mut *log.said.lock().unwrap());
-    assert!(said[0].starts_with("🔴 critical: cgroup limit 93.8%"), "{said:?}");
+    assert!(said[0].starts_with("🔴 critical: 93.8% of the cgroup limit"), "{said:?}");
     assert_eq!(said.iter().filter(|line| line.starts_with("🟡 note: system memory 76.6%")).count(), 1, "{said:?}");
     assert_eq!(said.iter().filter(|line| line.starts_with("   ")).count(), 1, "advice comes once: {said:?}");
     for second in 2..40 {
@@ -187,7 +187,7 @@ fn of_several_that_change_in_one_look_each_is_told_and_normal_only_when_all_are(
         see(&mut watch, full(1, 60), f64::from(second));
     }
     let said = log.said.lock().unwrap();
-    assert!(said.len() == 1 && said[0].starts_with("memory is back to normal: cgroup limit 6.2%"), "{said:?}");
+    assert!(said.len() == 1 && said[0].starts_with("memory is back to normal: 6.2% of the cgroup limit"), "{said:?}");
 }
 
 #[test]

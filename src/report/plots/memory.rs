@@ -283,7 +283,11 @@ mod tests {
         // The launcher sees the cache more often, and begins before its ranks.
         let node = NodeSeries { cache: vec![(-1.0, 0.0), (5.0, 2.0 * GIB), (99.0, GIB)], events: Vec::new() };
         let killed = NodeSeries { events: vec![10.5], ..node.clone() };
-        assert_eq!(areas(&[rank.clone()], &killed, -1.0, 110.0)[0].history.points[112].1, 0.0, "a second after it");
+        assert_eq!(
+            areas(std::slice::from_ref(&rank), &killed, -1.0, 110.0)[0].history.points[112].1,
+            0.0,
+            "a second after it"
+        );
         let curves = areas(&[rank], &node, -1.0, 110.0);
         let at = |curve: &Curve, t: f64| {
             let points = curve.history.points.iter();
