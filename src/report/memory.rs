@@ -390,9 +390,9 @@ fn lock<T>(peaks: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Reading the page tables of a process costs about 10 ms per 500 MB: they are read again after so many times their
-/// cost, however often a sample is asked for, so that looking takes a four-hundredth of a core at most. In between
+/// cost, however often a sample is asked for, so that looking takes a thousandth of a core at most. In between
 /// samples are carried on.
-const PACE_COSTS: u32 = 400;
+const PACE_COSTS: u32 = 1000;
 
 /// The latest snapshot, when it was taken and what it cost.
 struct Latest {

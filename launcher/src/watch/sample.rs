@@ -9,7 +9,7 @@ use procfs::process::Process;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Share of a core that reading page tables may take: one in so many; and under pressure, or while a process starts.
-const SPARED: u32 = 400;
+const SPARED: u32 = 1000;
 const SPARED_IN_A_HURRY: u32 = 50;
 /// RSS that moved by this share of itself, one in so many, since page tables were read: the process has just started, say.
 const MOVED: u64 = 8;
