@@ -7,6 +7,7 @@ use super::records::RecordWriter;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use launcher::contract::{Held, MemoryRecord};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -287,7 +288,6 @@ impl PhasePeak {
 pub type PhasePeaks = BTreeMap<String, PhasePeak>;
 
 enum Ask {
-    Step(u64),
     /// And who waits for the samples at its start.
     Phase(String, Sender<()>),
     Print(String),
@@ -296,6 +296,8 @@ enum Ask {
 /// Takes a record every `period`, at each change of phase and whenever asked, on its own thread.
 pub struct MemorySampler {
     asks: Option<Sender<Ask>>,
+    /// No message: it would wake the thread at every step.
+    step: Arc<AtomicU64>,
     peaks: Arc<Mutex<Peaks>>,
     phases: Arc<Mutex<PhasePeaks>>,
     thread: Option<JoinHandle<()>>,
@@ -315,9 +317,10 @@ impl MemorySampler {
     ) -> std::io::Result<Self> {
         let (asks, receiver) = unbounded();
         let (peaks, phases) = (Arc::<Mutex<Peaks>>::default(), Arc::<Mutex<PhasePeaks>>::default());
+        let step = Arc::<AtomicU64>::default();
         let mut room = Room {
             latest: None,
-            step: 0,
+            step: step.clone(),
             phase: "start".into(),
             records,
             probe: Box::new(probe),
@@ -327,12 +330,12 @@ impl MemorySampler {
             complained: false,
         };
         let thread = std::thread::Builder::new().name("memory".into()).spawn(move || room.run(&receiver, period))?;
-        Ok(Self { asks: Some(asks), peaks, phases, thread: Some(thread) })
+        Ok(Self { asks: Some(asks), step, peaks, phases, thread: Some(thread) })
     }
 
     /// The step that records carry from now on; takes no sample.
     pub fn step(&self, step: u64) {
-        self.ask(Ask::Step(step));
+        self.step.store(step, Ordering::Relaxed);
     }
 
     /// `train`, `val`, `checkpoint`, …; returns when the sample at its start is taken, a fraction of a millisecond: what
@@ -404,7 +407,7 @@ struct Latest {
 /// What the sampling thread owns.
 struct Room {
     latest: Option<Latest>,
-    step: u64,
+    step: Arc<AtomicU64>,
     phase: String,
     records: RecordWriter,
     probe: Box<dyn Fn() -> Probe + Send>,
@@ -419,7 +422,6 @@ impl Room {
         let mut due = Instant::now();
         loop {
             match asks.recv_deadline(due) {
-                Ok(Ask::Step(step)) => self.step = step,
                 Ok(Ask::Phase(phase, waiting)) => {
                     // The old phase's own end: the kernel's peak belongs to it.
                     let now = self.sample(Some(Duration::MAX));
@@ -468,7 +470,7 @@ impl Room {
 
     fn record(&mut self, now: &MemorySnapshot, probe: &Probe) {
         lock(&self.phases).entry(self.phase.clone()).or_default().add(now);
-        if let Err(error) = self.records.write(&now.record(self.step, &self.phase, probe)) {
+        if let Err(error) = self.records.write(&now.record(self.step.load(Ordering::Relaxed), &self.phase, probe)) {
             self.complain(&error.to_string());
         }
     }
