@@ -8,11 +8,11 @@ pub(super) const TIB: u64 = 1 << 40;
 /// Whether ranks can train on CUDA devices; if false, `auto` and `cuda` become CPU ranks, with a note.
 pub const CUDA_TRAINS: bool = true;
 
-/// The launcher's resident memory, whatever it supervises: program, heap, threads. Source: PSS of 4.1 to 4.4 MiB with one
+/// The launcher's resident memory, whatever it supervises: program, heap, threads. Source: PSS of 3.9 to 4.4 MiB with one
 /// to three ranks.
-pub(super) const LAUNCHER_BYTES: u64 = 4480 * KIB;
+pub(super) const LAUNCHER_BYTES: u64 = 4352 * KIB;
 /// What supervising a rank adds: sockets' buffers, its last lines, its samples. Source: as above.
-pub(super) const LAUNCHER_PER_RANK_BYTES: u64 = 64 * KIB;
+pub(super) const LAUNCHER_PER_RANK_BYTES: u64 = 16 * KIB;
 
 /// Pages of libtorch's and the rank's own files that CPU ranks map: the same in all, so once per node. The kernel maps
 /// as many neighbours of a page as its file cache holds, and takes pages back when memory is short: a bound. Source: 174 to
