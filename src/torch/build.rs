@@ -7,7 +7,7 @@ const SHIM: [&str; 3] = ["src/torch/shim.cpp", "src/torch/device.cpp", "src/torc
 const GRAPH: &str = "src/torch/graph.cpp";
 
 fn main() {
-    for file in SHIM.iter().chain(&[GRAPH, "src/torch/guarded.h", "build.rs"]) {
+    for file in SHIM.iter().chain(&[GRAPH, "src/torch/guarded.h", "src/torch/build.rs"]) {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
