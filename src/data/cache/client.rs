@@ -253,7 +253,7 @@ impl CacheClient {
 
     /// Whether less of the mapping may be used than there is: memory is short, or was a moment ago.
     pub fn is_shrunk(&self) -> bool {
-        self.inner.lock().limit_bytes < self.map.len() as u64
+        self.inner.lock().is_shrunk()
     }
 
     /// What this rank read so far.
