@@ -378,8 +378,7 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
 /// and the page cache, whose pages it makes, are charged elsewhere.
 fn limits(config: &Config, plan: &Plan) -> Option<Limits> {
     let (budget, watch) = (&plan.budget, &config.watch);
-    let launcher = budget.lines.iter().find(|line| line.name == "launcher").map_or(0, |line| line.bytes);
-    let high_bytes = budget.total_bytes.checked_sub(budget.page_cache_bytes + launcher)?;
+    let high_bytes = budget.total_bytes.checked_sub(budget.page_cache_bytes + budget.line_bytes("launcher"))?;
     let wanted = watch.enabled && watch.cgroup;
     wanted.then_some(Limits { high_bytes, max_bytes: high_bytes.saturating_add(high_bytes / 4) })
 }

@@ -251,7 +251,11 @@ fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
     };
     if !ranks.is_empty() {
         let each = plan.budget.lines.iter().filter_map(|line| Some(claimed(line, line.per_rank_bytes?)));
-        checks.push(sum("a rank, in all", each.sum::<u64>() + staging(plan), most(&ranks, RankUse::all)));
+        checks.push(sum(
+            "a rank, in all",
+            each.sum::<u64>() + plan.budget.line_bytes("checkpoint staging"),
+            most(&ranks, RankUse::all),
+        ));
     }
     let parts = plan.budget.lines.iter().filter(|line| line.name != "reserve").map(|line| match line.per_rank_bytes {
         Some(each) => claimed(line, each) * (line.bytes / each.max(1)),
@@ -264,14 +268,6 @@ fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
 /// Parts reach their peaks at different times: their sum is a bound.
 fn sum(name: &str, planned_bytes: u64, measured_bytes: u64) -> Check {
     Check { bound: true, ..Check::new(name, planned_bytes, measured_bytes) }
-}
-
-fn line<'a>(plan: &'a Plan, name: &str) -> Option<&'a BudgetLine> {
-    plan.budget.lines.iter().find(|line| line.name == name)
-}
-
-fn staging(plan: &Plan) -> u64 {
-    line(plan, "checkpoint staging").map_or(0, |line| line.bytes)
 }
 
 fn most(ranks: &[RankUse], of: impl Fn(&RankUse) -> u64) -> u64 {

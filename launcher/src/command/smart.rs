@@ -74,7 +74,7 @@ fn behind(folder: &RunDir, done: usize) -> Report {
     let text = std::fs::read(&path).ok().filter(|_| done > 0);
     let report = text.map(|text| serde_json::from_slice::<Report>(&text)).transpose();
     let report = report.unwrap_or_else(|error| {
-        eprintln!("launch: {}: {error}: the legs before are not known", shown(&path));
+        print::note(format_args!("{}: {error}: the legs before are not known", shown(&path)));
         None
     });
     report.unwrap_or_default().until(done)

@@ -153,7 +153,7 @@ impl Look {
         for (label, now) in self.members.iter().take(MOST_BARS) {
             let (kind, planned) = match label.starts_with("rank ") {
                 true => (Kind::Process, plan.rank_bytes()),
-                false => (Kind::Launcher, launcher_bytes(plan)),
+                false => (Kind::Launcher, plan.budget.line_bytes("launcher")),
             };
             // As full as planned is as it should be.
             let bar = Bar { alarm: Some(100.1), ..Bar::new(label, now.own_bytes, planned, "planned") };
@@ -199,10 +199,6 @@ fn fit(mut lines: Vec<(Kind, String)>, height: usize) -> Vec<String> {
         lines.remove(index);
     }
     lines.into_iter().map(|(_, line)| line).collect()
-}
-
-fn launcher_bytes(plan: &Plan) -> u64 {
-    plan.budget.lines.iter().find(|line| line.name == "launcher").map_or(0, |line| line.bytes)
 }
 
 #[cfg(test)]

@@ -122,10 +122,9 @@ impl Plan {
     /// What one rank may have of its own: its lines, copies for a checkpoint, and its share of the libraries, whose pages all
     /// ranks map. The measure beside it is PSS without shared memory: that has no part of the page cache.
     pub fn rank_bytes(&self) -> u64 {
-        let lines = &self.budget.lines;
-        let own: u64 = lines.iter().filter_map(|line| line.per_rank_bytes).sum();
-        let node = |name: &str| lines.iter().find(|line| line.name == name).map_or(0, |line| line.bytes);
-        own + node("checkpoint staging") + node("libraries") / self.topology.local_world_size.max(1) as u64
+        let own: u64 = self.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
+        let libraries = self.budget.line_bytes("libraries") / self.topology.local_world_size.max(1) as u64;
+        own + self.budget.line_bytes("checkpoint staging") + libraries
     }
 }
 
@@ -191,6 +190,11 @@ impl BudgetPlan {
     /// Sum of all lines, bytes of the node.
     pub fn need_bytes(&self) -> u64 {
         sum_lines(&self.lines)
+    }
+
+    /// The node's bytes of the line `name`; 0: there is none.
+    pub fn line_bytes(&self, name: &str) -> u64 {
+        self.lines.iter().find(|line| line.name == name).map_or(0, |line| line.bytes)
     }
 
     /// What training needs at the least: all lines but the page cache, which takes what is left.

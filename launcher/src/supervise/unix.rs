@@ -70,9 +70,7 @@ impl Signals {
         }
         Ok(Self { pipe, _writer: writer, before })
     }
-}
 
-impl Signals {
     /// One that has come; absent: none.
     pub fn receive(&self) -> Option<Signal> {
         let mut number = [0];

@@ -104,12 +104,11 @@ impl WatchSpec {
 impl Planned {
     fn of(plan: &Plan) -> Self {
         let budget = &plan.budget;
-        let reserve = budget.lines.iter().find(|line| line.name == "reserve").map_or(0, |line| line.bytes);
         let rank_lines: Vec<(String, u64)> =
             budget.lines.iter().filter_map(|line| Some((line.name.clone(), line.per_rank_bytes?))).collect();
         Self {
             budget_bytes: budget.total_bytes,
-            job_bytes: budget.need_bytes().saturating_sub(reserve),
+            job_bytes: budget.need_bytes().saturating_sub(budget.line_bytes("reserve")),
             rank_bytes: plan.rank_bytes(),
             rank_lines,
             gpu_bytes: budget.gpu.as_ref().map(|gpu| gpu.need_bytes()),

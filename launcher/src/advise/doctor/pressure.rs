@@ -118,7 +118,7 @@ fn is_full(plan: &Plan, peak: u64) -> bool {
 
 /// All lines but the reserve, bytes.
 fn planned(plan: &Plan) -> u64 {
-    plan.budget.lines.iter().filter(|line| line.name != "reserve").map(|line| line.bytes).sum()
+    plan.budget.need_bytes().saturating_sub(plan.budget.line_bytes("reserve"))
 }
 
 /// By the fullest record of those in which memory was short, against the first record of the same processes: what the job

@@ -14,23 +14,20 @@ use std::time::Duration;
 
 impl Job<'_> {
     pub(super) fn take_signals(&mut self) {
-        let mut numbers = [0; 64];
-        while let Ok(n @ 1..) = rustix::io::read(&self.signals.pipe, &mut numbers) {
-            for number in &numbers[..n] {
-                self.take_signal(i32::from(*number));
-            }
+        while let Some(signal) = self.signals.receive() {
+            self.take_signal(signal);
         }
     }
 
-    fn take_signal(&mut self, number: i32) {
-        match Signal::from_named_raw(number) {
-            Some(Signal::TSTP) => {
+    fn take_signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::TSTP => {
                 self.watcher.pause();
                 self.signal_groups(Signal::STOP);
                 let _ = kill_process(getpid(), Signal::STOP);
             }
-            Some(Signal::CONT) => self.signal_groups(Signal::CONT),
-            Some(Signal::INT) => {
+            Signal::CONT => self.signal_groups(Signal::CONT),
+            Signal::INT => {
                 self.interrupts += 1;
                 self.forward(Signal::INT);
                 if self.interrupts > 1 {
@@ -38,14 +35,13 @@ impl Job<'_> {
                     self.signal_groups(Signal::KILL);
                 }
             }
-            Some(Signal::USR2) => {
+            Signal::USR2 => {
                 self.watcher.note("SIGUSR2: giving memory back");
                 self.tell_watch(Told::Now);
             }
             // A terminal that went away, and a job manager that wants the node back, mean the same.
-            Some(Signal::HUP) => self.forward(Signal::TERM),
-            Some(signal) => self.forward(signal),
-            None => {}
+            Signal::HUP => self.forward(Signal::TERM),
+            signal => self.forward(signal),
         }
     }
 
