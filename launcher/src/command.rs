@@ -11,11 +11,12 @@ use crate::advise;
 use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
 use crate::config::{Config, ConfigError, DeviceChoice, data_name};
-use crate::console::{Console, cache_stats, closing_table};
-use crate::contract::{CacheSummary, Summary, env, exit};
+use crate::console::{self, Console, cache_stats, closing_table};
+use crate::contract::{self, CacheSummary, Summary, env, exit};
+use crate::logging;
 use crate::machine::{Machine, dataset_facts};
 use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
-use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
+use crate::run_dir::{self, Ask, Resume, RunDir, RunDirError};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Spec, Watcher};
 use crate::watch::{self, Before, WatchSpec};
 use std::ffi::OsString;
@@ -73,7 +74,8 @@ fn io(what: impl Into<String>, code: u8) -> impl FnOnce(std::io::Error) -> Error
 
 /// Runs the command line; returns the exit code.
 pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
-    let result = Command::parse(line).map_err(Error::from).and_then(|command| match command {
+    let result = Command::parse(line).map_err(Error::from).and_then(|command| show_logs(&command).map(|()| command));
+    let result = result.and_then(|command| match command {
         Command::Train(run) if run.dry_run => show_plan(&run),
         Command::Plan(run) => show_plan(&run),
         Command::Train(run) if run.smart => smart::smart(&run),
@@ -99,6 +101,25 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
             code
         }
     }
+}
+
+/// Log lines go to the console of a job that runs, else to standard error.
+fn show_logs(command: &Command) -> Result<(), Error> {
+    let variable = std::env::var_os(env::LOG).map(|value| value.to_string_lossy().into_owned());
+    let filter = logging::filter(command.log_level(), variable.as_deref());
+    let filter = filter.map_err(|error| Error::Target(error.to_string()))?;
+    let show = |line: String| {
+        if !console::note(&line) {
+            print::note(line);
+        }
+    };
+    logging::install(filter, show, show);
+    Ok(())
+}
+
+/// What ranks are told of `--log-level`: they read the variable.
+fn log_env(run: &RunArgs) -> Option<(String, String)> {
+    run.log_level.as_ref().map(|level| (env::LOG.to_owned(), level.clone()))
 }
 
 /// A config with the machine's facts: what the plan is made from.
@@ -297,9 +318,9 @@ fn pre_flight(ready: &Ready, plan: &Plan) {
 }
 
 /// Relative to the working folder where it lies below it.
-fn shown(path: &Path) -> std::path::Display<'_> {
+fn shown(path: &Path) -> String {
     let cwd = std::env::current_dir().unwrap_or_default();
-    path.strip_prefix(cwd).unwrap_or(path).display()
+    contract::shown(path.strip_prefix(cwd).unwrap_or(path))
 }
 
 fn announce(folder: &RunDir, resume: &Resume) {
@@ -360,6 +381,7 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
     ];
     let again = restarts > 0 || folder.resume.is_some();
     env.extend(torch_env(|name| std::env::var_os(name).is_some()));
+    env.extend(log_env(run));
     Ok(Spec {
         program: program.to_path_buf(),
         args: Vec::new(),
@@ -422,7 +444,7 @@ fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>) -> Result<u8, Err
     let spec = Spec {
         program: program.into(),
         args,
-        env: Vec::new(),
+        env: log_env(run).into_iter().collect(),
         ranks: ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?,
         log_dir: None,
         grace: EXEC_GRACE,
@@ -449,15 +471,11 @@ fn explain(outcome: &Outcome) {
 fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     let Setup { config, plan, reduced } = setup;
     let path = folder.path.join("summary.json");
-    let known = outcome.first_failure.is_none().then(|| std::fs::read(&path).ok()).flatten();
-    let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
-        status: "failed".into(),
-        steps: outcome.progress.as_ref().map_or(0, |last| last.step),
-        // The running one is not whole.
-        epochs: outcome.progress.as_ref().map_or(0, |last| last.epoch.saturating_sub(1)),
-        wall_s: outcome.wall.as_secs_f64(),
-        ..Summary::default()
-    });
+    let start = folder.start().unwrap_or_default();
+    // One of an earlier start says nothing of this one.
+    let read = || serde_json::from_slice::<Summary>(&std::fs::read(&path).ok()?).ok().filter(|of| of.start == start);
+    let known = outcome.first_failure.is_none().then(|| read().or_else(|| outcome.summary.clone())).flatten();
+    let mut summary = known.unwrap_or_else(|| Summary { start, ..without_summary(outcome, folder.resumed_step()) });
     summary.wall_s = outcome.wall.as_secs_f64();
     summary.peak_pss_bytes_per_rank = outcome.peaks.pss_bytes_per_rank.clone();
     summary.peak_own_bytes_per_rank = outcome.last_peaks.own_bytes_per_rank.clone();
@@ -470,10 +488,15 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     if let Some(stats) = &outcome.cache {
         summary.cache = CacheSummary::of(&plan.budget.cache_policy, stats);
     }
+    for gap in &outcome.gaps {
+        if !summary.record_gaps.iter().any(|known| (&known.file, known.from_t) == (&gap.file, gap.from_t)) {
+            summary.record_gaps.push(gap.clone());
+        }
+    }
     if let Ok(text) = serde_json::to_vec_pretty(&summary)
-        && let Err(error) = std::fs::write(&path, text)
+        && let Err(error) = run_dir::replace(&path, &text)
     {
-        print::note(format_args!("{}: {error}", path.display()));
+        print::note(format_args!("{:#}; the run itself ended as shown here", anyhow::Error::from(error)));
     }
     if let Some(stats) = &outcome.cache {
         print::say(cache_stats(data_name(&config.task), stats));
@@ -482,12 +505,37 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     print::say(format_args!("run folder: {}", shown(&folder.path)));
     // Last, where eyes are.
     explain(outcome);
+    summary.record_gaps.iter().for_each(|gap| print::note(format_args!("warning: {gap}")));
     if let Some(reason) = &outcome.stopped_for {
         print::say(watch::stopped(config.log.language, reason));
     }
     if outcome.exit_code == exit::STOPPED {
         let name = folder.name();
         print::say(format_args!("stopped after a checkpoint; to go on, add: --name {name} --resume auto"));
+    }
+}
+
+/// What the launcher knows of a run whose rank 0 left no summary; `resumed_step`: where it began.
+fn without_summary(outcome: &Outcome, resumed_step: Option<u64>) -> Summary {
+    let (failed, last) = (outcome.first_failure.is_some(), outcome.progress.as_ref());
+    let (status, reason) = match outcome.stopped_by {
+        _ if failed => ("failed", None),
+        Some(signal) => {
+            let moment =
+                if last.is_some() { "before its last checkpoint was written" } else { "before the first step" };
+            ("stopped", Some(format!("stopped by {} {moment}", supervise::signal_name(signal))))
+        }
+        None if outcome.exit_code == exit::OK => ("finished", None),
+        None if outcome.exit_code == exit::STOPPED => ("stopped", None),
+        None => ("failed", None),
+    };
+    Summary {
+        status: status.into(),
+        reason,
+        steps: last.map_or(resumed_step.unwrap_or(0), |last| last.step),
+        // The running one is not whole.
+        epochs: last.map_or(0, |last| last.epoch.saturating_sub(1)),
+        ..Summary::default()
     }
 }
 

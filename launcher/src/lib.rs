@@ -7,6 +7,7 @@
 //!    machine ──┘       │ │   │
 //!                console │ cache  contract  (all that crosses processes)
 //!                      watch  (memory: seen, warned of, given back, explained)
+//!                    journal  (append-only files that outlast a full disk), logging
 //! ```
 //!
 //! Architecture invariant: `plan` does no I/O; `config` reads neither environment, clock, /proc nor GPU; `machine`
@@ -20,6 +21,8 @@ pub mod command;
 pub mod config;
 pub mod console;
 pub mod contract;
+pub mod journal;
+pub mod logging;
 pub mod machine;
 pub mod monitor;
 pub mod plan;

@@ -18,6 +18,7 @@ pub use result::{NcclError, version_text};
 use super::{Collective, CommError};
 use crate::torch;
 use crate::torch::device::{Event, Stream};
+use launcher::machine::awake::{self, Deadline};
 use result::{check, pause, settle};
 use std::ffi::{c_int, c_void};
 use std::path::PathBuf;
@@ -276,13 +277,13 @@ impl NcclCollective {
     }
 
     fn watch(&self, event: &Event, name: &str, limit: Duration) -> Result<(), CommError> {
-        let start = Instant::now();
+        let (start, deadline) = (Instant::now(), Deadline::new(limit));
         while !event.is_done().map_err(other)? {
             self.alive()?;
-            if start.elapsed() > limit {
+            if deadline.left_unless(awake::others_are_suspended).is_zero() {
                 return Err(CommError::Timeout {
                     collective: name.to_owned(),
-                    waited_s: start.elapsed().as_secs_f64(),
+                    waited_s: deadline.waited().as_secs_f64(),
                     missing: "unknown to NCCL".to_owned(),
                     timeout_s: limit.as_secs_f64(),
                 });

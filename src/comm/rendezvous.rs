@@ -108,7 +108,12 @@ fn with_master(lookup: impl Fn(&str) -> Option<String>, env: RankEnv) -> Result<
             .map_err(|_| CommError::Other(format!("MASTER_PORT is {value}, expected at most 65535")))?,
         None => env.master_port,
     };
-    Ok(RankEnv { master_addr: lookup("MASTER_ADDR").unwrap_or(env.master_addr), master_port, ..env })
+    let master_addr = match lookup("MASTER_ADDR") {
+        Some(value) => launcher::contract::env::host(&value)
+            .map_err(|problem| CommError::Other(format!("MASTER_ADDR {problem}")))?,
+        None => env.master_addr,
+    };
+    Ok(RankEnv { master_addr, master_port, ..env })
 }
 
 fn parse(name: &str, value: &str) -> Result<usize, CommError> {
@@ -239,6 +244,8 @@ mod tests {
         assert!(error(&[("RANK", "x"), ("WORLD_SIZE", "1")]).contains("RANK is \"x\""));
         assert!(error(&[("RANK", "3"), ("WORLD_SIZE", "3")]).contains("ranks count from 0"));
         assert!(error(&[("MASTER_PORT", "70000")]).contains("at most 65535"));
+        assert!(error(&[("MASTER_ADDR", "node7:29500")]).contains("MASTER_ADDR \"node7:29500\" names a port"));
+        assert_eq!(parse_env(&[("MASTER_ADDR", "[::1]")]).unwrap().master_addr, "::1");
         assert!(error(&[("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0")]).contains("LOCAL_WORLD_SIZE"));
         assert!(slurm_tasks("4(x2),3", 3).is_err() && slurm_tasks("4(x2", 0).is_err());
     }

@@ -5,16 +5,17 @@ pub mod loader;
 pub mod source;
 
 use crate::ledger::{self, Holding, Part};
+use launcher::contract::shown;
 use std::path::PathBuf;
 use std::sync::Weak;
 
 /// What can go wrong with data. Messages name the file and the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    #[error("{path}: {problem}", path = path.display())]
+    #[error("{path}: {problem}", path = shown(path))]
     File { path: PathBuf, problem: String },
     /// The file is there and unchanged, and its content is not what its format asks for: so it is for every reader.
-    #[error("{path}: {problem}", path = path.display())]
+    #[error("{path}: {problem}", path = shown(path))]
     Content { path: PathBuf, problem: String },
     /// Reading one sample failed; `place` is [`Dataset::describe`]'s.
     #[error("sample {index} ({place}): {error}")]

@@ -211,7 +211,14 @@ mod tests {
     fn job() -> Job {
         let budget = BudgetPlan { page_cache_bytes: 1 << 20, cache_policy: "pin".into(), ..BudgetPlan::default() };
         let plan = Plan { budget, ..Plan::default() };
-        Job { version: VERSION, config: Config::default(), plan, run_dir: "runs/x".into(), resume: None }
+        Job {
+            version: VERSION,
+            config: Config::default(),
+            plan,
+            run_dir: "runs/x".into(),
+            resume: None,
+            start: String::new(),
+        }
     }
 
     fn place(rank: usize) -> RankEnv {

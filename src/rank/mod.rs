@@ -5,6 +5,7 @@ mod cache;
 mod check;
 mod device;
 mod error;
+mod log;
 mod observer;
 mod registrar;
 mod train;
@@ -54,6 +55,10 @@ pub fn main() -> u8 {
     std::panic::set_hook(Box::new(keep_panic));
     if let Ok(program) = std::env::current_exe() {
         probe::open_ahead_by(program);
+    }
+    if let Err(error) = log::install() {
+        eprintln!("rank: error: {error}");
+        return error.exit_code();
     }
     let Some(verb) = args.verb else {
         return train::main();
@@ -119,5 +124,5 @@ fn read_job(path: Option<PathBuf>) -> Result<Job, RankError> {
 }
 
 fn show(path: &Path) -> String {
-    path.display().to_string()
+    launcher::contract::shown(path)
 }

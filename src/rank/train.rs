@@ -19,7 +19,8 @@ use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loade
 use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
 use launcher::console::cache_stats;
 use launcher::contract::cache::CacheStats;
-use launcher::contract::{Best, CacheSummary, Held, Job, Relief, Summary, env, exit};
+use launcher::contract::{self, Best, CacheSummary, Held, Job, Relief, Summary, env, exit};
+use launcher::machine::awake;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -50,6 +51,9 @@ struct Start {
 /// Trains what the environment names; returns the exit code. Errors are told to the launcher, once.
 pub fn main() -> u8 {
     let began = Instant::now();
+    if let Err(error) = awake::watch_own() {
+        eprintln!("warning: no thread to watch for suspensions: {error}; throughput counts them");
+    }
     let result = start(began).map(|start| {
         let (reporter, rank) = (start.reporter.clone(), start.env.rank);
         (reporter, rank, caught(|| train(start)))
@@ -102,6 +106,7 @@ fn start(began: Instant) -> Result<Start, RankError> {
         let controls = Arc::clone(&controls);
         move |number, action| controls.order(number, action)
     })?;
+    super::log::speak_through(&reporter);
     let told = |error: RankError| {
         reporter.failed(error.exit_code(), None, error.to_string());
         error
@@ -237,6 +242,10 @@ fn with_cache(
     let mut observer = observer(start, memory, recorded_step, cache)?;
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = (env.rank == 0).then(|| Checkpointer::open(&checkpoints, config.log.keep_last)).transpose()?;
+    let writer = writer.map(|writer| {
+        let reporter = reporter.clone();
+        writer.telling(move |line| reporter.line(line))
+    });
     let fit = Fit {
         config,
         plan,
@@ -262,9 +271,8 @@ fn with_cache(
         None => None,
     };
     observer.memory.stop();
-    if let Some(records) = observer.records.take() {
-        records.close().map_err(|e| RankError::Io(e.to_string()))?;
-    }
+    // What they could not write is in the summary.
+    drop(observer.records.take());
     if env.rank == 0 {
         close(start, &finished, counted, began.elapsed())?;
     }
@@ -285,7 +293,7 @@ fn observer(
     cache: Option<Arc<CacheClient>>,
 ) -> Result<RankObserver, RankError> {
     let Start { job, env, reporter, .. } = start;
-    let records = if env.rank == 0 { Some(open_records(job, "metrics.jsonl", recorded_step)?) } else { None };
+    let records = if env.rank == 0 { Some(open_records(start, "metrics.jsonl", recorded_step)?) } else { None };
     Ok(RankObserver {
         rank: env.rank,
         reporter: reporter.clone(),
@@ -327,7 +335,7 @@ fn memory_sampler(
     // Before the first one. A refusal leaves the records without them.
     count_tensors();
     let name = format!("memory.rank{}.jsonl", start.env.rank);
-    let records = open_records(&start.job, &name, resumed_step)?;
+    let records = open_records(start, &name, resumed_step)?;
     let reporter = start.reporter.clone();
     let device = start.device;
     let probe = move || {
@@ -341,8 +349,10 @@ fn memory_sampler(
         .map_err(|e| RankError::Io(format!("memory sampling: {e}")))
 }
 
-fn open_records(job: &Job, name: &str, resumed_step: Option<u64>) -> Result<RecordWriter, RankError> {
-    RecordWriter::open(&job.run_dir.join(name), resumed_step).map_err(|e| RankError::Io(e.to_string()))
+fn open_records(start: &Start, name: &str, resumed_step: Option<u64>) -> Result<RecordWriter, RankError> {
+    let reporter = start.reporter.clone();
+    let opened = RecordWriter::open(&start.job.run_dir.join(name), resumed_step, move |news| reporter.news(news));
+    opened.map_err(|e| RankError::Io(e.to_string()))
 }
 
 /// One warning per file that was left out; the rest of many is counted.
@@ -411,21 +421,26 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
         cache: cache
             .map_or_else(CacheSummary::default, |stats| CacheSummary::of(&job.plan.budget.cache_policy, &stats)),
         restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
+        record_gaps: reporter.gaps(),
+        start: job.start.clone(),
         ..Summary::default()
     };
-    write_summary(&job.run_dir.join("summary.json"), &summary).map_err(|e| RankError::Io(e.to_string()))?;
+    if let Err(error) = write_summary(&job.run_dir.join("summary.json"), &summary) {
+        reporter.line(format!("warning: {error}"));
+        reporter.summary(summary);
+    }
     if let Some(stats) = &cache {
         reporter.line(cache_stats(&config.task, stats));
     }
     if config.log.plots {
         let (records, plots) = (job.run_dir.join("metrics.jsonl"), job.run_dir.join("plots"));
         let metric = &plotted(config.train.monitor_metric.as_str(), &finished.headline);
-        let name = job.run_dir.file_name().map_or_else(|| config.name.clone(), |n| n.to_string_lossy().into_owned());
+        let name = job.run_dir.file_name().map_or_else(|| config.name.clone(), contract::shown);
         let drawn = plots::plot_run(&records, &plots, &name, metric, unit(metric))
             .and_then(|()| plots::plot_throughput(&records, &plots, &name))
             .and_then(|()| plots::plot_memory(&job.run_dir, &plots.join("memory.png"), &name, &job.plan));
         if let Err(error) = drawn {
-            reporter.line(format!("{error}; set log.plots to false to train without"));
+            reporter.line(format!("warning: {error}; set log.plots to false to train without"));
         }
     }
     Ok(())

@@ -493,7 +493,7 @@ impl Room {
 
     fn complain(&mut self, text: &str) {
         if !std::mem::replace(&mut self.complained, true) {
-            tracing::warn!("{text}");
+            (self.print)(format!("warning: {text}"));
         }
     }
 }
@@ -557,7 +557,7 @@ mod tests {
     #[test]
     fn peaks_between_samples_belong_to_their_phase() {
         let dir = tempfile::tempdir().unwrap();
-        let records = RecordWriter::open(&dir.path().join("memory.rank0.jsonl"), None).unwrap();
+        let records = RecordWriter::open(&dir.path().join("memory.rank0.jsonl"), None, drop).unwrap();
         let sampler = MemorySampler::start(Duration::from_secs(3600), records, Probe::default, |_| ()).unwrap();
         sampler.phase("large");
         let held = vec![1u8; 300 << 20];
@@ -577,7 +577,7 @@ mod tests {
         let (lines, printed) = unbounded();
         let held = Held { slots_bytes: 7, ..Held::default() };
         let probe = move || Probe { gpu: None, cache_bytes: 5, cache_hits: 3, cache_misses: 2, held };
-        let records = RecordWriter::open(&path, None).unwrap();
+        let records = RecordWriter::open(&path, None, drop).unwrap();
         let period = Duration::from_secs(3600);
         let sampler = MemorySampler::start(period, records, probe, move |line| lines.send(line).unwrap()).unwrap();
         sampler.step(100);

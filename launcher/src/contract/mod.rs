@@ -8,11 +8,13 @@ pub mod exit;
 mod frame;
 mod message;
 mod record;
+mod text;
 mod wire;
 
 pub use frame::*;
 pub use message::*;
 pub use record::*;
+pub use text::shown;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.
 pub const VERSION: u32 = 2;

@@ -3,6 +3,7 @@
 //! [`Machine::probe`] never fails: what cannot be read is absent (zero or `None`). All reading of files goes through
 //! [`Probe`], which takes a root folder, so that tests run on fixture trees.
 
+pub mod awake;
 mod cgroup;
 mod dataset;
 mod gpu;

@@ -14,7 +14,8 @@ use super::unix::{Guard, Signals};
 use super::verdict::{Said, Verdict};
 use super::{Outcome, Spec, Stream, Watcher};
 use crate::cache::{CacheHost, HostPlan};
-use crate::contract::{Progress, ToRank};
+use crate::contract::{Progress, RecordGap, Summary, ToRank};
+use crate::machine::awake::{Deadline, SLICE};
 use crate::machine::{MemoryMeter, Probe};
 use crate::watch::{Findings, Told, Watch};
 use rustix::event::{Timespec, epoll};
@@ -57,10 +58,13 @@ struct Job<'a> {
     held: bool,
     verdict: Verdict,
     /// When ranks that still run are killed.
-    deadline: Option<Instant>,
+    deadline: Option<Deadline>,
     told: bool,
     interrupts: u32,
     progress: Option<Progress>,
+    /// What ranks said of their records, and the summary that rank 0 could not write.
+    gaps: Vec<RecordGap>,
+    summary: Option<Summary>,
 }
 
 pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<Outcome> {
@@ -208,6 +212,8 @@ impl<'a> Job<'a> {
             told,
             interrupts,
             progress,
+            gaps: Vec::new(),
+            summary: None,
         })
     }
 
@@ -268,7 +274,8 @@ impl<'a> Job<'a> {
 
     /// `None`: nothing is due.
     fn timeout(&self) -> Option<Duration> {
-        let until = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // Looked at often: the time in which the launcher itself is stopped does not count.
+        let until = self.deadline.as_ref().map(|deadline| deadline.left().min(SLICE));
         match (until, self.held) {
             (Some(until), true) => Some(until.min(HOLD)),
             (None, true) => Some(HOLD),
@@ -281,11 +288,11 @@ impl<'a> Job<'a> {
     }
 
     fn start_grace(&mut self) {
-        self.deadline.get_or_insert_with(|| Instant::now() + self.spec.grace);
+        self.deadline.get_or_insert_with(|| Deadline::new(self.spec.grace));
     }
 
     fn keep_deadline(&mut self) {
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if self.deadline.as_ref().is_some_and(Deadline::is_over) {
             let late: Vec<String> =
                 self.children.iter().filter(|child| !child.ended).map(|child| child.rank.to_string()).collect();
             if !late.is_empty() {
@@ -294,7 +301,7 @@ impl<'a> Job<'a> {
             }
             self.signal_groups(Signal::KILL);
             // SIGKILL cannot be refused: all that is left is to wait for the exits.
-            self.deadline = Some(Instant::now() + Duration::from_secs(3600));
+            self.deadline = Some(Deadline::new(Duration::from_secs(3600)));
         }
     }
 
@@ -312,6 +319,7 @@ impl<'a> Job<'a> {
             host.rank_gone(child.rank);
         }
         if let Some(end) = child.reap()? {
+            tracing::debug!(rank = child.rank, "rank ended: {end}");
             epoll::delete(&self.urgent, &child.pidfd)?;
             self.verdict.ended(index, end);
         }

@@ -27,7 +27,7 @@ pub use verdict::{End, signal_name};
 
 use crate::cache::PolicyKind;
 use crate::contract::cache::CacheStats;
-use crate::contract::{Ended, Progress, exit};
+use crate::contract::{Ended, Progress, RecordGap, Summary, exit};
 use crate::watch::{Peaks, WatchSpec};
 use std::ffi::OsString;
 use std::io;
@@ -120,6 +120,10 @@ pub struct Outcome {
     pub progress: Option<Progress>,
     /// Counters of the last attempt's page cache.
     pub cache: Option<CacheStats>,
+    /// Times in which records or logs could not be written, over all attempts.
+    pub gaps: Vec<RecordGap>,
+    /// The summary of rank 0, where it could not write the file.
+    pub summary: Option<Summary>,
 }
 
 impl Outcome {
@@ -155,13 +159,15 @@ pub fn run_with_restarts(
 ) -> io::Result<Outcome> {
     let signals = unix::Signals::take()?;
     let (started, mut restarts, mut peaks, mut ended) = (Instant::now(), 0, Peaks::default(), Vec::new());
+    let mut gaps = Vec::new();
     let mut last: Option<Outcome> = None;
     loop {
         let outcome = job::run(&spec(restarts, last.as_ref())?, watcher, &signals)?;
         peaks.raise(&outcome.peaks);
         ended.extend(outcome.ended(restarts));
+        gaps.extend(outcome.gaps.iter().cloned());
         let (wall, peaks, ended) = (started.elapsed(), peaks.clone(), ended.clone());
-        let outcome = Outcome { restarts, wall, peaks, ended, ..outcome };
+        let outcome = Outcome { restarts, wall, peaks, ended, gaps: gaps.clone(), ..outcome };
         let Some(failure) = &outcome.first_failure else {
             return Ok(outcome);
         };

@@ -6,7 +6,7 @@ use super::level::Level;
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, unix_time};
 use crate::config::Language;
-use crate::contract::NodeRecord;
+use crate::contract::{NodeRecord, RecordGap};
 use crate::machine::MemoryMeter;
 use std::path::Path;
 
@@ -86,6 +86,8 @@ pub struct Findings {
     pub meter: Option<MemoryMeter>,
     /// The level last recorded.
     pub level: Level,
+    /// Times in which `memory.node.jsonl` could not be written.
+    pub gaps: Vec<RecordGap>,
 }
 
 impl Default for Findings {
@@ -102,6 +104,7 @@ impl Default for Findings {
             seen: Vec::new(),
             meter: None,
             level: Level::default(),
+            gaps: Vec::new(),
         }
     }
 }
@@ -118,11 +121,17 @@ impl Findings {
     }
 
     /// One more record, of what ended the attempt; an error in words.
-    pub fn keep(&self, run_dir: Option<&Path>, event: String) -> Option<String> {
+    pub fn keep(&mut self, run_dir: Option<&Path>, event: String) -> Option<String> {
         let last = self.last.as_ref()?;
         let step = self.seen.iter().filter_map(|seen| seen.last).map(|moment| moment.step).max().unwrap_or(0);
         let (mut records, error) = Records::open(run_dir);
         let now = NodeRecord { t: unix_time(), ..record(last, &self.ranks, step, self.level) };
-        error.or_else(|| records.write(0.0, || now, Some(event)))
+        let (gaps, lost) = {
+            let failing = records.write(0.0, || now, Some(event));
+            let (gaps, lost) = records.close();
+            (gaps, lost.or(failing))
+        };
+        self.gaps.extend(gaps);
+        error.or(lost)
     }
 }

@@ -186,6 +186,43 @@ pub fn again(language: Language) -> &'static str {
     pick(language, "the run goes on in new processes", "运行由新进程继续")
 }
 
+/// Ranks by number, as in `rank 1` or `ranks 1, 2`.
+fn named(ranks: &[u32]) -> String {
+    let numbers: Vec<String> = ranks.iter().map(u32::to_string).collect();
+    format!("rank{} {}", if ranks.len() == 1 { "" } else { "s" }, numbers.join(", "))
+}
+
+/// Ranks that do not run.
+pub fn suspended(language: Language, ranks: &[u32]) -> String {
+    let ranks = named(ranks);
+    match language {
+        Language::Zh => {
+            format!("{ranks} 已被暂停（SIGSTOP 或 cgroup 冻结）：其余进程等待，这段时间不计入 train.step_timeout")
+        }
+        Language::En => format!(
+            "{ranks} suspended (stopped by a signal, or its cgroup is frozen): the others wait, and this time does not count \
+             towards train.step_timeout; continue with kill -CONT, or thaw the cgroup"
+        ),
+    }
+}
+
+/// They run again.
+pub fn run_again(language: Language, ranks: &[u32], seconds: f64) -> String {
+    let ranks = named(ranks);
+    match language {
+        Language::Zh => format!("{ranks} 已恢复运行，暂停了 {seconds:.1} 秒"),
+        Language::En => format!("{ranks} continued after {seconds:.1} s of suspension"),
+    }
+}
+
+/// The launcher itself was suspended.
+pub fn did_not_run(language: Language, seconds: f64) -> String {
+    match language {
+        Language::Zh => format!("作业被暂停了 {seconds:.1} 秒：这段时间不计入任何时限"),
+        Language::En => format!("the job was suspended for {seconds:.1} s: this time counts towards no limit"),
+    }
+}
+
 /// What came of a rung, with bytes before and after over all ranks.
 pub fn relieved(language: Language, what: &str, before: u64, after: u64) -> String {
     let (before, after) = (size(before), size(after));

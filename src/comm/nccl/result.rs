@@ -2,6 +2,7 @@
 
 use super::sys::{Api, Code, IN_PROGRESS, RawComm, SUCCESS};
 use crate::comm::CommError;
+use launcher::machine::awake::{self, Deadline};
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
@@ -64,7 +65,7 @@ pub fn settle(
     limit: Duration,
     stop: impl Fn() -> Option<CommError>,
 ) -> Result<(), CommError> {
-    let start = Instant::now();
+    let (start, deadline) = (Instant::now(), Deadline::new(limit));
     loop {
         let mut state = SUCCESS;
         // SAFETY: a live communicator and a place to write to.
@@ -77,7 +78,7 @@ pub fn settle(
         if let Some(reason) = stop() {
             return Err(reason);
         }
-        if start.elapsed() > limit {
+        if deadline.left_unless(awake::others_are_suspended).is_zero() {
             return Err(NcclError::Late { call, limit_s: limit.as_secs_f64() }.into());
         }
         pause(start.elapsed());

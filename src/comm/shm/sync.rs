@@ -2,13 +2,14 @@
 
 use super::segment::{Header, RankLine};
 use crate::comm::CommError;
+use launcher::machine::awake::{self, Deadline};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::futex;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Set in `generation` and `done` once any rank of the node has aborted; changing the word wakes its waiters.
 pub(super) const POISON: u32 = 1;
@@ -138,7 +139,8 @@ impl Sync {
             }
             std::hint::spin_loop();
         }
-        let start = Instant::now();
+        let deadline = Deadline::in_slices(self.timeout, SLICE);
+        let suspended = || self.is_held_up(header, &is_missing);
         let mut dead_before = None;
         loop {
             let value = word.load(Ordering::Acquire);
@@ -149,6 +151,7 @@ impl Sync {
                 return Err(self.reason(header));
             }
             let slept = futex::wait(word, futex::Flags::empty(), value, Some(&timespec(SLICE)));
+            let left = deadline.left_unless(suspended);
             if slept != Err(rustix::io::Errno::TIMEDOUT) {
                 continue;
             }
@@ -163,11 +166,23 @@ impl Sync {
                 return Err(peer_ended(rank, name));
             }
             dead_before = dead;
-            if start.elapsed() >= self.timeout {
+            if left.is_zero() {
                 let missing = (0..self.world).filter(|&rank| rank != self.rank && is_missing(&header.ranks[rank]));
-                return Err(self.timed_out(name, start.elapsed(), missing));
+                return Err(self.timed_out(name, deadline.waited(), missing));
             }
         }
+    }
+
+    /// Whether a rank that is missing, or whoever started this one, is suspended: nobody can come meanwhile.
+    fn is_held_up(&self, header: &Header, is_missing: impl Fn(&RankLine) -> bool) -> bool {
+        let own = &header.ranks[self.rank];
+        let (own_pid, namespace) = (own.pid.load(Ordering::Relaxed), own.pid_namespace.load(Ordering::Relaxed));
+        let is_suspended = |line: &RankLine| {
+            let pid = line.pid.load(Ordering::Relaxed);
+            let same_view = namespace != 0 && line.pid_namespace.load(Ordering::Relaxed) == namespace;
+            same_view && pid != 0 && pid != own_pid && is_missing(line) && awake::is_suspended(pid as i32)
+        };
+        header.ranks[..self.world].iter().any(is_suspended) || awake::others_are_suspended()
     }
 
     fn timed_out(&self, name: Name, waited: Duration, missing: impl Iterator<Item = usize>) -> CommError {

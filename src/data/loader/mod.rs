@@ -23,6 +23,7 @@ pub use slots::slot_bytes;
 pub use throttle::Throttle;
 
 use super::{DataError, Dataset, FieldSpec, LentPart, Scratch, Wake};
+use launcher::machine::awake::Stopwatch;
 use slots::{Job, Next, Shared, Slot};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -306,7 +307,7 @@ impl Iterator for BatchStream<'_> {
             return None;
         }
         self.draw();
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let item = self.await_batch();
         self.last_wait_s = start.elapsed().as_secs_f64();
         self.loader.shared.lock().stats.data_wait_s += self.last_wait_s;

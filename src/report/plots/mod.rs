@@ -121,7 +121,7 @@ mod tests {
         let root = std::env::var_os("HEADROOM_KEEP_PLOTS").map_or(temporary.path().to_owned(), PathBuf::from);
         let dir = root.join(name);
         let metrics = temporary.path().join("metrics.jsonl");
-        let writer = RecordWriter::open(&metrics, None).unwrap();
+        let writer = RecordWriter::open(&metrics, None, drop).unwrap();
         for (step, loss, val) in values {
             let lr = 5e-4 * (1.0 + (step as f64 / 800.0).cos()) / 2.0;
             let mut record = MetricsRecord { step, loss, lr, ..Default::default() };
@@ -129,7 +129,7 @@ mod tests {
             record.metrics.extend(val.map(|v| ("val.mae_deg".into(), 30.0 * v)));
             writer.write(&record).unwrap();
         }
-        writer.close().unwrap();
+        writer.close();
         plot_run(&metrics, &dir, "quick_demo", "val.mae_deg", "degrees").unwrap();
         for file in ["loss.png", "metrics.png"] {
             let bytes = std::fs::read(dir.join(file)).unwrap();

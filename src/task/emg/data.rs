@@ -26,6 +26,8 @@ use crate::task::{Datasets, Team};
 use future::Future;
 use grain::choose;
 use launcher::config::{CachePolicy, DataConfig};
+use launcher::contract::shown;
+use launcher::logging::USERS;
 use pages::Pages;
 use pieces::Pieces;
 use scan::{FileFacts, Moments, ScanFacts};
@@ -190,7 +192,7 @@ impl Dataset for EmgDataset {
         match self.windows.get(index) {
             Some((file, row)) => {
                 let path = &self.reader.tables()[file as usize].path;
-                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+                let name = shown(path.file_name().unwrap_or(path.as_os_str()));
                 format!("{name} rows {row}..{}", row + self.window_rows as u64)
             }
             None => format!("window {index} of {}", self.windows.len()),
@@ -228,7 +230,7 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
         && scanned > 0
         && let Err(error) = index::save(&index_path, &facts, known.iter())
     {
-        tracing::warn!("{error}: the next start scans the files again");
+        tracing::warn!(target: USERS, "{error}: the next start scans the files again");
     }
     let usable = keep_long(known, config, &mut skipped);
     if usable.is_empty() {
@@ -236,7 +238,8 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
         return Err(no_files(config, &format!("none of {} files is usable{first}", files.len())));
     }
     if team.rank == 0 {
-        skipped.iter().for_each(|line| tracing::warn!("left out: {line}"));
+        // Users are told by who opens the data sets.
+        skipped.iter().for_each(|line| tracing::debug!("left out: {line}"));
     }
     assemble(usable, config, seed, skipped, team)
 }

@@ -7,9 +7,9 @@ use crate::ledger::{self, Holding, Part};
 use crate::train::TrainError;
 use crate::train::device::DeviceStep;
 use crate::train::step::{Attempt, StepOutcome, StepRunner};
+use launcher::machine::awake::Stopwatch;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::Instant;
 use tch::Device;
 
 /// A loader, and its slots as the ledger counts them.
@@ -113,6 +113,7 @@ impl Loop<'_, '_> {
                 self.halve_as_ordered();
             }
             self.clean_up_if_due(&batches);
+            self.check_saved()?;
             if self.state.step == last {
                 drop(batches);
                 return self.end_of_epoch(epoch, &outcome);
@@ -158,7 +159,7 @@ impl Loop<'_, '_> {
 
     /// One optimizer step over all ranks. `None`: memory ran out on some rank, nothing has changed but the micro-batch.
     fn step(&mut self, batches: &mut BatchStream, last: u64) -> Result<Option<StepOutcome>, TrainError> {
-        let started = Instant::now();
+        let started = Stopwatch::start();
         let step = self.state.step;
         let lr = self.schedule.rate(step);
         let runner = StepRunner {

@@ -2,7 +2,7 @@
 
 use super::Job;
 use crate::cache::CacheHost;
-use crate::contract::{self, FrameError, FromRank, exit};
+use crate::contract::{self, FrameError, FromRank, RecordGap, exit};
 use crate::supervise::verdict::{End, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
@@ -135,11 +135,13 @@ impl Job<'_> {
                 let rank = self.children[index].rank;
                 self.tell_watch(Told::Relieved { rank, relieved });
             }
+            FromRank::Gap(gap) => self.gaps.push(gap),
+            FromRank::Summary(summary) => self.summary = Some(*summary),
             FromRank::Done => {}
         }
     }
 
-    pub(super) fn outcome(&mut self, wall: Duration, findings: Findings) -> Outcome {
+    pub(super) fn outcome(&mut self, wall: Duration, mut findings: Findings) -> Outcome {
         let mut killed_for_memory = false;
         let first_failure = self.verdict.cause().map(|cause| {
             let child = &self.children[cause.index];
@@ -170,10 +172,17 @@ impl Job<'_> {
             killed_for_memory,
             wall,
             peaks: findings.peaks.clone(),
-            last_peaks: findings.peaks,
+            last_peaks: std::mem::take(&mut findings.peaks),
             restarts: 0,
             progress: self.progress.take(),
             cache: None,
+            gaps: self.take_gaps(findings.gaps),
+            summary: self.summary.take(),
         }
+    }
+
+    fn take_gaps(&mut self, of_node: Vec<RecordGap>) -> Vec<RecordGap> {
+        let of_logs = self.children.iter_mut().flat_map(|child| std::mem::take(&mut child.gaps));
+        self.gaps.drain(..).chain(of_logs).chain(of_node).collect()
     }
 }

@@ -10,6 +10,7 @@ use crate::data::source::chunks::ChunkStore;
 use crate::data::source::file_error;
 use crate::data::{DataError, Scratch};
 use ::hdf5::H5Type;
+use launcher::logging::USERS;
 use lru::LruCache;
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -430,6 +431,7 @@ fn warn_once(table: &Table) {
     };
     if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(reason.into()) {
         tracing::warn!(
+            target: USERS,
             "{}: {reason}: read through libhdf5, one thread at a time; deflate, lzf, lz4, shuffle and uncompressed files are faster",
             table.path.display()
         );
