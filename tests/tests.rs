@@ -26,6 +26,8 @@ mod hostile_hdf5;
 mod many_files;
 #[path = "it/minimal_task.rs"]
 mod minimal_task;
+#[path = "it/moments.rs"]
+mod moments;
 #[path = "it/nodes.rs"]
 mod nodes;
 #[path = "it/plan_truth.rs"]
