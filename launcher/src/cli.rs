@@ -1,8 +1,8 @@
 //! The command line of `launch`, and what can be said of it before the machine is asked.
 
-use crate::config::{Config, ConfigError, DeviceChoice, RawConfig};
 use crate::run_dir::Resume;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use spec::config::{Config, ConfigError, DeviceChoice, RawConfig};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 

@@ -10,14 +10,14 @@ mod tools;
 use crate::advise;
 use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
-use crate::config::{Config, ConfigError, DeviceChoice, data_name};
 use crate::console::{Console, cache_stats, closing_table};
-use crate::contract::{CacheSummary, Summary, env, exit};
-use crate::machine::{Machine, dataset_facts};
-use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
+use crate::machine::{self, dataset_facts};
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Spec, Watcher};
 use crate::watch::{self, Before, WatchSpec};
+use spec::config::{Config, ConfigError, DeviceChoice, data_name};
+use spec::contract::{CacheSummary, Machine, Summary, env, exit};
+use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -57,12 +57,24 @@ impl Error {
     fn exit_code(&self) -> u8 {
         match self {
             Error::Cli(_) | Error::Config(_) | Error::Target(_) | Error::Disagree(_) => exit::USAGE,
-            Error::Plan(error) => error.exit_code(),
+            Error::Plan(error) => plan_exit_code(error),
             Error::RunDir(error) => error.exit_code(),
             Error::Data(_) | Error::Log(_) => exit::DATA,
             Error::Meet(_) | Error::Node { .. } => exit::COMM,
             Error::Io { code, .. } => *code,
         }
+    }
+}
+
+/// Exit code of a refused plan.
+fn plan_exit_code(error: &PlanError) -> u8 {
+    match error {
+        PlanError::Device { .. } => exit::DEVICE,
+        PlanError::DoesNotFit { .. }
+        | PlanError::CacheTooLarge { .. }
+        | PlanError::Budget(_)
+        | PlanError::Overflow { .. } => exit::PLAN,
+        PlanError::Invalid(_) => exit::USAGE,
     }
 }
 
@@ -116,7 +128,7 @@ fn here() -> Result<(PathBuf, PathBuf), Error> {
 
 fn prepare(config: &cli::ConfigArgs, request: Request) -> Result<Ready, Error> {
     let (exe, cwd) = here()?;
-    let machine = Machine::probe();
+    let machine = machine::probe();
     let gpu = CUDA_TRAINS && !machine.gpus.is_empty();
     let prepared = config.prepare(gpu, &cwd, cli::home(&exe).as_deref())?;
     for note in &prepared.notes {
@@ -262,7 +274,7 @@ impl Setup {
         if !last.is_some_and(|last| last.killed_for_memory) {
             return;
         }
-        match self.smaller(&Machine::probe(), &ready.request) {
+        match self.smaller(&machine::probe(), &ready.request) {
             Ok(smaller) => {
                 console.note(&format!("with less memory: {}", smaller.changes.join(", ")));
                 self.reduced.extend(smaller.changes);

@@ -1,8 +1,9 @@
 //! A run's folder, `<log.runs_dir>/<run>/`: which one a command means, and what the launcher writes there.
 
-use crate::config::{Config, is_folder_name};
-use crate::contract::{self, Job, exit};
-use crate::plan::Plan;
+use spec::config::{Config, is_folder_name};
+use spec::contract::{self, exit};
+use spec::job::Job;
+use spec::plan::Plan;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -29,7 +30,7 @@ pub enum RunDirError {
         source: io::Error,
     },
     #[error("cannot write the resolved config")]
-    Config(#[from] crate::config::ConfigError),
+    Config(#[from] spec::config::ConfigError),
 }
 
 impl RunDirError {
@@ -414,7 +415,7 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Job>(&fs::read(path).unwrap()).unwrap(), job);
         assert_eq!(job.run_dir, run.path);
         let text = fs::read_to_string(run.path.join("config.yaml")).unwrap();
-        let again = crate::config::RawConfig::parse(&text, "config.yaml").unwrap().resolve("cpu", &[]).unwrap();
+        let again = spec::config::RawConfig::parse(&text, "config.yaml").unwrap().resolve("cpu", &[]).unwrap();
         assert_eq!(again, demo());
         let mut names: Vec<_> = fs::read_dir(&run.path).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();

@@ -2,9 +2,9 @@
 //!
 //! Architecture invariant: reads a config and records, starts nothing.
 
-use crate::config::{Config, Language, MonitorMode, SmartConfig};
-use crate::contract::MetricsRecord;
 use serde::{Deserialize, Serialize};
+use spec::config::{Config, Language, MonitorMode, SmartConfig};
+use spec::contract::MetricsRecord;
 use std::collections::BTreeSet;
 
 /// A target that cannot be read.

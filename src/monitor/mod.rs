@@ -28,8 +28,8 @@ pub use guard::{MemorySummary, OutOfMemory, SUGGESTIONS, explain, with_memory_gu
 use crate::report::memory::{GpuMemory, MemorySnapshot};
 use crate::torch;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use launcher::config::Language;
 use serde::Serialize;
+use spec::config::Language;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;

@@ -3,8 +3,8 @@
 use super::MonitorError;
 use crate::report::memory::MemorySnapshot;
 use crate::torch;
-use launcher::config::Language;
 use procfs::Current;
+use spec::config::Language;
 
 /// The lines of [`super::MemoryMonitor::statistics`]; `now`: of this process.
 pub fn lines(language: Language, now: &MemorySnapshot) -> Result<Vec<String>, MonitorError> {

@@ -8,10 +8,11 @@ use crate::comm::{Collective, CommError, RankEnv};
 use crate::data::cache::{CacheClient, ClientSpec, inherited_memory};
 use crate::report::Reporter;
 use launcher::cache::{CacheError, CacheHost, HostPlan, PolicyKind};
-use launcher::config::CachePolicy;
-use launcher::contract::cache::CacheStats;
-use launcher::contract::{Job, env};
 use rustix::event::{PollFd, PollFlags, poll};
+use spec::config::CachePolicy;
+use spec::contract::cache::CacheStats;
+use spec::contract::env;
+use spec::job::Job;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -199,10 +200,10 @@ mod tests {
     use super::*;
     use crate::comm::ShmCollective;
     use crate::data::cache::Want;
-    use launcher::config::Config;
-    use launcher::contract::VERSION;
-    use launcher::contract::cache::{Item, ToDirectory, encode};
-    use launcher::plan::{BudgetPlan, Plan};
+    use spec::config::Config;
+    use spec::contract::VERSION;
+    use spec::contract::cache::{Item, ToDirectory, encode};
+    use spec::plan::{BudgetPlan, Plan};
     use std::io::{Read, Write};
     use std::time::Instant;
 
@@ -310,7 +311,7 @@ mod tests {
                 other => matches!(other, CommError::PeerFailed { .. }),
             };
             assert!(lost(error));
-            assert!([launcher::contract::exit::DATA, launcher::contract::exit::PEER].contains(&code));
+            assert!([spec::contract::exit::DATA, spec::contract::exit::PEER].contains(&code));
             assert!(lost(collective.barrier().unwrap_err()));
         });
     }
@@ -323,7 +324,7 @@ mod tests {
         let reporter = Reporter::plain().unwrap();
         let refused = NodeCache::join(&job, &RankEnv::alone(), Some(&Links::Host(Vec::new())), &collective, &reporter);
         let error = refused.err().unwrap();
-        assert_eq!(error.exit_code(), launcher::contract::exit::PLAN);
+        assert_eq!(error.exit_code(), spec::contract::exit::PLAN);
         assert!(error.to_string().contains("1152921504606846976 bytes"), "{error}");
     }
 }

@@ -100,7 +100,7 @@ fn check_contract(env: &RankEnv, on: Device) -> Result<Value, RankError> {
         Device::Cuda(index) => {
             let nccl = Nccl::load(std::env::var_os("HEADROOM_NCCL").map(Into::into)).map_err(CommError::from)?;
             let own = if env.rank == 0 { nccl.unique_id().map_err(CommError::from)?.to_vec() } else { Vec::new() };
-            let run = std::env::var(launcher::contract::env::RUN_ID).unwrap_or_default();
+            let run = std::env::var(spec::contract::env::RUN_ID).unwrap_or_default();
             let id = rendezvous::share_id(env, &run, &own, LIMIT)?;
             let wrong = |_| CommError::Other("rank 0 sent no id of NCCL".into());
             let place = Place { rank: env.rank, world_size: env.world_size, device: index };

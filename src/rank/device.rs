@@ -8,8 +8,9 @@ use crate::report::Reporter;
 use crate::report::memory::GpuMemory;
 use crate::torch::device::{self, Stream, StreamGuard};
 use crate::train::{DeviceOptions, TrainError};
-use launcher::config;
-use launcher::contract::{Job, env};
+use spec::config;
+use spec::contract::env;
+use spec::job::Job;
 use std::time::Duration;
 use tch::Device;
 

@@ -5,7 +5,7 @@ use crate::data::DataError;
 use crate::report::ReportError;
 use crate::train::TrainError;
 use crate::train::checkpoint::CheckpointError;
-use launcher::contract::exit;
+use spec::contract::exit;
 
 /// What ends a rank.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ impl RankError {
         }
     }
 
-    /// The code of [`launcher::contract::exit`] that says what kind of error this is.
+    /// The code of [`spec::contract::exit`] that says what kind of error this is.
     pub fn exit_code(&self) -> u8 {
         match self {
             RankError::Usage(_) => exit::USAGE,

@@ -15,7 +15,8 @@ use crate::data::source::hdf5::probe;
 use crate::task::SampleRequest;
 use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
-use launcher::contract::{Job, VERSION, env};
+use spec::contract::{VERSION, env};
+use spec::job::Job;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -67,7 +68,7 @@ pub fn main() -> u8 {
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {
-        Ok(()) => launcher::contract::exit::OK,
+        Ok(()) => spec::contract::exit::OK,
         Err(error) => {
             eprintln!("rank: error: {error}");
             error.exit_code()

@@ -9,7 +9,7 @@ use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
 use crate::train::{Observer, TrainError};
-use launcher::contract::{MetricsRecord, Progress, Relieved};
+use spec::contract::{MetricsRecord, Progress, Relieved};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

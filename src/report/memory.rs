@@ -5,7 +5,7 @@
 
 use super::records::RecordWriter;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use launcher::contract::{Held, MemoryRecord};
+use spec::contract::{Held, MemoryRecord};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};

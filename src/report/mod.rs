@@ -7,9 +7,7 @@ pub mod plots;
 pub mod records;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use launcher::contract::{
-    FromRank, MAX_FRAME_BYTES, Progress, Relief, Relieved, ToRank, VERSION, read_frame, write_frame,
-};
+use spec::contract::{FromRank, MAX_FRAME_BYTES, Progress, Relief, Relieved, ToRank, VERSION, read_frame, write_frame};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -251,7 +249,7 @@ fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String), on_relie
 #[cfg(test)]
 mod tests {
     use super::*;
-    use launcher::contract::Effect;
+    use spec::contract::Effect;
 
     fn pair() -> (Reporter, UnixStream, Receiver<(u32, String)>) {
         let (ours, theirs) = UnixStream::pair().unwrap();

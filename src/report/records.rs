@@ -3,8 +3,8 @@
 //! JSON has no NaN or infinity: a value that is not finite is written as `null` and read back as NaN.
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use launcher::contract::Summary;
 use serde::Serialize;
+use spec::contract::Summary;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
@@ -209,7 +209,7 @@ pub fn for_each_metrics(path: &Path, mut each: impl FnMut(&BTreeMap<String, f64>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use launcher::contract::MetricsRecord;
+    use spec::contract::MetricsRecord;
 
     fn record(step: u64, loss: f64) -> MetricsRecord {
         MetricsRecord { step, loss, ..Default::default() }

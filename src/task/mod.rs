@@ -6,7 +6,7 @@ pub mod sample;
 
 use crate::data::cache::CacheClient;
 use crate::data::{DataError, Dataset};
-use launcher::config::Config;
+use spec::config::Config;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -112,7 +112,7 @@ pub struct Team<'a> {
 }
 
 /// A task. Adding one touches its own room, [`TASKS`], and the names and sizes that the launcher knows
-/// (`launcher::config::TASKS`, `launcher::plan`).
+/// (`spec::config::TASKS`, `spec::plan`).
 pub trait Task: Send + Sync {
     fn name(&self) -> &'static str;
     /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.

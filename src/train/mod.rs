@@ -32,7 +32,7 @@ use crate::data::DataError;
 use crate::torch::TorchError;
 use checkpoint::CheckpointError;
 use ddp::DdpError;
-use launcher::contract::{MetricsRecord, Progress, Relieved};
+use spec::contract::{MetricsRecord, Progress, Relieved};
 
 /// What ends training early.
 #[derive(Debug, thiserror::Error)]

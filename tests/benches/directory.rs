@@ -2,7 +2,7 @@
 //! `directory [--ranks 3] [--keys 64] [--ahead 4] [--seconds 2] [--entries 20000] [--gib 1]`. One line of JSON.
 
 use launcher::cache::{CacheHost, HostPlan, PolicyKind};
-use launcher::contract::cache::{Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
+use spec::contract::cache::{Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
 use std::error::Error;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -6,9 +6,9 @@ use headroom::data::source::video::npy;
 use headroom::task::deblur::sample::{SampleSpec, write_sample_data};
 use launcher::cache::PolicyKind;
 use launcher::cache::simulate::{Grain, Trace, Walk};
-use launcher::config::RawConfig;
-use launcher::machine::{DatasetFacts, FrameFacts, Gpu, Machine};
-use launcher::plan::{Plan, Request, plan};
+use spec::config::RawConfig;
+use spec::contract::{DatasetFacts, FrameFacts, Gpu, Machine};
+use spec::plan::{Plan, Request, plan};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

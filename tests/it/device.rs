@@ -93,7 +93,7 @@ fn a_loss_that_is_no_number_stops_with_the_last_good_weights() {
     let mut command = runs.command(&[]);
     command.args(["--name", "bad", "--ranks", "2"]).env("HEADROOM_TEST_ON_DEVICE", "1");
     let ended = run(&mut command, runs.path());
-    assert_eq!(ended.code, Some(launcher::contract::exit::NONFINITE.into()), "{ended}");
+    assert_eq!(ended.code, Some(spec::contract::exit::NONFINITE.into()), "{ended}");
     let good: u64 = ended
         .err
         .split("checkpoints/step-")
@@ -142,7 +142,7 @@ fn the_check_of_a_device_runs_without_one() {
     let mut missing = Command::new(rank_program());
     missing.args(["check-gpu", "copy", "--device", "63"]);
     let ended = run(&mut missing, folder.path());
-    assert_eq!(ended.code, Some(launcher::contract::exit::USAGE.into()), "{ended}");
+    assert_eq!(ended.code, Some(spec::contract::exit::USAGE.into()), "{ended}");
 }
 
 #[test]

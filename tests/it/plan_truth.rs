@@ -2,8 +2,8 @@
 
 use crate::support::{folder, launch_program, run, sample_data};
 use launcher::cache::Directory;
-use launcher::plan::DIRECTORY_ENTRY_BYTES;
 use serde_json::Value;
+use spec::plan::DIRECTORY_ENTRY_BYTES;
 use std::path::Path;
 use std::process::Command;
 

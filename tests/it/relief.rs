@@ -1,8 +1,8 @@
 //! Memory of real ranks: flat over many steps, given back on order, and the reason of a stop.
 
 use crate::support::{Runs, folder, read_lines};
-use launcher::contract::{FromRank, Relief, Relieved, ToRank, env, read_frame, write_frame};
 use serde_json::Value;
+use spec::contract::{FromRank, Relief, Relieved, ToRank, env, read_frame, write_frame};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};

@@ -7,9 +7,9 @@ use headroom::data::DataError;
 use headroom::task::{Task, Team};
 use headroom::train::checkpoint::{Checkpointer, Facts};
 use headroom::train::{Controls, DeviceOptions, Fit, Observer, Status};
-use launcher::config::{Config, OptimizerKind, SchedulerKind};
-use launcher::contract::{MetricsRecord, Progress, Relieved};
-use launcher::plan::{BatchPlan, LoaderPlan, Plan};
+use spec::config::{Config, OptimizerKind, SchedulerKind};
+use spec::contract::{MetricsRecord, Progress, Relieved};
+use spec::plan::{BatchPlan, LoaderPlan, Plan};
 use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, nn};
@@ -114,7 +114,7 @@ fn the_readme_shows_the_minimal_task_as_it_is() {
 #[test]
 fn launcher_and_rank_know_the_same_tasks() {
     let names: Vec<&str> = headroom::task::TASKS.iter().map(|task| task.name()).collect();
-    assert_eq!(names, launcher::config::TASKS);
+    assert_eq!(names, spec::config::TASKS);
 }
 
 /// The trait as the README has it is the trait.

@@ -2,10 +2,10 @@
 
 use super::growth::Growth;
 use super::log::{Run, starts};
-use crate::contract::{Held, MemoryRecord, NodeRecord};
-use crate::plan::{BudgetLine, Plan, bytes_text};
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
+use spec::contract::{Held, MemoryRecord, NodeRecord};
+use spec::plan::{BudgetLine, Plan, bytes_text};
 use std::fmt::{self, Display};
 
 /// Lowest, mean and highest: GiB of what was used, percent of what there is.
@@ -410,7 +410,7 @@ impl Analysis {
 mod tests {
     use super::super::log::MonitorSample;
     use super::*;
-    use crate::contract::NodeRecord;
+    use spec::contract::NodeRecord;
 
     fn run() -> Run {
         let mut plan = Plan::default();
@@ -498,7 +498,7 @@ mod tests {
             let first = std::iter::once(start(-1.0)).chain(records.iter().cloned());
             *records = first.chain([start(99.0)]).chain(second).collect();
         }
-        again.summary = Some(crate::contract::Summary { restarts: 1, peak_node_bytes: 9 << 30, ..Default::default() });
+        again.summary = Some(spec::contract::Summary { restarts: 1, peak_node_bytes: 9 << 30, ..Default::default() });
         let late = NodeRecord { t: 102.0, launcher_bytes: 4 << 20, job_bytes: 1 << 30, ..Default::default() };
         again.node.push(late);
         let found = analyze(&again);
@@ -516,7 +516,7 @@ mod tests {
         let log = Run { monitor: vec![sample(90.0), sample(97.5)], ..Run::default() };
         let text = analyze(&log).to_string();
         assert!(text.contains("GPU          mean 93.8, at most 97.5 % full"), "{text}");
-        let gpu = |index, used_bytes| crate::contract::GpuUse { index, used_bytes, total_bytes: 100 };
+        let gpu = |index, used_bytes| spec::contract::GpuUse { index, used_bytes, total_bytes: 100 };
         let record = NodeRecord { gpus: vec![gpu(0, 40), gpu(1, 60)], ..Default::default() };
         let watched = Run { node: vec![record], ..Run::default() };
         assert_eq!(analyze(&watched).gpu_percent.unwrap().most, 60.0);

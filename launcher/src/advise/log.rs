@@ -1,10 +1,11 @@
 //! What there is to read: a run's folder, or the JSON log of a monitor.
 
-use crate::config::Language;
-use crate::contract::{Job, MemoryRecord, MetricsRecord, NodeRecord, Summary};
-use crate::plan::Plan;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use spec::config::Language;
+use spec::contract::{MemoryRecord, MetricsRecord, NodeRecord, Summary};
+use spec::job::Job;
+use spec::plan::Plan;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 

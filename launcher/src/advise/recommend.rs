@@ -1,7 +1,7 @@
 //! Which config fits this machine: the guides' tables, from its memory, cores and GPUs.
 
-use crate::machine::Machine;
 use serde::Serialize;
+use spec::contract::Machine;
 use std::fmt::{self, Display};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -157,7 +157,7 @@ impl Display for Recommendation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Gpu;
+    use spec::contract::Gpu;
 
     fn machine(gb: u64, cores: usize, gpus: &[u64]) -> Machine {
         let gpu = |(index, gb): (usize, &u64)| Gpu {

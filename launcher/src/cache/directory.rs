@@ -11,8 +11,8 @@
 
 use super::arena::Arena;
 use super::policy::{Entries, Policy, PolicyKind};
-use crate::contract::VERSION;
-use crate::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
+use spec::contract::VERSION;
+use spec::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 

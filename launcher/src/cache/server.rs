@@ -3,11 +3,11 @@
 use super::directory::{Directory, Replies};
 use super::memory::{self, MemoryError};
 use super::policy::PolicyKind;
-use crate::contract::cache::{CacheStats, Decoder, FromDirectory, ToDirectory, encode};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use spec::contract::cache::{CacheStats, Decoder, FromDirectory, ToDirectory, encode};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,7 @@
 //! Ranks as threads on real sockets.
 
 use super::*;
-use crate::contract::cache::{FromDirectory, Grant, Item};
+use spec::contract::cache::{FromDirectory, Grant, Item};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;

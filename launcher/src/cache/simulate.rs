@@ -3,7 +3,7 @@
 
 use super::directory::{Directory, Replies};
 use super::policy::PolicyKind;
-use crate::contract::cache::{FromDirectory, Grant, Item, ToDirectory};
+use spec::contract::cache::{FromDirectory, Grant, Item, ToDirectory};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Bytes of the entries here: all alike.
@@ -180,7 +180,7 @@ impl Walker<'_> {
             self.step(step * global);
         }
         let after = self.directory.stats();
-        let lookups = |s: &crate::contract::cache::CacheStats| s.hits + s.misses + s.bypasses;
+        let lookups = |s: &spec::contract::cache::CacheStats| s.hits + s.misses + s.bypasses;
         let looked_up = lookups(&after) - lookups(&before);
         Reads {
             per_chunk_and_epoch: self.trace.per_chunk_and_epoch(self.reads),

@@ -4,10 +4,10 @@ use super::helper::Helpers;
 use super::{Error, here, io, print, rank_command, shown};
 use crate::advise;
 use crate::cli::{BenchMemoryArgs, CliError, SampleDataArgs};
-use crate::contract::{MemoryRecord, exit};
 use crate::machine::dataset_facts;
-use crate::plan::bytes_text;
 use serde::Serialize;
+use spec::contract::{MemoryRecord, exit};
+use spec::plan::bytes_text;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -281,7 +281,7 @@ fn line(row: &Row) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RawConfig;
+    use spec::config::RawConfig;
 
     #[test]
     fn item_71_every_features_keys_are_known_and_differ() {

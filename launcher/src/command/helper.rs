@@ -1,10 +1,10 @@
 //! A program that a verb starts and waits for: signals that the verb gets are the program's as well, and neither outlives the
 //! other.
 
-use crate::contract::exit;
 use crate::supervise::{Signals, prepare_helper};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
+use spec::contract::exit;
 use std::io;
 use std::process::{Child, Command, ExitStatus};
 

@@ -2,13 +2,13 @@
 
 use super::{Error, Ready, open_folder};
 use crate::cli::RunArgs;
-use crate::config::Config;
-use crate::plan::{self, NodeShare, Plan};
 use crate::run_dir::RunDir;
 use crate::supervise::{NodePlace, Nodes};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use spec::config::Config;
+use spec::plan::{self, NodeShare, Plan};
 use std::collections::BTreeMap;
 use std::time::Duration;
 

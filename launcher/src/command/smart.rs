@@ -5,10 +5,10 @@ use super::{
 };
 use crate::advise;
 use crate::cli::RunArgs;
-use crate::config::Language;
-use crate::contract::{MetricsRecord, exit};
 use crate::run_dir::{self, RunDir};
 use crate::smart::{self, Decision, Leg, Report};
+use spec::config::Language;
+use spec::contract::{MetricsRecord, exit};
 use std::path::Path;
 
 /// Trains leg by leg until the targets are met, nothing gets better, or `smart.max_total_epochs`.

@@ -3,14 +3,14 @@
 use super::{Error, io, print, rank_command, shown};
 use crate::advise;
 use crate::cli::{self, CliError};
-use crate::config::Language;
-use crate::contract::exit;
-use crate::machine::Machine;
+use crate::machine;
 use crate::monitor::{self, Subject};
+use spec::config::Language;
+use spec::contract::exit;
 use std::path::{Path, PathBuf};
 
 pub(super) fn recommend(args: &cli::RecommendArgs) -> Result<u8, Error> {
-    let found = advise::recommend(&Machine::probe());
+    let found = advise::recommend(&machine::probe());
     let json = || serde_json::to_string_pretty(&found).unwrap_or_default();
     print::out(if args.json { json() } else { found.to_string() })?;
     Ok(exit::OK)

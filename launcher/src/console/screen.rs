@@ -1,10 +1,10 @@
 //! Lines on stdout and stderr, and the progress bar below them.
 
 use super::text::{clean, duration};
-use crate::contract::Progress;
-use crate::plan::bytes_text;
 use crate::supervise::Stream;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use spec::contract::Progress;
+use spec::plan::bytes_text;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
 //! The closing table of a run: what it took, what it reached, memory against the plan.
 
 use super::text::duration;
-use crate::contract::Summary;
-use crate::plan::{Plan, bytes_text as bytes};
+use spec::contract::Summary;
+use spec::plan::{Plan, bytes_text as bytes};
 
 /// Widest table, columns.
 const WIDTH: usize = 80;
@@ -108,8 +108,8 @@ fn wrap(label: &str, value: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::Best;
-    use crate::plan::{BudgetLine, BudgetPlan, Topology};
+    use spec::contract::Best;
+    use spec::plan::{BudgetLine, BudgetPlan, Topology};
 
     fn plan() -> Plan {
         let own = BudgetLine { per_rank_bytes: Some(700 << 20), ..BudgetLine::default() };

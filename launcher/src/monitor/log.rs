@@ -1,8 +1,8 @@
 //! The monitor's files: a JSON array that can be read after every sample, and a report at the end.
 
 use crate::advise::MonitorSample;
-use crate::plan::bytes_text;
 use serde::Serialize;
+use spec::plan::bytes_text;
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::io;

@@ -1,9 +1,9 @@
 //! Who is watched: the ranks of a run, a process with its children, or the machine alone.
 
-use crate::contract::{MetricsRecord, NodeRecord, Summary, env};
-use crate::plan::Plan;
 use procfs::process::{MMapPath, MemoryMap, Process};
 use serde::de::DeserializeOwned;
+use spec::contract::{MetricsRecord, NodeRecord, Summary, env};
+use spec::plan::Plan;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::{Read, Seek, SeekFrom};

@@ -3,8 +3,8 @@
 use super::bar::{Bar, Ink, LABEL, Widths, columns, cut, percent};
 use super::subject::RunNow;
 use crate::advise::MonitorSample;
-use crate::plan::{Plan, bytes_text};
 use crate::watch::{ProcessNow, Sample};
+use spec::plan::{Plan, bytes_text};
 
 /// Most processes with a bar of their own.
 const MOST_BARS: usize = 16;
@@ -204,9 +204,9 @@ fn fit(mut lines: Vec<(Kind, String)>, height: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::{GpuUse, MetricsRecord};
     use crate::machine::MemoryNow;
-    use crate::plan::BudgetLine;
+    use spec::contract::{GpuUse, MetricsRecord};
+    use spec::plan::BudgetLine;
 
     fn look(ranks: usize) -> Look {
         let mut plan = Plan::default();
@@ -320,7 +320,7 @@ mod tests {
     fn a_warning_of_several_lines_in_chinese_fits_as_well() {
         let mut look = look(1);
         let event = "🟠 警告: 系统内存 85.1% (20.0GB / 23.5GB)\n   其他程序自启动以来多占用 3.0GB，最大的是 python (pid 4242, 2.9GB)：请关闭它，或降低 memory.budget";
-        look.run.node = Some(crate::contract::NodeRecord { event: Some(event.into()), ..Default::default() });
+        look.run.node = Some(spec::contract::NodeRecord { event: Some(event.into()), ..Default::default() });
         let lines = look.screen(80, 24, false);
         let [first, second, _] = &lines[lines.len() - 3..] else { panic!("{lines:?}") };
         assert!(first.starts_with("🟠 警告: 系统内存 85.1%") && second.ends_with('…'), "{lines:?}");

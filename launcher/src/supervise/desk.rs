@@ -2,10 +2,10 @@
 
 use super::Watcher;
 use crate::cache::CacheHost;
-use crate::contract::Relief;
 use crate::watch::{CacheNow, Hands};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
+use spec::contract::Relief;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 

@@ -26,9 +26,9 @@ pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
 
 use crate::cache::PolicyKind;
-use crate::contract::cache::CacheStats;
-use crate::contract::{Ended, Progress, exit};
 use crate::watch::{Peaks, WatchSpec};
+use spec::contract::cache::CacheStats;
+use spec::contract::{Ended, Progress, exit};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Which rank failed first, and with what code the launcher ends. Pure: fed with what the loop saw, in order.
 
-use crate::contract::exit;
 use rustix::process::Signal;
+use spec::contract::exit;
 use std::fmt;
 
 /// How a process ended.

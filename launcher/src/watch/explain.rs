@@ -2,8 +2,8 @@
 
 use super::findings::Findings;
 use super::words::size;
-use crate::config::Language;
 use crate::machine::MemoryNow;
+use spec::config::Language;
 
 /// What is known of a rank that was ended by SIGKILL.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use super::explain::{After, Killed, killed};
 use super::level::Level;
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, unix_time};
-use crate::config::Language;
-use crate::contract::NodeRecord;
 use crate::machine::MemoryMeter;
+use spec::config::Language;
+use spec::contract::NodeRecord;
 use std::path::Path;
 
 /// Proportional set sizes, bytes: shared pages count once over the job.

@@ -8,7 +8,7 @@
 //! the micro-batch stays. Pressure that comes back soon makes the next wait twice as long.
 
 use super::level::Level;
-use crate::contract::Relief;
+use spec::contract::Relief;
 
 /// Seconds that a rung is given to take effect.
 const SETTLE_S: f64 = 1.0;

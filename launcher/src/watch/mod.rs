@@ -29,9 +29,9 @@ pub use start::{Before, ease};
 pub use watcher::Watch;
 pub use words::{is_level, loader_held, pre_flight, stopped};
 
-use crate::config::{Config, Language};
-use crate::contract::{Relief, Relieved};
-use crate::plan::Plan;
+use spec::config::{Config, Language};
+use spec::contract::{Relief, Relieved};
+use spec::plan::Plan;
 use std::path::{Path, PathBuf};
 
 /// What the watch needs to know of a job.

@@ -2,7 +2,7 @@
 
 use super::Sample;
 use super::level::Level;
-use crate::contract::NodeRecord;
+use spec::contract::NodeRecord;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;

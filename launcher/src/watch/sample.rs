@@ -3,9 +3,9 @@
 //! `smaps_rollup` (PSS, USS) walks a process's page tables: about 10 ms per 500 MB. It is read rarely, and what RSS has
 //! grown by since (`statm`, microseconds) carries it on in between: anonymous memory, which is what grows, is exact.
 
-use crate::contract::{CgroupMemory, GpuUse, RankMemory};
 use crate::machine::{GpuMeter, MemoryMeter, MemoryNow};
 use procfs::process::Process;
+use spec::contract::{CgroupMemory, GpuUse, RankMemory};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Share of a core that reading page tables may take: one in so many; and under pressure, or while a process starts.

@@ -1,9 +1,9 @@
 //! Before training, on a machine that is rather full already: the second guide's smaller settings. Pure.
 
 use super::words;
-use crate::config::{CachePolicy, Config};
-use crate::machine::Machine;
-use crate::plan::Plan;
+use spec::config::{CachePolicy, Config};
+use spec::contract::{Gpu, Machine};
+use spec::plan::Plan;
 
 /// Percent above which settings are made smaller, of memory and of each device. Source: the guide's own number.
 const FULL_PERCENT: f64 = 80.0;
@@ -30,7 +30,7 @@ impl Before {
         (total > 0).then_some(())?;
         let group = machine.cgroup_limit_bytes.zip(machine.cgroup_used_bytes);
         let used = plan.budget.gpu.as_ref().map(|_| {
-            let share = |gpu: &crate::machine::Gpu| {
+            let share = |gpu: &Gpu| {
                 percent(gpu.memory_total_bytes.saturating_sub(gpu.memory_free_bytes), gpu.memory_total_bytes)
             };
             machine.gpus.iter().map(share).fold(0.0, f64::max)
@@ -86,7 +86,7 @@ pub fn ease(config: &Config, plan: &Plan, before: &Before) -> Option<(Config, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Language;
+    use spec::config::Language;
 
     fn full(percent: f64) -> Before {
         Before { percent, ..Before::default() }

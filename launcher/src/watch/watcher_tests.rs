@@ -1,9 +1,9 @@
 //! Looks at made-up samples: what is said, and how often.
 
 use super::*;
-use crate::contract::Effect;
 use crate::machine::{GroupNow, MemoryNow, Probe};
 use crate::watch::Planned;
+use spec::contract::Effect;
 use std::sync::Mutex;
 
 #[derive(Default)]

@@ -1,8 +1,8 @@
 //! What the watch says to people, in the guides' words: English and Chinese.
 
 use super::level::{Level, Scale, Source};
-use crate::config::Language;
-use crate::contract::{Effect, Relief};
+use spec::config::Language;
+use spec::contract::{Effect, Relief};
 
 const MIB: f64 = (1u64 << 20) as f64;
 const GIB: f64 = (1u64 << 30) as f64;

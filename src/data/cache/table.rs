@@ -8,10 +8,10 @@ mod resize;
 
 use super::map::{ReadSpan, SharedMap, WriteSpan};
 use super::slabs::{Registration, Slabs};
-use launcher::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
 use offers::Asked;
 pub use offers::Offer;
 pub(super) use offers::Offered;
+use spec::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 
 use super::{CacheClient, ClientSpec};
 use launcher::cache::{CacheHost, HostPlan, PolicyKind};
-use launcher::contract::cache::{CacheStats, Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
+use spec::contract::cache::{CacheStats, Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Write};

@@ -2,7 +2,7 @@
 
 use super::{Order, Paged, Shuffle};
 use crate::data::{DataError, Dataset, Pages};
-use launcher::config::{DataConfig, ShuffleMode};
+use spec::config::{DataConfig, ShuffleMode};
 use std::sync::Arc;
 
 /// The order of `dataset` in training, by `data.shuffle`, `data.shuffle_mode` and `data.shuffle_window`.

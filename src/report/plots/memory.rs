@@ -3,8 +3,8 @@
 use super::draw::{self, Curve, Panel};
 use super::{History, PlotError, make_dir};
 use launcher::advise::{MonitorSample, Run, starts};
-use launcher::contract::{MemoryRecord, NodeRecord};
-use launcher::plan::Plan;
+use spec::contract::{MemoryRecord, NodeRecord};
+use spec::plan::Plan;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -143,7 +143,7 @@ fn read_node(run_dir: &Path) -> NodeSeries {
 }
 
 fn named_limit(name: &str, bytes: u64) -> (String, f64) {
-    (format!("{name} {}", launcher::plan::bytes_text(bytes)), bytes as f64 / GIB)
+    (format!("{name} {}", spec::plan::bytes_text(bytes)), bytes as f64 / GIB)
 }
 
 /// Limits within reach of the axis stay lines; those beyond four times the top go into the title.

@@ -113,7 +113,7 @@ fn make_dir(dir: &Path) -> Result<(), PlotError> {
 mod tests {
     use super::*;
     use crate::report::records::RecordWriter;
-    use launcher::contract::MetricsRecord;
+    use spec::contract::MetricsRecord;
 
     /// Where HEADROOM_KEEP_PLOTS says, so that a person can look; else a folder that goes away.
     fn draw(name: &str, values: impl Iterator<Item = (u64, f64, Option<f64>)>) {

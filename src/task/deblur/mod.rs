@@ -25,7 +25,7 @@ use super::{Datasets, Gallery, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::video::{Layout, SpikeEncoding, SpikeInput, VideoSpec};
 use data::ClipSpec;
-use launcher::config::{ClipLayout, Config, SpikeEncoding as Encoding};
+use spec::config::{ClipLayout, Config, SpikeEncoding as Encoding};
 use std::path::Path;
 use std::sync::Arc;
 use tch::nn;

@@ -5,7 +5,7 @@ use super::loss::Loss;
 use super::model::{Flow, SpikeShape, Vrt, VrtShape};
 use crate::data::DataError;
 use crate::task::{Batch, Model, Output};
-use launcher::config::{Config, FlowKind, VrtModel};
+use spec::config::{Config, FlowKind, VrtModel};
 use tch::{Tensor, nn};
 
 /// Bytes in, restored frames and loss out.

@@ -25,11 +25,11 @@ use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as Sam
 use crate::task::{Datasets, Team};
 use future::Future;
 use grain::choose;
-use launcher::config::{CachePolicy, DataConfig};
 use pages::Pages;
 use pieces::Pieces;
 use scan::{FileFacts, Moments, ScanFacts};
 use share::{scan_share, share};
+use spec::config::{CachePolicy, DataConfig};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use windows::{Windows, permuted, split_files};

@@ -27,7 +27,7 @@ pub use model::EmgNet;
 use super::{Datasets, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::hdf5::write::Storage;
-use launcher::config::Config;
+use spec::config::Config;
 use std::path::Path;
 use tch::nn;
 

@@ -9,7 +9,7 @@ use crate::train::device::DeviceStep;
 use crate::train::ema::Ema;
 use crate::train::evaluate::{EvalSpec, Evaluated, Watch, evaluate};
 use crate::train::state::BestState;
-use launcher::contract::MetricsRecord;
+use spec::contract::MetricsRecord;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tch::Device;

@@ -6,7 +6,7 @@ use crate::torch;
 use crate::train::state::Reduced;
 use crate::train::step::Wishes;
 use crate::train::{Controls, Observer, TrainError};
-use launcher::contract::{Effect, Relief, Relieved};
+use spec::contract::{Effect, Relief, Relieved};
 use std::sync::Arc;
 
 /// Steps that a rank waits for the others to be asked for smaller micro-batches too. Orders of one launcher arrive within

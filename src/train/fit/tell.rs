@@ -6,7 +6,7 @@ use crate::train::TrainError;
 use crate::train::evaluate::reduce_sums;
 use crate::train::input::Copied;
 use crate::train::step::StepOutcome;
-use launcher::contract::{InputRecord, MetricsRecord, Progress};
+use spec::contract::{InputRecord, MetricsRecord, Progress};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 

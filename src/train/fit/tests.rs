@@ -6,7 +6,7 @@ use crate::comm::{ShmCollective, shm::create_memfd};
 use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
 use crate::task::{Batch, Output};
 use crate::train::checkpoint;
-use launcher::contract::{MetricsRecord, Progress, Relief, Relieved};
+use spec::contract::{MetricsRecord, Progress, Relief, Relieved};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -239,7 +239,7 @@ impl Job {
         config.train.max_steps = Some(self.steps);
         config.train.num_epochs = 1000;
         config.train.learning_rate = 0.02;
-        config.train.scheduler = launcher::config::SchedulerKind::None;
+        config.train.scheduler = spec::config::SchedulerKind::None;
         config.train.ema_decay = self.ema;
         config.train.early_stopping = false;
         config.train.warmup_epochs = 0.0;

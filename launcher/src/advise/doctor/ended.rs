@@ -2,7 +2,7 @@
 
 use super::{Finding, finding, say};
 use crate::advise::log::Run;
-use crate::contract::{Ended, exit};
+use spec::contract::{Ended, exit};
 
 /// Of SIGKILL.
 const KILLED: u8 = exit::SIGNAL_BASE + 9;

@@ -2,9 +2,9 @@
 
 use super::{Finding, finding, say};
 use crate::advise::log::Run;
-use crate::contract::NodeRecord;
-use crate::plan::{Plan, bytes_text};
 use crate::watch::is_level;
+use spec::contract::NodeRecord;
+use spec::plan::{Plan, bytes_text};
 
 /// Peak of the node over its budget.
 const NEAR_BUDGET: f64 = 0.9;

@@ -2,9 +2,9 @@
 
 use super::{Finding, finding, say};
 use crate::advise::log::Run;
-use crate::contract::MetricsRecord;
-use crate::plan::bytes_text;
 use crate::watch::loader_held;
+use spec::contract::MetricsRecord;
+use spec::plan::bytes_text;
 
 /// A fifth of the step spent waiting for data is worth a word.
 const WAIT_SHARE: f64 = 0.2;

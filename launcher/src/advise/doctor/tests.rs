@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::advise::MonitorSample;
-use crate::contract::{CacheSummary, CgroupMemory, Ended, MemoryRecord, MetricsRecord, NodeRecord, Summary};
-use crate::plan::Plan;
+use spec::contract::{CacheSummary, CgroupMemory, Ended, MemoryRecord, MetricsRecord, NodeRecord, Summary};
+use spec::plan::Plan;
 
 fn healthy() -> Run {
     let mut plan = Plan::default();
@@ -186,7 +186,7 @@ fn without_any_cache_more_threads_are_not_the_first_thing() {
     run.metrics.iter_mut().for_each(|r| r.data_wait_s = 0.05);
     let plan = run.plan.as_mut().unwrap();
     plan.budget.cache_policy = "off".into();
-    plan.budget.lines = vec![crate::plan::BudgetLine::default()];
+    plan.budget.lines = vec![spec::plan::BudgetLine::default()];
     let found = &doctor(&run, Language::En)[0];
     assert!(found.cause.contains("the page cache is off") && found.change.starts_with("data.cache: auto"), "{found:?}");
 }

@@ -1,6 +1,6 @@
 use super::{Entries, Policy};
-use crate::contract::cache::Item;
 use lru::LruCache;
+use spec::contract::cache::Item;
 
 /// Hit rate where an epoch reads each entry once, in a new random order, with the share `f` cached:
 /// `f + (1-f)·ln(1-f)`.

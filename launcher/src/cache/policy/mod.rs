@@ -4,7 +4,7 @@ mod lru;
 mod next_use;
 mod pin;
 
-use crate::contract::cache::Item;
+use spec::contract::cache::Item;
 use std::fmt;
 
 /// The policies, by the names of the config.

@@ -1,5 +1,5 @@
 use super::{Entries, Policy};
-use crate::contract::cache::Item;
+use spec::contract::cache::Item;
 use std::collections::BinaryHeap;
 
 /// Belady's rule with bypass: the optimum for entries of one size when next uses are true.

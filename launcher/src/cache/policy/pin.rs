@@ -1,5 +1,5 @@
 use super::{Entries, Policy};
-use crate::contract::cache::Item;
+use spec::contract::cache::Item;
 
 /// Steady hit rate of an epoch that reads each entry once: exactly the share cached, which no policy can pass.
 pub struct Pin;

@@ -2,13 +2,13 @@
 
 use super::Job;
 use crate::cache::CacheHost;
-use crate::contract::{self, FrameError, FromRank, exit};
 use crate::supervise::verdict::{End, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
+use spec::contract::{self, FrameError, FromRank, exit};
 use std::io;
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 use super::*;
 use crate::cache::PolicyKind;
 use crate::cache::server::tests::breakdown;
-use crate::contract::exit;
 use crate::supervise::{CacheSpec, RankSpec};
+use spec::contract::exit;
 use std::sync::Mutex;
 
 #[derive(Default)]

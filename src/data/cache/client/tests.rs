@@ -6,7 +6,7 @@ use super::super::Offer;
 use super::super::testing::{TestDirectory, hosted};
 use super::*;
 use launcher::cache::PolicyKind;
-use launcher::contract::cache::Grant;
+use spec::contract::cache::Grant;
 use std::sync::atomic::AtomicUsize;
 
 /// Entry `key` is 1000 + key bytes of its number.

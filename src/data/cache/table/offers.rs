@@ -4,7 +4,7 @@
 
 use super::{Entry, MESSAGE_KEYS, Place, Table};
 use crate::data::cache::map::WriteSpan;
-use launcher::contract::cache::{Grant, Item, ToDirectory};
+use spec::contract::cache::{Grant, Item, ToDirectory};
 
 /// An entry that could be filled now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The usable part of the mapping gets smaller or larger.
 
 use super::{Entry, Place, Table};
-use launcher::contract::cache::ToDirectory;
+use spec::contract::cache::ToDirectory;
 
 impl Table {
     /// Whether less of the mapping may be used than there is: memory is short, or was a moment ago.

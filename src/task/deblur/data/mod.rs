@@ -25,7 +25,7 @@ use crate::data::source::video::{Frames, Sequence, SequencePaths, SpikeForm, Vid
 use crate::data::{DataError, Dataset, Scratch};
 use crate::task::{Datasets, Team};
 use clips::Clips;
-use launcher::config::{CachePolicy, DataConfig};
+use spec::config::{CachePolicy, DataConfig};
 use std::sync::Arc;
 use unreadable::Unreadable;
 

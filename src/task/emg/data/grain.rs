@@ -17,7 +17,7 @@
 
 use super::windows::Windows;
 use crate::data::source::hdf5::Reader;
-use launcher::config::{CacheEntries, DataConfig, ShuffleMode};
+use spec::config::{CacheEntries, DataConfig, ShuffleMode};
 
 /// Windows that the shape of a data set is taken from, about.
 const SHAPE_WINDOWS: usize = 2000;

@@ -321,7 +321,7 @@ fn windows_do_not_depend_on_how_files_are_stored() {
 use crate::data::cache::testing::{TestDirectory, hosted};
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order as SampleOrder};
 use launcher::cache::PolicyKind;
-use launcher::config::CacheEntries;
+use spec::config::CacheEntries;
 
 /// A session per file, in chunks of gzip or contiguous.
 fn store(dir: &Path, chunk_rows: Option<usize>, sessions: usize) -> PathBuf {

@@ -4,7 +4,7 @@ use super::constants::{CUDA_TRAINS, EXTRA_SLOTS, LOADER_THREADS_PER_RANK};
 use super::task::chunk_cache_bytes;
 use super::{BatchPlan, LoaderPlan, NodeShare, PlanError, Request, Topology};
 use crate::config::{Config, DeviceChoice};
-use crate::machine::Machine;
+use crate::contract::Machine;
 
 /// `cpu` or `cuda`: on what a run with this choice trains here. Needed before the config is resolved, to pick its
 /// device profile.
@@ -243,7 +243,7 @@ pub(super) fn loader(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Gpu;
+    use crate::contract::Gpu;
 
     #[test]
     fn cuda_is_chosen_only_where_it_trains_and_a_gpu_is_present() {

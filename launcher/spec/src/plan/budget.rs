@@ -5,7 +5,7 @@ use super::table::{bytes_text, count, grouped};
 use super::task::{OVERFLOW, SampleSizes, TaskSizes, once, per_rank, product, sum};
 use super::{BudgetLine, BudgetPlan, GpuPlan, Plan, PlanError};
 use crate::config::{Budget, CachePolicy, Config, OptimizerKind, ShuffleMode};
-use crate::machine::{DatasetFacts, Machine};
+use crate::contract::{DatasetFacts, Machine};
 
 /// Makes all lines; adds to the draft's notes.
 pub(super) fn budget(

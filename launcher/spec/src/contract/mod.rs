@@ -6,11 +6,13 @@ pub mod cache;
 pub mod env;
 pub mod exit;
 mod frame;
+mod machine;
 mod message;
 mod record;
 mod wire;
 
 pub use frame::*;
+pub use machine::*;
 pub use message::*;
 pub use record::*;
 

@@ -3,7 +3,7 @@
 use super::constants::*;
 use super::{BudgetLine, PlanError, deblur, emg};
 use crate::config::Config;
-use crate::machine::DatasetFacts;
+use crate::contract::DatasetFacts;
 
 type SizesOf = fn(&Config, &DatasetFacts) -> Option<TaskSizes>;
 

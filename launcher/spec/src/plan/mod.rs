@@ -31,7 +31,7 @@ pub use table::bytes_text;
 pub use topology::{choose_device, node_share};
 
 use crate::config::{Config, DeviceChoice};
-use crate::machine::{DatasetFacts, Machine};
+use crate::contract::{DatasetFacts, Machine};
 use serde::{Deserialize, Serialize};
 
 /// What the command line asks for. Absent: decided by config and machine.

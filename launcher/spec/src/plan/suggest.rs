@@ -4,7 +4,7 @@ use super::constants::MIB;
 use super::table::bytes_text;
 use super::{Plan, Request, draft, fits};
 use crate::config::{Budget, Config};
-use crate::machine::{DatasetFacts, Machine};
+use crate::contract::{DatasetFacts, Machine};
 use std::fmt;
 
 /// One change that fits on its own.

@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn the_readme_lists_every_key_with_its_default() {
-        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md")).unwrap();
         let defaults = serde_json::to_value(Config::default()).unwrap();
         for (key, kind) in KEYS {
             let shown = match defaults.pointer(&format!("/{}", key.replace('.', "/"))).unwrap() {

@@ -392,7 +392,7 @@ fn budgets_are_read_in_every_form() {
 }
 
 fn shipped() -> Vec<std::path::PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
     let files = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect()
 }
@@ -414,7 +414,7 @@ fn every_shipped_config_loads_for_both_profiles() {
 /// The values that the guides print for each named config.
 #[test]
 fn shipped_configs_hold_the_guides_values() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let get = |name: &str| RawConfig::find(name, &root).unwrap().resolve("cuda", &[]).unwrap();
     for (name, batch, accumulation, workers, prefetch, pin, samples, chunk, stride) in [
         ("low_memory", 16, 4, 2, 1, false, 5_000, 32 << 20, 2),

@@ -15,7 +15,7 @@ use super::constants::*;
 use super::table::bytes_text;
 use super::task::{SampleSizes, TaskSizes, product, sum};
 use crate::config::{Config, DecoderType, LossType, ModelConfig, TdsStage};
-use crate::machine::DatasetFacts;
+use crate::contract::DatasetFacts;
 
 /// Everything the planner asks of this task; absent: a product overflows.
 pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes> {

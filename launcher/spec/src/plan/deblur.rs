@@ -20,7 +20,7 @@ use super::table::{bytes_text, grouped};
 use super::task::{SampleSizes, TaskSizes, product, sum};
 use super::vrt::activation_scalars;
 use crate::config::{Config, DeblurData, FlowKind, SpikeEncoding, VrtModel};
-use crate::machine::{DatasetFacts, FrameFacts};
+use crate::contract::{DatasetFacts, FrameFacts};
 
 /// Six levels of five 7×7 convolutions, 8 → 32 → 64 → 32 → 16 → 2.
 const SPYNET: u64 = 1_440_300;

@@ -1,22 +1,7 @@
-//! Records on disk and the job that a launcher hands to its ranks.
+//! Records on disk.
 
-use crate::config::Config;
-use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-
-/// Everything a rank needs to know besides its environment; written to the run folder before ranks start.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Job {
-    pub version: u32,
-    pub config: Config,
-    pub plan: Plan,
-    /// `runs/<name>`, absolute.
-    pub run_dir: PathBuf,
-    /// Checkpoint folder to resume from, absolute; absent: start afresh.
-    pub resume: Option<PathBuf>,
-}
 
 /// One line of `metrics.jsonl`; the task's metrics follow under `train.` and `val.` names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

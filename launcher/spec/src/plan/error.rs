@@ -2,7 +2,6 @@
 
 use super::table::bytes_text;
 use super::{GpuPlan, Plan, Suggestion};
-use crate::contract::exit;
 
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PlanError {
@@ -41,17 +40,6 @@ pub enum PlanError {
 }
 
 impl PlanError {
-    /// Exit code of `launch` for this error.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Device { .. } => exit::DEVICE,
-            Self::DoesNotFit { .. } | Self::CacheTooLarge { .. } | Self::Budget(_) | Self::Overflow { .. } => {
-                exit::PLAN
-            }
-            Self::Invalid(_) => exit::USAGE,
-        }
-    }
-
     pub(super) fn does_not_fit(draft: Plan, suggestions: Vec<Suggestion>) -> Self {
         let mut lines: Vec<_> = draft.budget.lines.iter().filter(|line| line.bytes > 0).collect();
         lines.sort_by_key(|line| std::cmp::Reverse(line.bytes));

@@ -12,7 +12,7 @@ pub const MASTER_PORT: &str = "MASTER_PORT";
 pub const CONTROL_FD: &str = "HEADROOM_CONTROL_FD";
 /// Number of the inherited memfd in which the ranks of a node reduce gradients.
 pub const COMM_FD: &str = "HEADROOM_COMM_FD";
-/// Path of the resolved [`crate::contract::Job`] (JSON) that all ranks of a run read.
+/// Path of the resolved [`crate::job::Job`] (JSON) that all ranks of a run read.
 pub const JOB: &str = "HEADROOM_JOB";
 /// Names the job; ranks of different jobs on one node never meet.
 pub const RUN_ID: &str = "HEADROOM_RUN_ID";

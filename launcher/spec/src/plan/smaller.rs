@@ -3,7 +3,7 @@
 use super::suggest::Change;
 use super::{Plan, PlanError, Request, plan, table::bytes_text};
 use crate::config::{CachePolicy, Config};
-use crate::machine::{DatasetFacts, Machine};
+use crate::contract::{DatasetFacts, Machine};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
