@@ -8,13 +8,13 @@ mod smart;
 mod tools;
 
 use crate::advise;
-use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
 use crate::console::{Console, cache_stats, closing_table};
 use crate::machine::{self, dataset_facts};
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Spec, Watcher};
 use crate::watch::{self, Before, WatchSpec};
+use cache::PolicyKind;
 use spec::config::{Config, ConfigError, DeviceChoice, data_name};
 use spec::contract::{CacheSummary, Machine, Summary, env, exit};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};

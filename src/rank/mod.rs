@@ -1,10 +1,10 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
-mod cache;
 mod check;
 mod device;
 mod error;
+mod node_cache;
 mod observer;
 mod registrar;
 mod train;

@@ -1,7 +1,7 @@
 //! A training rank, from its environment to its exit code.
 
-use super::cache::NodeCache;
 use super::device;
+use super::node_cache::NodeCache;
 use super::observer::{RankObserver, end_device_work, tell_failure};
 use super::{RankError, read_job, registrar};
 use crate::comm::rendezvous::{self, Links, Node};

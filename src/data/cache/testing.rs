@@ -2,7 +2,7 @@
 //! references; first fit, it evicts whatever nobody refers to.
 
 use super::{CacheClient, ClientSpec};
-use launcher::cache::{CacheHost, HostPlan, PolicyKind};
+use cache::{CacheHost, HostPlan, PolicyKind};
 use spec::contract::cache::{CacheStats, Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
@@ -185,7 +185,7 @@ impl State {
 /// The real directory, and a client for each of `ranks` ranks that announces at most a quarter of it.
 pub(crate) fn hosted(capacity_bytes: u64, policy: PolicyKind, ranks: u32) -> (CacheHost, Vec<Arc<CacheClient>>) {
     let plan = HostPlan { capacity_bytes, policy, ranks: (0..ranks).collect() };
-    let mut host = CacheHost::start(&plan).unwrap();
+    let mut host = CacheHost::start(&plan, || None).unwrap();
     let memfd = File::from(host.memfd.try_clone().unwrap());
     let spec = |rank| ClientSpec { rank, ahead_bytes: capacity_bytes / 4, verify: true };
     let connect = |rank| {

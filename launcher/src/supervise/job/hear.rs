@@ -1,10 +1,10 @@
 //! What reaches the loop from outside: signals, the page cache's notes, messages of the ranks; and what it adds up to.
 
 use super::Job;
-use crate::cache::CacheHost;
 use crate::supervise::verdict::{End, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
+use cache::CacheHost;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};

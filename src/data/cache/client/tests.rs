@@ -5,7 +5,7 @@ mod lend;
 use super::super::Offer;
 use super::super::testing::{TestDirectory, hosted};
 use super::*;
-use launcher::cache::PolicyKind;
+use cache::PolicyKind;
 use spec::contract::cache::Grant;
 use std::sync::atomic::AtomicUsize;
 

@@ -9,7 +9,7 @@ use crate::data::source::video::spikes::to_packed_file;
 use crate::data::source::video::{Layout, SpikeEncoding, SpikeInput, bits, npy};
 use crate::data::{Dtype, ReadRequest};
 use crate::task::deblur::sample::{SampleSpec, write_sample_data};
-use launcher::cache::PolicyKind;
+use cache::PolicyKind;
 use std::path::Path;
 use tch::Tensor;
 

@@ -152,8 +152,8 @@ fn gap(share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use launcher::cache::PolicyKind;
-    use launcher::cache::simulate::{Grain, Trace, Walk};
+    use cache::PolicyKind;
+    use cache::simulate::{Grain, Trace, Walk};
 
     /// `k` windows in each of 1000 chunks, which store `overlap` times the chunks' bytes.
     fn shape(k: usize, share: f64, overlap: f64) -> Shape {

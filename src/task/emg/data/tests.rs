@@ -320,7 +320,7 @@ fn windows_do_not_depend_on_how_files_are_stored() {
 
 use crate::data::cache::testing::{TestDirectory, hosted};
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order as SampleOrder};
-use launcher::cache::PolicyKind;
+use cache::PolicyKind;
 use spec::config::CacheEntries;
 
 /// A session per file, in chunks of gzip or contiguous.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::data::cache::{Lent, Reading, Registrar, Registration};
-use launcher::cache::CacheHost;
+use cache::CacheHost;
 use std::collections::BTreeMap;
 
 const MIB: u64 = 1 << 20;

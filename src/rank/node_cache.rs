@@ -7,7 +7,8 @@ use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv};
 use crate::data::cache::{CacheClient, ClientSpec, inherited_memory};
 use crate::report::Reporter;
-use launcher::cache::{CacheError, CacheHost, HostPlan, PolicyKind};
+use cache::{CacheHost, HostPlan, PolicyKind, with_causes};
+use launcher::machine::memfd_room;
 use rustix::event::{PollFd, PollFlags, poll};
 use spec::config::CachePolicy;
 use spec::contract::cache::CacheStats;
@@ -173,7 +174,8 @@ fn of_ranks(job: &Job, place: &RankEnv, links: &Links, reporter: &Reporter) -> R
 
 /// Makes the cache and gives every guest its end; returns the memory, the own end and the directory.
 fn open(plan: &HostPlan, guests: &[(u32, OwnedFd)]) -> Result<(OwnedFd, OwnedFd, CacheHost), RankError> {
-    let mut directory = CacheHost::start(plan).map_err(|e| RankError::NoRoom(no_room(&e)))?;
+    let mut directory = CacheHost::start(plan, memfd_room)
+        .map_err(|e| RankError::NoRoom(format!("the page cache of the plan: {}", with_causes(&e))))?;
     let taken = |problem: String| RankError::Io(format!("the page cache's sockets: {problem}"));
     let mut ends = Vec::new();
     for rank in &plan.ranks {
@@ -187,12 +189,6 @@ fn open(plan: &HostPlan, guests: &[(u32, OwnedFd)]) -> Result<(OwnedFd, OwnedFd,
     }
     let memfd = directory.memfd.try_clone().map_err(|e| taken(e.to_string()))?;
     Ok((memfd, own, directory))
-}
-
-/// With what the system said, which errors keep apart.
-fn no_room(error: &CacheError) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    causes.fold(format!("the page cache of the plan: {error}"), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! ```text
 //! ranks ══ sockets ══► server ──► directory ──► arena   (extents of the mapping)
 //!                        │            └──────► policy  (who goes when room is needed)
-//!                      memfd                  simulate (traces through the directory, and the optimum)
+//!                      memfd
 //! ```
 //! One thread owns the directory, so nothing here is locked and nothing is shared but the bytes. The launcher hosts it, or
 //! local rank 0 where another launcher started the ranks.
@@ -15,10 +15,10 @@ mod arena;
 mod directory;
 mod memory;
 mod policy;
-pub(crate) mod server;
+mod server;
 pub mod simulate;
 
-pub use directory::{Directory, Fault};
-pub use memory::MemoryError;
+pub use directory::{Directory, Fault, Replies};
+pub use memory::{MemoryError, Room};
 pub use policy::PolicyKind;
-pub use server::{CacheError, CacheHost, HostPlan};
+pub use server::{CacheHost, HostError, HostPlan, with_causes};

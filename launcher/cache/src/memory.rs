@@ -1,6 +1,5 @@
 //! The mapping: a memfd whose pages exist before anyone is told of them.
 
-use crate::machine::Probe;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
@@ -27,10 +26,13 @@ pub enum MemoryError {
     },
 }
 
+/// Bytes of memory that the node has left now; `None` means that it does not say.
+pub type Room = fn() -> Option<u64>;
+
 /// An empty memfd of `capacity_bytes` that nobody can shrink, without pages yet. The room is looked at first: a memfd has
 /// no limit of its own, and pages beyond what the node has end in the kernel's choice of a process to kill.
-pub fn create(capacity_bytes: u64) -> Result<OwnedFd, MemoryError> {
-    check_room(capacity_bytes)?;
+pub fn create(capacity_bytes: u64, room: Room) -> Result<OwnedFd, MemoryError> {
+    check_room(capacity_bytes, room)?;
     let system = |what| move |source| MemoryError::System { what, bytes: capacity_bytes, source };
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memfd = memfd_create("headroom-cache", flags).map_err(system("create"))?;
@@ -42,12 +44,12 @@ pub fn create(capacity_bytes: u64) -> Result<OwnedFd, MemoryError> {
 }
 
 /// Makes the pages of the next slab after `present_bytes`; returns where the present part ends now.
-pub fn extend(memfd: impl AsFd, present_bytes: u64, capacity_bytes: u64) -> Result<u64, MemoryError> {
+pub fn extend(memfd: impl AsFd, present_bytes: u64, capacity_bytes: u64, room: Room) -> Result<u64, MemoryError> {
     let bytes = SLAB_BYTES.min(capacity_bytes.saturating_sub(present_bytes));
     if bytes == 0 {
         return Ok(present_bytes);
     }
-    check_room(bytes)?;
+    check_room(bytes, room)?;
     loop {
         match fallocate(&memfd, FallocateFlags::empty(), present_bytes, bytes) {
             Ok(()) => return Ok(present_bytes + bytes),
@@ -79,15 +81,11 @@ pub fn resident_bytes(memfd: impl AsFd) -> u64 {
     rustix::fs::fstat(memfd).map_or(0, |facts| u64::try_from(facts.st_blocks).unwrap_or(0) * 512)
 }
 
-fn check_room(asked_bytes: u64) -> Result<(), MemoryError> {
-    let machine = Probe::default().machine();
-    let room_bytes = machine.memfd_room_bytes();
-    // Without /proc nothing is known.
-    let known = machine.memory_total_bytes > 0 || machine.cgroup_room_bytes.is_some();
-    if known && asked_bytes > room_bytes {
-        return Err(MemoryError::NoRoom { asked_bytes, room_bytes });
+fn check_room(asked_bytes: u64, room: Room) -> Result<(), MemoryError> {
+    match room() {
+        Some(room_bytes) if asked_bytes > room_bytes => Err(MemoryError::NoRoom { asked_bytes, room_bytes }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -96,21 +94,21 @@ mod tests {
 
     #[test]
     fn more_than_the_node_has_is_refused_with_numbers_before_anything_is_made() {
-        let error = create(1 << 60).unwrap_err();
+        let error = create(1 << 60, || Some(1 << 50)).unwrap_err();
         assert!(error.to_string().contains("1152921504606846976 bytes"), "{error}");
         assert!(error.to_string().contains("data.cache_size_gb"), "{error}");
     }
 
     #[test]
     fn the_mapping_cannot_be_cut_and_its_pages_are_there() {
-        let memfd = create(1 << 20).unwrap();
-        assert_eq!(extend(&memfd, 0, 1 << 20).unwrap(), 1 << 20);
-        assert_eq!(extend(&memfd, 1 << 20, 1 << 20).unwrap(), 1 << 20);
+        let memfd = create(1 << 20, || None).unwrap();
+        assert_eq!(extend(&memfd, 0, 1 << 20, || None).unwrap(), 1 << 20);
+        assert_eq!(extend(&memfd, 1 << 20, 1 << 20, || None).unwrap(), 1 << 20);
         assert_eq!(ftruncate(&memfd, 0), Err(Errno::PERM));
         assert_eq!(resident_bytes(&memfd), 1 << 20);
         punch(&memfd, 1 << 18, 1 << 20).unwrap();
         assert_eq!(resident_bytes(&memfd), 1 << 18);
-        assert_eq!(extend(&memfd, 1 << 18, 1 << 20).unwrap(), 1 << 20);
+        assert_eq!(extend(&memfd, 1 << 18, 1 << 20, || None).unwrap(), 1 << 20);
         assert_eq!(resident_bytes(&memfd), 1 << 20);
     }
 }

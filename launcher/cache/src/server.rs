@@ -1,7 +1,7 @@
 //! The directory at work: one thread that serves one stream socket per rank, and the memory behind it.
 
 use super::directory::{Directory, Replies};
-use super::memory::{self, MemoryError};
+use super::memory::{self, MemoryError, Room};
 use super::policy::PolicyKind;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::OwnedFd;
@@ -33,17 +33,23 @@ pub struct HostPlan {
 
 /// Why the page cache could not be started.
 #[derive(Debug, thiserror::Error)]
-pub enum CacheError {
+pub enum HostError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error("cannot start the page cache's directory")]
     System(#[from] io::Error),
 }
 
-impl From<Errno> for CacheError {
+impl From<Errno> for HostError {
     fn from(errno: Errno) -> Self {
-        CacheError::System(errno.into())
+        HostError::System(errno.into())
     }
+}
+
+/// Text of an error and of all its causes.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// What the host and its threads share.
@@ -55,6 +61,8 @@ struct Shared {
     /// The memory changed, or is to change, or it is time to end.
     memory_changed: Condvar,
     stop: AtomicBool,
+    /// The server's thread is to panic: see [`CacheHost::panic`].
+    panic: AtomicBool,
     /// The server's thread serves no more.
     ended: AtomicBool,
     gone: Mutex<Vec<u32>>,
@@ -94,7 +102,7 @@ impl Shared {
     }
 
     /// One step towards the wanted size, or sleep. What failed is tried again only when another size is wanted.
-    fn keep_memory(&self, memfd: &OwnedFd) -> Result<(), (u64, MemoryError)> {
+    fn keep_memory(&self, memfd: &OwnedFd, room: Room) -> Result<(), (u64, MemoryError)> {
         let mut memory = lock(&self.memory);
         let Memory { present, wanted, cleared } = *memory;
         if present > cleared {
@@ -104,7 +112,7 @@ impl Shared {
             memory::punch(memfd, cleared, present).map_err(|e| (present, e))?;
         } else if present < wanted && cleared >= wanted {
             drop(memory);
-            let extended = memory::extend(memfd, present, wanted);
+            let extended = memory::extend(memfd, present, wanted, room);
             let mut memory = lock(&self.memory);
             match extended {
                 Ok(bytes) => memory.present = bytes,
@@ -137,13 +145,14 @@ pub struct CacheHost {
 }
 
 impl CacheHost {
-    /// Makes the memory and starts serving. The first slab has its pages when this returns, the others follow.
+    /// Makes the memory and starts serving. The first slab has its pages when this returns, the others follow. `room` is
+    /// asked before any pages are made.
     ///
     /// # Errors
     /// The node has too little room; the system refuses memory, sockets or threads.
-    pub fn start(plan: &HostPlan) -> Result<Self, CacheError> {
-        let memfd = memory::create(plan.capacity_bytes)?;
-        let present = memory::extend(&memfd, 0, plan.capacity_bytes)?;
+    pub fn start(plan: &HostPlan, room: Room) -> Result<Self, HostError> {
+        let memfd = memory::create(plan.capacity_bytes, room)?;
+        let present = memory::extend(&memfd, 0, plan.capacity_bytes, room)?;
         let (alarm, alarm_end) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)?;
         let shared = Arc::new(Shared {
@@ -152,6 +161,7 @@ impl CacheHost {
             memory: Mutex::new(Memory { present, wanted: plan.capacity_bytes, cleared: plan.capacity_bytes }),
             memory_changed: Condvar::new(),
             stop: AtomicBool::new(false),
+            panic: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             gone: Mutex::default(),
             notes: Mutex::default(),
@@ -169,18 +179,17 @@ impl CacheHost {
         let server =
             std::thread::Builder::new().name("cache".into()).stack_size(512 << 10).spawn(move || server.run())?;
         let mut host = Self { memfd, alarm, plan: plan.clone(), sockets, shared, server: Some(server), keeper: None };
-        host.keeper = Some(host.start_keeping()?);
+        host.keeper = Some(host.start_keeping(room)?);
         Ok(host)
     }
 
     /// The thread that makes pages and gives them back: neither may hold up the directory.
-    fn start_keeping(&self) -> io::Result<JoinHandle<()>> {
+    fn start_keeping(&self, room: Room) -> io::Result<JoinHandle<()>> {
         let (memfd, shared) = (self.memfd.try_clone()?, Arc::clone(&self.shared));
         let keep = move || {
             while !shared.stop.load(Ordering::Acquire) {
-                if let Err((present, e)) = shared.keep_memory(&memfd) {
-                    let text = anyhow::Error::from(e);
-                    shared.note(format!("the page cache stays at {present} bytes: {text:#}"));
+                if let Err((present, e)) = shared.keep_memory(&memfd, room) {
+                    shared.note(format!("the page cache stays at {present} bytes: {}", with_causes(&e)));
                 }
             }
         };
@@ -256,6 +265,13 @@ impl CacheHost {
     /// The rank's process has ended, whoever may still hold its socket.
     pub fn rank_gone(&self, rank: u32) {
         lock(&self.shared.gone).push(rank);
+        self.shared.wake();
+    }
+
+    /// Makes the directory's thread panic. For tests of what its death does to a job.
+    #[doc(hidden)]
+    pub fn panic(&self) {
+        self.shared.panic.store(true, Ordering::Release);
         self.shared.wake();
     }
 
@@ -359,7 +375,7 @@ impl Drop for Ending {
 }
 
 impl Server {
-    fn new(plan: &HostPlan, present: u64, peers: Vec<Peer>, shared: Arc<Shared>) -> Result<Self, CacheError> {
+    fn new(plan: &HostPlan, present: u64, peers: Vec<Peer>, shared: Arc<Shared>) -> Result<Self, HostError> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&set, &shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
         for (index, peer) in peers.iter().enumerate() {
@@ -468,6 +484,7 @@ impl Server {
     }
 
     fn take_gone(&mut self) {
+        assert!(!self.shared.panic.load(Ordering::Acquire), "asked to by a test");
         let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
         let gone = std::mem::take(&mut *lock(&self.shared.gone));
         for rank in gone {
@@ -495,8 +512,6 @@ impl Server {
         loop {
             let peer = &mut self.peers[index];
             let fault = match peer.decoder.next_message::<ToDirectory>() {
-                #[cfg(test)]
-                Ok(Some(message)) if tests::is_breakdown(&message) => panic!("asked to by a test"),
                 Ok(Some(ToDirectory::Resized { ticket })) => {
                     let rank = peer.rank;
                     self.awaited.retain(|awaited| *awaited != rank || ticket != self.ticket);
@@ -570,4 +585,4 @@ impl Server {
 
 #[cfg(test)]
 #[path = "server_tests.rs"]
-pub mod tests;
+mod tests;

@@ -47,20 +47,9 @@ impl Rank {
     }
 }
 
-/// In tests, this message makes the server's thread panic.
-pub fn breakdown() -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode(&ToDirectory::Abandon { keys: vec![u64::MAX] }, &mut bytes).unwrap();
-    bytes
-}
-
-pub fn is_breakdown(message: &ToDirectory) -> bool {
-    *message == ToDirectory::Abandon { keys: vec![u64::MAX] }
-}
-
 fn host(ranks: u32) -> CacheHost {
     let plan = HostPlan { capacity_bytes: 1 << 20, policy: PolicyKind::NextUse, ranks: (0..ranks).collect() };
-    CacheHost::start(&plan).unwrap()
+    CacheHost::start(&plan, || None).unwrap()
 }
 
 #[test]
@@ -146,7 +135,7 @@ fn an_end_asked_for_while_a_rank_is_declared_gone_is_not_missed() {
 fn a_directory_that_panics_says_so_and_closes_every_socket() {
     let mut host = host(2);
     let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
-    first.socket.write_all(&breakdown()).unwrap();
+    host.panic();
     assert_eq!((first.reply(), second.reply()), (None, None));
     assert!(host.ended());
     assert_eq!(host.notes(), ["the directory's thread ended in a panic: please report this"]);
@@ -178,7 +167,7 @@ fn memory_grows_behind_the_first_slab() {
     let capacity_bytes = memory::SLAB_BYTES + (1 << 20);
     let plan = HostPlan { capacity_bytes, policy: PolicyKind::Pin, ranks: vec![0] };
     let started = Instant::now();
-    let mut host = CacheHost::start(&plan).unwrap();
+    let mut host = CacheHost::start(&plan, || None).unwrap();
     let took = started.elapsed();
     let mut rank = Rank::of(&mut host, 0);
     assert!(matches!(rank.acquire(1), Grant::Fill { .. }));
@@ -195,7 +184,7 @@ fn memory_grows_behind_the_first_slab() {
 fn shrinking_gives_pages_back_once_ranks_have_let_go_and_growth_brings_them_again() {
     let capacity_bytes = 8 << 20;
     let plan = HostPlan { capacity_bytes, policy: PolicyKind::Pin, ranks: vec![0, 1] };
-    let mut host = CacheHost::start(&plan).unwrap();
+    let mut host = CacheHost::start(&plan, || None).unwrap();
     let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
     let acquire = |rank: &mut Rank, key: u64| {
         let items = vec![Item { key, bytes: 1 << 20, next_use: key, offer: false }];
@@ -249,7 +238,7 @@ fn shrinking_gives_pages_back_once_ranks_have_let_go_and_growth_brings_them_agai
 fn shrinking_that_a_rank_holds_up_is_called_off_by_growth() {
     let capacity_bytes = 8 << 20;
     let plan = HostPlan { capacity_bytes, policy: PolicyKind::Pin, ranks: vec![0, 1] };
-    let mut host = CacheHost::start(&plan).unwrap();
+    let mut host = CacheHost::start(&plan, || None).unwrap();
     let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
     let told = |ticket, bytes| Some(FromDirectory::Resize { ticket, bytes });
     // More than the smaller cache holds.
@@ -289,7 +278,7 @@ fn shrinking_that_a_rank_holds_up_is_called_off_by_growth() {
 #[test]
 fn a_rank_that_dies_holds_up_no_shrinking() {
     let plan = HostPlan { capacity_bytes: 8 << 20, policy: PolicyKind::Pin, ranks: vec![0, 1] };
-    let mut host = CacheHost::start(&plan).unwrap();
+    let mut host = CacheHost::start(&plan, || None).unwrap();
     let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
     let items = vec![Item { key: 1, bytes: 8 << 20, next_use: 1, offer: false }];
     first.send(&ToDirectory::Acquire { ticket: 1, items: items.clone() });
@@ -311,7 +300,7 @@ fn a_rank_that_dies_holds_up_no_shrinking() {
 #[test]
 fn ranks_that_register_hear_how_much_has_pages_and_others_do_not() {
     let plan = HostPlan { capacity_bytes: 8 << 20, policy: PolicyKind::Pin, ranks: vec![0, 1] };
-    let mut host = CacheHost::start(&plan).unwrap();
+    let mut host = CacheHost::start(&plan, || None).unwrap();
     let (mut first, mut second) = (Rank::of(&mut host, 0), Rank::of(&mut host, 1));
     let present = |bytes| Some(FromDirectory::Present { bytes });
     first.send(&ToDirectory::Registers);
