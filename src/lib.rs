@@ -9,7 +9,7 @@
 //! | [`torch`] | the one C++ shim: what tch lacks | everything else |
 //! | [`comm`] | [`comm::Collective`]: `nccl`, `shm`, `solo`; rendezvous | model, data |
 //! | [`data::source`] | formats on disk, sole importer of `hdf5` and image decoders | cache, tch, comm |
-//! | [`data::cache`] | a rank's view of the node's page cache: announce, fill, publish, read in place | formats |
+//! | [`data::entries`] | a data set's entries in the node's page cache (package `cache`) | formats |
 //! | [`data::loader`] | sampler, loader threads, batch slots | files |
 //! | [`train`] | step, ddp, optimizer, ema, schedule, checkpoint, loop, online metrics | paths, environment |
 //! | [`task`] | one room per task: data set, model, loss, metrics, sample data | the loop |

@@ -5,8 +5,8 @@ use super::RankError;
 use crate::comm::rendezvous::{self, Links};
 use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv};
-use crate::data::cache::{CacheClient, ClientSpec, inherited_memory};
 use crate::report::Reporter;
+use cache::client::{CacheClient, ClientSpec, inherited_memory};
 use cache::{CacheHost, HostPlan, PolicyKind, with_causes};
 use launcher::machine::memfd_room;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -195,7 +195,7 @@ fn open(plan: &HostPlan, guests: &[(u32, OwnedFd)]) -> Result<(OwnedFd, OwnedFd,
 mod tests {
     use super::*;
     use crate::comm::ShmCollective;
-    use crate::data::cache::Want;
+    use cache::client::{CacheError, Want};
     use spec::config::Config;
     use spec::contract::VERSION;
     use spec::contract::cache::{Item, ToDirectory, encode};
@@ -230,9 +230,10 @@ mod tests {
         let want = Want { key, bytes: 1000, next_use: key };
         let mut fill = |key: u64, out: &mut [u8]| {
             out.fill(key as u8);
-            Ok(())
+            Ok::<(), CacheError>(())
         };
-        cache.client.read(want, &mut fill, &mut |bytes| assert!(bytes.iter().all(|&b| b == key as u8))).unwrap()
+        let held = cache.client.read(want, &mut fill).unwrap();
+        held.inspect(|bytes| assert!(bytes.iter().all(|&b| b == key as u8))).is_some()
     }
 
     #[test]

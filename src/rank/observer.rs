@@ -3,12 +3,12 @@
 use super::error::train_code_of;
 use super::{RankError, panic_text};
 use crate::comm::{Collective, CommError};
-use crate::data::cache::CacheClient;
 use crate::monitor::{MemorySummary, explain};
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
 use crate::train::{Observer, TrainError};
+use cache::client::CacheClient;
 use spec::contract::{MetricsRecord, Progress, Relieved};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -4,8 +4,8 @@ pub mod deblur;
 pub mod emg;
 pub mod sample;
 
-use crate::data::cache::CacheClient;
 use crate::data::{DataError, Dataset};
+use cache::client::CacheClient;
 use spec::config::Config;
 use std::any::Any;
 use std::path::{Path, PathBuf};

@@ -9,8 +9,8 @@
 //!
 //! Ranks are threads here, each with its own client of a page cache that this process hosts; they step together.
 
+use cache::client::{CacheClient, ClientSpec};
 use cache::{CacheHost, Directory, HostPlan, PolicyKind};
-use headroom::data::cache::{CacheClient, ClientSpec};
 use headroom::data::loader::{BatchPlanner, HostBatch, Loader, LoaderSpec, Order, Shuffle, train_order};
 use headroom::data::source::video::image::ImageSize;
 use headroom::data::source::video::{SpikeInput, VideoSpec};

@@ -9,9 +9,9 @@
 //! ranks that add up gradients do. `--per-chunk N`: windows of an N-th of a chunk, and the clairvoyant optimum of this
 //! very order beside the chunks that were decoded.
 
+use cache::client::{CacheClient, ClientSpec};
 use cache::simulate::{Grain, Trace, Walk};
 use cache::{CacheHost, HostPlan, PolicyKind};
-use headroom::data::cache::{CacheClient, ClientSpec};
 use headroom::data::loader::{BatchPlanner, Loader, LoaderSpec, Order, train_order};
 use headroom::data::source::hdf5::Reader;
 use headroom::data::{BatchAhead, DataError, Dataset, FieldSpec, ReadRequest, Scratch};

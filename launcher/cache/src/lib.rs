@@ -8,11 +8,19 @@
 //! One thread owns the directory, so nothing here is locked and nothing is shared but the bytes. The launcher hosts it, or
 //! local rank 0 where another launcher started the ranks.
 //!
-//! Architecture invariant: touches no sample bytes; only ranks map the memfd. `directory`, `arena` and `policy` make no
-//! system calls.
+//! A rank's side of it is [`client`]: it maps the memfd ([`mapping`]) and asks the directory.
+//!
+//! Architecture invariant: knows no tensors, files or formats. The directory's side touches no sample bytes; only clients map
+//! the memfd. `directory`, `arena` and `policy` make no system calls. `unsafe` stands in `mapping` alone.
+
+// Tests that other packages share name this one from outside.
+#[cfg(test)]
+extern crate self as cache;
 
 mod arena;
+pub mod client;
 mod directory;
+pub mod mapping;
 mod memory;
 mod policy;
 mod server;

@@ -15,7 +15,6 @@ pub mod scan;
 mod share;
 pub mod windows;
 
-use crate::data::cache::Want;
 use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::gather::{Affine, Transform};
@@ -23,6 +22,7 @@ use crate::data::source::hdf5::{Reader, Target};
 use crate::data::source::{file_error, find_files};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, ReadRequest, Scratch, Wake};
 use crate::task::{Datasets, Team};
+use cache::client::Want;
 use future::Future;
 use grain::choose;
 use pages::Pages;

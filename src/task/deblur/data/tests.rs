@@ -2,7 +2,7 @@
 
 use super::voxel::{VoxelSpec, Voxeliser};
 use super::*;
-use crate::data::cache::testing::hosted;
+use crate::data::cache_testing::hosted;
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Shuffle};
 use crate::data::source::video::image::write_png;
 use crate::data::source::video::spikes::to_packed_file;

@@ -4,10 +4,10 @@
 //! with [`Pieces`] it is a window's part of a chunk.
 
 use super::pieces::{Piece, Pieces};
-use crate::data::cache::{CacheClient, Want};
 use crate::data::source::chunks::Chunk;
 use crate::data::source::hdf5::{Reader, Target};
 use crate::data::{DataError, Scratch};
+use cache::client::{CacheClient, Want};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -109,17 +109,13 @@ impl Pages {
             let take = (entry_rows as usize - first).min(rows - done);
             let key = self.bases[file] + index;
             let want = Want { key, bytes: self.reader.entry_bytes(file, index) as u64, next_use: u64::MAX };
-            let mut gathered = Ok(());
             let mut fresh = Vec::new();
-            let mut fill = |key, out: &mut [u8]| self.fill(key, out, scratch, &mut fresh);
-            let cached = self.cache.read(want, &mut fill, &mut |entry| {
-                gathered = self.reader.gather_entry((file, index), entry, first, done..done + take, targets);
-            })?;
-            gathered?;
-            self.offer(&fresh)?;
-            if !cached {
-                self.read_past(file, row, done..done + take, targets, scratch)?;
+            let into = done..done + take;
+            match self.cache.read(want, &mut |key, out| self.fill(key, out, scratch, &mut fresh))? {
+                Some(entry) => self.reader.gather_entry((file, index), &entry, first, into, targets)?,
+                None => self.read_past(file, row, into, targets, scratch)?,
             }
+            self.offer(&fresh)?;
             done += take;
         }
         Ok(())
@@ -171,15 +167,13 @@ impl Pages {
         for Piece { key, file, chunk, rows, into } in pieces.of(index as u64, &self.reader) {
             let bytes = rows.len() * self.reader.tables()[file].used_row_bytes();
             let want = Want { key, bytes: bytes as u64, next_use: u64::MAX };
-            let (mut fresh, mut gathered) = (Vec::new(), Ok(()));
-            let mut fill = |key, out: &mut [u8]| self.fill(key, out, scratch, &mut fresh);
-            let cached = self.cache.read_again(want, &mut fill, &mut |piece| {
-                gathered = self.reader.gather_piece(file, piece, into.clone(), targets);
-            })?;
-            gathered?;
-            if !cached {
-                let bytes = self.chunk(file, chunk, scratch, &mut fresh)?;
-                self.reader.gather_entry((file, chunk), &bytes.bytes, rows.start, into, targets)?;
+            let mut fresh = Vec::new();
+            match self.cache.read_again(want, &mut |key, out| self.fill(key, out, scratch, &mut fresh))? {
+                Some(piece) => self.reader.gather_piece(file, &piece, into, targets)?,
+                None => {
+                    let bytes = self.chunk(file, chunk, scratch, &mut fresh)?;
+                    self.reader.gather_entry((file, chunk), &bytes.bytes, rows.start, into, targets)?;
+                }
             }
             self.offer(&fresh)?;
         }

@@ -5,10 +5,10 @@
 
 use super::pages::Fresh;
 use super::windows::Windows;
-use crate::data::cache::{Offer, Want};
 use crate::data::loader::Order;
 use crate::data::source::hdf5::Reader;
 use crate::data::{BatchAhead, DataError};
+use cache::client::{Offer, Want};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};

@@ -318,7 +318,7 @@ fn windows_do_not_depend_on_how_files_are_stored() {
     assert!(!all[0].is_empty() && all[0] == all[1] && all[1] == all[2]);
 }
 
-use crate::data::cache::testing::{TestDirectory, hosted};
+use crate::data::cache_testing::{TestDirectory, hosted};
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order as SampleOrder};
 use cache::PolicyKind;
 use spec::config::CacheEntries;

@@ -5,7 +5,7 @@ use spec::contract::cache::ToDirectory;
 
 impl Table {
     /// Whether less of the mapping may be used than there is: memory is short, or was a moment ago.
-    pub(in crate::data::cache) fn is_shrunk(&self) -> bool {
+    pub(in crate::client) fn is_shrunk(&self) -> bool {
         self.limit_bytes < self.map.len() as u64
     }
 
@@ -46,7 +46,7 @@ impl Table {
     }
 
     /// Says that nothing is held beyond the usable part, and known to a device, once that is so.
-    pub(in crate::data::cache) fn answer_resize(&mut self) {
+    pub(in crate::client) fn answer_resize(&mut self) {
         if self.resize.is_some()
             && !self.entries.values().any(|entry| entry.place.end() > Some(self.limit_bytes))
             && !self.slabs.as_ref().is_some_and(|slabs| slabs.beyond(self.limit_bytes))

@@ -3,7 +3,7 @@
 //! The directory keeps those that are needed sooner than what they displace. A refused offer leaves nothing behind.
 
 use super::{Entry, MESSAGE_KEYS, Place, Table};
-use crate::data::cache::map::WriteSpan;
+use crate::mapping::WriteSpan;
 use spec::contract::cache::{Grant, Item, ToDirectory};
 
 /// An entry that could be filled now.
@@ -36,18 +36,18 @@ impl Asked {
 
 /// Where to go on with offers.
 #[derive(Default)]
-pub(in crate::data::cache) struct Offered {
+pub(in crate::client) struct Offered {
     /// Granted to this rank already, to be filled by [`Table::take_granted`].
-    pub(in crate::data::cache) granted: Vec<u64>,
+    pub(in crate::client) granted: Vec<u64>,
     /// Offered now.
-    pub(in crate::data::cache) asked: Vec<Offer>,
+    pub(in crate::client) asked: Vec<Offer>,
     /// The reply to await; `None`: nothing was offered.
-    pub(in crate::data::cache) ticket: Option<u64>,
+    pub(in crate::client) ticket: Option<u64>,
 }
 
 impl Table {
     /// Offers what this rank neither holds nor has read already, in the order given, in one message.
-    pub(in crate::data::cache) fn offer(&mut self, offers: &[Offer]) -> Offered {
+    pub(in crate::client) fn offer(&mut self, offers: &[Offer]) -> Offered {
         let mut found = Offered::default();
         for offer in offers.iter().take(MESSAGE_KEYS) {
             match self.entries.get(&offer.key).map(|entry| (&entry.place, entry.passed)) {
@@ -68,7 +68,7 @@ impl Table {
     }
 
     /// The grant of `key`, when no thread fills it yet.
-    pub(in crate::data::cache) fn take_granted(&mut self, key: u64) -> Option<WriteSpan> {
+    pub(in crate::client) fn take_granted(&mut self, key: u64) -> Option<WriteSpan> {
         let Entry { place, .. } = self.entries.get_mut(&key)?;
         let Place::Granted(span) = &*place else { return None };
         let end = span.end();
@@ -79,12 +79,12 @@ impl Table {
     }
 
     /// Room for the offers of `ticket`, in their order; `None`: no reply yet.
-    pub(in crate::data::cache) fn take_offered(&mut self, ticket: u64) -> Option<Vec<Option<WriteSpan>>> {
+    pub(in crate::client) fn take_offered(&mut self, ticket: u64) -> Option<Vec<Option<WriteSpan>>> {
         self.offered.remove(&ticket)
     }
 
     /// What room was given for: filled entries are published and let go of, the others given up.
-    pub(in crate::data::cache) fn stored(&mut self, filled: &[(u64, u64)], given_up: &[u64]) {
+    pub(in crate::client) fn stored(&mut self, filled: &[(u64, u64)], given_up: &[u64]) {
         if !filled.is_empty() {
             self.out.push(ToDirectory::Publish { keys: filled.iter().map(|(key, _)| *key).collect() });
             self.out.push(ToDirectory::Release { keys: filled.to_vec() });

@@ -1,26 +1,45 @@
 //! The connection of a rank to the directory of the node's page cache.
 //!
+//! ```text
+//! announce ─► Table ─► Acquire ─► directory ─► Ready | Fill | Wait | Bypass ─► Table ─► read: bytes of the mapping
+//! retire   ─► Table ─► Release ─►
+//! ```
+//!
+//! A rank with a device registers the mapping with it, slab by slab ([`Registrar`]), and lends large entries to copies
+//! ([`Lent`]) instead of copying them. When the cache shrinks: references end, slabs beyond the new end are given back, then
+//! the directory hears of it, and only then pages go.
+//!
+//! Architecture invariant: no lock is held in shared memory, and no lock of this process while bytes are read or filled.
+//!
 //! Two threads speak with the directory, so that nobody who trains or loads ever blocks on the socket. A read of an entry
 //! that was announced and granted takes two short locks and no round trip.
 
+mod error;
 mod lend;
 mod offer;
+mod slabs;
+mod table;
+#[cfg(test)]
+mod testing;
 
+pub use error::CacheError;
 pub use lend::{Lent, Reading};
+pub use slabs::{Registrar, Registration};
+pub use table::{ClientStats, Offer, Want};
 
-use super::map::{ReadSpan, SharedMap, WriteSpan};
-use super::table::{Busy, ClientStats, Look, Table, Want};
-use crate::data::{DataError, Wake};
+use crate::mapping::{ReadSpan, SharedMap, WriteSpan};
 use spec::contract::VERSION;
 use spec::contract::cache::{CacheStats, Decoder, FromDirectory, ToDirectory, encode};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use table::{Busy, Look, Table};
 
 /// Longest wait for the directory's reply to an `Acquire`.
 const REPLY_LIMIT: Duration = Duration::from_secs(30);
@@ -31,8 +50,14 @@ const SEND_LIMIT: Duration = Duration::from_secs(10);
 /// Checksum and key, behind the bytes of an entry when [`ClientSpec::verify`] is on.
 const SEAL_BYTES: usize = 12;
 
-/// Writes the bytes of entry `key` into the slice, all of them.
-pub type FillFn<'a> = dyn FnMut(u64, &mut [u8]) -> Result<(), DataError> + 'a;
+/// Writes the bytes of entry `key` into the slice, all of them. `E` is the error of whoever makes the bytes.
+pub type FillFn<'a, E> = dyn FnMut(u64, &mut [u8]) -> Result<(), E> + 'a;
+
+/// A thread that can fill entries ahead of need.
+pub trait Wake: Send + Sync {
+    /// There is something for [`CacheClient::work_ahead`]. Returns at once.
+    fn wake(&self);
+}
 
 /// How a rank uses the cache.
 #[derive(Clone, Copy, Debug)]
@@ -77,8 +102,8 @@ impl CacheClient {
     ///
     /// # Errors
     /// The memory cannot be mapped, or a thread cannot be started.
-    pub fn connect(socket: UnixStream, memfd: &File, spec: ClientSpec) -> Result<Arc<Self>, DataError> {
-        let failed = |e: std::io::Error| DataError::Other(format!("the page cache's socket: {e}"));
+    pub fn connect(socket: UnixStream, memfd: &File, spec: ClientSpec) -> Result<Arc<Self>, CacheError> {
+        let failed = CacheError::Socket;
         let map = SharedMap::new(memfd)?;
         let mut table = Table::new(Arc::clone(&map), spec.ahead_bytes);
         table.out.push(ToDirectory::Hello { version: VERSION, rank: spec.rank });
@@ -128,14 +153,14 @@ impl CacheClient {
         self.inner.send(&mut table);
     }
 
-    /// Gives the bytes of an entry to `take`, filled by `fill` where they are not there. While it has to wait it fills
-    /// what this rank was granted for later, so ranks never wait for each other in a circle. False, and `take` is not
-    /// called: the cache has no room, read into memory of your own.
+    /// The bytes of an entry, filled by `fill` where they are not there. While it has to wait it fills what this rank was
+    /// granted for later, so ranks never wait for each other in a circle. `None`: the cache has no room, and the caller reads
+    /// into memory of its own.
     ///
     /// # Errors
     /// The directory is gone or says what cannot be; the entry cannot be filled; its checksum is wrong.
-    pub fn read(&self, want: Want, fill: &mut FillFn, take: &mut dyn FnMut(&[u8])) -> Result<bool, DataError> {
-        self.read_or_pass(want, false, fill, take)
+    pub fn read<E: From<CacheError>>(&self, want: Want, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
+        self.hold(want, false, fill)
     }
 
     /// As [`CacheClient::read`]; an entry that was refused when it was announced is asked for once more, which costs a
@@ -143,27 +168,24 @@ impl CacheClient {
     ///
     /// # Errors
     /// As [`CacheClient::read`].
-    pub fn read_again(&self, want: Want, fill: &mut FillFn, take: &mut dyn FnMut(&[u8])) -> Result<bool, DataError> {
-        self.read_or_pass(want, true, fill, take)
+    pub fn read_again<E: From<CacheError>>(&self, want: Want, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
+        self.hold(want, true, fill)
     }
 
-    fn read_or_pass(
-        &self,
-        want: Want,
-        again: bool,
-        fill: &mut FillFn,
-        take: &mut dyn FnMut(&[u8]),
-    ) -> Result<bool, DataError> {
-        let bytes = want.bytes as usize;
+    fn hold<E: From<CacheError>>(&self, want: Want, again: bool, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
         // Made before the lock is taken, so that it ends after the lock is let go.
-        let _user = User { client: self, key: want.key };
-        let Some(span) = self.find(want, again, fill)? else { return Ok(false) };
-        take(&span.bytes()[..bytes]);
-        Ok(true)
+        let user = User { client: self, key: want.key };
+        let span = self.find(want, again, fill)?;
+        Ok(span.map(|span| Held { span, bytes: want.bytes as usize, user }))
     }
 
     /// The entry once it is stored; `None`: the cache has no room. The caller's [`User`] counts as its reader until it ends.
-    fn find(&self, want: Want, again: bool, fill: &mut FillFn) -> Result<Option<Arc<ReadSpan>>, DataError> {
+    fn find<E: From<CacheError>>(
+        &self,
+        want: Want,
+        again: bool,
+        fill: &mut FillFn<E>,
+    ) -> Result<Option<Arc<ReadSpan>>, E> {
         let want = Want { bytes: want.bytes + self.seal_bytes() as u64, ..want };
         let mut table = self.inner.lock();
         table.enter(want);
@@ -171,7 +193,7 @@ impl CacheClient {
         let mut since = None;
         loop {
             if let Some(problem) = &table.failed {
-                return Err(DataError::Other(problem.clone()));
+                return Err(CacheError::Lost(problem.clone()).into());
             }
             match table.look(want.key, again) {
                 Look::Ready { span, checked } => {
@@ -202,7 +224,7 @@ impl CacheClient {
                         return Ok(None);
                     }
                     if busy == Busy::Asked && waited >= REPLY_LIMIT {
-                        return Err(self.silent(want.key));
+                        return Err(silent(want.key).into());
                     }
                     let (woken, _) = self
                         .inner
@@ -216,7 +238,7 @@ impl CacheClient {
     }
 
     /// Fills one granted entry that no thread fills; false: there is none.
-    pub fn work_ahead(&self, fill: &mut FillFn) -> bool {
+    pub fn work_ahead<E>(&self, fill: &mut FillFn<E>) -> bool {
         let Some((key, span)) = self.inner.lock().take_fill() else {
             return false;
         };
@@ -274,7 +296,7 @@ impl CacheClient {
     }
 
     /// Fills and publishes; whatever goes wrong, the directory hears of it.
-    fn fill(&self, key: u64, span: WriteSpan, fill: &mut FillFn) -> Result<(), DataError> {
+    fn fill<E>(&self, key: u64, span: WriteSpan, fill: &mut FillFn<E>) -> Result<(), E> {
         let mut guard = FillGuard { client: self, key, span: Some(span) };
         let Some(span) = guard.span.as_mut() else {
             return Ok(());
@@ -285,7 +307,7 @@ impl CacheClient {
     }
 
     /// An entry's bytes, and its seal behind them.
-    fn write(&self, key: u64, span: &mut WriteSpan, fill: &mut FillFn) -> Result<(), DataError> {
+    fn write<E>(&self, key: u64, span: &mut WriteSpan, fill: &mut FillFn<E>) -> Result<(), E> {
         let bytes = span.bytes_mut();
         let (bytes, seal) = bytes.split_at_mut(bytes.len() - self.seal_bytes());
         fill(key, bytes)?;
@@ -295,19 +317,13 @@ impl CacheClient {
         Ok(())
     }
 
-    fn check(&self, key: u64, bytes: &[u8]) -> Result<(), DataError> {
+    fn check(&self, key: u64, bytes: &[u8]) -> Result<(), CacheError> {
         let (bytes, seal) = bytes.split_at(bytes.len() - SEAL_BYTES);
         if *seal != seal_of(key, bytes) {
-            let error = "its checksum does not match: it was read half-written, or written after it was published";
-            return Err(DataError::Other(format!("page cache entry {key}: {error}")));
+            return Err(CacheError::Checksum { key });
         }
         self.inner.lock().checked(key);
         Ok(())
-    }
-
-    fn silent(&self, key: u64) -> DataError {
-        let limit = REPLY_LIMIT.as_secs();
-        DataError::Other(format!("the page cache's directory did not answer for entry {key} in {limit} s: start again"))
     }
 }
 
@@ -336,6 +352,34 @@ impl Drop for CacheClient {
             // After the sender: nothing more will be said, so the hearing thread ends.
             let _ = self.socket.shutdown(Shutdown::Both);
         }
+    }
+}
+
+/// The page cache's memory by the number of the inherited descriptor. It is opened anew: the descriptor stays whose it is.
+///
+/// # Errors
+/// No such descriptor, or it cannot be opened for writing.
+pub fn inherited_memory(number: &str) -> Result<File, CacheError> {
+    let failed = |source| CacheError::Descriptor { descriptor: number.into(), source };
+    let number: u32 = number.parse().map_err(|e: std::num::ParseIntError| failed(e.into()))?;
+    let opened = File::options().read(true).write(true).open(format!("/proc/self/fd/{number}"));
+    opened.map_err(|e| failed(e.into()))
+}
+
+/// Bytes of an entry, which stays in its place until this is dropped.
+pub struct Held<'a> {
+    // Ends before the use does: the span leaves the mapping's register before the directory may grant its range anew.
+    span: Arc<ReadSpan>,
+    /// Without the seal behind them.
+    bytes: usize,
+    user: User<'a>,
+}
+
+impl Deref for Held<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.span.bytes()[..self.bytes]
     }
 }
 
@@ -378,6 +422,10 @@ impl Drop for FillGuard<'_> {
         inner.send(&mut table);
         inner.changed.notify_all();
     }
+}
+
+fn silent(key: u64) -> CacheError {
+    CacheError::Silent { key, limit_s: REPLY_LIMIT.as_secs() }
 }
 
 fn seal_of(key: u64, bytes: &[u8]) -> [u8; SEAL_BYTES] {

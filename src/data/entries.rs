@@ -1,7 +1,7 @@
 //! A data set's entries in the page cache: what every data set that reads through the cache needs, in one place.
 
-use super::{CacheClient, Reading, Want};
-use crate::data::{DataError, Scratch, Wake};
+use super::{DataError, Scratch, Wake};
+use cache::client::{CacheClient, Reading, Want};
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
@@ -39,8 +39,8 @@ impl<S: EntrySource> CachedEntries<S> {
         self.cache.retire(keys.iter().copied());
     }
 
-    /// Gives the bytes of an entry to `take`, or lends `part` of it; [`Reading::Bypass`], and `take` is not called: the cache
-    /// has no room for it. `next_use` counts where the entry was not announced.
+    /// The bytes of an entry, or `part` of it lent; [`Reading::Bypass`]: the cache has no room for it. `next_use` counts
+    /// where the entry was not announced.
     ///
     /// # Errors
     /// As [`CacheClient::read`].
@@ -49,10 +49,9 @@ impl<S: EntrySource> CachedEntries<S> {
         key: u64,
         (part, next_use): (Range<usize>, u64),
         scratch: &mut Scratch,
-        take: &mut dyn FnMut(&[u8]),
-    ) -> Result<Reading, DataError> {
+    ) -> Result<Reading<'_>, DataError> {
         let want = Want { key, bytes: self.source.entry_bytes(key), next_use };
-        self.cache.read_or_lend(want, part, &mut |key, out| self.source.fill_entry(key, out, scratch), take)
+        self.cache.read_or_lend(want, part, &mut |key, out| self.source.fill_entry(key, out, scratch))
     }
 
     /// Fills one entry that this rank was granted ahead of need; false: there is none.

@@ -1,9 +1,8 @@
 //! Storing what a rank holds by chance: the directory is asked, the caller fills what it wants.
 
-use super::{CacheClient, FillFn, REPLY_LIMIT};
-use crate::data::DataError;
-use crate::data::cache::map::WriteSpan;
-use crate::data::cache::table::{Offer, Offered};
+use super::table::{Offer, Offered};
+use super::{CacheClient, CacheError, FillFn, REPLY_LIMIT, silent};
+use crate::mapping::WriteSpan;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ impl CacheClient {
     ///
     /// # Errors
     /// The directory is gone or silent; an entry cannot be filled.
-    pub fn offer(&self, offers: &[Offer], fill: &mut FillFn) -> Result<(), DataError> {
+    pub fn offer<E: From<CacheError>>(&self, offers: &[Offer], fill: &mut FillFn<E>) -> Result<(), E> {
         let seal = self.seal_bytes() as u64;
         let offers: Vec<Offer> = offers.iter().map(|o| Offer { bytes: o.bytes + seal, ..*o }).collect();
         let mut table = self.inner.lock();
@@ -34,7 +33,7 @@ impl CacheClient {
         room.fill(fill)
     }
 
-    fn await_offered(&self, ticket: u64, key: u64) -> Result<Vec<Option<WriteSpan>>, DataError> {
+    fn await_offered(&self, ticket: u64, key: u64) -> Result<Vec<Option<WriteSpan>>, CacheError> {
         let since = Instant::now();
         let mut table = self.inner.lock();
         loop {
@@ -42,10 +41,10 @@ impl CacheClient {
                 return Ok(spans);
             }
             if let Some(problem) = &table.failed {
-                return Err(DataError::Other(problem.clone()));
+                return Err(CacheError::Lost(problem.clone()));
             }
             if since.elapsed() >= REPLY_LIMIT {
-                return Err(self.silent(key));
+                return Err(silent(key));
             }
             let second = Duration::from_secs(1);
             let waited = self.inner.changed.wait_timeout(table, second);
@@ -64,7 +63,7 @@ struct Room<'a> {
 }
 
 impl Room<'_> {
-    fn fill(&mut self, fill: &mut FillFn) -> Result<(), DataError> {
+    fn fill<E>(&mut self, fill: &mut FillFn<E>) -> Result<(), E> {
         while let Some((offer, Some(span))) = self.left.last_mut() {
             self.client.write(offer.key, span, fill)?;
             self.filled.push((offer.key, offer.next_use));

@@ -1,13 +1,13 @@
 //! Memory that is handed around in owned pieces: a region of this process ([`Piece`]), and the node's page cache
 //! ([`SharedMap`]).
 //!
-//! The one unsafe corner of the data rooms. A [`Piece`] is to its bytes what a `Box<[u8]>` is: the only way to them. A
+//! The one unsafe corner of the page cache and of what reads through it. A [`Piece`] is to its bytes what a `Box<[u8]>` is: the only way to them. A
 //! piece can be cut in two and put together again, so that loader threads fill parts of a batch at the same time and
 //! the batch is contiguous afterwards. A [`ReadSpan`] or [`WriteSpan`] is the same for a range of the mapping that all
 //! ranks share. All of it is behind a safe interface.
 #![allow(unsafe_code)]
 
-use crate::data::DataError;
+use crate::client::CacheError;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::SealFlags;
 use std::collections::BTreeMap;
@@ -38,14 +38,10 @@ impl Piece {
     ///
     /// # Errors
     /// The kernel has no such room.
-    pub fn allocate(len: usize) -> Result<Self, DataError> {
-        let failed = || {
-            DataError::Other(format!(
-                "no memory for {len} bytes of batch slots: lower train.batch_size or train.prefetch_factor"
-            ))
-        };
+    pub fn allocate(len: usize) -> Result<Self, CacheError> {
+        let failed = |source| CacheError::NoSlots { bytes: len, source };
         // Not of the heap: there it would take turns with tensors, and how large the heap grows would depend on who came first.
-        let map = MmapRaw::from(MmapOptions::new().len(len.max(1)).map_anon().map_err(|_| failed())?);
+        let map = MmapRaw::from(MmapOptions::new().len(len.max(1)).map_anon().map_err(failed)?);
         let mut piece = Self { region: Arc::new(Region { map }), start: 0, len };
         // Written for the page fault alone; the black box keeps the compiler from knowing the bytes to be zero already.
         let bytes = std::hint::black_box(piece.bytes_mut());
@@ -115,19 +111,17 @@ impl SharedMap {
     /// # Errors
     /// It is empty, cannot be mapped, or could shrink: pages that vanish under a reader are fatal to the process, so a
     /// seal has to forbid it.
-    pub fn new(memfd: &File) -> Result<Arc<Self>, DataError> {
-        let failed = |problem: String| DataError::Other(format!("the page cache's memory: {problem}"));
-        let len = memfd.metadata().map_err(|e| failed(e.to_string()))?.len();
-        let len = usize::try_from(len).map_err(|e| failed(e.to_string()))?;
+    pub fn new(memfd: &File) -> Result<Arc<Self>, CacheError> {
+        let len = memfd.metadata().map_err(CacheError::Mapping)?.len();
+        let len = usize::try_from(len).map_err(|e| CacheError::Mapping(std::io::Error::other(e)))?;
         if len == 0 {
-            return Err(failed("it holds 0 bytes: raise data.cache_size_gb or set data.cache: off".into()));
+            return Err(CacheError::EmptyMapping);
         }
         let sealed = rustix::fs::fcntl_get_seals(memfd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
         if !sealed {
-            rustix::fs::fcntl_add_seals(memfd, SealFlags::SHRINK)
-                .map_err(|e| failed(format!("it is not sealed against shrinking and cannot be: {e}")))?;
+            rustix::fs::fcntl_add_seals(memfd, SealFlags::SHRINK).map_err(|e| CacheError::NotSealed(e.into()))?;
         }
-        let map = MmapOptions::new().len(len).map_raw(memfd).map_err(|e| failed(e.to_string()))?;
+        let map = MmapOptions::new().len(len).map_raw(memfd).map_err(CacheError::Mapping)?;
         // A hint: without huge pages the cache is only a little slower.
         let _ = map.advise(Advice::HugePage);
         Ok(Arc::new(Self { map, taken: Mutex::default() }))

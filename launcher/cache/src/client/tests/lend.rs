@@ -1,8 +1,7 @@
 //! Entries lent to a device that only writes down what it is told: nothing goes before it has been forgotten.
 
 use super::*;
-use crate::data::cache::{Lent, Reading, Registrar, Registration};
-use cache::CacheHost;
+use crate::CacheHost;
 use std::collections::BTreeMap;
 
 const MIB: u64 = 1 << 20;
@@ -77,7 +76,7 @@ fn large(key: u64) -> Want {
     Want { key, bytes: MIB + 100 + key, next_use: key }
 }
 
-fn fill_large(key: u64, out: &mut [u8]) -> Result<(), DataError> {
+fn fill_large(key: u64, out: &mut [u8]) -> Result<(), CacheError> {
     out.fill(key as u8);
     Ok(())
 }
@@ -86,13 +85,17 @@ fn fill_large(key: u64, out: &mut [u8]) -> Result<(), DataError> {
 fn lend(client: &Arc<CacheClient>, key: u64) -> Option<Lent> {
     let part = 50..large(key).bytes as usize;
     let right = |bytes: &[u8]| assert!(bytes.iter().all(|&byte| byte == key as u8), "entry {key}");
-    match client.read_or_lend(large(key), part.clone(), &mut fill_large, &mut |bytes| right(bytes)).unwrap() {
+    match client.read_or_lend(large(key), part.clone(), &mut fill_large).unwrap() {
         Reading::Lent(lent) => {
             assert_eq!(lent.bytes().len(), part.len());
             right(lent.bytes());
             Some(lent)
         }
-        Reading::Taken | Reading::Bypass => None,
+        Reading::Held(bytes) => {
+            right(&bytes);
+            None
+        }
+        Reading::Bypass => None,
     }
 }
 

@@ -1,19 +1,18 @@
 //! Large entries lent to a device's copies instead of being copied, and the device's knowledge of the mapping.
 
-use super::{CacheClient, FillFn, Inner, User};
-use crate::data::DataError;
-use crate::data::cache::map::{ReadSpan, SharedMap};
-use crate::data::cache::slabs::{Registrar, Registration, Work};
-use crate::data::cache::table::Want;
+use super::slabs::{Registrar, Registration, Work};
+use super::table::Want;
+use super::{CacheClient, CacheError, FillFn, Held, Inner};
+use crate::mapping::{ReadSpan, SharedMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 /// How a read ended.
-pub enum Reading {
-    /// `take` had the bytes.
-    Taken,
-    /// They stay where they are, and may be read there.
+pub enum Reading<'a> {
+    /// The whole entry, to be read by this thread.
+    Held(Held<'a>),
+    /// The part that was asked for, which a device may read where it lies.
     Lent(Lent),
     /// The cache has no room: read into memory of your own.
     Bypass,
@@ -84,10 +83,10 @@ impl CacheClient {
         registrar: Arc<dyn Registrar>,
         sizes: Registration,
         tell: impl Fn(String) + Send + 'static,
-    ) -> Result<(), DataError> {
+    ) -> Result<(), CacheError> {
         let mut thread = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_some() {
-            return Err(DataError::Other("the page cache is registered with a device already".into()));
+            return Err(CacheError::Registered);
         }
         let mut table = self.inner.lock();
         table.register(sizes);
@@ -96,7 +95,7 @@ impl CacheClient {
         let (inner, map, closing) = (Arc::clone(&self.inner), Arc::clone(&self.map), Arc::clone(&self.closing));
         let keep = move || inner.keep_registered(&map, registrar.as_ref(), &closing, &tell);
         let started = std::thread::Builder::new().name("hr-cache-pin".into()).spawn(keep);
-        *thread = Some(started.map_err(|e| DataError::Other(format!("the page cache's registering thread: {e}")))?);
+        *thread = Some(started.map_err(CacheError::Thread)?);
         Ok(())
     }
 
@@ -104,23 +103,18 @@ impl CacheClient {
     ///
     /// # Errors
     /// As [`CacheClient::read`].
-    pub fn read_or_lend(
+    pub fn read_or_lend<E: From<CacheError>>(
         self: &Arc<Self>,
         want: Want,
         part: Range<usize>,
-        fill: &mut FillFn,
-        take: &mut dyn FnMut(&[u8]),
-    ) -> Result<Reading, DataError> {
-        let user = User { client: self, key: want.key };
-        let Some(span) = self.find(want, false, fill)? else { return Ok(Reading::Bypass) };
-        let entry = &span.bytes()[..want.bytes as usize];
-        let inside = !part.is_empty() && part.end <= entry.len();
-        let slab_bytes = if inside { self.lend(&span, &part) } else { None };
-        let Some(slab_bytes) = slab_bytes else {
-            take(entry);
-            return Ok(Reading::Taken);
-        };
-        // What it would end, the lent part ends.
+        fill: &mut FillFn<E>,
+    ) -> Result<Reading<'_>, E> {
+        let Some(held) = self.hold(want, false, fill)? else { return Ok(Reading::Bypass) };
+        let inside = !part.is_empty() && part.end <= held.bytes;
+        let slab_bytes = if inside { self.lend(&held.span, &part) } else { None };
+        let Some(slab_bytes) = slab_bytes else { return Ok(Reading::Held(held)) };
+        let Held { span, user, .. } = held;
+        // The use of the entry passes to the lent part, which ends it.
         std::mem::forget(user);
         Ok(Reading::Lent(Lent { client: Arc::clone(self), key: want.key, span: Some(span), part, slab_bytes }))
     }

@@ -1,7 +1,7 @@
 //! Directories for tests: the real one, and a small one from the contract alone that takes no wrong message and counts
 //! references; first fit, it evicts whatever nobody refers to.
 
-use super::{CacheClient, ClientSpec};
+use cache::client::{CacheClient, ClientSpec};
 use cache::{CacheHost, HostPlan, PolicyKind};
 use spec::contract::cache::{CacheStats, Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -56,7 +56,8 @@ impl TestDirectory {
         self.state.lock().unwrap().entries.values().map(|entry| entry.users.len() + entry.waiting.len()).sum()
     }
 
-    /// As a process that dies.
+    /// As a process that dies. Not every package that shares this file uses it.
+    #[allow(dead_code)]
     pub(crate) fn die(&self) {
         let state = self.state.lock().unwrap();
         state.streams.values().for_each(|stream| stream.shutdown(std::net::Shutdown::Both).unwrap());

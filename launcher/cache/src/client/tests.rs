@@ -2,33 +2,39 @@
 
 mod lend;
 
-use super::super::Offer;
-use super::super::testing::{TestDirectory, hosted};
+use super::testing::{TestDirectory, hosted};
 use super::*;
-use cache::PolicyKind;
+use crate::PolicyKind;
 use spec::contract::cache::Grant;
 use std::sync::atomic::AtomicUsize;
+
+/// The error of whoever fills.
+#[derive(Debug, thiserror::Error)]
+enum FillError {
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error("disk on fire")]
+    Disk,
+}
 
 /// Entry `key` is 1000 + key bytes of its number.
 fn want(key: u64) -> Want {
     Want { key, bytes: 1000 + key, next_use: key }
 }
 
-fn fill(key: u64, out: &mut [u8]) -> Result<(), DataError> {
+fn fill(key: u64, out: &mut [u8]) -> Result<(), FillError> {
     assert_eq!(out.len() as u64, want(key).bytes);
     out.fill(key as u8);
     Ok(())
 }
 
 /// True: from the cache.
-fn read(client: &CacheClient, key: u64) -> Result<bool, DataError> {
-    let mut seen = 0;
-    let found = client.read(want(key), &mut fill, &mut |bytes| {
+fn read(client: &CacheClient, key: u64) -> Result<bool, FillError> {
+    let held = client.read(want(key), &mut fill)?;
+    if let Some(bytes) = &held {
         assert!(bytes.len() as u64 == want(key).bytes && bytes.iter().all(|&byte| byte == key as u8), "entry {key}");
-        seen += 1;
-    })?;
-    assert_eq!(seen, usize::from(found));
-    Ok(found)
+    }
+    Ok(held.is_some())
 }
 
 fn wait_for(mut what: impl FnMut() -> bool) {
@@ -107,11 +113,11 @@ fn threads_of_three_ranks_with_a_small_cache_never_wait_in_a_circle() {
 fn a_failed_or_panicking_fill_is_abandoned_and_its_reader_bypasses() {
     let directory = TestDirectory::new(1 << 16);
     let client = directory.client(0, 1 << 16, true);
-    let mut broken = |_: u64, _: &mut [u8]| Err(DataError::Other("disk on fire".into()));
-    let error = client.read(want(1), &mut broken, &mut |_| panic!("taken")).unwrap_err();
+    let mut broken = |_: u64, _: &mut [u8]| Err(FillError::Disk);
+    let error = client.read(want(1), &mut broken).err().unwrap();
     assert_eq!(error.to_string(), "disk on fire");
     let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        client.read(want(2), &mut |_, _| panic!("bad sector"), &mut |_| {})
+        client.read::<FillError>(want(2), &mut |_, _| panic!("bad sector")).is_ok()
     }));
     assert!(panics.is_err());
     wait_for(|| directory.references() == 0);
@@ -140,7 +146,7 @@ fn work_ahead_fills_what_was_announced_and_wakes_whoever_asked_for_it() {
     client.announce(&[want(1), want(2)]);
     wait_for(|| counter.0.load(Ordering::SeqCst) > 0);
     assert!(client.work_ahead(&mut fill) && client.work_ahead(&mut fill) && !client.work_ahead(&mut fill));
-    let unfilled = client.read(want(1), &mut |_, _| panic!("filled twice"), &mut |_| {}).unwrap();
+    let unfilled = client.read::<FillError>(want(1), &mut |_, _| panic!("filled twice")).unwrap().is_some();
     assert!(unfilled && client.stats().misses == 1, "what this rank filled ahead is its miss");
     // Never read: given back all the same.
     client.retire([1, 2].into_iter());
@@ -169,13 +175,13 @@ fn offers_are_kept_while_they_are_needed_soonest_and_are_no_lookups() {
     assert_eq!(filled, [10, 20, 30, 5, 6], "what is needed soonest stays");
     assert_eq!((host.stats().hits, host.stats().misses, host.stats().bypasses), (0, 0, 0));
     for key in [5, 6, 10] {
-        let kept = first.read(want(key), &mut |key, _| panic!("{key} was not kept"), &mut |bytes| {
-            assert!(bytes.iter().all(|&byte| byte == key as u8));
-        });
-        assert!(kept.unwrap());
+        let kept = first.read::<FillError>(want(key), &mut |key, _| panic!("{key} was not kept")).unwrap();
+        assert!(kept.unwrap().iter().all(|&byte| byte == key as u8));
     }
-    first.offer(&[], &mut |_, _| panic!("nothing was offered")).unwrap();
-    first.offer(&[Offer { due: true, ..offer(7, 0) }], &mut |_, _| panic!("another rank's, perhaps read")).unwrap();
+    first.offer::<FillError>(&[], &mut |_, _| panic!("nothing was offered")).unwrap();
+    first
+        .offer::<FillError>(&[Offer { due: true, ..offer(7, 0) }], &mut |_, _| panic!("another rank's, perhaps read"))
+        .unwrap();
     assert_eq!(host.notes(), Vec::<String>::new(), "no rank broke the protocol");
 }
 
@@ -188,12 +194,10 @@ fn what_was_refused_when_announced_is_found_when_an_offer_has_brought_it() {
     second.announce_stored(&[far(2), far(3)]);
     wait_for(|| host.stats().bypasses == 2);
     first.offer(&[offer(2, 40)], &mut fill).unwrap();
-    let mut seen = 0;
-    let unfilled = &mut |key: u64, _: &mut [u8]| panic!("{key} is there");
-    assert!(second.read_again(far(2), unfilled, &mut |bytes| seen = bytes.len()).unwrap() && seen == 1002);
-    let never = &mut |_: &[u8]| panic!("there is no room");
-    assert!(!second.read_again(far(3), &mut fill, never).unwrap());
-    assert!(!second.read_again(far(3), &mut fill, never).unwrap(), "asked for again once");
+    let found = second.read_again::<FillError>(far(2), &mut |key, _| panic!("{key} is there")).unwrap();
+    assert_eq!(found.map(|bytes| bytes.len()), Some(1002));
+    assert!(second.read_again(far(3), &mut fill).unwrap().is_none());
+    assert!(second.read_again(far(3), &mut fill).unwrap().is_none(), "asked for again once");
     second.retire([2, 3].into_iter());
     wait_for(|| second.inner.lock().idle());
     wait_for(|| (host.stats().hits, host.stats().misses, host.stats().bypasses) == (1, 0, 1));
@@ -206,16 +210,16 @@ fn a_failed_or_panicking_offer_leaves_nothing_behind() {
     let client = directory.client(0, 1 << 16, true);
     let offers = [offer(1, 1), offer(2, 2), offer(3, 3)];
     let mut second = |key: u64, out: &mut [u8]| match key {
-        2 => Err(DataError::Other("disk on fire".into())),
+        2 => Err(FillError::Disk),
         _ => fill(key, out),
     };
     assert_eq!(client.offer(&offers, &mut second).unwrap_err().to_string(), "disk on fire");
     let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        client.offer(&[offer(5, 5)], &mut |_, _| panic!("bad sector"))
+        client.offer::<FillError>(&[offer(5, 5)], &mut |_, _| panic!("bad sector"))
     }));
     assert!(panics.is_err());
     wait_for(|| directory.references() == 0 && client.inner.lock().idle());
-    let unfilled = client.read(want(1), &mut |_, _| panic!("it was whole"), &mut |_| {}).unwrap();
+    let unfilled = client.read::<FillError>(want(1), &mut |_, _| panic!("it was whole")).unwrap().is_some();
     assert!(unfilled && read(&client, 2).unwrap() && read(&client, 5).unwrap());
     // What this rank was granted for a batch is filled by the same call.
     client.announce(&[want(8)]);
@@ -228,7 +232,7 @@ fn a_failed_or_panicking_offer_leaves_nothing_behind() {
         client.offer(&[offer(8, 9)], &mut write).unwrap();
         filled > 0
     });
-    assert!(client.read(want(8), &mut |_, _| panic!("filled twice"), &mut |_| {}).unwrap());
+    assert!(client.read::<FillError>(want(8), &mut |_, _| panic!("filled twice")).unwrap().is_some());
     client.retire([8].into_iter());
     directory.die();
     wait_for(|| client.offer(&[offer(9, 9)], &mut fill).is_err());
@@ -331,7 +335,7 @@ fn cost_of_a_hit() {
     for n in 0..batches {
         client.announce(&batch(n + 8));
         for item in batch(n) {
-            client.read(item, &mut fill, &mut |bytes| taken += usize::from(bytes[0])).unwrap();
+            taken += usize::from(client.read(item, &mut fill).unwrap().map_or(0, |bytes| bytes[0]));
         }
         client.retire(batch(n).iter().map(|item| item.key));
     }
@@ -394,10 +398,10 @@ fn shrinking_and_growing_under_readers_gives_memory_back_and_never_a_wrong_byte(
                         for key in keys(batch) {
                             let mut fill = |key: u64, out: &mut [u8]| {
                                 out.fill(key as u8);
-                                Ok(())
+                                Ok::<(), CacheError>(())
                             };
-                            let check = &mut |bytes: &[u8]| assert!(bytes.iter().all(|&byte| byte == key as u8));
-                            client.read(large(key), &mut fill, check).unwrap();
+                            let held = client.read(large(key), &mut fill).unwrap();
+                            assert!(held.is_none_or(|bytes| bytes.iter().all(|&byte| byte == key as u8)));
                             reads += 1;
                         }
                         client.retire(keys(batch));

@@ -6,8 +6,8 @@
 mod offers;
 mod resize;
 
-use super::map::{ReadSpan, SharedMap, WriteSpan};
 use super::slabs::{Registration, Slabs};
+use crate::mapping::{ReadSpan, SharedMap, WriteSpan};
 use offers::Asked;
 pub use offers::Offer;
 pub(super) use offers::Offered;
