@@ -1,7 +1,7 @@
 //! Headroom's rank: everything that touches tensors, data and collectives.
 //!
 //! ```text
-//! config ─► plan ─► launch ─► rank ─► data (source ─► cache ─► loader) ─► train (step, amp, ddp) ─► report
+//! config ─► plan ─► launch ─► rank ─► data (source ─► cache ─► windows ─► loader) ─► train (step, amp, ddp) ─► report
 //! ```
 //!
 //! | room | owns | may not touch |
@@ -10,6 +10,7 @@
 //! | [`comm`] | [`comm::Collective`]: `nccl`, `shm`, `solo`; rendezvous | model, data |
 //! | [`data::source`] | formats on disk, sole importer of `hdf5` and image decoders | cache, tch, comm |
 //! | [`data::entries`] | a data set's entries in the node's page cache (package `cache`) | formats |
+//! | [`data::windows`] | samples that are windows over chunks: index, entries, pieces, look-ahead | tasks |
 //! | [`data::loader`] | sampler, loader threads, batch slots | files |
 //! | [`train`] | step, ddp, optimizer, ema, schedule, checkpoint, loop, online metrics | paths, environment |
 //! | [`task`] | one room per task: data set, model, loss, metrics, sample data | the loop |

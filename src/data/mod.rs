@@ -6,6 +6,7 @@ pub(crate) mod cache_testing;
 pub mod entries;
 pub mod loader;
 pub mod source;
+pub mod windows;
 
 pub use cache::client::Wake;
 

@@ -1,7 +1,7 @@
 //! When an entry is needed next: the order of samples is a pure function, so the future can be looked up.
 
-use super::pages::Pages;
-use super::windows::Windows;
+use super::entries::ChunkEntries;
+use super::index::Windows;
 use crate::data::loader::{EpochOrder, Order};
 use lru::LruCache;
 use std::sync::{Mutex, PoisonError};
@@ -50,7 +50,7 @@ impl Future {
     /// First global position after `after`, which lies in `epoch`, at which some window that touches entry `key` is used.
     /// Exact; only in data sets of more than 2³² windows, or when the positions of one entry alone pass the memory for all,
     /// it is the mean distance.
-    pub fn next_use(&self, key: u64, epoch: u64, after: u64, pages: &Pages, windows: &Windows) -> u64 {
+    pub fn next_use(&self, key: u64, epoch: u64, after: u64, pages: &ChunkEntries, windows: &Windows) -> u64 {
         let (file, _) = pages.locate(key);
         let touching = || windows.touching(file as u32, pages.rows(key), self.window_rows).flatten();
         let len = self.order.len;

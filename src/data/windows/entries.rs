@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// The files of a data set as entries of the page cache, numbered alike on every rank.
-pub struct Pages {
+pub struct ChunkEntries {
     reader: Arc<Reader>,
     cache: Arc<CacheClient>,
     /// Entries before each file.
@@ -30,7 +30,7 @@ pub struct Fresh {
     pub bytes: Arc<Chunk>,
 }
 
-impl Pages {
+impl ChunkEntries {
     pub fn new(reader: Arc<Reader>, cache: Arc<CacheClient>) -> Self {
         let mut bases = Vec::with_capacity(reader.tables().len());
         let mut total = 0;
@@ -41,7 +41,7 @@ impl Pages {
         Self { reader, cache, bases, total, pieces: None }
     }
 
-    /// The same with a data set that is cached by window, where there is one; its keys begin at [`Pages::total`].
+    /// The same with a data set that is cached by window, where there is one; its keys begin at [`ChunkEntries::total`].
     pub fn with_pieces(self, pieces: Option<Pieces>) -> Self {
         Self { pieces, ..self }
     }
@@ -152,10 +152,10 @@ impl Pages {
         self.reader.read(file, row, into.len(), &mut parts, scratch)
     }
 
-    /// As [`Pages::read`] for window `index` of the data set with pieces, rows `start..start + rows` of `file`.
+    /// As [`ChunkEntries::read`] for window `index` of the data set with pieces, rows `start..start + rows` of `file`.
     ///
     /// # Errors
-    /// As [`Pages::read`].
+    /// As [`ChunkEntries::read`].
     pub fn read_pieces(
         &self,
         pieces: &Pieces,

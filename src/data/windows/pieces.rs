@@ -3,8 +3,8 @@
 //! A piece lies in one chunk, so a decoded chunk holds all that its pieces need. It is used once per epoch, at a position
 //! that the order tells.
 
-use super::pages::Fresh;
-use super::windows::Windows;
+use super::entries::Fresh;
+use super::index::Windows;
 use crate::data::loader::Order;
 use crate::data::source::hdf5::Reader;
 use crate::data::{BatchAhead, DataError};

@@ -15,7 +15,7 @@
 //! ```
 //! Architecture invariant: a pure function of what all ranks know alike, so that they choose alike.
 
-use super::windows::Windows;
+use super::index::Windows;
 use crate::data::source::hdf5::Reader;
 use spec::config::{CacheEntries, DataConfig, ShuffleMode};
 
