@@ -1,6 +1,7 @@
 //! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
 
 mod bench;
+mod figures;
 mod helper;
 mod nodes;
 mod print;
@@ -11,12 +12,13 @@ use crate::advise;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
 use crate::console::{Console, cache_stats, closing_table};
 use crate::machine::{self, dataset_facts};
+use crate::plots::PlotError;
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Spec, Watcher};
 use crate::watch::{self, Before, WatchSpec};
 use cache::PolicyKind;
 use spec::config::{Config, ConfigError, DeviceChoice, data_name};
-use spec::contract::{CacheSummary, Machine, Summary, env, exit};
+use spec::contract::{CacheSummary, LineId, Machine, RunStatus, Summary, env, exit};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -39,6 +41,8 @@ enum Error {
     RunDir(#[from] RunDirError),
     #[error(transparent)]
     Log(#[from] advise::LogError),
+    #[error(transparent)]
+    Plot(#[from] PlotError),
     #[error("{0}")]
     Data(String),
     #[error("{0}")]
@@ -61,6 +65,7 @@ impl Error {
             Error::RunDir(error) => error.exit_code(),
             Error::Data(_) | Error::Log(_) => exit::DATA,
             Error::Meet(_) | Error::Node { .. } => exit::COMM,
+            Error::Plot(_) => exit::INTERNAL,
             Error::Io { code, .. } => *code,
         }
     }
@@ -97,6 +102,7 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Doctor(args) => tools::doctor(&args),
         Command::Analyze(args) => tools::analyze(&args),
         Command::Monitor(args) => tools::monitor_memory(&args),
+        Command::Plot(args) => figures::plot(&args),
         Command::BenchMemory(args) => bench::bench_memory(&args),
     });
     match result {
@@ -390,14 +396,14 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
 /// and the page cache, whose pages it makes, are charged elsewhere.
 fn limits(config: &Config, plan: &Plan) -> Option<Limits> {
     let (budget, watch) = (&plan.budget, &config.watch);
-    let high_bytes = budget.total_bytes.checked_sub(budget.page_cache_bytes + budget.line_bytes("launcher"))?;
+    let high_bytes = budget.total_bytes.checked_sub(budget.page_cache_bytes + budget.line_bytes(LineId::Launcher))?;
     let wanted = watch.enabled && watch.cgroup;
     wanted.then_some(Limits { high_bytes, max_bytes: high_bytes.saturating_add(high_bytes / 4) })
 }
 
 /// The page cache as planned; `None`: off, or no room for it.
 fn cache_spec(plan: &Plan) -> Option<CacheSpec> {
-    let (capacity_bytes, policy) = (plan.budget.page_cache_bytes, PolicyKind::named(&plan.budget.cache_policy)?);
+    let (capacity_bytes, policy) = (plan.budget.page_cache_bytes, PolicyKind::of(plan.budget.cache_policy)?);
     (capacity_bytes > 0).then_some(CacheSpec { capacity_bytes, policy })
 }
 
@@ -463,7 +469,7 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     let path = folder.path.join("summary.json");
     let known = outcome.first_failure.is_none().then(|| std::fs::read(&path).ok()).flatten();
     let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
-        status: "failed".into(),
+        status: RunStatus::Failed,
         steps: outcome.progress.as_ref().map_or(0, |last| last.step),
         // The running one is not whole.
         epochs: outcome.progress.as_ref().map_or(0, |last| last.epoch.saturating_sub(1)),
@@ -480,7 +486,7 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     let failed = outcome.first_failure.as_ref().map(supervise::Failure::words);
     summary.reason = outcome.stopped_for.clone().or(failed).or(summary.reason.take());
     if let Some(stats) = &outcome.cache {
-        summary.cache = CacheSummary::of(&plan.budget.cache_policy, stats);
+        summary.cache = CacheSummary::of(plan.budget.cache_policy, stats);
     }
     if let Ok(text) = serde_json::to_vec_pretty(&summary)
         && let Err(error) = std::fs::write(&path, text)
@@ -489,6 +495,9 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     }
     if let Some(stats) = &outcome.cache {
         print::say(cache_stats(data_name(&config.task), stats));
+    }
+    if config.log.plots && outcome.first_failure.is_none() && plan.topology.node_rank == 0 {
+        figures::of_run(&folder.path);
     }
     print::say(closing_table(&summary, plan));
     print::say(format_args!("run folder: {}", shown(&folder.path)));

@@ -39,14 +39,6 @@ enum Verb {
     Batch(batch::Request),
     /// Check a device, and the ways to and between devices; prints JSON.
     CheckGpu(check::Request),
-    /// Draw the memory of a run's folder, or of a monitor's log.
-    #[command(hide = true)]
-    Plot {
-        #[arg(long)]
-        from: PathBuf,
-        #[arg(long)]
-        out: PathBuf,
-    },
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
@@ -64,7 +56,6 @@ pub fn main() -> u8 {
         Verb::Batch(request) => batch::write(request),
         Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
         Verb::CheckGpu(request) => check::run(request),
-        Verb::Plot { from, out } => crate::report::plots::plot_any(from, out).map_err(|e| RankError::Io(e.to_string())),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {

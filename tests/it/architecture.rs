@@ -18,7 +18,7 @@ const RANK: Rooms = &[
     ("data", &["ledger", "spec::contract", "spec::config", "cache"]),
     ("train", &["torch", "comm", "data", "task", "ledger", "spec::contract", "spec::config", "spec::plan"]),
     ("task", &["torch", "data", "cache", "spec::config", "spec::contract"]),
-    ("report", &["spec::contract", "spec::config", "spec::plan", "launcher::advise"]),
+    ("report", &["spec::contract", "spec::config"]),
     ("monitor", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
     (
         "rank",
@@ -49,6 +49,7 @@ const LAUNCHER: Rooms = &[
     ("run_dir", &["spec::contract", "spec::config", "spec::plan", "spec::job"]),
     ("cli", &["run_dir", "spec::config", "spec::plan"]),
     ("advise", &["machine", "watch", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
+    ("plots", &["advise", "spec::contract", "spec::plan", "spec::job"]),
     ("smart", &["spec::contract", "spec::config"]),
     (
         "monitor",
@@ -63,6 +64,7 @@ const LAUNCHER: Rooms = &[
             "console",
             "machine",
             "monitor",
+            "plots",
             "run_dir",
             "smart",
             "supervise",

@@ -23,7 +23,7 @@ struct Told {
 }
 
 impl Observer for Told {
-    fn phase(&mut self, _: &str, _: u64) {}
+    fn phase(&mut self, _: spec::contract::Phase, _: u64) {}
     fn step(&mut self, _: &Progress) {}
     fn record(&mut self, _: &MetricsRecord) {
         self.records += 1;

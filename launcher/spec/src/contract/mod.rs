@@ -4,17 +4,21 @@
 
 pub mod cache;
 pub mod env;
+mod event;
 pub mod exit;
 mod frame;
 mod machine;
 mod message;
 mod record;
 mod wire;
+mod words;
 
+pub use event::{Cause, Event, Fill, LevelChange, Program, Source};
 pub use frame::*;
 pub use machine::*;
 pub use message::*;
 pub use record::*;
+pub use words::*;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.
 pub const VERSION: u32 = 2;
