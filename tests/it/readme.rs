@@ -16,7 +16,10 @@ fn readmes(folder: &Path, into: &mut Vec<PathBuf>) {
 /// Targets of `[text](target)` that are files of this repository.
 fn links(text: &str) -> Vec<&str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-    targets.map(|target| target.split('#').next().unwrap_or_default()).filter(|t| !t.is_empty() && !t.contains(':')).collect()
+    targets
+        .map(|target| target.split('#').next().unwrap_or_default())
+        .filter(|t| !t.is_empty() && !t.contains(':'))
+        .collect()
 }
 
 #[test]
