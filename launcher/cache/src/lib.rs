@@ -1,4 +1,6 @@
-//! The node's shared page cache: bytes in one memfd, and the directory that says which entry lies where.
+#![doc = include_str!("README.md")]
+//!
+//! # Parts
 //!
 //! ```text
 //! ranks ══ sockets ══► server ──► directory ──► arena   (extents of the mapping)

@@ -1,8 +1,5 @@
-//! What a person asks before and after a run: `launch recommend`, `analyze`, `doctor`.
+#![doc = include_str!("README.md")]
 //!
-//! ```text
-//! recommend ◄── this machine            doctor ◄── log ◄── a run's folder, or a monitor's JSON log
-//! ```
 //! Architecture invariant: reads records and the machine's facts; starts nothing and changes nothing.
 
 mod analyze;

@@ -1,4 +1,6 @@
-//! Memory watched beside the job: seen, warned of, given back, explained.
+#![doc = include_str!("README.md")]
+//!
+//! # Parts
 //!
 //! ```text
 //! sample ──► level (three, per source) ──► words (warnings, advice)

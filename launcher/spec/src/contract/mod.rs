@@ -1,6 +1,4 @@
-//! All that crosses processes: environment names, exit codes, control messages, record schemas.
-//!
-//! Architecture invariant: data only, no behaviour beyond encoding. A change of meaning raises [`VERSION`].
+#![doc = include_str!("README.md")]
 
 pub mod cache;
 pub mod env;

@@ -1,13 +1,7 @@
-//! The plan: topology and every byte of the node's budget, by name.
+#![doc = include_str!("README.md")]
 //!
-//! ```text
-//! node budget = reserve + launcher + libraries
-//!             + ranks × (runtime + model state + activations + slots + decode scratch + collectives)
-//!             + checkpoint staging + page cache
-//! ```
-//! `topology` decides ranks and batch, `task` sizes of model and samples (`emg`, `deblur`), `budget` weighs the lines, `suggest` finds what would fit, `table` prints.
-//!
-//! Architecture invariant: pure. `plan(config, machine, dataset, request)` reads nothing else.
+//! `topology` decides ranks and batch, `task` sizes of model and samples, `budget` weighs the lines, `suggest` finds what
+//! would fit, `table` prints.
 
 mod budget;
 mod constants;
