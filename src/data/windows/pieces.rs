@@ -3,15 +3,15 @@
 //! A piece lies in one chunk, so a decoded chunk holds all that its pieces need. It is used once per epoch, at a position
 //! that the order tells.
 
-use super::entries::Fresh;
 use super::index::Windows;
 use crate::data::loader::Order;
+use crate::data::source::chunks::Chunk;
 use crate::data::source::hdf5::Reader;
 use crate::data::{BatchAhead, DataError};
 use cache::client::{Offer, Want};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Offers for each piece that is expected to stay, and beyond: the directory knows better, but each one costs a lookup.
 const OFFERS_PER_KEPT: f64 = 3.0;
@@ -27,6 +27,13 @@ pub struct Piece {
     pub rows: Range<usize>,
     /// Rows in the window.
     pub into: Range<usize>,
+}
+
+/// A chunk that was decoded just now.
+pub struct Fresh {
+    pub file: usize,
+    pub chunk: u64,
+    pub bytes: Arc<Chunk>,
 }
 
 /// Global positions (epoch × samples + position) of batches that are announced and not retired.
