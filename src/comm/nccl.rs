@@ -1,6 +1,6 @@
 //! Collectives between CUDA ranks, on one node or several, through NCCL.
 //!
-//! Three storeys: `sys` (symbols of a library found at run time), `result` (numbers as errors, waiting), and this one,
+//! Three storeys, with `error` below them: `sys` (symbols of a library found at run time), `result` (numbers as errors, waiting), and this one,
 //! which is safe. Communicators are non-blocking: nothing here waits for a peer without a limit, and
 //! [`Collective::abort`] ends every wait.
 //!
@@ -10,10 +10,11 @@
 
 #![allow(unsafe_code)]
 
+mod error;
 mod result;
 mod sys;
 
-pub use result::{NcclError, version_text};
+pub use error::{NcclError, version_text};
 
 use super::{Collective, CommError};
 use crate::torch;

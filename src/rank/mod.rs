@@ -4,6 +4,7 @@ mod batch;
 mod check;
 mod device;
 mod error;
+mod meet;
 mod node_cache;
 mod observer;
 mod registrar;

@@ -1,12 +1,13 @@
 //! A training rank, from its environment to its exit code.
 
 use super::device;
+use super::meet;
 use super::node_cache::NodeCache;
 use super::observer::{RankObserver, end_device_work, tell_failure};
 use super::{RankError, read_job, registrar};
-use crate::comm::rendezvous::{self, Links, Node};
+use crate::comm::rendezvous::{self, Links};
 use crate::comm::shm::inherit;
-use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo};
+use crate::comm::{Collective, CommError, RankEnv, Solo};
 use crate::data::DataError;
 use crate::ledger;
 use crate::report::memory::{MemorySampler, Probe};
@@ -116,11 +117,11 @@ fn start(began: Instant) -> Result<Start, RankError> {
             (Arc::new(Solo::new(device)), alone)
         }
         Device::Cuda(index) => {
-            let (nccl, links) = device::meet(&job, &env, index, timeout, &reporter).map_err(told)?;
+            let (nccl, links) = meet::on_devices(&job, &env, index, timeout, &reporter).map_err(told)?;
             (Arc::new(nccl), links)
         }
         _ => {
-            let (shm, links) = meet(&env, timeout).map_err(told)?;
+            let (shm, links) = meet::on_node(&env, timeout).map_err(told)?;
             (Arc::new(shm), links)
         }
     };
@@ -146,31 +147,6 @@ fn reporter(
     let fd = number.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
     let socket = inherit::inherited_socket(fd).map_err(|e| refused(e.to_string()))?;
     Ok(Reporter::over(socket, rank, on_peer_failed, on_relief)?)
-}
-
-/// Joins the node's ranks in the launcher's memfd, or in one that local rank 0 makes when another launcher started us.
-pub(super) fn meet(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective, Option<Links>), RankError> {
-    if place.world_size != place.local_world_size {
-        let (world, local) = (place.world_size, place.local_world_size);
-        return Err(RankError::Usage(format!(
-            "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, which one node shares: \
-             start all ranks on one node"
-        )));
-    }
-    let (memfd, links) = match std::env::var(env::COMM_FD) {
-        Ok(number) => {
-            // A memfd can be opened anew by its number: no ownership of a raw descriptor is taken.
-            let path = format!("/proc/self/fd/{number}");
-            let file = std::fs::File::options().read(true).write(true).open(&path);
-            (file.map_err(|e| RankError::Usage(format!("{}={number}: {e}", env::COMM_FD)))?.into(), None)
-        }
-        Err(_) => {
-            let run = std::env::var(env::RUN_ID).unwrap_or_default();
-            let Node { memfd, links } = rendezvous::meet_node(place, &run, timeout)?;
-            (memfd, Some(links))
-        }
-    };
-    Ok((ShmCollective::new(memfd, place.local_rank, place.local_world_size, timeout)?, links))
 }
 
 fn train(start: Start) -> Result<u8, RankError> {

@@ -1,7 +1,6 @@
 //! What a watch has found when it ends: peaks, and what explains a kill.
 
 use super::Planned;
-use super::explain::{After, Killed, killed};
 use super::level::Level;
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, unix_time};
@@ -107,16 +106,6 @@ impl Default for Findings {
 }
 
 impl Findings {
-    /// What is known of the rank at `index` (in the job's list), which was ended by SIGKILL just now.
-    pub fn explain_kill(&self, index: usize) -> Killed {
-        let largest = self.fullest.as_ref().and_then(|fullest| fullest.largest_other.as_ref());
-        let after = After {
-            memory: self.meter.as_ref().map(MemoryMeter::read).unwrap_or_default(),
-            largest_is_gone: largest.is_some_and(|(_, pid, _)| !Path::new(&format!("/proc/{pid}")).exists()),
-        };
-        killed(self, index, &after)
-    }
-
     /// One more record, of what ended the attempt; an error in words.
     pub fn keep(&self, run_dir: Option<&Path>, event: String) -> Option<String> {
         let last = self.last.as_ref()?;

@@ -2,7 +2,7 @@
 //!
 //! Source of the numbers: the header's enums. Functions used here exist since 2.14.
 
-use super::result::NcclError;
+use super::error::NcclError;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
