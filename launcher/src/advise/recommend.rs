@@ -21,11 +21,10 @@ pub struct DeviceProfile {
     pub pin_memory: bool,
 }
 
-/// `cpu`, `cuda`, `mps`.
-pub const DEVICE_PROFILES: [DeviceProfile; 3] = [
+/// `cpu`, `cuda`.
+pub const DEVICE_PROFILES: [DeviceProfile; 2] = [
     DeviceProfile { device: "cpu", batch_size: 4, workers: 2, cache: false, amp: false, pin_memory: false },
     DeviceProfile { device: "cuda", batch_size: 16, workers: 8, cache: true, amp: true, pin_memory: true },
-    DeviceProfile { device: "mps", batch_size: 8, workers: 4, cache: false, amp: false, pin_memory: false },
 ];
 
 /// What to set, and why. GB are GiB, as in the guides.
@@ -173,8 +172,7 @@ mod tests {
     #[test]
     fn item_59_device_profiles_have_the_guides_five_values() {
         let values = DEVICE_PROFILES.map(|p| (p.device, p.batch_size, p.workers, p.cache, p.amp, p.pin_memory));
-        let expected =
-            [("cpu", 4, 2, false, false, false), ("cuda", 16, 8, true, true, true), ("mps", 8, 4, false, false, false)];
+        let expected = [("cpu", 4, 2, false, false, false), ("cuda", 16, 8, true, true, true)];
         assert_eq!(values, expected);
         assert_eq!(recommend(&Machine::default()).profile, DEVICE_PROFILES[0]);
     }
