@@ -23,6 +23,10 @@
 //! others ahead in one; `hdf5` is imported by `data::source` alone; batches are a
 //! pure function of (seed, epoch, step, rank, world size), whatever the number of threads.
 
+// Checks that other programs share name this one from outside.
+#[cfg(test)]
+extern crate self as headroom;
+
 pub mod comm;
 pub mod data;
 pub mod ledger;

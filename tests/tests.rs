@@ -30,12 +30,16 @@ mod minimal_task;
 mod nodes;
 #[path = "it/plan_truth.rs"]
 mod plan_truth;
+#[path = "it/policies.rs"]
+mod policies;
 #[path = "it/pressure.rs"]
 mod pressure;
 #[path = "it/relief.rs"]
 mod relief;
 #[path = "it/resume.rs"]
 mod resume;
+#[path = "benches/simulate.rs"]
+mod simulate;
 #[path = "it/supervise.rs"]
 mod supervise;
 #[path = "it/support.rs"]

@@ -1,10 +1,14 @@
 //! Collectives between the ranks of a job.
 
-pub mod contract;
+#[cfg(test)]
+#[path = "../../tests/benches/conformance.rs"]
+mod conformance;
 pub mod nccl;
 pub mod rendezvous;
 pub mod shm;
 pub mod solo;
+#[cfg(test)]
+mod tests;
 
 pub use nccl::NcclCollective;
 pub use rendezvous::RankEnv;

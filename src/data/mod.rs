@@ -5,6 +5,10 @@
 pub(crate) mod cache_testing;
 pub mod entries;
 pub mod loader;
+#[cfg(test)]
+#[allow(dead_code)]
+#[path = "../../tests/benches/simulate.rs"]
+mod simulate;
 pub mod source;
 pub mod windows;
 

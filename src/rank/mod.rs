@@ -1,7 +1,6 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
-mod check;
 mod device;
 mod error;
 mod meet;
@@ -38,8 +37,6 @@ enum Verb {
     OpenAhead,
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
-    /// Check a device, and the ways to and between devices; prints JSON.
-    CheckGpu(check::Request),
     /// Draw the memory of a run's folder, or of a monitor's log.
     #[command(hide = true)]
     Plot {
@@ -64,7 +61,6 @@ pub fn main() -> u8 {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
         Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
-        Verb::CheckGpu(request) => check::run(request),
         Verb::Plot { from, out } => crate::report::plots::plot_any(from, out).map_err(|e| RankError::Io(e.to_string())),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));

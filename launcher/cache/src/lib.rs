@@ -24,7 +24,6 @@ pub mod mapping;
 mod memory;
 mod policy;
 mod server;
-pub mod simulate;
 
 pub use directory::{Directory, Fault, Replies};
 pub use memory::{MemoryError, Room};

@@ -1,5 +1,5 @@
 use super::*;
-use crate::comm::contract;
+use crate::comm::conformance;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
@@ -81,13 +81,13 @@ fn as_a_process() {
 fn a_world_of_one_keeps_the_contract_where_there_is_a_device() {
     let ready = torch::device::load_cuda().is_ok() && torch::device::device_count().is_ok_and(|count| count > 0);
     let (true, Ok(nccl)) = (ready, Nccl::load(None)) else {
-        eprintln!("skipped: no CUDA device or no NCCL; `rank check-gpu` runs the same contract");
+        eprintln!("skipped: no CUDA device or no NCCL; `check-gpu` runs the same contract");
         return;
     };
     let place = Place { rank: 0, world_size: 1, device: 0 };
     let id = nccl.unique_id().unwrap();
     let collective = NcclCollective::new(nccl, id, place, Wire::F32, Duration::from_secs(60)).unwrap();
-    contract::check(&collective, Device::Cuda(0)).unwrap();
+    conformance::check(&collective, Device::Cuda(0)).unwrap();
     // Work that takes the device longer than no time at all: the wait ends the communicator, not only itself.
     let mut x = Tensor::ones([2048, 2048], (Kind::Float, Device::Cuda(0)));
     (0..100).for_each(|_| x = x.matmul(&x).clamp(0.0, 1.0));

@@ -158,7 +158,7 @@ fn gap(share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cache::simulate::{Grain, Trace, Walk};
+    use crate::data::simulate::{Grain, Trace, Walk};
     use cache::PolicyKind;
 
     /// `k` windows in each of 1000 chunks, which store `overlap` times the chunks' bytes.
