@@ -129,7 +129,8 @@ impl NcclCollective {
         wire: Wire,
         timeout: Duration,
     ) -> Result<NcclCollective, CommError> {
-        let hinted = |error: CommError| CommError::Other(format!("NCCL {}: {error}; {HINTS}", nccl.version()));
+        let hinted =
+            |error: CommError| CommError::NcclStart { version: nccl.version(), hints: HINTS, error: Box::new(error) };
         let new = Self::connect(nccl, id, place, wire, timeout).map_err(hinted)?;
         new.or_abort(new.preflight()).map_err(hinted)?;
         Ok(new)
@@ -182,7 +183,7 @@ impl NcclCollective {
         if sum == right {
             return Ok(());
         }
-        Err(CommError::Other(format!("the trial all-reduce gave {sum}, expected {right}")))
+        Err(CommError::Trial { sum: sum.into(), right: right.into() })
     }
 
     fn device(&self) -> Device {
@@ -212,7 +213,7 @@ impl NcclCollective {
         self.alive()?;
         if tensor.device() != self.device() || !tensor.is_contiguous() {
             let (shape, device) = (tensor.size(), tensor.device());
-            return Err(CommError::Other(format!(
+            return Err(CommError::Tensor(format!(
                 "NCCL moves contiguous tensors of {:?}; this one of shape {shape:?} is on {device:?} or not contiguous",
                 self.device()
             )));
@@ -305,7 +306,7 @@ impl NcclCollective {
         let code = unsafe { (self.api.comm_async_error)(comm.raw, &mut state) };
         let result = check(self.api, comm.raw, "ncclCommGetAsyncError", code)
             .and_then(|()| check(self.api, comm.raw, "NCCL", state));
-        result.map_err(|error| CommError::Other(format!("{name}: {error}")))
+        result.map_err(|source| CommError::NcclCall { call: name.to_string(), source })
     }
 
     /// `act` with a copy of `tensor` on the device, which then replaces it.
@@ -361,7 +362,7 @@ impl Collective for NcclCollective {
     }
 
     fn flat_buffer(&self, len: usize) -> Result<Tensor, CommError> {
-        let n = i64::try_from(len).map_err(|_| CommError::Other(format!("a buffer of {len} elements")))?;
+        let n = i64::try_from(len).map_err(|_| CommError::Tensor(format!("a buffer of {len} elements")))?;
         Tensor::f_zeros([n], (Kind::Float, self.device())).map_err(tch_error)
     }
 
@@ -402,7 +403,7 @@ impl Collective for NcclCollective {
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError> {
         if root >= self.place.world_size {
-            return Err(CommError::Other(format!("broadcast from rank {root} of {}", self.place.world_size)));
+            return Err(CommError::NoRoot { root, world: self.place.world_size });
         }
         if tensor.numel() == 0 {
             return self.alive();
@@ -474,16 +475,16 @@ fn reducible(kind: Kind) -> Result<c_int, CommError> {
         Kind::Half => sys::FLOAT16,
         Kind::BFloat16 => sys::BFLOAT16,
         Kind::Int64 => sys::INT64,
-        other => return Err(CommError::Other(format!("all_reduce_sum adds floats or i64, not {other:?}"))),
+        other => return Err(CommError::Tensor(format!("all_reduce_sum adds floats or i64, not {other:?}"))),
     })
 }
 
 fn other(error: torch::TorchError) -> CommError {
-    CommError::Other(error.to_string())
+    CommError::torch("device", error)
 }
 
 fn tch_error(error: tch::TchError) -> CommError {
-    CommError::Other(format!("libtorch: {error}"))
+    CommError::torch("libtorch", error)
 }
 
 #[cfg(test)]

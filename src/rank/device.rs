@@ -25,15 +25,11 @@ pub fn prepare(job: &Job, place: &RankEnv) -> Result<Device, RankError> {
     if topology.device != "cuda" {
         return Ok(Device::Cpu);
     }
-    device::load_cuda().map_err(|e| RankError::Usage(e.to_string()))?;
+    device::load_cuda().map_err(RankError::Device)?;
     let index = topology.devices.get(place.local_rank).map_or(place.local_rank, |&index| index as usize);
     let count = device::device_count().map_err(TrainError::from)?;
     if index >= count {
-        return Err(RankError::Usage(format!(
-            "rank {} is to train on CUDA device {index}, but libtorch finds {count}: look at the driver (nvidia-smi) and at \
-             CUDA_VISIBLE_DEVICES, or train with --device cpu",
-            place.rank
-        )));
+        return Err(RankError::NoDevice { rank: place.rank, index, count });
     }
     device::set_device(index).map_err(TrainError::from)?;
     Ok(Device::Cuda(index))

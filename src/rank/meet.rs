@@ -17,17 +17,20 @@ const NCCL: &str = "HEADROOM_NCCL";
 pub fn on_node(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective, Option<Links>), RankError> {
     if place.world_size != place.local_world_size {
         let (world, local) = (place.world_size, place.local_world_size);
-        return Err(RankError::Usage(format!(
-            "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, which one node shares: \
-             start all ranks on one node"
-        )));
+        return Err(RankError::Nodes { world, local });
     }
     let (memfd, links) = match std::env::var(env::COMM_FD) {
         Ok(number) => {
             // A memfd can be opened anew by its number: no ownership of a raw descriptor is taken.
             let path = format!("/proc/self/fd/{number}");
             let file = std::fs::File::options().read(true).write(true).open(&path);
-            (file.map_err(|e| RankError::Usage(format!("{}={number}: {e}", env::COMM_FD)))?.into(), None)
+            let refused = |e: std::io::Error| RankError::Inherited {
+                name: env::COMM_FD,
+                value: number,
+                problem: e.to_string(),
+                way_out: "",
+            };
+            (file.map_err(refused)?.into(), None)
         }
         Err(_) => {
             let run = std::env::var(env::RUN_ID).unwrap_or_default();
@@ -60,10 +63,8 @@ pub fn on_devices(
         let links = if ours { None } else { Some(rendezvous::meet_node(place, &run, timeout)?.links) };
         (rendezvous::share_id(place, &run, &own, timeout)?, links)
     };
-    let found = id.len();
-    let wrong =
-        |_| CommError::Other(format!("rank 0 sent {found} bytes as NCCL's id: all nodes need the same program"));
-    let id = UniqueId::try_from(id).map_err(wrong)?;
+    let bytes = id.len();
+    let id = UniqueId::try_from(id).map_err(|_| CommError::NcclId { bytes })?;
     let wire = match job.config.ddp.wire {
         config::Wire::F32 => Wire::F32,
         config::Wire::Bf16 => Wire::Bf16,

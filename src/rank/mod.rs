@@ -60,8 +60,8 @@ pub fn main() -> u8 {
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
-        Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
-        Verb::Plot { from, out } => crate::report::plots::plot_any(from, out).map_err(|e| RankError::Io(e.to_string())),
+        Verb::OpenAhead => probe::serve().map_err(|e| RankError::system("opening files ahead", e)),
+        Verb::Plot { from, out } => crate::report::plots::plot_any(from, out).map_err(RankError::from),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {
@@ -106,16 +106,11 @@ fn read_job(path: Option<PathBuf>) -> Result<Job, RankError> {
     let path = path
         .or_else(|| std::env::var_os(env::JOB).map(PathBuf::from))
         .ok_or_else(|| RankError::Usage(format!("{} is not set: start ranks with `launch --config …`", env::JOB)))?;
-    let refused =
-        |problem: String| RankError::Usage(format!("{}: {problem}; start the run again with launch", show(&path)));
+    let refused = |problem: String| RankError::Job { path: path.clone(), problem };
     let text = std::fs::read_to_string(&path).map_err(|e| refused(e.to_string()))?;
     let job: Job = serde_json::from_str(&text).map_err(|e| refused(e.to_string()))?;
     if job.version != VERSION {
         return Err(refused(format!("written by a launcher of contract {}, this rank speaks {VERSION}", job.version)));
     }
     Ok(job)
-}
-
-fn show(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -52,7 +52,7 @@ pub fn tell_failure(reporter: &Reporter, rank: usize, error: &TrainError) {
 
 /// Ends what a failed rank left on its device, which may wait for other ranks for good.
 pub fn end_device_work(collective: &dyn Collective, error: &dyn std::error::Error) {
-    collective.abort(CommError::Other(format!("given up, since this rank failed: {error}")));
+    collective.abort(CommError::GivenUp { error: error.to_string() });
 }
 
 impl RankObserver {

@@ -88,7 +88,7 @@ fn tell(reporter: &Reporter, rank: usize, error: &RankError) {
 /// Reads environment and job, meets the other ranks.
 fn start(began: Instant) -> Result<Start, RankError> {
     let job = read_job(None)?;
-    let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(|e| RankError::Usage(e.to_string()))?;
+    let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(RankError::Environment)?;
     // A failure of a peer may arrive before this rank has met the others.
     let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
     let stop = Arc::new(AtomicBool::new(false));
@@ -138,11 +138,11 @@ fn reporter(
     let Ok(number) = std::env::var(env::CONTROL_FD) else {
         return Ok(Reporter::plain()?);
     };
-    let refused = |problem: String| {
-        RankError::Usage(format!(
-            "{}={number}: {problem}; it is set by `launch`: unset it to run this rank by hand",
-            env::CONTROL_FD
-        ))
+    let refused = |problem: String| RankError::Inherited {
+        name: env::CONTROL_FD,
+        value: number.clone(),
+        problem,
+        way_out: "; it is set by `launch`: unset it to run this rank by hand",
     };
     let fd = number.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
     let socket = inherit::inherited_socket(fd).map_err(|e| refused(e.to_string()))?;
@@ -240,7 +240,7 @@ fn with_cache(
     };
     observer.memory.stop();
     if let Some(records) = observer.records.take() {
-        records.close().map_err(|e| RankError::Io(e.to_string()))?;
+        records.close()?;
     }
     if env.rank == 0 {
         close(start, &finished, counted, began.elapsed())?;
@@ -283,14 +283,14 @@ fn heed_signals(unstarted: &Arc<AtomicBool>, stop: &Arc<AtomicBool>) -> Result<(
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1] {
         signal_hook::flag::register_conditional_default(signal, Arc::clone(unstarted))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
-            .map_err(|e| RankError::Io(format!("signals: {e}")))?;
+            .map_err(|e| RankError::system("signals", e))?;
     }
     Ok(())
 }
 
 fn open(start: &Start, task: &dyn task::Task, cache: Option<Arc<CacheClient>>) -> Result<Datasets, RankError> {
     let Start { job, env, collective, .. } = start;
-    let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Other(e.to_string()));
+    let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Gather(e.into()));
     let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache };
     let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
     Ok(task.open(&job.config, &team, &index)?)
@@ -315,11 +315,11 @@ fn memory_sampler(
         Probe { cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses, ..seen }
     };
     MemorySampler::start(MEMORY_PERIOD, records, probe, move |line| reporter.line(line))
-        .map_err(|e| RankError::Io(format!("memory sampling: {e}")))
+        .map_err(|e| RankError::system("memory sampling", e))
 }
 
 fn open_records(job: &Job, name: &str, resumed_step: Option<u64>) -> Result<RecordWriter, RankError> {
-    RecordWriter::open(&job.run_dir.join(name), resumed_step).map_err(|e| RankError::Io(e.to_string()))
+    Ok(RecordWriter::open(&job.run_dir.join(name), resumed_step)?)
 }
 
 /// One warning per file that was left out; the rest of many is counted.
@@ -390,7 +390,7 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
         restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
         ..Summary::default()
     };
-    write_summary(&job.run_dir.join("summary.json"), &summary).map_err(|e| RankError::Io(e.to_string()))?;
+    write_summary(&job.run_dir.join("summary.json"), &summary)?;
     if let Some(stats) = &cache {
         reporter.line(cache_stats(&config.task, stats));
     }

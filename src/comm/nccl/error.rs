@@ -1,7 +1,5 @@
 //! Failures of NCCL in words.
 
-use crate::comm::CommError;
-
 /// Why there is no NCCL, or what it had to say.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum NcclError {
@@ -18,12 +16,6 @@ pub enum NcclError {
     Call { call: &'static str, text: String },
     #[error("{call} took longer than {limit_s:.0} s")]
     Late { call: &'static str, limit_s: f64 },
-}
-
-impl From<NcclError> for CommError {
-    fn from(error: NcclError) -> Self {
-        CommError::Other(error.to_string())
-    }
 }
 
 /// `2.28.9` of 22809; versions up to 2.8 counted in thousands.

@@ -115,7 +115,7 @@ impl ChunkEntries {
     }
 
     fn check(&self, file: usize, start: u64, rows: usize, targets: &[Target]) -> Result<(), DataError> {
-        let table = self.reader.tables().get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        let table = self.reader.table(file)?;
         let room = |t: &Target| table.members.get(t.member).is_some_and(|m| t.out.len() == rows * m.len * 4);
         if start.checked_add(rows as u64).is_some_and(|end| end <= table.rows) && targets.iter().all(room) {
             return Ok(());

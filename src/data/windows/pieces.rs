@@ -107,7 +107,12 @@ impl Pieces {
     pub fn locate(&self, key: u64, reader: &Reader) -> Result<Piece, DataError> {
         let index = key.saturating_sub(self.base) / self.parts;
         let found = self.of(index, reader).find(|piece| piece.key == key);
-        found.ok_or_else(|| DataError::Other(format!("page cache entry {key} is no window's: start the run again")))
+        found.ok_or(DataError::OutOfRange {
+            what: "page cache entry",
+            index: key,
+            place: "the windows",
+            count: self.base + self.windows.len() as u64 * self.parts,
+        })
     }
 
     /// What a batch needs, each entry once; to be retired by [`Pieces::retire`].

@@ -121,7 +121,8 @@ impl WindowSet {
 
     fn read_rows(&self, index: usize, targets: &mut [Target], scratch: &mut Scratch) -> Result<(), DataError> {
         let found = self.windows.get(index).map(|(file, row)| (file as usize, row));
-        let missing = || DataError::Other(format!("window {index} asked for, there are {}", self.windows.len()));
+        let count = self.windows.len() as u64;
+        let missing = || DataError::OutOfRange { what: "window", index: index as u64, place: "the data set", count };
         let (file, row) = found.ok_or_else(missing)?;
         let Some(cached) = &self.cached else {
             return self.reader.read(file, row, self.rows, targets, scratch);

@@ -70,7 +70,7 @@ impl Dataset for EmgDataset {
     fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError> {
         let index = request.index;
         let [emg, angles] = out else {
-            return Err(DataError::Other(format!("{} fields asked for, there are 2", out.len())));
+            return Err(DataError::Fields { asked: out.len(), count: 2 });
         };
         let emg = Target { member: 0, transform: &self.emg, out: emg };
         let angles = Target { member: 1, transform: &Transform::IDENTITY, out: angles };
@@ -146,13 +146,13 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
 
 fn scan_facts(config: &DataConfig) -> Result<ScanFacts, DataError> {
     for (key, value) in [
-        ("window_size", config.window_size),
-        ("stride", config.stride),
-        ("emg_channels", config.emg_channels),
-        ("joint_angles_channels", config.joint_angles_channels),
+        ("data.window_size", config.window_size),
+        ("data.stride", config.stride),
+        ("data.emg_channels", config.emg_channels),
+        ("data.joint_angles_channels", config.joint_angles_channels),
     ] {
         if value == 0 {
-            return Err(DataError::Other(format!("data.{key} is 0: expected at least 1")));
+            return Err(DataError::setting(key, format!("{key} is 0: expected at least 1")));
         }
     }
     Ok(ScanFacts {
@@ -182,7 +182,7 @@ fn keep_good(
             Ok(file) => good.push(file),
             Err(problem) if config.skip_bad => skipped.push(problem),
             Err(problem) => {
-                return Err(DataError::Other(format!("{problem} (data.skip_bad: true leaves such files out)")));
+                return Err(DataError::Bad { what: "files", error: problem.into() });
             }
         }
     }

@@ -196,8 +196,7 @@ impl ClipDataset {
 
     fn read_sample(&self, request: ReadRequest, mut sink: Sink, scratch: &mut Scratch) -> Result<(), DataError> {
         if sink.fields.len() != self.fields.len() {
-            let problem = format!("{} fields asked for, there are {}", sink.fields.len(), self.fields.len());
-            return Err(DataError::Other(problem));
+            return Err(DataError::Fields { asked: sink.fields.len(), count: self.fields.len() });
         }
         if self.read_clip(request.index as u64, (self.place(request), None), &mut sink, scratch)? {
             return Ok(());
@@ -236,12 +235,12 @@ impl ClipDataset {
             }
         }
         let len = self.clips.len();
-        Err(DataError::Other(format!("every one of {len} training clips has a frame that cannot be decoded")))
+        Err(DataError::NothingUsable(format!("every one of {len} training clips has a frame that cannot be decoded")))
     }
 
     pub(super) fn clip_frames(&self, clip: u64) -> Result<Range<usize>, DataError> {
-        let len = self.clips.len();
-        self.clips.frames(clip).ok_or_else(|| DataError::Other(format!("clip {clip} asked for, there are {len}")))
+        let count = self.clips.len();
+        self.clips.frames(clip).ok_or(DataError::OutOfRange { what: "clip", index: clip, place: "the data set", count })
     }
 
     /// Entries of the clips `ids`, each once, in rising order; ids out of range have none.
