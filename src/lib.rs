@@ -16,7 +16,7 @@
 //! | [`task`] | one room per task: data set, model, loss, metrics, sample data | the loop |
 //! | [`ledger`] | bytes held by the plan's lines, counted where they are allocated | decisions |
 //! | [`report`] | records, progress, plots, memory lines | control of training |
-//! | [`monitor`] | memory for people who write their own loop: lines, reports, clean-up, a guard | training |
+//! | [`own_loop`] | memory helpers for a training loop that a user writes: lines, reports, clean-up, a guard | training |
 //! | [`rank`] | wiring and the exit code | algorithms |
 //!
 //! Architecture invariant: nothing here spawns a process but `data::source::hdf5::probe`, which opens files of
@@ -30,7 +30,7 @@ extern crate self as headroom;
 pub mod comm;
 pub mod data;
 pub mod ledger;
-pub mod monitor;
+pub mod own_loop;
 pub mod rank;
 pub mod report;
 pub mod task;

@@ -48,7 +48,7 @@ impl Nccl {
     /// # Errors
     /// There is none, or it is too old.
     pub fn load(named: Option<PathBuf>) -> Result<Nccl, NcclError> {
-        sys::load(&sys::Places { named, torch: torch::device::libtorch_folder() }).map(Nccl)
+        sys::load(&sys::SearchPaths { named, torch: torch::device::libtorch_folder() }).map(Nccl)
     }
 
     /// Such as `2.28.9`.
@@ -76,7 +76,7 @@ impl Nccl {
 
 /// Where a rank stands in its communicator.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Member {
     pub rank: usize,
     pub world_size: usize,
     /// CUDA index of this rank's device.
@@ -86,7 +86,7 @@ pub struct Place {
 /// The ranks of a job, each on a CUDA device.
 pub struct NcclCollective {
     api: &'static Api,
-    place: Place,
+    place: Member,
     stream: Stream,
     timeout: Duration,
     /// Gradients travel as bf16.
@@ -125,7 +125,7 @@ impl NcclCollective {
     pub fn new(
         nccl: Nccl,
         id: UniqueId,
-        place: Place,
+        place: Member,
         wire: Wire,
         timeout: Duration,
     ) -> Result<NcclCollective, CommError> {
@@ -139,7 +139,7 @@ impl NcclCollective {
     fn connect(
         nccl: Nccl,
         id: UniqueId,
-        place: Place,
+        place: Member,
         wire: Wire,
         timeout: Duration,
     ) -> Result<NcclCollective, CommError> {

@@ -1,7 +1,7 @@
 //! The meeting of a job's ranks: in the node's shared memory, or over NCCL.
 
 use super::RankError;
-use crate::comm::nccl::{Nccl, NcclCollective, Place, UniqueId, Wire};
+use crate::comm::nccl::{Member, Nccl, NcclCollective, UniqueId, Wire};
 use crate::comm::rendezvous::{self, Links, Node};
 use crate::comm::{Collective, CommError, RankEnv, ShmCollective};
 use crate::report::Reporter;
@@ -69,6 +69,6 @@ pub fn on_devices(
         config::Wire::F32 => Wire::F32,
         config::Wire::Bf16 => Wire::Bf16,
     };
-    let place = Place { rank: place.rank, world_size: place.world_size, device: index };
+    let place = Member { rank: place.rank, world_size: place.world_size, device: index };
     Ok((NcclCollective::new(nccl, id, place, wire, timeout)?, links))
 }

@@ -3,7 +3,7 @@
 use super::error::train_code_of;
 use super::{RankError, panic_text};
 use crate::comm::{Collective, CommError};
-use crate::monitor::{MemorySummary, explain};
+use crate::own_loop::{MemorySummary, explain};
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;

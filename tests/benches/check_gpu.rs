@@ -4,7 +4,7 @@
 mod conformance;
 
 use clap::{Parser, ValueEnum};
-use headroom::comm::nccl::{Nccl, NcclCollective, Place, UniqueId, Wire};
+use headroom::comm::nccl::{Member, Nccl, NcclCollective, UniqueId, Wire};
 use headroom::comm::{Collective, RankEnv, ShmCollective, Solo, rendezvous};
 use headroom::torch::device::{self, HostMemory, HostPart, HostPin, SLAB_BYTES, Stream, StreamGuard, upload};
 use headroom::torch::{Autocast, TorchError};
@@ -127,7 +127,7 @@ fn check_contract(env: &RankEnv, on: Device) -> Checked<Value> {
             let own = if env.rank == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };
             let run = std::env::var(spec::contract::env::RUN_ID).unwrap_or_default();
             let id = rendezvous::share_id(env, &run, &own, LIMIT)?;
-            let place = Place { rank: env.rank, world_size: env.world_size, device: index };
+            let place = Member { rank: env.rank, world_size: env.world_size, device: index };
             let id = UniqueId::try_from(id).map_err(|_| "rank 0 sent no id of NCCL")?;
             let text = format!("NCCL {} ({})", nccl.version(), nccl.origin());
             (Box::new(NcclCollective::new(nccl, id, place, Wire::F32, LIMIT)?), text)

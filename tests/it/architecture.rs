@@ -19,7 +19,7 @@ const RANK: Rooms = &[
     ("train", &["torch", "comm", "data", "task", "ledger", "spec::contract", "spec::config", "spec::plan"]),
     ("task", &["torch", "data", "cache", "spec::config", "spec::contract"]),
     ("report", &["spec::contract", "spec::config", "spec::plan", "launcher::advise"]),
-    ("monitor", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
+    ("own_loop", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
     (
         "rank",
         &[
@@ -29,7 +29,7 @@ const RANK: Rooms = &[
             "train",
             "task",
             "report",
-            "monitor",
+            "own_loop",
             "ledger",
             "spec::contract",
             "spec::config",

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn item_59_device_profiles_have_the_guides_five_values() {
+    fn device_profiles_have_the_guides_five_values() {
         let values = DEVICE_PROFILES.map(|p| (p.device, p.batch_size, p.workers, p.cache, p.amp, p.pin_memory));
         let expected = [("cpu", 4, 2, false, false, false), ("cuda", 16, 8, true, true, true)];
         assert_eq!(values, expected);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn item_66_the_environment_matrix() {
+    fn the_environment_matrix() {
         for (gb, config) in [
             (4, "low_memory"),
             (7, "low_memory"),
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn item_67_gpu_memory_gives_batch_microbatch_and_precision() {
+    fn gpu_memory_gives_batch_microbatch_and_precision() {
         let of = |gb| {
             let found = recommend(&machine(64, 32, &[gb]));
             (found.batch_size, found.microbatch, found.amp)
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn item_68_cache_size_by_memory_never_above_half() {
+    fn cache_size_by_memory_never_above_half() {
         let of = |gb| recommend(&machine(gb, 32, &[])).cache_gb;
         assert_eq!(of(256), Some((50.0, 80.0)));
         assert_eq!(of(128), Some((20.0, 40.0)));
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn item_40_workers_by_gpus_and_cores() {
+    fn workers_by_gpus_and_cores() {
         let of = |cores, gpus: usize| recommend(&machine(64, cores, &vec![24; gpus])).num_workers;
         assert_eq!((of(64, 3), of(64, 1), of(8, 1), of(4, 3), of(2, 0), of(64, 0)), (4, 8, 4, 1, 1, 2));
     }

@@ -54,7 +54,7 @@ impl Greeting {
 }
 
 /// Where a node's ranks meet, and until when.
-struct Place {
+struct MeetingPoint {
     name: String,
     address: SocketAddrUnix,
     port: u16,
@@ -62,7 +62,7 @@ struct Place {
     deadline: Instant,
 }
 
-impl Place {
+impl MeetingPoint {
     fn of(env: &RankEnv, run_id: &str, timeout: Duration) -> Result<Self, CommError> {
         let user = rustix::process::getuid().as_raw();
         // The kernel takes 107 bytes; a long run id is cut from its constant front.
@@ -94,13 +94,13 @@ pub fn meet_node(env: &RankEnv, run_id: &str, timeout: Duration) -> Result<Node,
     if env.local_world_size == 1 {
         return Ok(Node { memfd: create_memfd(true)?, links: Links::Host(Vec::new()) });
     }
-    let place = Place::of(env, run_id, timeout)?;
+    let place = MeetingPoint::of(env, run_id, timeout)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let socket = socket.map_err(|e| place.failed(e))?;
     if env.local_rank == 0 { host(&socket, &place, env) } else { visit(socket, &place, env) }
 }
 
-fn host(socket: &OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommError> {
+fn host(socket: &OwnedFd, place: &MeetingPoint, env: &RankEnv) -> Result<Node, CommError> {
     let memfd = create_memfd(true)?;
     bind(socket, &place.address).map_err(|e| place.failed(e))?;
     listen(socket, env.local_world_size as i32).map_err(|e| place.failed(e))?;
@@ -147,7 +147,7 @@ fn greeting(peer: &OwnedFd, deadline: Instant) -> Option<Greeting> {
     Some(Greeting::from_bytes(bytes))
 }
 
-fn visit(socket: OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommError> {
+fn visit(socket: OwnedFd, place: &MeetingPoint, env: &RankEnv) -> Result<Node, CommError> {
     loop {
         match connect(&socket, &place.address) {
             Ok(()) => break,

@@ -15,7 +15,7 @@ mod tests;
 mod unreadable;
 pub mod voxel;
 
-pub use crop::{Crop, Place};
+pub use crop::{Corner, Crop};
 pub use dataset::ClipDataset;
 
 use crate::data::entries::{CachedEntries, EntrySource};
