@@ -30,6 +30,8 @@ mod minimal_task;
 mod nodes;
 #[path = "it/plan_truth.rs"]
 mod plan_truth;
+#[path = "it/policies.rs"]
+mod policies;
 #[path = "it/pressure.rs"]
 mod pressure;
 #[path = "it/readme.rs"]
@@ -38,6 +40,8 @@ mod readme;
 mod relief;
 #[path = "it/resume.rs"]
 mod resume;
+#[path = "benches/simulate.rs"]
+mod simulate;
 #[path = "it/supervise.rs"]
 mod supervise;
 #[path = "it/support.rs"]

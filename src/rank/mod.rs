@@ -1,9 +1,9 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
-mod check;
 mod device;
 mod error;
+mod meet;
 mod node_cache;
 mod observer;
 mod registrar;
@@ -17,7 +17,7 @@ use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
 use spec::contract::{VERSION, env};
 use spec::job::Job;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 /// One rank of a Headroom job. Without a verb it trains what the launcher's environment names.
@@ -37,8 +37,6 @@ enum Verb {
     OpenAhead,
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
-    /// Check a device, and the ways to and between devices; prints JSON.
-    CheckGpu(check::Request),
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
@@ -54,8 +52,7 @@ pub fn main() -> u8 {
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
-        Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
-        Verb::CheckGpu(request) => check::run(request),
+        Verb::OpenAhead => probe::serve().map_err(|e| RankError::system("opening files ahead", e)),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {
@@ -100,16 +97,11 @@ fn read_job(path: Option<PathBuf>) -> Result<Job, RankError> {
     let path = path
         .or_else(|| std::env::var_os(env::JOB).map(PathBuf::from))
         .ok_or_else(|| RankError::Usage(format!("{} is not set: start ranks with `launch --config …`", env::JOB)))?;
-    let refused =
-        |problem: String| RankError::Usage(format!("{}: {problem}; start the run again with launch", show(&path)));
+    let refused = |problem: String| RankError::Job { path: path.clone(), problem };
     let text = std::fs::read_to_string(&path).map_err(|e| refused(e.to_string()))?;
     let job: Job = serde_json::from_str(&text).map_err(|e| refused(e.to_string()))?;
     if job.version != VERSION {
         return Err(refused(format!("written by a launcher of contract {}, this rank speaks {VERSION}", job.version)));
     }
     Ok(job)
-}
-
-fn show(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -3,7 +3,7 @@
 use super::error::train_code_of;
 use super::{RankError, panic_text};
 use crate::comm::{Collective, CommError};
-use crate::monitor::{MemorySummary, explain};
+use crate::own_loop::{MemorySummary, explain};
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
@@ -52,7 +52,7 @@ pub fn tell_failure(reporter: &Reporter, rank: usize, error: &TrainError) {
 
 /// Ends what a failed rank left on its device, which may wait for other ranks for good.
 pub fn end_device_work(collective: &dyn Collective, error: &dyn std::error::Error) {
-    collective.abort(CommError::Other(format!("given up, since this rank failed: {error}")));
+    collective.abort(CommError::GivenUp { error: error.to_string() });
 }
 
 impl RankObserver {

@@ -1,12 +1,13 @@
 //! A training rank, from its environment to its exit code.
 
 use super::device;
+use super::meet;
 use super::node_cache::NodeCache;
 use super::observer::{RankObserver, end_device_work, tell_failure};
 use super::{RankError, read_job, registrar};
-use crate::comm::rendezvous::{self, Links, Node};
+use crate::comm::rendezvous::{self, Links};
 use crate::comm::shm::inherit;
-use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo};
+use crate::comm::{Collective, CommError, RankEnv, Solo};
 use crate::data::DataError;
 use crate::ledger;
 use crate::report::Reporter;
@@ -89,7 +90,7 @@ fn tell(reporter: &Reporter, rank: usize, error: &RankError) {
 /// Reads environment and job, meets the other ranks.
 fn start(began: Instant) -> Result<Start, RankError> {
     let job = read_job(None)?;
-    let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(|e| RankError::Usage(e.to_string()))?;
+    let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(RankError::Environment)?;
     // A failure of a peer may arrive before this rank has met the others.
     let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
     let stop = Arc::new(AtomicBool::new(false));
@@ -118,11 +119,11 @@ fn start(began: Instant) -> Result<Start, RankError> {
             (Arc::new(Solo::new(device)), alone)
         }
         Device::Cuda(index) => {
-            let (nccl, links) = device::meet(&job, &env, index, timeout, &reporter).map_err(told)?;
+            let (nccl, links) = meet::on_devices(&job, &env, index, timeout, &reporter).map_err(told)?;
             (Arc::new(nccl), links)
         }
         _ => {
-            let (shm, links) = meet(&env, timeout).map_err(told)?;
+            let (shm, links) = meet::on_node(&env, timeout).map_err(told)?;
             (Arc::new(shm), links)
         }
     };
@@ -139,40 +140,15 @@ fn reporter(
     let Ok(number) = std::env::var(env::CONTROL_FD) else {
         return Ok(Reporter::plain()?);
     };
-    let refused = |problem: String| {
-        RankError::Usage(format!(
-            "{}={number}: {problem}; it is set by `launch`: unset it to run this rank by hand",
-            env::CONTROL_FD
-        ))
+    let refused = |problem: String| RankError::Inherited {
+        name: env::CONTROL_FD,
+        value: number.clone(),
+        problem,
+        way_out: "; it is set by `launch`: unset it to run this rank by hand",
     };
     let fd = number.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
     let socket = inherit::inherited_socket(fd).map_err(|e| refused(e.to_string()))?;
     Ok(Reporter::over(socket, rank, on_peer_failed, on_relief)?)
-}
-
-/// Joins the node's ranks in the launcher's memfd, or in one that local rank 0 makes when another launcher started us.
-pub(super) fn meet(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective, Option<Links>), RankError> {
-    if place.world_size != place.local_world_size {
-        let (world, local) = (place.world_size, place.local_world_size);
-        return Err(RankError::Usage(format!(
-            "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, which one node shares: \
-             start all ranks on one node"
-        )));
-    }
-    let (memfd, links) = match std::env::var(env::COMM_FD) {
-        Ok(number) => {
-            // A memfd can be opened anew by its number: no ownership of a raw descriptor is taken.
-            let path = format!("/proc/self/fd/{number}");
-            let file = std::fs::File::options().read(true).write(true).open(&path);
-            (file.map_err(|e| RankError::Usage(format!("{}={number}: {e}", env::COMM_FD)))?.into(), None)
-        }
-        Err(_) => {
-            let run = std::env::var(env::RUN_ID).unwrap_or_default();
-            let Node { memfd, links } = rendezvous::meet_node(place, &run, timeout)?;
-            (memfd, Some(links))
-        }
-    };
-    Ok((ShmCollective::new(memfd, place.local_rank, place.local_world_size, timeout)?, links))
 }
 
 fn train(start: Start) -> Result<u8, RankError> {
@@ -266,7 +242,7 @@ fn with_cache(
     };
     observer.memory.stop();
     if let Some(records) = observer.records.take() {
-        records.close().map_err(|e| RankError::Io(e.to_string()))?;
+        records.close()?;
     }
     if env.rank == 0 {
         close(start, &finished, counted, began.elapsed())?;
@@ -309,14 +285,14 @@ fn heed_signals(unstarted: &Arc<AtomicBool>, stop: &Arc<AtomicBool>) -> Result<(
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1] {
         signal_hook::flag::register_conditional_default(signal, Arc::clone(unstarted))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
-            .map_err(|e| RankError::Io(format!("signals: {e}")))?;
+            .map_err(|e| RankError::system("signals", e))?;
     }
     Ok(())
 }
 
 fn open(start: &Start, task: &dyn task::Task, cache: Option<Arc<CacheClient>>) -> Result<Datasets, RankError> {
     let Start { job, env, collective, .. } = start;
-    let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Other(e.to_string()));
+    let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Gather(e.into()));
     let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache };
     let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
     Ok(task.open(&job.config, &team, &index)?)
@@ -342,11 +318,11 @@ fn memory_sampler(
         (now.cache_hits, now.cache_misses) = (own.hits, own.misses + own.bypasses);
     };
     MemorySampler::start(MEMORY_PERIOD, records, probe, move |line| reporter.line(line))
-        .map_err(|e| RankError::Io(format!("memory sampling: {e}")))
+        .map_err(|e| RankError::system("memory sampling", e))
 }
 
 fn open_records(job: &Job, name: &str, resumed_step: Option<u64>) -> Result<RecordWriter, RankError> {
-    RecordWriter::open(&job.run_dir.join(name), resumed_step).map_err(|e| RankError::Io(e.to_string()))
+    Ok(RecordWriter::open(&job.run_dir.join(name), resumed_step)?)
 }
 
 /// One warning per file that was left out; the rest of many is counted.
@@ -415,7 +391,7 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
         restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
         ..Summary::default()
     };
-    write_summary(&job.run_dir.join("summary.json"), &summary).map_err(|e| RankError::Io(e.to_string()))?;
+    write_summary(&job.run_dir.join("summary.json"), &summary)?;
     if let Some(stats) = &cache {
         reporter.line(cache_stats(&config.task, stats));
     }

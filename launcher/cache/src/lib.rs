@@ -22,11 +22,11 @@ extern crate self as cache;
 mod arena;
 pub mod client;
 mod directory;
+mod error;
 pub mod mapping;
 mod memory;
 mod policy;
 mod server;
-pub mod simulate;
 
 pub use directory::{Directory, Fault, Replies};
 pub use memory::{MemoryError, Room};

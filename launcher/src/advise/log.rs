@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn item_47_the_guides_own_log_is_read_and_a_missing_one_is_an_error() {
+    fn the_guides_own_log_is_read_and_a_missing_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("memory_log_20241205_143022.json");
         let text = r#"[{"ram_used_gb": 7.5, "ram_total_gb": 16.0, "ram_percent": 46.9, "timestamp": "2024-12-05T14:30:22",

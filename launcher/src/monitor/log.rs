@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn item_46_the_log_is_an_array_after_every_sample() {
+    fn the_log_is_an_array_after_every_sample() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = Log::create(dir.path(), "20241205_143022").unwrap();
         let other = Log::create(dir.path(), "20241205_143022").unwrap();

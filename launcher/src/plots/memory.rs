@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn item_47_a_monitors_log_gives_a_picture() {
+    fn a_monitors_log_gives_a_picture() {
         let dir = tempfile::tempdir().unwrap();
         let sample = |i: u32| MonitorSample {
             elapsed_time: 5.0 * f64::from(i),

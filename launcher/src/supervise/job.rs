@@ -8,8 +8,8 @@ mod hear;
 
 use super::cgroup::Cgroup;
 use super::child::{Child, Shared};
-use super::desk::{Desk, Order};
 use super::limits::MemoryGroup;
+use super::orders::{Order, OrderQueue};
 use super::unix::{Guard, Signals};
 use super::verdict::{Said, Verdict};
 use super::{Outcome, Spec, Stream, Watcher};
@@ -47,7 +47,7 @@ struct Job<'a> {
     signals: &'a Signals,
     guard: &'a Guard,
     cache: Option<&'a CacheHost>,
-    desk: &'a Desk<'a>,
+    orders: &'a OrderQueue<'a>,
     /// To the watch.
     tell: Sender<Told>,
     children: Vec<Child>,
@@ -111,12 +111,12 @@ fn run_with(
     }
     let pids: Vec<(u32, i32)> = children.iter().map(|child| (child.rank, child.pid.as_raw_nonzero().get())).collect();
     let meter = MemoryMeter::new(&Probe::default(), memory_group.as_ref().map(|group| group.dir.as_path()));
-    let desk = Desk::new(watcher, cache.as_ref())?;
+    let orders = OrderQueue::new(watcher, cache.as_ref())?;
     let (tell, told) = mpsc::channel();
-    let mut job = Job::new(spec, signals, &guard, &desk, tell, children)?;
+    let mut job = Job::new(spec, signals, &guard, &orders, tell, children)?;
     let findings = std::thread::scope(|scope| -> io::Result<Findings> {
-        let desk = &desk;
-        let watch = move || Watch::new(&spec.watch, &pids, meter, desk).run(&told);
+        let orders = &orders;
+        let watch = move || Watch::new(&spec.watch, &pids, meter, orders).run(&told);
         let watch =
             std::thread::Builder::new().name("memory".into()).stack_size(512 << 10).spawn_scoped(scope, watch)?;
         let end = job.watch();
@@ -174,16 +174,16 @@ impl<'a> Job<'a> {
         spec: &'a Spec,
         signals: &'a Signals,
         guard: &'a Guard,
-        desk: &'a Desk<'a>,
+        orders: &'a OrderQueue<'a>,
         tell: Sender<Told>,
         children: Vec<Child>,
     ) -> io::Result<Self> {
-        let (watcher, cache) = (desk.watcher, desk.cache);
+        let (watcher, cache) = (orders.watcher, orders.cache);
         let urgent = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let outputs = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         add(&urgent, &signals.pipe, SIGNALS, 0)?;
         add(&urgent, &outputs, OUTPUTS, 0)?;
-        add(&urgent, &desk.bell, ORDERS, 0)?;
+        add(&urgent, &orders.bell, ORDERS, 0)?;
         if let Some(host) = cache {
             add(&urgent, &host.alarm, CACHE, 0)?;
         }
@@ -207,7 +207,7 @@ impl<'a> Job<'a> {
             signals,
             guard,
             cache,
-            desk,
+            orders,
             tell,
             children,
             urgent,
@@ -261,7 +261,7 @@ impl<'a> Job<'a> {
     }
 
     fn take_orders(&mut self) {
-        for order in self.desk.take() {
+        for order in self.orders.take() {
             match order {
                 Order::Relieve { order, action } => {
                     let message = ToRank::Relieve { order, action };

@@ -8,13 +8,13 @@
 
 mod cgroup;
 mod child;
-mod desk;
 mod env;
 mod failure;
 mod job;
 mod limits;
 mod lines;
 mod nodes;
+mod orders;
 mod unix;
 mod verdict;
 

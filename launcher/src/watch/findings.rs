@@ -1,7 +1,6 @@
 //! What a watch has found when it ends: peaks, and what explains a kill.
 
 use super::Planned;
-use super::explain::{After, Killed, killed};
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, unix_time};
 use crate::machine::MemoryMeter;
@@ -106,16 +105,6 @@ impl Default for Findings {
 }
 
 impl Findings {
-    /// What is known of the rank at `index` (in the job's list), which was ended by SIGKILL just now.
-    pub fn explain_kill(&self, index: usize) -> Killed {
-        let largest = self.fullest.as_ref().and_then(|fullest| fullest.largest_other.as_ref());
-        let after = After {
-            memory: self.meter.as_ref().map(MemoryMeter::read).unwrap_or_default(),
-            largest_is_gone: largest.is_some_and(|other| !Path::new(&format!("/proc/{}", other.pid)).exists()),
-        };
-        killed(self, index, &after)
-    }
-
     /// Writes one more record, with the event that ended the attempt; returns the error text if that fails.
     pub fn keep(&self, run_dir: Option<&Path>, event: Event) -> Option<String> {
         let last = self.last.as_ref()?;

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn item_51_above_ninety_percent_the_guides_two_lines_stand() {
+    fn above_ninety_percent_the_guides_two_lines_stand() {
         let text = said(Language::En, Level::Critical, scale(Source::System, 912), Cause::Unknown);
         assert!(text.starts_with("🔴 critical: system memory 91.2% (233.5GB / 256.0GB)\n"), "{text}");
         assert!(text.contains("⚠️  WARNING: System memory usage is critically high (91.2%)!\n"), "{text}");
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn item_48_levels_bear_the_guides_marks_and_names_in_both_languages() {
+    fn levels_bear_the_guides_marks_and_names_in_both_languages() {
         for (level, mark) in [(Level::Note, "🟡 注意"), (Level::Warning, "🟠 警告"), (Level::Critical, "🔴 危险")]
         {
             let text = said(Language::Zh, level, scale(Source::System, 750), Cause::Unknown);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn item_63_pre_flight_prints_what_is_free_and_warns_above_seventy_percent() {
+    fn pre_flight_prints_what_is_free_and_warns_above_seventy_percent() {
         assert_eq!(pre_flight(Language::Zh, 3 << 29, 50.0), ["可用内存: 1.5GB"]);
         assert_eq!(pre_flight(Language::Zh, 3 << 29, 70.1), ["可用内存: 1.5GB", "⚠️ 内存使用率较高，建议减小批次大小"]);
         assert_eq!(pre_flight(Language::En, 3 << 29, 71.0)[0], "available memory: 1.5GB");

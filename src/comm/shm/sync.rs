@@ -111,14 +111,14 @@ impl Sync {
         for rank in 0..self.world {
             let other = read(rank);
             if other[..3] != mine[..3] {
-                return Err(CommError::Other(format!(
-                    "rank {rank} called {} of {} bytes while rank {} called {} of {} bytes: all ranks must make the same calls",
-                    Name::text(other[0]),
-                    other[2],
-                    self.rank,
-                    Name::text(mine[0]),
-                    mine[2],
-                )));
+                return Err(CommError::Mismatch {
+                    rank,
+                    call: Name::text(other[0]).to_string(),
+                    bytes: other[2],
+                    own_rank: self.rank,
+                    own_call: Name::text(mine[0]).to_string(),
+                    own_bytes: mine[2],
+                });
             }
         }
         Ok((0..self.world).map(|rank| read(rank)[3]).collect())

@@ -128,17 +128,17 @@ impl Loop<'_, '_> {
             threads: self.fit.plan.loader.threads,
             device: self.fit.device,
             narrow: self.narrow,
-            throttle: Arc::clone(self.desk.controls.throttle()),
+            throttle: Arc::clone(self.orders.controls.throttle()),
         };
-        let (desk, observer, step) = (&mut self.desk, &mut *self.observer, self.state.step);
+        let (orders, observer, step) = (&mut self.orders, &mut *self.observer, self.state.step);
         let collective = self.fit.collective.as_ref();
         let mut watch = Watch { metrics: self.fit.metrics.as_mut(), gallery: None };
         if prefix == "val." {
             watch.gallery = self.fit.gallery.as_deref_mut();
         }
         evaluate(self.fit.model, &mut watch, dataset, &spec, collective, prefix, &mut |batches| {
-            desk.obey(step, batches, observer);
-            desk.controls.stops()
+            orders.obey(step, batches, observer);
+            orders.controls.stops()
         })
     }
 
@@ -205,7 +205,7 @@ impl Loop<'_, '_> {
             self.tell_left_out()?;
         }
         let stopped = status == Status::Stopped;
-        self.desk.close(self.state.step, stopped, self.observer);
+        self.orders.close(self.state.step, stopped, self.observer);
         let reason = if stopped { self.reason()? } else { None };
         let mut headline = self.headline("test.");
         if headline.is_empty() {
@@ -230,7 +230,7 @@ impl Loop<'_, '_> {
 
     /// Why the run stops, as the lowest rank that knows says. All ranks call it together.
     fn reason(&self) -> Result<Option<String>, TrainError> {
-        let own = self.desk.controls.reason().unwrap_or_default();
+        let own = self.orders.controls.reason().unwrap_or_default();
         let all = self.fit.collective.all_gather(own.as_bytes())?;
         Ok(all.iter().find(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(text).into_owned()))
     }

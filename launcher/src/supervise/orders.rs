@@ -1,4 +1,4 @@
-//! Where the watch leaves its orders, and the loop takes them: only the loop touches children.
+//! Orders of the watch, queued until the loop takes them: only the loop touches children.
 
 use super::Watcher;
 use crate::watch::{CacheNow, Hands};
@@ -9,7 +9,7 @@ use spec::contract::Relief;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-/// What the loop has to do for the watch.
+/// An order of the watch to the loop.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Order {
     Relieve {
@@ -20,8 +20,8 @@ pub enum Order {
     Stop,
 }
 
-/// The watch's hands.
-pub struct Desk<'a> {
+/// What the watch may do: it queues orders for the loop, and reads and resizes the page cache.
+pub struct OrderQueue<'a> {
     pub watcher: &'a dyn Watcher,
     pub cache: Option<&'a CacheHost>,
     orders: Mutex<Vec<Order>>,
@@ -29,7 +29,7 @@ pub struct Desk<'a> {
     pub bell: OwnedFd,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> OrderQueue<'a> {
     pub fn new(watcher: &'a dyn Watcher, cache: Option<&'a CacheHost>) -> io::Result<Self> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { watcher, cache, orders: Mutex::default(), bell })
@@ -47,7 +47,7 @@ impl<'a> Desk<'a> {
     }
 }
 
-impl Hands for Desk<'_> {
+impl Hands for OrderQueue<'_> {
     fn say(&self, text: &str) {
         self.watcher.note(text);
     }
