@@ -23,8 +23,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Time from asking a program under `--exec` to end to SIGKILL.
-const EXEC_GRACE: Duration = Duration::from_secs(30);
+/// Time from asking a program under `--exec` to end to SIGKILL: less than the 30 s after which a pod is killed.
+const EXEC_GRACE: Duration = Duration::from_secs(25);
 
 /// Anything that ends `launch` before or after its ranks.
 #[derive(Debug, thiserror::Error)]
