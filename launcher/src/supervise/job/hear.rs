@@ -12,6 +12,9 @@ use spec::contract::{self, FrameError, FromRank, exit};
 use std::io;
 use std::time::Duration;
 
+/// Signals that ask a rank to stop.
+const STOPS: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1];
+
 impl Job<'_> {
     pub(super) fn take_signals(&mut self) {
         while let Some(signal) = self.signals.receive() {
@@ -45,10 +48,34 @@ impl Job<'_> {
         }
     }
 
+    /// A rank of a training run that a signal ended before its first step was asked to stop; so are all others then. Whoever
+    /// asked may have signalled every process, this one too.
+    pub(super) fn pass_on_stop(&mut self, index: usize, end: End) {
+        let by = match end {
+            End::Code(exit::UNSTARTED) => Some(Signal::TERM),
+            End::Signal(number) => Signal::from_named_raw(number).filter(|signal| STOPS.contains(signal)),
+            End::Code(_) => None,
+        };
+        let asked = self.verdict.stopped_by().is_some() || self.told;
+        let begun = self.progress.is_some() || self.verdict.cause().is_some();
+        if let Some(signal) = by.filter(|_| self.spec.control && !asked && !begun) {
+            let rank = self.children[index].rank;
+            self.forward_for(
+                if signal == Signal::HUP { Signal::TERM } else { signal },
+                &format!(" reached rank {rank}"),
+            );
+            self.verdict.forwarded(signal.as_raw());
+        }
+    }
+
     pub(super) fn forward(&mut self, signal: Signal) {
+        self.forward_for(signal, "");
+    }
+
+    fn forward_for(&mut self, signal: Signal, whom: &str) {
         if self.verdict.stopped_by().is_none() && !self.told {
             let (name, grace) = (signal_name(signal.as_raw()), self.spec.grace.as_secs_f64());
-            self.watcher.note(&format!("{name}: asking every rank to stop, at most {grace} s"));
+            self.watcher.note(&format!("{name}{whom}: asking every rank to stop, at most {grace} s"));
         }
         self.verdict.forwarded(signal.as_raw());
         self.children.iter().for_each(|child| child.signal(signal));
