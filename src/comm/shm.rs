@@ -52,7 +52,7 @@ struct Regions {
 /// The kernel gives no file.
 pub fn create_memfd(close_on_exec: bool) -> Result<OwnedFd, CommError> {
     let failed = |e: String| CommError::Other(format!("the memory in which ranks meet: {e}"));
-    let SharedMemory { fd, note } = shared_memory("headroom-comm", 0).map_err(|e| failed(e.to_string()))?;
+    let SharedMemory { fd, note, .. } = shared_memory("headroom-comm", 0).map_err(|e| failed(e.to_string()))?;
     if let Some(note) = note {
         tracing::warn!("{note}");
     }

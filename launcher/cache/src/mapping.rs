@@ -235,11 +235,13 @@ impl WriteSpan {
     }
 }
 
-/// Whether this is a deleted file that does not know seals; a memfd does.
+/// Whether this is a deleted file and no memfd, which could be sealed.
 fn is_nameless_file(file: &File) -> bool {
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
-    let no_seals = rustix::fs::fcntl_get_seals(file) == Err(rustix::io::Errno::INVAL);
-    no_seals && file.metadata().is_ok_and(|facts| facts.nlink() == 0)
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let is_memfd = name.map_or(true, |name| name.to_string_lossy().starts_with("/memfd:"));
+    !is_memfd && file.metadata().is_ok_and(|facts| facts.nlink() == 0)
 }
 
 #[cfg(test)]

@@ -52,17 +52,12 @@ pub fn create(capacity_bytes: u64, room: Room) -> Result<SharedMemory, MemoryErr
     let bytes = capacity_bytes;
     let memory = shared_memory("headroom-cache", bytes).map_err(|source| MemoryError::Create { bytes, source })?;
     ftruncate(&memory.fd, bytes).map_err(|source| failed("size", bytes, source))?;
-    // A rank that cut it would kill all others by SIGBUS. A file that stands in for a memfd has no seals, and no name either.
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    match fcntl_add_seals(&memory.fd, seals) {
-        Err(Errno::INVAL) if is_nameless(&memory.fd) => {}
-        sealed => sealed.map_err(|source| failed("seal", bytes, source))?,
+    if memory.seals {
+        // A rank that cut it would kill all others by SIGBUS.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&memory.fd, seals).map_err(|source| failed("seal", bytes, source))?;
     }
     Ok(memory)
-}
-
-fn is_nameless(file: impl AsFd) -> bool {
-    rustix::fs::fstat(file).is_ok_and(|facts| facts.st_nlink == 0)
 }
 
 fn failed(what: &'static str, bytes: u64, source: Errno) -> MemoryError {

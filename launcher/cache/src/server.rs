@@ -155,7 +155,7 @@ impl CacheHost {
     /// # Errors
     /// The node has too little room; the system refuses memory, sockets or threads.
     pub fn start(plan: &HostPlan, room: Room) -> Result<Self, HostError> {
-        let SharedMemory { fd: memfd, note } = memory::create(plan.capacity_bytes, room)?;
+        let SharedMemory { fd: memfd, note, .. } = memory::create(plan.capacity_bytes, room)?;
         let present = memory::extend(&memfd, 0, plan.capacity_bytes, room)?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK);
         let ((alarm, alarm_end), (woken, wake)) = (pipe()?, pipe()?);

@@ -14,6 +14,8 @@ static SAID: Once = Once::new();
 pub struct SharedMemory {
     /// Closed on exec.
     pub fd: OwnedFd,
+    /// It is a memfd, which can be sealed against shrinking. A file cannot; no other program can reach it.
+    pub seals: bool,
     /// Line for the user where a file stands in; once per process.
     pub note: Option<String>,
 }
@@ -25,14 +27,14 @@ pub struct SharedMemory {
 /// The kernel gives no memfd for another reason, or no folder takes the file.
 pub fn shared_memory(name: &str, room_bytes: u64) -> io::Result<SharedMemory> {
     let refused = match memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING) {
-        Ok(fd) => return Ok(SharedMemory { fd, note: None }),
+        Ok(fd) => return Ok(SharedMemory { fd, seals: true, note: None }),
         Err(error) if is_refusal(error) => MEMFD_CREATE.refused(error),
         Err(error) => return Err(error.into()),
     };
     let (fd, folder) = file_in(&folders(), room_bytes)
         .map_err(|error| io::Error::new(error.kind(), format!("{refused}; and instead of it {error}")))?;
     let note = SAID.say(|| format!("{refused}; a file without a name in {} is used instead", folder.display()));
-    Ok(SharedMemory { fd, note })
+    Ok(SharedMemory { fd, seals: false, note })
 }
 
 fn folders() -> Vec<PathBuf> {

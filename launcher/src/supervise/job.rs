@@ -144,7 +144,7 @@ fn run_with(
 
 /// Memory in which the ranks meet.
 fn comm_memory(watcher: &dyn Watcher) -> io::Result<OwnedFd> {
-    let SharedMemory { fd, note } = shared_memory("headroom-comm", 0)?;
+    let SharedMemory { fd, note, .. } = shared_memory("headroom-comm", 0)?;
     note.iter().for_each(|note| watcher.note(note));
     Ok(fd)
 }
