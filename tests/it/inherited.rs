@@ -143,23 +143,21 @@ fn limits_that_make_a_run_impossible_are_3_with_the_limit_and_the_way_out() {
 fn a_file_that_may_not_grow_is_named_and_no_signal_ends_the_run() {
     let runs = Runs::new(&["train.max_steps=1000000", "data.cache=off", "log.save_every_steps=100000"]);
     let limit = 1 << 20;
-    let mut running = launch(&runs, "grows", &[], |command| limited(command, Resource::Fsize, limit, limit));
+    let mut command = runs.command(&["--ranks", "1", "--name", "grows"]);
+    limited(&mut command, Resource::Fsize, limit, limit);
+    let mut running = Running::start(&mut command, runs.path());
     let run = runs.run("grows");
     let size = |name: &str| run.path.join(name).metadata().map_or(0, |facts| facts.len());
     let full = || ["metrics.jsonl", "memory.rank0.jsonl", "rank0.log"].iter().any(|name| size(name) >= limit);
     running.until("a full file", || full());
-    // Whatever the run does about its records, it is no death by SIGXFSZ, and the file is named.
-    running.until("words", || running_says(&run.path));
+    // Whatever the run does about its records, it is no death by SIGXFSZ, and the fault is named.
+    let files = running.files();
+    let says = |name: &str| fs::read_to_string(files.join(name)).is_ok_and(|text| text.contains("File too large"));
+    running.until("words", || says("out") || says("err"));
     running.child.try_wait().unwrap().is_none().then(|| running.signal(Signal::TERM));
     let ended = running.wait();
     assert!(!matches!(ended.code, None | Some(153)), "{ended}");
     assert!(ended.err.contains("File too large") || ended.out.contains("File too large"), "{ended}");
-}
-
-/// Some steps more than fit.
-fn running_says(folder: &std::path::Path) -> bool {
-    let log = fs::read_to_string(folder.join("rank0.log")).unwrap_or_default();
-    log.contains("File too large")
 }
 
 #[test]

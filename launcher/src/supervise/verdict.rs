@@ -4,6 +4,9 @@ use rustix::process::Signal;
 use spec::contract::exit;
 use std::fmt;
 
+/// Signals that ask a rank to stop.
+pub const STOPS: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1];
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -135,7 +138,7 @@ impl Verdict {
         let asked = !self.forwarded.is_empty() || self.told;
         end == End::Code(exit::OK)
             || (end == End::Code(exit::STOPPED) && (self.headroom[index] || !self.forwarded.is_empty()))
-            || (end == End::Code(exit::UNSTARTED) && self.trains && asked)
+            || (self.is_early_stop(end) && asked)
             || self.forwarded.iter().any(|number| end.is_by(*number))
             // What we send ourselves: SIGTERM to ranks that do not listen, SIGKILL after the grace.
             || (asked && end == End::Signal(Signal::KILL.as_raw()))
@@ -179,7 +182,8 @@ impl Verdict {
             return exit::UNSTARTED;
         }
         let stopped = |end: &Option<End>| *end == Some(End::Code(exit::STOPPED));
-        let killed = self.ends.iter().flatten().any(|end| !matches!(end, End::Code(exit::OK | exit::STOPPED)));
+        let killed =
+            self.ends.iter().flatten().any(|end| !matches!(end, End::Code(exit::OK | exit::STOPPED | exit::UNSTARTED)));
         match self.stopped_by() {
             Some(number) if killed => End::Signal(number).exit_code(),
             _ if self.ends.iter().any(stopped) => exit::STOPPED,
@@ -189,10 +193,14 @@ impl Verdict {
 
     /// Every rank was stopped on request before it began to train.
     fn is_unstarted(&self) -> bool {
-        let unstarted = |end: &End| {
-            *end == End::Code(exit::UNSTARTED) || self.forwarded.iter().any(|number| *end == End::Signal(*number))
-        };
-        self.trains && !self.forwarded.is_empty() && self.ends.iter().all(|end| end.as_ref().is_some_and(unstarted))
+        let early = |end: &Option<End>| end.is_some_and(|end| self.is_early_stop(end));
+        !self.forwarded.is_empty() && self.ends.iter().all(early)
+    }
+
+    /// A rank of a training run ended on request before it began. One that has begun ends by no such signal: it saves.
+    fn is_early_stop(&self, end: End) -> bool {
+        let by_signal = STOPS.iter().any(|signal| end == End::Signal(signal.as_raw()));
+        self.trains && (by_signal || end == End::Code(exit::UNSTARTED))
     }
 }
 
@@ -209,6 +217,8 @@ mod tests {
             (true, [End::Signal(TERM), End::Signal(TERM)], exit::UNSTARTED),
             (true, [unstarted, End::Signal(TERM)], exit::UNSTARTED),
             (true, [unstarted, unstarted], exit::UNSTARTED),
+            // Whoever asked signalled every process, and the launcher passes another signal on.
+            (true, [End::Signal(1), End::Signal(TERM)], exit::UNSTARTED),
             // One trained already, or had to be killed.
             (true, [unstarted, End::Code(exit::STOPPED)], exit::STOPPED),
             (true, [unstarted, End::Signal(9)], 143),

@@ -109,8 +109,9 @@ impl Needs {
         let cache = budget.page_cache_bytes;
         // The model's weights are one of at most four equal parts of a checkpoint.
         let weights = budget.line_bytes("checkpoint staging") / 4;
-        // Ranks on a CPU reduce their gradients, as large as the weights, in one file.
-        let meeting = if cuda || ranks < 2 { 0 } else { ranks.saturating_mul(weights) };
+        // Ranks on a CPU reduce their gradients, as large as the weights, in one file, with a stage for each rank.
+        let gradients = if cuda || ranks < 2 { 0 } else { ranks.saturating_mul(weights) };
+        let meeting = gradients.saturating_add(budget.line_bytes("collectives"));
         let files = [
             (PAGE_CACHE, cache),
             ("a checkpoint", weights),

@@ -133,6 +133,8 @@ fn ranks_of_a_run_are_found_by_their_environment() {
         std::thread::yield_now();
     }
     let left = ranks_of(folder.path());
-    [&mut rank, &mut other].into_iter().for_each(|child| drop(child.wait().unwrap()));
+    for child in [&mut rank, &mut other] {
+        child.wait().unwrap();
+    }
     assert_eq!((found, left), (vec![rank.id().to_string()], Vec::new()));
 }

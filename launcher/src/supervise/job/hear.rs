@@ -1,7 +1,7 @@
 //! What reaches the loop from outside: signals, the page cache's notes, messages of the ranks; and what it adds up to.
 
 use super::Job;
-use crate::supervise::verdict::{End, Said, signal_name};
+use crate::supervise::verdict::{End, STOPS, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
 use cache::CacheHost;
@@ -11,9 +11,6 @@ use rustix::process::{Signal, getpid, kill_process};
 use spec::contract::{self, FrameError, FromRank, exit};
 use std::io;
 use std::time::Duration;
-
-/// Signals that ask a rank to stop.
-const STOPS: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1];
 
 impl Job<'_> {
     pub(super) fn take_signals(&mut self) {
@@ -64,7 +61,6 @@ impl Job<'_> {
                 if signal == Signal::HUP { Signal::TERM } else { signal },
                 &format!(" reached rank {rank}"),
             );
-            self.verdict.forwarded(signal.as_raw());
         }
     }
 
