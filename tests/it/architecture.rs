@@ -13,7 +13,7 @@ const SPEC: Rooms = &[
 ];
 const RANK: Rooms = &[
     ("torch", &[]),
-    ("comm", &["torch", "ledger", "spec::contract"]),
+    ("comm", &["torch", "ledger", "spec::contract", "cache"]),
     ("ledger", &["spec::contract"]),
     ("data", &["ledger", "spec::contract", "spec::config", "cache"]),
     ("train", &["torch", "comm", "data", "task", "ledger", "spec::contract", "spec::config", "spec::plan"]),
@@ -38,6 +38,9 @@ const RANK: Rooms = &[
             "cache",
             "launcher::console",
             "launcher::machine",
+            "launcher::run_dir",
+            "launcher::supervise",
+            "launcher::watch",
         ],
     ),
 ];
