@@ -6,8 +6,8 @@
 //!
 //! Architecture invariant: a failed write is reported, never returned as an error that ends a run.
 
-use crate::contract::RecordGap;
 use rustix::io::Errno;
+use spec::contract::RecordGap;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

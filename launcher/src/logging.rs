@@ -6,6 +6,7 @@
 //!
 //! Architecture invariant: lines go to a sink that the program chooses; nothing here writes by itself.
 
+use spec::contract::USERS;
 use std::fmt::{self, Write};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -13,8 +14,6 @@ use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Target of events that every user must see, whatever the level.
-pub const USERS: &str = "headroom::users";
 /// Levels, the quietest first.
 pub const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 const DEFAULT: &str = "warn";
@@ -34,7 +33,7 @@ pub struct FilterError {
 pub fn filter(level: Option<&str>, variable: Option<&str>) -> Result<EnvFilter, FilterError> {
     let (from, text) = match (level, variable.map(str::trim).filter(|text| !text.is_empty())) {
         (Some(level), _) => ("--log-level", level),
-        (None, Some(text)) => (crate::contract::env::LOG, text),
+        (None, Some(text)) => (spec::contract::env::LOG, text),
         (None, None) => ("the default", DEFAULT),
     };
     let refused = || FilterError { from, text: text.to_owned() };

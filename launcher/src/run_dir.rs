@@ -1,9 +1,14 @@
 //! A run's folder, `<log.runs_dir>/<run>/`: which one a command means, and what the launcher writes there.
 
-use crate::config::{Config, is_folder_name};
-use crate::contract::{self, Job, exit, shown};
+mod lock;
+
+pub use lock::{LockError, RunLock};
+
 use crate::journal;
-use crate::plan::Plan;
+use spec::config::{Config, is_folder_name};
+use spec::contract::{self, exit, shown};
+use spec::job::Job;
+use spec::plan::Plan;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +35,8 @@ pub enum RunDirError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Locked(#[from] LockError),
     #[error(
         "the run folder {path}: its name is not UTF-8, and records and variables of ranks cannot hold it: set log.runs_dir \
          to another folder, or start in one",
@@ -37,7 +44,7 @@ pub enum RunDirError {
     )]
     NotUtf8(PathBuf),
     #[error("cannot write the resolved config")]
-    Config(#[from] crate::config::ConfigError),
+    Config(#[from] spec::config::ConfigError),
 }
 
 impl RunDirError {
@@ -107,6 +114,27 @@ impl RunDir {
             (Resume::No, None) => (make_fresh(&runs_dir, ask)?, None),
         };
         Ok(Self { path, resume, node_rank: ask.node_rank })
+    }
+
+    /// Locks the folder for this process, and looks again for what there is to resume: another run may have ended in between.
+    /// `say` gets a line when the lock of a process that has ended is taken over.
+    ///
+    /// # Errors
+    /// Another process trains this run.
+    pub fn lock(&mut self, resume: &Resume, say: impl FnMut(String)) -> Result<RunLock, RunDirError> {
+        let lost = |other: String| {
+            eprintln!(
+                "launch: error: the run was taken over by {other}, since this process gave no sign of life: ending"
+            );
+            // The guard ends the ranks, which are not to save over the other run's checkpoints.
+            std::process::exit(i32::from(exit::USAGE));
+        };
+        let lock = RunLock::take(&self.path, self.node_rank, "launch", say, Box::new(lost))?;
+        let is_chosen = matches!(resume, Resume::Path(path) if step_of(path).is_some());
+        if *resume != Resume::No && !is_chosen {
+            self.resume_newest();
+        }
+        Ok(lock)
     }
 
     /// A folder for one job that leaves nothing behind: see [`RunDir::remove`].
@@ -245,7 +273,10 @@ fn make_named(runs_dir: &Path, name: &str) -> Result<PathBuf, RunDirError> {
     let path = runs_dir.join(name);
     match make(runs_dir, &path)? {
         true => Ok(path),
-        false => Err(RunDirError::Exists { name: name.to_string(), path }),
+        // A run that trains cannot be continued either.
+        false => Err(lock::check(&path, 0)
+            .err()
+            .map_or_else(|| RunDirError::Exists { name: name.to_string(), path }, RunDirError::Locked)),
     }
 }
 
@@ -474,7 +505,7 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Job>(&fs::read(path).unwrap()).unwrap(), job);
         assert_eq!(job.run_dir, run.path);
         let text = fs::read_to_string(run.path.join("config.yaml")).unwrap();
-        let again = crate::config::RawConfig::parse(&text, "config.yaml").unwrap().resolve("cpu", &[]).unwrap();
+        let again = spec::config::RawConfig::parse(&text, "config.yaml").unwrap().resolve("cpu", &[]).unwrap();
         assert_eq!(again, demo());
         let mut names: Vec<_> = fs::read_dir(&run.path).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();

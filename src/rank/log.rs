@@ -3,8 +3,8 @@
 
 use super::RankError;
 use crate::report::Reporter;
-use launcher::contract::env;
 use launcher::logging;
+use spec::contract::env;
 use std::io::Write;
 use std::sync::OnceLock;
 

@@ -1,16 +1,15 @@
-//! Records, progress, plots, memory lines.
+//! Records, progress, memory lines.
 //!
 //! Architecture invariant: nothing here makes a step wait; whatever writes does so on a thread of its own.
 
 pub mod memory;
-pub mod plots;
 pub mod records;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use launcher::contract::{
+use launcher::journal::News;
+use spec::contract::{
     FromRank, MAX_FRAME_BYTES, Progress, RecordGap, Relief, Relieved, Summary, ToRank, VERSION, read_frame, write_frame,
 };
-use launcher::journal::News;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -283,7 +282,7 @@ fn listen(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use launcher::contract::Effect;
+    use spec::contract::Effect;
 
     fn pair() -> (Reporter, UnixStream, Receiver<(u32, String)>) {
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -199,7 +199,8 @@ fn a_run_that_is_stopped_while_it_starts_has_a_summary_of_that_start() {
         assert!(ended.code.is_some_and(|code| code != 0), "{ended}");
         let summary = runs.run(name).summary();
         assert_eq!(summary["status"], "stopped", "{name}: {summary}");
-        assert_eq!(summary["reason"], "stopped by SIGTERM before the first step", "{name}");
+        let reason = summary["reason"].as_str().unwrap();
+        assert!(reason.contains("before the first step") && reason.contains("SIGTERM"), "{name}: {reason}");
         assert_eq!(summary["steps"], steps, "{name}");
         assert_ne!(summary["start"], first["start"]);
     }

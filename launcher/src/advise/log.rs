@@ -1,11 +1,12 @@
 //! What there is to read: a run's folder, or the JSON log of a monitor.
 
-use crate::config::Language;
-use crate::contract::{Job, MemoryRecord, MetricsRecord, NodeRecord, Summary, shown};
-use crate::plan::Plan;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader};
+use spec::config::Language;
+use spec::contract::{MemoryRecord, MetricsRecord, NodeRecord, Summary, shown};
+use spec::job::Job;
+use spec::plan::Plan;
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -46,7 +47,7 @@ pub struct MonitorSample {
 #[derive(Clone, Debug, Default)]
 pub struct Run {
     pub path: PathBuf,
-    /// Of the run's own messages; English where it is not known.
+    /// Language of the run's messages, where it is known.
     pub language: Option<Language>,
     pub plan: Option<Plan>,
     pub summary: Option<Summary>,
@@ -105,7 +106,7 @@ impl Run {
         };
         Ok(Self {
             open_ended: !summary.as_ref().is_some_and(is_of_job),
-            language: job.map(|job| job.config.log.language),
+            language: language(&path),
             plan,
             summary,
             metrics,
@@ -155,7 +156,12 @@ impl Run {
     }
 }
 
-/// Where a rank's processes begin in its records: each begins with the phase `start`, and these tell which are of it.
+/// Language of a run's messages, by its `job.json`.
+pub fn language(run_dir: &Path) -> Option<Language> {
+    json::<Job>(&run_dir.join("job.json")).map(|job| job.config.log.language)
+}
+
+/// Where a rank's processes begin in its records: each begins with [`spec::contract::Phase::Start`], and these tell which are of it.
 pub fn starts(in_start: impl Iterator<Item = bool>) -> Vec<usize> {
     let mut before = false;
     let begins = |(index, now): (usize, bool)| {
@@ -230,17 +236,29 @@ pub fn locate(what: &Path, runs_dir: &Path) -> Result<PathBuf, LogError> {
     found.ok_or_else(|| LogError::Missing(what.to_path_buf()))
 }
 
-fn json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+/// A JSON file; `None` where it is missing or malformed.
+pub fn json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// The lines that are whole; absent: no such file. A line cut short by a kill is passed over.
+/// All records of a file; `None` where there is no such file.
 fn json_lines<T: DeserializeOwned>(path: &Path) -> Option<Vec<T>> {
-    let lines = BufReader::new(std::fs::File::open(path).ok()?).split(b'\n').map_while(Result::ok);
-    Some(lines.filter_map(|line| serde_json::from_slice(without_zeros(&line)).ok()).collect())
+    let mut records = Vec::new();
+    each_record(path, |record| records.push(record)).ok().map(|()| records)
 }
 
-/// A writer that goes on at its old place in a file that was truncated leaves zero bytes before its line.
+/// Calls `each` with every record of a file, in order, and keeps none. A line cut short by a kill is passed over, and so is what
+/// cannot be read behind it.
+///
+/// # Errors
+/// The file cannot be opened.
+pub fn each_record<T: DeserializeOwned>(path: &Path, each: impl FnMut(T)) -> io::Result<()> {
+    let lines = BufReader::new(std::fs::File::open(path)?).split(b'\n').map_while(Result::ok);
+    lines.filter_map(|line| serde_json::from_slice(without_zeros(&line)).ok()).for_each(each);
+    Ok(())
+}
+
+/// A writer that continues at its old place in a file that was truncated leaves zero bytes before its line.
 fn without_zeros(line: &[u8]) -> &[u8] {
     &line[line.iter().position(|byte| *byte != 0).unwrap_or(line.len())..]
 }
@@ -250,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn item_47_the_guides_own_log_is_read_and_a_missing_one_is_an_error() {
+    fn the_guides_own_log_is_read_and_a_missing_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("memory_log_20241205_143022.json");
         let text = r#"[{"ram_used_gb": 7.5, "ram_total_gb": 16.0, "ram_percent": 46.9, "timestamp": "2024-12-05T14:30:22",
@@ -330,7 +348,7 @@ mod tests {
         let job = |start: &str| {
             let job = Job {
                 version: 2,
-                config: crate::config::Config::default(),
+                config: spec::config::Config::default(),
                 plan: Plan::default(),
                 run_dir: "runs/a".into(),
                 resume: None,

@@ -7,12 +7,12 @@ mod screen;
 mod table;
 mod text;
 
-pub use cache::cache_stats;
+pub use self::cache::cache_stats;
 pub use table::closing_table;
 
-use crate::contract::Progress;
 use crate::supervise::{Stream, Watcher};
 use screen::Screen;
+use spec::contract::Progress;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,8 @@
 //! The monitor's files: a JSON array that can be read after every sample, and a report at the end.
 
 use crate::advise::MonitorSample;
-use crate::plan::bytes_text;
 use serde::Serialize;
+use spec::plan::bytes_text;
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::io;
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn item_46_the_log_is_an_array_after_every_sample() {
+    fn the_log_is_an_array_after_every_sample() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = Log::create(dir.path(), "20241205_143022").unwrap();
         let other = Log::create(dir.path(), "20241205_143022").unwrap();

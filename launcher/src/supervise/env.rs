@@ -1,7 +1,7 @@
 //! The environment that torchrun gives its ranks.
 
 use super::RankSpec;
-use crate::contract::env;
+use spec::contract::env;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, ToSocketAddrs};
 

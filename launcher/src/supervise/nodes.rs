@@ -4,9 +4,9 @@
 //! itself, so that all come to the same end.
 
 use super::env::any_address;
-use crate::contract::{FrameError, MAX_FRAME_BYTES, VERSION, encode, read_frame, write_frame};
 use crate::machine::awake::Deadline;
 use serde::{Deserialize, Serialize};
+use spec::contract::{FrameError, MAX_FRAME_BYTES, VERSION, encode, read_frame, write_frame};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::Duration;

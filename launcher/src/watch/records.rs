@@ -1,9 +1,8 @@
 //! `memory.node.jsonl`.
 
 use super::Sample;
-use super::level::Level;
-use crate::contract::{NodeRecord, RecordGap};
 use crate::journal::{Begin, Journal, News};
+use spec::contract::{Event, Level, NodeRecord, RecordGap};
 use std::path::Path;
 
 /// Seconds between records when nothing happens: what changes slowly need not fill disks.
@@ -31,7 +30,7 @@ impl Records {
     }
 
     /// Writes a record when one is due or something happened. `Some`: a line that users must read.
-    pub fn write(&mut self, now: f64, record: impl FnOnce() -> NodeRecord, event: Option<String>) -> Option<String> {
+    pub fn write(&mut self, now: f64, record: impl FnOnce() -> NodeRecord, event: Option<Event>) -> Option<String> {
         let journal = self.journal.as_mut().filter(|_| event.is_some() || now >= self.due)?;
         self.due = now + EVERY_S;
         let mut line = serde_json::to_vec(&NodeRecord { event, ..record() }).ok()?;
@@ -58,7 +57,7 @@ pub fn record(sample: &Sample, ranks: &[u32], step: u64, level: Level) -> NodeRe
     NodeRecord {
         t: sample.t,
         step,
-        level: level.name().into(),
+        level,
         system_total_bytes: sample.memory.total_bytes,
         system_available_bytes: sample.memory.available_bytes,
         file_cache_bytes: sample.memory.file_cache_bytes,

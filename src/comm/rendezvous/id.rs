@@ -19,7 +19,7 @@ pub fn share_id(env: &RankEnv, run_id: &str, own: &[u8], timeout: Duration) -> R
     let mut hello = ID_MAGIC.to_vec();
     hello.extend(fnv(run_id.as_bytes()).to_le_bytes());
     let place = place(env);
-    let failed = |e: std::io::Error| CommError::Other(format!("meeting the job's ranks at {place}: {e}"));
+    let failed = |e: std::io::Error| CommError::system(format!("meeting the job's ranks at {place}"), e);
     if env.rank != 0 {
         return fetch_id(env, &hello, &deadline, timeout).map_err(failed)?;
     }
@@ -106,7 +106,7 @@ fn fetch_id(
         peer.write_all(&(env.rank as u32).to_le_bytes())?;
         let mut len = [0; 4];
         if peer.read_exact(&mut len).is_err() {
-            return Ok(Err(CommError::Other(format!(
+            return Ok(Err(CommError::Membership(format!(
                 "{} belongs to another job: give all nodes of this one the same --name, --master-addr and --master-port",
                 place(env)
             ))));

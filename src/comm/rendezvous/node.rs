@@ -55,7 +55,7 @@ impl Greeting {
 }
 
 /// Where a node's ranks meet, and until when.
-struct Place {
+struct MeetingPoint {
     name: String,
     address: SocketAddrUnix,
     port: u16,
@@ -63,25 +63,25 @@ struct Place {
     deadline: Deadline,
 }
 
-impl Place {
+impl MeetingPoint {
     fn of(env: &RankEnv, run_id: &str, timeout: Duration) -> Result<Self, CommError> {
         let user = rustix::process::getuid().as_raw();
         // The kernel takes 107 bytes; a long run id is cut from its constant front.
         let run: String = run_id.chars().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect();
         let name = format!("headroom-{user}-{}-{}-{run}", env.master_port, env.group_rank);
         let address =
-            SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(|e| CommError::Other(format!("{name}: {e}")))?;
+            SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(|e| CommError::system(name.as_str(), e))?;
         let deadline = Deadline::new(timeout);
         Ok(Self { name, address, port: env.master_port, timeout, deadline })
     }
 
     fn failed(&self, error: Errno) -> CommError {
         match error {
-            Errno::ADDRINUSE => CommError::Other(format!(
+            Errno::ADDRINUSE => CommError::Membership(format!(
                 "MASTER_PORT {} is in use by another job on this node: set another one",
                 self.port
             )),
-            e => CommError::Other(format!("meeting the node's ranks at {}: {e}", self.name)),
+            e => CommError::system(format!("meeting the node's ranks at {}", self.name), e),
         }
     }
 }
@@ -95,13 +95,13 @@ pub fn meet_node(env: &RankEnv, run_id: &str, timeout: Duration) -> Result<Node,
     if env.local_world_size == 1 {
         return Ok(Node { memfd: create_memfd(true)?, links: Links::Host(Vec::new()) });
     }
-    let place = Place::of(env, run_id, timeout)?;
+    let place = MeetingPoint::of(env, run_id, timeout)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let socket = socket.map_err(|e| place.failed(e))?;
     if env.local_rank == 0 { host(&socket, &place, env) } else { visit(socket, &place, env) }
 }
 
-fn host(socket: &OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommError> {
+fn host(socket: &OwnedFd, place: &MeetingPoint, env: &RankEnv) -> Result<Node, CommError> {
     let memfd = create_memfd(true)?;
     bind(socket, &place.address).map_err(|e| place.failed(e))?;
     listen(socket, env.local_world_size as i32).map_err(|e| place.failed(e))?;
@@ -121,7 +121,7 @@ fn host(socket: &OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommErro
         let seat = (who.local_rank as usize).checked_sub(1).and_then(|seat| links.get_mut(seat));
         let Some(seat) = seat.filter(|seat| seat.is_none()) else {
             let (local, ranks) = (who.local_rank, env.local_world_size);
-            return Err(CommError::Other(format!(
+            return Err(CommError::Membership(format!(
                 "rank {} came as local rank {local} of {ranks}, which is taken or out of range: give each process of this node its own",
                 who.rank
             )));
@@ -148,7 +148,7 @@ fn greeting(peer: &OwnedFd, deadline: &Deadline) -> Option<Greeting> {
     Some(Greeting::from_bytes(bytes))
 }
 
-fn visit(socket: OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommError> {
+fn visit(socket: OwnedFd, place: &MeetingPoint, env: &RankEnv) -> Result<Node, CommError> {
     loop {
         match connect(&socket, &place.address) {
             Ok(()) => break,
@@ -177,7 +177,7 @@ pub fn send(link: BorrowedFd, fds: &[BorrowedFd]) -> Result<(), CommError> {
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(fds));
     let sent = sendmsg(link, &[IoSlice::new(&[1])], &mut control, SendFlags::NOSIGNAL);
-    sent.map(drop).map_err(|e| CommError::Other(format!("handing out what a node's ranks share: {e}")))
+    sent.map(drop).map_err(|e| CommError::system("handing out what a node's ranks share", e))
 }
 
 /// Takes `count` descriptors that local rank 0 sends; `what` they are is for the error.
@@ -185,7 +185,7 @@ pub fn send(link: BorrowedFd, fds: &[BorrowedFd]) -> Result<(), CommError> {
 /// # Errors
 /// Local rank 0 ended, or sends nothing within `timeout`.
 pub fn receive(link: BorrowedFd, count: usize, what: &str, timeout: Duration) -> Result<Vec<OwnedFd>, CommError> {
-    let failed = |e: Errno| CommError::Other(format!("{what} from local rank 0: {e}"));
+    let failed = |e: Errno| CommError::system(format!("{what} from local rank 0"), e);
     wait_readable(&link, &Deadline::new(timeout))
         .map_err(failed)?
         .ok_or_else(|| late(what, "0".to_owned(), timeout))?;

@@ -20,7 +20,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::DataError;
-use launcher::contract::shown;
+use spec::contract::shown;
 
 /// An error about a file.
 pub(crate) fn file_error(path: &Path, problem: impl Into<String>) -> DataError {

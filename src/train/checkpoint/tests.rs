@@ -247,7 +247,7 @@ fn weights_of_half_width_become_f32() {
 #[test]
 fn weights_from_pytorch_give_pytorchs_outputs() {
     use crate::task::emg::EmgNet;
-    use launcher::config::{ModelConfig, TdsStage, TrainConfig};
+    use spec::config::{ModelConfig, TdsStage, TrainConfig};
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/emg_golden.safetensors");
     let golden = Tensor::read_safetensors(fixture).unwrap();
     let part = |prefix: &str| -> Vec<(String, Tensor)> {

@@ -9,7 +9,7 @@ use crate::train::device::DeviceStep;
 use crate::train::ema::Ema;
 use crate::train::evaluate::{EvalSpec, Evaluated, Watch, evaluate};
 use crate::train::state::BestState;
-use launcher::contract::MetricsRecord;
+use spec::contract::{MetricsRecord, Phase};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tch::Device;
@@ -68,7 +68,7 @@ impl Loop<'_, '_> {
     }
 
     fn validate(&mut self) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
-        self.observer.phase("val", self.state.step);
+        self.observer.phase(Phase::Val, self.state.step);
         let dataset = Arc::clone(&self.fit.datasets.val);
         let values = self.evaluate(dataset, "val.")?;
         self.tell_left_out()?;
@@ -128,17 +128,17 @@ impl Loop<'_, '_> {
             threads: self.fit.plan.loader.threads,
             device: self.fit.device,
             narrow: self.narrow,
-            throttle: Arc::clone(self.desk.controls.throttle()),
+            throttle: Arc::clone(self.orders.controls.throttle()),
         };
-        let (desk, observer, step) = (&mut self.desk, &mut *self.observer, self.state.step);
+        let (orders, observer, step) = (&mut self.orders, &mut *self.observer, self.state.step);
         let collective = self.fit.collective.as_ref();
         let mut watch = Watch { metrics: self.fit.metrics.as_mut(), gallery: None };
         if prefix == "val." {
             watch.gallery = self.fit.gallery.as_deref_mut();
         }
         evaluate(self.fit.model, &mut watch, dataset, &spec, collective, prefix, &mut |batches| {
-            desk.obey(step, batches, observer);
-            desk.controls.stops()
+            orders.obey(step, batches, observer);
+            orders.controls.stops()
         })
     }
 
@@ -185,7 +185,7 @@ impl Loop<'_, '_> {
 
     /// Every rank calls it; rank 0 writes, in the background. `last`: see [`Content::last`].
     fn save(&mut self, best: bool, last: bool) -> Result<(), TrainError> {
-        self.observer.phase("checkpoint", self.state.step);
+        self.observer.phase(Phase::Checkpoint, self.state.step);
         let mut state = self.state.clone();
         state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
         state.schedule = Some(self.schedule.state().clone());
@@ -216,7 +216,7 @@ impl Loop<'_, '_> {
             self.fit.collective.barrier()?;
             self.tell_agreement()?;
             self.restore_best()?;
-            self.observer.phase("test", self.state.step);
+            self.observer.phase(Phase::Test, self.state.step);
             match self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")? {
                 Some(values) => self.last_values.extend(values),
                 // All is trained and saved; a resumed run goes on here.
@@ -225,7 +225,7 @@ impl Loop<'_, '_> {
             self.tell_left_out()?;
         }
         let stopped = status == Status::Stopped;
-        self.desk.close(self.state.step, stopped, self.observer);
+        self.orders.close(self.state.step, stopped, self.observer);
         let reason = if stopped { self.reason()? } else { None };
         let mut headline = self.headline("test.");
         if headline.is_empty() {
@@ -250,7 +250,7 @@ impl Loop<'_, '_> {
 
     /// Why the run stops, as the lowest rank that knows says. All ranks call it together.
     fn reason(&self) -> Result<Option<String>, TrainError> {
-        let own = self.desk.controls.reason().unwrap_or_default();
+        let own = self.orders.controls.reason().unwrap_or_default();
         let all = self.fit.collective.all_gather(own.as_bytes())?;
         Ok(all.iter().find(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(text).into_owned()))
     }

@@ -8,6 +8,7 @@ use crate::train::TrainError;
 use crate::train::device::DeviceStep;
 use crate::train::step::{Attempt, StepOutcome, StepRunner};
 use launcher::machine::awake::Stopwatch;
+use spec::contract::Phase;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use tch::Device;
@@ -57,7 +58,7 @@ impl Loop<'_, '_> {
         }
         while self.state.step < total {
             let last = ((self.state.epoch() + 1) * self.state.steps_per_epoch).min(total);
-            self.observer.phase("train", self.state.step);
+            self.observer.phase(Phase::Train, self.state.step);
             while let Leg::Resized = match self.leg(loader, last)? {
                 Leg::Ends(status) => return self.seal(status),
                 other => other,
@@ -83,7 +84,7 @@ impl Loop<'_, '_> {
                     slots: self.fit.plan.loader.slots,
                     micro_batch,
                     persistent: self.fit.config.train.persistent_workers,
-                    throttle: Arc::clone(self.desk.controls.throttle()),
+                    throttle: Arc::clone(self.orders.controls.throttle()),
                     gives_back: self.fit.device == Device::Cpu,
                     lends: self.on_device.is_some() && self.fit.config.train.pin_memory,
                     ..LoaderSpec::default()
@@ -107,7 +108,7 @@ impl Loop<'_, '_> {
         let requests = self.planner.requests(epoch, self.state.step_in_epoch());
         let mut batches = self.fitting(loader)?.run(requests)?;
         loop {
-            self.desk.obey(self.state.step, &batches, self.observer);
+            self.orders.obey(self.state.step, &batches, self.observer);
             let Some(outcome) = self.step(&mut batches, last)? else { return Ok(Leg::Resized) };
             if outcome.halve {
                 self.halve_as_ordered();
@@ -171,7 +172,7 @@ impl Loop<'_, '_> {
             collective: self.fit.collective.as_ref(),
             step,
             step_in_epoch: self.state.step_in_epoch(),
-            wishes: self.desk.wishes(step),
+            wishes: self.orders.wishes(step),
             trial: self.trial.as_ref().is_some_and(|trial| !trial.is_over()),
         };
         // A device is asked for them only where somebody reads them.

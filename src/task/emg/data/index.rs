@@ -6,9 +6,9 @@
 use super::scan::{FileFacts, ScanFacts};
 use crate::data::DataError;
 use crate::data::source::hdf5::open;
-use launcher::contract::shown;
 use libdeflater::Crc;
 use serde::{Deserialize, Serialize};
+use spec::contract::shown;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
