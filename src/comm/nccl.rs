@@ -183,7 +183,7 @@ impl NcclCollective {
         if sum == right {
             return Ok(());
         }
-        Err(CommError::Trial { sum: sum.into(), right: right.into() })
+        Err(CommError::Trial { sum, right })
     }
 
     fn device(&self) -> Device {

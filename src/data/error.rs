@@ -94,3 +94,37 @@ impl DataError {
         DataError::Setting { key, problem: problem.into() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error;
+    use std::io;
+
+    fn refused() -> io::Error {
+        io::ErrorKind::PermissionDenied.into()
+    }
+
+    fn first_cause(error: &DataError) -> Option<io::ErrorKind> {
+        let mut cause = error.source()?;
+        while let Some(next) = cause.source() {
+            cause = next;
+        }
+        cause.downcast_ref::<io::Error>().map(io::Error::kind)
+    }
+
+    #[test]
+    fn a_cause_survives_as_a_value_and_stands_in_the_text_once() {
+        let nested = DataError::Sample {
+            index: 3,
+            place: "s03.hdf5 rows 500..1000".into(),
+            error: Box::new(DataError::Bad { what: "files", error: CacheError::Socket(refused()).into() }),
+        };
+        for error in
+            [DataError::Cache(CacheError::Mapping(refused())), DataError::Thread { id: 1, source: refused() }, nested]
+        {
+            assert_eq!(first_cause(&error), Some(io::ErrorKind::PermissionDenied), "{error}");
+            assert_eq!(error.to_string().matches("permission denied").count(), 1, "{error}");
+        }
+    }
+}

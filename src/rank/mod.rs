@@ -17,7 +17,7 @@ use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
 use spec::contract::{VERSION, env};
 use spec::job::Job;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 /// One rank of a Headroom job. Without a verb it trains what the launcher's environment names.

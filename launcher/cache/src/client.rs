@@ -14,7 +14,6 @@
 //! Two threads speak with the directory, so that nobody who trains or loads ever blocks on the socket. A read of an entry
 //! that was announced and granted takes two short locks and no round trip.
 
-mod error;
 mod lend;
 mod offer;
 mod slabs;
@@ -22,7 +21,7 @@ mod table;
 #[cfg(test)]
 mod testing;
 
-pub use error::CacheError;
+pub use crate::error::CacheError;
 pub use lend::{Lent, Reading};
 pub use slabs::{Registrar, Registration};
 pub use table::{ClientStats, Offer, Want};

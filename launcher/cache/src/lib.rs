@@ -20,6 +20,7 @@ extern crate self as cache;
 mod arena;
 pub mod client;
 mod directory;
+mod error;
 pub mod mapping;
 mod memory;
 mod policy;

@@ -7,7 +7,7 @@
 //! ranks share. All of it is behind a safe interface.
 #![allow(unsafe_code)]
 
-use crate::client::CacheError;
+use crate::error::CacheError;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::SealFlags;
 use std::collections::BTreeMap;

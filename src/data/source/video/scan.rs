@@ -123,7 +123,7 @@ pub fn scan(splits: &[Vec<SequencePaths>], spikes: &SpikeInput, skip_bad: bool) 
         return Err(first.unwrap_or_else(|| DataError::NothingUsable("no frame in any sequence".into())));
     };
     let form = spike_form(&seen, spikes)?;
-    for (seen, (sequence, frame)) in seen.iter_mut().zip(&all) {
+    for (seen, (sequence, _)) in seen.iter_mut().zip(&all) {
         if let Ok(found) = seen
             && let Err(error) = alike(found, image, &form, spikes, sequence)
         {

@@ -239,7 +239,7 @@ impl ClipDataset {
     }
 
     pub(super) fn clip_frames(&self, clip: u64) -> Result<Range<usize>, DataError> {
-        let count = self.clips.len();
+        let count = self.clips.len() as u64;
         self.clips.frames(clip).ok_or(DataError::OutOfRange { what: "clip", index: clip, place: "the data set", count })
     }
 
