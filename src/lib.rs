@@ -15,12 +15,12 @@
 //! | [`train`] | step, ddp, optimizer, ema, schedule, checkpoint, loop, online metrics | paths, environment |
 //! | [`task`] | one room per task: data set, model, loss, metrics, sample data | the loop |
 //! | [`ledger`] | bytes held by the plan's lines, counted where they are allocated | decisions |
-//! | [`report`] | records, progress, plots, memory lines | control of training |
+//! | [`report`] | records, progress, memory lines | control of training |
 //! | [`own_loop`] | memory helpers for a training loop that a user writes: lines, reports, clean-up, a guard | training |
 //! | [`rank`] | wiring and the exit code | algorithms |
 //!
-//! Architecture invariant: nothing here spawns a process but `data::source::hdf5::probe`, which opens files of
-//! others ahead in one; `hdf5` is imported by `data::source` alone; batches are a
+//! Architecture invariant: two places here spawn a process: `data::source::hdf5::probe`, which opens files of others
+//! ahead in one, and `rank`, which lets `launch` draw the figures of a run that another launcher started; `hdf5` is imported by `data::source` alone; batches are a
 //! pure function of (seed, epoch, step, rank, world size), whatever the number of threads.
 
 // Checks that other programs share name this one from outside.

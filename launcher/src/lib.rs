@@ -20,6 +20,7 @@
 //! | [`command`] | the verbs: wiring and exit codes | algorithms |
 //! | [`monitor`] | the live view of a run or a program | training |
 //! | [`advise`] | `analyze`, `doctor`, `recommend`: answers read from records | training |
+//! | [`plots`] | figures of a run or of a monitor's log, as PNG | training |
 //! | [`smart`] | training in legs until targets are met | tensors |
 //!
 //! Architecture invariant: `machine` takes no decisions; `supervise` knows neither tensors nor YAML;
@@ -31,6 +32,7 @@ pub mod command;
 pub mod console;
 pub mod machine;
 pub mod monitor;
+pub mod plots;
 pub mod run_dir;
 pub mod smart;
 pub mod supervise;

@@ -1,5 +1,9 @@
 //! A run's folder, `<log.runs_dir>/<run>/`: which one a command means, and what the launcher writes there.
 
+mod lock;
+
+pub use lock::{LockError, RunLock};
+
 use spec::config::{Config, is_folder_name};
 use spec::contract::{self, exit};
 use spec::job::Job;
@@ -29,6 +33,8 @@ pub enum RunDirError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Locked(#[from] LockError),
     #[error("cannot write the resolved config")]
     Config(#[from] spec::config::ConfigError),
 }
@@ -100,6 +106,27 @@ impl RunDir {
             (Resume::No, None) => (make_fresh(&runs_dir, ask)?, None),
         };
         Ok(Self { path, resume, node_rank: ask.node_rank })
+    }
+
+    /// Locks the folder for this process, and looks again for what there is to resume: another run may have ended in between.
+    /// `say` gets a line when the lock of a process that has ended is taken over.
+    ///
+    /// # Errors
+    /// Another process trains this run.
+    pub fn lock(&mut self, resume: &Resume, say: impl FnMut(String)) -> Result<RunLock, RunDirError> {
+        let lost = |other: String| {
+            eprintln!(
+                "launch: error: the run was taken over by {other}, since this process gave no sign of life: ending"
+            );
+            // The guard ends the ranks, which are not to save over the other run's checkpoints.
+            std::process::exit(i32::from(exit::USAGE));
+        };
+        let lock = RunLock::take(&self.path, self.node_rank, "launch", say, Box::new(lost))?;
+        let is_chosen = matches!(resume, Resume::Path(path) if step_of(path).is_some());
+        if *resume != Resume::No && !is_chosen {
+            self.resume_newest();
+        }
+        Ok(lock)
     }
 
     /// A folder for one job that leaves nothing behind: see [`RunDir::remove`].
@@ -224,7 +251,10 @@ fn make_named(runs_dir: &Path, name: &str) -> Result<PathBuf, RunDirError> {
     let path = runs_dir.join(name);
     match make(runs_dir, &path)? {
         true => Ok(path),
-        false => Err(RunDirError::Exists { name: name.to_string(), path }),
+        // A run that trains cannot be continued either.
+        false => Err(lock::check(&path, 0)
+            .err()
+            .map_or_else(|| RunDirError::Exists { name: name.to_string(), path }, RunDirError::Locked)),
     }
 }
 

@@ -48,6 +48,13 @@ pub enum CommError {
         #[source]
         source: Arc<io::Error>,
     },
+    /// The process's limit of file sizes (`ulimit -f`) binds the shared memory too.
+    #[error(
+        "the node's shared memory may not grow by {bytes} bytes (ulimit -f is {}): raise that limit (ulimit -f unlimited, or \
+         LimitFSIZE= of the unit)",
+        limit_text(*.limit)
+    )]
+    FileLimit { bytes: usize, limit: Option<u64> },
     /// A call to the system failed.
     #[error("{what}: {source}")]
     System {
@@ -84,6 +91,10 @@ pub enum CommError {
     NcclId { bytes: usize },
     #[error("{0}")]
     Other(String),
+}
+
+fn limit_text(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "not known".into(), |bytes| format!("{bytes} bytes"))
 }
 
 impl CommError {

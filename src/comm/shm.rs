@@ -14,7 +14,7 @@ mod sync;
 use super::{Collective, CommError};
 use crate::ledger::{self, Holding, Part};
 use crate::torch;
-use rustix::fs::{MemfdFlags, memfd_create};
+use cache::{SharedMemory, shared_memory};
 use rustix::io::Errno;
 use segment::{MAX_RANKS, Region, Segment};
 use std::os::fd::OwnedFd;
@@ -45,13 +45,22 @@ struct Regions {
     list: Vec<Arc<Region>>,
 }
 
-/// Makes the memfd that the ranks of a node share. Inherited over `exec` unless `close_on_exec`.
+/// Makes the memory that the ranks of a node share: a memfd, or a file without a name where that is refused. Inherited over
+/// `exec` unless `close_on_exec`.
 ///
 /// # Errors
 /// The kernel gives no file.
 pub fn create_memfd(close_on_exec: bool) -> Result<OwnedFd, CommError> {
-    let flags = if close_on_exec { MemfdFlags::CLOEXEC } else { MemfdFlags::empty() } | MemfdFlags::ALLOW_SEALING;
-    memfd_create("headroom-comm", flags).map_err(|e| CommError::system("memfd_create", e))
+    let failed = |call, e: std::io::Error| CommError::system(call, e);
+    let SharedMemory { fd, note, .. } =
+        shared_memory("headroom-comm", 0).map_err(|e| CommError::system("the memory in which ranks meet", e))?;
+    if let Some(note) = note {
+        tracing::warn!("{note}");
+    }
+    if !close_on_exec {
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).map_err(|e| failed("fcntl", e.into()))?;
+    }
+    Ok(fd)
 }
 
 impl ShmCollective {
@@ -331,6 +340,10 @@ fn check_growth(codes: &[u64], bytes: usize) -> Result<(), CommError> {
 }
 
 fn no_room(bytes: usize, error: Errno) -> CommError {
+    if error == Errno::FBIG {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+        return CommError::FileLimit { bytes, limit };
+    }
     CommError::NoRoom { mib: bytes as f64 / f64::from(1 << 20), source: std::sync::Arc::new(error.into()) }
 }
 

@@ -3,7 +3,6 @@
 use crate::comm::CommError;
 use crate::data::{Cause, DataError};
 use crate::report::ReportError;
-use crate::report::plots::PlotError;
 use crate::report::records::RecordError;
 use crate::torch::TorchError;
 use crate::train::TrainError;
@@ -49,8 +48,6 @@ pub enum RankError {
     Report(#[from] ReportError),
     #[error(transparent)]
     Record(#[from] RecordError),
-    #[error(transparent)]
-    Plot(#[from] PlotError),
     #[error("{what}: {source}")]
     System {
         what: String,
@@ -108,7 +105,6 @@ impl RankError {
             RankError::NoRoom(_) => exit::PLAN,
             RankError::Report(_)
             | RankError::Record(_)
-            | RankError::Plot(_)
             | RankError::System { .. }
             | RankError::Io(_)
             | RankError::Panic(_) => exit::INTERNAL,

@@ -7,6 +7,7 @@ mod meet;
 mod node_cache;
 mod observer;
 mod registrar;
+mod stop;
 mod train;
 
 pub use error::RankError;
@@ -37,31 +38,26 @@ enum Verb {
     OpenAhead,
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
-    /// Draw the memory of a run's folder, or of a monitor's log.
-    #[command(hide = true)]
-    Plot {
-        #[arg(long)]
-        from: PathBuf,
-        #[arg(long)]
-        out: PathBuf,
-    },
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
 pub fn main() -> u8 {
+    let inherited = launcher::supervise::set_defaults();
     let args = Args::parse();
     std::panic::set_hook(Box::new(keep_panic));
     if let Ok(program) = std::env::current_exe() {
         probe::open_ahead_by(program);
     }
     let Some(verb) = args.verb else {
-        return train::main();
+        return train::main(inherited);
     };
+    if let Err(error) = stop::end_as_first_process() {
+        eprintln!("rank: {error}");
+    }
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
         Verb::OpenAhead => probe::serve().map_err(|e| RankError::system("opening files ahead", e)),
-        Verb::Plot { from, out } => crate::report::plots::plot_any(from, out).map_err(RankError::from),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {

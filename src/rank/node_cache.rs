@@ -151,7 +151,7 @@ fn of_launcher(place: &RankEnv) -> Result<Option<NodeCache>, RankError> {
 
 fn of_ranks(job: &Job, place: &RankEnv, links: &Links, reporter: &Reporter) -> Result<Option<NodeCache>, RankError> {
     let budget = &job.plan.budget;
-    let Some(policy) = PolicyKind::named(&budget.cache_policy).filter(|_| budget.page_cache_bytes > 0) else {
+    let Some(policy) = PolicyKind::of(budget.cache_policy).filter(|_| budget.page_cache_bytes > 0) else {
         return Ok(None);
     };
     let (memfd, socket, host) = match links {
@@ -210,7 +210,11 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
 
     fn job() -> Job {
-        let budget = BudgetPlan { page_cache_bytes: 1 << 20, cache_policy: "pin".into(), ..BudgetPlan::default() };
+        let budget = BudgetPlan {
+            page_cache_bytes: 1 << 20,
+            cache_policy: spec::contract::CacheMode::Pin,
+            ..BudgetPlan::default()
+        };
         let plan = Plan { budget, ..Plan::default() };
         Job { version: VERSION, config: Config::default(), plan, run_dir: "runs/x".into(), resume: None }
     }

@@ -4,26 +4,31 @@ use super::device;
 use super::meet;
 use super::node_cache::NodeCache;
 use super::observer::{RankObserver, end_device_work, tell_failure};
+use super::stop::Stop;
 use super::{RankError, read_job, registrar};
 use crate::comm::rendezvous::{self, Links};
 use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, Solo};
 use crate::data::DataError;
 use crate::ledger;
-use crate::report::memory::{MemorySampler, Probe};
+use crate::report::Reporter;
+use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::{RecordWriter, write_summary};
-use crate::report::{Reporter, plots};
 use crate::task::{self, Datasets, Team};
 use crate::torch::{count_tensors, most_tensor_bytes};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
 use cache::client::CacheClient;
 use launcher::console::cache_stats;
+use launcher::machine::{self, ProcessLimits};
+use launcher::run_dir::RunLock;
+use launcher::watch;
 use spec::contract::cache::CacheStats;
-use spec::contract::{Best, CacheSummary, Held, Relief, Summary, env, exit};
+use spec::contract::{Best, CacheSummary, Held, Phase, Relief, RunStatus, Summary, env, exit};
 use spec::job::Job;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
@@ -44,15 +49,16 @@ struct Start {
     links: Option<Links>,
     reporter: Reporter,
     controls: Arc<Controls>,
-    /// What signals set, and the controls read.
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     began: Instant,
 }
 
 /// Trains what the environment names; returns the exit code. Errors are told to the launcher, once.
-pub fn main() -> u8 {
+pub fn main(inherited: Vec<String>) -> u8 {
     let began = Instant::now();
-    let result = start(began).map(|start| {
+    let alone = !has_launcher();
+    let stop = Stop::heed(alone);
+    let result = stop.and_then(|stop| start(began, stop, if alone { inherited } else { Vec::new() })).map(|start| {
         let (reporter, rank) = (start.reporter.clone(), start.env.rank);
         (reporter, rank, caught(|| train(start)))
     });
@@ -85,14 +91,18 @@ fn tell(reporter: &Reporter, rank: usize, error: &RankError) {
     }
 }
 
-/// Reads environment and job, meets the other ranks.
-fn start(began: Instant) -> Result<Start, RankError> {
+/// Whether `launch` started this rank, and looks after limits, priorities and the run's lock.
+fn has_launcher() -> bool {
+    std::env::var_os(env::CONTROL_FD).is_some()
+}
+
+/// Reads environment and job, meets the other ranks. `inherited`: lines about this process.
+fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, RankError> {
     let job = read_job(None)?;
     let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(RankError::Environment)?;
     // A failure of a peer may arrive before this rank has met the others.
     let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
-    let stop = Arc::new(AtomicBool::new(false));
-    let controls = Arc::new(Controls::new(Arc::clone(&stop)));
+    let controls = Arc::new(Controls::new(Arc::clone(&stop.asked)));
     let peer_failed = {
         let meeting = Arc::clone(&meeting);
         move |rank, error| match meeting.get() {
@@ -108,12 +118,18 @@ fn start(began: Instant) -> Result<Start, RankError> {
         reporter.failed(error.exit_code(), None, error.to_string());
         error
     };
+    if env.local_rank == 0 {
+        inherited.into_iter().for_each(|line| reporter.line(line));
+    }
+    if !has_launcher() {
+        check_limits(&job, &reporter).map_err(told)?;
+    }
     let timeout = Duration::try_from_secs_f64(job.config.train.step_timeout).unwrap_or(Duration::MAX);
     // Before any tensor is made: libtorch asks once whether there is CUDA.
     let device = device::prepare(&job, &env).map_err(told)?;
     let (collective, links): (Arc<dyn Collective>, _) = match device {
         _ if env.world_size == 1 => {
-            let alone = std::env::var_os(env::CONTROL_FD).is_none().then(|| Links::Host(Vec::new()));
+            let alone = (!has_launcher()).then(|| Links::Host(Vec::new()));
             (Arc::new(Solo::new(device)), alone)
         }
         Device::Cuda(index) => {
@@ -149,20 +165,49 @@ fn reporter(
     Ok(Reporter::over(socket, rank, on_peer_failed, on_relief)?)
 }
 
+/// Refuses limits with which the run cannot work.
+fn check_limits(job: &Job, reporter: &Reporter) -> Result<(), RankError> {
+    let checked = watch::check_limits(&job.plan, &ProcessLimits::now(), machine::tasks_of_user);
+    let lines = checked.map_err(|e| RankError::NoRoom(e.to_string()))?;
+    lines.into_iter().for_each(|line| reporter.line(line));
+    Ok(())
+}
+
+/// Rank 0 locks the run's folder, as `launch` does for its ranks, before any rank writes there.
+fn lock_run(start: &Start) -> Result<Option<RunLock>, RankError> {
+    let Start { job, env, collective, reporter, .. } = start;
+    let lost = |other: String| {
+        eprintln!("error: the run was taken over by {other}, since this process gave no sign of life: ending");
+        // Without destructors: libtorch's threads are at work.
+        signal_hook::low_level::exit(i32::from(exit::USAGE));
+    };
+    let say = |line: String| reporter.line(line);
+    let own = (env.rank == 0).then(|| RunLock::take(&job.run_dir, 0, "rank 0", say, Box::new(lost))).transpose();
+    let problem = own.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let all = collective.all_gather(problem.as_bytes())?;
+    let lock = own.map_err(|e| RankError::Usage(e.to_string()))?;
+    match all.first().filter(|problem| !problem.is_empty()) {
+        Some(problem) => {
+            let error = String::from_utf8_lossy(problem).into_owned();
+            Err(CommError::PeerFailed { rank: 0, error }.into())
+        }
+        None => Ok(lock),
+    }
+}
+
 fn train(start: Start) -> Result<u8, RankError> {
-    let Start { job, env, device, collective, links, reporter, stop, .. } = &start;
+    let Start { job, env, device, collective, links, reporter, .. } = &start;
+    let _lock = if has_launcher() { None } else { lock_run(&start)? };
     let _stream = device::own_stream(*device)?;
     let threads = job.plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
-    let unstarted = Arc::new(AtomicBool::new(true));
-    heed_signals(&unstarted, stop)?;
     let resume = job.resume.as_deref().map(checkpoint::load).transpose()?;
     let mut node = NodeCache::join(job, env, links.as_ref(), collective, reporter)?;
     let cache = node.as_ref().map(|node| Arc::clone(&node.client));
     if let Some(cache) = cache.as_ref().filter(|_| job.config.train.pin_memory) {
         registrar::register(cache, *device, device::options(env.rank).always, reporter)?;
     }
-    let trained = caught(|| with_cache(&start, &unstarted, resume, node.as_mut()));
+    let trained = caught(|| with_cache(&start, resume, node.as_mut()));
     // While the page cache is there: the device forgets its pages when its work is done, and that may wait for other ranks.
     trained.inspect_err(|error| {
         tell(reporter, env.rank, error);
@@ -172,12 +217,7 @@ fn train(start: Start) -> Result<u8, RankError> {
     })
 }
 
-fn with_cache(
-    start: &Start,
-    unstarted: &AtomicBool,
-    resume: Option<Loaded>,
-    node: Option<&mut NodeCache>,
-) -> Result<u8, RankError> {
+fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache>) -> Result<u8, RankError> {
     let Start { job, env, device, collective, reporter, controls, began, .. } = start;
     let (config, plan) = (&job.config, &job.plan);
     let cache = node.as_ref().map(|node| Arc::clone(&node.client));
@@ -232,7 +272,7 @@ fn with_cache(
     };
     // From here on a signal asks for a checkpoint. Ranks meet first: all begin to listen at the same time.
     collective.barrier()?;
-    unstarted.store(false, Ordering::Relaxed);
+    start.stop.begin();
     let finished = fit.run(resume, &mut observer)?;
     let counted = match node {
         Some(node) => node.part(&**collective)?,
@@ -271,21 +311,10 @@ fn observer(
         memory_every: job.config.log.memory_every,
         run_dir: job.run_dir.clone(),
         first: true,
-        phase: String::new(),
+        phase: Phase::Start,
         cache,
         on_device: start.device.is_cuda().then(|| Arc::clone(&start.collective)),
     })
-}
-
-/// SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean stop; while `unstarted` there is nothing to keep, and
-/// they end the rank as they would any program.
-fn heed_signals(unstarted: &Arc<AtomicBool>, stop: &Arc<AtomicBool>) -> Result<(), RankError> {
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1] {
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(unstarted))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
-            .map_err(|e| RankError::system("signals", e))?;
-    }
-    Ok(())
 }
 
 fn open(start: &Start, task: &dyn task::Task, cache: Option<Arc<CacheClient>>) -> Result<Datasets, RankError> {
@@ -307,12 +336,13 @@ fn memory_sampler(
     let records = open_records(&start.job, &name, resumed_step)?;
     let reporter = start.reporter.clone();
     let device = start.device;
-    let probe = move || {
-        let held = Held { tensors_bytes: most_tensor_bytes(), ..ledger::take_most() };
-        let seen = Probe { gpu: device::memory(device), held, ..Probe::default() };
-        let Some(cache) = &cache else { return seen };
+    let probe = move |now: &mut MemorySnapshot| {
+        now.held = Held { tensors_bytes: most_tensor_bytes(), ..ledger::take_most() };
+        device::see_memory(device, now);
+        let Some(cache) = &cache else { return };
         let (node, own) = (cache.node_stats(), cache.stats());
-        Probe { cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses, ..seen }
+        now.cache_bytes = node.used_bytes;
+        (now.cache_hits, now.cache_misses) = (own.hits, own.misses + own.bypasses);
     };
     MemorySampler::start(MEMORY_PERIOD, records, probe, move |line| reporter.line(line))
         .map_err(|e| RankError::system("memory sampling", e))
@@ -358,18 +388,17 @@ fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
     vs.trainable_variables().into_iter().filter_map(of).collect()
 }
 
-/// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes and, where it hosted the page
-/// cache, its numbers; `cache` has them where rank 0 did.
+/// Rank 0's last work: the summary. The launcher draws the figures and adds the peaks of all processes and, where it hosted the
+/// page cache, the cache's numbers; `cache` has them where rank 0 hosted it.
 fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Duration) -> Result<(), RankError> {
     let Start { job, reporter, .. } = start;
     let config = &job.config;
     let summary = Summary {
         status: match finished.status {
-            Status::Finished => "finished",
-            Status::EarlyStopped => "early_stopped",
-            Status::Stopped => "stopped",
-        }
-        .into(),
+            Status::Finished => RunStatus::Finished,
+            Status::EarlyStopped => RunStatus::EarlyStopped,
+            Status::Stopped => RunStatus::Stopped,
+        },
         steps: finished.steps,
         epochs: finished.epochs,
         wall_s: wall.as_secs_f64(),
@@ -385,8 +414,7 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
         files_skipped: finished.files_skipped,
         reason: finished.reason.clone(),
         memory_cleanups: finished.cleanups,
-        cache: cache
-            .map_or_else(CacheSummary::default, |stats| CacheSummary::of(&job.plan.budget.cache_policy, &stats)),
+        cache: cache.map_or_else(CacheSummary::default, |stats| CacheSummary::of(job.plan.budget.cache_policy, &stats)),
         restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
         ..Summary::default()
     };
@@ -394,35 +422,23 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
     if let Some(stats) = &cache {
         reporter.line(cache_stats(&config.task, stats));
     }
-    if config.log.plots {
-        let (records, plots) = (job.run_dir.join("metrics.jsonl"), job.run_dir.join("plots"));
-        let metric = &plotted(config.train.monitor_metric.as_str(), &finished.headline);
-        let name = job.run_dir.file_name().map_or_else(|| config.name.clone(), |n| n.to_string_lossy().into_owned());
-        let drawn = plots::plot_run(&records, &plots, &name, metric, unit(metric))
-            .and_then(|()| plots::plot_throughput(&records, &plots, &name))
-            .and_then(|()| plots::plot_memory(&job.run_dir, &plots.join("memory.png"), &name, &job.plan));
-        if let Err(error) = drawn {
-            reporter.line(format!("{error}; set log.plots to false to train without"));
-        }
+    if config.log.plots && std::env::var_os(env::CONTROL_FD).is_none() {
+        plot(&job.run_dir, reporter);
     }
     Ok(())
 }
 
-/// The metric with a figure of its own: the monitored one, or, since the loss has its figure anyway, the task's first.
-fn plotted(monitor: &str, headline: &[String]) -> String {
-    let of_task = || headline.iter().filter_map(|name| name.split_once('.')).find(|(_, name)| *name != "loss");
-    match monitor {
-        "val.loss" => of_task().map_or_else(|| monitor.to_owned(), |(_, name)| format!("val.{name}")),
-        other => other.to_owned(),
-    }
-}
-
-/// Unit of a metric, from the ending of its name.
-fn unit(metric: &str) -> &'static str {
-    match metric {
-        name if name.contains("_deg") => "degrees",
-        name if name.ends_with("_rad") => "radians",
-        name if name.contains("psnr") => "dB",
-        _ => "",
-    }
+/// Lets `launch`, which lies beside this program, draw the figures of a run that another launcher started.
+fn plot(run_dir: &Path, reporter: &Reporter) {
+    let launch = std::env::current_exe().map(|own| own.with_file_name("launch"));
+    let drawn = launch.and_then(|launch| Command::new(launch).arg("plot").arg(run_dir).stdin(Stdio::null()).output());
+    let problem = match drawn {
+        Ok(ended) if ended.status.success() => return,
+        Ok(ended) => String::from_utf8_lossy(&ended.stderr).trim().to_owned(),
+        Err(error) => format!("launch beside this program: {error}"),
+    };
+    reporter.line(format!(
+        "no figures: {problem}; draw them with `launch plot {}`, or set log.plots to false to train without",
+        run_dir.display()
+    ));
 }

@@ -13,12 +13,12 @@ const SPEC: Rooms = &[
 ];
 const RANK: Rooms = &[
     ("torch", &[]),
-    ("comm", &["torch", "ledger", "spec::contract"]),
+    ("comm", &["torch", "ledger", "spec::contract", "cache"]),
     ("ledger", &["spec::contract"]),
     ("data", &["ledger", "spec::contract", "spec::config", "cache"]),
     ("train", &["torch", "comm", "data", "task", "ledger", "spec::contract", "spec::config", "spec::plan"]),
     ("task", &["torch", "data", "cache", "spec::config", "spec::contract"]),
-    ("report", &["spec::contract", "spec::config", "spec::plan", "launcher::advise"]),
+    ("report", &["spec::contract", "spec::config"]),
     ("own_loop", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
     (
         "rank",
@@ -38,6 +38,9 @@ const RANK: Rooms = &[
             "cache",
             "launcher::console",
             "launcher::machine",
+            "launcher::run_dir",
+            "launcher::supervise",
+            "launcher::watch",
         ],
     ),
 ];
@@ -49,6 +52,7 @@ const LAUNCHER: Rooms = &[
     ("run_dir", &["spec::contract", "spec::config", "spec::plan", "spec::job"]),
     ("cli", &["run_dir", "spec::config", "spec::plan"]),
     ("advise", &["machine", "watch", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
+    ("plots", &["advise", "spec::contract", "spec::plan", "spec::job"]),
     ("smart", &["spec::contract", "spec::config"]),
     (
         "monitor",
@@ -63,6 +67,7 @@ const LAUNCHER: Rooms = &[
             "console",
             "machine",
             "monitor",
+            "plots",
             "run_dir",
             "smart",
             "supervise",

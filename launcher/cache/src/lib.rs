@@ -1,4 +1,6 @@
-//! The node's shared page cache: bytes in one memfd, and the directory that says which entry lies where.
+#![doc = include_str!("README.md")]
+//!
+//! # Parts
 //!
 //! ```text
 //! ranks ══ sockets ══► server ──► directory ──► arena   (extents of the mapping)
@@ -7,6 +9,8 @@
 //! ```
 //! One thread owns the directory, so nothing here is locked and nothing is shared but the bytes. The launcher hosts it, or
 //! local rank 0 where another launcher started the ranks.
+//!
+//! Where a kernel or sandbox refuses the memfd, a file without a name stands in (`shared`, [`refused`]).
 //!
 //! A rank's side of it is [`client`]: it maps the memfd ([`mapping`]) and asks the directory.
 //!
@@ -24,9 +28,12 @@ mod error;
 pub mod mapping;
 mod memory;
 mod policy;
+pub mod refused;
 mod server;
+mod shared;
 
 pub use directory::{Directory, Fault, Replies};
 pub use memory::{MemoryError, Room};
 pub use policy::PolicyKind;
 pub use server::{CacheHost, HostError, HostPlan, with_causes};
+pub use shared::{SharedMemory, shared_memory};

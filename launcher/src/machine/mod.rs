@@ -6,6 +6,7 @@
 mod cgroup;
 mod dataset;
 mod gpu;
+mod limits;
 mod memory;
 mod probe;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod tests;
 
 pub use dataset::dataset_facts;
 pub use gpu::GpuMeter;
+pub use limits::{ProcessLimits, low_priorities, tasks_of_user};
 pub use memory::{GroupNow, MemoryMeter, MemoryNow, Pressure};
 pub use probe::{Probe, free_disk_bytes};
 

@@ -8,7 +8,7 @@ use super::{RankSpec, Spec, Stream, Watcher};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid};
 use spec::contract::{self, Decoder, ToRank, env};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -21,8 +21,10 @@ const READ_AT_ONCE: usize = 64 << 10;
 
 pub struct Child {
     pub rank: u32,
+    /// Not reaped before [`Child::reap`]: until then the number means this process.
     pub pid: Pid,
-    pub pidfd: OwnedFd,
+    /// Readable when the process has ended; else why its end must be polled for.
+    pub pidfd: Result<OwnedFd, Errno>,
     pub out: Option<OwnedFd>,
     pub err: Option<OwnedFd>,
     pub control: Option<OwnedFd>,
@@ -83,8 +85,7 @@ impl Child {
         })?;
         drop((theirs, cache));
         let pid = Pid::from_child(&process);
-        // Not reaped before `reap`, so the number still means this process.
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty());
         Ok(Self {
             rank: rank.rank,
             pid,
@@ -103,8 +104,13 @@ impl Child {
 
     pub fn signal(&self, signal: Signal) {
         if !self.ended {
-            let _ = pidfd_send_signal(&self.pidfd, signal);
+            let _ = kill_process(self.pid, signal);
         }
+    }
+
+    /// Whether it has to be asked if this process has ended, since nothing tells.
+    pub fn is_polled(&self) -> bool {
+        !self.ended && self.pidfd.is_err()
     }
 
     /// To the rank and whatever it started in its process group, which may outlive it.
@@ -123,7 +129,7 @@ impl Child {
     /// Takes the exit status of a process that has ended.
     pub fn reap(&mut self) -> io::Result<Option<End>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let Some(status) = waitid(WaitId::PidFd(rustix::fd::AsFd::as_fd(&self.pidfd)), options)? else {
+        let Some(status) = waitid(WaitId::Pid(self.pid), options)? else {
             return Ok(None);
         };
         self.ended = true;
@@ -192,6 +198,12 @@ impl Child {
             });
         }
     }
+}
+
+/// Whether a child has ended; it is not reaped.
+pub fn has_ended(pid: Pid) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::Pid(pid), options), Ok(None))
 }
 
 fn open_log(dir: &Path, rank: u32) -> io::Result<File> {

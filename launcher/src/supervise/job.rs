@@ -2,12 +2,12 @@
 //!
 //! Two epoll sets: `urgent` holds pidfds, control sockets and signals, and, as one member, the set `outputs` of pipes.
 //! So a flood of output never delays a failure or a signal. epoll gives events in the order they happened, which
-//! decides between failures that arrive in one wake-up.
+//! decides between failures that arrive in one wake-up. Where pidfds are refused the ends of ranks are polled for.
 
 mod hear;
 
 use super::cgroup::Cgroup;
-use super::child::{Child, Shared};
+use super::child::{Child, Shared, has_ended};
 use super::limits::MemoryGroup;
 use super::orders::{Order, OrderQueue};
 use super::unix::{Guard, Signals};
@@ -15,10 +15,11 @@ use super::verdict::{Said, Verdict};
 use super::{Outcome, Spec, Stream, Watcher};
 use crate::machine::{MemoryMeter, Probe, memfd_room};
 use crate::watch::{Findings, Told, Watch};
+use cache::refused::{EPOLL_CREATE, Once, PIDFD_OPEN, PRCTL};
 use cache::{CacheHost, HostPlan};
+use cache::{SharedMemory, shared_memory};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::Signal;
 use spec::contract::{Progress, ToRank};
@@ -26,6 +27,8 @@ use std::io;
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
+/// Time between two looks at ranks whose end nothing tells of.
+pub const POLL: Duration = Duration::from_millis(20);
 /// How long output waits before it is looked at again when the watcher cannot take more.
 const HOLD: Duration = Duration::from_millis(20);
 /// Longest error text passed on to other ranks, characters: must fit into a socket's buffer.
@@ -80,7 +83,7 @@ fn run_with(
     let cgroups: Vec<Cgroup> = groups().collect();
     // Dropped without `dismiss` on any error below: then the guard ends what was started.
     let guard = Guard::start(cgroups.clone())?;
-    let comm = if spec.control { Some(memfd_create("headroom-comm", MemfdFlags::CLOEXEC)?) } else { None };
+    let comm = if spec.control { Some(comm_memory(watcher)?) } else { None };
     let mut cache = match start_cache(spec) {
         Ok(cache) => cache,
         Err(e) => {
@@ -109,6 +112,7 @@ fn run_with(
             }
         }
     }
+    missing_calls(&children, watcher);
     let pids: Vec<(u32, i32)> = children.iter().map(|child| (child.rank, child.pid.as_raw_nonzero().get())).collect();
     let meter = MemoryMeter::new(&Probe::default(), memory_group.as_ref().map(|group| group.dir.as_path()));
     let orders = OrderQueue::new(watcher, cache.as_ref())?;
@@ -130,11 +134,42 @@ fn run_with(
     end_cgroups(&cgroups);
     drop(job);
     guard.dismiss();
+    reap_strangers();
     if let Some(host) = &mut cache {
         host.stop();
         outcome.cache = Some(host.stats());
     }
     Ok(outcome)
+}
+
+/// Memory in which the ranks meet.
+fn comm_memory(watcher: &dyn Watcher) -> io::Result<OwnedFd> {
+    let SharedMemory { fd, note, .. } = shared_memory("headroom-comm", 0)?;
+    note.iter().for_each(|note| watcher.note(note));
+    Ok(fd)
+}
+
+/// Calls that are refused here, and how the job does without; once per process.
+fn missing_calls(children: &[Child], watcher: &dyn Watcher) {
+    static PIDFD: Once = Once::new();
+    static DEATH: Once = Once::new();
+    if let Some(error) = children.iter().find_map(|child| child.pidfd.as_ref().err()) {
+        let ms = POLL.as_millis();
+        let line = || format!("{}; the ends of ranks are looked for every {ms} ms instead", PIDFD_OPEN.refused(*error));
+        PIDFD.say(line).iter().for_each(|line| watcher.note(line));
+    }
+    if let Err(error) = rustix::process::parent_process_death_signal() {
+        let line = || format!("{}; if launch is killed, its guard process ends the ranks", PRCTL.refused(error));
+        DEATH.say(line).iter().for_each(|line| watcher.note(line));
+    }
+}
+
+/// As the first process of a container this one inherits what ranks left behind, and nobody else reaps it.
+fn reap_strangers() {
+    use rustix::process::{WaitOptions, getpid, wait};
+    if getpid().is_init() {
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+    }
 }
 
 fn start_cache(spec: &Spec) -> io::Result<Option<CacheHost>> {
@@ -179,8 +214,8 @@ impl<'a> Job<'a> {
         children: Vec<Child>,
     ) -> io::Result<Self> {
         let (watcher, cache) = (orders.watcher, orders.cache);
-        let urgent = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let outputs = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let set = || epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| EPOLL_CREATE.error(error));
+        let (urgent, outputs) = (set()?, set()?);
         add(&urgent, &signals.pipe, SIGNALS, 0)?;
         add(&urgent, &outputs, OUTPUTS, 0)?;
         add(&urgent, &orders.bell, ORDERS, 0)?;
@@ -188,7 +223,9 @@ impl<'a> Job<'a> {
             add(&urgent, &host.alarm, CACHE, 0)?;
         }
         for (index, child) in children.iter().enumerate() {
-            add(&urgent, &child.pidfd, EXIT, index)?;
+            if let Ok(pidfd) = &child.pidfd {
+                add(&urgent, pidfd, EXIT, index)?;
+            }
             if let Some(control) = &child.control {
                 add(&urgent, control, CONTROL, index)?;
             }
@@ -198,7 +235,7 @@ impl<'a> Job<'a> {
                 }
             }
         }
-        let verdict = Verdict::new(children.len());
+        let verdict = Verdict::new(children.len(), spec.control);
         let (held, told, interrupts) = (false, false, 0);
         let (deadline, progress) = (None, None);
         Ok(Self {
@@ -238,6 +275,7 @@ impl<'a> Job<'a> {
                     _ => self.take_control(index),
                 }
             }
+            ended.extend(self.poll_exits()?);
             // Before anything is written: the other ranks wait for one that will never come.
             self.spread_failure();
             ended.iter().for_each(|index| self.children[*index].drain(self.watcher));
@@ -248,6 +286,16 @@ impl<'a> Job<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Takes the exits of ranks whose end nothing tells of.
+    fn poll_exits(&mut self) -> io::Result<Vec<usize>> {
+        let polled = self.children.iter().enumerate().filter(|(_, child)| child.is_polled() && has_ended(child.pid));
+        let ended: Vec<usize> = polled.map(|(index, _)| index).collect();
+        for index in &ended {
+            self.take_exit(*index)?;
+        }
+        Ok(ended)
     }
 
     /// The watch hears nothing more and ends.
@@ -279,11 +327,8 @@ impl<'a> Job<'a> {
     /// `None`: nothing is due.
     fn timeout(&self) -> Option<Duration> {
         let until = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        match (until, self.held) {
-            (Some(until), true) => Some(until.min(HOLD)),
-            (None, true) => Some(HOLD),
-            (until, false) => until,
-        }
+        let polled = self.children.iter().any(Child::is_polled).then_some(POLL);
+        [until, self.held.then_some(HOLD), polled].into_iter().flatten().min()
     }
 
     fn signal_groups(&self, signal: Signal) {
@@ -322,7 +367,10 @@ impl<'a> Job<'a> {
             host.rank_gone(child.rank);
         }
         if let Some(end) = child.reap()? {
-            epoll::delete(&self.urgent, &child.pidfd)?;
+            if let Ok(pidfd) = &child.pidfd {
+                epoll::delete(&self.urgent, pidfd)?;
+            }
+            self.pass_on_stop(index, end);
             self.verdict.ended(index, end);
         }
         Ok(())

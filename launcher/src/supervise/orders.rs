@@ -3,7 +3,6 @@
 use super::Watcher;
 use crate::watch::{CacheNow, Hands};
 use cache::CacheHost;
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use spec::contract::Relief;
 use std::io;
@@ -25,25 +24,28 @@ pub struct OrderQueue<'a> {
     pub watcher: &'a dyn Watcher,
     pub cache: Option<&'a CacheHost>,
     orders: Mutex<Vec<Order>>,
-    /// Readable when there are orders.
+    /// Readable when there are orders: a pipe, since sandboxes may refuse an eventfd.
     pub bell: OwnedFd,
+    rope: OwnedFd,
 }
 
 impl<'a> OrderQueue<'a> {
     pub fn new(watcher: &'a dyn Watcher, cache: Option<&'a CacheHost>) -> io::Result<Self> {
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { watcher, cache, orders: Mutex::default(), bell })
+        let (bell, rope) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)?;
+        Ok(Self { watcher, cache, orders: Mutex::default(), bell, rope })
     }
 
     /// All orders since the last call.
     pub fn take(&self) -> Vec<Order> {
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        while matches!(rustix::io::read(&self.bell, &mut [0; 64]), Ok(1..)) {}
         std::mem::take(&mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn put(&self, order: Order) {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        // A full pipe is readable anyway.
+        let _ = rustix::io::write(&self.rope, b"o");
     }
 }
 

@@ -1,12 +1,11 @@
 //! What a watch has found when it ends: peaks, and what explains a kill.
 
 use super::Planned;
-use super::level::Level;
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, unix_time};
 use crate::machine::MemoryMeter;
 use spec::config::Language;
-use spec::contract::NodeRecord;
+use spec::contract::{Event, Level, NodeRecord, Program};
 use std::path::Path;
 
 /// Proportional set sizes, bytes: shared pages count once over the job.
@@ -65,8 +64,8 @@ pub struct Fullest {
     /// Seconds since the watch began.
     pub at: f64,
     pub sample: Sample,
-    /// Name, pid and bytes of the largest process of others at that moment; absent: it was not looked for.
-    pub largest_other: Option<(String, i32, u64)>,
+    /// The largest process of others at that moment; `None` where it was not looked for.
+    pub largest_other: Option<Program>,
 }
 
 /// What the watch knows at the end.
@@ -106,8 +105,8 @@ impl Default for Findings {
 }
 
 impl Findings {
-    /// One more record, of what ended the attempt; an error in words.
-    pub fn keep(&self, run_dir: Option<&Path>, event: String) -> Option<String> {
+    /// Writes one more record, with the event that ended the attempt; returns the error text if that fails.
+    pub fn keep(&self, run_dir: Option<&Path>, event: Event) -> Option<String> {
         let last = self.last.as_ref()?;
         let step = self.seen.iter().filter_map(|seen| seen.last).map(|moment| moment.step).max().unwrap_or(0);
         let (mut records, error) = Records::open(run_dir);

@@ -3,7 +3,7 @@
 use super::segment::{Header, RankLine};
 use crate::comm::CommError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 use rustix::thread::futex;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
@@ -53,6 +53,30 @@ impl Name {
     }
 }
 
+/// Another rank's process.
+enum Peer {
+    Pidfd(OwnedFd),
+    /// Where pidfds are refused. A process that nobody has reaped counts as running.
+    Number(Pid),
+}
+
+impl Peer {
+    fn open(pid: Pid) -> Self {
+        pidfd_open(pid, PidfdFlags::empty()).map_or(Peer::Number(pid), Peer::Pidfd)
+    }
+
+    fn has_ended(&self) -> bool {
+        match self {
+            // A pidfd becomes readable when its process ends.
+            Peer::Pidfd(pidfd) => {
+                let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+                poll(&mut fds, Some(&timespec(Duration::ZERO))).unwrap_or(0) > 0
+            }
+            Peer::Number(pid) => test_kill_process(*pid) == Err(rustix::io::Errno::SRCH),
+        }
+    }
+}
+
 /// One rank's side of the barriers.
 pub(super) struct Sync {
     pub rank: usize,
@@ -61,7 +85,7 @@ pub(super) struct Sync {
     /// Spin before sleeping: pays only while every rank has a core.
     pub spin: bool,
     /// Processes of the other ranks, where they can be watched.
-    peers: OnceLock<Vec<(usize, OwnedFd)>>,
+    peers: OnceLock<Vec<(usize, Peer)>>,
     aborted: OnceLock<CommError>,
 }
 
@@ -189,18 +213,14 @@ impl Sync {
             let pid = line.pid.load(Ordering::Relaxed);
             let same_view = namespace != 0 && line.pid_namespace.load(Ordering::Relaxed) == namespace;
             let pid = Pid::from_raw(pid as i32).filter(|_| same_view && pid != own_pid)?;
-            Some((rank, pidfd_open(pid, PidfdFlags::empty()).ok()?))
+            Some((rank, Peer::open(pid)))
         };
         let _ = self.peers.set((0..self.world).filter_map(open).collect());
     }
 
     fn dead_peer(&self, is_missing: impl Fn(usize) -> bool) -> Option<usize> {
-        self.peers.get()?.iter().filter(|(rank, _)| is_missing(*rank)).find_map(|(rank, pidfd)| {
-            let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-            // A pidfd becomes readable when its process ends.
-            let ready = poll(&mut fds, Some(&timespec(Duration::ZERO))).unwrap_or(0);
-            (ready > 0).then_some(*rank)
-        })
+        let ended = |(rank, peer): &&(usize, Peer)| is_missing(*rank) && peer.has_ended();
+        self.peers.get()?.iter().find(ended).map(|(rank, _)| *rank)
     }
 
     /// Ends all waits on this node, now and later. The first reason stays.
@@ -243,4 +263,20 @@ pub(super) fn wake(word: &AtomicU32) {
 
 fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_peer_is_seen_with_and_without_a_pidfd() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let peers = [Peer::open(pid), Peer::Number(pid)];
+        assert!(peers.iter().all(|peer| !peer.has_ended()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(peers.iter().all(Peer::has_ended));
+    }
 }

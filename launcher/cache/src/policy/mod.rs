@@ -4,6 +4,7 @@ mod lru;
 mod next_use;
 mod pin;
 
+use spec::contract::CacheMode;
 use spec::contract::cache::Item;
 use std::fmt;
 
@@ -27,9 +28,19 @@ impl PolicyKind {
         }
     }
 
-    /// The policy of a name; `None`: there is no such policy.
+    /// The policy of this name, as benches take it.
     pub fn named(name: &str) -> Option<Self> {
         [Self::Pin, Self::Lru, Self::NextUse].into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The policy of a mode; `None` where there is no page cache.
+    pub fn of(mode: CacheMode) -> Option<Self> {
+        match mode {
+            CacheMode::Off => None,
+            CacheMode::Pin => Some(Self::Pin),
+            CacheMode::Lru => Some(Self::Lru),
+            CacheMode::NextUse => Some(Self::NextUse),
+        }
     }
 
     pub(super) fn make(self) -> Box<dyn Policy> {

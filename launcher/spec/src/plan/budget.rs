@@ -5,7 +5,7 @@ use super::table::{bytes_text, count, grouped};
 use super::task::{OVERFLOW, SampleSizes, TaskSizes, once, per_rank, product, sum};
 use super::{BudgetLine, BudgetPlan, GpuPlan, Plan, PlanError};
 use crate::config::{Budget, CachePolicy, Config, OptimizerKind, ShuffleMode};
-use crate::contract::{DatasetFacts, Machine};
+use crate::contract::{CacheMode, DatasetFacts, Device, LineId, Machine};
 
 /// Makes all lines; adds to the draft's notes.
 pub(super) fn budget(
@@ -19,7 +19,7 @@ pub(super) fn budget(
     let sizes = Sizes::of(config, dataset)?;
     draft.data = sizes.task.facts.clone();
     let ranks = draft.topology.local_world_size as u64;
-    let cuda = draft.topology.device == "cuda";
+    let cuda = draft.topology.device == Device::Cuda;
     let mut lines = vec![reserve(machine, total_bytes)];
     lines.extend(runtime(draft, sizes.task.library_bytes, cuda, ranks)?);
     let model = sizes.model_state(ranks)?;
@@ -34,14 +34,14 @@ pub(super) fn budget(
     lines.extend(sizes.decoding(draft, ranks)?);
     if !cuda && ranks > 1 {
         let formula = format!("staging of sums in shared memory, {}", bytes_text(MEETING_BYTES));
-        lines.push(per_rank("collectives", MEETING_BYTES, ranks, formula)?);
+        lines.push(per_rank(LineId::Collectives, MEETING_BYTES, ranks, formula)?);
     }
     lines.push(sizes.checkpoint()?);
     let used = sum(&lines.iter().map(|line| line.bytes).collect::<Vec<_>>()).ok_or(OVERFLOW)?;
     let room = total_bytes.saturating_sub(used).saturating_sub(launcher(ranks, 0).bytes);
     let line = sizes.page_cache(config, dataset, sizes.beside_directory(room));
     lines.insert(1, launcher(ranks, sizes.entries(line.bytes)));
-    let (page_cache_bytes, cache_policy) = (line.bytes, sizes.cache_policy(config, line.bytes).to_owned());
+    let (page_cache_bytes, cache_policy) = (line.bytes, sizes.cache_policy(config, line.bytes));
     lines.push(line);
     draft.notes.extend(small_cache(config, dataset, draft, page_cache_bytes));
     Ok(BudgetPlan { total_bytes, lines, page_cache_bytes, cache_policy, formula, gpu })
@@ -107,7 +107,7 @@ fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
     if others > 0 {
         formula += &format!(" + {} of the budget that others use already", bytes_text(others));
     }
-    once("reserve", others.saturating_add(margin), formula)
+    once(LineId::Reserve, others.saturating_add(margin), formula)
 }
 
 /// The launcher with its directory of the page cache's entries.
@@ -118,7 +118,7 @@ fn launcher(ranks: u64, entries: u64) -> BudgetLine {
         formula += &format!(", and {} entries of the page cache × {DIRECTORY_ENTRY_BYTES} B", grouped(entries));
     }
     let directory = entries.saturating_mul(DIRECTORY_ENTRY_BYTES);
-    let line = once("launcher", own.saturating_add(directory), formula);
+    let line = once(LineId::Launcher, own.saturating_add(directory), formula);
     // Tables double: they may be twice as large as their entries need.
     if directory > own / 10 { line.bounded() } else { line }
 }
@@ -127,7 +127,7 @@ fn launcher(ranks: u64, entries: u64) -> BudgetLine {
 fn runtime(draft: &Plan, library_bytes: u64, cuda: bool, ranks: u64) -> Result<Vec<BudgetLine>, PlanError> {
     if cuda {
         let formula = format!("libtorch, CUDA and allocator × {}, estimate", count(ranks as usize, "rank"));
-        return Ok(vec![per_rank("runtime", RUNTIME_CUDA_HOST_BYTES, ranks, formula)?]);
+        return Ok(vec![per_rank(LineId::Runtime, RUNTIME_CUDA_HOST_BYTES, ranks, formula)?]);
     }
     let files = "pages of libtorch's files, the same for all ranks; a bound".to_owned();
     // Compute threads, loader threads of training and of validation.
@@ -135,14 +135,14 @@ fn runtime(draft: &Plan, library_bytes: u64, cuda: bool, ranks: u64) -> Result<V
     let bytes = threads.checked_mul(THREAD_BYTES).and_then(|bytes| bytes.checked_add(RUNTIME_CPU_BYTES));
     let formula = format!("libtorch's tables and heap, {}", count(threads as usize, "thread"));
     Ok(vec![
-        once("libraries", library_bytes, files).bounded(),
-        per_rank("runtime", bytes.ok_or(OVERFLOW)?, ranks, formula)?,
+        once(LineId::Libraries, library_bytes, files).bounded(),
+        per_rank(LineId::Runtime, bytes.ok_or(OVERFLOW)?, ranks, formula)?,
     ])
 }
 
 /// One device's lines: its rank's share of the model, and what CUDA itself takes.
 fn gpu_plan(machine: &Machine, rank_lines: &[BudgetLine], ranks: u64) -> GpuPlan {
-    let context = once("CUDA runtime", RUNTIME_CUDA_DEVICE_BYTES, "context and library workspaces".into());
+    let context = once(LineId::CudaRuntime, RUNTIME_CUDA_DEVICE_BYTES, "context and library workspaces".into());
     let one = |line: &BudgetLine| BudgetLine { bytes: line.per_rank_bytes.unwrap_or(line.bytes), ..line.clone() };
     let lines = std::iter::once(context).chain(rank_lines.iter().map(one)).collect();
     let free = machine.gpus.iter().map(|gpu| gpu.memory_free_bytes).min().unwrap_or(0);
@@ -200,7 +200,7 @@ impl Sizes {
             grouped(self.task.parameters),
             self.moments
         );
-        per_rank("model state", bytes, ranks, formula)
+        per_rank(LineId::ModelState, bytes, ranks, formula)
     }
 
     /// Bytes that a step of training and one of validation hold in tensors beside the model.
@@ -224,13 +224,13 @@ impl Sizes {
         let heap = times(heap.bytes, in_training)?.max(times(val_heap.bytes, in_validation)?);
         let (held, what) = larger(&training, &validation);
         let beside = if step > 0 { format!(" + {} whatever the batch", bytes_text(step)) } else { String::new() };
-        let activations = per_rank("activations", held.bytes, ranks, format!("{what}{beside}"))?;
+        let activations = per_rank(LineId::Activations, held.bytes, ranks, format!("{what}{beside}"))?;
         let further = (draft.topology.threads_per_rank as u64).saturating_sub(1);
         let threads = further.checked_mul(STEP_CPU_PER_THREAD_BYTES).ok_or(OVERFLOW)?;
         let bytes = sum(&[heap.saturating_sub(held.bytes), STEP_CPU_BYTES, threads]).ok_or(OVERFLOW)?;
         // How tensors of one step after the other fall into place differs from run to run.
         let formula = "pieces between tensors, and what libraries keep; a bound".to_owned();
-        Ok([activations, per_rank("heap", bytes, ranks, formula)?.bounded()])
+        Ok([activations, per_rank(LineId::Heap, bytes, ranks, formula)?.bounded()])
     }
 
     /// The same on a device, with the pieces that its allocator keeps.
@@ -241,7 +241,7 @@ impl Sizes {
         let bytes = times(held.bytes, factor)?;
         let factor = factor.0 as f64 / factor.1 as f64;
         let factor = if factor == 1.0 { String::new() } else { format!(" × {factor}") };
-        per_rank("activations", bytes, ranks, format!("{what}{factor}, assumed"))
+        per_rank(LineId::Activations, bytes, ranks, format!("{what}{factor}, assumed"))
     }
 
     /// Slots of the training and the validation loader; the latter keeps none ahead but one per thread.
@@ -252,15 +252,15 @@ impl Sizes {
             0 => batch.val_batch,
             most => batch.val_batch.min(most),
         };
-        let line = |name, slots: u64, samples: usize, sizes: &SampleSizes| {
+        let line = |name: LineId, slots: u64, samples: usize, sizes: &SampleSizes| {
             let slot = sizes.slot_bytes(samples as u64).ok_or(OVERFLOW)?;
             let bytes = slots.checked_mul(slot).ok_or(OVERFLOW)?;
             let sample = grouped(sizes.bytes().ok_or(OVERFLOW)?);
             per_rank(name, bytes, ranks, format!("{slots} slots × {} × {sample} B", count(samples, "sample")))
         };
         Ok([
-            line("staging slots", loader.slots as u64, batch.micro_batch, &self.task.train)?,
-            line("validation slots", val_slots, val_batch, &self.task.val)?,
+            line(LineId::StagingSlots, loader.slots as u64, batch.micro_batch, &self.task.train)?,
+            line(LineId::ValidationSlots, val_slots, val_batch, &self.task.val)?,
         ])
     }
 
@@ -271,7 +271,7 @@ impl Sizes {
         // Names and places of all tensors: a few KiB, and more where there are many small ones.
         let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
         let formula = format!("rank 0: {} parameters × 4 B × {copies}, and their names", grouped(self.task.parameters));
-        Ok(once("checkpoint staging", bytes.checked_add(names).ok_or(OVERFLOW)?, formula))
+        Ok(once(LineId::CheckpointStaging, bytes.checked_add(names).ok_or(OVERFLOW)?, formula))
     }
 
     /// Buffers of the threads that decode, and decoded chunks that a rank keeps for itself: bounds both, since chunks are of
@@ -282,10 +282,10 @@ impl Sizes {
         let (each, kept) = (self.task.scratch_bytes, draft.loader.chunk_cache_bytes);
         let bytes = threads.checked_mul(each).ok_or(OVERFLOW)?;
         let formula = format!("{} × {}; a bound", count(threads as usize, "thread"), bytes_text(each));
-        let mut lines = vec![per_rank("decode scratch", bytes, ranks, formula)?.bounded()];
+        let mut lines = vec![per_rank(LineId::DecodeScratch, bytes, ranks, formula)?.bounded()];
         if kept > 0 {
             let formula = "data.chunk_cache_size, for what the page cache has no room for; a bound";
-            lines.push(per_rank("chunk cache", kept, ranks, formula.into())?.bounded());
+            lines.push(per_rank(LineId::ChunkCache, kept, ranks, formula.into())?.bounded());
         }
         Ok(lines)
     }
@@ -323,24 +323,25 @@ impl Sizes {
         let share = (bytes as f64 / useful.max(1) as f64).min(1.0);
         let rate = match policy {
             // What stays is hit in every epoch.
-            "pin" => format!(", steady hit rate {:.1} %", 100.0 * share),
+            CacheMode::Pin => format!(", steady hit rate {:.1} %", 100.0 * share),
             _ if self.task.useful_is_exact && bytes >= useful => ", steady hit rate 100.0 %".into(),
             // An entry that is read several times in an epoch may hit in between, too.
-            "next_use" if self.task.useful_is_exact => format!(", steady hit rate {:.1} % or more", 100.0 * share),
+            CacheMode::NextUse if self.task.useful_is_exact => {
+                format!(", steady hit rate {:.1} % or more", 100.0 * share)
+            }
             _ => String::new(),
         };
-        once("page cache", bytes, if bytes == 0 { cut } else { format!("{cut}, policy {policy}{rate}") })
+        once(LineId::PageCache, bytes, if bytes == 0 { cut } else { format!("{cut}, policy {policy}{rate}") })
     }
 
-    /// The policy's name.
-    fn cache_policy(&self, config: &Config, bytes: u64) -> &'static str {
+    fn cache_policy(&self, config: &Config, bytes: u64) -> CacheMode {
         match config.data.cache {
-            _ if bytes == 0 => "off",
-            CachePolicy::Off => "off",
+            _ if bytes == 0 => CacheMode::Off,
+            CachePolicy::Off => CacheMode::Off,
             CachePolicy::Auto => self.task.auto_policy,
-            CachePolicy::NextUse => "next_use",
-            CachePolicy::Pin => "pin",
-            CachePolicy::Lru => "lru",
+            CachePolicy::NextUse => CacheMode::NextUse,
+            CachePolicy::Pin => CacheMode::Pin,
+            CachePolicy::Lru => CacheMode::Lru,
         }
     }
 }

@@ -20,7 +20,7 @@ use super::table::{bytes_text, grouped};
 use super::task::{SampleSizes, TaskSizes, product, sum};
 use super::vrt::activation_scalars;
 use crate::config::{Config, DeblurData, FlowKind, SpikeEncoding, VrtModel};
-use crate::contract::{DatasetFacts, FrameFacts};
+use crate::contract::{CacheMode, DatasetFacts, FrameFacts};
 
 /// Six levels of five 7×7 convolutions, 8 → 32 → 64 → 32 → 16 → 2.
 const SPYNET: u64 = 1_440_300;
@@ -193,8 +193,8 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
 /// Clips that overlap share frames: an entry serves up to `clip_len` clips of an epoch, so what is needed again soonest is
 /// worth more than the rest. Where each frame has one clip, all entries are read once, and what stays is as good as what
 /// goes.
-fn auto_policy(config: &Config) -> &'static str {
-    if config.data.stride < config.data.deblur.clip_len { "next_use" } else { "pin" }
+fn auto_policy(config: &Config) -> CacheMode {
+    if config.data.stride < config.data.deblur.clip_len { CacheMode::NextUse } else { CacheMode::Pin }
 }
 
 /// Bytes that one clip of so many pixels holds at the peak of a training step or of an evaluation's pass, on a CPU; `None`: a
@@ -434,8 +434,9 @@ mod tests {
 
     #[test]
     fn clips_that_overlap_want_a_policy_that_looks_ahead() {
+        use CacheMode::{NextUse, Pin};
         let mut config = Config::of_task("deblur");
-        for (clip_len, stride, policy) in [(5, 1, "next_use"), (5, 4, "next_use"), (5, 5, "pin"), (1, 1, "pin")] {
+        for (clip_len, stride, policy) in [(5, 1, NextUse), (5, 4, NextUse), (5, 5, Pin), (1, 1, Pin)] {
             (config.data.deblur.clip_len, config.data.stride) = (clip_len, stride);
             assert_eq!(auto_policy(&config), policy, "{clip_len} {stride}");
         }

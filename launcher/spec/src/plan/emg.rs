@@ -15,7 +15,7 @@ use super::constants::*;
 use super::table::bytes_text;
 use super::task::{SampleSizes, TaskSizes, product, sum};
 use crate::config::{Config, DecoderType, LossType, ModelConfig, TdsStage};
-use crate::contract::DatasetFacts;
+use crate::contract::{CacheMode, DatasetFacts};
 
 /// Everything the planner asks of this task; absent: a product overflows.
 pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes> {
@@ -45,7 +45,7 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
         useful: format!("{} data set × {DECODED_OVER_DISK}", bytes_text(dataset.bytes)),
         useful_is_exact: false,
         // One chunk of a session serves many windows, so the one that looks ahead.
-        auto_policy: "next_use",
+        auto_policy: CacheMode::NextUse,
         facts: Vec::new(),
     })
 }

@@ -1,13 +1,7 @@
-//! The plan: topology and every byte of the node's budget, by name.
+#![doc = include_str!("README.md")]
 //!
-//! ```text
-//! node budget = reserve + launcher + libraries
-//!             + ranks × (runtime + model state + activations + slots + decode scratch + collectives)
-//!             + checkpoint staging + page cache
-//! ```
-//! `topology` decides ranks and batch, `task` sizes of model and samples (`emg`, `deblur`), `budget` weighs the lines, `suggest` finds what would fit, `table` prints.
-//!
-//! Architecture invariant: pure. `plan(config, machine, dataset, request)` reads nothing else.
+//! `topology` decides ranks and batch, `task` sizes of model and samples, `budget` weighs the lines, `suggest` finds what
+//! would fit, `table` prints.
 
 mod budget;
 mod constants;
@@ -31,7 +25,7 @@ pub use table::bytes_text;
 pub use topology::{choose_device, node_share};
 
 use crate::config::{Config, DeviceChoice};
-use crate::contract::{DatasetFacts, Machine};
+use crate::contract::{CacheMode, DatasetFacts, Device, LineId, Machine};
 use serde::{Deserialize, Serialize};
 
 /// What the command line asks for. Absent: decided by config and machine.
@@ -123,15 +117,14 @@ impl Plan {
     /// ranks map. The measure beside it is PSS without shared memory: that has no part of the page cache.
     pub fn rank_bytes(&self) -> u64 {
         let own: u64 = self.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
-        let libraries = self.budget.line_bytes("libraries") / self.topology.local_world_size.max(1) as u64;
-        own + self.budget.line_bytes("checkpoint staging") + libraries
+        let libraries = self.budget.line_bytes(LineId::Libraries) / self.topology.local_world_size.max(1) as u64;
+        own + self.budget.line_bytes(LineId::CheckpointStaging) + libraries
     }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Topology {
-    /// `cpu` or `cuda`.
-    pub device: String,
+    pub device: Device,
     /// Ranks on this node.
     pub local_world_size: usize,
     /// Ranks of the whole job.
@@ -175,9 +168,8 @@ pub struct BudgetPlan {
     pub lines: Vec<BudgetLine>,
     /// Bytes of the line `page cache`: what is left after every other line, as far as it is of use.
     pub page_cache_bytes: u64,
-    /// `pin`, `lru` or `next_use`; `off`: there is no page cache.
     #[serde(default)]
-    pub cache_policy: String,
+    pub cache_policy: CacheMode,
     /// How `total_bytes` came about.
     #[serde(default)]
     pub formula: String,
@@ -192,8 +184,8 @@ impl BudgetPlan {
         sum_lines(&self.lines)
     }
 
-    /// The node's bytes of the line `name`; 0: there is none.
-    pub fn line_bytes(&self, name: &str) -> u64 {
+    /// The node's bytes of the line `name`; 0 where the plan has no such line.
+    pub fn line_bytes(&self, name: LineId) -> u64 {
         self.lines.iter().find(|line| line.name == name).map_or(0, |line| line.bytes)
     }
 
@@ -226,7 +218,7 @@ fn sum_lines(lines: &[BudgetLine]) -> u64 {
 /// One named part of the budget. `bytes` counts the whole node: `per_rank_bytes × ranks` where a line is per rank.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BudgetLine {
-    pub name: String,
+    pub name: LineId,
     pub bytes: u64,
     pub per_rank_bytes: Option<u64>,
     /// How the number came about, in words and factors.

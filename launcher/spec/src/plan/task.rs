@@ -3,7 +3,7 @@
 use super::constants::*;
 use super::{BudgetLine, PlanError, deblur, emg};
 use crate::config::Config;
-use crate::contract::DatasetFacts;
+use crate::contract::{CacheMode, DatasetFacts, LineId};
 
 type SizesOf = fn(&Config, &DatasetFacts) -> Option<TaskSizes>;
 
@@ -34,7 +34,7 @@ pub(super) struct TaskSizes {
     /// That number is no estimate: entries beyond it there are none.
     pub useful_is_exact: bool,
     /// The policy that `data.cache: auto` stands for.
-    pub auto_policy: &'static str,
+    pub auto_policy: CacheMode,
     /// Facts on the data set, one sentence each, for the plan's headline.
     pub facts: Vec<String>,
 }
@@ -92,13 +92,13 @@ pub(super) fn sum(terms: &[u64]) -> Option<u64> {
     terms.iter().try_fold(0u64, |sum, term| sum.checked_add(*term))
 }
 
-pub(super) fn once(name: &str, bytes: u64, formula: String) -> BudgetLine {
-    BudgetLine { name: name.into(), bytes, formula, ..BudgetLine::default() }
+pub(super) fn once(name: LineId, bytes: u64, formula: String) -> BudgetLine {
+    BudgetLine { name, bytes, formula, ..BudgetLine::default() }
 }
 
-pub(super) fn per_rank(name: &str, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
+pub(super) fn per_rank(name: LineId, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
     let all = bytes.checked_mul(ranks).ok_or(OVERFLOW)?;
-    Ok(BudgetLine { name: name.into(), bytes: all, per_rank_bytes: Some(bytes), formula, bound: false })
+    Ok(BudgetLine { name, bytes: all, per_rank_bytes: Some(bytes), formula, bound: false })
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! What reaches the loop from outside: signals, the page cache's notes, messages of the ranks; and what it adds up to.
 
 use super::Job;
-use crate::supervise::verdict::{End, Said, signal_name};
+use crate::supervise::verdict::{End, STOPS, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
 use cache::CacheHost;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
-use spec::contract::{self, FrameError, FromRank, exit};
+use spec::contract::{self, Event, FrameError, FromRank, exit};
 use std::io;
 use std::time::Duration;
 
@@ -45,10 +45,33 @@ impl Job<'_> {
         }
     }
 
+    /// A rank of a training run that a signal ended before its first step was asked to stop; so are all others then. Whoever
+    /// asked may have signalled every process, this one too.
+    pub(super) fn pass_on_stop(&mut self, index: usize, end: End) {
+        let by = match end {
+            End::Code(exit::UNSTARTED) => Some(Signal::TERM),
+            End::Signal(number) => Signal::from_named_raw(number).filter(|signal| STOPS.contains(signal)),
+            End::Code(_) => None,
+        };
+        let asked = self.verdict.stopped_by().is_some() || self.told;
+        let begun = self.progress.is_some() || self.verdict.cause().is_some();
+        if let Some(signal) = by.filter(|_| self.spec.control && !asked && !begun) {
+            let rank = self.children[index].rank;
+            self.forward_for(
+                if signal == Signal::HUP { Signal::TERM } else { signal },
+                &format!(" reached rank {rank}"),
+            );
+        }
+    }
+
     pub(super) fn forward(&mut self, signal: Signal) {
+        self.forward_for(signal, "");
+    }
+
+    fn forward_for(&mut self, signal: Signal, whom: &str) {
         if self.verdict.stopped_by().is_none() && !self.told {
             let (name, grace) = (signal_name(signal.as_raw()), self.spec.grace.as_secs_f64());
-            self.watcher.note(&format!("{name}: asking every rank to stop, at most {grace} s"));
+            self.watcher.note(&format!("{name}{whom}: asking every rank to stop, at most {grace} s"));
         }
         self.verdict.forwarded(signal.as_raw());
         self.children.iter().for_each(|child| child.signal(signal));
@@ -158,7 +181,8 @@ impl Job<'_> {
             }
         });
         if let Some(failure) = &first_failure {
-            let error = findings.keep(self.spec.watch.run_dir.as_deref(), failure.words());
+            let event = Event::Failed { rank: failure.rank, step: failure.step, text: failure.words() };
+            let error = findings.keep(self.spec.watch.run_dir.as_deref(), event);
             error.iter().for_each(|error| self.watcher.note(error));
         }
         Outcome {

@@ -2,12 +2,10 @@
 
 use super::draw::{self, Curve, Panel};
 use super::{History, PlotError, make_dir};
-use launcher::advise::{MonitorSample, Run, starts};
-use spec::contract::{MemoryRecord, NodeRecord};
+use crate::advise::{MonitorSample, Run, each_record, starts};
+use spec::contract::{MemoryRecord, NodeRecord, Phase};
 use spec::plan::Plan;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -132,13 +130,11 @@ pub fn plot_memory(run_dir: &Path, out: &Path, run: &str, plan: &Plan) -> Result
 
 fn read_node(run_dir: &Path) -> NodeSeries {
     let mut series = NodeSeries::default();
-    let Ok(file) = File::open(run_dir.join("memory.node.jsonl")) else { return series };
-    for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
-        if let Ok(record) = serde_json::from_slice::<NodeRecord>(&line) {
-            series.cache.push((record.t, record.cache_bytes as f64));
-            series.events.extend(record.event.is_some().then_some(record.t));
-        }
-    }
+    // Without the launcher's records there is a figure as well.
+    let _ = each_record(&run_dir.join("memory.node.jsonl"), |record: NodeRecord| {
+        series.cache.push((record.t, record.cache_bytes as f64));
+        series.events.extend(record.event.is_some().then_some(record.t));
+    });
     series
 }
 
@@ -156,15 +152,13 @@ fn readable(limits: Vec<(String, f64)>, top: f64, title: String) -> (Vec<(String
 
 fn read(run_dir: &Path, rank: usize) -> RankSeries {
     let mut series = RankSeries::default();
-    let Ok(file) = File::open(run_dir.join(format!("memory.rank{rank}.jsonl"))) else { return series };
     let mut starting = Vec::new();
-    for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
-        if let Ok(record) = serde_json::from_slice::<MemoryRecord>(&line) {
-            series.uss.push((record.t, own_bytes(&record) as f64));
-            series.cache.push((record.t, record.cache_bytes as f64));
-            starting.push(record.phase == "start");
-        }
-    }
+    // A rank without records has no area.
+    let _ = each_record(&run_dir.join(format!("memory.rank{rank}.jsonl")), |record: MemoryRecord| {
+        series.uss.push((record.t, own_bytes(&record) as f64));
+        series.cache.push((record.t, record.cache_bytes as f64));
+        starting.push(record.phase == Phase::Start);
+    });
     series.starts = starts(starting.into_iter());
     series
 }
@@ -262,6 +256,7 @@ fn add(tops: &mut [f64], more: &[f64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spec::contract::Event;
 
     #[test]
     fn ranks_are_stacked_on_the_cache_at_common_moments() {
@@ -360,7 +355,7 @@ mod tests {
             std::fs::write(dir.path().join(format!("memory.rank{rank}.jsonl")), lines.join("\n") + "\nbroken").unwrap();
         }
         let keep = std::env::var_os("HEADROOM_KEEP_PLOTS").map_or(dir.path().join("plots"), Into::into);
-        let event = |t: f64| NodeRecord { t, event: Some("the page cache shrinks".into()), ..Default::default() };
+        let event = |t: f64| NodeRecord { t, event: Some(Event::Continued), ..Default::default() };
         let events = [event(1e9 + 30.0), event(1e9 + 61.5)].map(|e| serde_json::to_string(&e).unwrap());
         std::fs::write(dir.path().join("memory.node.jsonl"), events.join("\n")).unwrap();
         plot_memory(dir.path(), &keep.join("memory.png"), "quick_demo", &plan).unwrap();

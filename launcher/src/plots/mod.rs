@@ -1,4 +1,6 @@
-//! Loss and metric curves as PNG, drawn from `metrics.jsonl` with a font of their own.
+//! Figures of a run as PNG, drawn from its records with a font that the program brings along.
+//!
+//! Figures are drawn in a process of their own (`launch plot`): the launcher that supervises a run stays small.
 
 mod axis;
 mod draw;
@@ -8,9 +10,12 @@ mod throughput;
 pub use memory::{plot_any, plot_memory};
 pub use throughput::plot_throughput;
 
-use super::records::{RecordError, for_each_metrics};
+use crate::advise::{self, each_record};
 use draw::{Curve, Panel};
+use spec::contract::{MetricsRecord, Summary};
+use spec::job::Job;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Points that a curve keeps in memory; beyond twice as many, every other one goes.
@@ -19,14 +24,14 @@ const POINTS: usize = 4096;
 /// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
 pub enum PlotError {
-    #[error(transparent)]
-    Records(#[from] RecordError),
+    #[error("{path}: cannot be read", path = path.display())]
+    Records { path: PathBuf, source: io::Error },
     #[error("{path}: no figure: {problem}", path = path.display())]
     Draw { path: PathBuf, problem: String },
     #[error("{path}: {problem}; expected a run's folder or a monitor's JSON log", path = path.display())]
     Unreadable { path: PathBuf, problem: String },
     #[error(transparent)]
-    Log(#[from] launcher::advise::LogError),
+    Log(#[from] advise::LogError),
 }
 
 /// One value over the steps, thinned to at most `2 × POINTS` points.
@@ -67,6 +72,55 @@ impl History {
     }
 }
 
+/// Draws all figures of a run's folder into `plots/` there, by its `job.json`, `summary.json` and records.
+///
+/// # Errors
+/// It is not a run's folder, or a file cannot be read or written.
+pub fn plot_folder(run_dir: &Path) -> Result<(), PlotError> {
+    let unreadable = |problem: &str| PlotError::Unreadable { path: run_dir.to_owned(), problem: problem.into() };
+    let job: Job = advise::json(&run_dir.join("job.json")).ok_or_else(|| unreadable("job.json cannot be read"))?;
+    let summary: Summary = advise::json(&run_dir.join("summary.json")).unwrap_or_default();
+    let (records, plots) = (run_dir.join("metrics.jsonl"), run_dir.join("plots"));
+    let name = run_dir.file_name().map_or_else(|| job.config.name.clone(), |name| name.to_string_lossy().into_owned());
+    let metric = &plotted(&job.config.train.monitor_metric, &summary.headline);
+    plot_run(&records, &plots, &name, metric, unit(metric))?;
+    plot_throughput(&records, &plots, &name)?;
+    plot_memory(run_dir, &plots.join("memory.png"), &name, &job.plan)
+}
+
+/// The metric with a figure to itself: the monitored one, or, since the loss has its figure anyway, the task's first.
+fn plotted(monitor: &str, headline: &[String]) -> String {
+    let of_task = || headline.iter().filter_map(|name| name.split_once('.')).find(|(_, name)| *name != "loss");
+    match monitor {
+        "val.loss" => of_task().map_or_else(|| monitor.to_owned(), |(_, name)| format!("val.{name}")),
+        other => other.to_owned(),
+    }
+}
+
+/// Unit of a metric, from the ending of its name.
+fn unit(metric: &str) -> &'static str {
+    match metric {
+        name if name.contains("_deg") => "degrees",
+        name if name.ends_with("_rad") => "radians",
+        name if name.contains("psnr") => "dB",
+        _ => "",
+    }
+}
+
+/// Calls `each` with every record of a metrics file.
+fn each_metrics(path: &Path, each: impl FnMut(MetricsRecord)) -> Result<(), PlotError> {
+    each_record(path, each).map_err(|source| PlotError::Records { path: path.to_owned(), source })
+}
+
+/// The value of a record that has this name in the file.
+fn value(record: &MetricsRecord, name: &str) -> Option<f64> {
+    match name {
+        "loss" => Some(record.loss),
+        "lr" => Some(record.lr),
+        _ => record.metrics.get(name).copied(),
+    }
+}
+
 /// Draws `loss.png` (training and validation loss) and `metrics.png` (one validation metric with its
 /// training counterpart, and the learning rate) below `dir`. `monitor`: the metric's full name, e.g. `val.mae_deg`; `unit`: e.g. `degrees`, may be empty.
 /// Values that are not finite are left out and counted in the figure.
@@ -77,11 +131,10 @@ pub fn plot_run(metrics: &Path, dir: &Path, run: &str, monitor: &str, unit: &str
     let in_training = &monitor.replacen("val.", "train.", 1);
     let mut names: BTreeMap<&str, History> =
         ["loss", "val.loss", "lr", monitor, in_training].into_iter().map(|name| (name, History::default())).collect();
-    for_each_metrics(metrics, |record| {
-        let step = record.get("step").copied().unwrap_or(f64::NAN);
+    each_metrics(metrics, |record| {
         for (name, history) in &mut names {
-            if let (Some(value), true) = (record.get(*name), step.is_finite()) {
-                history.add(step, *value);
+            if let Some(value) = value(&record, name) {
+                history.add(record.step as f64, value);
             }
         }
     })?;
@@ -112,7 +165,6 @@ fn make_dir(dir: &Path) -> Result<(), PlotError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::records::RecordWriter;
     use spec::contract::MetricsRecord;
 
     /// Where HEADROOM_KEEP_PLOTS says, so that a person can look; else a folder that goes away.
@@ -121,15 +173,17 @@ mod tests {
         let root = std::env::var_os("HEADROOM_KEEP_PLOTS").map_or(temporary.path().to_owned(), PathBuf::from);
         let dir = root.join(name);
         let metrics = temporary.path().join("metrics.jsonl");
-        let writer = RecordWriter::open(&metrics, None).unwrap();
+        let mut lines = String::new();
         for (step, loss, val) in values {
             let lr = 5e-4 * (1.0 + (step as f64 / 800.0).cos()) / 2.0;
             let mut record = MetricsRecord { step, loss, lr, ..Default::default() };
             record.metrics.extend(val.map(|v| ("val.loss".into(), v)));
             record.metrics.extend(val.map(|v| ("val.mae_deg".into(), 30.0 * v)));
-            writer.write(&record).unwrap();
+            // As on a device: a record with an object in it.
+            record.input = Some(Default::default());
+            lines += &(serde_json::to_string(&record).unwrap() + "\n");
         }
-        writer.close().unwrap();
+        std::fs::write(&metrics, lines).unwrap();
         plot_run(&metrics, &dir, "quick_demo", "val.mae_deg", "degrees").unwrap();
         for file in ["loss.png", "metrics.png"] {
             let bytes = std::fs::read(dir.join(file)).unwrap();
@@ -149,6 +203,19 @@ mod tests {
         draw("nan", (1..50).map(|i| (i, if i % 7 == 0 { f64::NAN } else { 1.0 / i as f64 }, None)));
         draw("huge", (1..60).map(|i| (i, 1e6 * (-(i as f64) / 3.0).exp(), Some(1e-30))));
         draw("many", (1..50_000).map(|i| (i, noisy(i / 20), (i % 5000 == 0).then(|| noisy(i / 20)))));
+    }
+
+    #[test]
+    fn records_of_a_device_and_values_that_are_no_numbers_are_drawn() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let record = MetricsRecord { step: 3, loss: f64::NAN, input: Some(Default::default()), ..Default::default() };
+        std::fs::write(&path, serde_json::to_string(&record).unwrap() + "\n{\"step\":").unwrap();
+        let mut seen = Vec::new();
+        each_metrics(&path, |record| seen.push((record.step, value(&record, "loss").unwrap().is_nan()))).unwrap();
+        assert_eq!(seen, [(3, true)]);
+        let missing = each_metrics(&dir.path().join("none.jsonl"), |_| ()).unwrap_err().to_string();
+        assert!(missing.contains("none.jsonl"), "{missing}");
     }
 
     #[test]
