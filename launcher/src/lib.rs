@@ -7,7 +7,6 @@
 //!          machine ──┘       │ │   │
 //!                      console │ cache
 //!                            watch  (memory: seen, warned of, given back, explained)
-//!                          journal  (append-only files that outlast a full disk), logging
 //! ```
 //!
 //! | room | owns | may not touch |
@@ -15,6 +14,8 @@
 //! | [`machine`] | probes: cores, memory, cgroups, GPUs by NVML, files of a data set | decisions |
 //! | [`watch`] | memory sampling, thresholds, response to pressure | training |
 //! | [`supervise`] | children, process groups, signals, first failure, restarts, log lines | tensors, YAML |
+//! | [`journal`] | append-only files of whole lines that survive a full disk and rotation | meaning of records |
+//! | [`logging`] | the subscriber of `tracing` events, and its filter | output |
 //! | [`console`] | lines, tables and the progress bar of a training run | decisions |
 //! | [`run_dir`] | the run's folder: names, resume, `job.json`, summary | training |
 //! | [`cli`] | the command line | work |
