@@ -2,6 +2,7 @@
 
 mod bench;
 mod early;
+mod exec;
 mod figures;
 mod helper;
 mod nodes;
@@ -29,9 +30,6 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-
-/// Time from asking a program under `--exec` to end to SIGKILL: less than the 30 s after which a pod is killed.
-const EXEC_GRACE: Duration = Duration::from_secs(25);
 
 /// Anything that ends `launch` before or after its ranks.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +103,7 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Plan(run) => show_plan(&run),
         Command::Train(run) if run.smart => smart::smart(&run, early(true, &inherited)?),
         Command::Train(run) => train(&run, early(true, &inherited)?),
-        Command::Exec { run, program, args } => exec(&run, program, args, early(false, &inherited)?),
+        Command::Exec { run, program, args } => exec::exec(&run, program, args, early(false, &inherited)?),
         Command::SampleData(args) => sample_data(&args),
         Command::Batch(args) => batch(&args),
         Command::Recommend(args) => tools::recommend(&args),
@@ -454,7 +452,7 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
         env,
         ranks: ranks(&meeting)?,
         log_dir: Some(folder.path.clone()),
-        grace: Duration::try_from_secs_f64(config.train.stop_grace).unwrap_or(EXEC_GRACE),
+        grace: Duration::try_from_secs_f64(config.train.stop_grace).unwrap_or(exec::GRACE),
         control: true,
         cache: cache_spec(plan),
         watch: WatchSpec { again, ..WatchSpec::of(config, plan, Some(&folder.path)) },
@@ -502,34 +500,6 @@ fn meeting(run: &RunArgs, local_world_size: usize, node_ranks: Vec<usize>, threa
 
 fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
     supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
-}
-
-fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>, mut early: Early) -> Result<u8, Error> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let count = run.local_ranks().unwrap_or(1);
-    let spec = Spec {
-        program: program.into(),
-        args,
-        env: log_env(run).into_iter().collect(),
-        ranks: ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?,
-        log_dir: None,
-        grace: EXEC_GRACE,
-        control: false,
-        cache: None,
-        watch: WatchSpec::silent(),
-        limits: None,
-    };
-    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
-    let signals = early.hand_over();
-    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console, signals);
-    console.finish();
-    let outcome = outcome.map_err(|source| Error::Io {
-        what: "cannot run the ranks".into(),
-        code: start_code(&source),
-        source,
-    })?;
-    explain(&outcome);
-    Ok(outcome.exit_code)
 }
 
 fn explain(outcome: &Outcome) {

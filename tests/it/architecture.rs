@@ -93,6 +93,7 @@ const LAUNCHER: Rooms = &[
             "cache",
             "cli",
             "console",
+            "logging",
             "machine",
             "monitor",
             "plots",

@@ -160,6 +160,19 @@ fn a_file_that_may_not_grow_is_named_and_no_signal_ends_the_run() {
     assert!(ended.err.contains("File too large") || ended.out.contains("File too large"), "{ended}");
 }
 
+/// A soft limit of processor time is a request to stop, a hard one the end, with its name.
+#[test]
+fn processor_time_that_is_used_up_saves_or_is_named() {
+    let runs = Runs::new(&["train.max_steps=100000000"]);
+    let limit = |hard| move |command: &mut Command| limited(command, Resource::Cpu, 2, hard);
+    let ended = launch(&runs, "soft", &[], limit(600)).wait();
+    assert_eq!(ended.code, Some(75), "{ended}");
+    assert!(ended.err.contains("ulimit -t is 2 s"), "{ended}");
+    let ended = launch(&runs, "hard", &[], limit(2)).wait();
+    assert_eq!(ended.code, Some(137), "{ended}");
+    assert!(ended.err.contains("ulimit -t (processor time of a process) is 2 s"), "{ended}");
+}
+
 #[test]
 fn a_mask_that_takes_the_owners_rights_is_replaced() {
     let runs = Runs::new(&[]);

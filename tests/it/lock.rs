@@ -132,7 +132,7 @@ fn ranks_that_a_killed_launcher_left_are_waited_for() {
     let mut first = runs.start("r", &["--ranks", "1"]);
     let run = runs.run("r");
     assert!(first.until("steps", || run.steps_so_far() >= 2));
-    let rank = first.rank(0);
+    let (rank, first_pid) = (first.rank(0), first.child.id());
     let left = fs::read(run.path.join("run.lock")).unwrap();
     first.signal(Signal::TERM);
     assert_eq!(first.wait().code, Some(75));
@@ -145,8 +145,10 @@ fn ranks_that_a_killed_launcher_left_are_waited_for() {
     let steps = run.steps_so_far();
     let more = format!("train.max_steps={}", steps + 3);
     let mut second = runs.start("r", &["--ranks", "1", "--resume", "auto", "--set", &more]);
-    std::thread::sleep(std::time::Duration::from_millis(700));
-    assert!(second.child.try_wait().unwrap().is_none() && run.steps_so_far() == steps);
+    let waits = format!("waiting for the end of ranks that process {}", first_pid);
+    let files = second.files();
+    assert!(second.until("the wait", || fs::read_to_string(files.join("err")).unwrap().contains(&waits)));
+    assert_eq!(run.steps_so_far(), steps);
     lingering.kill().unwrap();
     lingering.wait().unwrap();
     let ended = second.wait();

@@ -91,7 +91,7 @@ impl RunLock {
             let Some(found) = place.found(&own).map_err(failed)? else { continue };
             let why = place.over(&found, &own)?;
             let left = found.shown();
-            wait_for_ranks(folder, &left)?;
+            wait_for_ranks(folder, &left, &mut say)?;
             if let Some(file) = place.take_over(&found, &mut own).map_err(failed)? {
                 say(format!("{}: the lock of {left} is taken over: {why}", path.display()));
                 return Self::beating(path, own, file, on_loss);
@@ -327,8 +327,9 @@ fn no_links(error: &io::Error) -> bool {
 
 /// Waits until no rank of an earlier launch of this run is left: one that its launcher's death has not reached yet may
 /// still write a checkpoint.
-fn wait_for_ranks(folder: &Path, holder: &str) -> Result<(), LockError> {
+fn wait_for_ranks(folder: &Path, holder: &str, say: &mut impl FnMut(String)) -> Result<(), LockError> {
     let end = Instant::now() + LINGER;
+    let mut said = false;
     loop {
         let left = ranks_of(folder);
         if left.is_empty() {
@@ -337,6 +338,9 @@ fn wait_for_ranks(folder: &Path, holder: &str) -> Result<(), LockError> {
         if Instant::now() >= end {
             let run = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
             return Err(LockError::Lingering { run, holder: holder.to_owned(), pids: left.join(", ") });
+        }
+        if !std::mem::replace(&mut said, true) {
+            say(format!("waiting for the end of ranks that {holder} left: process {}", left.join(", ")));
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -1,6 +1,7 @@
 //! What reaches the loop from outside: signals, the page cache's notes, messages of the ranks; and what it adds up to.
 
 use super::Job;
+use crate::machine::ProcessLimits;
 use crate::supervise::verdict::{End, STOPS, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
@@ -171,6 +172,8 @@ impl Job<'_> {
             let status = self.verdict.end_of(cause.index);
             let killed = status == Some(End::Signal(Signal::KILL.as_raw())) && cause.said.is_none();
             let killed = killed.then(|| findings.explain_kill(cause.index));
+            // Without a word of its own: a limit may have ended it.
+            let limits = if cause.said.is_none() { ProcessLimits::now().in_force() } else { Vec::new() };
             killed_for_memory = killed.as_ref().is_some_and(|killed| killed.for_memory);
             Failure {
                 rank: child.rank,
@@ -178,7 +181,7 @@ impl Job<'_> {
                 status,
                 step: cause.said.as_ref().and_then(|said| said.step),
                 error: cause.said.as_ref().map(|said| said.error.clone()),
-                explanation: killed.map(|killed| killed.lines).unwrap_or_default(),
+                explanation: killed.map(|killed| killed.lines).unwrap_or_default().into_iter().chain(limits).collect(),
                 last_lines: child.tail.lines(),
             }
         });
