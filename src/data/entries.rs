@@ -54,12 +54,12 @@ impl<S: EntrySource> CachedEntries<S> {
         self.cache.read_or_lend(want, part, &mut |key, out| self.source.fill_entry(key, out, scratch))
     }
 
-    /// Fills one entry that this rank was granted ahead of need; false: there is none.
+    /// Fills one entry that this rank was granted ahead of need. False means that there was no such entry.
     pub fn work_ahead(&self, scratch: &mut Scratch) -> bool {
         self.cache.work_ahead(&mut |key, out| self.source.fill_entry(key, out, scratch))
     }
 
-    /// `waker` is told when there is something for [`CachedEntries::work_ahead`].
+    /// Wakes `waker` when there is something for [`CachedEntries::work_ahead`].
     pub fn wake_by(&self, waker: Weak<dyn Wake>) {
         self.cache.wake_by(waker);
     }

@@ -58,7 +58,7 @@ pub enum DataError {
     /// Ranks could not hand each other what they know of the data set.
     #[error("{0}")]
     Gather(#[source] Cause),
-    /// What a rank handed over is not what was expected.
+    /// A rank handed over bytes that cannot be read.
     #[error("what ranks found out: {0}")]
     Gathered(#[source] serde_json::Error),
     /// An index beyond what there is: an error in the program.
@@ -80,7 +80,7 @@ pub enum DataError {
     },
     #[error("reading panicked: {0}")]
     Panicked(String),
-    /// The loader cannot go on.
+    /// The loader has ended.
     #[error("{0}")]
     LoaderEnded(String),
     #[error("PNG: {0}")]

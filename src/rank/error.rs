@@ -11,7 +11,7 @@ use cache::client::CacheError;
 use spec::contract::exit;
 use std::path::PathBuf;
 
-/// What ends a rank. Texts name the cause as well, because they are sent to the launcher; `source` gives the cause as a value.
+/// The error that ends a rank. Texts name the cause as well, because they are sent to the launcher; `source` gives the cause as a value.
 #[derive(Debug, thiserror::Error)]
 pub enum RankError {
     #[error("{0}")]
@@ -80,7 +80,7 @@ impl RankError {
         RankError::System { what: what.into(), source: error.into() }
     }
 
-    /// What rank `own` ends with: all ranks learn of a loss that is not finite, or of memory that ran out; the one that met
+    /// Exit code of rank `own`: all ranks learn of a loss that is not finite, or of memory that ran out; the one that met
     /// it is to be named.
     pub fn exit_code_of(&self, own: usize) -> u8 {
         match self {

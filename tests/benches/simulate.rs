@@ -26,7 +26,7 @@ pub struct Walk {
     pub ahead: usize,
 }
 
-/// What an entry of the cache holds.
+/// Content of an entry of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grain {
     Chunk,
@@ -34,7 +34,7 @@ pub enum Grain {
     Sample,
 }
 
-/// What a walk read, from its second epoch on.
+/// Reads of a walk, from its second epoch on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reads {
     /// Chunks decoded per chunk and epoch.

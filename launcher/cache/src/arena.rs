@@ -92,7 +92,7 @@ impl Arena {
         }
     }
 
-    /// Whether an extent of `bytes` could ever be had.
+    /// True if the arena could ever hold an extent of `bytes`.
     pub fn can_hold(&self, bytes: u64) -> bool {
         rounded(bytes).is_some_and(|len| len <= self.size_bytes)
     }
@@ -122,7 +122,7 @@ impl Arena {
     }
 }
 
-/// Whole lines; an entry without bytes still has a place of its own.
+/// Whole lines; an entry without bytes still has a separate place.
 fn rounded(bytes: u64) -> Option<u64> {
     bytes.max(1).checked_next_multiple_of(ALIGN_BYTES)
 }

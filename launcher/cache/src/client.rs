@@ -155,8 +155,8 @@ impl CacheClient {
     }
 
     /// The bytes of an entry, filled by `fill` where they are not there. While it has to wait it fills what this rank was
-    /// granted for later, so ranks never wait for each other in a circle. `None`: the cache has no room, and the caller reads
-    /// into memory of its own.
+    /// granted for later, so ranks never wait for each other in a circle. `None` means that the cache has no room, and the
+    /// caller reads into other memory.
     ///
     /// # Errors
     /// The directory is gone or says what cannot be; the entry cannot be filled; its checksum is wrong.
@@ -239,7 +239,7 @@ impl CacheClient {
         }
     }
 
-    /// Fills one granted entry that no thread fills; false: there is none.
+    /// Fills one granted entry that no thread fills. False means that there was no such entry.
     pub fn work_ahead<E>(&self, fill: &mut FillFn<E>) -> bool {
         let Some((key, span)) = self.inner.lock().take_fill() else {
             return false;
@@ -249,7 +249,7 @@ impl CacheClient {
         true
     }
 
-    /// `waker` is told when there is something for [`CacheClient::work_ahead`].
+    /// Wakes `waker` when there is something for [`CacheClient::work_ahead`].
     pub fn wake_by(&self, waker: Weak<dyn Wake>) {
         let mut wakers = self.inner.wakers.lock().unwrap_or_else(PoisonError::into_inner);
         wakers.retain(|waker| waker.strong_count() > 0);
@@ -265,7 +265,7 @@ impl CacheClient {
         }
     }
 
-    /// From now on the end of the directory is none of this rank's business, though reads fail after it.
+    /// Stops reporting loss of the directory. Later reads still fail.
     pub fn expect_end(&self) {
         self.inner.lost().take();
     }
@@ -275,12 +275,12 @@ impl CacheClient {
         self.map.len() as u64
     }
 
-    /// Whether less of the mapping may be used than there is: memory is short, or was a moment ago.
+    /// True while a part of the mapping may not be used, because memory is short or was a moment ago.
     pub fn is_shrunk(&self) -> bool {
         self.inner.lock().is_shrunk()
     }
 
-    /// What this rank read so far.
+    /// Reads of this rank so far.
     pub fn stats(&self) -> ClientStats {
         self.inner.lock().stats
     }
@@ -462,7 +462,7 @@ impl Inner {
     }
 
     fn tell_lost(&self, problem: String) {
-        // The lock is let go first: what is told may end in calls to this client.
+        // The lock is let go first: the callback may call this client.
         let tell = self.lost().take();
         if let Some(tell) = tell {
             tell(problem);

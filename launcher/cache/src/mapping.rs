@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Pages are what the kernel hands out and what CUDA registers.
 const PAGE_BYTES: usize = 4096;
 
-/// A mapping of its own, given back with its last piece. Bytes are reached through pieces only.
+/// A private mapping, given back with its last piece. Bytes are reached through pieces only.
 struct Region {
     map: MmapRaw,
 }
@@ -62,7 +62,7 @@ impl Piece {
     }
 
     /// Gives the whole pages within back to the system: they read as zero from now on, and take memory again when
-    /// written. Not for memory that a device was told about.
+    /// written. Not for memory that a device has registered.
     pub fn give_pages_back(&mut self) {
         let bytes = self.bytes_mut();
         let skip = bytes.as_ptr().align_offset(PAGE_BYTES);

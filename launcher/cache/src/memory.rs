@@ -46,7 +46,7 @@ fn limit_text(bytes: Option<u64>) -> String {
 }
 
 /// Empty shared memory of `capacity_bytes` that nobody can shrink, without pages yet. The room is looked at first: a memfd
-/// has no limit of its own, and pages beyond what the node has end in the kernel's choice of a process to kill.
+/// has no limit itself, and pages beyond what the node has end in the kernel's choice of a process to kill.
 pub fn create(capacity_bytes: u64, room: Room) -> Result<SharedMemory, MemoryError> {
     check_room(capacity_bytes, room)?;
     let bytes = capacity_bytes;
@@ -87,7 +87,7 @@ pub fn extend(memfd: impl AsFd, present_bytes: u64, capacity_bytes: u64, room: R
 }
 
 /// Gives the pages of `from..to` back to the node. No rank may hold a reference to or a registration of any of them: a
-/// GPU would go on reading the old pages, a reader would find zeros.
+/// GPU would keep reading the old pages, a reader would find zeros.
 pub fn punch(memfd: impl AsFd, from: u64, to: u64) -> Result<(), MemoryError> {
     let bytes = to.saturating_sub(from);
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -24,7 +24,7 @@ const RESIZE_BYTES: u64 = 2 << 20;
 /// Event of [`Shared::wake`]; others are indices of peers.
 const WAKE: u64 = u64::MAX;
 
-/// What is to be hosted.
+/// The page cache to host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPlan {
     pub capacity_bytes: u64,
@@ -54,7 +54,7 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// What the host and its threads share.
+/// State that the host and its threads share.
 struct Shared {
     /// Of all ranks together, as of the last batch of messages.
     stats: Mutex<CacheStats>,
@@ -80,7 +80,7 @@ struct Shared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Memory {
     present: u64,
-    /// What it should come to.
+    /// Bytes that it should reach.
     wanted: u64,
     /// Nobody uses anything beyond: pages there may go.
     cleared: u64,
@@ -256,14 +256,14 @@ impl CacheHost {
         self.plan.policy
     }
 
-    /// What there is to say since the last call: ranks that broke the protocol, memory that could not be had.
+    /// Notes since the last call: ranks that broke the protocol, memory that could not be had.
     pub fn notes(&self) -> Vec<String> {
         let mut bytes = [0; 64];
         while matches!(rustix::io::read(&self.alarm, &mut bytes), Ok(1..)) {}
         std::mem::take(&mut *lock(&self.shared.notes))
     }
 
-    /// Whether the directory's thread is at its end.
+    /// True once the directory's thread has ended.
     pub fn ended(&self) -> bool {
         self.shared.ended.load(Ordering::Acquire)
     }
@@ -312,9 +312,9 @@ struct Peer {
     socket: Option<OwnedFd>,
     decoder: Decoder,
     unsent: Vec<u8>,
-    /// What epoll was told to wait for.
+    /// Events that epoll waits for.
     interest: epoll::EventFlags,
-    /// Present bytes that it was told of last; `None`: it does not want to hear of them.
+    /// Present bytes in the last message to this rank. `None` means that it did not ask for such messages.
     present: Option<u64>,
 }
 
@@ -358,7 +358,7 @@ struct Server {
     shared: Arc<Shared>,
     replies: Replies,
     bytes: Vec<u8>,
-    /// Where the part that the directory may use ends, and the newest ticket under which ranks were told.
+    /// End of the part that the directory may use, and the ticket of the newest message about it.
     limit: u64,
     ticket: u64,
     /// Ranks that have not answered the newest ticket yet.
@@ -372,7 +372,7 @@ struct Ending(Arc<Shared>);
 impl Drop for Ending {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // Without an alarm of its own: whoever reads it is to see the end with it.
+            // No alarm for this note: its reader sees it together with the end.
             lock(&self.0.notes).push("the directory's thread ended in a panic: please report this".into());
         }
         self.0.ended.store(true, Ordering::Release);
@@ -398,7 +398,7 @@ impl Server {
     fn run(mut self) {
         let _ending = Ending(Arc::clone(&self.shared));
         if let Err(e) = self.serve() {
-            lock(&self.shared.notes).push(format!("the page cache's directory cannot go on: {e}"));
+            lock(&self.shared.notes).push(format!("the page cache's directory cannot continue: {e}"));
         }
     }
 

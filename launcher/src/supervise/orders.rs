@@ -19,7 +19,7 @@ pub enum Order {
     Stop,
 }
 
-/// What the watch may do: it queues orders for the loop, and reads and resizes the page cache.
+/// The watch's access to the job: it queues orders for the loop, and reads and resizes the page cache.
 pub struct OrderQueue<'a> {
     pub watcher: &'a dyn Watcher,
     pub cache: Option<&'a CacheHost>,

@@ -19,7 +19,7 @@ pub struct ChunkEntries {
     bases: Vec<u64>,
     /// Entries of all files; keys from here on are those of pieces.
     total: u64,
-    /// Of the one data set that is cached by window.
+    /// Pieces of the one data set that is cached by window.
     pieces: Option<Pieces>,
 }
 
@@ -173,7 +173,7 @@ impl ChunkEntries {
         Ok(())
     }
 
-    /// Fills one entry that this rank was granted ahead of need; false: there is none.
+    /// Fills one entry that this rank was granted ahead of need. False means that there was no such entry.
     pub fn work_ahead(&self, scratch: &mut Scratch) -> bool {
         let mut filler = Filler::new(self, scratch);
         let done = self.cache.work_ahead(&mut |key, out| filler.fill(key, out));

@@ -68,14 +68,14 @@ impl Shape {
         }
     }
 
-    /// Whether entries of single windows read less.
+    /// True if entries of single windows read less.
     pub fn by_window(&self) -> bool {
         let Estimate { by_chunk, by_window, .. } = self.estimate();
         self.per_chunk() >= FEW && by_window * MARGIN < by_chunk
     }
 }
 
-/// What entries of the training windows hold.
+/// Content of an entry of the training windows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
     /// Single windows, of which a decode is expected to keep so many; `None`: whole chunks.

@@ -41,7 +41,7 @@ pub struct Fresh {
 struct Now {
     /// First position → last.
     batches: BTreeMap<u64, u64>,
-    /// Of the batch retired last.
+    /// Last position of the batch retired last.
     last: u64,
 }
 
@@ -103,7 +103,7 @@ impl Pieces {
     /// The piece of a key.
     ///
     /// # Errors
-    /// There is none.
+    /// No piece has this key.
     pub fn locate(&self, key: u64, reader: &Reader) -> Result<Piece, DataError> {
         let index = key.saturating_sub(self.base) / self.parts;
         let found = self.of(index, reader).find(|piece| piece.key == key);
@@ -115,7 +115,7 @@ impl Pieces {
         })
     }
 
-    /// What a batch needs, each entry once; to be retired by [`Pieces::retire`].
+    /// Entries that a batch needs, each once; [`Pieces::retire`] is the inverse.
     pub fn announce(&self, batch: BatchAhead, reader: &Reader) -> Vec<Want> {
         if let Some((first, last)) = self.span(batch) {
             self.lock().batches.insert(first, last);

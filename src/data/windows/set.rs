@@ -35,7 +35,7 @@ pub struct WindowSets {
     pub reader: Arc<Reader>,
     /// Training, validation, test.
     pub sets: [WindowSet; 3],
-    /// What the page cache's entries hold, for the user, where that was chosen.
+    /// A line for the user on what the page cache's entries hold, where that was chosen.
     pub note: Option<String>,
 }
 
@@ -90,7 +90,7 @@ impl WindowSets {
         });
         let mut future = sees.then(|| Future::new(order, rows));
         let mut by_window = entries.as_ref().is_some_and(|entries| entries.pieces().is_some());
-        // Of the first set alone.
+        // Both belong to the first set alone.
         let sets = listed.map(|windows| {
             let (future, by_window) = (future.take(), std::mem::take(&mut by_window));
             let cached = entries.as_ref().map(|entries| Cached { entries: Arc::clone(entries), future, by_window });
@@ -172,7 +172,7 @@ impl WindowSet {
         keys
     }
 
-    /// Fills one entry that this rank was granted ahead of need; false: there is none.
+    /// Fills one entry that this rank was granted ahead of need. False means that there was no such entry.
     pub fn work_ahead(&self, scratch: &mut Scratch) -> bool {
         let done = self.cached.as_ref().is_some_and(|cached| cached.entries.work_ahead(scratch));
         scratch.count();

@@ -25,7 +25,7 @@ pub struct Lent {
     key: u64,
     /// Taken on drop alone.
     span: Option<Arc<ReadSpan>>,
-    /// Of the entry's bytes.
+    /// Range of the entry's bytes.
     part: Range<usize>,
     slab_bytes: u64,
 }

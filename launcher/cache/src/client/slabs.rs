@@ -105,7 +105,7 @@ impl Slabs {
         if end > start { end } else { 0 }
     }
 
-    /// What is to be done next, now under way until [`Slabs::done`].
+    /// The next piece of work, which is under way until [`Slabs::done`].
     pub(super) fn next(&mut self) -> Option<Work> {
         for slab in 0..self.slabs.len() {
             let (start, wanted) = (self.start(slab), self.wanted(slab));
@@ -147,7 +147,7 @@ impl Slabs {
         }
     }
 
-    /// Whether the device knows anything beyond `bytes`.
+    /// True if the device knows anything beyond `bytes`.
     pub(super) fn beyond(&self, bytes: u64) -> bool {
         self.slabs.iter().any(|slab| slab.end > bytes)
     }

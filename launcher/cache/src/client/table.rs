@@ -28,7 +28,7 @@ pub struct Want {
 }
 
 impl Want {
-    /// As it is asked for ahead of need: what is never needed again displaces nothing. The true next use is told at release.
+    /// The request ahead of need. An entry that is never needed again displaces nothing; its true next use is sent at release.
     fn ahead(self, reserve: bool) -> Self {
         if reserve { self } else { Self { next_use: u64::MAX, ..self } }
     }
@@ -59,7 +59,7 @@ enum EntryState {
     /// Another rank fills it.
     Waiting,
     Ready(Arc<ReadSpan>),
-    /// To be filled by this rank; no thread does so yet.
+    /// This rank has to fill it; no thread does so yet.
     Granted(WriteSpan),
     /// A thread of this rank fills it; the span ends there.
     Filling {
@@ -80,7 +80,7 @@ impl EntryState {
         }
     }
 
-    /// Whether it counts as announced bytes: the directory keeps or may keep room for this rank.
+    /// True if it counts as announced bytes: the directory keeps or may keep room for this rank.
     fn holds(&self) -> bool {
         !matches!(self, EntryState::Deferred | EntryState::Bypass)
     }
@@ -102,11 +102,11 @@ struct Entry {
     reserve: bool,
     /// It was refused, and asked for once more.
     again: bool,
-    /// A reader was told to read it past the cache.
+    /// A reader had to read it past the cache.
     passed: bool,
 }
 
-/// What a reader finds.
+/// Answer to a reader.
 pub(super) enum Look {
     Ready {
         span: Arc<ReadSpan>,
@@ -114,7 +114,7 @@ pub(super) enum Look {
     },
     Fill(WriteSpan),
     Bypass,
-    /// To be awaited.
+    /// The reader has to wait.
     Busy(Busy),
 }
 
@@ -133,7 +133,7 @@ pub(super) struct Table {
     entries: HashMap<u64, Entry>,
     /// `Acquire`s without a reply, oldest first.
     under_way: VecDeque<(u64, Asked)>,
-    /// What became of offers, by ticket; in their order.
+    /// Replies to offers by ticket, in the order of the offers.
     offered: HashMap<u64, Vec<Option<WriteSpan>>>,
     next_ticket: u64,
     deferred: VecDeque<u64>,
@@ -157,7 +157,7 @@ pub(super) struct Table {
     limit_bytes: u64,
     /// The ticket to be answered once nothing is held, and nothing known to a device, beyond it.
     resize: Option<u64>,
-    /// What a device knows of the mapping, where there is one.
+    /// Slabs of the mapping that a device knows, where there is a device.
     pub(super) slabs: Option<Slabs>,
     /// There may be something to do for them.
     pub(super) slabs_changed: bool,

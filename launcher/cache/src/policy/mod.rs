@@ -58,7 +58,7 @@ impl fmt::Display for PolicyKind {
     }
 }
 
-/// What a policy may ask about the entries of the directory.
+/// Questions that a policy may ask about the entries of the directory.
 pub trait Entries {
     /// Next use of an entry that is filled and that no rank refers to; `None`: it must stay, or is not there.
     fn evictable(&self, key: u64) -> Option<u64>;

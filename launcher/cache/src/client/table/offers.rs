@@ -34,7 +34,7 @@ impl Asked {
     }
 }
 
-/// Where to go on with offers.
+/// Offers that were sorted: some can be filled at once, for the others a reply is due.
 #[derive(Default)]
 pub(in crate::client) struct Offered {
     /// Granted to this rank already, to be filled by [`Table::take_granted`].
@@ -83,7 +83,7 @@ impl Table {
         self.offered.remove(&ticket)
     }
 
-    /// What room was given for: filled entries are published and let go of, the others given up.
+    /// Ends offers that got room: filled entries are published and released, the others given up.
     pub(in crate::client) fn stored(&mut self, filled: &[(u64, u64)], given_up: &[u64]) {
         if !filled.is_empty() {
             self.out.push(ToDirectory::Publish { keys: filled.iter().map(|(key, _)| *key).collect() });

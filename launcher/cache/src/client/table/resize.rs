@@ -4,7 +4,7 @@ use super::{Entry, EntryState, Table};
 use spec::contract::cache::ToDirectory;
 
 impl Table {
-    /// Whether less of the mapping may be used than there is: memory is short, or was a moment ago.
+    /// True while a part of the mapping may not be used, because memory is short or was a moment ago.
     pub(in crate::client) fn is_shrunk(&self) -> bool {
         self.limit_bytes < self.map.len() as u64
     }
