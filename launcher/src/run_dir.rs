@@ -5,6 +5,7 @@ mod lock;
 pub use lock::{LockError, RunLock};
 
 use spec::config::{Config, is_folder_name};
+pub use spec::contract::files::SplitChoice;
 use spec::contract::{self, exit};
 use spec::job::Job;
 use spec::plan::Plan;
@@ -81,6 +82,8 @@ pub struct RunDir {
     pub path: PathBuf,
     /// Checkpoint folder to continue from, absolute.
     pub resume: Option<PathBuf>,
+    /// `--resume-split`, for the job.
+    pub resume_split: Option<SplitChoice>,
     node_rank: usize,
 }
 
@@ -105,7 +108,7 @@ impl RunDir {
             (Resume::No, Some(name)) => (known_or_new(runs_dir.join(name))?.0, None),
             (Resume::No, None) => (make_fresh(&runs_dir, ask)?, None),
         };
-        Ok(Self { path, resume, node_rank: ask.node_rank })
+        Ok(Self { path, resume, resume_split: None, node_rank: ask.node_rank })
     }
 
     /// Locks the folder for this process, and looks again for what there is to resume: another run may have ended in between.
@@ -136,7 +139,7 @@ impl RunDir {
     pub fn scratch(runs_dir: &Path) -> Result<Self, RunDirError> {
         let path = runs_dir.join(format!(".batch-{}", std::process::id()));
         std::fs::create_dir_all(&path).map_err(|source| io_error("make", &path, source))?;
-        Ok(Self { path, resume: None, node_rank: 0 })
+        Ok(Self { path, resume: None, resume_split: None, node_rank: 0 })
     }
 
     /// Removes the folder and all in it.
@@ -161,6 +164,7 @@ impl RunDir {
             plan: plan.clone(),
             run_dir: self.path.clone(),
             resume: self.resume.clone(),
+            resume_split: self.resume_split,
         };
         let node = if self.node_rank == 0 { String::new() } else { format!(".node{}", self.node_rank) };
         if self.node_rank == 0 {

@@ -216,7 +216,14 @@ mod tests {
             ..BudgetPlan::default()
         };
         let plan = Plan { budget, ..Plan::default() };
-        Job { version: VERSION, config: Config::default(), plan, run_dir: "runs/x".into(), resume: None }
+        Job {
+            version: VERSION,
+            config: Config::default(),
+            plan,
+            run_dir: "runs/x".into(),
+            resume: None,
+            resume_split: None,
+        }
     }
 
     fn place(rank: usize) -> RankEnv {

@@ -1,6 +1,7 @@
 //! The job that a launcher hands to its ranks.
 
 use crate::config::Config;
+use crate::contract::files::SplitChoice;
 use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -15,4 +16,7 @@ pub struct Job {
     pub run_dir: PathBuf,
     /// Checkpoint folder to resume from, absolute; absent: start afresh.
     pub resume: Option<PathBuf>,
+    /// `--resume-split`; `None`: the checkpoint's split, unless a changed file makes it doubtful.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_split: Option<SplitChoice>,
 }
