@@ -1,7 +1,8 @@
 //! Saving: staged on the caller's thread, written by another, published by a rename.
 
 use super::files::{Image, available_bytes, encode_manifest, read_manifest, stage};
-use super::{CheckpointError, EMA, Facts, MANIFEST, MODEL, Manifest, OPTIMIZER, VERSION, io_error, load};
+use super::{CheckpointError, EMA, Facts, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION, io_error, load};
+use crate::data::split::SplitList;
 use crate::ledger::{self, Part};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use std::collections::BTreeMap;
@@ -29,6 +30,8 @@ pub struct Content<'a> {
 pub struct Checkpointer {
     dir: PathBuf,
     keep_last: usize,
+    /// Content of `split.json`.
+    split: Option<Vec<u8>>,
     writing: Option<JoinHandle<Result<(), CheckpointError>>>,
 }
 
@@ -47,7 +50,17 @@ impl Checkpointer {
                 fs::remove_dir_all(entry.path()).map_err(io_error(&entry.path(), "remove"))?;
             }
         }
-        Ok(Self { dir: dir.to_owned(), keep_last, writing: None })
+        Ok(Self { dir: dir.to_owned(), keep_last, split: None, writing: None })
+    }
+
+    /// Keeps `split` in every checkpoint from now on.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn with_split(mut self, split: Option<&SplitList>) -> Result<Self, CheckpointError> {
+        let failed = |e: serde_json::Error| io_error(&self.dir, "encode the split")(e.into());
+        self.split = split.map(serde_json::to_vec).transpose().map_err(failed)?;
+        Ok(self)
     }
 
     /// Copies the content to host memory and returns; `step-<N>` appears when all of it is on disk. Waits for an
@@ -65,6 +78,7 @@ impl Checkpointer {
                 images.push((name, Image::new(&path.join(name), stage(content.step, tensors)?)?));
             }
         }
+        images.extend(self.split.clone().map(|split| (SPLIT, Image::plain(split))));
         let manifest = Manifest {
             version: VERSION,
             step: content.step,
