@@ -116,6 +116,9 @@ pub struct PlotArgs {
     /// One figure: memory of the run, or of a monitor's log
     #[arg(long, value_name = "OUT.png")]
     pub out: Option<PathBuf>,
+    /// The run's job, where it lies outside of its folder
+    #[arg(long, value_name = "JOB.json", conflicts_with = "out")]
+    pub job: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]

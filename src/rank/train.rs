@@ -467,7 +467,10 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
 /// Lets `launch`, which lies beside this program, draw the figures of a run that another launcher started.
 fn plot(run_dir: &Path, reporter: &Reporter) {
     let launch = std::env::current_exe().map(|own| own.with_file_name("launch"));
-    let drawn = launch.and_then(|launch| Command::new(launch).arg("plot").arg(run_dir).stdin(Stdio::null()).output());
+    let job = std::env::var_os(env::JOB).unwrap_or_default();
+    let drawn = launch.and_then(|launch| {
+        Command::new(launch).arg("plot").arg("--job").arg(job).arg("--").arg(run_dir).stdin(Stdio::null()).output()
+    });
     let problem = match drawn {
         Ok(ended) if ended.status.success() => return,
         Ok(ended) => String::from_utf8_lossy(&ended.stderr).trim().to_owned(),

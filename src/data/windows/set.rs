@@ -10,7 +10,7 @@ use crate::data::source::Identity;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::{Reader, Table, Target};
 use crate::data::{BatchAhead, DataError, Pages, Scratch, Wake};
-use cache::client::{CacheClient, Want};
+use cache::client::{CacheClient, Item};
 use spec::config::{CachePolicy, DataConfig};
 use std::sync::{Arc, Weak};
 
@@ -146,9 +146,9 @@ impl WindowSet {
         let want = |key| {
             let next_use = after
                 .map_or(u64::MAX, |(future, after)| future.next_use(key, batch.epoch, after, entries, &self.windows));
-            Want { key, bytes: entries.bytes(key), next_use }
+            Item { key, bytes: entries.bytes(key), next_use, offer: false }
         };
-        let wants: Vec<Want> = self.keys(entries, batch.ids, others).into_iter().map(want).collect();
+        let wants: Vec<Item> = self.keys(entries, batch.ids, others).into_iter().map(want).collect();
         entries.cache().announce(&wants);
     }
 
