@@ -1,7 +1,7 @@
 //! The command line of `launch`, and what can be said of it before the machine is asked.
 
 use crate::logging::LEVELS;
-use crate::run_dir::Resume;
+use crate::run_dir::{Resume, SplitChoice};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use spec::config::{Config, ConfigError, DeviceChoice, RawConfig};
 use spec::contract::{env, shown as shown_path};
@@ -191,6 +191,9 @@ pub struct RunArgs {
     /// Go on: auto (run --name), a run or checkpoint folder
     #[arg(long, value_name = "auto|PATH")]
     pub resume: Option<PathBuf>,
+    /// Split of a resumed run whose files changed: keep (the checkpoint's, by names) or new
+    #[arg(long, value_name = "keep|new", value_parser = split_choice, requires = "resume")]
+    pub resume_split: Option<SplitChoice>,
     /// Refuse to start on fewer devices than asked for
     #[arg(long)]
     pub strict: bool,
@@ -473,7 +476,8 @@ pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliE
 /// The command line, without `launch plan`'s options that mean nothing to a plan: it takes those of training, so that a line
 /// can be tried by a word put into it.
 fn definition() -> clap::Command {
-    const OF_TRAINING: [&str; 6] = ["name", "resume", "max_restarts", "join_timeout", "smart", "dry_run"];
+    const OF_TRAINING: [&str; 7] =
+        ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
     let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
     Cli::command().mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))
 }
@@ -505,6 +509,14 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
         "cpu" => Ok(DeviceChoice::Cpu),
         "cuda" => Ok(DeviceChoice::Cuda),
         _ => Err("expected auto, cpu or cuda".into()),
+    }
+}
+
+fn split_choice(text: &str) -> Result<SplitChoice, String> {
+    match text {
+        "keep" => Ok(SplitChoice::Keep),
+        "new" => Ok(SplitChoice::New),
+        _ => Err("expected keep or new".into()),
     }
 }
 
@@ -544,6 +556,9 @@ mod tests {
         let Command::Train(run) = parse(line).unwrap() else { panic!() };
         assert_eq!((run.local_ranks(), run.config.set.len(), run.resume()), (Some(3), 2, Resume::Auto));
         assert_eq!((run.config.device, run.strict, run.nnodes), (Some(DeviceChoice::Cpu), true, 1));
+        assert_eq!(run.resume_split, None);
+        let Command::Train(run) = parse("--config a --resume auto --resume-split keep").unwrap() else { panic!() };
+        assert_eq!(run.resume_split, Some(SplitChoice::Keep));
         assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(run) if run.gpus == Some(2)));
         assert!(
             matches!(parse("sample-data --task emg --out d").unwrap(), Command::SampleData(args) if args.seed == 42)
@@ -569,6 +584,8 @@ mod tests {
             ("--gpus 0 --config a", "expected a whole number of 1 or more"),
             ("--gpus 2 --ranks 2 --config a", "cannot be used with"),
             ("--config a --device gpu", "expected auto, cpu or cuda"),
+            ("--config a --resume auto --resume-split old", "expected keep or new"),
+            ("--config a --resume-split keep", "--resume <auto|PATH>"),
             ("--config a --gpu 3", "--gpus"),
             ("--ranks 2 --exec", "--exec needs a program"),
             ("--config a --ranks 2 --exec p", "do not go together"),

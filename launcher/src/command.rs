@@ -316,6 +316,7 @@ fn open_folder(run: &RunArgs, ready: &Ready) -> Result<(RunDir, RunLock), Error>
         now: SystemTime::now(),
     };
     let mut folder = RunDir::open(&ask)?;
+    folder.resume_split = run.resume_split;
     let lock = folder.lock(&resume, print::note)?;
     ready.undo.add(lock.path());
     Ok((folder, lock))

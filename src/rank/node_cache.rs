@@ -223,6 +223,7 @@ mod tests {
             run_dir: "runs/x".into(),
             resume: None,
             start: String::new(),
+            resume_split: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The job that a launcher hands to its ranks.
 
 use crate::config::Config;
+use crate::contract::files::SplitChoice;
 use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -18,4 +19,7 @@ pub struct Job {
     /// Names this start of the run: its summary carries the same name. Empty in jobs of earlier versions.
     #[serde(default)]
     pub start: String,
+    /// `--resume-split`; `None`: the checkpoint's split, unless a changed file makes it doubtful.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_split: Option<SplitChoice>,
 }

@@ -1,6 +1,7 @@
 //! What a data set weighs, from file names, sizes and a picture's header: nothing is decoded.
 
 use spec::contract::DatasetFacts;
+use spec::contract::files::{SpikeBytes, SpikeVerdict, is_no_data};
 use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 const PEEKED_BYTES: u64 = 64 << 10;
 
 /// Weighs the recordings and frames below `path`, or `path` itself when it is a file. Folders that cannot be read
-/// count as empty; the rank that opens the data names them.
+/// count as empty; the rank that opens the data names them. Names that are no data ([`is_no_data`]) are left out.
 pub fn dataset_facts(path: &Path) -> DatasetFacts {
     let mut facts = DatasetFacts { exists: path.exists(), ..DatasetFacts::default() };
     let mut seen = HashSet::new();
@@ -48,7 +49,7 @@ fn add(facts: &mut DatasetFacts, path: &Path, bytes: u64) {
             frames.spike_files += 1;
             if bytes > frames.spike_file_bytes {
                 frames.spike_file_bytes = bytes;
-                frames.spikes_are_bytes = zeros_and_ones(path).unwrap_or(false);
+                frames.spikes_are_bytes = are_bytes(path).unwrap_or(false);
             }
         }
         "npy" => frames.voxel_bytes = frames.voxel_bytes.saturating_add(bytes),
@@ -65,17 +66,21 @@ fn png_size(path: &Path) -> Option<(usize, usize)> {
     whole.then(|| (number(20), number(16)))
 }
 
-fn zeros_and_ones(path: &Path) -> Option<bool> {
+/// The file holds a byte per spike, by its beginning.
+fn are_bytes(path: &Path) -> Option<bool> {
     let mut head = Vec::new();
     std::fs::File::open(path).ok()?.take(PEEKED_BYTES).read_to_end(&mut head).ok()?;
-    Some(head.iter().all(|byte| *byte <= 1) && head.contains(&1))
+    let mut bytes = SpikeBytes::default();
+    bytes.add(&head);
+    Some(bytes.verdict() == SpikeVerdict::Bytes)
 }
 
-/// Entries of a folder, the first time it is met: links may lead in circles.
+/// Entries of a folder that may be data, the first time it is met: links may lead in circles.
 fn entries_once(folder: &Path, seen: &mut HashSet<PathBuf>) -> Vec<PathBuf> {
     let fresh = std::fs::canonicalize(folder).is_ok_and(|real| seen.insert(real));
     let entries = fresh.then(|| std::fs::read_dir(folder).ok()).flatten();
-    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    let entries = entries.into_iter().flatten().flatten();
+    entries.filter(|entry| !is_no_data(&entry.file_name())).map(|entry| entry.path()).collect()
 }
 
 #[cfg(test)]
@@ -91,6 +96,12 @@ mod tests {
         std::fs::write(root.join("a/b/two.h5"), [0; 300]).unwrap();
         std::fs::write(root.join("a/metadata.csv"), [0; 7000]).unwrap();
         std::os::unix::fs::symlink(root, root.join("a/circle")).unwrap();
+        for no_data in
+            [".ipynb_checkpoints/one-checkpoint.hdf5", ".Trash-1000/files/one.hdf5", "@eaDir/x.h5", "a/._b.h5"]
+        {
+            std::fs::create_dir_all(root.join(no_data).parent().unwrap()).unwrap();
+            std::fs::write(root.join(no_data), [0; 5000]).unwrap();
+        }
         let facts = dataset_facts(root);
         let expected =
             DatasetFacts { exists: true, files: 2, bytes: 310, largest_file_bytes: 300, ..Default::default() };
@@ -108,14 +119,16 @@ mod tests {
         png.extend([1280u32.to_be_bytes(), 720u32.to_be_bytes()].concat());
         write("0.png", &png);
         write("1.PNG", &png);
-        write("a.dat", &[0, 1, 1, 0]);
+        write("a.dat", &[0, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
         write("b.dat", &[0, 200]);
         write("v.npy", &[0; 9]);
         let frames = dataset_facts(folder.path()).frames;
         assert_eq!((frames.images, frames.height, frames.width), (2, 720, 1280));
-        assert_eq!((frames.spike_files, frames.spike_file_bytes, frames.spikes_are_bytes), (2, 4, true));
+        assert_eq!((frames.spike_files, frames.spike_file_bytes, frames.spikes_are_bytes), (2, 10, true));
         assert_eq!(frames.voxel_bytes, 9);
-        write("b.dat", &[0, 200, 1, 1, 1]);
+        write("c.dat", &[[0; 10], [255; 10]].concat());
+        assert!(dataset_facts(folder.path()).frames.spikes_are_bytes, "a byte of 255 per spike");
+        write("b.dat", &[0, 200, 1, 3].repeat(9));
         assert!(!dataset_facts(folder.path()).frames.spikes_are_bytes);
     }
 

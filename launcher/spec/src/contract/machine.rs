@@ -84,7 +84,7 @@ pub struct FrameFacts {
     /// Files `.dat`, and the size of the largest.
     pub spike_files: usize,
     pub spike_file_bytes: u64,
-    /// One of them begins with zeros and ones alone, and holds a one: a byte per spike, not a bit.
+    /// The largest of them holds a byte per spike, not a bit: see [`super::files::SpikeBytes`].
     pub spikes_are_bytes: bool,
     /// Files `.npy`, all together.
     pub voxel_bytes: u64,

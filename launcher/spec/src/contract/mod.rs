@@ -4,6 +4,7 @@ pub mod cache;
 pub mod env;
 mod event;
 pub mod exit;
+pub mod files;
 mod frame;
 mod machine;
 mod message;
