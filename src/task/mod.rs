@@ -11,6 +11,7 @@ pub mod deblur;
 pub mod emg;
 pub mod sample;
 
+use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
 use cache::client::CacheClient;
 use spec::config::Config;
@@ -41,12 +42,14 @@ pub struct Datasets {
     pub notes: Vec<String>,
     /// What the task's model wants to know of the files, in a type of its own.
     pub facts: Option<Arc<dyn Any + Send + Sync>>,
+    /// Which files each split has, for checkpoints; `None`: the task keeps no account of them.
+    pub split: Option<SplitList>,
 }
 
 impl Datasets {
     /// Three splits without anything to say of them.
     pub fn new(train: Arc<dyn Dataset>, val: Arc<dyn Dataset>, test: Arc<dyn Dataset>) -> Self {
-        Self { train, val, test, baseline: None, skipped: Vec::new(), notes: Vec::new(), facts: None }
+        Self { train, val, test, baseline: None, skipped: Vec::new(), notes: Vec::new(), facts: None, split: None }
     }
 }
 
@@ -116,6 +119,8 @@ pub struct Team<'a> {
     pub gather: &'a Gather<'a>,
     /// The node's page cache, where there is one.
     pub cache: Option<Arc<CacheClient>>,
+    /// The split of the checkpoint that the run resumes from, where it has one.
+    pub kept: Option<&'a KeptSplit>,
 }
 
 /// A task. Adding one touches its own room, [`TASKS`], and the names and sizes that the launcher knows

@@ -94,7 +94,7 @@ fn clip_spec(config: &Config) -> ClipSpec {
     };
     let spikes = match (config.model.vrt.use_spike, clips.use_precomputed_voxels) {
         (false, _) => SpikeInput::None,
-        (true, true) => SpikeInput::Voxels,
+        (true, true) => SpikeInput::Voxels { counts: clips.log1p },
         (true, false) => SpikeInput::Dat { encoding, height: clips.spike_h, width: clips.spike_w },
     };
     let video = VideoSpec {
