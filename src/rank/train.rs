@@ -259,12 +259,12 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
     let mut observer = observer(start, memory, recorded_step, cache)?;
     let checkpoints = job.run_dir.join("checkpoints");
-    let writer = (env.rank == 0).then(|| Checkpointer::open(&checkpoints, config.log.keep_last)).transpose()?;
-    let told = |writer: Checkpointer| {
+    let writer = || Checkpointer::open(&checkpoints, config.log.keep_last)?.with_split(datasets.split.as_ref());
+    let writer = (env.rank == 0).then(writer).transpose()?;
+    let writer = writer.map(|writer| {
         let reporter = reporter.clone();
-        writer.telling(move |line| reporter.line(line)).with_split(datasets.split.as_ref())
-    };
-    let writer = writer.map(told).transpose()?;
+        writer.telling(move |line| reporter.line(line))
+    });
     let fit = Fit {
         config,
         plan,

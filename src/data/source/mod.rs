@@ -166,13 +166,9 @@ mod tests {
         assert!(find_files(&dir.path().join("none"), &["h5"]).is_err());
         use std::os::unix::ffi::OsStrExt;
         std::fs::write(dir.path().join(std::ffi::OsStr::from_bytes(b"s1\xff.h5")), b"").unwrap();
-        let found = find_files(dir.path(), &["hdf5", "h5"]).unwrap();
-        assert_eq!(found.files.len(), 3);
-        assert!(
-            found.unreadable[0].ends_with(r#"/s1\xFF.h5": its name is not UTF-8: rename it"#),
-            "{:?}",
-            found.unreadable
-        );
+        let Listing { files, unreadable, .. } = find_files(dir.path(), &["hdf5", "h5"]).unwrap();
+        assert_eq!(files.len(), 3);
+        assert!(unreadable[0].ends_with(r#"/s1\xFF.h5": its name is not UTF-8: rename it"#), "{unreadable:?}");
     }
 
     #[test]

@@ -64,8 +64,14 @@ impl Checkpointer {
                 fs::remove_dir_all(entry.path()).map_err(io_error(&entry.path(), "remove"))?;
             }
         }
-        let (tell, lost): (Tell, _) = (Arc::new(drop), BTreeSet::new());
-        Ok(Self { dir: dir.to_owned(), keep_last, split: None, writing: None, tell, lost })
+        Ok(Self {
+            dir: dir.to_owned(),
+            keep_last,
+            split: None,
+            writing: None,
+            tell: Arc::new(drop),
+            lost: BTreeSet::new(),
+        })
     }
 
     /// Gives a line to `tell` as soon as a save fails.
