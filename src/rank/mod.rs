@@ -3,6 +3,7 @@
 mod batch;
 mod cache;
 mod check;
+mod describe;
 mod device;
 mod error;
 mod observer;
@@ -37,6 +38,9 @@ enum Verb {
     OpenAhead,
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
+    /// Measure the model and the data of a config for a plan; reads its job from standard input, answers in JSON.
+    #[command(hide = true)]
+    Describe,
     /// Check a device, and the ways to and between devices; prints JSON.
     CheckGpu(check::Request),
     /// Draw the memory of a run's folder, or of a monitor's log.
@@ -63,6 +67,7 @@ pub fn main() -> u8 {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
         Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
+        Verb::Describe => describe::run(),
         Verb::CheckGpu(request) => check::run(request),
         Verb::Plot { from, out } => crate::report::plots::plot_any(from, out).map_err(|e| RankError::Io(e.to_string())),
     });

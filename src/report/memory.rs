@@ -123,7 +123,7 @@ impl MemorySnapshot {
 }
 
 /// The kernel's peak starts anew from what is resident now. Where it refuses, peaks are since the process began.
-fn forget_peak() {
+pub(crate) fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 

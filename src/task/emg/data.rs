@@ -391,6 +391,12 @@ fn list_windows(split: &[usize], limit: usize, files: &[FileFacts], config: &Dat
     windows
 }
 
+/// A window's EMG `[T, 16]` and joint angles `[T, 20]`.
+pub(super) fn fields(config: &DataConfig) -> [FieldSpec; 2] {
+    let field = |name, channels| FieldSpec { name, shape: vec![config.window_size, channels], dtype: Dtype::F32 };
+    [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)]
+}
+
 fn dataset(
     windows: Windows,
     config: &DataConfig,
@@ -399,10 +405,9 @@ fn dataset(
     reader: &Arc<Reader>,
     cached: Option<Cached>,
 ) -> Arc<dyn Dataset> {
-    let field = |name, channels| FieldSpec { name, shape: vec![config.window_size, channels], dtype: Dtype::F32 };
     Arc::new(EmgDataset {
         reader: reader.clone(),
-        fields: [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)],
+        fields: fields(config),
         windows,
         window_rows: config.window_size,
         emg: emg.clone(),

@@ -7,12 +7,14 @@ pub mod env;
 pub mod exit;
 mod frame;
 mod machine;
+mod measured;
 mod message;
 mod record;
 mod wire;
 
 pub use frame::*;
 pub use machine::*;
+pub use measured::*;
 pub use message::*;
 pub use record::*;
 
