@@ -314,12 +314,7 @@ impl Setup {
     }
 
     /// What needs less; else why there is nothing.
-    fn smaller(
-        &self,
-        machine: &Machine,
-        measured: &Measured,
-        request: &Request,
-    ) -> Result<plan::Smaller, String> {
+    fn smaller(&self, machine: &Machine, measured: &Measured, request: &Request) -> Result<plan::Smaller, String> {
         if request.nnodes > 1 {
             return Err("one of several nodes is not made smaller alone, since all have the same plan".into());
         }

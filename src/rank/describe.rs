@@ -66,6 +66,8 @@ pub fn run() -> Result<(), RankError> {
         return tell(&answer);
     }
     tell(&answer)?;
+    // As in training: a CUDA graph cannot be recorded on the default stream.
+    let _stream = super::device::own_stream(on)?;
     let limits = Limits::new(began, job.limit_s, job.limit_bytes, on)?;
     measure_all(task, &levels, (on, &limits), &mut answer)?;
     if let Some(gpu) = job.device {
@@ -246,11 +248,11 @@ impl Stage<'_> {
     ) -> Result<(f64, Option<String>), RankError> {
         let mut first_s = 0.0;
         for samples in SAMPLES {
-            let began = Instant::now();
+            let (began, computed_s) = (Instant::now(), gauge::computed_s());
             if let Some(last) = seen.train.last() {
                 let ratio = samples as f64 / last.samples as f64;
                 let (bytes, seconds) = (last.tensor_bytes as f64 * ratio, seen.last_s * ratio);
-                if samples > 2 && self.limits.is_dear(bytes, seconds) {
+                if samples > 2 && self.limits.is_dear(bytes, seen.computed_s * ratio) {
                     break;
                 }
                 if let Some(why) = self.limits.forbid(bytes, seconds) {
@@ -259,7 +261,7 @@ impl Stage<'_> {
                 }
             }
             self.pair(rehearsal, gauge, samples, seen)?;
-            seen.last_s = began.elapsed().as_secs_f64();
+            (seen.last_s, seen.computed_s) = (began.elapsed().as_secs_f64(), gauge::computed_s() - computed_s);
             if samples == 1 {
                 first_s = seen.last_s;
             }
@@ -276,8 +278,11 @@ impl Stage<'_> {
             rehearsal.train(&of(sets.train.fields())?)?;
         }
         gauge.begin(true);
-        rehearsal.train(&of(sets.train.fields())?)?;
+        let batch = of(sets.train.fields())?;
+        rehearsal.train(&batch)?;
+        let graph = rehearsal.record(&batch);
         seen.train.push(gauge.end(samples));
+        drop((graph, batch));
         // The heap stays as the training pass left it.
         gauge.begin(false);
         rehearsal.evaluate(&of(sets.val.fields())?)?;
@@ -290,8 +295,9 @@ impl Stage<'_> {
 struct Seen {
     train: Vec<Pass>,
     val: Vec<Pass>,
-    /// Seconds of the last pair of passes.
+    /// Seconds of the last pair of passes, by the clock and of all threads.
     last_s: f64,
+    computed_s: f64,
 }
 
 /// What CUDA takes beside tensors: `free_before` bytes of the device were free before this process began.

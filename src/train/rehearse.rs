@@ -6,7 +6,8 @@ use super::{TrainError, amp};
 use crate::comm::Solo;
 use crate::task::{Batch, Metrics, Model};
 use crate::torch::{self, TorchError};
-use spec::config::Config;
+use crate::torch::graph::Graph;
+use spec::config::{Config, CudaGraph};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -19,6 +20,8 @@ pub struct Rehearsal<'a> {
     ddp: Ddp,
     /// Element type of autocast; `None`: off.
     narrow: Option<Kind>,
+    /// Steps are recorded as a CUDA graph where that is possible.
+    records: bool,
 }
 
 impl<'a> Rehearsal<'a> {
@@ -36,7 +39,8 @@ impl<'a> Rehearsal<'a> {
         let options = DdpOptions { bucket_mb: config.ddp.bucket_mb, ..DdpOptions::default() };
         let ddp = Ddp::new(params, Arc::new(Solo::new(device)), options)?;
         let (narrow, _) = amp::narrow_kind(config.train.amp, device.is_cuda());
-        Ok(Self { model, metrics, online: config.train.compute_metrics_online, ddp, narrow })
+        let records = device.is_cuda() && config.train.cuda_graph != CudaGraph::Off;
+        Ok(Self { model, metrics, online: config.train.compute_metrics_online, ddp, narrow, records })
     }
 
     /// Forward and backward pass of one micro-batch, and the reduction of its gradients.
@@ -56,6 +60,23 @@ impl<'a> Rehearsal<'a> {
             scaled.f_backward().map_err(|error| torch::error_of("backward", &error))
         })?;
         Ok(self.ddp.finish()?)
+    }
+
+    /// The pass of [`Rehearsal::train`] as a CUDA graph, whose pool of memory is apart from the allocator's; `None` where
+    /// steps are not recorded.
+    pub fn record(&mut self, batch: &Batch) -> Option<Graph> {
+        let work = || -> Result<(), TrainError> {
+            self.ddp.zero_grad()?;
+            self.ddp.set_sync(true);
+            caught(|| {
+                let output = amp::forward(self.model, batch, true, self.narrow)?;
+                output.loss.f_backward().map_err(|error| torch::error_of("backward", &error))
+            })?;
+            Ok(self.ddp.finish_on_device()?)
+        };
+        let made = self.records.then(|| Graph::record(work))?;
+        // What a failed recording took is not needed again.
+        made.inspect_err(|_| torch::release_caches()).ok().map(|(graph, ())| graph)
     }
 
     /// Forward pass of one batch of an evaluation, with its metrics.

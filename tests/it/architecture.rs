@@ -17,7 +17,7 @@ const RANK: Rooms = &[
     ("ledger", &["spec::contract"]),
     ("data", &["ledger", "spec::contract", "spec::config", "launcher::cache"]),
     ("train", &["torch", "comm", "data", "task", "ledger", "spec::contract", "spec::config", "spec::plan"]),
-    ("task", &["torch", "data", "spec::config", "spec::contract"]),
+    ("task", &["torch", "data", "spec::config", "spec::contract", "spec::plan"]),
     ("report", &["spec::contract", "spec::config", "spec::plan", "launcher::advise"]),
     ("monitor", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
     (

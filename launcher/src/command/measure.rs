@@ -129,7 +129,11 @@ fn answer(ended: Ended, wanted: &Wanted) -> Result<Measured, Error> {
     match ended.answer {
         Some(mut measured) if code != Some(exit::OK) => {
             let how = ended.status.map_or_else(|| format!("stopped after {LIMIT_S} s"), |status| status.to_string());
-            measured.model.short.get_or_insert_with(|| "not all passes were made".into()).push_str(&format!(" ({how})"));
+            measured
+                .model
+                .short
+                .get_or_insert_with(|| "not all passes were made".into())
+                .push_str(&format!(" ({how})"));
             Ok(measured)
         }
         Some(measured) => Ok(measured),

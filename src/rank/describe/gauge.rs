@@ -8,8 +8,8 @@ use spec::contract::Pass;
 use std::time::{Duration, Instant};
 use tch::Device;
 
-/// Seconds and bytes above which more than two samples are too dear.
-const DEAR_S: f64 = 0.4;
+/// Seconds of computing and bytes above which more than two samples are too dear.
+const DEAR_S: f64 = 1.2;
 const DEAR_BYTES: f64 = (256_u64 << 20) as f64;
 /// Share of the limits that a pass is begun with: what it takes is known from a smaller one alone.
 const CAUTION: f64 = 0.8;
@@ -52,10 +52,17 @@ impl Limits {
         (seconds > left * CAUTION).then(|| format!("not measured, since it would take more than {left:.0} s"))
     }
 
-    /// Whether a pass that is wanted for accuracy alone costs too much.
+    /// Whether a pass that is wanted for accuracy alone costs too much; `seconds` of all threads together, so that a busy
+    /// machine measures the same passes.
     pub fn is_dear(&self, bytes: f64, seconds: f64) -> bool {
         bytes > DEAR_BYTES || seconds > DEAR_S
     }
+}
+
+/// Seconds that all threads of this process have computed.
+pub fn computed_s() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
 /// Own memory of this process now, without tensors.

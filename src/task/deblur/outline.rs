@@ -94,7 +94,8 @@ pub fn outline(config: &Config) -> Result<Outline, DataError> {
 /// # Errors
 /// The number of bytes overflows.
 pub fn of_files(config: &Config, seen: &Seen) -> Result<Outline, DataError> {
-    let absurd = || DataError::Other("clips are beyond any machine: check data.deblur and the size of its frames".into());
+    let absurd =
+        || DataError::Other("clips are beyond any machine: check data.deblur and the size of its frames".into());
     let data = &config.data.deblur;
     let frame = Frame::of(data, seen);
     let fields = |side| frame.cut(side).fields(config);
@@ -239,7 +240,8 @@ impl Frame {
             format!("as cached {} per frame (1/{ratio:.1}), {} in all", bytes_text(entries), bytes_text(all_entries)),
         ];
         let kept = all_tensors.checked_mul(GUIDE_WORKERS)?;
-        let mut guide = format!("{GUIDE_WORKERS} worker processes that keep all tensors would hold {}", bytes_text(kept));
+        let mut guide =
+            format!("{GUIDE_WORKERS} worker processes that keep all tensors would hold {}", bytes_text(kept));
         if let Some(gb) = config.data.cache_size_gb {
             let each = ((gb * f64::from(1 << 30)) as u64).min(all_tensors);
             let bounded = each.checked_mul(GUIDE_WORKERS)?;

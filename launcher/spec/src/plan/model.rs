@@ -71,11 +71,12 @@ impl<'a> ModelLines<'a> {
         let held = if is_training { training } else { validation };
         let activations = per_rank("activations", held.tensors, ranks, self.formula(&held, is_training))?;
         let further = (draft.topology.threads_per_rank as u64).saturating_sub(self.model.threads.max(1));
-        let beside = training.total.max(validation.total).saturating_sub(held.tensors);
-        let terms = [times(beside, HEAP_MARGIN)?, STEP_CPU_BYTES, product(&[further, STEP_CPU_PER_THREAD_BYTES])?];
+        let total = times(training.total, TRAIN_HEAP)?.max(times(validation.total, VAL_HEAP)?);
+        let beside = total.saturating_sub(held.tensors);
+        let heap = sum(&[beside, STEP_CPU_BYTES, product(&[further, STEP_CPU_PER_THREAD_BYTES])?])?;
         // How tensors of one step after the other fall into place differs from run to run.
         let formula = "pieces between tensors, and what libraries keep; a bound".to_owned();
-        Ok([activations, per_rank("heap", sum(&terms)?, ranks, formula)?.bounded()])
+        Ok([activations, per_rank("heap", heap, ranks, formula)?.bounded()])
     }
 
     /// The same on a device, with the pieces that its allocator keeps.
@@ -120,7 +121,8 @@ impl<'a> ModelLines<'a> {
         let bytes = product(&[self.model.parameters, F32_BYTES, copies])?;
         // Names and places of all tensors: a few KiB, and more where there are many small ones.
         let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
-        let formula = format!("rank 0: {} parameters × 4 B × {copies}, and their names", grouped(self.model.parameters));
+        let formula =
+            format!("rank 0: {} parameters × 4 B × {copies}, and their names", grouped(self.model.parameters));
         Ok(once("checkpoint staging", sum(&[bytes, names])?, formula))
     }
 }

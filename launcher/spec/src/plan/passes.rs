@@ -103,7 +103,8 @@ mod tests {
     use super::*;
 
     fn model(seen: &[(u64, u64, u64)]) -> ModelSizes {
-        let pass = |&(samples, tensor_bytes, beside_bytes): &(u64, u64, u64)| Pass { samples, tensor_bytes, beside_bytes };
+        let pass =
+            |&(samples, tensor_bytes, beside_bytes): &(u64, u64, u64)| Pass { samples, tensor_bytes, beside_bytes };
         let train = Passes { fields: vec![10, 20], seen: seen.iter().map(pass).collect() };
         ModelSizes { parameters: 1000, enlarged: 1.0, train, ..ModelSizes::default() }
     }
