@@ -32,6 +32,8 @@ mod nodes;
 mod plan_truth;
 #[path = "it/pressure.rs"]
 mod pressure;
+#[path = "it/readme.rs"]
+mod readme;
 #[path = "it/relief.rs"]
 mod relief;
 #[path = "it/resume.rs"]

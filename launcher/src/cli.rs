@@ -78,6 +78,9 @@ enum Verb {
     /// Watch memory: of a run, of any program, of the machine
     #[command(after_help = MONITOR_EXAMPLES)]
     Monitor(MonitorArgs),
+    /// Draw the figures of a run into its folder, or one figure of its memory into a file
+    #[command(hide = true)]
+    Plot(PlotArgs),
     /// Measure what each memory feature saves here: short runs with it off and on
     BenchMemory(BenchMemoryArgs),
 }
@@ -108,6 +111,15 @@ pub struct AnalyzeArgs {
     /// As JSON, for programs
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PlotArgs {
+    #[command(flatten)]
+    pub read: ReadArgs,
+    /// One figure: memory of the run, or of a monitor's log
+    #[arg(long, value_name = "OUT.png")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -299,6 +311,7 @@ pub enum Command {
     Doctor(ReadArgs),
     Analyze(AnalyzeArgs),
     Monitor(MonitorArgs),
+    Plot(PlotArgs),
     BenchMemory(BenchMemoryArgs),
     Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
 }
@@ -340,6 +353,7 @@ impl Command {
             (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
             (Some(Verb::Analyze(args)), _) => Command::Analyze(args),
             (Some(Verb::Monitor(args)), _) => Command::Monitor(args),
+            (Some(Verb::Plot(args)), _) => Command::Plot(args),
             (Some(Verb::BenchMemory(args)), _) => Command::BenchMemory(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
@@ -371,7 +385,7 @@ impl Command {
             }
             Command::Batch(args) => args.config.need(),
             Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
-            Command::Analyze(_) | Command::Monitor(_) | Command::BenchMemory(_) => Ok(()),
+            Command::Analyze(_) | Command::Monitor(_) | Command::Plot(_) | Command::BenchMemory(_) => Ok(()),
             Command::Exec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }

@@ -1,6 +1,7 @@
 //! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
 
 mod bench;
+mod figures;
 mod helper;
 mod measure;
 mod nodes;
@@ -9,15 +10,16 @@ mod smart;
 mod tools;
 
 use crate::advise;
-use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, PlanArgs, RunArgs, SampleDataArgs};
 use crate::console::{Console, cache_stats, closing_table};
 use crate::machine::{self, dataset_facts};
+use crate::plots::PlotError;
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Spec, Watcher};
 use crate::watch::{self, Before, WatchSpec};
+use cache::PolicyKind;
 use spec::config::{Config, ConfigError, DeviceChoice, data_name};
-use spec::contract::{CacheSummary, Machine, Measured, Summary, env, exit};
+use spec::contract::{CacheSummary, LineId, Machine, Measured, RunStatus, Summary, env, exit};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -40,6 +42,8 @@ enum Error {
     RunDir(#[from] RunDirError),
     #[error(transparent)]
     Log(#[from] advise::LogError),
+    #[error(transparent)]
+    Plot(#[from] PlotError),
     #[error("{0}")]
     Data(String),
     /// `rank describe` could not build the model.
@@ -65,6 +69,7 @@ impl Error {
             Error::RunDir(error) => error.exit_code(),
             Error::Data(_) | Error::Log(_) => exit::DATA,
             Error::Meet(_) | Error::Node { .. } => exit::COMM,
+            Error::Plot(_) => exit::INTERNAL,
             Error::Io { code, .. } | Error::Model { code, .. } => *code,
         }
     }
@@ -101,6 +106,7 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Doctor(args) => tools::doctor(&args),
         Command::Analyze(args) => tools::analyze(&args),
         Command::Monitor(args) => tools::monitor_memory(&args),
+        Command::Plot(args) => figures::plot(&args),
         Command::BenchMemory(args) => bench::bench_memory(&args),
     });
     match result {
@@ -418,14 +424,14 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
 /// and the page cache, whose pages it makes, are charged elsewhere.
 fn limits(config: &Config, plan: &Plan) -> Option<Limits> {
     let (budget, watch) = (&plan.budget, &config.watch);
-    let high_bytes = budget.total_bytes.checked_sub(budget.page_cache_bytes + budget.line_bytes("launcher"))?;
+    let high_bytes = budget.total_bytes.checked_sub(budget.page_cache_bytes + budget.line_bytes(LineId::Launcher))?;
     let wanted = watch.enabled && watch.cgroup;
     wanted.then_some(Limits { high_bytes, max_bytes: high_bytes.saturating_add(high_bytes / 4) })
 }
 
 /// The page cache as planned; `None`: off, or no room for it.
 fn cache_spec(plan: &Plan) -> Option<CacheSpec> {
-    let (capacity_bytes, policy) = (plan.budget.page_cache_bytes, PolicyKind::named(&plan.budget.cache_policy)?);
+    let (capacity_bytes, policy) = (plan.budget.page_cache_bytes, PolicyKind::of(plan.budget.cache_policy)?);
     (capacity_bytes > 0).then_some(CacheSpec { capacity_bytes, policy })
 }
 
@@ -491,7 +497,7 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     let path = folder.path.join("summary.json");
     let known = outcome.first_failure.is_none().then(|| std::fs::read(&path).ok()).flatten();
     let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
-        status: "failed".into(),
+        status: RunStatus::Failed,
         steps: outcome.progress.as_ref().map_or(0, |last| last.step),
         // The running one is not whole.
         epochs: outcome.progress.as_ref().map_or(0, |last| last.epoch.saturating_sub(1)),
@@ -508,7 +514,7 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     let failed = outcome.first_failure.as_ref().map(supervise::Failure::words);
     summary.reason = outcome.stopped_for.clone().or(failed).or(summary.reason.take());
     if let Some(stats) = &outcome.cache {
-        summary.cache = CacheSummary::of(&plan.budget.cache_policy, stats);
+        summary.cache = CacheSummary::of(plan.budget.cache_policy, stats);
     }
     if let Ok(text) = serde_json::to_vec_pretty(&summary)
         && let Err(error) = std::fs::write(&path, text)
@@ -517,6 +523,9 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     }
     if let Some(stats) = &outcome.cache {
         print::say(cache_stats(data_name(&config.task), stats));
+    }
+    if config.log.plots && outcome.first_failure.is_none() && plan.topology.node_rank == 0 {
+        figures::of_run(&folder.path);
     }
     print::say(closing_table(&summary, plan));
     print::say(format_args!("run folder: {}", shown(&folder.path)));
@@ -565,7 +574,7 @@ mod tests {
             Machine { cores: 8, memory_total_bytes: 16 << 30, memory_available_bytes: 15 << 30, ..Machine::default() };
         let config = Config::default();
         let mut measured = Measured::default();
-        (measured.data.useful_bytes, measured.data.auto_policy) = (1 << 20, "pin".into());
+        (measured.data.useful_bytes, measured.data.auto_policy) = (1 << 20, spec::contract::CacheMode::Pin);
         let mut request = Request { ranks: Some(2), ..Request::default() };
         let plan = plan::plan(&config, &machine, &measured, &request).unwrap();
         let setup = Setup { config, plan, reduced: Vec::new() };

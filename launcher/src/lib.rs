@@ -12,7 +12,6 @@
 //! | room | owns | may not touch |
 //! |---|---|---|
 //! | [`machine`] | probes: cores, memory, cgroups, GPUs by NVML, files of a data set | decisions |
-//! | [`cache`] | the directory of the node's page cache: arena, policies, server | sample bytes |
 //! | [`watch`] | memory sampling, thresholds, response to pressure | training |
 //! | [`supervise`] | children, process groups, signals, first failure, restarts, log lines | tensors, YAML |
 //! | [`console`] | lines, tables and the progress bar of a training run | decisions |
@@ -21,18 +20,19 @@
 //! | [`command`] | the verbs: wiring and exit codes | algorithms |
 //! | [`monitor`] | the live view of a run or a program | training |
 //! | [`advise`] | `analyze`, `doctor`, `recommend`: answers read from records | training |
+//! | [`plots`] | figures of a run or of a monitor's log, as PNG | training |
 //! | [`smart`] | training in legs until targets are met | tensors |
 //!
-//! Architecture invariant: `machine` takes no decisions; `supervise` knows neither tensors nor YAML; `cache` touches no
-//! sample bytes; `watch` reaches ranks and page cache through `supervise` alone.
+//! Architecture invariant: `machine` takes no decisions; `supervise` knows neither tensors nor YAML;
+//! `watch` reaches ranks and page cache through `supervise` alone.
 
 pub mod advise;
-pub mod cache;
 pub mod cli;
 pub mod command;
 pub mod console;
 pub mod machine;
 pub mod monitor;
+pub mod plots;
 pub mod run_dir;
 pub mod smart;
 pub mod supervise;

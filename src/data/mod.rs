@@ -1,10 +1,17 @@
-//! From files to batches: `source → cache → loader`.
+//! From files to batches: `source → cache → windows → loader`.
 
-pub mod cache;
+#[cfg(test)]
+#[path = "../../launcher/cache/src/client/testing.rs"]
+pub(crate) mod cache_testing;
+pub mod entries;
 pub mod loader;
 pub mod source;
+pub mod windows;
+
+pub use cache::client::Wake;
 
 use crate::ledger::{self, Holding, Part};
+use cache::client::{CacheError, Lent};
 use std::path::PathBuf;
 use std::sync::Weak;
 
@@ -19,6 +26,8 @@ pub enum DataError {
     /// Reading one sample failed; `place` is [`Dataset::describe`]'s.
     #[error("sample {index} ({place}): {error}")]
     Sample { index: u64, place: String, error: Box<DataError> },
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     #[error("{0}")]
     Other(String),
 }
@@ -62,13 +71,7 @@ pub struct LentPart {
     pub field: usize,
     /// Where it belongs, bytes from the field's beginning: of a sample, or of a batch.
     pub at: usize,
-    pub lent: cache::Lent,
-}
-
-/// Someone who can do work of a data set ahead of need.
-pub trait Wake: Send + Sync {
-    /// There is something for [`Dataset::work_ahead`]. Returns at once.
-    fn wake(&self);
+    pub lent: Lent,
 }
 
 /// A batch that will be read.

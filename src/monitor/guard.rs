@@ -49,15 +49,14 @@ impl MemorySummary {
     }
 
     pub(super) fn of(now: &MemorySnapshot, peak_bytes: u64, step_count: u64) -> Self {
-        let gpu = now.gpu.unwrap_or_default();
         let mib = |bytes: u64| bytes as f64 / MIB;
         Self {
             current_cpu_mb: mib(now.rss_bytes),
-            current_gpu_mb: mib(gpu.allocated_bytes),
+            current_gpu_mb: mib(now.gpu_allocated_bytes),
             max_memory_used_mb: mib(peak_bytes.max(now.rss_bytes)),
             step_count,
-            gpu_cached_mb: mib(gpu.reserved_bytes),
-            gpu_max_allocated_mb: mib(gpu.peak_bytes),
+            gpu_cached_mb: mib(now.gpu_reserved_bytes),
+            gpu_max_allocated_mb: mib(now.gpu_peak_bytes),
         }
     }
 }

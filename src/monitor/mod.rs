@@ -25,7 +25,7 @@ mod statistics;
 
 pub use guard::{MemorySummary, OutOfMemory, SUGGESTIONS, explain, with_memory_guard};
 
-use crate::report::memory::{GpuMemory, MemorySnapshot};
+use crate::report::memory::MemorySnapshot;
 use crate::torch;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use serde::Serialize;
@@ -83,13 +83,13 @@ impl Cleanup {
 }
 
 fn snapshot() -> Result<MemorySnapshot, procfs::ProcError> {
-    let gpu = torch::device_memory(0).map(|gpu| GpuMemory {
-        allocated_bytes: gpu.allocated_bytes,
-        reserved_bytes: gpu.reserved_bytes,
-        peak_bytes: gpu.peak_bytes,
-        ..GpuMemory::default()
-    });
-    MemorySnapshot::take(gpu)
+    let mut now = MemorySnapshot::take()?;
+    if let Some(gpu) = torch::device_memory(0) {
+        now.on_device = true;
+        (now.gpu_allocated_bytes, now.gpu_reserved_bytes) = (gpu.allocated_bytes, gpu.reserved_bytes);
+        now.gpu_peak_bytes = gpu.peak_bytes;
+    }
+    Ok(now)
 }
 
 /// What was seen so far.
@@ -207,10 +207,10 @@ impl MemoryMonitor {
             process_rss_mb: now.rss_bytes as f64 / MIB,
             process_pss_mb: now.pss_bytes as f64 / MIB,
             process_uss_mb: now.uss_bytes as f64 / MIB,
-            gpu: now.gpu.map(|gpu| GpuInfo {
-                allocated_mb: gpu.allocated_bytes as f64 / MIB,
-                reserved_mb: gpu.reserved_bytes as f64 / MIB,
-                max_allocated_mb: gpu.peak_bytes as f64 / MIB,
+            gpu: now.on_device.then(|| GpuInfo {
+                allocated_mb: now.gpu_allocated_bytes as f64 / MIB,
+                reserved_mb: now.gpu_reserved_bytes as f64 / MIB,
+                max_allocated_mb: now.gpu_peak_bytes as f64 / MIB,
             }),
         })
     }

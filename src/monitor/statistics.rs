@@ -1,9 +1,8 @@
 //! Every number that kernel and allocator have, as two lines.
 
 use super::MonitorError;
-use crate::report::memory::MemorySnapshot;
+use crate::report::memory::{MemorySnapshot, free_bytes};
 use crate::torch;
-use procfs::Current;
 use spec::config::Language;
 
 /// The lines of [`super::MemoryMonitor::statistics`]; `now`: of this process.
@@ -19,7 +18,7 @@ pub fn lines(language: Language, now: &MemorySnapshot) -> Result<Vec<String>, Mo
 
 /// Machine and process, bytes; percent of the machine.
 fn of_system(now: &MemorySnapshot) -> Result<String, MonitorError> {
-    let free = procfs::Meminfo::current()?.mem_free;
+    let free = free_bytes()?;
     let (total, used) = (now.system_total_bytes, now.system_used_bytes);
     let available = total.saturating_sub(used);
     let [percent, own] = [used, now.rss_bytes].map(|bytes| 100.0 * bytes as f64 / total.max(1) as f64);
@@ -39,6 +38,7 @@ fn dictionary(statistics: &[(String, i64)]) -> String {
 mod tests {
     use super::*;
     use crate::monitor::MemoryMonitor;
+    use spec::contract::MemoryRecord;
 
     #[test]
     fn item_57_system_process_and_allocator_on_demand() {
@@ -50,15 +50,15 @@ mod tests {
             // Without a device there is nothing to say of one.
             assert_eq!(lines.len(), 1 + usize::from(torch::device_statistics(0).is_some()));
         }
-        let now = MemorySnapshot {
+        let record = MemoryRecord {
             rss_bytes: 25,
             pss_bytes: 20,
             uss_bytes: 10,
             system_used_bytes: 400,
             system_total_bytes: 1000,
-            ..MemorySnapshot::default()
+            ..MemoryRecord::default()
         };
-        let text = of_system(&now).unwrap();
+        let text = of_system(&MemorySnapshot { record, on_device: false }).unwrap();
         assert!(text.starts_with("{'total': 1000, 'available': 600, 'percent': 40.0, 'used': 400, 'free': "), "{text}");
         let process = "'process_rss': 25, 'process_percent': 2.5, 'process_pss': 20, 'process_uss': 10}";
         assert!(text.ends_with(process), "{text}");

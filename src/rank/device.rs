@@ -5,7 +5,7 @@ use crate::comm::nccl::{Nccl, NcclCollective, Place, UniqueId, Wire};
 use crate::comm::rendezvous::{self, Links};
 use crate::comm::{Collective, CommError, RankEnv};
 use crate::report::Reporter;
-use crate::report::memory::GpuMemory;
+use crate::report::memory::MemorySnapshot;
 use crate::torch::device::{self, Stream, StreamGuard};
 use crate::train::{DeviceOptions, TrainError};
 use spec::config;
@@ -30,7 +30,7 @@ const ON_DEVICE: &str = "HEADROOM_TEST_ON_DEVICE";
 /// The CUDA libraries are not there, or fewer devices than the plan counts on.
 pub fn prepare(job: &Job, place: &RankEnv) -> Result<Device, RankError> {
     let topology = &job.plan.topology;
-    if topology.device != "cuda" {
+    if topology.device != spec::contract::Device::Cuda {
         return Ok(Device::Cpu);
     }
     device::load_cuda().map_err(|e| RankError::Usage(e.to_string()))?;
@@ -108,19 +108,14 @@ pub fn told(on: Device, allocator: Option<&str>) -> String {
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
-/// What the allocator and the driver say of the device; `None` on a CPU.
-pub fn memory(on: Device) -> Option<GpuMemory> {
-    let Device::Cuda(index) = on else { return None };
-    let stats = device::device_stats(index).ok()?;
-    let (free, total) = device::device_memory(index).ok()?;
-    Some(GpuMemory {
-        allocated_bytes: stats.allocated_bytes,
-        reserved_bytes: stats.reserved_bytes,
-        peak_bytes: stats.peak_allocated_bytes,
-        used_bytes: total.saturating_sub(free),
-        total_bytes: total,
-        device_allocs: stats.device_allocs,
-    })
+/// Fills in the device's memory, as its allocator and the driver report it; nothing on a CPU.
+pub fn see_memory(on: Device, now: &mut MemorySnapshot) {
+    let Device::Cuda(index) = on else { return };
+    let (Ok(stats), Ok((free, total))) = (device::device_stats(index), device::device_memory(index)) else { return };
+    now.on_device = true;
+    (now.gpu_allocated_bytes, now.gpu_reserved_bytes) = (stats.allocated_bytes, stats.reserved_bytes);
+    (now.gpu_peak_bytes, now.gpu_device_allocs) = (stats.peak_allocated_bytes, stats.device_allocs);
+    (now.gpu_used_bytes, now.gpu_total_bytes) = (total.saturating_sub(free), total);
 }
 
 /// What tests ask of this rank's steps.

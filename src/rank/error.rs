@@ -5,6 +5,7 @@ use crate::data::DataError;
 use crate::report::ReportError;
 use crate::train::TrainError;
 use crate::train::checkpoint::CheckpointError;
+use cache::client::CacheError;
 use spec::contract::exit;
 
 /// What ends a rank.
@@ -27,6 +28,12 @@ pub enum RankError {
     NoRoom(String),
     #[error("internal error: {0}; please report this")]
     Panic(String),
+}
+
+impl From<CacheError> for RankError {
+    fn from(error: CacheError) -> Self {
+        RankError::Data(error.into())
+    }
 }
 
 impl From<CheckpointError> for RankError {

@@ -1,11 +1,11 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
-mod cache;
 mod check;
 mod describe;
 mod device;
 mod error;
+mod node_cache;
 mod observer;
 mod registrar;
 mod train;
@@ -43,14 +43,6 @@ enum Verb {
     Describe,
     /// Check a device, and the ways to and between devices; prints JSON.
     CheckGpu(check::Request),
-    /// Draw the memory of a run's folder, or of a monitor's log.
-    #[command(hide = true)]
-    Plot {
-        #[arg(long)]
-        from: PathBuf,
-        #[arg(long)]
-        out: PathBuf,
-    },
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
@@ -69,7 +61,6 @@ pub fn main() -> u8 {
         Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
         Verb::Describe => describe::run(),
         Verb::CheckGpu(request) => check::run(request),
-        Verb::Plot { from, out } => crate::report::plots::plot_any(from, out).map_err(|e| RankError::Io(e.to_string())),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {

@@ -3,13 +3,13 @@
 use super::error::train_code_of;
 use super::{RankError, panic_text};
 use crate::comm::{Collective, CommError};
-use crate::data::cache::CacheClient;
 use crate::monitor::{MemorySummary, explain};
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
 use crate::train::{Observer, TrainError};
-use spec::contract::{MetricsRecord, Progress, Relieved};
+use cache::client::CacheClient;
+use spec::contract::{MetricsRecord, Phase, Progress, Relieved};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub struct RankObserver {
     pub run_dir: PathBuf,
     /// The first step of this process is still to come.
     pub first: bool,
-    pub phase: String,
+    pub phase: Phase,
     /// The node's page cache, where there is one.
     pub cache: Option<Arc<CacheClient>>,
     /// Ended when training fails; absent on a CPU.
@@ -82,10 +82,10 @@ fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 impl Observer for RankObserver {
-    fn phase(&mut self, phase: &str, step: u64) {
+    fn phase(&mut self, phase: Phase, step: u64) {
         self.memory.step(step);
         if self.phase != phase {
-            self.phase = phase.to_string();
+            self.phase = phase;
             self.memory.phase(phase);
         }
     }
@@ -93,8 +93,8 @@ impl Observer for RankObserver {
     fn step(&mut self, progress: &Progress) {
         self.memory.step(progress.step);
         if std::mem::take(&mut self.first) {
-            self.memory.phase("first step");
-            self.memory.phase("train");
+            self.memory.phase(Phase::FirstStep);
+            self.memory.phase(Phase::Train);
         }
         if self.memory_every > 0 && progress.step.is_multiple_of(self.memory_every) {
             self.memory.print(&format!("Step {}", progress.step));
@@ -139,7 +139,7 @@ impl Observer for RankObserver {
     }
 
     fn uss_bytes(&mut self) -> u64 {
-        MemorySnapshot::take(None).map_or(0, |now| now.uss_bytes)
+        MemorySnapshot::take().map_or(0, |now| now.uss_bytes)
     }
 
     fn failing(&mut self, error: &TrainError) {

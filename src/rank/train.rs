@@ -1,27 +1,29 @@
 //! A training rank, from its environment to its exit code.
 
-use super::cache::NodeCache;
 use super::device;
+use super::node_cache::NodeCache;
 use super::observer::{RankObserver, end_device_work, tell_failure};
 use super::{RankError, read_job, registrar};
 use crate::comm::rendezvous::{self, Links, Node};
 use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo};
 use crate::data::DataError;
-use crate::data::cache::CacheClient;
 use crate::ledger;
-use crate::report::memory::{MemorySampler, Probe};
+use crate::report::Reporter;
+use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::{RecordWriter, write_summary};
-use crate::report::{Reporter, plots};
 use crate::task::{self, Datasets, Team};
 use crate::torch::{count_tensors, most_tensor_bytes};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
+use cache::client::CacheClient;
 use launcher::console::cache_stats;
 use spec::contract::cache::CacheStats;
-use spec::contract::{Best, CacheSummary, Held, Relief, Summary, env, exit};
+use spec::contract::{Best, CacheSummary, Held, Phase, Relief, RunStatus, Summary, env, exit};
 use spec::job::Job;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -295,7 +297,7 @@ fn observer(
         memory_every: job.config.log.memory_every,
         run_dir: job.run_dir.clone(),
         first: true,
-        phase: String::new(),
+        phase: Phase::Start,
         cache,
         on_device: start.device.is_cuda().then(|| Arc::clone(&start.collective)),
     })
@@ -331,12 +333,13 @@ fn memory_sampler(
     let records = open_records(&start.job, &name, resumed_step)?;
     let reporter = start.reporter.clone();
     let device = start.device;
-    let probe = move || {
-        let held = Held { tensors_bytes: most_tensor_bytes(), ..ledger::take_most() };
-        let seen = Probe { gpu: device::memory(device), held, ..Probe::default() };
-        let Some(cache) = &cache else { return seen };
+    let probe = move |now: &mut MemorySnapshot| {
+        now.held = Held { tensors_bytes: most_tensor_bytes(), ..ledger::take_most() };
+        device::see_memory(device, now);
+        let Some(cache) = &cache else { return };
         let (node, own) = (cache.node_stats(), cache.stats());
-        Probe { cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses, ..seen }
+        now.cache_bytes = node.used_bytes;
+        (now.cache_hits, now.cache_misses) = (own.hits, own.misses + own.bypasses);
     };
     MemorySampler::start(MEMORY_PERIOD, records, probe, move |line| reporter.line(line))
         .map_err(|e| RankError::Io(format!("memory sampling: {e}")))
@@ -382,18 +385,17 @@ pub(super) fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
     vs.trainable_variables().into_iter().filter_map(of).collect()
 }
 
-/// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes and, where it hosted the page
-/// cache, its numbers; `cache` has them where rank 0 did.
+/// Rank 0's last work: the summary. The launcher draws the figures and adds the peaks of all processes and, where it hosted the
+/// page cache, the cache's numbers; `cache` has them where rank 0 hosted it.
 fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Duration) -> Result<(), RankError> {
     let Start { job, reporter, .. } = start;
     let config = &job.config;
     let summary = Summary {
         status: match finished.status {
-            Status::Finished => "finished",
-            Status::EarlyStopped => "early_stopped",
-            Status::Stopped => "stopped",
-        }
-        .into(),
+            Status::Finished => RunStatus::Finished,
+            Status::EarlyStopped => RunStatus::EarlyStopped,
+            Status::Stopped => RunStatus::Stopped,
+        },
         steps: finished.steps,
         epochs: finished.epochs,
         wall_s: wall.as_secs_f64(),
@@ -409,8 +411,7 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
         files_skipped: finished.files_skipped,
         reason: finished.reason.clone(),
         memory_cleanups: finished.cleanups,
-        cache: cache
-            .map_or_else(CacheSummary::default, |stats| CacheSummary::of(&job.plan.budget.cache_policy, &stats)),
+        cache: cache.map_or_else(CacheSummary::default, |stats| CacheSummary::of(job.plan.budget.cache_policy, &stats)),
         restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
         ..Summary::default()
     };
@@ -418,35 +419,23 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
     if let Some(stats) = &cache {
         reporter.line(cache_stats(&config.task, stats));
     }
-    if config.log.plots {
-        let (records, plots) = (job.run_dir.join("metrics.jsonl"), job.run_dir.join("plots"));
-        let metric = &plotted(config.train.monitor_metric.as_str(), &finished.headline);
-        let name = job.run_dir.file_name().map_or_else(|| config.name.clone(), |n| n.to_string_lossy().into_owned());
-        let drawn = plots::plot_run(&records, &plots, &name, metric, unit(metric))
-            .and_then(|()| plots::plot_throughput(&records, &plots, &name))
-            .and_then(|()| plots::plot_memory(&job.run_dir, &plots.join("memory.png"), &name, &job.plan));
-        if let Err(error) = drawn {
-            reporter.line(format!("{error}; set log.plots to false to train without"));
-        }
+    if config.log.plots && std::env::var_os(env::CONTROL_FD).is_none() {
+        plot(&job.run_dir, reporter);
     }
     Ok(())
 }
 
-/// The metric with a figure of its own: the monitored one, or, since the loss has its figure anyway, the task's first.
-fn plotted(monitor: &str, headline: &[String]) -> String {
-    let of_task = || headline.iter().filter_map(|name| name.split_once('.')).find(|(_, name)| *name != "loss");
-    match monitor {
-        "val.loss" => of_task().map_or_else(|| monitor.to_owned(), |(_, name)| format!("val.{name}")),
-        other => other.to_owned(),
-    }
-}
-
-/// Unit of a metric, from the ending of its name.
-fn unit(metric: &str) -> &'static str {
-    match metric {
-        name if name.contains("_deg") => "degrees",
-        name if name.ends_with("_rad") => "radians",
-        name if name.contains("psnr") => "dB",
-        _ => "",
-    }
+/// Lets `launch`, which lies beside this program, draw the figures of a run that another launcher started.
+fn plot(run_dir: &Path, reporter: &Reporter) {
+    let launch = std::env::current_exe().map(|own| own.with_file_name("launch"));
+    let drawn = launch.and_then(|launch| Command::new(launch).arg("plot").arg(run_dir).stdin(Stdio::null()).output());
+    let problem = match drawn {
+        Ok(ended) if ended.status.success() => return,
+        Ok(ended) => String::from_utf8_lossy(&ended.stderr).trim().to_owned(),
+        Err(error) => format!("launch beside this program: {error}"),
+    };
+    reporter.line(format!(
+        "no figures: {problem}; draw them with `launch plot {}`, or set log.plots to false to train without",
+        run_dir.display()
+    ));
 }

@@ -1,9 +1,8 @@
-//! Records, progress, plots, memory lines.
+//! Records, progress, memory lines.
 //!
 //! Architecture invariant: nothing here makes a step wait; whatever writes does so on a thread of its own.
 
 pub mod memory;
-pub mod plots;
 pub mod records;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};

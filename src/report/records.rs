@@ -5,7 +5,6 @@
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use serde::Serialize;
 use spec::contract::Summary;
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -190,35 +189,21 @@ pub fn write_summary(path: &Path, summary: &Summary) -> Result<(), RecordError> 
     fs::rename(&sibling, path).map_err(io_error(path, "replace"))
 }
 
-/// Goes through the records of a metrics file: name → value, NaN where the file has `null`. Lines that are not whole
-/// are passed over. Memory does not grow with the file.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn for_each_metrics(path: &Path, mut each: impl FnMut(&BTreeMap<String, f64>)) -> Result<(), RecordError> {
-    let reader = BufReader::new(File::open(path).map_err(io_error(path, "open"))?);
-    for line in reader.split(b'\n') {
-        let line = line.map_err(io_error(path, "read"))?;
-        if let Ok(record) = serde_json::from_slice::<BTreeMap<String, Option<f64>>>(&line) {
-            each(&record.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect());
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spec::contract::MetricsRecord;
+    use spec::contract::{MetricsRecord, RunStatus};
 
     fn record(step: u64, loss: f64) -> MetricsRecord {
         MetricsRecord { step, loss, ..Default::default() }
     }
 
+    fn read(path: &Path) -> Vec<MetricsRecord> {
+        fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     fn steps(path: &Path) -> Vec<u64> {
-        let mut steps = vec![];
-        for_each_metrics(path, |r| steps.push(r["step"] as u64)).unwrap();
-        steps
+        read(path).iter().map(|record| record.step).collect()
     }
 
     #[test]
@@ -267,9 +252,8 @@ mod tests {
         writer.flush();
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("\"loss\":null") && text.contains("\"val.loss\":null"), "{text}");
-        let mut seen = 0;
-        for_each_metrics(&path, |r| seen += usize::from(r["loss"].is_nan() && r["val.loss"].is_nan())).unwrap();
-        assert_eq!(seen, 1);
+        let back = read(&path);
+        assert!(back.len() == 1 && back[0].loss.is_nan() && back[0].metrics["val.loss"].is_nan(), "{back:?}");
     }
 
     #[test]
@@ -286,8 +270,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("summary.json");
         write_summary(&path, &Summary::default()).unwrap();
-        write_summary(&path, &Summary { status: "finished".into(), steps: 7, ..Default::default() }).unwrap();
+        write_summary(&path, &Summary { status: RunStatus::Finished, steps: 7, ..Default::default() }).unwrap();
         let read: Summary = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        assert_eq!((read.status.as_str(), read.steps), ("finished", 7));
+        assert_eq!((read.status, read.steps), (RunStatus::Finished, 7));
     }
 }

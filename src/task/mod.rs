@@ -1,12 +1,19 @@
 //! One room per task: data set, model, loss, metrics, sample data.
+//!
+//! A task supplies data, model and metrics. The trainer does the rest: order, threads, accumulation, reduction over ranks,
+//! schedule, checkpoints, evaluation. A complete task, trained by a test:
+//!
+//! ```no_run
+#![doc = include_str!("../../tests/it/minimal_task.rs")]
+//! ```
 
 pub mod deblur;
 pub mod emg;
 pub mod outline;
 pub mod sample;
 
-use crate::data::cache::CacheClient;
 use crate::data::{DataError, Dataset};
+use cache::client::CacheClient;
 use outline::Outline;
 use spec::config::Config;
 use std::any::Any;

@@ -2,7 +2,7 @@
 
 use super::{Batch, Datasets, Team};
 use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
-use spec::contract::DataSizes;
+use spec::contract::{CacheMode, DataSizes};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -37,7 +37,7 @@ impl Outline {
             scratch_bytes: sample.max(SCRATCH_BYTES),
             useful_bytes,
             useful: format!("{samples} samples of {sample} B"),
-            auto_policy: "pin".into(),
+            auto_policy: CacheMode::Pin,
             ..DataSizes::default()
         };
         Self { datasets, sizes }

@@ -15,10 +15,10 @@ const RANK: Rooms = &[
     ("torch", &[]),
     ("comm", &["torch", "ledger", "spec::contract"]),
     ("ledger", &["spec::contract"]),
-    ("data", &["ledger", "spec::contract", "spec::config", "launcher::cache"]),
+    ("data", &["ledger", "spec::contract", "spec::config", "cache"]),
     ("train", &["torch", "comm", "data", "task", "ledger", "spec::contract", "spec::config", "spec::plan"]),
-    ("task", &["torch", "data", "spec::config", "spec::contract", "spec::plan"]),
-    ("report", &["spec::contract", "spec::config", "spec::plan", "launcher::advise"]),
+    ("task", &["torch", "data", "cache", "spec::config", "spec::contract", "spec::plan"]),
+    ("report", &["spec::contract", "spec::config"]),
     ("monitor", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
     (
         "rank",
@@ -35,20 +35,21 @@ const RANK: Rooms = &[
             "spec::config",
             "spec::plan",
             "spec::job",
-            "launcher::cache",
+            "cache",
             "launcher::console",
+            "launcher::machine",
         ],
     ),
 ];
 const LAUNCHER: Rooms = &[
     ("machine", &["spec::contract"]),
-    ("cache", &["machine", "spec::contract"]),
     ("watch", &["machine", "spec::contract", "spec::config", "spec::plan"]),
     ("supervise", &["cache", "machine", "watch", "spec::contract"]),
     ("console", &["supervise", "spec::contract", "spec::plan", "spec::config"]),
     ("run_dir", &["spec::contract", "spec::config", "spec::plan", "spec::job"]),
     ("cli", &["run_dir", "spec::config", "spec::plan"]),
     ("advise", &["machine", "watch", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
+    ("plots", &["advise", "spec::contract", "spec::plan", "spec::job"]),
     ("smart", &["spec::contract", "spec::config"]),
     (
         "monitor",
@@ -63,6 +64,7 @@ const LAUNCHER: Rooms = &[
             "console",
             "machine",
             "monitor",
+            "plots",
             "run_dir",
             "smart",
             "supervise",
@@ -74,10 +76,13 @@ const LAUNCHER: Rooms = &[
         ],
     ),
 ];
+/// Packages whose rooms are named one by one.
 const PACKAGES: &[&str] = &["launcher", "spec"];
+/// A package that is one room.
+const CACHE: &str = "cache";
 /// Files and folders that may hold `unsafe`.
 const UNSAFE: &[&str] =
-    &["src/torch/", "src/comm/nccl", "src/comm/shm", "src/data/cache/map.rs", "launcher/src/supervise/unix.rs"];
+    &["src/torch/", "src/comm/nccl", "src/comm/shm", "launcher/cache/src/mapping.rs", "launcher/src/supervise/unix.rs"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -159,6 +164,9 @@ fn edges(text: &str) -> BTreeSet<String> {
         let prefix = format!("{package}::");
         rooms.extend(used_rooms(text, &prefix).into_iter().map(|room| format!("{prefix}{room}")));
     }
+    if !used_rooms(text, &format!("{CACHE}::")).is_empty() {
+        rooms.insert(CACHE.into());
+    }
     rooms
 }
 
@@ -179,7 +187,7 @@ fn check(src: &str, table: Rooms) -> Vec<String> {
             continue;
         };
         for to in edges(&code(&file)) {
-            let known = to.contains("::") || table.iter().any(|(name, _)| *name == to);
+            let known = to.contains("::") || to == CACHE || table.iter().any(|(name, _)| *name == to);
             if known && to != from && !allowed.contains(&to.as_str()) {
                 wrong.push(format!("{}: {from} may not use {to}", file.display()));
             }
@@ -219,12 +227,35 @@ fn rooms_of_the_launcher_use_only_what_they_may() {
     assert_eq!(check("launcher/src", LAUNCHER), Vec::<String>::new());
 }
 
+/// The page cache is for a Python module as well: it knows the contract and nothing else, and the directory knows no client.
+#[test]
+fn the_page_cache_uses_the_contract_alone() {
+    let src = root().join("launcher/cache/src");
+    let mut files = Vec::new();
+    rust_files(&src, &mut files);
+    assert!(files.len() > 5, "only {} files under {}", files.len(), src.display());
+    for file in files.iter().filter(|file| !is_test(file)) {
+        let (from, text) = (room(&src, file), code(file));
+        let foreign: Vec<_> =
+            edges(&text).into_iter().filter(|to| to.contains("::") && to != "spec::contract").collect();
+        assert!(foreign.is_empty(), "{}: cache may not use {foreign:?}", file.display());
+        let client = ["crate::client", "super::client"].iter().any(|path| text.contains(path));
+        assert!(
+            matches!(from.as_str(), "client" | "mapping" | "lib") || !client,
+            "{}: uses the client",
+            file.display()
+        );
+    }
+}
+
 #[test]
 fn a_forbidden_edge_is_seen() {
     let rooms = used_rooms("use crate::{train::fit, data::{loader, source}};\nlet x = crate::comm::Solo;", "crate::");
     assert_eq!(rooms.into_iter().collect::<Vec<_>>(), ["comm", "data", "train"]);
     let rooms = edges("use spec::{contract::env, plan};\nuse super::cache::X;\nlet y = launcher::advise::z();");
     assert_eq!(rooms.into_iter().collect::<Vec<_>>(), ["launcher::advise", "spec::contract", "spec::plan"]);
+    let rooms = edges("use cache::client::{Want, Offer};\nuse spec::contract::cache::Item;");
+    assert_eq!(rooms.into_iter().collect::<Vec<_>>(), ["cache", "spec::contract"]);
 }
 
 #[test]
@@ -245,7 +276,7 @@ fn only_the_source_room_imports_hdf5_and_the_launcher_links_no_tensor_library() 
             .find(|name| text.contains(&format!("{name}::")) && !text.contains(&format!("_{name}::")));
         assert!(imported.is_none(), "{} imports {imported:?}", file.display());
     }
-    for package in ["launcher", "launcher/spec"] {
+    for package in ["launcher", "launcher/cache", "launcher/spec"] {
         let manifest = std::fs::read_to_string(root().join(package).join("Cargo.toml")).unwrap();
         for name in ["tch", "hdf5", "cudarc", "headroom"] {
             assert!(!manifest.lines().any(|line| line.starts_with(name)), "{package} depends on {name}");
@@ -256,7 +287,7 @@ fn only_the_source_room_imports_hdf5_and_the_launcher_links_no_tensor_library() 
 #[test]
 fn unsafe_stays_in_its_rooms_and_every_block_says_why() {
     let mut files = Vec::new();
-    for folder in ["src", "launcher/src"] {
+    for folder in ["src", "launcher/src", "launcher/spec/src", "launcher/cache/src"] {
         rust_files(&root().join(folder), &mut files);
     }
     for file in files {

@@ -216,8 +216,11 @@ fn real_pressure_takes_every_rung_in_order_is_recovered_from_and_changes_no_loss
     ];
     let lines = rungs.map(|rung| with_bytes(&ended.err, rung));
     lines.iter().for_each(|line| println!("{line}"));
-    let events: String =
-        read_lines(&run.path.join("memory.node.jsonl")).iter().filter_map(|line| line["event"].as_str()).collect();
+    let text = |line: &serde_json::Value| {
+        let event = serde_json::from_value(line.get("event")?.clone()).unwrap();
+        Some(launcher::watch::event_text(spec::config::Language::En, &event))
+    };
+    let events: String = read_lines(&run.path.join("memory.node.jsonl")).iter().filter_map(text).collect();
     assert!(rungs.iter().all(|rung| events.contains(rung)), "{events}");
 
     // Orders are numbered as they are given; 3, 5 and 6 are the page cache's.

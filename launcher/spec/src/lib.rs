@@ -12,7 +12,7 @@
 //! | [`job`] | the resolved job that a launcher hands to its ranks | `contract`, `config`, `plan` |
 //!
 //! Architecture invariant: pure. Nothing here opens a file, reads the environment or starts a process, except
-//! [`config::load`], which reads the one YAML file that it is given.
+//! [`config::RawConfig::load`], which reads the one YAML file that it is given.
 
 pub mod config;
 pub mod contract;

@@ -6,7 +6,7 @@ use spec::config::Language;
 use spec::contract::{MemoryRecord, MetricsRecord, NodeRecord, Summary};
 use spec::job::Job;
 use spec::plan::Plan;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -47,7 +47,7 @@ pub struct MonitorSample {
 #[derive(Clone, Debug, Default)]
 pub struct Run {
     pub path: PathBuf,
-    /// Of the run's own messages; English where it is not known.
+    /// Language of the run's messages, where it is known.
     pub language: Option<Language>,
     pub plan: Option<Plan>,
     pub summary: Option<Summary>,
@@ -89,7 +89,7 @@ impl Run {
         let summary: Option<Summary> = json(&lines("summary.json"));
         Ok(Self {
             open_ended: summary.is_none() || is_older(&lines("summary.json"), &lines("job.json")),
-            language: json::<Job>(&path.join("job.json")).map(|job| job.config.log.language),
+            language: language(&path),
             plan,
             summary,
             metrics: json_lines(&lines("metrics.jsonl")).unwrap_or_default(),
@@ -137,7 +137,12 @@ impl Run {
     }
 }
 
-/// Where a rank's processes begin in its records: each begins with the phase `start`, and these tell which are of it.
+/// Language of a run's messages, by its `job.json`.
+pub fn language(run_dir: &Path) -> Option<Language> {
+    json::<Job>(&run_dir.join("job.json")).map(|job| job.config.log.language)
+}
+
+/// Where a rank's processes begin in its records: each begins with [`spec::contract::Phase::Start`], and these tell which are of it.
 pub fn starts(in_start: impl Iterator<Item = bool>) -> Vec<usize> {
     let mut before = false;
     let begins = |(index, now): (usize, bool)| {
@@ -185,14 +190,26 @@ pub fn locate(what: &Path, runs_dir: &Path) -> Result<PathBuf, LogError> {
     found.ok_or_else(|| LogError::Missing(what.to_path_buf()))
 }
 
-fn json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+/// A JSON file; `None` where it is missing or malformed.
+pub fn json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// The lines that are whole; absent: no such file. A line cut short by a kill is passed over.
+/// All records of a file; `None` where there is no such file.
 fn json_lines<T: DeserializeOwned>(path: &Path) -> Option<Vec<T>> {
-    let lines = BufReader::new(std::fs::File::open(path).ok()?).split(b'\n').map_while(Result::ok);
-    Some(lines.filter_map(|line| serde_json::from_slice(&line).ok()).collect())
+    let mut records = Vec::new();
+    each_record(path, |record| records.push(record)).ok().map(|()| records)
+}
+
+/// Calls `each` with every record of a file, in order, and keeps none. A line cut short by a kill is passed over, and so is what
+/// cannot be read behind it.
+///
+/// # Errors
+/// The file cannot be opened.
+pub fn each_record<T: DeserializeOwned>(path: &Path, each: impl FnMut(T)) -> io::Result<()> {
+    let lines = BufReader::new(std::fs::File::open(path)?).split(b'\n').map_while(Result::ok);
+    lines.filter_map(|line| serde_json::from_slice(&line).ok()).for_each(each);
+    Ok(())
 }
 
 #[cfg(test)]

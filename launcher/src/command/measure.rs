@@ -12,7 +12,7 @@ use crate::supervise::prepare_helper;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use spec::config::Config;
-use spec::contract::{FileStamp, Gpu, Machine, Measured, VERSION, exit};
+use spec::contract::{CacheMode, Device, FileStamp, Gpu, Machine, Measured, VERSION, exit};
 use spec::job::DescribeJob;
 use spec::plan::{self, Shape};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -98,7 +98,7 @@ impl<'a> Wanted<'a> {
     fn of(ready: &'a Ready, budget_bytes: u64) -> Self {
         let limit_bytes = (budget_bytes / 4).min(ready.here.memfd_room_bytes() / 2);
         let threads = ready.here.cores.clamp(1, MOST_THREADS);
-        let cuda = plan::device_of(&ready.config, &ready.machine, &ready.request) == "cuda";
+        let cuda = plan::device_of(&ready.config, &ready.machine, &ready.request) == Device::Cuda;
         let planned = ready.machine.gpus.first().filter(|_| cuda);
         let device = planned.map_or_else(|| "cpu".to_owned(), |gpu| gpu.name.clone());
         // The plan may be for another machine: its device is measured where one of its kind is here.
@@ -112,7 +112,7 @@ fn assumed(wanted: &Wanted, why: &str) -> Measured {
     let mut measured = Measured::default();
     measured.model.device = wanted.device.clone();
     measured.model.short = Some(format!("not measured ({why}): lines of the model are missing or assumed"));
-    measured.data.auto_policy = "pin".into();
+    measured.data.auto_policy = CacheMode::Pin;
     measured
 }
 

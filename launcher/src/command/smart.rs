@@ -8,7 +8,7 @@ use crate::cli::RunArgs;
 use crate::run_dir::{self, RunDir};
 use crate::smart::{self, Decision, Leg, Report};
 use spec::config::Language;
-use spec::contract::{MetricsRecord, exit};
+use spec::contract::{MetricsRecord, RunStatus, exit};
 use std::path::Path;
 
 /// Trains leg by leg until the targets are met, nothing gets better, or `smart.max_total_epochs`.
@@ -45,7 +45,7 @@ pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
         }
         let records = advise::Run::read(&folder.path, Path::new(""))?;
         let (trained, early) = match &records.summary {
-            Some(summary) => (summary.epochs as usize, summary.status == "early_stopped"),
+            Some(summary) => (summary.epochs as usize, summary.status == RunStatus::EarlyStopped),
             None => (up_to, false),
         };
         done = trained;

@@ -1,6 +1,7 @@
 //! The verbs that look at memory: `recommend`, `doctor`, `analyze`, `monitor`.
 
-use super::{Error, io, print, rank_command, shown};
+use super::figures::draw;
+use super::{Error, io, print, shown};
 use crate::advise;
 use crate::cli::{self, CliError};
 use crate::machine;
@@ -80,20 +81,6 @@ fn check_plot(png: &Path) -> Result<(), Error> {
         return refuse("its folder is not there: make it first");
     }
     Ok(())
-}
-
-/// The rank program draws: `launch` itself stays small.
-fn draw(what: &Path, png: &Path) -> std::io::Result<()> {
-    let words = ["plot".into(), "--from".into(), what.into(), "--out".into(), png.into()];
-    let mut command = rank_command(&words).map_err(std::io::Error::other)?;
-    let output = command.stderr(std::process::Stdio::piped()).output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim().trim_start_matches("rank: error: ");
-    let why = if said.is_empty() { format!("`rank plot` ended with {}", output.status) } else { said.into() };
-    Err(std::io::Error::other(why))
 }
 
 pub(super) fn monitor_memory(args: &cli::MonitorArgs) -> Result<u8, Error> {

@@ -7,7 +7,7 @@ mod screen;
 mod table;
 mod text;
 
-pub use cache::cache_stats;
+pub use self::cache::cache_stats;
 pub use table::closing_table;
 
 use crate::supervise::{Stream, Watcher};

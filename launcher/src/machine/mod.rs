@@ -18,6 +18,13 @@ pub use probe::{Probe, free_disk_bytes};
 
 use spec::contract::Machine;
 
+/// Bytes of shared memory that this node has left now ([`Machine::memfd_room_bytes`]); `None` where `/proc` does not say.
+pub fn memfd_room() -> Option<u64> {
+    let machine = Probe::default().machine();
+    let known = machine.memory_total_bytes > 0 || machine.cgroup_room_bytes.is_some();
+    known.then(|| machine.memfd_room_bytes())
+}
+
 /// Looks at this machine. Takes milliseconds; loads NVML where a driver is present, never CUDA.
 pub fn probe() -> Machine {
     let mut machine = Probe::default().machine();

@@ -1,7 +1,9 @@
 //! Who is watched: the ranks of a run, a process with its children, or the machine alone.
 
+use crate::advise;
 use procfs::process::{MMapPath, MemoryMap, Process};
 use serde::de::DeserializeOwned;
+use spec::config::Language;
 use spec::contract::{MetricsRecord, NodeRecord, Summary, env};
 use spec::plan::Plan;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +36,8 @@ pub struct Member {
 #[derive(Clone, Debug, Default)]
 pub struct RunNow {
     pub plan: Option<Plan>,
+    /// Language of the run's messages.
+    pub language: Option<Language>,
     pub metrics: Option<MetricsRecord>,
     pub node: Option<NodeRecord>,
 }
@@ -74,6 +78,7 @@ impl Subject {
         let plan = std::fs::read(path.join("plan.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
         RunNow {
             plan,
+            language: advise::language(path),
             metrics: last_line(&path.join("metrics.jsonl")),
             node: last_line(&path.join("memory.node.jsonl")),
         }
@@ -91,7 +96,7 @@ fn end_of_run(folder: &Path, last_ranks: SystemTime) -> String {
         return "it ended without a summary: its launcher was killed, or ends just now".into();
     };
     let reason = summary.reason.map_or(String::new(), |reason| format!(": {reason}"));
-    format!("{} after {} steps{reason}", summary.status.replace('_', " "), summary.steps)
+    format!("{} after {} steps{reason}", summary.status.text().replace('_', " "), summary.steps)
 }
 
 /// The launcher of a run.
@@ -278,7 +283,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
         assert!(end_of_run(dir.path(), now).contains("without a summary"));
-        let summary = Summary { status: "early_stopped".into(), steps: 340, ..Summary::default() };
+        let summary = Summary { status: spec::contract::RunStatus::EarlyStopped, steps: 340, ..Summary::default() };
         std::fs::write(dir.path().join("summary.json"), serde_json::to_vec(&summary).unwrap()).unwrap();
         assert_eq!(end_of_run(dir.path(), now), "early stopped after 340 steps");
         assert!(end_of_run(dir.path(), now + Duration::from_secs(60)).contains("without a summary"));

@@ -1,8 +1,8 @@
 //! Where the watch leaves its orders, and the loop takes them: only the loop touches children.
 
 use super::Watcher;
-use crate::cache::CacheHost;
 use crate::watch::{CacheNow, Hands};
+use cache::CacheHost;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use spec::contract::Relief;

@@ -13,9 +13,9 @@ use super::limits::MemoryGroup;
 use super::unix::{Guard, Signals};
 use super::verdict::{Said, Verdict};
 use super::{Outcome, Spec, Stream, Watcher};
-use crate::cache::{CacheHost, HostPlan};
-use crate::machine::{MemoryMeter, Probe};
+use crate::machine::{MemoryMeter, Probe, memfd_room};
 use crate::watch::{Findings, Told, Watch};
+use cache::{CacheHost, HostPlan};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -64,6 +64,16 @@ struct Job<'a> {
 }
 
 pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<Outcome> {
+    run_with(spec, watcher, signals, start_cache)
+}
+
+/// As [`run`], with the page cache that `start_cache` gives.
+fn run_with(
+    spec: &Spec,
+    watcher: &dyn Watcher,
+    signals: &Signals,
+    start_cache: fn(&Spec) -> io::Result<Option<CacheHost>>,
+) -> io::Result<Outcome> {
     let started = Instant::now();
     let memory_group = memory_group(spec, watcher);
     let groups = || Cgroup::make().into_iter().chain(memory_group.as_ref().map(|group| group.cgroup.clone()));
@@ -131,7 +141,7 @@ fn start_cache(spec: &Spec) -> io::Result<Option<CacheHost>> {
     let Some(cache) = spec.cache else { return Ok(None) };
     let ranks = spec.ranks.iter().map(|rank| rank.rank).collect();
     let plan = HostPlan { capacity_bytes: cache.capacity_bytes, policy: cache.policy, ranks };
-    CacheHost::start(&plan).map(Some).map_err(io::Error::other)
+    CacheHost::start(&plan, memfd_room).map(Some).map_err(io::Error::other)
 }
 
 /// The ranks' own memory cgroup; where it may not be made, that is said.

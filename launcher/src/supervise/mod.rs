@@ -25,8 +25,8 @@ pub use nodes::{MeetError, NodePlace, Nodes};
 pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
 
-use crate::cache::PolicyKind;
 use crate::watch::{Peaks, WatchSpec};
+use cache::PolicyKind;
 use spec::contract::cache::CacheStats;
 use spec::contract::{Ended, Progress, exit};
 use std::ffi::OsString;

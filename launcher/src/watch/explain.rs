@@ -4,6 +4,7 @@ use super::findings::Findings;
 use super::words::size;
 use crate::machine::MemoryNow;
 use spec::config::Language;
+use spec::contract::Program;
 
 /// What is known of a rank that was ended by SIGKILL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +123,7 @@ fn others(findings: &Findings, after: &After) -> Option<String> {
         _ => (base.others_bytes(), fullest.sample.others_bytes()),
     };
     let (now, grown) = (size(now), size(now.saturating_sub(before)));
-    let largest = fullest.largest_other.as_ref().map(|(name, pid, bytes)| (name, pid, size(*bytes)));
+    let largest = fullest.largest_other.as_ref().map(|Program { name, pid, bytes }| (name, pid, size(*bytes)));
     Some(match findings.language {
         Language::En => {
             let gone = if after.largest_is_gone { ", which has ended too" } else { "" };
@@ -144,6 +145,7 @@ mod tests {
     use super::super::{Planned, ProcessNow, Sample};
     use super::*;
     use crate::machine::GroupNow;
+    use spec::contract::LineId;
 
     fn memory(used: u64, oom_kills: u64) -> MemoryNow {
         let group =
@@ -162,7 +164,7 @@ mod tests {
             ranks: vec![3],
             planned: Planned {
                 rank_bytes: 300 << 20,
-                rank_lines: vec![("runtime".into(), 192 << 20), ("activations".into(), 108 << 20)],
+                rank_lines: vec![(LineId::Runtime, 192 << 20), (LineId::Activations, 108 << 20)],
                 ..Planned::default()
             },
             base: Some(sample(1 << 30)),
@@ -170,7 +172,7 @@ mod tests {
             last: Some(sample(600 << 20)),
             fullest: Some(Fullest {
                 sample: sample(2 << 30),
-                largest_other: Some(("hog".into(), 42, 1 << 30)),
+                largest_other: Some(Program { name: "hog".into(), pid: 42, bytes: 1 << 30 }),
                 ..Fullest::default()
             }),
             seen: vec![Seen { first: moment(1, 200 << 20), last: moment(37, 700 << 20) }],

@@ -2,12 +2,11 @@
 
 use super::Planned;
 use super::explain::{After, Killed, killed};
-use super::level::Level;
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, unix_time};
 use crate::machine::MemoryMeter;
 use spec::config::Language;
-use spec::contract::NodeRecord;
+use spec::contract::{Event, Level, NodeRecord, Program};
 use std::path::Path;
 
 /// Proportional set sizes, bytes: shared pages count once over the job.
@@ -66,8 +65,8 @@ pub struct Fullest {
     /// Seconds since the watch began.
     pub at: f64,
     pub sample: Sample,
-    /// Name, pid and bytes of the largest process of others at that moment; absent: it was not looked for.
-    pub largest_other: Option<(String, i32, u64)>,
+    /// The largest process of others at that moment; `None` where it was not looked for.
+    pub largest_other: Option<Program>,
 }
 
 /// What the watch knows at the end.
@@ -112,13 +111,13 @@ impl Findings {
         let largest = self.fullest.as_ref().and_then(|fullest| fullest.largest_other.as_ref());
         let after = After {
             memory: self.meter.as_ref().map(MemoryMeter::read).unwrap_or_default(),
-            largest_is_gone: largest.is_some_and(|(_, pid, _)| !Path::new(&format!("/proc/{pid}")).exists()),
+            largest_is_gone: largest.is_some_and(|other| !Path::new(&format!("/proc/{}", other.pid)).exists()),
         };
         killed(self, index, &after)
     }
 
-    /// One more record, of what ended the attempt; an error in words.
-    pub fn keep(&self, run_dir: Option<&Path>, event: String) -> Option<String> {
+    /// Writes one more record, with the event that ended the attempt; returns the error text if that fails.
+    pub fn keep(&self, run_dir: Option<&Path>, event: Event) -> Option<String> {
         let last = self.last.as_ref()?;
         let step = self.seen.iter().filter_map(|seen| seen.last).map(|moment| moment.step).max().unwrap_or(0);
         let (mut records, error) = Records::open(run_dir);

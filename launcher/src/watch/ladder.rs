@@ -7,8 +7,7 @@
 //! On a device only the last three help. Calm for a while: prefetching and decoders as planned, the page cache grows back;
 //! the micro-batch stays. Pressure that comes back soon makes the next wait twice as long.
 
-use super::level::Level;
-use spec::contract::Relief;
+use spec::contract::{Level, Relief};
 
 /// Seconds that a rung is given to take effect.
 const SETTLE_S: f64 = 1.0;

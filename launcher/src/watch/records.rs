@@ -1,8 +1,7 @@
 //! `memory.node.jsonl`.
 
 use super::Sample;
-use super::level::Level;
-use spec::contract::NodeRecord;
+use spec::contract::{Event, Level, NodeRecord};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -29,7 +28,7 @@ impl Records {
     }
 
     /// Writes a record when one is due or something happened.
-    pub fn write(&mut self, now: f64, record: impl FnOnce() -> NodeRecord, event: Option<String>) -> Option<String> {
+    pub fn write(&mut self, now: f64, record: impl FnOnce() -> NodeRecord, event: Option<Event>) -> Option<String> {
         let file = self.file.as_mut().filter(|_| event.is_some() || now >= self.due)?;
         self.due = now + EVERY_S;
         let mut line = serde_json::to_vec(&NodeRecord { event, ..record() }).ok()?;
@@ -45,7 +44,7 @@ pub fn record(sample: &Sample, ranks: &[u32], step: u64, level: Level) -> NodeRe
     NodeRecord {
         t: sample.t,
         step,
-        level: level.name().into(),
+        level,
         system_total_bytes: sample.memory.total_bytes,
         system_available_bytes: sample.memory.available_bytes,
         file_cache_bytes: sample.memory.file_cache_bytes,

@@ -2,7 +2,7 @@
 
 use super::words;
 use spec::config::{CachePolicy, Config};
-use spec::contract::{Gpu, Machine};
+use spec::contract::{CacheMode, Gpu, Machine};
 use spec::plan::Plan;
 
 /// Percent above which settings are made smaller, of memory and of each device. Source: the guide's own number.
@@ -71,7 +71,7 @@ pub fn ease(config: &Config, plan: &Plan, before: &Before) -> Option<(Config, St
     change("train.num_workers", plan.loader.threads.to_string(), workers.to_string());
     if config.data.cache != CachePolicy::Off {
         eased.data.cache = CachePolicy::Off;
-        change("data.cache", plan.budget.cache_policy.clone(), "off".into());
+        change("data.cache", plan.budget.cache_policy.to_string(), CacheMode::Off.to_string());
     }
     if config.log.save_every > 0 {
         eased.log.save_every = config.log.save_every.max(LEAST_SAVE_EVERY);
@@ -95,7 +95,7 @@ mod tests {
     fn planned(micro_batch: usize, threads: usize) -> Plan {
         let mut plan = Plan::default();
         (plan.batch.micro_batch, plan.loader.threads) = (micro_batch, threads);
-        plan.budget.cache_policy = "pin".into();
+        plan.budget.cache_policy = CacheMode::Pin;
         plan
     }
 

@@ -4,8 +4,8 @@
 //! writes or reads them, so the lock is held for bookkeeping only, never while a sample is read.
 
 use super::{BatchRequest, LoaderSpec, LoaderStats, Throttle};
-use crate::data::cache::map::Piece;
 use crate::data::{BatchAhead, DataError, Dataset, FieldSpec, LentPart, Wake};
+use cache::mapping::Piece;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 

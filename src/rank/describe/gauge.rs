@@ -10,6 +10,8 @@ use tch::Device;
 
 /// Seconds of computing and bytes above which more than two samples are too dear.
 const DEAR_S: f64 = 1.2;
+/// Seconds of computing above which one sample is measured alone, and by its first pass.
+const SLOW_S: f64 = 3.0;
 const DEAR_BYTES: f64 = (256_u64 << 20) as f64;
 /// Share of the limits that a pass is begun with: what it takes is known from a smaller one alone.
 const CAUTION: f64 = 0.8;
@@ -57,6 +59,11 @@ impl Limits {
     pub fn is_dear(&self, bytes: f64, seconds: f64) -> bool {
         bytes > DEAR_BYTES || seconds > DEAR_S
     }
+}
+
+/// Whether passes of this many seconds, of all threads together, are made once and for one sample only.
+pub fn is_slow(seconds: f64) -> bool {
+    seconds > SLOW_S
 }
 
 /// Seconds that all threads of this process have computed.

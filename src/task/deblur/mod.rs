@@ -1,4 +1,6 @@
-//! Task `deblur`: blurred frames and a spike camera's stream to sharp frames.
+#![doc = include_str!("README.md")]
+//!
+//! # Parts
 //!
 //! A sample is a clip of T consecutive frames: `blur` and `sharp` u8 `[T, h, w, 3]` and the spike camera's planes of the
 //! same part, packed bits. On the rank's device they become frames in 0..1 and voxels of K time bins ([`data::voxel`]).

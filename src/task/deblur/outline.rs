@@ -5,7 +5,7 @@ use crate::data::source::find_files;
 use crate::data::{DataError, Dtype, FieldSpec};
 use crate::task::outline::{Outline, SCRATCH_BYTES};
 use spec::config::{Config, DeblurData, SpikeEncoding};
-use spec::contract::DataSizes;
+use spec::contract::{CacheMode, DataSizes};
 use spec::plan::bytes_text;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -218,7 +218,7 @@ impl Frame {
             useful_bytes: count.checked_mul(entries)?.checked_next_multiple_of(PAGE_BYTES)?,
             useful: format!("{} frames × {} B of entries", grouped(count), grouped(entries)),
             useful_is_exact: true,
-            auto_policy: auto_policy(config).into(),
+            auto_policy: auto_policy(config),
             facts: self.facts(config, count, entries)?,
         })
     }
@@ -255,8 +255,8 @@ impl Frame {
 /// Clips that overlap share frames: an entry serves up to `clip_len` clips of an epoch, so what is needed again soonest is
 /// worth more than the rest. Where each frame has one clip, all entries are read once, and what stays is as good as what
 /// goes.
-fn auto_policy(config: &Config) -> &'static str {
-    if config.data.stride < config.data.deblur.clip_len { "next_use" } else { "pin" }
+fn auto_policy(config: &Config) -> CacheMode {
+    if config.data.stride < config.data.deblur.clip_len { CacheMode::NextUse } else { CacheMode::Pin }
 }
 
 /// Thousands apart: `282,996`.
@@ -284,7 +284,8 @@ mod tests {
     #[test]
     fn clips_that_overlap_want_a_policy_that_looks_ahead() {
         let mut config = Config::of_task("deblur");
-        for (clip_len, stride, policy) in [(5, 1, "next_use"), (5, 4, "next_use"), (5, 5, "pin"), (1, 1, "pin")] {
+        use CacheMode::{NextUse, Pin};
+        for (clip_len, stride, policy) in [(5, 1, NextUse), (5, 4, NextUse), (5, 5, Pin), (1, 1, Pin)] {
             (config.data.deblur.clip_len, config.data.stride) = (clip_len, stride);
             assert_eq!(auto_policy(&config), policy, "{clip_len} {stride}");
         }

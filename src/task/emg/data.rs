@@ -6,33 +6,28 @@
 //!
 //! Architecture invariant: memory is O(files + failure blocks), never O(windows); statistics come from training files only.
 
-mod future;
-mod grain;
 mod index;
-mod pages;
-mod pieces;
 pub mod scan;
 mod share;
-pub mod windows;
 
-use crate::data::cache::Want;
 use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::gather::{Affine, Transform};
 use crate::data::source::hdf5::{Reader, Target};
 use crate::data::source::{file_error, find_files};
-use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, ReadRequest, Scratch, Wake};
+use crate::data::windows::entries::ChunkEntries;
+use crate::data::windows::future::Future;
+use crate::data::windows::grain::choose;
+use crate::data::windows::index::{Windows, permuted, split_files, windows_in};
+use crate::data::windows::pieces::Pieces;
+use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadRequest, Scratch, Wake};
 use crate::task::{Datasets, Team};
-use future::Future;
-use grain::choose;
-use pages::Pages;
-use pieces::Pieces;
+use cache::client::Want;
 use scan::{FileFacts, Moments, ScanFacts};
 use share::{scan_share, share};
 use spec::config::{CachePolicy, DataConfig};
 use std::path::Path;
 use std::sync::{Arc, Weak};
-use windows::{Windows, permuted, split_files};
 
 /// Rows of a page of a file without chunks.
 const PAGE_ROWS: usize = 4096;
@@ -64,7 +59,7 @@ pub struct EmgDataset {
 }
 
 struct Cached {
-    pages: Arc<Pages>,
+    pages: Arc<ChunkEntries>,
     /// Where the policy asks for it, and the order is known.
     future: Option<Future>,
     /// Entries are pieces of this data set's windows.
@@ -98,7 +93,7 @@ impl EmgDataset {
     }
 
     /// Entries that the windows `ids` lie in, each once, in rising order; ids out of range have none.
-    fn keys(&self, pages: &Pages, ids: &[u64]) -> Vec<u64> {
+    fn keys(&self, pages: &ChunkEntries, ids: &[u64]) -> Vec<u64> {
         let mut keys = Vec::with_capacity(2 * ids.len());
         let mut add = |index: usize| {
             if let Some((file, row)) = self.windows.get(index) {
@@ -197,7 +192,7 @@ impl Dataset for EmgDataset {
         }
     }
 
-    fn pages(&self) -> Option<SamplePages> {
+    fn pages(&self) -> Option<Pages> {
         Some(self.windows.pages(|file| page_rows(&self.reader, file)))
     }
 }
@@ -291,7 +286,7 @@ fn keep_long(files: Vec<FileFacts>, config: &DataConfig, skipped: &mut Vec<Strin
     let (window, stride) = (config.window_size as u64, config.stride as u64);
     let mut long = Vec::with_capacity(files.len());
     for file in files {
-        let some = blocks(&file, config).iter().any(|block| windows::windows_in(*block, window, stride).1 > 0);
+        let some = blocks(&file, config).iter().any(|block| windows_in(*block, window, stride).1 > 0);
         if some {
             long.push(file);
             continue;
@@ -349,7 +344,7 @@ fn assemble(
     let choice = cache.as_ref().and_then(|cache| choose(config, windows, &reader, cache.capacity_bytes(), sees));
     notes.extend(choice.as_ref().map(|choice| choice.line.clone()));
     let pages = cache.map(|cache| {
-        let pages = Pages::new(Arc::clone(&reader), cache);
+        let pages = ChunkEntries::new(Arc::clone(&reader), cache);
         let kept = choice.and_then(|choice| choice.kept);
         let pieces = kept.and_then(|kept| {
             let team = (team.world_size, pages.total(), kept);

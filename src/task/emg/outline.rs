@@ -5,7 +5,7 @@ use crate::data::DataError;
 use crate::data::source::find_files;
 use crate::task::outline::{Outline, SCRATCH_BYTES};
 use spec::config::Config;
-use spec::contract::DataSizes;
+use spec::contract::{CacheMode, DataSizes};
 
 /// Decoded recordings over files on disk. Source: the full data set, 575 GiB of rows in 431 GiB of files (1.34), rounded up.
 const DECODED_OVER_DISK: u64 = 2;
@@ -29,7 +29,7 @@ pub fn outline(config: &Config) -> Result<Outline, DataError> {
         useful: format!("{} data set × {DECODED_OVER_DISK}", spec::plan::bytes_text(bytes)),
         useful_is_exact: false,
         // One chunk of a session serves many windows, so the policy that looks ahead.
-        auto_policy: "next_use".into(),
+        auto_policy: CacheMode::NextUse,
         facts: Vec::new(),
     };
     Ok(Outline::new(fields.clone(), fields, sizes))

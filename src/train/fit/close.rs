@@ -9,7 +9,7 @@ use crate::train::device::DeviceStep;
 use crate::train::ema::Ema;
 use crate::train::evaluate::{EvalSpec, Evaluated, Watch, evaluate};
 use crate::train::state::BestState;
-use spec::contract::MetricsRecord;
+use spec::contract::{MetricsRecord, Phase};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tch::Device;
@@ -68,7 +68,7 @@ impl Loop<'_, '_> {
     }
 
     fn validate(&mut self) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
-        self.observer.phase("val", self.state.step);
+        self.observer.phase(Phase::Val, self.state.step);
         let dataset = Arc::clone(&self.fit.datasets.val);
         let values = self.evaluate(dataset, "val.")?;
         self.tell_left_out()?;
@@ -166,7 +166,7 @@ impl Loop<'_, '_> {
 
     /// Every rank calls it; rank 0 writes, in the background.
     fn save(&mut self, best: bool) -> Result<(), TrainError> {
-        self.observer.phase("checkpoint", self.state.step);
+        self.observer.phase(Phase::Checkpoint, self.state.step);
         let mut state = self.state.clone();
         state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
         state.schedule = Some(self.schedule.state().clone());
@@ -196,7 +196,7 @@ impl Loop<'_, '_> {
             self.fit.collective.barrier()?;
             self.tell_agreement()?;
             self.restore_best()?;
-            self.observer.phase("test", self.state.step);
+            self.observer.phase(Phase::Test, self.state.step);
             match self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")? {
                 Some(values) => self.last_values.extend(values),
                 // All is trained and saved; a resumed run goes on here.

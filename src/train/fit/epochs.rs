@@ -7,6 +7,7 @@ use crate::ledger::{self, Holding, Part};
 use crate::train::TrainError;
 use crate::train::device::DeviceStep;
 use crate::train::step::{Attempt, StepOutcome, StepRunner};
+use spec::contract::Phase;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -57,7 +58,7 @@ impl Loop<'_, '_> {
         }
         while self.state.step < total {
             let last = ((self.state.epoch() + 1) * self.state.steps_per_epoch).min(total);
-            self.observer.phase("train", self.state.step);
+            self.observer.phase(Phase::Train, self.state.step);
             while let Leg::Resized = match self.leg(loader, last)? {
                 Leg::Ends(status) => return self.seal(status),
                 other => other,

@@ -7,7 +7,7 @@ use super::*;
 /// More layers, stages or blocks than any model of this kind has: a slip of the pen, and minutes of building.
 const MOST_LAYERS: usize = 64;
 
-/// What [`check`] found.
+/// Findings of [`check()`].
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
     pub errors: Vec<String>,

@@ -1,4 +1,4 @@
-//! Exit codes of `launch` and `rank`: one table, documented in the README.
+//! Exit codes of `launch` and `rank`: one table, which `launch help exit-codes` prints.
 
 pub const OK: u8 = 0;
 /// A bug: an error that no other code describes.

@@ -1,5 +1,6 @@
 //! Sizes of a task's model and data, as `rank describe` measures them and a plan reads them. Bytes throughout.
 
+use super::CacheMode;
 use serde::{Deserialize, Serialize};
 
 /// Everything that a plan knows of a task.
@@ -91,8 +92,8 @@ pub struct DataSizes {
     pub useful: String,
     /// `useful_bytes` is exact: there are no entries beyond it.
     pub useful_is_exact: bool,
-    /// The policy that `data.cache: auto` stands for: `pin`, `lru` or `next_use`.
-    pub auto_policy: String,
+    /// The policy that `data.cache: auto` stands for.
+    pub auto_policy: CacheMode,
     /// Facts on the data set, one sentence each, for the head of the plan.
     pub facts: Vec<String>,
 }

@@ -1,5 +1,6 @@
 //! Control messages between the launcher and one rank: frames of a little-endian `u32` length and a JSON body.
 
+use super::Phase;
 use serde::{Deserialize, Serialize};
 
 /// Longest body of a frame, bytes.
@@ -90,8 +91,7 @@ pub enum Effect {
 /// What the progress bar shows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// `train`, `val`, `checkpoint`.
-    pub phase: String,
+    pub phase: Phase,
     pub epoch: u64,
     pub epochs: u64,
     pub step: u64,

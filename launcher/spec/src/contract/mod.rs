@@ -1,9 +1,8 @@
-//! All that crosses processes: environment names, exit codes, control messages, record schemas.
-//!
-//! Architecture invariant: data only, no behaviour beyond encoding. A change of meaning raises [`VERSION`].
+#![doc = include_str!("README.md")]
 
 pub mod cache;
 pub mod env;
+mod event;
 pub mod exit;
 mod frame;
 mod machine;
@@ -11,12 +10,15 @@ mod measured;
 mod message;
 mod record;
 mod wire;
+mod words;
 
+pub use event::{Cause, Event, Fill, LevelChange, Program, Source};
 pub use frame::*;
 pub use machine::*;
 pub use measured::*;
 pub use message::*;
 pub use record::*;
+pub use words::*;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.
 pub const VERSION: u32 = 2;

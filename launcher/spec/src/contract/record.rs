@@ -1,9 +1,11 @@
 //! Records on disk.
 
-use serde::{Deserialize, Serialize};
+use super::{CacheMode, Event, Level, Phase, RunStatus};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
-/// One line of `metrics.jsonl`; the task's metrics follow under `train.` and `val.` names.
+/// One line of `metrics.jsonl`; the task's metrics follow under `train.` and `val.` names. JSON has no NaN or infinity: such a
+/// value is written as `null` and read back as NaN.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MetricsRecord {
     /// End of the step, seconds since the Unix epoch.
@@ -12,12 +14,19 @@ pub struct MetricsRecord {
     pub step: u64,
     /// The running one, counted from 1.
     pub epoch: u64,
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
+    #[serde(deserialize_with = "number")]
     pub lr: f64,
+    #[serde(deserialize_with = "number")]
     pub samples_per_s: f64,
+    #[serde(deserialize_with = "number")]
     pub data_wait_s: f64,
+    #[serde(deserialize_with = "number")]
     pub step_s: f64,
+    #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
+    #[serde(deserialize_with = "number")]
     pub scale: f64,
     pub cache_hit_rate: Option<f64>,
     /// Where batches go to a device.
@@ -26,8 +35,19 @@ pub struct MetricsRecord {
     /// Files left out so far, at opening and since.
     #[serde(default)]
     pub files_skipped: u64,
-    #[serde(flatten)]
+    /// Flattened, because the file's format is public: one object per line, with the metrics beside the other names, as tools
+    /// for tables (`pandas.read_json(lines=True)`) expect it.
+    #[serde(flatten, deserialize_with = "numbers")]
     pub metrics: BTreeMap<String, f64>,
+}
+
+fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let found = BTreeMap::<String, Option<f64>>::deserialize(from)?;
+    Ok(found.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
 }
 
 /// What rank 0 copied to its device since the record before.
@@ -42,11 +62,11 @@ pub struct InputRecord {
 }
 
 /// One line of `memory.rank<R>.jsonl`. Bytes throughout; `t` in seconds since the Unix epoch.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MemoryRecord {
     pub t: f64,
     pub step: u64,
-    pub phase: String,
+    pub phase: Phase,
     pub rss_bytes: u64,
     pub pss_bytes: u64,
     pub uss_bytes: u64,
@@ -135,8 +155,7 @@ pub struct NodeRecord {
     pub t: f64,
     /// The last step that rank 0 told of.
     pub step: u64,
-    /// `normal`, `note`, `warning` or `critical`.
-    pub level: String,
+    pub level: Level,
     pub system_total_bytes: u64,
     /// `MemAvailable`.
     pub system_available_bytes: u64,
@@ -153,9 +172,9 @@ pub struct NodeRecord {
     pub psi_some_avg10: Option<f64>,
     pub psi_full_avg10: Option<f64>,
     pub gpus: Vec<GpuUse>,
-    /// What the watch did or said at this moment; absent: nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub event: Option<String>,
+    /// Event of the watch at this moment, if there was one.
+    #[serde(default, deserialize_with = "super::event::event_or_text", skip_serializing_if = "Option::is_none")]
+    pub event: Option<Event>,
 }
 
 /// One rank, as seen from outside. PSS and shared bytes are read from time to time and carried on by the growth of RSS.
@@ -193,8 +212,7 @@ pub struct GpuUse {
 /// `summary.json`. Rank 0 writes the training part; the launcher adds what only it knows (peaks over ranks, restarts).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// `finished`, `stopped`, `early_stopped` or `failed`.
-    pub status: String,
+    pub status: RunStatus,
     pub steps: u64,
     pub epochs: u64,
     pub wall_s: f64,
@@ -251,11 +269,10 @@ pub struct Best {
     pub step: u64,
 }
 
-/// The node's page cache over the run. Whoever hosts its directory writes it; default: there was none.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The node's page cache over the run, written by the host of its directory; the default means that there was none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CacheSummary {
-    /// `pin`, `lru`, `next_use`, or `off`.
-    pub policy: String,
+    pub policy: CacheMode,
     pub capacity_bytes: u64,
     pub used_bytes: u64,
     pub hits: u64,
@@ -265,9 +282,9 @@ pub struct CacheSummary {
 }
 
 impl CacheSummary {
-    pub fn of(policy: &str, stats: &super::cache::CacheStats) -> Self {
+    pub fn of(policy: CacheMode, stats: &super::cache::CacheStats) -> Self {
         Self {
-            policy: policy.to_owned(),
+            policy,
             capacity_bytes: stats.capacity_bytes,
             used_bytes: stats.used_bytes,
             hits: stats.hits,
@@ -278,8 +295,19 @@ impl CacheSummary {
     }
 }
 
-impl Default for CacheSummary {
-    fn default() -> Self {
-        Self { policy: "off".into(), capacity_bytes: 0, used_bytes: 0, hits: 0, misses: 0, evictions: 0, bypasses: 0 }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_are_not_finite_are_written_as_null_and_read_as_nan() {
+        let mut record = MetricsRecord { step: 7, loss: f64::NAN, ..MetricsRecord::default() };
+        record.input = Some(InputRecord { bytes: 5, ..InputRecord::default() });
+        record.metrics.extend([("val.loss".to_owned(), f64::INFINITY), ("val.mae_deg".to_owned(), 6.5)]);
+        let line = serde_json::to_string(&record).unwrap();
+        assert!(line.contains(r#""loss":null"#) && line.contains(r#""val.loss":null,"val.mae_deg":6.5"#), "{line}");
+        let read: MetricsRecord = serde_json::from_str(&line).unwrap();
+        assert!(read.loss.is_nan() && read.metrics["val.loss"].is_nan(), "{read:?}");
+        assert_eq!((read.step, read.metrics["val.mae_deg"], read.input), (7, 6.5, record.input));
     }
 }

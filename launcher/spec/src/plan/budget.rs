@@ -7,7 +7,7 @@ use super::sizes::{once, per_rank, product, sum};
 use super::table::{bytes_text, count, grouped};
 use super::{BudgetLine, BudgetPlan, GpuPlan, Plan, PlanError};
 use crate::config::{Budget, Config};
-use crate::contract::{DataSizes, Machine, Measured, ModelSizes};
+use crate::contract::{DataSizes, Device, LineId, Machine, Measured, ModelSizes};
 
 /// Makes all lines; adds to the draft's notes.
 pub(super) fn budget(
@@ -22,7 +22,7 @@ pub(super) fn budget(
     draft.data = data.facts.clone();
     draft.notes.extend(model.short.iter().map(|why| format!("model sizes: {why}")));
     let ranks = draft.topology.local_world_size as u64;
-    let cuda = draft.topology.device == "cuda";
+    let cuda = draft.topology.device == Device::Cuda;
     let of_model = ModelLines::new(config, model);
     let mut lines = vec![reserve(machine, total_bytes)];
     lines.extend(runtime(draft, model, cuda, ranks)?);
@@ -38,7 +38,7 @@ pub(super) fn budget(
     lines.extend(decoding(data, draft, ranks)?);
     if !cuda && ranks > 1 {
         let formula = format!("staging of sums in shared memory, {}", bytes_text(MEETING_BYTES));
-        lines.push(per_rank("collectives", MEETING_BYTES, ranks, formula)?);
+        lines.push(per_rank(LineId::Collectives, MEETING_BYTES, ranks, formula)?);
     }
     lines.push(of_model.checkpoint()?);
     let used = sum(&lines.iter().map(|line| line.bytes).collect::<Vec<_>>())?;
@@ -46,7 +46,7 @@ pub(super) fn budget(
     let cache = PageCache::new(config, data);
     let line = cache.line(room);
     lines.insert(1, launcher(ranks, cache.entries(line.bytes)));
-    let (page_cache_bytes, cache_policy) = (line.bytes, cache.policy(line.bytes).to_owned());
+    let (page_cache_bytes, cache_policy) = (line.bytes, cache.policy(line.bytes));
     lines.push(line);
     draft.notes.extend(cache.too_small(draft, page_cache_bytes));
     Ok(BudgetPlan { total_bytes, lines, page_cache_bytes, cache_policy, formula, gpu })
@@ -112,7 +112,7 @@ fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
     if others > 0 {
         formula += &format!(" + {} of the budget that others use already", bytes_text(others));
     }
-    once("reserve", others.saturating_add(margin), formula)
+    once(LineId::Reserve, others.saturating_add(margin), formula)
 }
 
 /// The launcher with its directory of the page cache's entries.
@@ -123,7 +123,7 @@ fn launcher(ranks: u64, entries: u64) -> BudgetLine {
         formula += &format!(", and {} entries of the page cache × {DIRECTORY_ENTRY_BYTES} B", grouped(entries));
     }
     let directory = entries.saturating_mul(DIRECTORY_ENTRY_BYTES);
-    let line = once("launcher", own.saturating_add(directory), formula);
+    let line = once(LineId::Launcher, own.saturating_add(directory), formula);
     // Tables double: they may be twice as large as their entries need.
     if directory > own / 10 { line.bounded() } else { line }
 }
@@ -136,7 +136,7 @@ fn runtime(draft: &Plan, model: &ModelSizes, cuda: bool, ranks: u64) -> Result<V
             None => (RUNTIME_CUDA_HOST_BYTES, "assumed"),
         };
         let formula = format!("libtorch, CUDA and allocator × {}, {basis}", count(ranks as usize, "rank"));
-        return Ok(vec![per_rank("runtime", bytes, ranks, formula)?]);
+        return Ok(vec![per_rank(LineId::Runtime, bytes, ranks, formula)?]);
     }
     let files = "pages of libtorch's files, the same for all ranks; a bound".to_owned();
     let libraries = if model.library_bytes > 0 { model.library_bytes } else { LIBRARY_BYTES };
@@ -144,7 +144,7 @@ fn runtime(draft: &Plan, model: &ModelSizes, cuda: bool, ranks: u64) -> Result<V
     let threads = (draft.topology.threads_per_rank as u64).saturating_add(2 * draft.loader.threads as u64);
     let bytes = sum(&[RUNTIME_CPU_BYTES.max(model.runtime_bytes), product(&[threads, THREAD_BYTES])?])?;
     let formula = format!("libtorch's tables and heap, {}", count(threads as usize, "thread"));
-    Ok(vec![once("libraries", libraries, files).bounded(), per_rank("runtime", bytes, ranks, formula)?])
+    Ok(vec![once(LineId::Libraries, libraries, files).bounded(), per_rank(LineId::Runtime, bytes, ranks, formula)?])
 }
 
 /// One device's lines: its rank's share of the model, and what CUDA itself takes.
@@ -153,7 +153,7 @@ fn gpu_plan(machine: &Machine, model: &ModelSizes, rank_lines: &[BudgetLine], ra
         Some(gpu) => (gpu.context_bytes, "measured"),
         None => (RUNTIME_CUDA_DEVICE_BYTES, "assumed"),
     };
-    let context = once("CUDA runtime", bytes, format!("context and library workspaces, {basis}"));
+    let context = once(LineId::CudaRuntime, bytes, format!("context and library workspaces, {basis}"));
     let one = |line: &BudgetLine| BudgetLine { bytes: line.per_rank_bytes.unwrap_or(line.bytes), ..line.clone() };
     let lines = std::iter::once(context).chain(rank_lines.iter().map(one)).collect();
     let free = machine.gpus.iter().map(|gpu| gpu.memory_free_bytes).min().unwrap_or(0);
@@ -169,10 +169,10 @@ fn decoding(data: &DataSizes, draft: &Plan, ranks: u64) -> Result<Vec<BudgetLine
     let threads = (draft.loader.threads as u64).max(1);
     let (each, kept) = (data.scratch_bytes, draft.loader.chunk_cache_bytes);
     let formula = format!("{} × {}; a bound", count(threads as usize, "thread"), bytes_text(each));
-    let mut lines = vec![per_rank("decode scratch", product(&[threads, each])?, ranks, formula)?.bounded()];
+    let mut lines = vec![per_rank(LineId::DecodeScratch, product(&[threads, each])?, ranks, formula)?.bounded()];
     if kept > 0 {
         let formula = "data.chunk_cache_size, for what the page cache has no room for; a bound";
-        lines.push(per_rank("chunk cache", kept, ranks, formula.into())?.bounded());
+        lines.push(per_rank(LineId::ChunkCache, kept, ranks, formula.into())?.bounded());
     }
     Ok(lines)
 }

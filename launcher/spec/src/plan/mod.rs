@@ -1,14 +1,8 @@
-//! The plan: topology and every byte of the node's budget, by name.
+#![doc = include_str!("README.md")]
 //!
-//! ```text
-//! node budget = reserve + launcher + libraries
-//!             + ranks × (runtime + model state + activations + slots + decode scratch + collectives)
-//!             + checkpoint staging + page cache
-//! ```
 //! `topology` decides ranks and batch, `budget` adds up the lines (`passes`, `model`, `page_cache`), `suggest` finds what would
-//! fit, `table` prints. Sizes of a task's model and data are measured by `rank describe` and come in as [`Measured`].
-//!
-//! Architecture invariant: pure. `plan(config, machine, measured, request)` reads nothing else, and no task is named here.
+//! fit, `table` prints. Sizes of a task's model and data are measured by `rank describe` and come in as [`Measured`]: no task
+//! is named here.
 
 mod budget;
 mod constants;
@@ -34,7 +28,7 @@ pub use table::bytes_text;
 pub use topology::{choose_device, node_share};
 
 use crate::config::{Config, DeviceChoice};
-use crate::contract::{Machine, Measured};
+use crate::contract::{CacheMode, Device, LineId, Machine, Measured};
 use serde::{Deserialize, Serialize};
 
 /// What the command line asks for. Absent: decided by config and machine.
@@ -98,8 +92,8 @@ pub fn budget_bytes(config: &Config, machine: &Machine) -> Result<u64, PlanError
     Ok(budget::total(config, machine)?.0)
 }
 
-/// `cpu` or `cuda`: on what ranks train.
-pub fn device_of(config: &Config, machine: &Machine, request: &Request) -> &'static str {
+/// Device on which ranks train.
+pub fn device_of(config: &Config, machine: &Machine, request: &Request) -> Device {
     topology::device_of(config, machine, request)
 }
 
@@ -139,15 +133,14 @@ impl Plan {
     /// ranks map. The measure beside it is PSS without shared memory: that has no part of the page cache.
     pub fn rank_bytes(&self) -> u64 {
         let own: u64 = self.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
-        let libraries = self.budget.line_bytes("libraries") / self.topology.local_world_size.max(1) as u64;
-        own + self.budget.line_bytes("checkpoint staging") + libraries
+        let libraries = self.budget.line_bytes(LineId::Libraries) / self.topology.local_world_size.max(1) as u64;
+        own + self.budget.line_bytes(LineId::CheckpointStaging) + libraries
     }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Topology {
-    /// `cpu` or `cuda`.
-    pub device: String,
+    pub device: Device,
     /// Ranks on this node.
     pub local_world_size: usize,
     /// Ranks of the whole job.
@@ -191,9 +184,8 @@ pub struct BudgetPlan {
     pub lines: Vec<BudgetLine>,
     /// Bytes of the line `page cache`: what is left after every other line, as far as it is of use.
     pub page_cache_bytes: u64,
-    /// `pin`, `lru` or `next_use`; `off`: there is no page cache.
     #[serde(default)]
-    pub cache_policy: String,
+    pub cache_policy: CacheMode,
     /// How `total_bytes` came about.
     #[serde(default)]
     pub formula: String,
@@ -208,8 +200,8 @@ impl BudgetPlan {
         sum_lines(&self.lines)
     }
 
-    /// The node's bytes of the line `name`; 0: there is none.
-    pub fn line_bytes(&self, name: &str) -> u64 {
+    /// The node's bytes of the line `name`; 0 where the plan has no such line.
+    pub fn line_bytes(&self, name: LineId) -> u64 {
         self.lines.iter().find(|line| line.name == name).map_or(0, |line| line.bytes)
     }
 
@@ -242,7 +234,7 @@ fn sum_lines(lines: &[BudgetLine]) -> u64 {
 /// One named part of the budget. `bytes` counts the whole node: `per_rank_bytes × ranks` where a line is per rank.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BudgetLine {
-    pub name: String,
+    pub name: LineId,
     pub bytes: u64,
     pub per_rank_bytes: Option<u64>,
     /// How the number came about, in words and factors.

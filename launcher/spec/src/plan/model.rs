@@ -6,7 +6,7 @@ use super::sizes::{OVERFLOW, once, per_rank, product, sum, times};
 use super::table::{bytes_text, count, grouped};
 use super::{BudgetLine, Plan, PlanError};
 use crate::config::{Config, OptimizerKind};
-use crate::contract::{ModelSizes, Passes};
+use crate::contract::{LineId, ModelSizes, Passes};
 
 /// What a model weighs, and what the config adds to each of its parameters.
 pub(super) struct ModelLines<'a> {
@@ -35,7 +35,7 @@ impl<'a> ModelLines<'a> {
             grouped(self.model.parameters),
             self.moments
         );
-        per_rank("model state", bytes, ranks, formula)
+        per_rank(LineId::ModelState, bytes, ranks, formula)
     }
 
     /// A step of training and a batch of evaluation.
@@ -69,14 +69,14 @@ impl<'a> ModelLines<'a> {
         let [training, validation] = self.passes(draft)?;
         let is_training = training.tensors >= validation.tensors;
         let held = if is_training { training } else { validation };
-        let activations = per_rank("activations", held.tensors, ranks, self.formula(&held, is_training))?;
+        let activations = per_rank(LineId::Activations, held.tensors, ranks, self.formula(&held, is_training))?;
         let further = (draft.topology.threads_per_rank as u64).saturating_sub(self.model.threads.max(1));
         let total = times(training.total, TRAIN_HEAP)?.max(times(validation.total, VAL_HEAP)?);
         let beside = total.saturating_sub(held.tensors);
         let heap = sum(&[beside, STEP_CPU_BYTES, product(&[further, STEP_CPU_PER_THREAD_BYTES])?])?;
         // How tensors of one step after the other fall into place differs from run to run.
         let formula = "pieces between tensors, and what libraries keep; a bound".to_owned();
-        Ok([activations, per_rank("heap", heap, ranks, formula)?.bounded()])
+        Ok([activations, per_rank(LineId::Heap, heap, ranks, formula)?.bounded()])
     }
 
     /// The same on a device, with the pieces that its allocator keeps.
@@ -88,12 +88,12 @@ impl<'a> ModelLines<'a> {
         if self.model.gpu.is_some() {
             let kept = held.total.saturating_sub(held.tensors);
             let formula = format!("{formula} + {} that the allocator keeps", bytes_text(kept));
-            return per_rank("activations", held.total, ranks, formula);
+            return per_rank(LineId::Activations, held.total, ranks, formula);
         }
         let (numerator, denominator) = DEVICE_FACTOR;
         let factor = numerator as f64 / denominator as f64;
         let formula = format!("{formula}, × {factor} assumed, since measured without this device");
-        per_rank("activations", times(held.tensors, DEVICE_FACTOR)?, ranks, formula)
+        per_rank(LineId::Activations, times(held.tensors, DEVICE_FACTOR)?, ranks, formula)
     }
 
     /// Slots of the training and the validation loader; the latter keeps none ahead but one per thread.
@@ -104,14 +104,14 @@ impl<'a> ModelLines<'a> {
             0 => batch.val_batch,
             most => batch.val_batch.min(most),
         };
-        let line = |name, slots: u64, samples: usize, passes: &Passes| {
+        let line = |name: LineId, slots: u64, samples: usize, passes: &Passes| {
             let bytes = product(&[slots, slot_bytes(&passes.fields, samples as u64)?])?;
             let sample = grouped(sum(&passes.fields)?);
             per_rank(name, bytes, ranks, format!("{slots} slots × {} × {sample} B", count(samples, "sample")))
         };
         Ok([
-            line("staging slots", loader.slots as u64, batch.micro_batch, &self.model.train)?,
-            line("validation slots", val_slots, val_batch, &self.model.val)?,
+            line(LineId::StagingSlots, loader.slots as u64, batch.micro_batch, &self.model.train)?,
+            line(LineId::ValidationSlots, val_slots, val_batch, &self.model.val)?,
         ])
     }
 
@@ -123,6 +123,6 @@ impl<'a> ModelLines<'a> {
         let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
         let formula =
             format!("rank 0: {} parameters × 4 B × {copies}, and their names", grouped(self.model.parameters));
-        Ok(once("checkpoint staging", sum(&[bytes, names])?, formula))
+        Ok(once(LineId::CheckpointStaging, sum(&[bytes, names])?, formula))
     }
 }

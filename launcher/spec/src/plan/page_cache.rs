@@ -5,7 +5,7 @@ use super::sizes::once;
 use super::table::{bytes_text, count};
 use super::{BudgetLine, Plan};
 use crate::config::{CachePolicy, Config, ShuffleMode};
-use crate::contract::DataSizes;
+use crate::contract::{CacheMode, DataSizes, LineId};
 
 pub(super) struct PageCache<'a> {
     config: &'a Config,
@@ -52,24 +52,24 @@ impl<'a> PageCache<'a> {
         let exact = self.data.useful_is_exact;
         let rate = match policy {
             // What stays is hit in every epoch.
-            "pin" => format!(", steady hit rate {:.1} %", 100.0 * share),
+            CacheMode::Pin => format!(", steady hit rate {:.1} %", 100.0 * share),
             _ if exact && bytes >= useful => ", steady hit rate 100.0 %".into(),
             // An entry that is read several times in an epoch may hit in between, too.
-            "next_use" if exact => format!(", steady hit rate {:.1} % or more", 100.0 * share),
+            CacheMode::NextUse if exact => format!(", steady hit rate {:.1} % or more", 100.0 * share),
             _ => String::new(),
         };
-        once("page cache", bytes, if bytes == 0 { cut } else { format!("{cut}, policy {policy}{rate}") })
+        once(LineId::PageCache, bytes, if bytes == 0 { cut } else { format!("{cut}, policy {policy}{rate}") })
     }
 
-    /// Name of the policy of a cache of so many bytes.
-    pub fn policy(&self, bytes: u64) -> &'a str {
+    /// Policy of a cache of so many bytes.
+    pub fn policy(&self, bytes: u64) -> CacheMode {
         match self.config.data.cache {
-            _ if bytes == 0 => "off",
-            CachePolicy::Off => "off",
-            CachePolicy::Auto => &self.data.auto_policy,
-            CachePolicy::NextUse => "next_use",
-            CachePolicy::Pin => "pin",
-            CachePolicy::Lru => "lru",
+            _ if bytes == 0 => CacheMode::Off,
+            CachePolicy::Off => CacheMode::Off,
+            CachePolicy::Auto => self.data.auto_policy,
+            CachePolicy::NextUse => CacheMode::NextUse,
+            CachePolicy::Pin => CacheMode::Pin,
+            CachePolicy::Lru => CacheMode::Lru,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Checked arithmetic on bytes, and budget lines made of it.
 
 use super::{BudgetLine, PlanError};
+use crate::contract::LineId;
 
 pub(super) const OVERFLOW: PlanError = PlanError::Overflow {
     what: "the memory plan",
@@ -20,11 +21,11 @@ pub(super) fn times(bytes: u64, (numerator, denominator): (u64, u64)) -> Result<
     Ok(product(&[bytes, numerator])?.div_ceil(denominator))
 }
 
-pub(super) fn once(name: &str, bytes: u64, formula: String) -> BudgetLine {
-    BudgetLine { name: name.into(), bytes, formula, ..BudgetLine::default() }
+pub(super) fn once(name: LineId, bytes: u64, formula: String) -> BudgetLine {
+    BudgetLine { name, bytes, formula, ..BudgetLine::default() }
 }
 
-pub(super) fn per_rank(name: &str, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
+pub(super) fn per_rank(name: LineId, bytes: u64, ranks: u64, formula: String) -> Result<BudgetLine, PlanError> {
     let all = product(&[bytes, ranks])?;
-    Ok(BudgetLine { name: name.into(), bytes: all, per_rank_bytes: Some(bytes), formula, bound: false })
+    Ok(BudgetLine { name, bytes: all, per_rank_bytes: Some(bytes), formula, bound: false })
 }

@@ -2,6 +2,7 @@
 
 use super::constants::{GIB, KIB, MIB, TIB};
 use super::{BudgetLine, Plan};
+use crate::contract::Device;
 use std::fmt::Write;
 
 const NAME_WIDTH: usize = 18;
@@ -78,7 +79,7 @@ impl Plan {
                 format!(
                     "{} {}{nodes}, {} each",
                     topology.local_world_size,
-                    if topology.device == "cpu" { "on CPU" } else { "on CUDA" },
+                    if topology.device == Device::Cpu { "on CPU" } else { "on CUDA" },
                     count(topology.threads_per_rank, "compute thread")
                 ),
             ),
@@ -117,7 +118,7 @@ pub(super) fn count(n: usize, word: &str) -> String {
 
 fn budget_row(text: &mut String, width: usize, line: &BudgetLine) {
     let per_rank = line.per_rank_bytes.map(bytes_text).unwrap_or_default();
-    row(text, width, [&line.name, &per_rank, &bytes_text(line.bytes)], &line.formula);
+    row(text, width, [line.name.text(), &per_rank, &bytes_text(line.bytes)], &line.formula);
 }
 
 fn row(text: &mut String, width: usize, [name, per_rank, node]: [&str; 3], formula: &str) {

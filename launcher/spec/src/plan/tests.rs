@@ -55,14 +55,14 @@ fn refused(config: &Config, machine: &Machine, request: &Request) -> PlanError {
 }
 
 fn line<'a>(plan: &'a Plan, name: &str) -> &'a BudgetLine {
-    plan.budget.lines.iter().find(|line| line.name == name).unwrap()
+    plan.budget.lines.iter().find(|line| line.name.text() == name).unwrap()
 }
 
 #[test]
 fn gpus_asked_for_on_a_cpu_machine_become_cpu_ranks() {
     let plan = planned(&Config::default(), &machine(8, 32 * GIB), &gpus(3));
     assert_eq!(plan.topology.local_world_size, 3);
-    assert_eq!((plan.topology.device.as_str(), plan.topology.threads_per_rank), ("cpu", 2));
+    assert_eq!((plan.topology.device, plan.topology.threads_per_rank), (Device::Cpu, 2));
     assert_eq!(plan.batch, BatchPlan { global_batch: 192, micro_batch: 64, micro_steps: 1, val_batch: 64 });
     let note = "3 GPUs asked for, none present: training on 3 CPU ranks; the global batch stays";
     assert!(plan.notes.iter().any(|n| n == note), "{:?}", plan.notes);
@@ -111,10 +111,10 @@ fn strict_refuses_missing_gpus() {
 #[test]
 fn a_present_gpu_that_cannot_train_is_named() {
     let plan = planned(&Config::default(), &with_gpus(1), &Request::default());
-    assert_eq!((plan.topology.device.as_str(), plan.notes.len()), ("cuda", 0));
+    assert_eq!((plan.topology.device, plan.notes.len()), (Device::Cuda, 0));
     let mut notes = Vec::new();
     let topology = topology_with(&Config::default(), &with_gpus(1), &Request::default(), &mut notes, false).unwrap();
-    assert_eq!(topology.device, "cpu");
+    assert_eq!(topology.device, Device::Cpu);
     assert!(notes[0].contains("ranks train on the CPU only"), "{notes:?}");
 }
 
@@ -132,7 +132,7 @@ fn fewer_gpus_than_asked_are_used() {
     let mut notes = Vec::new();
     let config = Config::default();
     let topology = topology_with(&config, &with_gpus(2), &gpus(3), &mut notes, true).unwrap();
-    assert_eq!((topology.device.as_str(), topology.devices.as_slice()), ("cuda", &[0, 1][..]));
+    assert_eq!((topology.device, topology.devices.as_slice()), (Device::Cuda, &[0, 1][..]));
     assert_eq!(notes, ["3 GPUs asked for, 2 present: training on 2 CUDA ranks; the global batch stays"]);
     let batch = topology::batch(&config, &gpus(3), &topology).unwrap();
     assert_eq!((batch.global_batch, batch.micro_batch, batch.micro_steps), (192, 64, 2));
@@ -151,8 +151,8 @@ fn a_cuda_plan_puts_the_model_on_the_device() {
     draft.budget = budget::budget(&config, &machine, &measured_default(&config), &mut draft).unwrap();
     let gpu = draft.budget.gpu.as_ref().unwrap();
     assert_eq!(gpu.total_bytes, 79 * GIB);
-    assert!(gpu.lines.iter().any(|line| line.name == "model state" && line.bytes == 282_996 * 4 * 4));
-    assert!(!draft.budget.lines.iter().any(|line| line.name == "model state"));
+    assert!(gpu.lines.iter().any(|line| line.name == LineId::ModelState && line.bytes == 282_996 * 4 * 4));
+    assert!(!draft.budget.lines.iter().any(|line| line.name == LineId::ModelState));
     assert!(draft.table().contains("each GPU: 79.00 GiB free"));
 }
 
@@ -195,9 +195,9 @@ fn libraries_count_once_and_each_rank_and_thread_for_itself() {
     // Three compute threads beside one; two were there when it was measured.
     assert_eq!(heap(&one) - heap(&three), 5 * MIB);
     assert_eq!(line(&one, "activations").per_rank_bytes, line(&three, "activations").per_rank_bytes);
-    assert!(!one.budget.lines.iter().any(|line| line.name == "collectives"));
+    assert!(!one.budget.lines.iter().any(|line| line.name == LineId::Collectives));
     let cuda = planned(&Config::default(), &with_gpus(2), &gpus(2));
-    assert!(!cuda.budget.lines.iter().any(|line| ["libraries", "collectives"].contains(&line.name.as_str())));
+    assert!(!cuda.budget.lines.iter().any(|line| [LineId::Libraries, LineId::Collectives].contains(&line.name)));
 }
 
 #[test]
@@ -240,20 +240,20 @@ fn page_cache_is_a_line_cut_by_config_and_data_set() {
         let budget = plan.budget.clone();
         assert_eq!(line(&plan, "page cache").bytes, budget.page_cache_bytes);
         assert_eq!(budget.least_bytes() + budget.page_cache_bytes, budget.need_bytes());
-        (budget.page_cache_bytes, budget.cache_policy.clone(), budget.total_bytes - budget.need_bytes())
+        (budget.page_cache_bytes, budget.cache_policy, budget.total_bytes - budget.need_bytes())
     };
     let (bytes, policy, _) = cache(&config, &facts);
-    assert_eq!((bytes, policy.as_str()), (200 * MIB, "next_use"));
+    assert_eq!((bytes, policy), (200 * MIB, CacheMode::NextUse));
     // A data set larger than the budget gets what is left, to the page.
     let (bytes, _, spare) = cache(&config, &large);
     assert!(bytes > 20 * GIB && spare < 8192, "{bytes} {spare}");
     config.data.cache_size_gb = Some(0.125);
     config.data.cache = crate::config::CachePolicy::Lru;
     let (bytes, policy, _) = cache(&config, &facts);
-    assert_eq!((bytes, policy.as_str()), (128 * MIB, "lru"));
+    assert_eq!((bytes, policy), (128 * MIB, CacheMode::Lru));
     config.data.cache = crate::config::CachePolicy::Off;
     let (bytes, policy, _) = cache(&config, &facts);
-    assert_eq!((bytes, policy.as_str()), (0, "off"));
+    assert_eq!((bytes, policy), (0, CacheMode::Off));
 }
 
 #[test]
@@ -358,7 +358,7 @@ fn tables_keep_to_their_width() {
     for width in [80, 160] {
         let table = plan.table_at(width);
         assert!(table.lines().all(|line| line.chars().count() <= width), "{table}");
-        assert!(plan.budget.lines.iter().all(|line| table.contains(&line.name)));
+        assert!(plan.budget.lines.iter().all(|line| table.contains(line.name.text())));
     }
 }
 

@@ -3,21 +3,20 @@
 use super::constants::{CUDA_TRAINS, EXTRA_SLOTS, LOADER_THREADS_PER_RANK};
 use super::{BatchPlan, LoaderPlan, NodeShare, PlanError, Request, Topology};
 use crate::config::{Config, DeviceChoice};
-use crate::contract::{Machine, Measured};
+use crate::contract::{Device, Machine, Measured};
 
-/// `cpu` or `cuda`: on what a run with this choice trains here. Needed before the config is resolved, to pick its
-/// device profile.
-pub fn choose_device(choice: DeviceChoice, machine: &Machine) -> &'static str {
+/// Device that a run with this choice trains on here. Needed before the config is resolved, to pick its device profile.
+pub fn choose_device(choice: DeviceChoice, machine: &Machine) -> Device {
     device(choice, machine, CUDA_TRAINS)
 }
 
-fn device(choice: DeviceChoice, machine: &Machine, cuda_trains: bool) -> &'static str {
+fn device(choice: DeviceChoice, machine: &Machine, cuda_trains: bool) -> Device {
     let possible = cuda_trains && !machine.gpus.is_empty();
-    if possible && choice != DeviceChoice::Cpu { "cuda" } else { "cpu" }
+    if possible && choice != DeviceChoice::Cpu { Device::Cuda } else { Device::Cpu }
 }
 
-/// On what ranks of this request train.
-pub(super) fn device_of(config: &Config, machine: &Machine, request: &Request) -> &'static str {
+/// Device on which ranks of this request train.
+pub(super) fn device_of(config: &Config, machine: &Machine, request: &Request) -> Device {
     device(choice(config, request), machine, CUDA_TRAINS)
 }
 
@@ -83,11 +82,11 @@ pub(super) fn topology_with(
         ));
     }
     let world_size = over_nodes(request, local_world_size, |node| node.ranks).ok_or(OVERFLOWING_RANKS)?;
-    if device == "cpu" && local_world_size > machine.cores {
+    if device == Device::Cpu && local_world_size > machine.cores {
         notes.push(format!("{local_world_size} ranks share {} cores", machine.cores));
     }
     Ok(Topology {
-        device: device.into(),
+        device,
         local_world_size,
         world_size,
         nnodes: request.nnodes,
@@ -99,9 +98,9 @@ pub(super) fn topology_with(
 }
 
 /// Device of each local rank. More ranks than devices, which only `--ranks` asks for, take them in turn.
-fn devices(device: &str, machine: &Machine, ranks: usize, notes: &mut Vec<String>) -> Vec<u32> {
+fn devices(device: Device, machine: &Machine, ranks: usize, notes: &mut Vec<String>) -> Vec<u32> {
     let present = machine.gpus.len();
-    if device != "cuda" {
+    if device != Device::Cuda {
         return Vec::new();
     }
     if ranks > present {
@@ -140,12 +139,12 @@ struct Shortage {
     fallback: String,
 }
 
-fn shortage(choice: DeviceChoice, device: &str, machine: &Machine, request: &Request) -> Option<Shortage> {
+fn shortage(choice: DeviceChoice, device: Device, machine: &Machine, request: &Request) -> Option<Shortage> {
     let present = machine.gpus.len();
     if choice == DeviceChoice::Cpu {
         return None;
     }
-    if device == "cuda" {
+    if device == Device::Cuda {
         let asked = request.gpus.filter(|asked| request.ranks.is_none() && *asked > present)?;
         let problem = format!("{} asked for, {present} present", gpus_word(asked));
         return Some(Shortage { problem, fallback: format!("train on {present}") });
@@ -166,10 +165,10 @@ fn shortage(choice: DeviceChoice, device: &str, machine: &Machine, request: &Req
     Some(Shortage { problem: wanted + &reason, fallback })
 }
 
-fn local_ranks(device: &str, machine: &Machine, request: &Request) -> usize {
+fn local_ranks(device: Device, machine: &Machine, request: &Request) -> usize {
     match device {
-        "cuda" => request.ranks.unwrap_or_else(|| request.gpus.unwrap_or(usize::MAX).min(machine.gpus.len())),
-        _ => request.ranks.or(request.gpus).unwrap_or(1),
+        Device::Cuda => request.ranks.unwrap_or_else(|| request.gpus.unwrap_or(usize::MAX).min(machine.gpus.len())),
+        Device::Cpu => request.ranks.or(request.gpus).unwrap_or(1),
     }
 }
 
@@ -177,8 +176,8 @@ fn gpus_word(count: usize) -> String {
     format!("{count} GPU{}", if count == 1 { "" } else { "s" })
 }
 
-fn device_word(device: &str) -> &str {
-    if device == "cuda" { "CUDA" } else { "CPU" }
+fn device_word(device: Device) -> &'static str {
+    if device == Device::Cuda { "CUDA" } else { "CPU" }
 }
 
 /// Rank r of W takes items r, r + W, … of each global batch, so its share is the floor or the ceiling of G/W; it runs
@@ -256,11 +255,11 @@ mod tests {
     fn cuda_is_chosen_only_where_it_trains_and_a_gpu_is_present() {
         let none = Machine::default();
         let one = Machine { gpus: vec![Gpu::default()], ..Machine::default() };
-        assert_eq!(device(DeviceChoice::Auto, &one, true), "cuda");
-        assert_eq!(device(DeviceChoice::Cpu, &one, true), "cpu");
-        assert_eq!(device(DeviceChoice::Cuda, &none, true), "cpu");
-        assert_eq!(device(DeviceChoice::Cuda, &one, false), "cpu");
-        let trains = if CUDA_TRAINS { "cuda" } else { "cpu" };
+        assert_eq!(device(DeviceChoice::Auto, &one, true), Device::Cuda);
+        assert_eq!(device(DeviceChoice::Cpu, &one, true), Device::Cpu);
+        assert_eq!(device(DeviceChoice::Cuda, &none, true), Device::Cpu);
+        assert_eq!(device(DeviceChoice::Cuda, &one, false), Device::Cpu);
+        let trains = if CUDA_TRAINS { Device::Cuda } else { Device::Cpu };
         assert_eq!(choose_device(DeviceChoice::Auto, &one), trains);
     }
 }

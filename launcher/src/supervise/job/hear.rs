@@ -1,14 +1,14 @@
 //! What reaches the loop from outside: signals, the page cache's notes, messages of the ranks; and what it adds up to.
 
 use super::Job;
-use crate::cache::CacheHost;
 use crate::supervise::verdict::{End, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
+use cache::CacheHost;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
-use spec::contract::{self, FrameError, FromRank, exit};
+use spec::contract::{self, Event, FrameError, FromRank, exit};
 use std::io;
 use std::time::Duration;
 
@@ -158,7 +158,8 @@ impl Job<'_> {
             }
         });
         if let Some(failure) = &first_failure {
-            let error = findings.keep(self.spec.watch.run_dir.as_deref(), failure.words());
+            let event = Event::Failed { rank: failure.rank, step: failure.step, text: failure.words() };
+            let error = findings.keep(self.spec.watch.run_dir.as_deref(), event);
             error.iter().for_each(|error| self.watcher.note(error));
         }
         Outcome {

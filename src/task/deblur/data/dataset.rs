@@ -4,12 +4,13 @@ use super::Source;
 use super::clips::Clips;
 use super::crop::{Crop, Place};
 use super::unreadable::stand_ins;
-use crate::data::cache::{EntrySource, Lent, Reading};
+use crate::data::entries::EntrySource;
 use crate::data::loader::Order;
 use crate::data::source::video::bits;
 use crate::data::source::video::image::ImageSize;
 use crate::data::source::video::{Frames, Modality, SpikeForm};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, LentPart, Pages, ReadRequest, Scratch, Wake};
+use cache::client::{Lent, Reading};
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Weak;
@@ -133,11 +134,13 @@ impl ClipDataset {
         if let Some(cached) = &self.source.cached {
             // Of announced entries the cache knows it already.
             let next_use = stand_in.map_or(u64::MAX, |by| self.next_use(key, by.epoch, by.position));
-            let cut = &mut |entry: &[u8]| self.cut(modality, entry, place, out);
             // A part that is empty is never lent.
             let part = if lends { self.whole_part(modality, place).unwrap_or_default() } else { 0..0 };
-            match cached.read_or_lend(key, (part, next_use), scratch, cut)? {
-                Reading::Taken => return Ok(None),
+            match cached.read_or_lend(key, (part, next_use), scratch)? {
+                Reading::Held(entry) => {
+                    self.cut(modality, &entry, place, out);
+                    return Ok(None);
+                }
                 Reading::Lent(lent) => return Ok(Some(lent)),
                 Reading::Bypass => {}
             }

@@ -18,7 +18,7 @@ pub mod voxel;
 pub use crop::{Crop, Place};
 pub use dataset::ClipDataset;
 
-use crate::data::cache::{CachedEntries, EntrySource};
+use crate::data::entries::{CachedEntries, EntrySource};
 use crate::data::loader::{Order, Shuffle, order_of};
 use crate::data::source::video::image::ImageSize;
 use crate::data::source::video::{Frames, Sequence, SequencePaths, SpikeForm, VideoSpec, find_sequences, scan};
