@@ -16,17 +16,21 @@
 //! | [`task`] | one room per task: data set, model, loss, metrics, sample data | the loop |
 //! | [`ledger`] | bytes held by the plan's lines, counted where they are allocated | decisions |
 //! | [`report`] | records, progress, memory lines | control of training |
-//! | [`monitor`] | memory for people who write their own loop: lines, reports, clean-up, a guard | training |
+//! | [`own_loop`] | memory helpers for a training loop that a user writes: lines, reports, clean-up, a guard | training |
 //! | [`rank`] | wiring and the exit code | algorithms |
 //!
 //! Architecture invariant: two places here spawn a process: `data::source::hdf5::probe`, which opens files of others
 //! ahead in one, and `rank`, which lets `launch` draw the figures of a run that another launcher started; `hdf5` is imported by `data::source` alone; batches are a
 //! pure function of (seed, epoch, step, rank, world size), whatever the number of threads.
 
+// Checks that other programs share name this one from outside.
+#[cfg(test)]
+extern crate self as headroom;
+
 pub mod comm;
 pub mod data;
 pub mod ledger;
-pub mod monitor;
+pub mod own_loop;
 pub mod rank;
 pub mod report;
 pub mod task;

@@ -1,8 +1,10 @@
 //! The command line of `launch`, and what can be said of it before the machine is asked.
 
+use crate::logging::LEVELS;
 use crate::run_dir::Resume;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use spec::config::{Config, ConfigError, DeviceChoice, RawConfig};
+use spec::contract::{env, shown as shown_path};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -207,8 +209,8 @@ pub struct RunArgs {
     /// This node's number, from 0
     #[arg(long, value_name = "R", default_value_t = 0)]
     pub node_rank: usize,
-    /// Address of node 0
-    #[arg(long, value_name = "A")]
+    /// Address of node 0: a host name, or an address of IPv4 or IPv6 ([::1] and ::1 are the same)
+    #[arg(long, value_name = "A", value_parser = env::host)]
     pub master_addr: Option<String>,
     /// Free port on node 0
     #[arg(long, value_name = "P")]
@@ -222,6 +224,9 @@ pub struct RunArgs {
     /// Print the plan and stop, as `launch plan`
     #[arg(long)]
     pub dry_run: bool,
+    /// Log lines of launch and ranks: off, error, warn, info, debug or trace; wins over HEADROOM_LOG [default: warn]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::builder::PossibleValuesParser::new(LEVELS), hide_possible_values = true)]
+    pub log_level: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -326,12 +331,12 @@ pub enum CliError {
     Usage(String),
     #[error(
         "no rank program at {path}: build it with `cargo build --release`, or name it in {RANK_PROGRAM}",
-        path = .0.display()
+        path = shown_path(.0)
     )]
     NoRank(PathBuf),
     #[error(
         "{path} cannot be executed: build the rank program with `cargo build --release`, or name it in {RANK_PROGRAM}",
-        path = .0.display()
+        path = shown_path(.0)
     )]
     RankNotExecutable(PathBuf),
 }
@@ -366,6 +371,14 @@ impl Command {
         };
         command.check()?;
         Ok(command)
+    }
+
+    /// `--log-level`, where the verb has it.
+    pub fn log_level(&self) -> Option<&str> {
+        match self {
+            Command::Train(run) | Command::Plan(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            _ => None,
+        }
     }
 
     fn check(&self) -> Result<(), CliError> {

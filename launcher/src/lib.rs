@@ -14,6 +14,8 @@
 //! | [`machine`] | probes: cores, memory, cgroups, GPUs by NVML, files of a data set | decisions |
 //! | [`watch`] | memory sampling, thresholds, response to pressure | training |
 //! | [`supervise`] | children, process groups, signals, first failure, restarts, log lines | tensors, YAML |
+//! | [`journal`] | append-only files of whole lines that survive a full disk and rotation | meaning of records |
+//! | [`logging`] | the subscriber of `tracing` events, and its filter | output |
 //! | [`console`] | lines, tables and the progress bar of a training run | decisions |
 //! | [`run_dir`] | the run's folder: names, resume, `job.json`, summary | training |
 //! | [`cli`] | the command line | work |
@@ -30,6 +32,8 @@ pub mod advise;
 pub mod cli;
 pub mod command;
 pub mod console;
+pub mod journal;
+pub mod logging;
 pub mod machine;
 pub mod monitor;
 pub mod plots;

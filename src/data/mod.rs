@@ -4,33 +4,21 @@
 #[path = "../../launcher/cache/src/client/testing.rs"]
 pub(crate) mod cache_testing;
 pub mod entries;
+mod error;
 pub mod loader;
+#[cfg(test)]
+#[allow(dead_code)]
+#[path = "../../tests/benches/simulate.rs"]
+mod simulate;
 pub mod source;
 pub mod windows;
 
 pub use cache::client::Wake;
+pub use error::{Cause, DataError};
 
 use crate::ledger::{self, Holding, Part};
-use cache::client::{CacheError, Lent};
-use std::path::PathBuf;
+use cache::client::Lent;
 use std::sync::Weak;
-
-/// What can go wrong with data. Messages name the file and the way out.
-#[derive(Debug, thiserror::Error)]
-pub enum DataError {
-    #[error("{path}: {problem}", path = path.display())]
-    File { path: PathBuf, problem: String },
-    /// The file is there and unchanged, and its content is not what its format asks for: so it is for every reader.
-    #[error("{path}: {problem}", path = path.display())]
-    Content { path: PathBuf, problem: String },
-    /// Reading one sample failed; `place` is [`Dataset::describe`]'s.
-    #[error("sample {index} ({place}): {error}")]
-    Sample { index: u64, place: String, error: Box<DataError> },
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    #[error("{0}")]
-    Other(String),
-}
 
 /// Element type of a field in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

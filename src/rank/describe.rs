@@ -111,7 +111,7 @@ fn library() -> Option<FileStamp> {
 
 /// Writes one line of the answer.
 fn tell(answer: &Measured) -> Result<(), RankError> {
-    let io = |e: std::io::Error| RankError::Io(format!("rank describe: {e}"));
+    let io = |e: std::io::Error| RankError::system("rank describe, its answer", e);
     let mut line = serde_json::to_vec(answer).map_err(|e| io(e.into()))?;
     line.push(b'\n');
     let mut out = std::io::stdout().lock();

@@ -1,13 +1,15 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
-mod check;
 mod describe;
 mod device;
 mod error;
+mod log;
+mod meet;
 mod node_cache;
 mod observer;
 mod registrar;
+mod stop;
 mod train;
 
 pub use error::RankError;
@@ -18,7 +20,7 @@ use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
 use spec::contract::{VERSION, env};
 use spec::job::Job;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 /// One rank of a Headroom job. Without a verb it trains what the launcher's environment names.
@@ -41,26 +43,31 @@ enum Verb {
     /// Measure the model and the data of a config for a plan; reads its job from standard input, answers in JSON.
     #[command(hide = true)]
     Describe,
-    /// Check a device, and the ways to and between devices; prints JSON.
-    CheckGpu(check::Request),
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
 pub fn main() -> u8 {
+    let inherited = launcher::supervise::set_defaults();
     let args = Args::parse();
     std::panic::set_hook(Box::new(keep_panic));
     if let Ok(program) = std::env::current_exe() {
         probe::open_ahead_by(program);
     }
+    if let Err(error) = log::install() {
+        eprintln!("rank: error: {error}");
+        return error.exit_code();
+    }
     let Some(verb) = args.verb else {
-        return train::main();
+        return train::main(inherited);
     };
+    if let Err(error) = stop::end_as_first_process() {
+        eprintln!("rank: {error}");
+    }
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
-        Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
+        Verb::OpenAhead => probe::serve().map_err(|e| RankError::system("opening files ahead", e)),
         Verb::Describe => describe::run(),
-        Verb::CheckGpu(request) => check::run(request),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {
@@ -105,16 +112,11 @@ fn read_job(path: Option<PathBuf>) -> Result<Job, RankError> {
     let path = path
         .or_else(|| std::env::var_os(env::JOB).map(PathBuf::from))
         .ok_or_else(|| RankError::Usage(format!("{} is not set: start ranks with `launch --config …`", env::JOB)))?;
-    let refused =
-        |problem: String| RankError::Usage(format!("{}: {problem}; start the run again with launch", show(&path)));
+    let refused = |problem: String| RankError::Job { path: path.clone(), problem };
     let text = std::fs::read_to_string(&path).map_err(|e| refused(e.to_string()))?;
     let job: Job = serde_json::from_str(&text).map_err(|e| refused(e.to_string()))?;
     if job.version != VERSION {
         return Err(refused(format!("written by a launcher of contract {}, this rank speaks {VERSION}", job.version)));
     }
     Ok(job)
-}
-
-fn show(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -123,7 +123,7 @@ impl Drop for Host {
 
 /// Half of the cache is for batches announced ahead, in equal shares.
 fn connect(stream: UnixStream, memfd: &File, place: &RankEnv) -> Result<Arc<CacheClient>, RankError> {
-    let capacity_bytes = memfd.metadata().map_err(|e| RankError::Io(format!("the page cache's memory: {e}")))?.len();
+    let capacity_bytes = memfd.metadata().map_err(|e| RankError::system("the page cache's memory", e))?.len();
     let spec = ClientSpec {
         rank: place.rank as u32,
         ahead_bytes: capacity_bytes / (2 * place.local_world_size.max(1) as u64),
@@ -137,8 +137,11 @@ fn of_launcher(place: &RankEnv) -> Result<Option<NodeCache>, RankError> {
     let (Some(socket), Some(memory)) = (named(env::CACHE_FD), named(env::CACHE_MEMFD)) else {
         return Ok(None);
     };
-    let refused = |problem: String| {
-        RankError::Usage(format!("{}={socket}: {problem}; it is set by `launch`: start the run again", env::CACHE_FD))
+    let refused = |problem: String| RankError::Inherited {
+        name: env::CACHE_FD,
+        value: socket.clone(),
+        problem,
+        way_out: "; it is set by `launch`: start the run again",
     };
     let fd = socket.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
     let stream = inherit::inherited_socket(fd).map_err(|e| refused(e.to_string()))?;
@@ -156,7 +159,8 @@ fn of_ranks(job: &Job, place: &RankEnv, links: &Links, reporter: &Reporter) -> R
             let ranks = std::iter::once(place.rank as u32).chain(guests.iter().map(|(rank, _)| *rank)).collect();
             let plan = HostPlan { capacity_bytes: budget.page_cache_bytes, policy, ranks };
             let (memfd, socket, directory) = open(&plan, guests)?;
-            let host = Host::start(directory, reporter.clone()).map_err(|e| RankError::Io(e.to_string()))?;
+            let host =
+                Host::start(directory, reporter.clone()).map_err(|e| RankError::system("the page cache's notes", e))?;
             (memfd, socket, Some(host))
         }
         Links::Guest(link) => {
@@ -212,7 +216,14 @@ mod tests {
             ..BudgetPlan::default()
         };
         let plan = Plan { budget, ..Plan::default() };
-        Job { version: VERSION, config: Config::default(), plan, run_dir: "runs/x".into(), resume: None }
+        Job {
+            version: VERSION,
+            config: Config::default(),
+            plan,
+            run_dir: "runs/x".into(),
+            resume: None,
+            start: String::new(),
+        }
     }
 
     fn place(rank: usize) -> RankEnv {

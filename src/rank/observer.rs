@@ -3,16 +3,18 @@
 use super::error::train_code_of;
 use super::{RankError, panic_text};
 use crate::comm::{Collective, CommError};
-use crate::monitor::{MemorySummary, explain};
+use crate::own_loop::{MemorySummary, explain};
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
 use crate::train::{Observer, TrainError};
 use cache::client::CacheClient;
+use launcher::journal;
 use spec::contract::{MetricsRecord, Phase, Progress, Relieved};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What rank `rank` tells.
 pub struct RankObserver {
@@ -52,7 +54,7 @@ pub fn tell_failure(reporter: &Reporter, rank: usize, error: &TrainError) {
 
 /// Ends what a failed rank left on its device, which may wait for other ranks for good.
 pub fn end_device_work(collective: &dyn Collective, error: &dyn std::error::Error) {
-    collective.abort(CommError::Other(format!("given up, since this rank failed: {error}")));
+    collective.abort(CommError::GivenUp { error: error.to_string() });
 }
 
 impl RankObserver {
@@ -77,8 +79,8 @@ fn write_validation(run_dir: &Path, step: u64, values: &BTreeMap<String, f64>) -
 fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let sibling = folder.join(format!("{name}.tmp-{}", std::process::id()));
-    std::fs::write(&sibling, bytes)?;
-    std::fs::rename(&sibling, folder.join(name))
+    // Training waits for it: not long.
+    journal::replace(&folder.join(name), &sibling, bytes, Duration::ZERO)
 }
 
 impl Observer for RankObserver {
@@ -110,8 +112,7 @@ impl Observer for RankObserver {
         if let Some(records) = &self.records
             && let Err(error) = records.write(&record)
         {
-            self.reporter.line(format!("metrics.jsonl: {error}"));
-            self.records = None;
+            self.reporter.line(format!("warning: metrics.jsonl: {error}"));
         }
     }
 

@@ -450,7 +450,7 @@ impl Room {
 
     fn complain(&mut self, text: &str) {
         if !std::mem::replace(&mut self.complained, true) {
-            tracing::warn!("{text}");
+            (self.print)(format!("warning: {text}"));
         }
     }
 }
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn item_50_the_line_has_the_guides_form() {
+    fn the_line_has_the_guides_form() {
         let mut s = guide();
         let cpu = "[Step 100] Memory - Process: 15678.9MB (6.0%), System: 125.4/256.0GB (49.0%)";
         assert_eq!(s.line("Step 100"), cpu);
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn item_55_the_gpu_line_has_the_guides_form() {
+    fn the_gpu_line_has_the_guides_form() {
         let mut s = guide();
         assert_eq!((s.gpu_line(), s.step_line(1000).as_str()), (None, "Step 1000: CPU: 15678.9MB"));
         s.on_device = true;
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn item_51_the_warning_comes_above_ninety_percent_only() {
+    fn the_warning_comes_above_ninety_percent_only() {
         let mut s = guide();
         assert_eq!(s.warning(), None);
         s.system_used_bytes = (256.0 * GIB * 0.912) as u64;
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn item_57_a_snapshot_sees_memory_that_this_process_touches() {
+    fn a_snapshot_sees_memory_that_this_process_touches() {
         // Other tests take and give back memory meanwhile: only this test's own part is certain.
         let held = vec![1u8; 256 << 20];
         let after = MemorySnapshot::take().unwrap();
@@ -514,7 +514,7 @@ mod tests {
     #[test]
     fn peaks_between_samples_belong_to_their_phase() {
         let dir = tempfile::tempdir().unwrap();
-        let records = RecordWriter::open(&dir.path().join("memory.rank0.jsonl"), None).unwrap();
+        let records = RecordWriter::open(&dir.path().join("memory.rank0.jsonl"), None, drop).unwrap();
         let sampler = MemorySampler::start(Duration::from_secs(3600), records, |_| (), |_| ()).unwrap();
         sampler.phase(Phase::Train);
         let held = vec![1u8; 300 << 20];
@@ -535,7 +535,7 @@ mod tests {
         let probe = |now: &mut MemorySnapshot| {
             (now.cache_bytes, now.cache_hits, now.cache_misses, now.held.slots_bytes) = (5, 3, 2, 7);
         };
-        let records = RecordWriter::open(&path, None).unwrap();
+        let records = RecordWriter::open(&path, None, drop).unwrap();
         let period = Duration::from_secs(3600);
         let sampler = MemorySampler::start(period, records, probe, move |line| lines.send(line).unwrap()).unwrap();
         sampler.step(100);

@@ -159,7 +159,7 @@ pub trait Task: Send + Sync {
     /// # Errors
     /// They cannot be written, or the task has none.
     fn sample_data(&self, _request: &SampleRequest) -> Result<(), DataError> {
-        Err(DataError::Other(format!("task {} has no sample data", self.name())))
+        Err(DataError::NoSampleData { task: self.name() })
     }
 }
 

@@ -83,7 +83,7 @@ impl Dataset for Shapes {
     }
 
     fn read(&self, request: ReadRequest, _: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
-        Err(DataError::Other(format!("sample {} of an outline, which has none", request.index)))
+        Err(DataError::NothingUsable(format!("sample {} of an outline, which has none", request.index)))
     }
 
     fn describe(&self, index: usize) -> String {

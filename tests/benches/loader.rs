@@ -9,8 +9,10 @@
 //! ranks that add up gradients do. `--per-chunk N`: windows of an N-th of a chunk, and the clairvoyant optimum of this
 //! very order beside the chunks that were decoded.
 
+#[allow(dead_code)]
+mod simulate;
+
 use cache::client::{CacheClient, ClientSpec};
-use cache::simulate::{Grain, Trace, Walk};
 use cache::{CacheHost, HostPlan, PolicyKind};
 use headroom::data::loader::{BatchPlanner, Loader, LoaderSpec, Order, train_order};
 use headroom::data::source::hdf5::Reader;
@@ -18,6 +20,7 @@ use headroom::data::{BatchAhead, DataError, Dataset, FieldSpec, ReadRequest, Scr
 use headroom::task::Team;
 use headroom::task::emg::data::{EmgData, open_datasets};
 use serde_json::{Value, json};
+use simulate::{Grain, Trace, Walk};
 use spec::config::{CacheEntries, CachePolicy, DataConfig, ShuffleMode};
 use spec::contract::cache::CacheStats;
 use std::error::Error;

@@ -1,8 +1,8 @@
 //! The deblurring task from its command line: plan of the guide's data set, a short run of configs/baseline.yaml.
 
+use crate::simulate::{Grain, Trace, Walk};
 use crate::support::{Ended, folder, launch_program, read_lines, run};
 use cache::PolicyKind;
-use cache::simulate::{Grain, Trace, Walk};
 use headroom::data::loader::{Order, Shuffle};
 use headroom::data::source::video::npy;
 use headroom::task::deblur::outline;

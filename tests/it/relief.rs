@@ -17,7 +17,7 @@ fn slope(points: &[(f64, f64)]) -> f64 {
 }
 
 #[test]
-fn item_26_a_thousand_steps_leave_no_tensors_behind() {
+fn a_thousand_steps_leave_no_tensors_behind() {
     let runs = Runs::new(&["train.max_steps=1200", "log.log_every=50", "train.microbatch=2", "train.ema_decay=0.99"]);
     let run = runs.finish("flat", &["--ranks", "2"]);
     for rank in 0..2 {

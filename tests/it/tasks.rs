@@ -10,7 +10,6 @@ use headroom::train::{Controls, DeviceOptions, Fit, Observer, Status};
 use spec::config::{Config, OptimizerKind, SchedulerKind};
 use spec::contract::{MetricsRecord, Progress, Relieved};
 use spec::plan::{BatchPlan, LoaderPlan, Plan};
-use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, nn};
 

@@ -14,7 +14,6 @@
 //! Two threads speak with the directory, so that nobody who trains or loads ever blocks on the socket. A read of an entry
 //! that was announced and granted takes two short locks and no round trip.
 
-mod error;
 mod lend;
 mod offer;
 mod slabs;
@@ -22,7 +21,7 @@ mod table;
 #[cfg(test)]
 mod testing;
 
-pub use error::CacheError;
+pub use crate::error::CacheError;
 pub use lend::{Lent, Reading};
 pub use slabs::{Registrar, Registration};
 pub use table::{ClientStats, Offer, Want};
@@ -47,6 +46,8 @@ const REPLY_LIMIT: Duration = Duration::from_secs(30);
 const FILL_LIMIT: Duration = Duration::from_secs(10);
 /// Longest time that a message may take to leave.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
+/// Time between two looks at these limits.
+const SLICE: Duration = Duration::from_secs(1);
 /// Checksum and key, behind the bytes of an entry when [`ClientSpec::verify`] is on.
 const SEAL_BYTES: usize = 12;
 
@@ -190,7 +191,7 @@ impl CacheClient {
         let mut table = self.inner.lock();
         table.enter(want);
         self.inner.send(&mut table);
-        let mut since = None;
+        let mut waited = Duration::ZERO;
         loop {
             if let Some(problem) = &table.failed {
                 return Err(CacheError::Lost(problem.clone()).into());
@@ -218,7 +219,6 @@ impl CacheClient {
                         table = self.inner.lock();
                         continue;
                     }
-                    let waited = since.get_or_insert_with(Instant::now).elapsed();
                     if busy == Busy::Elsewhere && waited >= FILL_LIMIT {
                         table.stats.bypasses += 1;
                         return Ok(None);
@@ -226,12 +226,14 @@ impl CacheClient {
                     if busy == Busy::Asked && waited >= REPLY_LIMIT {
                         return Err(silent(want.key).into());
                     }
-                    let (woken, _) = self
-                        .inner
-                        .changed
-                        .wait_timeout(table, Duration::from_secs(1))
-                        .unwrap_or_else(PoisonError::into_inner);
+                    let began = Instant::now();
+                    let (woken, _) =
+                        self.inner.changed.wait_timeout(table, SLICE).unwrap_or_else(PoisonError::into_inner);
                     table = woken;
+                    // Time in which this process, or the directory's, does not run is no silence.
+                    if !is_stopped(&self.socket) {
+                        waited += began.elapsed().min(2 * SLICE);
+                    }
                 }
             }
         }
@@ -528,11 +530,34 @@ impl Inner {
                     return self.fail(format!("the page cache's directory cannot be asked: {error}"));
                 }
             }
-            if let Err(error) = to.write_all(&bytes) {
+            if let Err(error) = write_all(&mut to, &bytes) {
                 return self.fail(gone(&error.to_string()));
             }
         }
     }
+}
+
+/// As [`Write::write_all`], where a directory whose process is stopped may take its time.
+fn write_all(to: &mut UnixStream, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match to.write(bytes) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && is_stopped(to) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the process that made the socket, which is the directory's, is stopped by a signal.
+fn is_stopped(socket: &UnixStream) -> bool {
+    let Ok(peer) = rustix::net::sockopt::socket_peercred(socket) else { return false };
+    let stat = std::fs::read(format!("/proc/{}/stat", peer.pid.as_raw_nonzero())).unwrap_or_default();
+    // The state stands behind the name, which is in brackets.
+    let state = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 2));
+    matches!(state, Some(b'T' | b't'))
 }
 
 fn gone(problem: &str) -> String {

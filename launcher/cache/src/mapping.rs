@@ -7,7 +7,7 @@
 //! ranks share. All of it is behind a safe interface.
 #![allow(unsafe_code)]
 
-use crate::client::CacheError;
+use crate::error::CacheError;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::SealFlags;
 use std::collections::BTreeMap;
@@ -118,7 +118,9 @@ impl SharedMap {
             return Err(CacheError::EmptyMapping);
         }
         let sealed = rustix::fs::fcntl_get_seals(memfd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
-        if !sealed {
+        // A file without a name, which stands in where memfds are refused, has no seals. No program but those that were given
+        // it can reach it, and none of them makes it shorter.
+        if !sealed && !is_nameless_file(memfd) {
             rustix::fs::fcntl_add_seals(memfd, SealFlags::SHRINK).map_err(|e| CacheError::NotSealed(e.into()))?;
         }
         let map = MmapOptions::new().len(len).map_raw(memfd).map_err(CacheError::Mapping)?;
@@ -233,6 +235,15 @@ impl WriteSpan {
     }
 }
 
+/// Whether this is a deleted file and no memfd, which could be sealed.
+fn is_nameless_file(file: &File) -> bool {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let is_memfd = name.map_or(true, |name| name.to_string_lossy().starts_with("/memfd:"));
+    !is_memfd && file.metadata().is_ok_and(|facts| facts.nlink() == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,6 +282,12 @@ mod tests {
         assert!(error(memfd(4096, rustix::fs::MemfdFlags::empty())).contains("not sealed"));
         assert!(error(memfd(0, rustix::fs::MemfdFlags::ALLOW_SEALING)).contains("0 bytes"));
         assert!(error(tempfile::tempfile().unwrap()).contains("0 bytes"));
+        let named = tempfile::NamedTempFile::new_in("/tmp").unwrap();
+        named.as_file().set_len(4096).unwrap();
+        assert!(error(named.reopen().unwrap()).contains("not sealed"));
+        let nameless = tempfile::tempfile().unwrap();
+        nameless.set_len(4096).unwrap();
+        assert!(SharedMap::new(&nameless).is_ok());
     }
 
     #[test]

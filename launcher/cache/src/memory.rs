@@ -1,7 +1,8 @@
-//! The mapping: a memfd whose pages exist before anyone is told of them.
+//! The mapping: shared memory whose pages exist before anyone is told of them.
 
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
+use crate::shared::{SharedMemory, shared_memory};
+use rustix::fd::AsFd;
+use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
 use rustix::io::Errno;
 
 /// Pages are made in pieces of this many bytes: a fraction of a second each, so that ranks start beside it and an end
@@ -24,23 +25,49 @@ pub enum MemoryError {
         #[source]
         source: Errno,
     },
+    #[error("cannot create the page cache's memory ({bytes} bytes)")]
+    Create {
+        bytes: u64,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(
+        "the page cache needs {bytes} bytes, more than a file may have here ({}): raise that limit (ulimit -f unlimited, or \
+         LimitFSIZE= of the unit), or set data.cache: off", limit_text(*.limit_bytes)
+    )]
+    FileLimit { bytes: u64, limit_bytes: Option<u64> },
 }
 
 /// Bytes of memory that the node has left now; `None` means that it does not say.
 pub type Room = fn() -> Option<u64>;
 
-/// An empty memfd of `capacity_bytes` that nobody can shrink, without pages yet. The room is looked at first: a memfd has
-/// no limit of its own, and pages beyond what the node has end in the kernel's choice of a process to kill.
-pub fn create(capacity_bytes: u64, room: Room) -> Result<OwnedFd, MemoryError> {
+fn limit_text(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "EFBIG".into(), |bytes| format!("ulimit -f is {bytes} bytes"))
+}
+
+/// Empty shared memory of `capacity_bytes` that nobody can shrink, without pages yet. The room is looked at first: a memfd
+/// has no limit of its own, and pages beyond what the node has end in the kernel's choice of a process to kill.
+pub fn create(capacity_bytes: u64, room: Room) -> Result<SharedMemory, MemoryError> {
     check_room(capacity_bytes, room)?;
-    let system = |what| move |source| MemoryError::System { what, bytes: capacity_bytes, source };
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let memfd = memfd_create("headroom-cache", flags).map_err(system("create"))?;
-    ftruncate(&memfd, capacity_bytes).map_err(system("size"))?;
-    // A rank that cut it would kill all others by SIGBUS.
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    fcntl_add_seals(&memfd, seals).map_err(system("seal"))?;
-    Ok(memfd)
+    let bytes = capacity_bytes;
+    let memory = shared_memory("headroom-cache", bytes).map_err(|source| MemoryError::Create { bytes, source })?;
+    ftruncate(&memory.fd, bytes).map_err(|source| failed("size", bytes, source))?;
+    if memory.seals {
+        // A rank that cut it would kill all others by SIGBUS.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&memory.fd, seals).map_err(|source| failed("seal", bytes, source))?;
+    }
+    Ok(memory)
+}
+
+fn failed(what: &'static str, bytes: u64, source: Errno) -> MemoryError {
+    match source {
+        Errno::FBIG => MemoryError::FileLimit {
+            bytes,
+            limit_bytes: rustix::process::getrlimit(rustix::process::Resource::Fsize).current,
+        },
+        source => MemoryError::System { what, bytes, source },
+    }
 }
 
 /// Makes the pages of the next slab after `present_bytes`; returns where the present part ends now.
@@ -54,7 +81,7 @@ pub fn extend(memfd: impl AsFd, present_bytes: u64, capacity_bytes: u64, room: R
         match fallocate(&memfd, FallocateFlags::empty(), present_bytes, bytes) {
             Ok(()) => return Ok(present_bytes + bytes),
             Err(Errno::INTR) => {}
-            Err(source) => return Err(MemoryError::System { what: "allocate", bytes, source }),
+            Err(source) => return Err(failed("allocate", bytes, source)),
         }
     }
 }
@@ -101,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_mapping_cannot_be_cut_and_its_pages_are_there() {
-        let memfd = create(1 << 20, || None).unwrap();
+        let memfd = create(1 << 20, || None).unwrap().fd;
         assert_eq!(extend(&memfd, 0, 1 << 20, || None).unwrap(), 1 << 20);
         assert_eq!(extend(&memfd, 1 << 20, 1 << 20, || None).unwrap(), 1 << 20);
         assert_eq!(ftruncate(&memfd, 0), Err(Errno::PERM));

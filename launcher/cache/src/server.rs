@@ -3,7 +3,9 @@
 use super::directory::{Directory, Replies};
 use super::memory::{self, MemoryError, Room};
 use super::policy::PolicyKind;
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use crate::refused::EPOLL_CREATE;
+use crate::shared::SharedMemory;
+use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
@@ -67,8 +69,9 @@ struct Shared {
     ended: AtomicBool,
     gone: Mutex<Vec<u32>>,
     notes: Mutex<Vec<String>>,
-    /// Makes the server look at `stop` and `gone`.
+    /// Makes the server look at `stop` and `gone`: both ends of a pipe, since sandboxes may refuse an eventfd.
     wake: OwnedFd,
+    woken: OwnedFd,
     /// A byte per note; closed when the server ends.
     alarm: Mutex<Option<OwnedFd>>,
 }
@@ -98,7 +101,8 @@ impl Shared {
     }
 
     fn wake(&self) {
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        // A full pipe wakes the server anyway.
+        let _ = rustix::io::write(&self.wake, b"w");
     }
 
     /// One step towards the wanted size, or sleep. What failed is tried again only when another size is wanted.
@@ -151,10 +155,10 @@ impl CacheHost {
     /// # Errors
     /// The node has too little room; the system refuses memory, sockets or threads.
     pub fn start(plan: &HostPlan, room: Room) -> Result<Self, HostError> {
-        let memfd = memory::create(plan.capacity_bytes, room)?;
+        let SharedMemory { fd: memfd, note, .. } = memory::create(plan.capacity_bytes, room)?;
         let present = memory::extend(&memfd, 0, plan.capacity_bytes, room)?;
-        let (alarm, alarm_end) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)?;
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK);
+        let ((alarm, alarm_end), (woken, wake)) = (pipe()?, pipe()?);
         let shared = Arc::new(Shared {
             stats: Mutex::new(CacheStats { capacity_bytes: plan.capacity_bytes, ..CacheStats::default() }),
             by_rank: Mutex::default(),
@@ -165,9 +169,11 @@ impl CacheHost {
             ended: AtomicBool::new(false),
             gone: Mutex::default(),
             notes: Mutex::default(),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            wake,
+            woken,
             alarm: Mutex::new(Some(alarm_end)),
         });
+        note.into_iter().for_each(|note| shared.note(note));
         let (mut sockets, mut peers) = (Vec::new(), Vec::new());
         for rank in &plan.ranks {
             let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -376,8 +382,8 @@ impl Drop for Ending {
 
 impl Server {
     fn new(plan: &HostPlan, present: u64, peers: Vec<Peer>, shared: Arc<Shared>) -> Result<Self, HostError> {
-        let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&set, &shared.wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| EPOLL_CREATE.error(e))?;
+        epoll::add(&set, &shared.woken, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
         for (index, peer) in peers.iter().enumerate() {
             if let Some(socket) = &peer.socket {
                 epoll::add(&set, socket, epoll::EventData::new_u64(index as u64), peer.interest)?;
@@ -485,7 +491,7 @@ impl Server {
 
     fn take_gone(&mut self) {
         assert!(!self.shared.panic.load(Ordering::Acquire), "asked to by a test");
-        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+        while matches!(rustix::io::read(&self.shared.woken, &mut [0; 64]), Ok(1..)) {}
         let gone = std::mem::take(&mut *lock(&self.shared.gone));
         for rank in gone {
             if let Some(index) = self.peers.iter().position(|peer| peer.rank == rank) {

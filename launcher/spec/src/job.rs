@@ -16,6 +16,9 @@ pub struct Job {
     pub run_dir: PathBuf,
     /// Checkpoint folder to resume from, absolute; absent: start afresh.
     pub resume: Option<PathBuf>,
+    /// Names this start of the run: its summary carries the same name. Empty in jobs of earlier versions.
+    #[serde(default)]
+    pub start: String,
 }
 
 /// What a launcher asks of `rank describe`, as JSON on its standard input.

@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn item_47_statistics_trend_and_peaks_by_phase() {
+    fn statistics_trend_and_peaks_by_phase() {
         let found = analyze(&run());
         assert_eq!((found.samples, found.duration_s), (2, 2.0));
         assert_eq!(found.used, Range { least: 1.0, mean: 2.0, most: 3.0 });

@@ -11,5 +11,5 @@ mod recommend;
 pub use analyze::{Analysis, Check, Range, Verdict, analyze};
 pub use doctor::{Finding, doctor};
 pub use growth::Growth;
-pub use log::{LogError, MonitorSample, Run, each_record, json, language, locate, starts};
+pub use log::{LogError, MonitorSample, Run, each_record, forwards, json, language, locate, starts};
 pub use recommend::{DEVICE_PROFILES, DeviceProfile, Recommendation, recommend};

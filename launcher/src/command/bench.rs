@@ -284,7 +284,7 @@ mod tests {
     use spec::config::RawConfig;
 
     #[test]
-    fn item_71_every_features_keys_are_known_and_differ() {
+    fn every_features_keys_are_known_and_differ() {
         for feature in FEATURES {
             let set = |last: &[&str]| {
                 let sets: Vec<String> = feature.common.iter().chain(last).map(|set| set.to_string()).collect();

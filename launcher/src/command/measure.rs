@@ -7,7 +7,6 @@
 
 use super::{Error, Ready, io, print, rank_program, torch_env};
 use crate::machine::dataset_facts;
-use crate::run_dir;
 use crate::supervise::prepare_helper;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
@@ -255,7 +254,11 @@ impl Store {
     /// Nothing depends on it: what cannot be written is measured again.
     fn keep(&self, kept: &Kept) {
         let Ok(text) = serde_json::to_vec(kept) else { return };
-        if std::fs::create_dir_all(&self.folder).is_err() || run_dir::replace(&self.file(), &text).is_err() {
+        // A name of its own, since others may write the same answer.
+        let partial = self.folder.join(format!("{}-{}.partial-{}", self.model, self.data, std::process::id()));
+        let written = std::fs::create_dir_all(&self.folder).and_then(|()| std::fs::write(&partial, text));
+        if written.and_then(|()| std::fs::rename(&partial, self.file())).is_err() {
+            let _ = std::fs::remove_file(&partial);
             return;
         }
         for (_, name) in files(&self.folder).into_iter().skip(KEPT) {

@@ -3,9 +3,11 @@
 //! [`probe()`] never fails: what cannot be read is absent (zero or `None`). All reading of files goes through
 //! [`Probe`], which takes a root folder, so that tests run on fixture trees.
 
+pub mod awake;
 mod cgroup;
 mod dataset;
 mod gpu;
+mod limits;
 mod memory;
 mod probe;
 #[cfg(test)]
@@ -13,6 +15,7 @@ mod tests;
 
 pub use dataset::dataset_facts;
 pub use gpu::GpuMeter;
+pub use limits::{ProcessLimits, low_priorities, tasks_of_user};
 pub use memory::{GroupNow, MemoryMeter, MemoryNow, Pressure};
 pub use probe::{Probe, free_disk_bytes};
 

@@ -2,7 +2,7 @@
 
 use super::draw::{self, Curve, Panel};
 use super::{History, PlotError, make_dir};
-use crate::advise::{MonitorSample, Run, each_record, starts};
+use crate::advise::{MonitorSample, Run, each_record, forwards, starts};
 use spec::contract::{MemoryRecord, NodeRecord, Phase};
 use spec::plan::Plan;
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ struct NodeSeries {
 /// `from` is neither, or the file cannot be written.
 pub fn plot_any(from: &Path, out: &Path) -> Result<(), PlotError> {
     let fail = |problem: String| PlotError::Unreadable { path: from.to_owned(), problem };
-    let name = from.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let name = spec::contract::shown(from.file_stem().unwrap_or_default());
     if from.is_dir() {
         let text = std::fs::read(from.join("plan.json")).map_err(|e| fail(format!("plan.json: {e}")))?;
         let plan = serde_json::from_slice(&text).map_err(|e| fail(format!("plan.json: {e}")))?;
@@ -102,8 +102,10 @@ pub fn plot_monitor(samples: &[MonitorSample], out: &Path, name: &str) -> Result
 /// # Errors
 /// The file cannot be written. Records that cannot be read are left out.
 pub fn plot_memory(run_dir: &Path, out: &Path, run: &str, plan: &Plan) -> Result<(), PlotError> {
-    let node = read_node(run_dir);
-    let ranks: Vec<RankSeries> = (0..plan.topology.world_size).map(|rank| read(run_dir, rank)).collect();
+    let (mut node, events) = read_node(run_dir);
+    let mut ranks: Vec<RankSeries> = (0..plan.topology.world_size).map(|rank| read(run_dir, rank)).collect();
+    set_forwards(&mut ranks, &mut node);
+    node.events = events.iter().filter_map(|index| Some(node.cache.get(*index)?.0)).collect();
     let all = || ranks.iter().map(|rank| &rank.uss).chain([&node.cache]);
     let began = all().flat_map(|points| points.first()).map(|p| p.0).fold(f64::INFINITY, f64::min);
     let ended = all().flat_map(|points| points.last()).map(|p| p.0).fold(f64::NEG_INFINITY, f64::max);
@@ -128,14 +130,26 @@ pub fn plot_memory(run_dir: &Path, out: &Path, run: &str, plan: &Plan) -> Result
     draw::figure(out, &[panel])
 }
 
-fn read_node(run_dir: &Path) -> NodeSeries {
-    let mut series = NodeSeries::default();
+/// In case the clock was set back.
+fn set_forwards(ranks: &mut [RankSeries], node: &mut NodeSeries) {
+    fn times(points: &mut Points) -> Vec<&mut f64> {
+        points.iter_mut().map(|point| &mut point.0).collect()
+    }
+    let mut files: Vec<Vec<&mut f64>> =
+        ranks.iter_mut().flat_map(|rank| [times(&mut rank.uss), times(&mut rank.cache)]).collect();
+    files.push(times(&mut node.cache));
+    forwards(&mut files);
+}
+
+/// The launcher's records, without the times of events, and which records are events.
+fn read_node(run_dir: &Path) -> (NodeSeries, Vec<usize>) {
+    let (mut series, mut events) = (NodeSeries::default(), Vec::new());
     // Without the launcher's records there is a figure as well.
     let _ = each_record(&run_dir.join("memory.node.jsonl"), |record: NodeRecord| {
+        events.extend(record.event.is_some().then_some(series.cache.len()));
         series.cache.push((record.t, record.cache_bytes as f64));
-        series.events.extend(record.event.is_some().then_some(record.t));
     });
-    series
+    (series, events)
 }
 
 fn named_limit(name: &str, bytes: u64) -> (String, f64) {
@@ -269,6 +283,17 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_was_set_back_leaves_the_picture_in_order() {
+        let points = vec![(100.0, GIB), (110.0, GIB), (10.0, 3.0 * GIB), (20.0, GIB)];
+        let mut ranks = [RankSeries { uss: points.clone(), cache: points.clone(), starts: vec![0] }];
+        let mut node = NodeSeries { cache: points, events: Vec::new() };
+        set_forwards(&mut ranks, &mut node);
+        let times = |points: &Points| points.iter().map(|point| point.0).collect::<Vec<_>>();
+        assert_eq!(times(&ranks[0].uss), [100.0, 110.0, 110.0, 120.0]);
+        assert_eq!(times(&node.cache), times(&ranks[0].cache));
+    }
+
+    #[test]
     fn between_two_processes_there_is_nothing() {
         let rank = RankSeries {
             uss: vec![(0.0, GIB), (10.0, GIB), (100.0, GIB), (110.0, GIB)],
@@ -317,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn item_47_a_monitors_log_gives_a_picture() {
+    fn a_monitors_log_gives_a_picture() {
         let dir = tempfile::tempdir().unwrap();
         let sample = |i: u32| MonitorSample {
             elapsed_time: 5.0 * f64::from(i),

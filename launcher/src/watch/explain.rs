@@ -2,9 +2,10 @@
 
 use super::findings::Findings;
 use super::words::size;
-use crate::machine::MemoryNow;
+use crate::machine::{MemoryMeter, MemoryNow};
 use spec::config::Language;
 use spec::contract::Program;
+use std::path::Path;
 
 /// What is known of a rank that was ended by SIGKILL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,18 @@ pub struct After {
     pub memory: MemoryNow,
     /// The process that was the largest of others has ended too.
     pub largest_is_gone: bool,
+}
+
+impl Findings {
+    /// What is known of the rank at `index` (in the job's list), which was ended by SIGKILL just now.
+    pub fn explain_kill(&self, index: usize) -> Killed {
+        let largest = self.fullest.as_ref().and_then(|fullest| fullest.largest_other.as_ref());
+        let after = After {
+            memory: self.meter.as_ref().map(MemoryMeter::read).unwrap_or_default(),
+            largest_is_gone: largest.is_some_and(|other| !Path::new(&format!("/proc/{}", other.pid)).exists()),
+        };
+        killed(self, index, &after)
+    }
 }
 
 /// What is known when the rank at `index` has ended by SIGKILL.

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn item_58_critical_halves_the_batch_and_then_stops_cleanly() {
+    fn critical_halves_the_batch_and_then_stops_cleanly() {
         let (mut ladder, mut cache) = (Ladder::new(1, 8, 30.0), CACHE);
         let acts = play(&mut ladder, 0.0, 600.0, &mut cache, View { last: true, ..view(Level::Critical) });
         let words = words(&acts);

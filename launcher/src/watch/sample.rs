@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn item_57_cost_of_a_sample() {
+    fn cost_of_a_sample() {
         let mut sampler = sampler(&[std::process::id() as i32; 3]);
         sampler.take(0, false);
         sampler.read = Some((Instant::now(), Duration::from_secs(60)));

@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn item_58_above_eighty_percent_the_guides_table_holds() {
+    fn above_eighty_percent_the_guides_table_holds() {
         // Batch per pass, workers, save_every: before and after.
         for (batch, workers, save_every, expected) in
             [(64, 8, 5, (32, 2, 20)), (16, 1, 50, (8, 1, 50)), (1, 0, 0, (1, 0, 0)), (7, 2, 20, (3, 2, 20))]
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn item_58_the_change_is_printed_and_can_be_turned_off() {
+    fn the_change_is_printed_and_can_be_turned_off() {
         let (mut config, plan) = (Config::default(), planned(64, 4));
         config.log.save_every = 5;
         let (eased, line) = ease(&config, &plan, &full(83.24)).unwrap();

@@ -8,7 +8,7 @@ use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, Sampler, largest_other};
 use super::words;
 use super::{CacheNow, Hands, Told, WatchSpec};
-use crate::machine::{GpuMeter, MemoryMeter};
+use crate::machine::{GpuMeter, MemoryMeter, awake};
 use spec::contract::{Cause, Event, Level, LevelChange, Relief, Relieved, Source};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -31,6 +31,9 @@ const TREND_EVERY: u64 = 16;
 const RECENT_S: f64 = 10.0;
 const FULLER: f64 = 0.01;
 
+/// A look that comes later than its period by this much was held up by a suspension; longer ones are reported.
+const LATE: Duration = Duration::from_secs(1);
+const TOLD_S: f64 = 3.0;
 /// What was asked for.
 enum Asked {
     Ranks { order: u64, action: Relief },
@@ -67,6 +70,34 @@ pub struct Watch<'a> {
     hurried: bool,
     /// Not yet in the records.
     again: bool,
+    /// Ranks that were suspended at the last look, and since when some were.
+    suspended: Vec<u32>,
+    since_suspended: Option<Instant>,
+}
+
+/// Seconds in which the watch and the ranks ran.
+struct Clock {
+    at: f64,
+    last: Instant,
+    /// Longest time between two looks at it.
+    period: Duration,
+}
+
+impl Clock {
+    fn start(period: Duration) -> Self {
+        Self { at: 0.0, last: Instant::now(), period }
+    }
+
+    /// The time now, and the seconds for which this process did not run before. `held`: ranks are suspended.
+    fn now(&mut self, held: bool) -> (f64, f64) {
+        let now = Instant::now();
+        let passed = now.duration_since(std::mem::replace(&mut self.last, now));
+        let missed = if passed > self.period + LATE { passed - self.period } else { Duration::ZERO };
+        if !held {
+            self.at += (passed - missed).as_secs_f64();
+        }
+        (self.at, missed.as_secs_f64())
+    }
 }
 
 impl<'a> Watch<'a> {
@@ -102,25 +133,57 @@ impl<'a> Watch<'a> {
             pids,
             hurried: false,
             again: spec.again,
+            suspended: Vec::new(),
+            since_suspended: None,
         }
     }
 
     /// Until `told` is closed.
     pub fn run(mut self, told: &Receiver<Told>) -> Findings {
-        let began = Instant::now();
         let period = Duration::from_secs_f64(self.spec.period_s.clamp(0.01, 3600.0));
+        let mut clock = Clock::start(period);
         // The first look soon, so that short jobs have one too.
-        let mut due = began + period / 10;
+        let mut due = Instant::now() + period / 10;
         loop {
-            match told.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(told) => self.take(told, began.elapsed().as_secs_f64()),
+            let heard = told.recv_timeout(due.saturating_duration_since(Instant::now()));
+            let (now, missed_s) = clock.now(!self.suspended.is_empty());
+            if missed_s > TOLD_S {
+                self.tell(Event::DidNotRun { seconds: missed_s }, now);
+            }
+            match heard {
+                Ok(told) => self.take(told, now),
                 Err(RecvTimeoutError::Timeout) => {
-                    self.look(began.elapsed().as_secs_f64());
+                    self.look(now);
                     due = Instant::now() + if self.hurried { period.div_f64(HURRY) } else { period };
                 }
-                Err(RecvTimeoutError::Disconnected) => return self.findings,
+                Err(RecvTimeoutError::Disconnected) => return self.end(),
             }
         }
+    }
+
+    fn end(self) -> Findings {
+        let (gaps, lost) = self.records.close();
+        lost.iter().for_each(|text| self.hands.say(text));
+        Findings { gaps, ..self.findings }
+    }
+
+    /// Says which ranks are suspended, and that they run again.
+    fn see_suspended(&mut self, now: f64) {
+        let is = |(_, pid): &(usize, &i32)| awake::is_suspended(**pid);
+        let seen: Vec<u32> =
+            self.pids.iter().enumerate().filter(is).map(|(index, _)| self.findings.ranks[index]).collect();
+        if seen == self.suspended {
+            return;
+        }
+        let before = std::mem::replace(&mut self.suspended, seen.clone());
+        let event = match (seen.is_empty(), self.since_suspended.take()) {
+            (true, Some(since)) => Event::RanAgain { ranks: before, seconds: since.elapsed().as_secs_f64() },
+            (_, since) => {
+                self.since_suspended = Some(since.unwrap_or_else(Instant::now));
+                Event::Suspended { ranks: seen }
+            }
+        };
+        self.tell(event, now);
     }
 
     fn take(&mut self, told: Told, now: f64) {
@@ -155,14 +218,20 @@ impl<'a> Watch<'a> {
         self.remember(&sample);
         let mut pressed = false;
         if self.spec.warn {
-            self.find_leaks(&sample, now);
+            self.see_suspended(now);
+            if self.suspended.is_empty() {
+                self.find_leaks(&sample, now);
+            }
             let scales = self.scales(&sample);
             let event = self.warn(&scales, &sample, now).or_else(|| self.begun_again());
             let level = scales.iter().map(|scale| self.level_now(scale)).max().unwrap_or_default();
             pressed = level > Level::Normal;
             self.hurried = pressed || !self.pending.is_empty();
             self.settle_due(&cache, now);
-            self.respond(&scales, &sample, &cache, now);
+            if self.suspended.is_empty() {
+                // Ranks that do not run give nothing back.
+                self.respond(&scales, &sample, &cache, now);
+            }
             self.write(&sample, now, event);
         }
         self.remember_fullest(&sample, pressed, now);

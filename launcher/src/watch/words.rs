@@ -74,6 +74,9 @@ pub fn event_text(language: Language, event: &Event) -> String {
         Event::Leak { rank, bytes_per_step, steps_left, hours_left } => {
             leak(language, *rank, *bytes_per_step, *steps_left, *hours_left)
         }
+        Event::Suspended { ranks } => suspended(language, ranks),
+        Event::RanAgain { ranks, seconds } => run_again(language, ranks, *seconds),
+        Event::DidNotRun { seconds } => did_not_run(language, *seconds),
         Event::Stop { at, cause } => stop_reason(language, at, cause),
         Event::Failed { text, .. } | Event::Text { text } => text.clone(),
     }
@@ -183,6 +186,43 @@ fn relief(language: Language, relief: &Relief) -> String {
             "内存压力已解除：预取与解码线程恢复原计划",
         )
         .into(),
+    }
+}
+
+/// Ranks by number, as in `rank 1` or `ranks 1, 2`.
+fn named(ranks: &[u32]) -> String {
+    let numbers: Vec<String> = ranks.iter().map(u32::to_string).collect();
+    format!("rank{} {}", if ranks.len() == 1 { "" } else { "s" }, numbers.join(", "))
+}
+
+/// Ranks that do not run.
+fn suspended(language: Language, ranks: &[u32]) -> String {
+    let ranks = named(ranks);
+    match language {
+        Language::Zh => {
+            format!("{ranks} 已被暂停（SIGSTOP 或 cgroup 冻结）：其余进程等待，这段时间不计入 train.step_timeout")
+        }
+        Language::En => format!(
+            "{ranks} suspended (stopped by a signal, or its cgroup is frozen): the others wait, and this time does not count \
+             towards train.step_timeout; continue with kill -CONT, or thaw the cgroup"
+        ),
+    }
+}
+
+/// They run again.
+fn run_again(language: Language, ranks: &[u32], seconds: f64) -> String {
+    let ranks = named(ranks);
+    match language {
+        Language::Zh => format!("{ranks} 已恢复运行，暂停了 {seconds:.1} 秒"),
+        Language::En => format!("{ranks} continued after {seconds:.1} s of suspension"),
+    }
+}
+
+/// The launcher itself was suspended.
+fn did_not_run(language: Language, seconds: f64) -> String {
+    match language {
+        Language::Zh => format!("作业被暂停了 {seconds:.1} 秒：这段时间不计入任何时限"),
+        Language::En => format!("the job was suspended for {seconds:.1} s: this time counts towards no limit"),
     }
 }
 
@@ -318,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn item_51_above_ninety_percent_the_guides_two_lines_stand() {
+    fn above_ninety_percent_the_guides_two_lines_stand() {
         let text = said(Language::En, Level::Critical, scale(Source::System, 912), Cause::Unknown);
         assert!(text.starts_with("🔴 critical: system memory 91.2% (233.5GB / 256.0GB)\n"), "{text}");
         assert!(text.contains("⚠️  WARNING: System memory usage is critically high (91.2%)!\n"), "{text}");
@@ -326,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn item_48_levels_bear_the_guides_marks_and_names_in_both_languages() {
+    fn levels_bear_the_guides_marks_and_names_in_both_languages() {
         for (level, mark) in [(Level::Note, "🟡 注意"), (Level::Warning, "🟠 警告"), (Level::Critical, "🔴 危险")]
         {
             let text = said(Language::Zh, level, scale(Source::System, 750), Cause::Unknown);
@@ -349,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn item_63_pre_flight_prints_what_is_free_and_warns_above_seventy_percent() {
+    fn pre_flight_prints_what_is_free_and_warns_above_seventy_percent() {
         assert_eq!(pre_flight(Language::Zh, 3 << 29, 50.0), ["可用内存: 1.5GB"]);
         assert_eq!(pre_flight(Language::Zh, 3 << 29, 70.1), ["可用内存: 1.5GB", "⚠️ 内存使用率较高，建议减小批次大小"]);
         assert_eq!(pre_flight(Language::En, 3 << 29, 71.0)[0], "available memory: 1.5GB");

@@ -3,7 +3,7 @@
 //! An entry is a chunk of a file, or a page of its contiguous rows: the columns in use, in the file's own types. Of a data set
 //! with [`Pieces`] it is a window's part of a chunk.
 
-use super::pieces::{Piece, Pieces};
+use super::pieces::{Fresh, Piece, Pieces};
 use crate::data::source::chunks::Chunk;
 use crate::data::source::hdf5::{Reader, Target};
 use crate::data::{DataError, Scratch};
@@ -21,13 +21,6 @@ pub struct ChunkEntries {
     total: u64,
     /// Of the one data set that is cached by window.
     pieces: Option<Pieces>,
-}
-
-/// A chunk that was decoded just now.
-pub struct Fresh {
-    pub file: usize,
-    pub chunk: u64,
-    pub bytes: Arc<Chunk>,
 }
 
 impl ChunkEntries {
@@ -109,20 +102,20 @@ impl ChunkEntries {
             let take = (entry_rows as usize - first).min(rows - done);
             let key = self.bases[file] + index;
             let want = Want { key, bytes: self.reader.entry_bytes(file, index) as u64, next_use: u64::MAX };
-            let mut fresh = Vec::new();
             let into = done..done + take;
-            match self.cache.read(want, &mut |key, out| self.fill(key, out, scratch, &mut fresh))? {
+            let mut filler = Filler::new(self, scratch);
+            match self.cache.read(want, &mut |key, out| filler.fill(key, out))? {
                 Some(entry) => self.reader.gather_entry((file, index), &entry, first, into, targets)?,
-                None => self.read_past(file, row, into, targets, scratch)?,
+                None => self.read_past(file, row, into, targets, filler.scratch)?,
             }
-            self.offer(&fresh)?;
+            filler.offer()?;
             done += take;
         }
         Ok(())
     }
 
     fn check(&self, file: usize, start: u64, rows: usize, targets: &[Target]) -> Result<(), DataError> {
-        let table = self.reader.tables().get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        let table = self.reader.table(file)?;
         let room = |t: &Target| table.members.get(t.member).is_some_and(|m| t.out.len() == rows * m.len * 4);
         if start.checked_add(rows as u64).is_some_and(|end| end <= table.rows) && targets.iter().all(room) {
             return Ok(());
@@ -167,70 +160,79 @@ impl ChunkEntries {
         for Piece { key, file, chunk, rows, into } in pieces.of(index as u64, &self.reader) {
             let bytes = rows.len() * self.reader.tables()[file].used_row_bytes();
             let want = Want { key, bytes: bytes as u64, next_use: u64::MAX };
-            let mut fresh = Vec::new();
-            match self.cache.read_again(want, &mut |key, out| self.fill(key, out, scratch, &mut fresh))? {
+            let mut filler = Filler::new(self, scratch);
+            match self.cache.read_again(want, &mut |key, out| filler.fill(key, out))? {
                 Some(piece) => self.reader.gather_piece(file, &piece, into, targets)?,
                 None => {
-                    let bytes = self.chunk(file, chunk, scratch, &mut fresh)?;
+                    let bytes = filler.chunk(file, chunk)?;
                     self.reader.gather_entry((file, chunk), &bytes.bytes, rows.start, into, targets)?;
                 }
             }
-            self.offer(&fresh)?;
-        }
-        Ok(())
-    }
-
-    fn fill(&self, key: u64, out: &mut [u8], scratch: &mut Scratch, fresh: &mut Vec<Fresh>) -> Result<(), DataError> {
-        match &self.pieces {
-            Some(pieces) if key >= self.total => {
-                let piece = pieces.locate(key, &self.reader)?;
-                let bytes = self.chunk(piece.file, piece.chunk, scratch, fresh)?;
-                self.reader.copy_rows((piece.file, piece.chunk), &bytes.bytes, piece.rows, out)
-            }
-            _ => {
-                let (file, index) = self.locate(key);
-                self.reader.fill_entry(file, index, out, scratch)
-            }
-        }
-    }
-
-    /// A decoded chunk; noted in `fresh` when it was not at hand.
-    fn chunk(
-        &self,
-        file: usize,
-        chunk: u64,
-        scratch: &mut Scratch,
-        fresh: &mut Vec<Fresh>,
-    ) -> Result<Arc<Chunk>, DataError> {
-        if let Some(known) = fresh.iter().find(|known| (known.file, known.chunk) == (file, chunk)) {
-            return Ok(Arc::clone(&known.bytes));
-        }
-        let (bytes, decoded) = self.reader.chunk(file, chunk, scratch)?;
-        if decoded {
-            fresh.push(Fresh { file, chunk, bytes: Arc::clone(&bytes) });
-        }
-        Ok(bytes)
-    }
-
-    /// Offers the other pieces of chunks that were decoded.
-    fn offer(&self, fresh: &[Fresh]) -> Result<(), DataError> {
-        let Some(pieces) = &self.pieces else { return Ok(()) };
-        for decoded in fresh {
-            let mut copy = |key, out: &mut [u8]| {
-                let piece = pieces.locate(key, &self.reader)?;
-                self.reader.copy_rows((piece.file, piece.chunk), &decoded.bytes.bytes, piece.rows, out)
-            };
-            self.cache.offer(&pieces.offers(decoded, &self.reader), &mut copy)?;
+            filler.offer()?;
         }
         Ok(())
     }
 
     /// Fills one entry that this rank was granted ahead of need; false: there is none.
     pub fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        let mut fresh = Vec::new();
-        let done = self.cache.work_ahead(&mut |key, out| self.fill(key, out, scratch, &mut fresh));
+        let mut filler = Filler::new(self, scratch);
+        let done = self.cache.work_ahead(&mut |key, out| filler.fill(key, out));
         // Whoever needs them meets the error.
-        let _ = self.offer(&fresh);
+        let _ = filler.offer();
         done
+    }
+}
+
+/// Makes the bytes of entries, and keeps the chunks that it decoded for them.
+struct Filler<'a, 'b> {
+    entries: &'a ChunkEntries,
+    scratch: &'b mut Scratch,
+    decoded: Vec<Fresh>,
+}
+
+impl<'a, 'b> Filler<'a, 'b> {
+    fn new(entries: &'a ChunkEntries, scratch: &'b mut Scratch) -> Self {
+        Self { entries, scratch, decoded: Vec::new() }
+    }
+
+    fn fill(&mut self, key: u64, out: &mut [u8]) -> Result<(), DataError> {
+        let ChunkEntries { reader, pieces, total, .. } = self.entries;
+        match pieces {
+            Some(pieces) if key >= *total => {
+                let piece = pieces.locate(key, reader)?;
+                let bytes = self.chunk(piece.file, piece.chunk)?;
+                reader.copy_rows((piece.file, piece.chunk), &bytes.bytes, piece.rows, out)
+            }
+            _ => {
+                let (file, index) = self.entries.locate(key);
+                reader.fill_entry(file, index, out, self.scratch)
+            }
+        }
+    }
+
+    /// A decoded chunk; kept when it was not at hand.
+    fn chunk(&mut self, file: usize, chunk: u64) -> Result<Arc<Chunk>, DataError> {
+        if let Some(known) = self.decoded.iter().find(|known| (known.file, known.chunk) == (file, chunk)) {
+            return Ok(Arc::clone(&known.bytes));
+        }
+        let (bytes, decoded) = self.entries.reader.chunk(file, chunk, self.scratch)?;
+        if decoded {
+            self.decoded.push(Fresh { file, chunk, bytes: Arc::clone(&bytes) });
+        }
+        Ok(bytes)
+    }
+
+    /// Offers the other pieces of chunks that were decoded.
+    fn offer(&self) -> Result<(), DataError> {
+        let ChunkEntries { reader, cache, pieces, .. } = self.entries;
+        let Some(pieces) = pieces else { return Ok(()) };
+        for decoded in &self.decoded {
+            let mut copy = |key, out: &mut [u8]| {
+                let piece = pieces.locate(key, reader)?;
+                reader.copy_rows((piece.file, piece.chunk), &decoded.bytes.bytes, piece.rows, out)
+            };
+            cache.offer(&pieces.offers(decoded, reader), &mut copy)?;
+        }
+        Ok(())
     }
 }

@@ -80,16 +80,22 @@ impl Shape {
 pub struct Choice {
     /// Single windows, of which a decode is expected to keep so many; `None`: whole chunks.
     pub kept: Option<f64>,
-    /// For people.
+    /// A line for the user.
     pub line: String,
 }
 
 /// Chooses by `data.cache_entries` and by sizes; `None`: nothing is to be chosen. `sees`: the policy looks ahead, and every
 /// window's next use is known.
-pub fn choose(config: &DataConfig, windows: &Windows, reader: &Reader, cache_bytes: u64, sees: bool) -> Option<Choice> {
+pub fn choose(
+    config: &DataConfig,
+    rows: usize,
+    windows: &Windows,
+    reader: &Reader,
+    (cache_bytes, sees): (u64, bool),
+) -> Option<Choice> {
     let asked = config.cache_entries;
     let global = sees && config.shuffle && config.shuffle_mode == ShuffleMode::Global;
-    let shape = (asked != CacheEntries::Chunk && global).then(|| shape(config, windows, reader, cache_bytes)).flatten();
+    let shape = (asked != CacheEntries::Chunk && global).then(|| shape(rows, windows, reader, cache_bytes)).flatten();
     let Some(shape) = shape else {
         let why =
             "data.cache_entries: sample needs files in chunks, data.shuffle_mode: global and data.cache: next_use";
@@ -109,8 +115,8 @@ pub fn choose(config: &DataConfig, windows: &Windows, reader: &Reader, cache_byt
 
 /// `None`: some files have no chunks, so a window is read without its neighbours. How many chunks a window touches is taken
 /// from windows spread evenly.
-fn shape(config: &DataConfig, windows: &Windows, reader: &Reader, cache_bytes: u64) -> Option<Shape> {
-    let rows = config.window_size.max(1) as u64;
+fn shape(rows: usize, windows: &Windows, reader: &Reader, cache_bytes: u64) -> Option<Shape> {
+    let rows = rows.max(1) as u64;
     let step = (windows.len() / SHAPE_WINDOWS).max(1);
     let (mut some, mut touched) = (0u64, 0u64);
     for (file, row) in (0..windows.len()).step_by(step).filter_map(|index| windows.get(index)) {
@@ -152,8 +158,8 @@ fn gap(share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::simulate::{Grain, Trace, Walk};
     use cache::PolicyKind;
-    use cache::simulate::{Grain, Trace, Walk};
 
     /// `k` windows in each of 1000 chunks, which store `overlap` times the chunks' bytes.
     fn shape(k: usize, share: f64, overlap: f64) -> Shape {

@@ -2,14 +2,20 @@
 //! and when an entry is needed next.
 //!
 //! ```text
-//! index (windows as numbers) ─► entries (chunks in the page cache) ─► pieces (windows in the page cache)
-//!          └────► future (next uses)            └── grain (which of the two)
+//! set ─► index   (windows as numbers)
+//!     ─► entries (chunks in the page cache) ─► pieces (parts of windows in the page cache)
+//!     ─► grain   (which of the two entries hold)
+//!     ─► future  (when an entry is needed next)
 //! ```
 //!
-//! Architecture invariant: nothing is kept per window; a window's place is computed.
+//! Architecture invariant: names no task. Nothing is kept per window: a window's place is computed.
 
-pub mod entries;
-pub mod future;
-pub mod grain;
-pub mod index;
-pub mod pieces;
+pub(crate) mod entries;
+pub(crate) mod future;
+mod grain;
+mod index;
+pub(crate) mod pieces;
+mod set;
+
+pub use index::{Windows, permuted, split_files, windows_in};
+pub use set::{Reading, WindowSet, WindowSets};

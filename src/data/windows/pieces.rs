@@ -3,15 +3,15 @@
 //! A piece lies in one chunk, so a decoded chunk holds all that its pieces need. It is used once per epoch, at a position
 //! that the order tells.
 
-use super::entries::Fresh;
 use super::index::Windows;
 use crate::data::loader::Order;
+use crate::data::source::chunks::Chunk;
 use crate::data::source::hdf5::Reader;
 use crate::data::{BatchAhead, DataError};
 use cache::client::{Offer, Want};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Offers for each piece that is expected to stay, and beyond: the directory knows better, but each one costs a lookup.
 const OFFERS_PER_KEPT: f64 = 3.0;
@@ -27,6 +27,13 @@ pub struct Piece {
     pub rows: Range<usize>,
     /// Rows in the window.
     pub into: Range<usize>,
+}
+
+/// A chunk that was decoded just now.
+pub struct Fresh {
+    pub file: usize,
+    pub chunk: u64,
+    pub bytes: Arc<Chunk>,
 }
 
 /// Global positions (epoch × samples + position) of batches that are announced and not retired.
@@ -100,7 +107,12 @@ impl Pieces {
     pub fn locate(&self, key: u64, reader: &Reader) -> Result<Piece, DataError> {
         let index = key.saturating_sub(self.base) / self.parts;
         let found = self.of(index, reader).find(|piece| piece.key == key);
-        found.ok_or_else(|| DataError::Other(format!("page cache entry {key} is no window's: start the run again")))
+        found.ok_or(DataError::OutOfRange {
+            what: "page cache entry",
+            index: key,
+            place: "the windows",
+            count: self.base + self.windows.len() as u64 * self.parts,
+        })
     }
 
     /// What a batch needs, each entry once; to be retired by [`Pieces::retire`].

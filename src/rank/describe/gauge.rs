@@ -77,7 +77,7 @@ pub fn own_bytes() -> u64 {
     // The second call counts from the first one on: what is there now.
     most_tensor_bytes();
     let tensors = most_tensor_bytes();
-    let now = MemorySnapshot::take(None).unwrap_or_default();
+    let now = MemorySnapshot::take().unwrap_or_default();
     now.anon_bytes.saturating_sub(tensors)
 }
 
@@ -129,7 +129,7 @@ impl Gauge {
             }
             _ => {
                 let tensors = most_tensor_bytes();
-                let now = MemorySnapshot::take(None).unwrap_or_default();
+                let now = MemorySnapshot::take().unwrap_or_default();
                 (tensors, now.anon_peak_bytes.saturating_sub(self.runtime_bytes))
             }
         };

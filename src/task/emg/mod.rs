@@ -76,7 +76,8 @@ impl Task for Emg {
                 spec.storage = Storage { chunk_rows: None, gzip: None, shuffle: false, ..spec.storage };
             }
             other => {
-                return Err(DataError::Other(format!("--layout {other} is unknown: choose gzip or contiguous")));
+                let problem = format!("--layout {other} is unknown: choose gzip or contiguous");
+                return Err(DataError::setting("--layout", problem));
             }
         }
         spec.sessions = request.sessions.unwrap_or(spec.sessions);

@@ -51,7 +51,7 @@ impl ClientStats {
     }
 }
 
-enum Place {
+enum EntryState {
     /// Not asked for yet: too much is announced already.
     Deferred,
     /// An `Acquire` is under way.
@@ -69,20 +69,20 @@ enum Place {
     Bypass,
 }
 
-impl Place {
+impl EntryState {
     /// Where its bytes end in the mapping; `None`: it has no bytes there, that this rank knows of.
     fn end(&self) -> Option<u64> {
         match self {
-            Place::Ready(span) => Some(span.end()),
-            Place::Granted(span) => Some(span.end()),
-            Place::Filling { end } => Some(*end),
+            EntryState::Ready(span) => Some(span.end()),
+            EntryState::Granted(span) => Some(span.end()),
+            EntryState::Filling { end } => Some(*end),
             _ => None,
         }
     }
 
     /// Whether it counts as announced bytes: the directory keeps or may keep room for this rank.
     fn holds(&self) -> bool {
-        !matches!(self, Place::Deferred | Place::Bypass)
+        !matches!(self, EntryState::Deferred | EntryState::Bypass)
     }
 }
 
@@ -93,7 +93,7 @@ struct Entry {
     /// The reads among them.
     readers: usize,
     next_use: u64,
-    place: Place,
+    place: EntryState,
     /// Filled by this rank and not read since: the next read is the miss.
     fresh: bool,
     /// Its checksum was looked at, or need not be.
@@ -206,7 +206,7 @@ impl Table {
                 continue;
             }
             let now = self.deferred.is_empty() && self.room_for(want.bytes);
-            self.insert(want, if now { Place::Asked } else { Place::Deferred }, reserve);
+            self.insert(want, if now { EntryState::Asked } else { EntryState::Deferred }, reserve);
             if now {
                 items.push(item(want.ahead(reserve)));
             } else {
@@ -222,15 +222,15 @@ impl Table {
             Some(entry) => {
                 entry.users += 1;
                 entry.readers += 1;
-                if matches!(entry.place, Place::Deferred) {
-                    entry.place = Place::Asked;
+                if matches!(entry.place, EntryState::Deferred) {
+                    entry.place = EntryState::Asked;
                     self.held_bytes += entry.bytes;
                     let items = vec![item(Want { next_use: entry.next_use, ..want })];
                     self.ask(items);
                 }
             }
             None => {
-                self.insert(want, Place::Asked, true);
+                self.insert(want, EntryState::Asked, true);
                 if let Some(entry) = self.entries.get_mut(&want.key) {
                     entry.readers = 1;
                 }
@@ -265,31 +265,31 @@ impl Table {
             return Look::Bypass;
         };
         match &entry.place {
-            Place::Ready(span) => {
+            EntryState::Ready(span) => {
                 let counter = if entry.fresh { &mut self.stats.misses } else { &mut self.stats.hits };
                 *counter += 1;
                 entry.fresh = false;
                 Look::Ready { span: Arc::clone(span), checked: entry.checked }
             }
-            Place::Bypass if again && !entry.again => {
+            EntryState::Bypass if again && !entry.again => {
                 self.ask_again(key);
                 Look::Busy(Busy::Asked)
             }
-            Place::Bypass => {
+            EntryState::Bypass => {
                 entry.passed = true;
                 self.stats.bypasses += 1;
                 Look::Bypass
             }
-            Place::Granted(span) => {
+            EntryState::Granted(span) => {
                 let end = span.end();
-                match std::mem::replace(&mut entry.place, Place::Filling { end }) {
-                    Place::Granted(span) => Look::Fill(span),
+                match std::mem::replace(&mut entry.place, EntryState::Filling { end }) {
+                    EntryState::Granted(span) => Look::Fill(span),
                     _ => Look::Busy(Busy::Here),
                 }
             }
-            Place::Waiting => Look::Busy(Busy::Elsewhere),
-            Place::Filling { .. } => Look::Busy(Busy::Here),
-            Place::Deferred | Place::Asked => Look::Busy(Busy::Asked),
+            EntryState::Waiting => Look::Busy(Busy::Elsewhere),
+            EntryState::Filling { .. } => Look::Busy(Busy::Here),
+            EntryState::Deferred | EntryState::Asked => Look::Busy(Busy::Asked),
         }
     }
 
@@ -297,9 +297,9 @@ impl Table {
     pub(super) fn take_fill(&mut self) -> Option<(u64, WriteSpan)> {
         while let Some(key) = self.granted.pop_front() {
             let Some(Entry { place, .. }) = self.entries.get_mut(&key) else { continue };
-            if matches!(place, Place::Granted(_))
+            if matches!(place, EntryState::Granted(_))
                 && let Some(end) = place.end()
-                && let Place::Granted(span) = std::mem::replace(place, Place::Filling { end })
+                && let EntryState::Granted(span) = std::mem::replace(place, EntryState::Filling { end })
             {
                 return Some((key, span));
             }
@@ -320,7 +320,7 @@ impl Table {
     /// A thread filled `key`: every rank may read it.
     pub(super) fn filled(&mut self, key: u64, span: WriteSpan) {
         if let Some(entry) = self.entries.get_mut(&key) {
-            entry.place = Place::Ready(Arc::new(span.freeze()));
+            entry.place = EntryState::Ready(Arc::new(span.freeze()));
             (entry.fresh, entry.checked) = (true, true);
             let unused = entry.users == 0;
             match self.out.last_mut() {
@@ -339,7 +339,7 @@ impl Table {
     pub(super) fn not_filled(&mut self, key: u64, span: WriteSpan) {
         drop(span);
         if let Some(entry) = self.entries.get_mut(&key) {
-            (entry.place, entry.again) = (Place::Bypass, true);
+            (entry.place, entry.again) = (EntryState::Bypass, true);
             self.held_bytes -= entry.bytes;
             let unused = entry.users == 0;
             self.abandon(key);
@@ -386,7 +386,8 @@ impl Table {
                 }
             }
             FromDirectory::Settled { key, grant } => {
-                if !matches!(self.entries.get(&key), Some(Entry { place: Place::Waiting, .. })) || grant == Grant::Wait
+                if !matches!(self.entries.get(&key), Some(Entry { place: EntryState::Waiting, .. }))
+                    || grant == Grant::Wait
                 {
                     return Err(format!("{grant:?} for entry {key}, which does not wait for it"));
                 }
@@ -415,18 +416,20 @@ impl Table {
         let Some(entry) = self.entries.get_mut(&key) else {
             return Err(format!("{grant:?} for entry {key}, which nobody asked for"));
         };
-        if !matches!(entry.place, Place::Asked | Place::Waiting) {
+        if !matches!(entry.place, EntryState::Asked | EntryState::Waiting) {
             return Err(format!("{grant:?} for entry {key}, which is settled"));
         }
         let wrong = |problem| format!("entry {key}: {problem}");
         entry.place = match grant {
-            Grant::Ready { offset } => Place::Ready(Arc::new(self.map.read_span(offset, entry.bytes).map_err(wrong)?)),
+            Grant::Ready { offset } => {
+                EntryState::Ready(Arc::new(self.map.read_span(offset, entry.bytes).map_err(wrong)?))
+            }
             Grant::Fill { offset } => {
                 self.granted.push_back(key);
-                Place::Granted(self.map.write_span(offset, entry.bytes).map_err(wrong)?)
+                EntryState::Granted(self.map.write_span(offset, entry.bytes).map_err(wrong)?)
             }
-            Grant::Wait => Place::Waiting,
-            Grant::Bypass => Place::Bypass,
+            Grant::Wait => EntryState::Waiting,
+            Grant::Bypass => EntryState::Bypass,
         };
         let unused = entry.users == 0;
         if grant == Grant::Bypass {
@@ -445,7 +448,7 @@ impl Table {
         self.held_bytes == 0 || self.held_bytes + bytes <= self.ahead_bytes
     }
 
-    fn insert(&mut self, want: Want, place: Place, reserve: bool) {
+    fn insert(&mut self, want: Want, place: EntryState, reserve: bool) {
         if place.holds() {
             self.held_bytes += want.bytes;
         }
@@ -484,7 +487,7 @@ impl Table {
 
     fn ask_again(&mut self, key: u64) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
-        (entry.place, entry.again) = (Place::Asked, true);
+        (entry.place, entry.again) = (EntryState::Asked, true);
         self.held_bytes += entry.bytes;
         let items = vec![item(Want { key, bytes: entry.bytes, next_use: entry.next_use })];
         let ticket = self.await_reply(Asked::Wants(vec![key]));
@@ -496,7 +499,7 @@ impl Table {
         let mut items = Vec::new();
         while let Some(&key) = self.deferred.front() {
             let waiting = match self.entries.get(&key) {
-                Some(entry @ Entry { place: Place::Deferred, .. }) => {
+                Some(entry @ Entry { place: EntryState::Deferred, .. }) => {
                     Some((entry.bytes, entry.next_use, entry.reserve))
                 }
                 _ => None,
@@ -506,7 +509,7 @@ impl Table {
                     break;
                 }
                 if let Some(entry) = self.entries.get_mut(&key) {
-                    entry.place = Place::Asked;
+                    entry.place = EntryState::Asked;
                 }
                 self.held_bytes += bytes;
                 items.push(item(Want { key, bytes, next_use }.ahead(reserve)));
@@ -521,7 +524,7 @@ impl Table {
         let Some(Entry { place, .. }) = self.entries.get(&key) else {
             return;
         };
-        if matches!(place, Place::Asked | Place::Waiting | Place::Filling { .. }) {
+        if matches!(place, EntryState::Asked | EntryState::Waiting | EntryState::Filling { .. }) {
             return;
         }
         let Some(entry) = self.entries.remove(&key) else {
@@ -530,11 +533,11 @@ impl Table {
         self.held_bytes -= if entry.place.holds() { entry.bytes } else { 0 };
         // The span leaves the mapping's register before the directory may grant its range anew.
         match entry.place {
-            Place::Ready(span) => {
+            EntryState::Ready(span) => {
                 drop(span);
                 self.release(key, entry.next_use);
             }
-            Place::Granted(span) => {
+            EntryState::Granted(span) => {
                 drop(span);
                 self.abandon(key);
             }

@@ -189,7 +189,7 @@ impl Default for TrainConfig {
             compute_metrics_online: true,
             val_batch_size: None,
             step_timeout: 600.0,
-            stop_grace: 30.0,
+            stop_grace: 25.0,
             amp: Amp::Off,
             cuda_graph: CudaGraph::Auto,
         }

@@ -21,6 +21,12 @@ pub enum Event {
     Leak { rank: u32, bytes_per_step: f64, steps_left: f64, hours_left: Option<f64> },
     /// The watch stops the run: `at` stays full after all that can be given back was given.
     Stop { at: Fill, cause: Cause },
+    /// Ranks are suspended, by a signal or by the freezer of their cgroup.
+    Suspended { ranks: Vec<u32> },
+    /// They run again.
+    RanAgain { ranks: Vec<u32>, seconds: f64 },
+    /// The launcher itself did not run.
+    DidNotRun { seconds: f64 },
     /// An attempt failed: the failure in one line, then what is known of it, one fact per line.
     Failed { rank: u32, step: Option<u64>, text: String },
     /// A line of an earlier version, which recorded text alone.

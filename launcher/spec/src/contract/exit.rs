@@ -5,7 +5,8 @@ pub const OK: u8 = 0;
 pub const INTERNAL: u8 = 1;
 /// Command line or config: unknown key, wrong type, unknown name.
 pub const USAGE: u8 = 2;
-/// The memory plan does not fit this machine, or memory ran out with micro-batches of one sample.
+/// The run does not fit this machine: the memory plan, a limit (`ulimit`) or a system call that is refused; or memory ran out
+/// with micro-batches of one sample.
 pub const PLAN: u8 = 3;
 /// Data set: missing, unreadable, malformed.
 pub const DATA: u8 = 4;
@@ -21,5 +22,7 @@ pub const DEVICE: u8 = 8;
 pub const PEER: u8 = 9;
 /// Stopped on request (signal) after a checkpoint: run again with `--resume auto`.
 pub const STOPPED: u8 = 75;
+/// Stopped on request (signal) before the first step of this start: nothing was trained, earlier checkpoints stay.
+pub const UNSTARTED: u8 = 76;
 /// `128 + n`: ended by signal n.
 pub const SIGNAL_BASE: u8 = 128;

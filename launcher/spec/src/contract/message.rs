@@ -1,6 +1,6 @@
 //! Control messages between the launcher and one rank: frames of a little-endian `u32` length and a JSON body.
 
-use super::Phase;
+use super::{Phase, RecordGap, Summary};
 use serde::{Deserialize, Serialize};
 
 /// Longest body of a frame, bytes.
@@ -28,6 +28,10 @@ pub enum FromRank {
     },
     /// What came of a [`ToRank::Relieve`].
     Relieved(Relieved),
+    /// A file of records could not be written for a time.
+    Gap(RecordGap),
+    /// The summary of the run, where the file could not be written.
+    Summary(Box<Summary>),
     /// All work is done, everything is written.
     Done,
 }

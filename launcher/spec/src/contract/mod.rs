@@ -9,6 +9,7 @@ mod machine;
 mod measured;
 mod message;
 mod record;
+mod text;
 mod wire;
 mod words;
 
@@ -18,6 +19,7 @@ pub use machine::*;
 pub use measured::*;
 pub use message::*;
 pub use record::*;
+pub use text::{USERS, shown};
 pub use words::*;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.

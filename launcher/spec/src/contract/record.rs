@@ -3,6 +3,7 @@
 use super::{CacheMode, Event, Level, Phase, RunStatus};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// One line of `metrics.jsonl`; the task's metrics follow under `train.` and `val.` names. JSON has no NaN or infinity: such a
 /// value is written as `null` and read back as NaN.
@@ -245,6 +246,38 @@ pub struct Summary {
     /// How often `memory.cleanup_every` released what is kept for speed.
     #[serde(default)]
     pub memory_cleanups: u64,
+    /// Times in which records or logs could not be written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub record_gaps: Vec<RecordGap>,
+    /// The start that this summary is of: [`crate::job::Job::start`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub start: String,
+}
+
+/// A time in which a file of records or a log could not be written.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordGap {
+    /// Name within the run's folder.
+    pub file: String,
+    /// From the first failure to the end of the gap, seconds since the Unix epoch.
+    pub from_t: f64,
+    pub to_t: f64,
+    /// Lines that waited and were written at the end of the gap, and lines that are lost.
+    pub late: u64,
+    pub lost: u64,
+    pub error: String,
+    /// Lost pieces that a line in the log tells of already.
+    #[serde(skip)]
+    pub marked: u64,
+}
+
+impl fmt::Display for RecordGap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, late, lost, error, .. } = self;
+        let seconds = (self.to_t - self.from_t).max(0.0);
+        write!(f, "{file}: could not be written for {seconds:.1} s ({error}): {late} lines written late, {lost} lost")
+    }
 }
 
 /// How an attempt at a run failed.

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn item_58_a_restart_needs_less_and_keeps_the_global_batch() {
+    fn a_restart_needs_less_and_keeps_the_global_batch() {
         let dataset = crate::plan::tests::with_data(&Config::default(), 2 << 30);
         let (mut config, request) = (Config::default(), Request { ranks: Some(2), ..Request::default() });
         config.train.num_workers = Some(4);

@@ -43,13 +43,13 @@ fn kinds(run: &Run) -> Vec<&'static str> {
 }
 
 #[test]
-fn item_72_a_healthy_run_has_no_findings() {
+fn a_healthy_run_has_no_findings() {
     assert_eq!(kinds(&healthy()), Vec::<&str>::new());
     assert_eq!(kinds(&Run::default()), Vec::<&str>::new());
 }
 
 #[test]
-fn item_72_each_symptom_is_told_with_its_cause() {
+fn each_symptom_is_told_with_its_cause() {
     let mut run = healthy();
     run.metrics.iter_mut().for_each(|r| r.data_wait_s = 0.05);
     assert_eq!(kinds(&run), ["data_wait"]);

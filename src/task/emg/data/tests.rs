@@ -320,8 +320,11 @@ fn windows_do_not_depend_on_how_files_are_stored() {
 
 use crate::data::cache_testing::{TestDirectory, hosted};
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order as SampleOrder};
+use crate::data::windows::entries::ChunkEntries;
+use crate::data::windows::future::Future;
+use crate::data::windows::pieces::{Fresh, Pieces};
 use cache::PolicyKind;
-use spec::config::CacheEntries;
+use spec::config::{CacheEntries, CachePolicy};
 
 /// A session per file, in chunks of gzip or contiguous.
 fn store(dir: &Path, chunk_rows: Option<usize>, sessions: usize) -> PathBuf {
@@ -554,7 +557,7 @@ fn pieces_cover_their_windows_and_are_offered_by_their_next_use() {
     pieces.announce(BatchAhead { epoch: 1, ids: &ahead }, reader);
     let check = |from: u64, due: u64| {
         let (chunk, _) = reader.chunk(0, 7, &mut Scratch::default()).unwrap();
-        let offers = pieces.offers(&crate::data::windows::entries::Fresh { file: 0, chunk: 7, bytes: chunk }, reader);
+        let offers = pieces.offers(&Fresh { file: 0, chunk: 7, bytes: chunk }, reader);
         let touching = windows.touching(0, 2100..2400, 500).flatten();
         let mut wanted: Vec<(u64, u64)> = touching
             .map(|index| {

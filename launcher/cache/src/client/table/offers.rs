@@ -2,7 +2,7 @@
 //!
 //! The directory keeps those that are needed sooner than what they displace. A refused offer leaves nothing behind.
 
-use super::{Entry, MESSAGE_KEYS, Place, Table};
+use super::{Entry, EntryState, MESSAGE_KEYS, Table};
 use crate::mapping::WriteSpan;
 use spec::contract::cache::{Grant, Item, ToDirectory};
 
@@ -52,8 +52,8 @@ impl Table {
         for offer in offers.iter().take(MESSAGE_KEYS) {
             match self.entries.get(&offer.key).map(|entry| (&entry.place, entry.passed)) {
                 None if offer.due => {}
-                None | Some((Place::Deferred, _) | (Place::Bypass, false)) => found.asked.push(*offer),
-                Some((Place::Granted(_), _)) => found.granted.push(offer.key),
+                None | Some((EntryState::Deferred, _) | (EntryState::Bypass, false)) => found.asked.push(*offer),
+                Some((EntryState::Granted(_), _)) => found.granted.push(offer.key),
                 Some(_) => {}
             }
         }
@@ -70,10 +70,10 @@ impl Table {
     /// The grant of `key`, when no thread fills it yet.
     pub(in crate::client) fn take_granted(&mut self, key: u64) -> Option<WriteSpan> {
         let Entry { place, .. } = self.entries.get_mut(&key)?;
-        let Place::Granted(span) = &*place else { return None };
+        let EntryState::Granted(span) = &*place else { return None };
         let end = span.end();
-        match std::mem::replace(place, Place::Filling { end }) {
-            Place::Granted(span) => Some(span),
+        match std::mem::replace(place, EntryState::Filling { end }) {
+            EntryState::Granted(span) => Some(span),
             _ => None,
         }
     }

@@ -1,6 +1,6 @@
 //! The usable part of the mapping gets smaller or larger.
 
-use super::{Entry, Place, Table};
+use super::{Entry, EntryState, Table};
 use spec::contract::cache::ToDirectory;
 
 impl Table {
@@ -31,15 +31,15 @@ impl Table {
         let limit = self.limit_bytes;
         let beyond = |entry: &&mut Entry| entry.readers == 0 && entry.place.end() > Some(limit);
         let Some(entry) = self.entries.get_mut(&key).filter(beyond) else { return };
-        if matches!(entry.place, Place::Filling { .. }) {
+        if matches!(entry.place, EntryState::Filling { .. }) {
             return;
         }
         let (bytes, next_use) = (entry.bytes, entry.next_use);
         (entry.fresh, entry.checked) = (false, false);
-        let place = std::mem::replace(&mut entry.place, Place::Deferred);
+        let place = std::mem::replace(&mut entry.place, EntryState::Deferred);
         self.held_bytes -= bytes;
         self.deferred.push_back(key);
-        let filled = matches!(place, Place::Ready(_));
+        let filled = matches!(place, EntryState::Ready(_));
         // The span leaves the mapping's register before the directory may grant its range anew.
         drop(place);
         if filled { self.release(key, next_use) } else { self.abandon(key) }

@@ -1,15 +1,14 @@
-//! Where the watch leaves its orders, and the loop takes them: only the loop touches children.
+//! Orders of the watch, queued until the loop takes them: only the loop touches children.
 
 use super::Watcher;
 use crate::watch::{CacheNow, Hands};
 use cache::CacheHost;
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use spec::contract::Relief;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-/// What the loop has to do for the watch.
+/// An order of the watch to the loop.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Order {
     Relieve {
@@ -20,34 +19,37 @@ pub enum Order {
     Stop,
 }
 
-/// The watch's hands.
-pub struct Desk<'a> {
+/// What the watch may do: it queues orders for the loop, and reads and resizes the page cache.
+pub struct OrderQueue<'a> {
     pub watcher: &'a dyn Watcher,
     pub cache: Option<&'a CacheHost>,
     orders: Mutex<Vec<Order>>,
-    /// Readable when there are orders.
+    /// Readable when there are orders: a pipe, since sandboxes may refuse an eventfd.
     pub bell: OwnedFd,
+    rope: OwnedFd,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> OrderQueue<'a> {
     pub fn new(watcher: &'a dyn Watcher, cache: Option<&'a CacheHost>) -> io::Result<Self> {
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { watcher, cache, orders: Mutex::default(), bell })
+        let (bell, rope) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)?;
+        Ok(Self { watcher, cache, orders: Mutex::default(), bell, rope })
     }
 
     /// All orders since the last call.
     pub fn take(&self) -> Vec<Order> {
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        while matches!(rustix::io::read(&self.bell, &mut [0; 64]), Ok(1..)) {}
         std::mem::take(&mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn put(&self, order: Order) {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        // A full pipe is readable anyway.
+        let _ = rustix::io::write(&self.rope, b"o");
     }
 }
 
-impl Hands for Desk<'_> {
+impl Hands for OrderQueue<'_> {
     fn say(&self, text: &str) {
         self.watcher.note(text);
     }

@@ -115,7 +115,7 @@ mod tests {
     use tch::{Device, Kind, Tensor};
 
     #[test]
-    fn item_53_the_guard_explains_cleans_up_and_turns_out_of_memory_into_an_error() {
+    fn the_guard_explains_cleans_up_and_turns_out_of_memory_into_an_error() {
         let printed = RefCell::new(Vec::new());
         let print = |line: &str| printed.borrow_mut().push(line.to_owned());
         let sum = guarded(|| Tensor::ones([8], (Kind::Float, Device::Cpu)).sum(Kind::Float), print);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn item_54_four_suggestions_follow_error_and_summary() {
+    fn four_suggestions_follow_error_and_summary() {
         let summary = MemorySummary {
             current_cpu_mb: 8192.0,
             current_gpu_mb: 11000.0,

@@ -37,11 +37,11 @@ fn dictionary(statistics: &[(String, i64)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::MemoryMonitor;
+    use crate::own_loop::MemoryMonitor;
     use spec::contract::MemoryRecord;
 
     #[test]
-    fn item_57_system_process_and_allocator_on_demand() {
+    fn system_process_and_allocator_on_demand() {
         let monitor = MemoryMonitor::new(0);
         for (language, start) in [(Language::En, "System memory: {'total': "), (Language::Zh, "系统内存: {'total': ")]
         {

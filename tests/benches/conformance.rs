@@ -1,7 +1,7 @@
-//! What every collective must do, checked by running it: the same code for `solo`, `shm` and `nccl`, in tests and on a
-//! machine whose devices are to be checked.
+//! Conformance of a collective, checked by running it: the same code for `solo`, `shm` and `nccl`, in tests and on a machine
+//! whose devices are to be checked.
 
-use super::{Collective, CommError};
+use headroom::comm::{Collective, CommError};
 use tch::{Device, Kind, Tensor};
 
 /// Runs every call of the trait and compares the results with what they must be. All ranks call it together; `device` is
@@ -90,30 +90,4 @@ fn gathers(collective: &dyn Collective) -> Result<(), String> {
     expect("all_gather", &(all == right), &true)?;
     let empty = collective.all_gather(&[]).map_err(said("all_gather of nothing"))?;
     expect("all_gather of nothing", &empty, &vec![Vec::new(); collective.world_size()])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::comm::{ShmCollective, Solo, shm::create_memfd};
-    use std::time::Duration;
-
-    #[test]
-    fn a_world_of_one_keeps_the_contract() {
-        check(&Solo::new(Device::Cpu), Device::Cpu).unwrap();
-    }
-
-    #[test]
-    fn shared_memory_keeps_the_contract() {
-        let fd = create_memfd(true).unwrap();
-        std::thread::scope(|scope| {
-            for rank in 0..3 {
-                let fd = fd.try_clone().unwrap();
-                scope.spawn(move || {
-                    let comm = ShmCollective::new(fd, rank, 3, Duration::from_secs(60)).unwrap();
-                    check(&comm, Device::Cpu).unwrap();
-                });
-            }
-        });
-    }
 }

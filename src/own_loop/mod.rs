@@ -1,7 +1,7 @@
 //! Memory for people who write their own training loop: lines, reports, cleaning up, and running out of it in order.
 //!
 //! ```
-//! use headroom::monitor::{MemoryMonitor, with_memory_guard};
+//! use headroom::own_loop::{MemoryMonitor, with_memory_guard};
 //! use std::time::Duration;
 //! use tch::{Device, Kind, Tensor};
 //!
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn item_41_the_background_monitor_starts_and_stops_once() {
+    fn the_background_monitor_starts_and_stops_once() {
         let (mut monitor, _) = silent(1);
         monitor.stop();
         for _ in 0..2 {
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn item_42_memory_info_has_the_guides_keys() {
+    fn memory_info_has_the_guides_keys() {
         let (monitor, _) = silent(1);
         let info = monitor.get_memory_info().unwrap();
         assert!(info.ram_total_gb > info.ram_used_gb && info.ram_used_gb > 0.0, "{info:?}");
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn item_43_the_report_tells_ram_gpu_and_trend() {
+    fn the_report_tells_ram_gpu_and_trend() {
         let (monitor, _) = silent(1);
         assert!(monitor.report().contains("Trend: too few samples"));
         for _ in 0..3 {
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn item_44_a_forced_clean_up_tells_what_it_gave_back() {
+    fn a_forced_clean_up_tells_what_it_gave_back() {
         let (monitor, _) = silent(1);
         let blocks: Vec<Vec<u8>> = (0..4000).map(|_| vec![1; 32 << 10]).collect();
         let last = blocks.last().cloned();
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn item_52_a_line_comes_at_multiples_of_the_interval_only() {
+    fn a_line_comes_at_multiples_of_the_interval_only() {
         let (monitor, lines) = silent(100);
         let logged: Vec<u64> = (0..=250).filter(|step| monitor.log_memory_usage(*step).is_some()).collect();
         assert_eq!(logged, [0, 100, 200]);

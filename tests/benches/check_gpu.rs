@@ -1,17 +1,19 @@
-//! `rank check-gpu`: what a device and the ways between devices really do, as one line of JSON. `scripts/check-gpu` and
-//! people with a new machine run it; with `--cpu` the same code runs without a device.
+//! `check-gpu`: figures of a device and of the ways between devices, as one line of JSON. `scripts/check-gpu` runs it, and so
+//! does whoever has a new machine; with `--cpu` the same code runs without a device.
 
-use super::RankError;
-use crate::comm::nccl::{Nccl, NcclCollective, Place, UniqueId, Wire};
-use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo, contract, rendezvous};
-use crate::torch::device::{self, HostMemory, HostPart, HostPin, SLAB_BYTES, Stream, upload};
-use crate::torch::{Autocast, TorchError};
-use crate::train::TrainError;
-use crate::train::ddp::{Ddp, DdpOptions};
-use crate::train::optimizer::{Optimizer, Rule};
-use clap::{Args, ValueEnum};
+mod conformance;
+
+use clap::{Parser, ValueEnum};
+use headroom::comm::nccl::{Member, Nccl, NcclCollective, UniqueId, Wire};
+use headroom::comm::{Collective, RankEnv, ShmCollective, Solo, rendezvous};
+use headroom::torch::device::{self, HostMemory, HostPart, HostPin, SLAB_BYTES, Stream, StreamGuard, upload};
+use headroom::torch::{Autocast, TorchError};
+use headroom::train::ddp::{Ddp, DdpOptions};
+use headroom::train::optimizer::{Optimizer, Rule};
 use memmap2::MmapMut;
 use serde_json::{Value, json};
+use std::error::Error;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -28,9 +30,28 @@ enum What {
     Net,
 }
 
-/// What `rank check-gpu` is asked.
-#[derive(Args, Debug)]
-pub struct Request {
+type Checked<T> = Result<T, Box<dyn Error>>;
+
+/// A request that this machine or these words do not allow.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, to: &mut std::fmt::Formatter) -> std::fmt::Result {
+        to.write_str(&self.0)
+    }
+}
+
+impl Error for Usage {}
+
+fn usage(problem: impl ToString) -> Box<dyn Error> {
+    Usage(problem.to_string()).into()
+}
+
+/// Checks a device, and the ways to and between devices; prints JSON.
+#[derive(Parser, Debug)]
+#[command(name = "check-gpu", version)]
+struct Request {
     what: What,
     /// CUDA device of this rank
     #[arg(long, default_value_t = 0)]
@@ -55,14 +76,22 @@ pub struct Request {
     amp: String,
 }
 
+fn main() -> ExitCode {
+    match run(&Request::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("check-gpu: error: {error}");
+            let code = if error.is::<Usage>() { spec::contract::exit::USAGE } else { spec::contract::exit::INTERNAL };
+            ExitCode::from(code)
+        }
+    }
+}
+
 /// Runs the check and prints its figures; rank 0 alone where there are several.
-///
-/// # Errors
-/// There is no such device, or what was checked is not so.
-pub fn run(request: &Request) -> Result<(), RankError> {
-    let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(|e| RankError::Usage(e.to_string()))?;
+fn run(request: &Request) -> Checked<()> {
+    let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(usage)?;
     let on = ready(request)?;
-    let _stream = super::device::own_stream(on)?;
+    let _stream = own_stream(on)?;
     let mut figures = match request.what {
         What::Contract => check_contract(&env, on)?,
         What::Copy => copies(on, request.bytes)?,
@@ -77,34 +106,29 @@ pub fn run(request: &Request) -> Result<(), RankError> {
     Ok(())
 }
 
-fn ready(request: &Request) -> Result<Device, RankError> {
+fn ready(request: &Request) -> Checked<Device> {
     if request.cpu {
         return Ok(Device::Cpu);
     }
-    device::load_cuda()
-        .and_then(|()| device::set_device(request.device))
-        .map_err(|e| RankError::Usage(e.to_string()))?;
+    device::load_cuda().and_then(|()| device::set_device(request.device)).map_err(usage)?;
     Ok(Device::Cuda(request.device))
 }
 
-fn torch(error: TorchError) -> RankError {
-    TrainError::from(error).into()
+/// As a rank that trains: not on the default stream.
+fn own_stream(on: Device) -> Checked<Option<StreamGuard>> {
+    let Device::Cuda(index) = on else { return Ok(None) };
+    Ok(Some(Stream::new(index, false)?.enter()?))
 }
 
-fn tch_error(error: tch::TchError) -> RankError {
-    torch(crate::torch::error_of("check", &error))
-}
-
-fn check_contract(env: &RankEnv, on: Device) -> Result<Value, RankError> {
+fn check_contract(env: &RankEnv, on: Device) -> Checked<Value> {
     let (collective, library): (Box<dyn Collective>, String) = match on {
         Device::Cuda(index) => {
-            let nccl = Nccl::load(std::env::var_os("HEADROOM_NCCL").map(Into::into)).map_err(CommError::from)?;
-            let own = if env.rank == 0 { nccl.unique_id().map_err(CommError::from)?.to_vec() } else { Vec::new() };
+            let nccl = Nccl::load(std::env::var_os("HEADROOM_NCCL").map(Into::into))?;
+            let own = if env.rank == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };
             let run = std::env::var(spec::contract::env::RUN_ID).unwrap_or_default();
             let id = rendezvous::share_id(env, &run, &own, LIMIT)?;
-            let wrong = |_| CommError::Other("rank 0 sent no id of NCCL".into());
-            let place = Place { rank: env.rank, world_size: env.world_size, device: index };
-            let id = UniqueId::try_from(id).map_err(wrong)?;
+            let place = Member { rank: env.rank, world_size: env.world_size, device: index };
+            let id = UniqueId::try_from(id).map_err(|_| "rank 0 sent no id of NCCL")?;
             let text = format!("NCCL {} ({})", nccl.version(), nccl.origin());
             (Box::new(NcclCollective::new(nccl, id, place, Wire::F32, LIMIT)?), text)
         }
@@ -114,9 +138,7 @@ fn check_contract(env: &RankEnv, on: Device) -> Result<Value, RankError> {
             (Box::new(ShmCollective::new(memfd, env.local_rank, env.local_world_size, LIMIT)?), "shm".into())
         }
     };
-    let held = contract::check(&*collective, on);
-    let failed = |problem| RankError::Comm(CommError::Other(format!("rank {}: {problem}", env.rank)));
-    held.map_err(failed)?;
+    conformance::check(&*collective, on).map_err(|problem| format!("rank {}: {problem}", env.rank))?;
     Ok(json!({ "world_size": env.world_size, "backend": collective.backend(), "library": library }))
 }
 
@@ -145,29 +167,29 @@ fn rate<T: AsRef<[u8]> + Send + Sync>(host: &Arc<T>, bytes: usize, to: &Tensor) 
 }
 
 /// Memory that libtorch page-locked, as bytes of a registered buffer of our own.
-fn copies(on: Device, bytes: usize) -> Result<Value, RankError> {
-    let to = Tensor::f_zeros([bytes as i64], (Kind::Uint8, on)).map_err(tch_error)?;
+fn copies(on: Device, bytes: usize) -> Checked<Value> {
+    let to = Tensor::f_zeros([bytes as i64], (Kind::Uint8, on)).map_err(Box::<dyn Error>::from)?;
     let touched = || Arc::new(vec![7_u8; bytes]);
-    let pageable = rate(&touched(), bytes, &to).map_err(torch)?;
-    let io = |e: std::io::Error| RankError::Io(format!("memory for the check: {e}"));
+    let pageable = rate(&touched(), bytes, &to).map_err(Box::<dyn Error>::from)?;
+    let io = |e: std::io::Error| format!("memory for the check: {e}");
     let locked = touched();
     let mut shared = MmapMut::map_anon(bytes).map_err(io)?;
     shared.fill(9);
     let shared = Arc::new(shared);
     if !on.is_cuda() {
-        let shared = rate(&shared, bytes, &to).map_err(torch)?;
+        let shared = rate(&shared, bytes, &to).map_err(Box::<dyn Error>::from)?;
         return Ok(json!({ "pageable_gb_s": pageable, "registered_gb_s": shared }));
     }
-    let pin = |address: *const u8, slab| HostPin::new(address as usize, bytes, slab).map_err(torch);
+    let pin = |address: *const u8, slab| HostPin::new(address as usize, bytes, slab).map_err(Box::<dyn Error>::from);
     let _locked = pin(locked.as_ptr(), usize::MAX)?;
-    let pinned = rate(&locked, bytes, &to).map_err(torch)?;
+    let pinned = rate(&locked, bytes, &to).map_err(Box::<dyn Error>::from)?;
     let start = Instant::now();
     let registered = pin(shared.as_ptr(), SLAB_BYTES)?;
     let register_s = start.elapsed().as_secs_f64();
-    let mapped = rate(&shared, bytes.min(SLAB_BYTES), &to).map_err(torch)?;
-    let right = to.f_eq(9).and_then(|same| same.f_all()).map_err(tch_error)?.int64_value(&[]) == 1;
+    let mapped = rate(&shared, bytes.min(SLAB_BYTES), &to).map_err(Box::<dyn Error>::from)?;
+    let right = to.f_eq(9).and_then(|same| same.f_all()).map_err(Box::<dyn Error>::from)?.int64_value(&[]) == 1;
     if !right {
-        return Err(RankError::Io("the device read other bytes than the mapping holds".into()));
+        return Err("the device read other bytes than the mapping holds".into());
     }
     Ok(json!({
         "pageable_gb_s": pageable, "pinned_gb_s": pinned, "registered_gb_s": mapped,
@@ -177,24 +199,25 @@ fn copies(on: Device, bytes: usize) -> Result<Value, RankError> {
 
 /// Milliseconds per step of `layers` × Linear(`width`) + ReLU under SGD: in buckets, and with gradients left where autograd
 /// puts them.
-fn net(on: Device, request: &Request) -> Result<Value, RankError> {
+fn net(on: Device, request: &Request) -> Checked<Value> {
     let narrow = match request.amp.as_str() {
         "bf16" => Some(Kind::BFloat16),
         "fp16" => Some(Kind::Half),
         "off" => None,
-        other => return Err(RankError::Usage(format!("--amp {other}: choose off, bf16 or fp16"))),
+        other => return Err(usage(format!("--amp {other}: choose off, bf16 or fp16"))),
     };
     tch::manual_seed(1);
-    let x = Tensor::f_randn([request.batch, request.width], (Kind::Float, on)).map_err(tch_error)?;
+    let x = Tensor::f_randn([request.batch, request.width], (Kind::Float, on)).map_err(Box::<dyn Error>::from)?;
     let weights = |_| {
-        let weight = Tensor::f_randn([request.width, request.width], (Kind::Float, on)).map_err(tch_error)?;
+        let weight =
+            Tensor::f_randn([request.width, request.width], (Kind::Float, on)).map_err(Box::<dyn Error>::from)?;
         Ok((weight * (1.0 / (request.width as f64).sqrt())).set_requires_grad(true))
     };
-    let all = (0..request.layers).map(weights).collect::<Result<Vec<_>, RankError>>()?;
-    let backward = |weights: &[Tensor]| -> Result<(), RankError> {
-        let _narrow = narrow.map(|kind| Autocast::enter(on, true, kind)).transpose().map_err(torch)?;
+    let all = (0..request.layers).map(weights).collect::<Checked<Vec<_>>>()?;
+    let backward = |weights: &[Tensor]| -> Checked<()> {
+        let _narrow = narrow.map(|kind| Autocast::enter(on, true, kind)).transpose().map_err(Box::<dyn Error>::from)?;
         let y = weights.iter().fold(x.shallow_clone(), |x, w| x.linear::<Tensor>(w, None).relu());
-        y.square().mean(Kind::Float).f_backward().map_err(tch_error)
+        y.square().mean(Kind::Float).f_backward().map_err(Box::<dyn Error>::from)
     };
     let rule = Rule::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
     let solo = || Arc::new(Solo::new(on));
@@ -205,33 +228,32 @@ fn net(on: Device, request: &Request) -> Result<Value, RankError> {
             let _no_grad = tch::no_grad_guard();
             for param in &mut params {
                 let mut grad = param.grad();
-                let _ = param.f_sub_(&(&grad * 1e-3)).map_err(tch_error)?;
-                let _ = grad.f_zero_().map_err(tch_error)?;
+                let _ = param.f_sub_(&(&grad * 1e-3)).map_err(Box::<dyn Error>::from)?;
+                let _ = grad.f_zero_().map_err(Box::<dyn Error>::from)?;
             }
             Ok(())
         })?
     };
-    let train = |error| RankError::from(TrainError::from(error));
     let named = all.into_iter().enumerate().map(|(i, w)| (format!("layer{i}"), w)).collect();
-    let mut ddp = Ddp::new(named, solo(), DdpOptions::default()).map_err(train)?;
-    let mut optimizer = Optimizer::new(rule, &ddp).map_err(train)?;
-    let lr = Tensor::f_full([0; 0], 1e-3, (Kind::Float, on)).map_err(tch_error)?;
-    let found = Tensor::f_zeros([1], (Kind::Float, on)).map_err(tch_error)?;
+    let mut ddp = Ddp::new(named, solo(), DdpOptions::default()).map_err(Box::<dyn Error>::from)?;
+    let mut optimizer = Optimizer::new(rule, &ddp).map_err(Box::<dyn Error>::from)?;
+    let lr = Tensor::f_full([0; 0], 1e-3, (Kind::Float, on)).map_err(Box::<dyn Error>::from)?;
+    let found = Tensor::f_zeros([1], (Kind::Float, on)).map_err(Box::<dyn Error>::from)?;
     let buckets = timed(on, request.steps, || {
-        ddp.zero_grad().map_err(train)?;
+        ddp.zero_grad().map_err(Box::<dyn Error>::from)?;
         ddp.set_sync(true);
         backward(ddp.variables())?;
-        ddp.finish_on_device().map_err(train)?;
-        optimizer.step_unless(&ddp, &lr, &found).map_err(train)
+        ddp.finish_on_device().map_err(Box::<dyn Error>::from)?;
+        optimizer.step_unless(&ddp, &lr, &found).map_err(Box::<dyn Error>::from)
     })?;
     Ok(json!({ "buckets_ms": buckets, "plain_ms": plain, "amp": request.amp, "width": request.width }))
 }
 
 /// Median milliseconds of a step over groups of five, the device waited for around each group.
-fn timed(on: Device, steps: usize, mut step: impl FnMut() -> Result<(), RankError>) -> Result<f64, RankError> {
+fn timed(on: Device, steps: usize, mut step: impl FnMut() -> Checked<()>) -> Checked<f64> {
     const GROUP: usize = 5;
     let wait = || match on {
-        Device::Cuda(index) => device::synchronize(index).map_err(torch),
+        Device::Cuda(index) => device::synchronize(index).map_err(Box::<dyn Error>::from),
         _ => Ok(()),
     };
     (0..GROUP).try_for_each(|_| step())?;
