@@ -19,8 +19,9 @@ use super::constants::*;
 use super::table::{bytes_text, grouped};
 use super::task::{SampleSizes, TaskSizes, product, sum};
 use super::vrt::activation_scalars;
-use crate::config::{Config, DeblurData, FlowKind, SpikeEncoding, VrtModel};
+use crate::config::Config;
 use crate::contract::{CacheMode, DatasetFacts, FrameFacts};
+use crate::task::deblur::{DeblurConfig, FlowKind, SpikeEncoding, VrtModel};
 
 /// Six levels of five 7×7 convolutions, 8 → 32 → 64 → 32 → 16 → 2.
 const SPYNET: u64 = 1_440_300;
@@ -151,12 +152,13 @@ fn norm(dim: u64) -> Option<u64> {
 
 /// Everything the planner asks of this task; absent: a product overflows.
 pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes> {
-    let (data, model) = (&config.data.deblur, &config.model.vrt);
+    let data = &config.section::<DeblurConfig>();
+    let model = &data.vrt;
     let frame = Frame::of(data, &dataset.frames);
     let (train, val) = (frame.cut(data.crop_size), frame.cut(data.val_crop_size));
     let sample = |frame: &Frame, train: bool| {
-        let fields = frame.fields(config)?;
-        let vgg = vgg_scalars(config, frame, train)?;
+        let fields = frame.fields(data)?;
+        let vgg = vgg_scalars(data, frame, train)?;
         let activation_scalars = activation_scalars(model, data, frame, train)?.checked_add(vgg)?;
         Some(SampleSizes {
             fields,
@@ -165,7 +167,7 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
             device_scalars: device_scalars(model, data, frame, train)?.checked_add(vgg)?,
         })
     };
-    let entries = frame.entry_bytes(config)?;
+    let entries = frame.entry_bytes(data)?;
     let count = (dataset.frames.images / 2) as u64;
     // Whole pages, so that all of it fits a cache of this size.
     let useful_bytes = count.checked_mul(entries)?.checked_next_multiple_of(PAGE_BYTES)?;
@@ -185,23 +187,23 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
         useful_bytes,
         useful: format!("{} frames × {} B of entries", grouped(count), grouped(entries)),
         useful_is_exact: true,
-        auto_policy: auto_policy(config),
-        facts: facts(config, &frame, count)?,
+        auto_policy: auto_policy(config.data.stride, data.clip_len),
+        facts: facts(config.data.cache_size_gb, data, &frame, count)?,
     })
 }
 
 /// Clips that overlap share frames: an entry serves up to `clip_len` clips of an epoch, so what is needed again soonest is
 /// worth more than the rest. Where each frame has one clip, all entries are read once, and what stays is as good as what
 /// goes.
-fn auto_policy(config: &Config) -> CacheMode {
-    if config.data.stride < config.data.deblur.clip_len { CacheMode::NextUse } else { CacheMode::Pin }
+fn auto_policy(stride: usize, clip_len: usize) -> CacheMode {
+    if stride < clip_len { CacheMode::NextUse } else { CacheMode::Pin }
 }
 
 /// Bytes that one clip of so many pixels holds at the peak of a training step or of an evaluation's pass, on a CPU; `None`: a
 /// product overflows, or a list is too short.
-pub fn activation_bytes(config: &Config, height: u64, width: u64, train: bool) -> Option<u64> {
+pub fn activation_bytes(data: &DeblurConfig, height: u64, width: u64, train: bool) -> Option<u64> {
     let frame = Frame { height, width, planes: 0, spike_height: 0, spike_width: 0 };
-    activation_scalars(&config.model.vrt, &config.data.deblur, &frame, train)?.checked_mul(F32_BYTES)
+    activation_scalars(&data.vrt, data, &frame, train)?.checked_mul(F32_BYTES)
 }
 
 /// Sizes of one frame and its planes.
@@ -215,7 +217,7 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    fn of(data: &DeblurData, facts: &FrameFacts) -> Self {
+    fn of(data: &DeblurConfig, facts: &FrameFacts) -> Self {
         let (spike_height, spike_width) = (data.spike_h as u64, data.spike_w as u64);
         let (height, width) = match (facts.height as u64, facts.width as u64) {
             (0, _) | (_, 0) => (spike_height.saturating_mul(USUAL_SCALE), spike_width.saturating_mul(USUAL_SCALE)),
@@ -252,11 +254,10 @@ impl Frame {
     }
 
     /// Blurred, sharp, and spikes or voxels of one frame, bytes as entries and slots hold them.
-    fn parts(&self, config: &Config) -> Option<Vec<u64>> {
+    fn parts(&self, data: &DeblurConfig) -> Option<Vec<u64>> {
         let picture = product(&[self.height, self.width, 3])?;
         let mut parts = vec![picture, picture];
-        if config.model.vrt.use_spike {
-            let data = &config.data.deblur;
+        if data.vrt.use_spike {
             parts.push(if data.use_precomputed_voxels {
                 product(&[data.voxel_bins as u64, self.height, self.width, F32_BYTES])?
             } else {
@@ -266,15 +267,15 @@ impl Frame {
         Some(parts)
     }
 
-    fn entry_bytes(&self, config: &Config) -> Option<u64> {
+    fn entry_bytes(&self, data: &DeblurConfig) -> Option<u64> {
         // Entries start on cache lines.
         let lines = |bytes: u64| bytes.checked_next_multiple_of(FIELD_ALIGN_BYTES);
-        sum(&self.parts(config)?.into_iter().map(lines).collect::<Option<Vec<_>>>()?)
+        sum(&self.parts(data)?.into_iter().map(lines).collect::<Option<Vec<_>>>()?)
     }
 
-    fn fields(&self, config: &Config) -> Option<Vec<u64>> {
-        let clip = config.data.deblur.clip_len as u64;
-        self.parts(config)?.into_iter().map(|bytes| bytes.checked_mul(clip)).collect()
+    fn fields(&self, data: &DeblurConfig) -> Option<Vec<u64>> {
+        let clip = data.clip_len as u64;
+        self.parts(data)?.into_iter().map(|bytes| bytes.checked_mul(clip)).collect()
     }
 
     /// As the guide's data set holds it: two pictures and `bins` voxels per pixel, all f32.
@@ -284,12 +285,11 @@ impl Frame {
 }
 
 /// The guide's arithmetic for this data set.
-fn facts(config: &Config, frame: &Frame, count: u64) -> Option<Vec<String>> {
-    let data = &config.data.deblur;
-    let (tensors, entries) = (frame.tensor_bytes(data.voxel_bins as u64)?, frame.entry_bytes(config)?);
+fn facts(cache_size_gb: Option<f64>, data: &DeblurConfig, frame: &Frame, count: u64) -> Option<Vec<String>> {
+    let (tensors, entries) = (frame.tensor_bytes(data.voxel_bins as u64)?, frame.entry_bytes(data)?);
     let (all_tensors, all_entries) = (tensors.checked_mul(count)?, entries.checked_mul(count)?);
     let ratio = tensors as f64 / entries.max(1) as f64;
-    let spikes = match config.model.vrt.use_spike {
+    let spikes = match data.vrt.use_spike {
         false => String::new(),
         true if data.use_precomputed_voxels => format!(", {} voxels per pixel from files", data.voxel_bins),
         true => format!(", {} spike planes of {}×{}", frame.planes, frame.spike_height, frame.spike_width),
@@ -301,7 +301,7 @@ fn facts(config: &Config, frame: &Frame, count: u64) -> Option<Vec<String>> {
     ];
     let kept = all_tensors.checked_mul(GUIDE_WORKERS)?;
     let mut guide = format!("{GUIDE_WORKERS} worker processes that keep all tensors would hold {}", bytes_text(kept));
-    if let Some(gb) = config.data.cache_size_gb {
+    if let Some(gb) = cache_size_gb {
         let each = ((gb * GIB as f64) as u64).min(all_tensors);
         let bounded = each.checked_mul(GUIDE_WORKERS)?;
         guide += &format!(", with {gb} GiB each {}", bytes_text(bounded));
@@ -313,7 +313,7 @@ fn facts(config: &Config, frame: &Frame, count: u64) -> Option<Vec<String>> {
 /// Scalars that a clip's forward pass holds at its peak on a device, an assumption: in training for backward, from above. Per token and channel of
 /// a block: attention 9 (norm, q, k, v, product, projection, residual), 8 more where it is mutual, and two values per
 /// head and neighbour in the window; feed-forward 12. Recomputed parts keep their input alone.
-fn device_scalars(model: &VrtModel, data: &DeblurData, frame: &Frame, train: bool) -> Option<u64> {
+fn device_scalars(model: &VrtModel, data: &DeblurConfig, frame: &Frame, train: bool) -> Option<u64> {
     let pixels = product(&[data.clip_len as u64, frame.height, frame.width])?;
     let bins = if model.use_spike { data.voxel_bins as u64 } else { 0 };
     // Input, sharp frames, warped neighbours, voxels; flow's pyramid.
@@ -361,11 +361,11 @@ fn device_scalars(model: &VrtModel, data: &DeblurData, frame: &Frame, train: boo
 
 /// The same of VGG16 with its weights, where a file of them is given: the perceptual term keeps convolutions and ReLUs of all
 /// frames for backward, LPIPS the features of one frame and its pair.
-fn vgg_scalars(config: &Config, frame: &Frame, train: bool) -> Option<u64> {
+fn vgg_scalars(data: &DeblurConfig, frame: &Frame, train: bool) -> Option<u64> {
     let pixels = product(&[frame.height, frame.width])?;
-    let clip = pixels.checked_mul(config.data.deblur.clip_len as u64)?;
-    let (perceptual, lpips) = (config.train.perceptual_weight > 0.0, &config.train.lpips_file);
-    let loss = match config.train.perceptual_file {
+    let clip = pixels.checked_mul(data.clip_len as u64)?;
+    let (perceptual, lpips) = (data.loss.perceptual_weight > 0.0, &data.loss.lpips_file);
+    let loss = match data.loss.perceptual_file {
         // Without backward three of the widest tensors at a time.
         Some(_) if perceptual => {
             let per_pixel = if train { VGG_KEPT_PER_PIXEL } else { VGG_WORK_PER_PIXEL };
@@ -423,10 +423,10 @@ mod tests {
 
     #[test]
     fn a_frame_of_the_guide_is_compact_by_the_factor_promised() {
-        let config = Config::of_task("deblur");
+        let data = DeblurConfig::default();
         let facts = FrameFacts { images: 4444, height: 720, width: 1280, ..FrameFacts::default() };
-        let frame = Frame::of(&config.data.deblur, &facts);
-        let (tensors, entries) = (frame.tensor_bytes(32).unwrap(), frame.entry_bytes(&config).unwrap());
+        let frame = Frame::of(&data, &facts);
+        let (tensors, entries) = (frame.tensor_bytes(32).unwrap(), frame.entry_bytes(&data).unwrap());
         assert_eq!(tensors, 140_083_200);
         assert_eq!(entries, 2 * 720 * 1280 * 3 + 66 * 360 * 80);
         assert!(tensors >= 15 * entries, "{tensors} {entries}");
@@ -435,16 +435,14 @@ mod tests {
     #[test]
     fn clips_that_overlap_want_a_policy_that_looks_ahead() {
         use CacheMode::{NextUse, Pin};
-        let mut config = Config::of_task("deblur");
         for (clip_len, stride, policy) in [(5, 1, NextUse), (5, 4, NextUse), (5, 5, Pin), (1, 1, Pin)] {
-            (config.data.deblur.clip_len, config.data.stride) = (clip_len, stride);
-            assert_eq!(auto_policy(&config), policy, "{clip_len} {stride}");
+            assert_eq!(auto_policy(stride, clip_len), policy, "{clip_len} {stride}");
         }
     }
 
     #[test]
     fn planes_come_from_the_file_and_its_encoding() {
-        let mut data = DeblurData { spike_h: 48, spike_w: 64, ..DeblurData::default() };
+        let mut data = DeblurConfig { spike_h: 48, spike_w: 64, ..DeblurConfig::default() };
         let mut facts = FrameFacts { spike_file_bytes: 66 * 48 * 64 / 8, ..FrameFacts::default() };
         assert_eq!(Frame::of(&data, &facts).planes, 66);
         facts = FrameFacts { spike_file_bytes: 66 * 48 * 64, spikes_are_bytes: true, ..facts };
@@ -459,29 +457,29 @@ mod tests {
 
     #[test]
     fn files_of_vgg_weigh_what_they_add() {
-        let mut config = Config::of_task("deblur");
+        let mut data = DeblurConfig::default();
         let frame = Frame { height: 64, width: 64, planes: 66, spike_height: 32, spike_width: 32 };
-        let of = |config: &Config, train| vgg_scalars(config, &frame, train).unwrap();
-        config.train.perceptual_weight = 0.1;
-        assert_eq!((of(&config, true), of(&config, false)), (0, 0));
-        config.train.lpips_file = Some("lpips".into());
-        assert_eq!(of(&config, true), LPIPS_PARAMETERS);
-        let (metric, pixels) = (of(&config, false), 64 * 64);
+        let of = |data: &DeblurConfig, train| vgg_scalars(data, &frame, train).unwrap();
+        data.loss.perceptual_weight = 0.1;
+        assert_eq!((of(&data, true), of(&data, false)), (0, 0));
+        data.loss.lpips_file = Some("lpips".into());
+        assert_eq!(of(&data, true), LPIPS_PARAMETERS);
+        let (metric, pixels) = (of(&data, false), 64 * 64);
         assert!(metric > LPIPS_PARAMETERS + 2 * 122 * pixels);
-        config.train.perceptual_file = Some("vgg".into());
+        data.loss.perceptual_file = Some("vgg".into());
         // 3·3 taps and a bias each.
         let counted = |pairs: &[(u64, u64)]| pairs.iter().map(|(i, o)| 9 * i * o + o).sum::<u64>();
         let first = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 256)];
         assert_eq!(counted(&first), RELU3_3_PARAMETERS);
         let rest = [(256, 512), (512, 512), (512, 512), (512, 512), (512, 512), (512, 512)];
         assert_eq!(counted(&first) + counted(&rest) + 64 + 128 + 256 + 512 + 512, LPIPS_PARAMETERS);
-        assert!(of(&config, true) > LPIPS_PARAMETERS + 5 * 480 * pixels && of(&config, false) > metric);
+        assert!(of(&data, true) > LPIPS_PARAMETERS + 5 * 480 * pixels && of(&data, false) > metric);
     }
 
     #[test]
     fn recomputation_lowers_the_estimate() {
-        let config = Config::of_task("deblur");
-        let (data, mut model) = (&config.data.deblur, config.model.vrt.clone());
+        let data = &DeblurConfig::default();
+        let mut model = data.vrt.clone();
         let frame = Frame { height: 256, width: 256, planes: 66, spike_height: 90, spike_width: 128 };
         let of = |model: &VrtModel, train| activation_scalars(model, data, &frame, train).unwrap();
         let recomputed = of(&model, true);
@@ -489,6 +487,6 @@ mod tests {
         assert!(of(&model, true) > 3 * recomputed);
         assert!(of(&model, false) < recomputed);
         let device = |model: &VrtModel| device_scalars(model, data, &frame, true).unwrap();
-        assert!(device(&model) > 3 * device(&config.model.vrt));
+        assert!(device(&model) > 3 * device(&data.vrt));
     }
 }

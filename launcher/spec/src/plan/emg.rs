@@ -14,21 +14,23 @@
 use super::constants::*;
 use super::table::bytes_text;
 use super::task::{SampleSizes, TaskSizes, product, sum};
-use crate::config::{Config, DecoderType, LossType, ModelConfig, TdsStage};
+use crate::config::Config;
 use crate::contract::{CacheMode, DatasetFacts};
+use crate::task::emg::{DecoderType, EmgConfig, EmgLoss, EmgModel, TdsStage};
 
 /// Everything the planner asks of this task; absent: a product overflows.
 pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes> {
-    let window = config.data.window_size as u64;
+    let emg = config.section::<EmgConfig>();
+    let window = emg.window_size as u64;
     let field = |columns: usize| product(&[window, columns as u64, F32_BYTES]);
     // EMG `[T, 16]`, joint angles `[T, 20]`.
-    let fields = vec![field(config.data.emg_channels)?, field(config.data.joint_angles_channels)?];
-    let loss_terms = if config.train.loss_type == LossType::MseMae { 2 } else { 1 };
-    let activation_scalars = activation_scalars(&config.model, window)?;
-    let heap_scalars = heap_scalars(&config.model, window, loss_terms)?;
+    let fields = vec![field(emg.emg_channels)?, field(emg.joint_angles_channels)?];
+    let loss_terms = if config.train.loss_type == EmgLoss::MseMae.word() { 2 } else { 1 };
+    let activation_scalars = activation_scalars(&emg.model, window)?;
+    let heap_scalars = heap_scalars(&emg.model, window, loss_terms)?;
     let sample_bytes = sum(&fields)?;
     let sample = SampleSizes { fields, activation_scalars, heap_scalars, device_scalars: heap_scalars };
-    let parameters = parameters(&config.model)?;
+    let parameters = parameters(&emg.model)?;
     let (numerator, denominator) = WEIGHT_COPIES;
     Some(TaskSizes {
         parameters,
@@ -51,7 +53,7 @@ pub(super) fn sizes(config: &Config, dataset: &DatasetFacts) -> Option<TaskSizes
 }
 
 /// Scalars of the model; absent: the product overflows.
-pub fn parameters(model: &ModelConfig) -> Option<u64> {
+pub fn parameters(model: &EmgModel) -> Option<u64> {
     let mut total = 0u64;
     let mut features = model.input_size as u64;
     for stage in &model.tds_stages {
@@ -74,7 +76,7 @@ fn stage_parameters(stage: &TdsStage, input: u64) -> Option<u64> {
 }
 
 /// Scalars of the decoder without its output layer, and the width that it hands to that layer.
-fn decoder_parameters(model: &ModelConfig, input: u64) -> Option<(u64, u64)> {
+fn decoder_parameters(model: &EmgModel, input: u64) -> Option<(u64, u64)> {
     let mut total = 0u64;
     let mut input = input;
     match model.decoder_type {
@@ -104,7 +106,7 @@ struct StageShape {
 }
 
 /// Of all stages, for one window of `window` rows.
-fn stage_shapes(model: &ModelConfig, window: u64) -> Option<Vec<StageShape>> {
+fn stage_shapes(model: &EmgModel, window: u64) -> Option<Vec<StageShape>> {
     let (mut rows, mut features) = (window, model.input_size as u64);
     let shape = |stage: &TdsStage| {
         let input = rows.checked_mul(features)?;
@@ -121,7 +123,7 @@ fn stage_shapes(model: &ModelConfig, window: u64) -> Option<Vec<StageShape>> {
 /// the first layers. Tenths per element, fitted to what libtorch's allocator counts over six shapes of encoders and three of
 /// decoders, and 5 % more: 27 of a stage's entry, 19 of its output, 88 of each block's, 57 of the prediction; and what the
 /// decoder keeps.
-pub fn activation_scalars(model: &ModelConfig, window: u64) -> Option<u64> {
+pub fn activation_scalars(model: &EmgModel, window: u64) -> Option<u64> {
     let mut tenths = product(&[57, window, model.output_size as u64])?;
     for shape in stage_shapes(model, window)? {
         let parts =
@@ -136,7 +138,7 @@ pub fn activation_scalars(model: &ModelConfig, window: u64) -> Option<u64> {
 /// metrics: 4 per output value and 6 for each of the `loss_terms`, measured). Per element of a layer's output: 6 tensors in
 /// a stage's entry (two layouts, conv, norm, ReLU, dropout), 10 in a block (conv, ReLU, residual, norm, two linears with
 /// ReLU, residual, norm, one layout), and what the decoder makes.
-fn heap_scalars(model: &ModelConfig, window: u64, loss_terms: u64) -> Option<u64> {
+fn heap_scalars(model: &EmgModel, window: u64, loss_terms: u64) -> Option<u64> {
     let mut total = product(&[2, window, model.input_size as u64])?;
     let shapes = stage_shapes(model, window)?;
     for shape in &shapes {
@@ -153,7 +155,7 @@ fn heap_scalars(model: &ModelConfig, window: u64, loss_terms: u64) -> Option<u64
 }
 
 /// Of one decoder step: 8 per LSTM unit (4 gates, cell, its tanh, hidden, a copy), or 3 per unit of an MLP.
-fn decoder_scalars(model: &ModelConfig) -> Option<u64> {
+fn decoder_scalars(model: &EmgModel) -> Option<u64> {
     match model.decoder_type {
         DecoderType::Lstm => product(&[8, model.decoder_hidden_size as u64, model.decoder_num_layers as u64]),
         DecoderType::Mlp => model.decoder_mlp_hidden.iter().try_fold(0u64, |n, h| n.checked_add(*h as u64 * 3)),
@@ -161,7 +163,7 @@ fn decoder_scalars(model: &ModelConfig) -> Option<u64> {
 }
 
 /// Decoder steps of a window: its duration times the rollout frequency, half to even, at least 1.
-fn rollout_steps(model: &ModelConfig, window: u64) -> u64 {
+fn rollout_steps(model: &EmgModel, window: u64) -> u64 {
     let steps = (window as f64 / model.original_sampling_rate * model.rollout_freq).round_ties_even();
     // A cast saturates and turns NaN into 0; the config's own checks name such values.
     (steps as u64).clamp(1, window.max(1))
@@ -185,18 +187,18 @@ mod tests {
         TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
     }
 
-    fn sized(stages: &[[usize; 6]], hidden: usize, layers: usize) -> ModelConfig {
-        ModelConfig {
+    fn sized(stages: &[[usize; 6]], hidden: usize, layers: usize) -> EmgModel {
+        EmgModel {
             tds_stages: stages.iter().map(|shape| stage(*shape)).collect(),
             decoder_hidden_size: hidden,
             decoder_num_layers: layers,
-            ..ModelConfig::default()
+            ..EmgModel::default()
         }
     }
 
     #[test]
     fn parameters_of_the_guides_three_sizes() {
-        assert_eq!(parameters(&ModelConfig::default()), Some(282_996));
+        assert_eq!(parameters(&EmgModel::default()), Some(282_996));
         let high = sized(&[[7, 2, 2, 8, 8, 21], [5, 2, 2, 8, 8, 11], [3, 2, 2, 8, 8, 7]], 256, 3);
         assert_eq!(parameters(&high), Some(1_504_836));
         assert_eq!(parameters(&sized(&[[5, 4, 1, 4, 4, 11]], 64, 1)), Some(29_512));
@@ -204,11 +206,11 @@ mod tests {
 
     #[test]
     fn mlp_decoder_by_hand() {
-        let mlp = ModelConfig { decoder_type: DecoderType::Mlp, ..ModelConfig::default() };
+        let mlp = EmgModel { decoder_type: DecoderType::Mlp, ..EmgModel::default() };
         // Encoder 38,752; 84→256→128→20.
         let by_hand = 38_752 + (84 * 256 + 256) + (256 * 128 + 128) + (128 * 20 + 20);
         assert_eq!(parameters(&mlp), Some(by_hand));
-        let free = ModelConfig { decoder_state_condition: false, ..mlp };
+        let free = EmgModel { decoder_state_condition: false, ..mlp };
         assert_eq!(parameters(&free), Some(by_hand - 20 * 256));
     }
 
@@ -216,13 +218,13 @@ mod tests {
     fn absurd_sizes_overflow_to_none() {
         assert_eq!(parameters(&sized(&[[5, 4, 1, usize::MAX, 2, 11]], 64, 1)), None);
         assert_eq!(parameters(&sized(&[], usize::MAX / 2, 1)), None);
-        assert_eq!(activation_scalars(&ModelConfig::default(), u64::MAX), None);
+        assert_eq!(activation_scalars(&EmgModel::default(), u64::MAX), None);
     }
 
     #[test]
     fn rollout_rounds_half_to_even() {
-        assert_eq!(rollout_steps(&ModelConfig::default(), 500), 12);
-        assert_eq!(rollout_steps(&ModelConfig::default(), 1000), 25);
-        assert_eq!(rollout_steps(&ModelConfig::default(), 1), 1);
+        assert_eq!(rollout_steps(&EmgModel::default(), 500), 12);
+        assert_eq!(rollout_steps(&EmgModel::default(), 1000), 25);
+        assert_eq!(rollout_steps(&EmgModel::default(), 1), 1);
     }
 }

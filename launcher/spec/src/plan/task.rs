@@ -7,7 +7,7 @@ use crate::contract::{CacheMode, DatasetFacts, LineId};
 
 type SizesOf = fn(&Config, &DatasetFacts) -> Option<TaskSizes>;
 
-/// What gives each task's sizes, by its name: those of [`crate::config::TASKS`].
+/// What gives each task's sizes, by its name: those of [`crate::task::TASKS`].
 const SIZES: &[(&str, SizesOf)] = &[("emg", emg::sizes), ("deblur", deblur::sizes)];
 
 /// Sizes of a task. Adding one adds its room here and one line to [`SIZES`].
@@ -62,14 +62,14 @@ impl TaskSizes {
     }
 }
 
-/// Bytes of decoded chunks that a rank may keep for itself: only a data set of chunks keeps any.
+/// Bytes of decoded chunks that a rank may keep for itself.
 pub(super) fn chunk_cache_bytes(config: &Config) -> u64 {
-    if config.task == "emg" { config.data.chunk_cache_size } else { 0 }
+    crate::task::find(&config.task).map_or(0, |task| task.chunk_cache_bytes(config))
 }
 
 pub(super) const OVERFLOW: PlanError = PlanError::Overflow {
     what: "the memory plan",
-    keys: "train.batch_size, data.window_size, train.num_workers, train.prefetch_factor, model sizes and the number of ranks",
+    keys: "train.batch_size, train.num_workers, train.prefetch_factor, sample and model sizes and the number of ranks",
 };
 
 impl SampleSizes {
@@ -108,8 +108,8 @@ mod tests {
     #[test]
     fn every_task_of_the_config_has_sizes() {
         let names: Vec<&str> = SIZES.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, crate::config::TASKS);
-        let config = Config { task: "knitting".into(), ..Config::default() };
+        assert_eq!(names, crate::task::names());
+        let config = crate::task::config("knitting");
         let error = TaskSizes::of(&config, &DatasetFacts::default()).err().unwrap().to_string();
         assert!(error.contains("task knitting has no sizes"), "{error}");
     }

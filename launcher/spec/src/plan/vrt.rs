@@ -18,7 +18,7 @@
 
 use super::deblur::{FIRST_CHANNELS, Frame, SCALE, SPIKE_SCALES, STAGES, whole_window};
 use super::task::{product, sum};
-use crate::config::{DeblurData, FlowKind, VrtModel};
+use crate::task::deblur::{DeblurConfig, FlowKind, VrtModel};
 
 /// Sides are padded to multiples of this.
 const MULTIPLE: u64 = 8;
@@ -84,7 +84,7 @@ impl Grid {
 
 /// Scalars that a clip of `frame`'s size holds at the peak of a training step, or of an evaluation's pass; `None`: a product
 /// overflows, or a list is too short.
-pub(super) fn activation_scalars(model: &VrtModel, data: &DeblurData, frame: &Frame, train: bool) -> Option<u64> {
+pub(super) fn activation_scalars(model: &VrtModel, data: &DeblurConfig, frame: &Frame, train: bool) -> Option<u64> {
     let clip = Clip::of(model, data, frame)?;
     let mut pass = Pass::default();
     // In the order in which they run.
@@ -122,7 +122,7 @@ struct Clip<'a> {
 }
 
 impl<'a> Clip<'a> {
-    fn of(model: &'a VrtModel, data: &DeblurData, frame: &Frame) -> Option<Self> {
+    fn of(model: &'a VrtModel, data: &DeblurConfig, frame: &Frame) -> Option<Self> {
         let padded = |n: u64| n.max(1).checked_next_multiple_of(MULTIPLE);
         let whole = [(data.clip_len as u64).max(1), padded(frame.height)?, padded(frame.width)?];
         let dims = model.dims.iter().map(|dim| *dim as u64).collect();
