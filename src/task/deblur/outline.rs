@@ -4,10 +4,11 @@ use super::FrameFacts;
 use crate::data::source::find_files;
 use crate::data::{DataError, Dtype, FieldSpec};
 use crate::task::outline::{Outline, SCRATCH_BYTES};
-use spec::config::{Config, DeblurData, SpikeEncoding};
+use spec::config::Config;
 use spec::contract::files::{SpikeBytes, SpikeVerdict};
 use spec::contract::{CacheMode, DataSizes};
 use spec::plan::bytes_text;
+use spec::task::deblur::{DeblurConfig, SpikeEncoding};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -100,7 +101,7 @@ pub fn outline(config: &Config) -> Result<Outline, DataError> {
 pub fn of_files(config: &Config, seen: &Seen) -> Result<Outline, DataError> {
     let absurd =
         || DataError::Other("clips are beyond any machine: check data.deblur and the size of its frames".into());
-    let data = &config.data.deblur;
+    let data = &config.section::<DeblurConfig>();
     let frame = Frame::of(data, seen);
     let fields = |side| frame.cut(side).fields(config);
     let sizes = frame.sizes(config, (seen.images / 2) as u64).ok_or_else(absurd)?;
@@ -112,9 +113,9 @@ pub fn of_files(config: &Config, seen: &Seen) -> Result<Outline, DataError> {
 /// The config with clips of half the side, and how many times more pixels its own clips have; `None`: they are small
 /// already.
 pub fn shrunk(config: &Config) -> Option<(Config, f64)> {
-    let frame = Frame::of(&config.data.deblur, &Seen::below(&config.data.dataset_path));
+    let frame = Frame::of(&config.section(), &Seen::below(&config.data.dataset_path));
     let mut smaller = config.clone();
-    let data = &mut smaller.data.deblur;
+    let mut data: DeblurConfig = smaller.section();
     let mut factors = Vec::new();
     for side in [&mut data.crop_size, &mut data.val_crop_size] {
         let whole = frame.cut(*side);
@@ -125,6 +126,7 @@ pub fn shrunk(config: &Config) -> Option<(Config, f64)> {
         }
         factors.push((whole.height * whole.width) as f64 / (*side * *side) as f64);
     }
+    smaller.with_section(|section: &mut DeblurConfig| *section = data);
     Some((smaller, factors[0].max(factors[1])))
 }
 
@@ -139,7 +141,7 @@ struct Frame {
 }
 
 impl Frame {
-    fn of(data: &DeblurData, seen: &Seen) -> Self {
+    fn of(data: &DeblurConfig, seen: &Seen) -> Self {
         let (spike_height, spike_width) = (data.spike_h, data.spike_w);
         let (height, width) = match (seen.height, seen.width) {
             (0, _) | (_, 0) => (spike_height.saturating_mul(USUAL_SCALE), spike_width.saturating_mul(USUAL_SCALE)),
@@ -176,10 +178,10 @@ impl Frame {
 
     /// Blurred, sharp, and spikes or voxels of a clip.
     fn fields(&self, config: &Config) -> Vec<FieldSpec> {
-        let data = &config.data.deblur;
+        let data = &config.section::<DeblurConfig>();
         let image = |name| FieldSpec { name, shape: vec![data.clip_len, self.height, self.width, 3], dtype: Dtype::U8 };
         let mut fields = vec![image("blur"), image("sharp")];
-        if !config.model.vrt.use_spike {
+        if !data.vrt.use_spike {
             return fields;
         }
         fields.push(if data.use_precomputed_voxels {
@@ -229,11 +231,11 @@ impl Frame {
 
     /// The guide's arithmetic for this data set.
     fn facts(&self, config: &Config, count: u64, entries: u64) -> Option<Vec<String>> {
-        let data = &config.data.deblur;
+        let data = &config.section::<DeblurConfig>();
         let tensors = self.tensor_bytes(data.voxel_bins)?;
         let (all_tensors, all_entries) = (tensors.checked_mul(count)?, entries.checked_mul(count)?);
         let ratio = tensors as f64 / entries.max(1) as f64;
-        let spikes = match config.model.vrt.use_spike {
+        let spikes = match data.vrt.use_spike {
             false => String::new(),
             true if data.use_precomputed_voxels => format!(", {} voxels per pixel from files", data.voxel_bins),
             true => format!(", {} spike planes of {}×{}", self.planes, self.spike_height, self.spike_width),
@@ -260,7 +262,7 @@ impl Frame {
 /// worth more than the rest. Where each frame has one clip, all entries are read once, and what stays is as good as what
 /// goes.
 fn auto_policy(config: &Config) -> CacheMode {
-    if config.data.stride < config.data.deblur.clip_len { CacheMode::NextUse } else { CacheMode::Pin }
+    if config.data.stride < config.section::<DeblurConfig>().clip_len { CacheMode::NextUse } else { CacheMode::Pin }
 }
 
 /// Thousands apart: `282,996`.
@@ -276,9 +278,9 @@ mod tests {
 
     #[test]
     fn a_frame_of_the_guide_is_compact_by_the_factor_promised() {
-        let config = Config::of_task("deblur");
+        let config = spec::task::config("deblur");
         let seen = Seen { images: 4444, height: 720, width: 1280, ..Seen::default() };
-        let frame = Frame::of(&config.data.deblur, &seen);
+        let frame = Frame::of(&config.section(), &seen);
         let (tensors, entries) = (frame.tensor_bytes(32).unwrap(), frame.entry_bytes(&config).unwrap());
         assert_eq!(tensors, 140_083_200);
         assert_eq!(entries, 2 * 720 * 1280 * 3 + 66 * 360 * 80);
@@ -287,17 +289,18 @@ mod tests {
 
     #[test]
     fn clips_that_overlap_want_a_policy_that_looks_ahead() {
-        let mut config = Config::of_task("deblur");
+        let mut config = spec::task::config("deblur");
         use CacheMode::{NextUse, Pin};
         for (clip_len, stride, policy) in [(5, 1, NextUse), (5, 4, NextUse), (5, 5, Pin), (1, 1, Pin)] {
-            (config.data.deblur.clip_len, config.data.stride) = (clip_len, stride);
+            config.with_section(|deblur: &mut DeblurConfig| deblur.clip_len = clip_len);
+            config.data.stride = stride;
             assert_eq!(auto_policy(&config), policy, "{clip_len} {stride}");
         }
     }
 
     #[test]
     fn planes_come_from_the_file_and_its_encoding() {
-        let mut data = DeblurData { spike_h: 48, spike_w: 64, ..DeblurData::default() };
+        let mut data = DeblurConfig { spike_h: 48, spike_w: 64, ..DeblurConfig::default() };
         let mut seen = Seen { spike_file_bytes: 66 * 48 * 64 / 8, ..Seen::default() };
         assert_eq!(Frame::of(&data, &seen).planes, 66);
         seen = Seen { spike_file_bytes: 66 * 48 * 64, spikes_are_bytes: true, ..seen };
@@ -318,12 +321,12 @@ mod tests {
         png.extend([1280u32.to_be_bytes(), 720u32.to_be_bytes()].concat());
         write("0.png", &png);
         write("1.PNG", &png);
-        write("a.dat", &[0, 1, 1, 0]);
+        write("a.dat", &[0, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
         write("b.dat", &[0, 200]);
         let seen = Seen::below(folder.path());
         assert_eq!((seen.images, seen.height, seen.width), (2, 720, 1280));
-        assert_eq!((seen.spike_file_bytes, seen.spikes_are_bytes), (4, true));
-        write("b.dat", &[0, 200, 1, 1, 1]);
+        assert_eq!((seen.spike_file_bytes, seen.spikes_are_bytes), (10, true));
+        write("b.dat", &[0, 200, 1, 3].repeat(9));
         assert!(!Seen::below(folder.path()).spikes_are_bytes);
         write("0.png", b"\x89PNG");
         std::fs::remove_file(folder.path().join("1.PNG")).unwrap();
@@ -334,23 +337,28 @@ mod tests {
 
     #[test]
     fn clips_shrink_to_whole_windows_and_say_by_how_much() {
-        let mut config = Config::of_task("deblur");
+        let mut config = spec::task::config("deblur");
         config.data.dataset_path = "no/such/folder".into();
-        (config.data.deblur.crop_size, config.data.deblur.val_crop_size) = (256, 256);
+        config.with_section(|deblur: &mut DeblurConfig| (deblur.crop_size, deblur.val_crop_size) = (256, 256));
+        let sides = |config: &Config| {
+            let deblur: DeblurConfig = config.section();
+            (deblur.crop_size, deblur.val_crop_size)
+        };
         let (half, factor) = shrunk(&config).unwrap();
-        assert_eq!((half.data.deblur.crop_size, half.data.deblur.val_crop_size, factor), (128, 128, 4.0));
+        assert_eq!((sides(&half), factor), ((128, 128), 4.0));
         let (quarter, factor) = shrunk(&half).unwrap();
-        assert_eq!((quarter.data.deblur.crop_size, factor), (64, 4.0));
+        assert_eq!((sides(&quarter).0, factor), (64, 4.0));
         assert_eq!(shrunk(&quarter), None);
     }
 
     #[test]
     fn shapes_are_those_of_the_open_data_set() {
         let folder = tempfile::tempdir().unwrap();
-        let mut config = Config::of_task("deblur");
+        let mut config = spec::task::config("deblur");
         config.data.dataset_path = folder.path().join("clips");
-        let data = &mut config.data.deblur;
-        (data.spike_h, data.spike_w, data.crop_size, data.val_crop_size, data.clip_len) = (48, 64, 48, 0, 3);
+        config.with_section(|data: &mut DeblurConfig| {
+            (data.spike_h, data.spike_w, data.crop_size, data.val_crop_size, data.clip_len) = (48, 64, 48, 0, 3);
+        });
         let request = crate::task::SampleRequest {
             task: "deblur".into(),
             out: config.data.dataset_path.clone(),

@@ -18,7 +18,7 @@ pub fn outline(config: &Config) -> Result<Outline, DataError> {
     let data = &config.data;
     let found = find_files(&data.dataset_path, &["h5", "hdf5"]).unwrap_or_default().files;
     let bytes: u64 = found.iter().filter_map(|path| std::fs::metadata(path).ok()).map(|file| file.len()).sum();
-    let fields = fields(data).to_vec();
+    let fields = fields(&config.section()).to_vec();
     let sample: usize = fields.iter().map(|field| field.sample_bytes()).sum();
     let sizes = DataSizes {
         // Chunks; where the cache is short of room windows, or parts of them in two chunks.

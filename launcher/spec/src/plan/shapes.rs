@@ -93,10 +93,11 @@ fn keep(prefix: &str, value: &mut Value, wanted: &dyn Fn(&str) -> bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::emg::EmgConfig;
 
     #[test]
     fn batch_and_schedule_are_free_and_the_model_is_not() {
-        let base = Config::default();
+        let base = crate::task::config("emg");
         let changed = |change: fn(&mut Config)| {
             let mut config = base.clone();
             change(&mut config);
@@ -107,8 +108,8 @@ mod tests {
         assert_eq!(changed(|config| config.train.learning_rate *= 2.0), (false, false));
         assert_eq!(changed(|config| config.log.plots = !config.log.plots), (false, false));
         assert_eq!(changed(|config| config.data.dataset_path = "elsewhere".into()), (false, true));
-        assert_eq!(changed(|config| config.data.window_size += 1), (true, false));
-        assert_eq!(changed(|config| config.task = "deblur".into()), (true, false));
+        assert_eq!(changed(|config| config.with_section(|emg: &mut EmgConfig| emg.window_size += 1)), (true, false));
+        assert_eq!(changed(|config| *config = crate::task::config("deblur")), (true, false));
         assert_eq!(changed(|config| config.train.compute_metrics_online ^= true), (true, false));
         assert_eq!(changed(|config| config.train.amp = crate::config::Amp::Bf16), (true, false));
     }
@@ -116,7 +117,7 @@ mod tests {
     /// A key that was renamed would silently shape measurements again.
     #[test]
     fn every_listed_key_is_one_of_a_config() {
-        let whole = serde_json::to_value(Config::default()).unwrap();
+        let whole = serde_json::to_value(crate::task::config("emg")).unwrap();
         for key in FREE.iter().chain(OF_DATA) {
             let mut value = whole.clone();
             keep("", &mut value, &|name| name.starts_with(key));
