@@ -16,6 +16,10 @@ pub enum DataError {
     /// The file is there and unchanged, and its content is not what its format asks for: so it is for every reader.
     #[error("{path}: {problem}", path = path.display())]
     Content { path: PathBuf, problem: String },
+    /// The process or the machine lacks what reading needs (descriptors, memory). Says nothing about the file, and every other
+    /// file would meet it: no file is left out for it.
+    #[error("{path}: {problem}", path = path.display())]
+    Lack { path: PathBuf, problem: String },
     /// Reading one sample failed; `place` is [`Dataset::describe`]'s.
     #[error("sample {index} ({place}): {error}")]
     Sample { index: u64, place: String, error: Box<DataError> },

@@ -49,8 +49,14 @@ const LAUNCHER: &[(&str, &[&str])] = &[
     ),
 ];
 /// Files and folders that may hold `unsafe`.
-const UNSAFE: &[&str] =
-    &["src/torch/", "src/comm/nccl", "src/comm/shm", "src/data/cache/map.rs", "launcher/src/supervise/unix.rs"];
+const UNSAFE: &[&str] = &[
+    "src/torch/",
+    "src/comm/nccl",
+    "src/comm/shm",
+    "src/data/cache/map.rs",
+    "src/data/source/hdf5/ffi/",
+    "launcher/src/supervise/unix.rs",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -29,7 +29,7 @@ use launcher::config::{CachePolicy, DataConfig};
 use pages::Pages;
 use pieces::Pieces;
 use scan::{FileFacts, Moments, ScanFacts};
-use share::{scan_share, share};
+use share::{Refused, scan_share, share};
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use windows::{Windows, permuted, split_files};
@@ -269,7 +269,7 @@ fn no_files(config: &DataConfig, problem: &str) -> DataError {
 }
 
 fn keep_good(
-    results: Vec<Result<FileFacts, String>>,
+    results: Vec<share::Found>,
     config: &DataConfig,
     skipped: &mut Vec<String>,
 ) -> Result<Vec<FileFacts>, DataError> {
@@ -277,8 +277,9 @@ fn keep_good(
     for result in results {
         match result {
             Ok(file) => good.push(file),
-            Err(problem) if config.skip_bad => skipped.push(problem),
-            Err(problem) => {
+            Err(Refused { problem, lack: true }) => return Err(DataError::Other(problem)),
+            Err(Refused { problem, .. }) if config.skip_bad => skipped.push(problem),
+            Err(Refused { problem, .. }) => {
                 return Err(DataError::Other(format!("{problem} (data.skip_bad: true leaves such files out)")));
             }
         }
@@ -296,8 +297,11 @@ fn keep_long(files: Vec<FileFacts>, config: &DataConfig, skipped: &mut Vec<Strin
             long.push(file);
             continue;
         }
-        let failed = file.table.rows - file.valid_rows();
-        let failures = if failed > 0 { format!(", {failed} of them IK failures") } else { String::new() };
+        let (failed, unwritten) = (file.failed_rows(), file.table.rows - file.table.written_rows());
+        let mut failures = if failed > 0 { format!(", {failed} of them IK failures") } else { String::new() };
+        if unwritten > 0 {
+            failures += &format!(", {unwritten} of them never written");
+        }
         skipped.push(format!(
             "{}: too short for one window: {} rows{failures}, data.window_size is {window}",
             file.table.path.display(),
@@ -309,7 +313,7 @@ fn keep_long(files: Vec<FileFacts>, config: &DataConfig, skipped: &mut Vec<Strin
 
 /// Runs of rows that windows may lie in.
 fn blocks(file: &FileFacts, config: &DataConfig) -> Vec<[u64; 2]> {
-    if config.skip_ik_failures { file.valid.clone() } else { vec![[0, file.table.rows]] }
+    if config.skip_ik_failures { file.valid.clone() } else { file.table.written() }
 }
 
 /// Splits files, adds up statistics of the training files, and lists windows.
@@ -328,7 +332,7 @@ fn assemble(
         statistics.merge(&file.emg);
         mean_pose.iter_mut().zip(&file.angle_sum).for_each(|(sum, x)| *sum += x);
         // Failed rows are zero: they add nothing to the sum, and count only when they are trained on.
-        rows += if config.skip_ik_failures { file.valid_rows() } else { file.table.rows };
+        rows += if config.skip_ik_failures { file.valid_rows() } else { file.table.written_rows() };
     }
     mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
     let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, config.max_val_windows)]
@@ -428,7 +432,16 @@ fn notes(
         notes.push(format!("{name}: {} windows{part} of {} files", windows.len(), split.len()));
     }
     notes.push(format!("windows of {} samples, stride {}", config.window_size, config.stride));
-    let failed: u64 = files.iter().map(|file| file.table.rows - file.valid_rows()).sum();
+    let unwritten: Vec<_> = files.iter().filter(|file| !file.table.unwritten.is_empty()).collect();
+    if let Some(first) = unwritten.first() {
+        let rows: u64 = unwritten.iter().map(|file| file.table.rows - file.table.written_rows()).sum();
+        let path = first.table.path.display();
+        notes.push(format!(
+            "{rows} rows of {} files were never written: left out; the first file: {path}",
+            unwritten.len()
+        ));
+    }
+    let failed: u64 = files.iter().map(FileFacts::failed_rows).sum();
     if failed > 0 {
         let done = if config.skip_ik_failures { "windows there are left out" } else { "kept" };
         notes.push(format!("{failed} samples where inverse kinematics failed: {done} (data.skip_ik_failures)"));

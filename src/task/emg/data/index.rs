@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Raised when the scan finds out something else.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Longest line that is read.
 const MAX_LINE_BYTES: u64 = 256 << 20;
 
@@ -100,9 +100,11 @@ fn read_line(text: &mut impl BufRead, line: &mut Vec<u8>) -> Result<(), String> 
     Ok(())
 }
 
-/// Whether the file still is as it was when these facts were found.
+/// Whether the file, and each other file that holds rows of it, still is as it was when these facts were found.
 pub fn current(file: &FileFacts) -> bool {
-    open::stamp(&file.table.path).is_ok_and(|stamp| stamp == (file.table.file_bytes, file.table.modified_ns))
+    let same = |path: &Path, known| open::stamp(path).is_ok_and(|stamp| stamp == known);
+    same(&file.table.path, (file.table.file_bytes, file.table.modified_ns))
+        && file.table.others.iter().all(|other| same(&other.path, (other.file_bytes, other.modified_ns)))
 }
 
 /// Writes the index beside its place and renames it.
