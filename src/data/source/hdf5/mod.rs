@@ -13,6 +13,7 @@ pub mod open;
 mod parts;
 pub mod probe;
 pub mod reader;
+mod runs;
 pub mod session;
 mod shuffle;
 mod superblock;

@@ -8,11 +8,12 @@
 //! mapping (selection of rows here ─► selection of rows there) ─► Runs that cover every row once ─► read part by part
 //! ```
 
-use super::ffi::mapping::{Mapping, Places, Slice, mappings};
+use super::ffi::mapping::mappings;
 use super::ffi::types::{self, Selected};
 use super::layout::{refuse_unknown_filters, unwritten_rows};
 use super::library::{self, Fault};
 use super::open::stamp;
+use super::runs::{COPY, MAX_RUNS, Span, covered, holes, merged, runs_of, within};
 use super::{Layout, OtherFile, Run, Table};
 use crate::data::DataError;
 use crate::data::source::file_error;
@@ -20,14 +21,7 @@ use ::hdf5::Dataset;
 use ::hdf5::dataset::Layout as H5Layout;
 use ::hdf5::plist::DatasetCreate;
 use std::ffi::OsStr;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// Most runs of rows of one virtual dataset that are accepted.
-const MAX_RUNS: usize = 1 << 16;
-
-/// Consecutive rows, or consecutive columns.
-type Span = Range<u64>;
 
 /// What was seen of a part when it was opened.
 struct Seen {
@@ -93,11 +87,8 @@ pub fn refuse_missing_parts(dataset: &Dataset, path: &Path) -> Result<(), String
     mappings.iter().try_for_each(|mapping| locate(path, &mapping.file).map(drop))
 }
 
-/// The way out of a mapping that is not read.
-const COPY: &str = "copy its rows into one file (h5repack -l DATASET:CONTI)";
-
 /// Words for a part that is not there, or not as it must be.
-fn missing(part: &Path, problem: &str) -> String {
+pub fn missing(part: &Path, problem: &str) -> String {
     format!("{}: bring it back, or leave this file out", unreadable(part, problem))
 }
 
@@ -148,142 +139,6 @@ fn at_origin(prefix: &str, folder: &Path) -> PathBuf {
         Some(rest) => folder.join(rest.trim_start_matches('/')),
         None => PathBuf::from(prefix),
     }
-}
-
-/// Pairs the rows of both selections in their order, which is how libhdf5 maps them.
-fn runs_of(mapping: &Mapping, part: usize, shape: &[u64], plain: bool) -> Result<Vec<Run>, String> {
-    let rows = |rectangle: &Rectangle| rectangle.rows.iter().map(|span| span.end - span.start).sum::<u64>();
-    let width = |rectangle: &Rectangle| rectangle.columns.end - rectangle.columns.start;
-    let there = match &mapping.there {
-        // The file does not say how large a part is that is mapped as a whole.
-        Places::All(_) => rectangle(&Places::All(shape.to_vec()), shape, plain)?,
-        places => rectangle(places, shape, plain)?,
-    };
-    let here = rectangle(&mapping.here, &[rows(&there), width(&there)], plain)?;
-    if rows(&here) != rows(&there) || width(&here) != width(&there) {
-        return Err(format!("virtual dataset that maps rows to others of another shape: {COPY}"));
-    }
-    let (mut runs, mut from) = (Vec::new(), there.rows.into_iter());
-    let mut source = 0..0;
-    for span in here.rows {
-        let mut row = span.start;
-        while row < span.end {
-            if source.is_empty() {
-                source = from.next().unwrap_or(0..0);
-            }
-            let take = (span.end - row).min(source.end - source.start);
-            if take == 0 {
-                return Err(format!("virtual dataset with an empty piece: {COPY}"));
-            }
-            runs.push(Run {
-                part,
-                rows: [row, row + take],
-                source_row: source.start,
-                columns: [here.columns.start, here.columns.end],
-                source_column: there.columns.start,
-            });
-            row += take;
-            source.start += take;
-        }
-    }
-    Ok(runs)
-}
-
-/// Rows, each with the same columns.
-struct Rectangle {
-    rows: Vec<Span>,
-    columns: Span,
-}
-
-/// Lengths are those of a dimension without an end.
-fn rectangle(places: &Places, lengths: &[u64], plain: bool) -> Result<Rectangle, String> {
-    let spans = match places {
-        Places::All(dims) => dims.iter().map(|dim| one(0, *dim)).collect(),
-        Places::Slab(slices) => {
-            let lengths = lengths.iter().copied().chain(std::iter::repeat(0));
-            slices
-                .iter()
-                .zip(lengths)
-                .map(|(slice, length)| spans(slice, length))
-                .collect::<Result<Vec<_>, String>>()?
-        }
-        Places::Other => return Err(format!("virtual dataset that maps points or irregular pieces: {COPY}")),
-    };
-    let odd = || format!("virtual dataset whose pieces are no whole rows or blocks of columns: {COPY}");
-    let mut spans = spans.into_iter();
-    match (spans.next(), spans.next(), spans.next(), plain) {
-        (Some(rows), None, None, false) => Ok(Rectangle { rows, columns: 0..0 }),
-        (Some(rows), Some(columns), None, true) => match &columns[..] {
-            [columns] => Ok(Rectangle { rows, columns: columns.clone() }),
-            _ => Err(odd()),
-        },
-        _ => Err(odd()),
-    }
-}
-
-fn one(start: u64, end: u64) -> Vec<Span> {
-    std::iter::once(start..end).collect()
-}
-
-/// Indices of one dimension as few spans; those without an end are `length` from the start on.
-fn spans(slice: &Slice, length: u64) -> Result<Vec<Span>, String> {
-    let Slice { start, step, count, block } = *slice;
-    let Some(count) = count else {
-        let end = start.checked_add(length).filter(|_| step == block || block == u64::MAX);
-        return end
-            .map(|end| one(start, end))
-            .ok_or_else(|| format!("virtual dataset without an end, in steps: {COPY}"));
-    };
-    let too_far = || "virtual dataset whose pieces lie beyond any file".to_string();
-    let length = count.checked_mul(step.max(block)).ok_or_else(too_far)?;
-    start.checked_add(length).ok_or_else(too_far)?;
-    if step == block || count == 1 {
-        return Ok(one(start, start + count * block));
-    }
-    if count > MAX_RUNS as u64 {
-        return Err(format!("virtual dataset of more than {MAX_RUNS} pieces: {COPY}"));
-    }
-    Ok((0..count).map(|n| start + n * step..start + n * step + block).collect())
-}
-
-/// Sorts runs by columns and rows. Every row below `rows` and every column below `columns` must be in one run, and no more.
-fn covered(runs: &mut [Run], rows: u64, columns: u64) -> Result<(), String> {
-    runs.sort_by_key(|run| (run.columns, run.rows));
-    let (mut column, mut at) = (0, 0);
-    while at < runs.len() {
-        let of = runs[at].columns;
-        if of[0] != column && columns > 0 {
-            return Err(gap(&format!("columns {column}..{}", of[0])));
-        }
-        let group = runs[at..].iter().take_while(|run| run.columns == of).count();
-        let mut row = 0;
-        for run in &runs[at..at + group] {
-            if run.rows[0] != row {
-                return Err(gap(&format!("rows {}..{}", row.min(run.rows[0]), row.max(run.rows[0]))));
-            }
-            row = run.rows[1];
-        }
-        if row < rows {
-            return Err(gap(&format!("rows {row}..{rows}")));
-        }
-        if row > rows {
-            return Err(format!("virtual dataset of {rows} rows whose parts hold {row}: start again, or {COPY}"));
-        }
-        (column, at) = (of[1], at + group);
-        if column >= columns {
-            break;
-        }
-    }
-    if runs.is_empty() || column < columns {
-        return Err(gap(if columns > 0 { "columns" } else { "rows" }));
-    }
-    Ok(())
-}
-
-fn gap(what: &str) -> String {
-    format!(
-        "virtual dataset whose {what} lie in no part, or in more than one: libhdf5 would make values up; map each once"
-    )
 }
 
 /// The external raw files of a dataset of so many bytes, as libhdf5 finds them (`H5D__efl_read`), each with its stored bytes.
@@ -340,11 +195,6 @@ fn check_other(other: &OtherFile) -> Result<(), String> {
         return Err(format!("its part {} changed since it was opened: start again", other.path.display()));
     }
     Ok(())
-}
-
-/// Runs that touch `rows`.
-pub fn touching(runs: &[Run], rows: Span) -> impl Iterator<Item = &Run> {
-    runs.iter().filter(move |run| run.rows[0] < rows.end && run.rows[1] > rows.start)
 }
 
 /// Opens the dataset of a part. The part's file must be as it was when the virtual dataset was opened.
@@ -420,73 +270,4 @@ fn look_at(table: &Table, part: &OtherFile) -> Result<Seen, DataError> {
         return Err(fail(format!("it has shape {shape:?}")));
     }
     Ok(Seen { shape, unwritten: unwritten_rows(&dataset).map_err(fail)? })
-}
-
-/// Checks that a part of `shape` holds the rows and columns of `runs`.
-fn within(runs: &[Run], shape: &[u64], part: &Path) -> Result<(), String> {
-    for run in runs {
-        let rows = run.source_row + (run.rows[1] - run.rows[0]);
-        let columns = run.source_column + (run.columns[1] - run.columns[0]);
-        if rows > shape[0] || shape.get(1).is_some_and(|width| columns > *width) {
-            let problem = format!("rows {}..{rows} of it are mapped, it has shape {shape:?}", run.source_row);
-            return Err(missing(part, &problem));
-        }
-    }
-    Ok(())
-}
-
-/// Rows of the virtual dataset that `run` takes from rows that were never written.
-fn holes(run: &Run, unwritten: &[[u64; 2]]) -> impl Iterator<Item = [u64; 2]> {
-    let last = run.source_row + run.rows[1] - run.rows[0];
-    let here = move |row: u64| row.clamp(run.source_row, last) - run.source_row + run.rows[0];
-    unwritten.iter().map(move |[start, end]| [here(*start), here(*end)]).filter(|[start, end]| start < end)
-}
-
-/// Sorts runs, and joins those that touch or overlap.
-fn merged(mut runs: Vec<[u64; 2]>) -> Vec<[u64; 2]> {
-    runs.sort_unstable();
-    let mut merged: Vec<[u64; 2]> = Vec::with_capacity(runs.len());
-    for [start, end] in runs {
-        match merged.last_mut() {
-            Some(last) if start <= last[1] => last[1] = last[1].max(end),
-            _ => merged.push([start, end]),
-        }
-    }
-    merged
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(rows: [u64; 2], columns: [u64; 2]) -> Run {
-        Run { part: 0, rows, source_row: 0, columns, source_column: 0 }
-    }
-
-    #[test]
-    fn runs_cover_each_row_and_column_once() {
-        let error = |runs: &[Run], rows, columns| covered(&mut runs.to_vec(), rows, columns).unwrap_err();
-        let rows = [run([5, 10], [0, 0]), run([0, 5], [0, 0])];
-        covered(&mut rows.to_vec(), 10, 0).unwrap();
-        assert!(error(&rows, 12, 0).contains("rows 10..12"));
-        assert!(error(&rows[..1], 10, 0).contains("rows 0..5"));
-        assert!(error(&[run([0, 6], [0, 0]), run([5, 10], [0, 0])], 10, 0).contains("rows 5..6"));
-        let columns = [run([0, 10], [16, 40]), run([0, 10], [0, 16])];
-        covered(&mut columns.to_vec(), 10, 36).unwrap();
-        assert!(error(&columns[..1], 10, 36).contains("columns 0..16"));
-        assert!(error(&columns[1..], 10, 36).contains("columns"));
-        assert!(error(&[], 10, 0).contains("rows"));
-    }
-
-    #[test]
-    fn slices_become_few_spans() {
-        let count = |start, step, count, block| spans(&Slice { start, step, count: Some(count), block }, 0);
-        assert_eq!(count(3, 1, 7, 1).unwrap(), one(3, 10));
-        assert_eq!(count(3, 9, 1, 7).unwrap(), one(3, 10));
-        assert_eq!(count(0, 4, 3, 2).unwrap(), [0..2, 4..6, 8..10]);
-        assert!(count(0, 2, MAX_RUNS as u64 + 1, 1).unwrap_err().contains("pieces"));
-        assert!(count(u64::MAX, 2, 3, 1).is_err());
-        assert_eq!(spans(&Slice { start: 5, step: 1, count: None, block: 1 }, 7).unwrap(), one(5, 12));
-        assert!(spans(&Slice { start: 0, step: 2, count: None, block: 1 }, 7).is_err());
-    }
 }

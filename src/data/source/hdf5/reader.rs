@@ -6,7 +6,7 @@ use super::decode::{self, Inflater};
 use super::gather::{Transform, gather};
 use super::open::stamp_of;
 use super::types::{self, Selected};
-use super::{ChunkAt, Layout, Member, Table, library, parts};
+use super::{ChunkAt, Layout, Member, Table, library, parts, runs};
 use crate::data::source::chunks::ChunkStore;
 use crate::data::source::file_error;
 use crate::data::{DataError, Scratch};
@@ -346,8 +346,8 @@ impl Reader {
         let mut packed = vec![0; (rows.end - rows.start) as usize * table.used_row_bytes()];
         let mut datasets = self.datasets.lock().unwrap_or_else(PoisonError::into_inner);
         match &table.layout {
-            Layout::Library { runs, .. } if !runs.is_empty() => {
-                for run in parts::touching(runs, rows.clone()) {
+            Layout::Library { runs: mapped, .. } if !mapped.is_empty() => {
+                for run in runs::touching(mapped, rows.clone()) {
                     let other = &table.others[run.part];
                     let dataset = datasets.try_get_or_insert((file, run.part + 1), || parts::open_part(other))?;
                     parts::read_run(dataset, table, run, rows.clone(), &mut packed)
