@@ -19,7 +19,7 @@ use crate::data::cache::Want;
 use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::gather::{Affine, Transform};
-use crate::data::source::hdf5::{Reader, Target};
+use crate::data::source::hdf5::{Reader, Target, without_locks};
 use crate::data::source::{file_error, find_files};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages as SamplePages, ReadRequest, Scratch, Wake};
 use crate::task::{Datasets, Team};
@@ -432,6 +432,7 @@ fn notes(
         notes.push(format!("{name}: {} windows{part} of {} files", windows.len(), split.len()));
     }
     notes.push(format!("windows of {} samples, stride {}", config.window_size, config.stride));
+    notes.extend(without_locks().map(String::from));
     let unwritten: Vec<_> = files.iter().filter(|file| !file.table.unwritten.is_empty()).collect();
     if let Some(first) = unwritten.first() {
         let rows: u64 = unwritten.iter().map(|file| file.table.rows - file.table.written_rows()).sum();

@@ -9,7 +9,7 @@ use ::hdf5::File;
 use rustix::io::Errno;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Once;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Pauses between tries to open a file that another program has locked, or whose file system fails for a moment.
@@ -172,15 +172,22 @@ fn open_once(path: &Path) -> Result<File, Fault> {
     Ok(file)
 }
 
+/// Line about the first file that was read without locks.
+static WITHOUT_LOCKS: OnceLock<String> = OnceLock::new();
+
 fn say_no_locks(path: &Path, fault: &Fault) {
-    static SAID: Once = Once::new();
     let system = fault.errno.map(|errno| format!(" ({})", std::io::Error::from(errno))).unwrap_or_default();
-    SAID.call_once(|| {
-        tracing::warn!(
-            "{}: its file system has no locks{system}: HDF5 files are read without them; do not write to them meanwhile",
-            path.display()
-        );
+    WITHOUT_LOCKS.get_or_init(|| {
+        let file = path.display();
+        format!(
+            "the file system of {file} has no locks{system}: HDF5 files are read without them; do not write to them meanwhile"
+        )
     });
+}
+
+/// Line for people when a file of this process was read without locks, the file system having none.
+pub fn without_locks() -> Option<&'static str> {
+    WITHOUT_LOCKS.get().map(String::as_str)
 }
 
 /// Words for a file that another program has locked: it is open for writing there.

@@ -19,6 +19,7 @@ mod shuffle;
 mod superblock;
 pub mod write;
 
+pub use library::without_locks;
 pub use open::{Attribute, Opened, Wanted};
 pub use reader::{ReadStats, Reader, Target};
 pub use session::SessionData;

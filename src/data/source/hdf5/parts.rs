@@ -13,7 +13,7 @@ use super::ffi::types::{self, Selected};
 use super::layout::{refuse_unknown_filters, unwritten_rows};
 use super::library::{self, Fault};
 use super::open::stamp;
-use super::runs::{COPY, MAX_RUNS, Span, covered, holes, merged, runs_of, within};
+use super::runs::{COPY, MAX_RUNS, Span, covered, holes, merged, runs_of, through, within};
 use super::{Layout, OtherFile, Run, Table};
 use crate::data::DataError;
 use crate::data::source::file_error;
@@ -23,56 +23,109 @@ use ::hdf5::plist::DatasetCreate;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+/// Most virtual datasets that lead to each other.
+const MAX_DEPTH: usize = 8;
+
 /// What was seen of a part when it was opened.
 struct Seen {
     shape: Vec<u64>,
     /// Runs of rows that were never written.
     unwritten: Vec<[u64; 2]>,
+    /// Parts of a part that is a virtual dataset as well, and where its rows lie in them.
+    inner: Option<(Vec<Run>, Vec<OtherFile>)>,
 }
 
 /// Completes the table of a virtual dataset: opens each part once, checks that it holds the rows that are mapped, and notes the
-/// rows that were never written there. Does nothing for other datasets.
+/// rows that were never written there, or lie in no part. Does nothing for other datasets.
 ///
 /// # Errors
-/// A mapping of a kind that is not read, rows that no part holds; a part that is missing or cannot be opened, by name.
+/// A mapping of a kind that is not read; a part that is missing or cannot be opened, by name.
 pub fn resolve(dataset: &Dataset, table: &mut Table) -> Result<(), DataError> {
     if dataset.layout() != H5Layout::Virtual {
         return Ok(());
     }
-    let path = table.path.clone();
-    let fail = |problem: String| file_error(&path, problem);
-    let found = dataset.dcpl().and_then(|plist| mappings(&plist));
-    let mappings = found.map_err(|error| fail(format!("its virtual mapping: {error}")))?;
-    let (mut seen, mut found) = (Vec::new(), Vec::new());
+    let columns = if table.plain { table.columns() as u64 } else { 0 };
+    let found = follow(dataset, table, &table.path, (table.rows, columns), 0)?;
+    (table.others, table.unwritten) = (found.parts, found.unwritten);
+    if let Layout::Library { runs, .. } = &mut table.layout {
+        *runs = found.runs;
+    }
+    Ok(())
+}
+
+/// Where the rows of a virtual dataset lie.
+#[derive(Default)]
+struct Followed {
+    runs: Vec<Run>,
+    parts: Vec<OtherFile>,
+    unwritten: Vec<[u64; 2]>,
+}
+
+/// Follows a virtual dataset in file `path`. `table` says which fields are read.
+fn follow(
+    dataset: &Dataset,
+    table: &Table,
+    path: &Path,
+    (rows, columns): (u64, u64),
+    depth: usize,
+) -> Result<Followed, DataError> {
+    let fail = |problem: String| file_error(&table.path, problem);
+    if depth > MAX_DEPTH {
+        return Err(fail("virtual datasets that lead to each other without end".into()));
+    }
+    let mappings = dataset.dcpl().and_then(|plist| mappings(&plist));
+    let mappings = mappings.map_err(|error| fail(format!("its virtual mapping: {error}")))?;
+    let mut seen: Vec<(OtherFile, Seen)> = Vec::new();
+    let mut mapped = Vec::new();
+    let mut unwritten = Vec::new();
     for mapping in &mappings {
-        let file = locate(&path, &mapping.file).map_err(fail)?;
-        let known = table.others.iter().rposition(|other| other.path == file && other.dataset == mapping.dataset);
+        let file = locate(path, &mapping.file).map_err(fail)?;
+        let known = seen.iter().rposition(|(other, _)| other.path == file && other.dataset == mapping.dataset);
         let part = match known {
             Some(part) => part,
             None => {
                 let (file_bytes, modified_ns) =
                     stamp(&file).map_err(|error| fail(missing(&file, &without_path(&error))))?;
                 let other = OtherFile { path: file, dataset: mapping.dataset.clone(), file_bytes, modified_ns };
-                seen.push(look_at(table, &other)?);
-                table.others.push(other);
+                let facts = look_at(table, &other, depth)?;
+                seen.push((other, facts));
                 seen.len() - 1
             }
         };
-        let runs = runs_of(mapping, part, &seen[part].shape, table.plain).map_err(fail)?;
-        within(&runs, &seen[part].shape, &table.others[part].path).map_err(fail)?;
-        table.unwritten.extend(runs.iter().flat_map(|run| holes(run, &seen[part].unwritten)));
-        found.extend(runs);
-        if found.len() > MAX_RUNS {
+        let (other, facts) = &seen[part];
+        let runs = runs_of(mapping, part, &facts.shape, table.plain).map_err(fail)?;
+        within(&runs, &facts.shape, &other.path).map_err(fail)?;
+        unwritten.extend(runs.iter().flat_map(|run| holes(run, &facts.unwritten)));
+        mapped.extend(runs);
+        if mapped.len() > MAX_RUNS {
             return Err(fail(format!("virtual dataset of more than {MAX_RUNS} pieces: {COPY}")));
         }
     }
-    let columns = if table.plain { table.columns() as u64 } else { 0 };
-    covered(&mut found, table.rows, columns).map_err(fail)?;
-    table.unwritten = merged(std::mem::take(&mut table.unwritten));
-    if let Layout::Library { runs, .. } = &mut table.layout {
-        *runs = found;
+    unwritten.extend(covered(&mut mapped, rows, columns).map_err(fail)?);
+    let unwritten = merged(unwritten);
+    Ok(Followed { unwritten, ..spread(mapped, seen) })
+}
+
+/// Puts the parts of virtual parts in the place of these.
+fn spread(mapped: Vec<Run>, seen: Vec<(OtherFile, Seen)>) -> Followed {
+    let mut all = Followed::default();
+    for (n, (other, facts)) in seen.into_iter().enumerate() {
+        let own: Vec<Run> = mapped.iter().filter(|run| run.part == n).cloned().collect();
+        let first = all.parts.len();
+        match facts.inner {
+            Some((inner, parts)) => {
+                all.runs.extend(through(&own, &inner, first));
+                all.parts.extend(parts);
+                // No run leads to it, but its mapping may change.
+                all.parts.push(other);
+            }
+            None => {
+                all.runs.extend(own.into_iter().map(|run| Run { part: first, ..run }));
+                all.parts.push(other);
+            }
+        }
     }
-    Ok(())
+    all
 }
 
 /// Looks for the parts of a virtual dataset without rows.
@@ -251,23 +304,24 @@ fn lacking(path: &Path, part: &OtherFile, fault: Fault) -> DataError {
 }
 
 /// Opens a part and checks that its fields can be read as those of `table`.
-fn look_at(table: &Table, part: &OtherFile) -> Result<Seen, DataError> {
+fn look_at(table: &Table, part: &OtherFile, depth: usize) -> Result<Seen, DataError> {
     let fail = |problem: String| file_error(&table.path, missing(&part.path, &problem));
     drop(library::open(&part.path).map_err(|fault| lacking(&table.path, part, fault))?);
     let dataset = open_part(part).map_err(|problem| file_error(&table.path, problem))?;
+    types::check_convertible(&dataset, &table.members, table.plain).map_err(fail)?;
+    let shape: Vec<u64> = dataset.shape().into_iter().map(|dim| dim as u64).collect();
+    if shape.len() != 1 + usize::from(table.plain) {
+        return Err(fail(format!("it has shape {shape:?}")));
+    }
     if dataset.layout() == H5Layout::Virtual {
-        let problem = format!("its part {} is a virtual dataset as well: {COPY}", part.path.display());
-        return Err(file_error(&table.path, problem));
+        let size = (shape[0], shape.get(1).copied().unwrap_or(0));
+        let found = follow(&dataset, table, &part.path, size, depth + 1)?;
+        return Ok(Seen { shape, unwritten: found.unwritten, inner: Some((found.runs, found.parts)) });
     }
     let plist = dataset.dcpl().map_err(|error| fail(error.to_string()))?;
     if !plist.external().is_empty() {
         raw_files(&plist, &part.path, dataset.storage_size()).map_err(fail)?;
     }
     refuse_unknown_filters(&dataset).map_err(fail)?;
-    types::check_convertible(&dataset, &table.members, table.plain).map_err(fail)?;
-    let shape: Vec<u64> = dataset.shape().into_iter().map(|dim| dim as u64).collect();
-    if shape.len() != 1 + usize::from(table.plain) {
-        return Err(fail(format!("it has shape {shape:?}")));
-    }
-    Ok(Seen { shape, unwritten: unwritten_rows(&dataset).map_err(fail)? })
+    Ok(Seen { shape, unwritten: unwritten_rows(&dataset).map_err(fail)?, inner: None })
 }

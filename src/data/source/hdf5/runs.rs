@@ -74,15 +74,15 @@ fn rectangle(places: &Places, lengths: &[u64], plain: bool) -> Result<Rectangle,
         }
         Places::Other => return Err(format!("virtual dataset that maps points or irregular pieces: {COPY}")),
     };
-    let odd = || format!("virtual dataset whose pieces are no whole rows or blocks of columns: {COPY}");
+    let irregular = || format!("virtual dataset whose pieces are no whole rows or blocks of columns: {COPY}");
     let mut spans = spans.into_iter();
     match (spans.next(), spans.next(), spans.next(), plain) {
         (Some(rows), None, None, false) => Ok(Rectangle { rows, columns: 0..0 }),
         (Some(rows), Some(columns), None, true) => match &columns[..] {
             [columns] => Ok(Rectangle { rows, columns: columns.clone() }),
-            _ => Err(odd()),
+            _ => Err(irregular()),
         },
-        _ => Err(odd()),
+        _ => Err(irregular()),
     }
 }
 
@@ -111,26 +111,26 @@ fn spans(slice: &Slice, length: u64) -> Result<Vec<Span>, String> {
     Ok((0..count).map(|n| start + n * step..start + n * step + block).collect())
 }
 
-/// Sorts runs by columns and rows. Every row below `rows` and every column below `columns` must be in one run, and no more.
-pub fn covered(runs: &mut [Run], rows: u64, columns: u64) -> Result<(), String> {
+/// Sorts runs by columns and rows, and returns the rows that are in none. No row may be in two, and every column below `columns`
+/// must be in one.
+pub fn covered(runs: &mut [Run], rows: u64, columns: u64) -> Result<Vec<[u64; 2]>, String> {
     runs.sort_by_key(|run| (run.columns, run.rows));
-    let (mut column, mut at) = (0, 0);
+    let (mut column, mut at, mut gaps) = (0, 0, Vec::new());
     while at < runs.len() {
         let of = runs[at].columns;
         if of[0] != column && columns > 0 {
-            return Err(gap(&format!("columns {column}..{}", of[0])));
+            return Err(odd(&format!("columns {column}..{}", of[0])));
         }
         let group = runs[at..].iter().take_while(|run| run.columns == of).count();
         let mut row = 0;
         for run in &runs[at..at + group] {
-            if run.rows[0] != row {
-                return Err(gap(&format!("rows {}..{}", row.min(run.rows[0]), row.max(run.rows[0]))));
+            if run.rows[0] < row {
+                return Err(odd(&format!("rows {}..{row}", run.rows[0])));
             }
+            gaps.extend((run.rows[0] > row).then_some([row, run.rows[0]]));
             row = run.rows[1];
         }
-        if row < rows {
-            return Err(gap(&format!("rows {row}..{rows}")));
-        }
+        gaps.extend((row < rows).then_some([row, rows]));
         if row > rows {
             return Err(format!("virtual dataset of {rows} rows whose parts hold {row}: start again, or {COPY}"));
         }
@@ -140,9 +140,33 @@ pub fn covered(runs: &mut [Run], rows: u64, columns: u64) -> Result<(), String> 
         }
     }
     if runs.is_empty() || column < columns {
-        return Err(gap(if columns > 0 { "columns" } else { "rows" }));
+        return Err(odd(if columns > 0 { "columns" } else { "rows" }));
     }
-    Ok(())
+    Ok(gaps)
+}
+
+/// The runs of `outer` through a part that is a virtual dataset as well, whose runs are `inner`.
+pub fn through(outer: &[Run], inner: &[Run], first_part: usize) -> Vec<Run> {
+    let mut runs = Vec::new();
+    for run in outer {
+        let source = run.source_row..run.source_row + (run.rows[1] - run.rows[0]);
+        let across = run.source_column..run.source_column + (run.columns[1] - run.columns[0]);
+        for piece in touching(inner, source.clone()) {
+            let (from, to) = (piece.rows[0].max(source.start), piece.rows[1].min(source.end));
+            let (left, right) = (piece.columns[0].max(across.start), piece.columns[1].min(across.end));
+            if left >= right && !across.is_empty() {
+                continue;
+            }
+            runs.push(Run {
+                part: first_part + piece.part,
+                rows: [run.rows[0] + (from - source.start), run.rows[0] + (to - source.start)],
+                source_row: piece.source_row + (from - piece.rows[0]),
+                columns: [run.columns[0] + (left - across.start), run.columns[0] + (right.max(left) - across.start)],
+                source_column: piece.source_column + (left - piece.columns[0]),
+            });
+        }
+    }
+    runs
 }
 
 fn gap(what: &str) -> String {
@@ -198,18 +222,33 @@ mod tests {
     }
 
     #[test]
-    fn runs_cover_each_row_and_column_once() {
-        let error = |runs: &[Run], rows, columns| covered(&mut runs.to_vec(), rows, columns).unwrap_err();
+    fn rows_in_no_run_are_told_and_rows_in_two_refused() {
+        let gaps = |runs: &[Run], rows, columns| covered(&mut runs.to_vec(), rows, columns);
         let rows = [run([5, 10], [0, 0]), run([0, 5], [0, 0])];
-        covered(&mut rows.to_vec(), 10, 0).unwrap();
-        assert!(error(&rows, 12, 0).contains("rows 10..12"));
-        assert!(error(&rows[..1], 10, 0).contains("rows 0..5"));
-        assert!(error(&[run([0, 6], [0, 0]), run([5, 10], [0, 0])], 10, 0).contains("rows 5..6"));
+        assert!(gaps(&rows, 10, 0).unwrap().is_empty());
+        assert_eq!(gaps(&rows, 12, 0).unwrap(), [[10, 12]]);
+        assert_eq!(gaps(&rows[..1], 10, 0).unwrap(), [[0, 5]]);
+        assert!(gaps(&[run([0, 6], [0, 0]), run([5, 10], [0, 0])], 10, 0).unwrap_err().contains("rows 5..6"));
+        assert!(gaps(&rows, 7, 0).unwrap_err().contains("of 7 rows whose parts hold 10"));
         let columns = [run([0, 10], [16, 40]), run([0, 10], [0, 16])];
-        covered(&mut columns.to_vec(), 10, 36).unwrap();
-        assert!(error(&columns[..1], 10, 36).contains("columns 0..16"));
-        assert!(error(&columns[1..], 10, 36).contains("columns"));
-        assert!(error(&[], 10, 0).contains("rows"));
+        assert!(gaps(&columns, 10, 36).unwrap().is_empty());
+        assert!(gaps(&columns[..1], 10, 36).unwrap_err().contains("columns 0..16"));
+        assert!(gaps(&columns[1..], 10, 36).unwrap_err().contains("columns"));
+        assert!(gaps(&[], 10, 0).unwrap_err().contains("rows"));
+    }
+
+    #[test]
+    fn runs_lead_through_a_virtual_part_to_its_parts() {
+        let outer = [Run { part: 0, rows: [100, 150], source_row: 10, columns: [0, 0], source_column: 0 }];
+        let inner = [run([0, 30], [0, 0]), Run { part: 1, source_row: 7, ..run([30, 80], [0, 0]) }];
+        let found = through(&outer, &inner, 5);
+        let expected = [(5, [100, 120], 10), (6, [120, 150], 7)];
+        assert_eq!(found.iter().map(|run| (run.part, run.rows, run.source_row)).collect::<Vec<_>>(), expected);
+        let outer = [Run { part: 0, rows: [0, 10], source_row: 0, columns: [4, 8], source_column: 2 }];
+        let inner = [run([0, 10], [0, 3]), Run { part: 1, source_column: 9, ..run([0, 10], [3, 20]) }];
+        let found = through(&outer, &inner, 0);
+        let expected = [([4, 5], 2), ([5, 8], 9)];
+        assert_eq!(found.iter().map(|run| (run.columns, run.source_column)).collect::<Vec<_>>(), expected);
     }
 
     #[test]
