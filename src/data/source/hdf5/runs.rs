@@ -169,10 +169,8 @@ pub fn through(outer: &[Run], inner: &[Run], first_part: usize) -> Vec<Run> {
     runs
 }
 
-fn gap(what: &str) -> String {
-    format!(
-        "virtual dataset whose {what} lie in no part, or in more than one: libhdf5 would make values up; map each once"
-    )
+fn odd(what: &str) -> String {
+    format!("virtual dataset whose {what} lie in no part, or in more than one: map each once")
 }
 
 /// Checks that a part of `shape` holds the rows and columns of `runs`.
