@@ -2,7 +2,7 @@
 //!
 //! Architecture invariant: numbers alone. Nothing is decided by them.
 
-use launcher::contract::Held;
+use spec::contract::Held;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A line of the plan, or a part of one, that is counted.

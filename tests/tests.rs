@@ -22,24 +22,42 @@ mod host;
 mod hostile;
 #[path = "it/hostile_hdf5.rs"]
 mod hostile_hdf5;
+#[path = "it/inherited.rs"]
+mod inherited;
+#[path = "it/lock.rs"]
+mod lock;
 #[path = "it/many_files.rs"]
 mod many_files;
 #[path = "it/minimal_task.rs"]
 mod minimal_task;
+#[path = "it/moments.rs"]
+mod moments;
 #[path = "it/nodes.rs"]
 mod nodes;
 #[path = "it/plan_truth.rs"]
 mod plan_truth;
+#[path = "it/policies.rs"]
+mod policies;
 #[path = "it/pressure.rs"]
 mod pressure;
+#[path = "it/readme.rs"]
+mod readme;
 #[path = "it/relief.rs"]
 mod relief;
 #[path = "it/resume.rs"]
 mod resume;
+#[path = "it/sandbox.rs"]
+mod sandbox;
+#[path = "benches/simulate.rs"]
+mod simulate;
+#[path = "it/stops.rs"]
+mod stops;
 #[path = "it/supervise.rs"]
 mod supervise;
 #[path = "it/support.rs"]
 mod support;
+#[path = "it/surroundings.rs"]
+mod surroundings;
 #[path = "it/tasks.rs"]
 mod tasks;
 #[path = "it/tools.rs"]

@@ -1,8 +1,10 @@
 //! The command line of `launch`, and what can be said of it before the machine is asked.
 
-use crate::config::{Config, ConfigError, DeviceChoice, RawConfig};
+use crate::logging::LEVELS;
 use crate::run_dir::Resume;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use spec::config::{Config, ConfigError, DeviceChoice, RawConfig};
+use spec::contract::{env, shown as shown_path};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +74,9 @@ enum Verb {
     /// Watch memory: of a run, of any program, of the machine
     #[command(after_help = MONITOR_EXAMPLES)]
     Monitor(MonitorArgs),
+    /// Draw the figures of a run into its folder, or one figure of its memory into a file
+    #[command(hide = true)]
+    Plot(PlotArgs),
     /// Measure what each memory feature saves here: short runs with it off and on
     BenchMemory(BenchMemoryArgs),
 }
@@ -102,6 +107,15 @@ pub struct AnalyzeArgs {
     /// As JSON, for programs
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PlotArgs {
+    #[command(flatten)]
+    pub read: ReadArgs,
+    /// One figure: memory of the run, or of a monitor's log
+    #[arg(long, value_name = "OUT.png")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -189,8 +203,8 @@ pub struct RunArgs {
     /// This node's number, from 0
     #[arg(long, value_name = "R", default_value_t = 0)]
     pub node_rank: usize,
-    /// Address of node 0
-    #[arg(long, value_name = "A")]
+    /// Address of node 0: a host name, or an address of IPv4 or IPv6 ([::1] and ::1 are the same)
+    #[arg(long, value_name = "A", value_parser = env::host)]
     pub master_addr: Option<String>,
     /// Free port on node 0
     #[arg(long, value_name = "P")]
@@ -204,6 +218,9 @@ pub struct RunArgs {
     /// Print the plan and stop, as `launch plan`
     #[arg(long)]
     pub dry_run: bool,
+    /// Log lines of launch and ranks: off, error, warn, info, debug or trace; wins over HEADROOM_LOG [default: warn]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::builder::PossibleValuesParser::new(LEVELS), hide_possible_values = true)]
+    pub log_level: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -281,6 +298,7 @@ pub enum Command {
     Doctor(ReadArgs),
     Analyze(AnalyzeArgs),
     Monitor(MonitorArgs),
+    Plot(PlotArgs),
     BenchMemory(BenchMemoryArgs),
     Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
 }
@@ -295,12 +313,12 @@ pub enum CliError {
     Usage(String),
     #[error(
         "no rank program at {path}: build it with `cargo build --release`, or name it in {RANK_PROGRAM}",
-        path = .0.display()
+        path = shown_path(.0)
     )]
     NoRank(PathBuf),
     #[error(
         "{path} cannot be executed: build the rank program with `cargo build --release`, or name it in {RANK_PROGRAM}",
-        path = .0.display()
+        path = shown_path(.0)
     )]
     RankNotExecutable(PathBuf),
 }
@@ -322,6 +340,7 @@ impl Command {
             (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
             (Some(Verb::Analyze(args)), _) => Command::Analyze(args),
             (Some(Verb::Monitor(args)), _) => Command::Monitor(args),
+            (Some(Verb::Plot(args)), _) => Command::Plot(args),
             (Some(Verb::BenchMemory(args)), _) => Command::BenchMemory(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
@@ -334,6 +353,14 @@ impl Command {
         };
         command.check()?;
         Ok(command)
+    }
+
+    /// `--log-level`, where the verb has it.
+    pub fn log_level(&self) -> Option<&str> {
+        match self {
+            Command::Train(run) | Command::Plan(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            _ => None,
+        }
     }
 
     fn check(&self) -> Result<(), CliError> {
@@ -352,7 +379,7 @@ impl Command {
             }
             Command::Batch(args) => args.config.need(),
             Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
-            Command::Analyze(_) | Command::Monitor(_) | Command::BenchMemory(_) => Ok(()),
+            Command::Analyze(_) | Command::Monitor(_) | Command::Plot(_) | Command::BenchMemory(_) => Ok(()),
             Command::Exec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }

@@ -1,6 +1,9 @@
 //! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
 
 mod bench;
+mod early;
+mod exec;
+mod figures;
 mod helper;
 mod nodes;
 mod print;
@@ -8,23 +11,25 @@ mod smart;
 mod tools;
 
 use crate::advise;
-use crate::cache::PolicyKind;
 use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
-use crate::config::{Config, ConfigError, DeviceChoice, data_name};
-use crate::console::{Console, cache_stats, closing_table};
-use crate::contract::{CacheSummary, Summary, env, exit};
-use crate::machine::{Machine, dataset_facts};
-use crate::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
-use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
-use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Spec, Watcher};
+use crate::console::{self, Console, cache_stats, closing_table};
+use crate::logging;
+use crate::machine::ProcessLimits;
+use crate::machine::{self, dataset_facts};
+use crate::plots::PlotError;
+use crate::run_dir::{self, Ask, Resume, RunDir, RunDirError, RunLock};
+use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Signals, Spec, Watcher};
 use crate::watch::{self, Before, WatchSpec};
+use cache::refused::Refused;
+use cache::{HostError, PolicyKind};
+use early::{Early, Undo};
+use spec::config::{Config, ConfigError, DeviceChoice, data_name};
+use spec::contract::{CacheSummary, LineId, Machine, RunStatus, Summary, env, exit};
+use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-
-/// Time from asking a program under `--exec` to end to SIGKILL.
-const EXEC_GRACE: Duration = Duration::from_secs(30);
 
 /// Anything that ends `launch` before or after its ranks.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,8 @@ enum Error {
     RunDir(#[from] RunDirError),
     #[error(transparent)]
     Log(#[from] advise::LogError),
+    #[error(transparent)]
+    Plot(#[from] PlotError),
     #[error("{0}")]
     Data(String),
     #[error("{0}")]
@@ -49,6 +56,8 @@ enum Error {
     Disagree(String),
     #[error("node {node} cannot take part: {problem}")]
     Node { node: usize, problem: String },
+    #[error(transparent)]
+    Limit(#[from] watch::LimitError),
     #[error("{what}")]
     Io { what: String, code: u8, source: std::io::Error },
 }
@@ -57,12 +66,26 @@ impl Error {
     fn exit_code(&self) -> u8 {
         match self {
             Error::Cli(_) | Error::Config(_) | Error::Target(_) | Error::Disagree(_) => exit::USAGE,
-            Error::Plan(error) => error.exit_code(),
+            Error::Plan(error) => plan_exit_code(error),
+            Error::Limit(_) => exit::PLAN,
             Error::RunDir(error) => error.exit_code(),
             Error::Data(_) | Error::Log(_) => exit::DATA,
             Error::Meet(_) | Error::Node { .. } => exit::COMM,
+            Error::Plot(_) => exit::INTERNAL,
             Error::Io { code, .. } => *code,
         }
+    }
+}
+
+/// Exit code of a refused plan.
+fn plan_exit_code(error: &PlanError) -> u8 {
+    match error {
+        PlanError::Device { .. } => exit::DEVICE,
+        PlanError::DoesNotFit { .. }
+        | PlanError::CacheTooLarge { .. }
+        | PlanError::Budget(_)
+        | PlanError::Overflow { .. } => exit::PLAN,
+        PlanError::Invalid(_) => exit::USAGE,
     }
 }
 
@@ -73,18 +96,21 @@ fn io(what: impl Into<String>, code: u8) -> impl FnOnce(std::io::Error) -> Error
 
 /// Runs the command line; returns the exit code.
 pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
-    let result = Command::parse(line).map_err(Error::from).and_then(|command| match command {
+    let inherited = supervise::set_defaults();
+    let result = Command::parse(line).map_err(Error::from).and_then(|command| show_logs(&command).map(|()| command));
+    let result = result.and_then(|command| match command {
         Command::Train(run) if run.dry_run => show_plan(&run),
         Command::Plan(run) => show_plan(&run),
-        Command::Train(run) if run.smart => smart::smart(&run),
-        Command::Train(run) => train(&run),
-        Command::Exec { run, program, args } => exec(&run, program, args),
+        Command::Train(run) if run.smart => smart::smart(&run, early(true, &inherited)?),
+        Command::Train(run) => train(&run, early(true, &inherited)?),
+        Command::Exec { run, program, args } => exec::exec(&run, program, args, early(false, &inherited)?),
         Command::SampleData(args) => sample_data(&args),
         Command::Batch(args) => batch(&args),
         Command::Recommend(args) => tools::recommend(&args),
         Command::Doctor(args) => tools::doctor(&args),
         Command::Analyze(args) => tools::analyze(&args),
         Command::Monitor(args) => tools::monitor_memory(&args),
+        Command::Plot(args) => figures::plot(&args),
         Command::BenchMemory(args) => bench::bench_memory(&args),
     });
     match result {
@@ -101,11 +127,38 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
+/// Log lines go to the console of a job that runs, else to standard error.
+fn show_logs(command: &Command) -> Result<(), Error> {
+    let variable = std::env::var_os(env::LOG).map(|value| value.to_string_lossy().into_owned());
+    let filter = logging::filter(command.log_level(), variable.as_deref());
+    let filter = filter.map_err(|error| Error::Target(error.to_string()))?;
+    let show = |line: String| {
+        if !console::note(&line) {
+            print::note(line);
+        }
+    };
+    logging::install(filter, show, show);
+    Ok(())
+}
+
+/// The variable by which ranks learn of `--log-level`.
+fn log_env(run: &RunArgs) -> Option<(String, String)> {
+    run.log_level.as_ref().map(|level| (env::LOG.to_owned(), level.clone()))
+}
+
+/// Takes the signals of a verb that starts ranks, and says what was inherited and slows them.
+fn early(trains: bool, inherited: &[String]) -> Result<Early, Error> {
+    inherited.iter().for_each(print::note);
+    Early::take(trains).map_err(io("cannot take signals", exit::INTERNAL))
+}
+
 /// A config with the machine's facts: what the plan is made from.
 struct Ready {
     config: Config,
     machine: Machine,
     request: Request,
+    /// Gets what is half done while a signal may end the program.
+    undo: Undo,
 }
 
 fn here() -> Result<(PathBuf, PathBuf), Error> {
@@ -114,15 +167,15 @@ fn here() -> Result<(PathBuf, PathBuf), Error> {
     Ok((exe, cwd))
 }
 
-fn prepare(config: &cli::ConfigArgs, request: Request) -> Result<Ready, Error> {
+fn prepare(config: &cli::ConfigArgs, request: Request, undo: &Undo) -> Result<Ready, Error> {
     let (exe, cwd) = here()?;
-    let machine = Machine::probe();
+    let machine = machine::probe();
     let gpu = CUDA_TRAINS && !machine.gpus.is_empty();
     let prepared = config.prepare(gpu, &cwd, cli::home(&exe).as_deref())?;
     for note in &prepared.notes {
         print::note(note);
     }
-    Ok(Ready { config: prepared.config, machine, request })
+    Ok(Ready { config: prepared.config, machine, request, undo: undo.clone() })
 }
 
 fn request(run: &RunArgs) -> Request {
@@ -141,6 +194,13 @@ impl Ready {
     fn plan(&self) -> Result<Plan, Error> {
         let facts = dataset_facts(&self.config.data.dataset_path);
         Ok(plan::plan(&self.config, &self.machine, &facts, &self.request)?)
+    }
+
+    /// Refuses a plan that the limits of this process make impossible; says which others may matter.
+    fn check_limits(&self, plan: &Plan) -> Result<(), Error> {
+        let lines = watch::check_limits(plan, &ProcessLimits::now(), machine::tasks_of_user)?;
+        lines.iter().for_each(print::note);
+        Ok(())
     }
 
     /// The same, with smaller settings where memory is rather full already; the plan notes what was changed. Not for one of
@@ -167,6 +227,7 @@ impl Ready {
         let shown = path.display();
         print::note(format_args!("no data at {shown}: making sample data there"));
         let partial = path.with_added_extension(format!("partial-{}", std::process::id()));
+        self.undo.add(&partial);
         std::fs::create_dir_all(&partial).map_err(io(format!("cannot make {}", partial.display()), exit::DATA))?;
         let made = self
             .make_sample(&partial)
@@ -174,12 +235,15 @@ impl Ready {
         if made.is_err() {
             let _ = std::fs::remove_dir_all(&partial);
         }
+        self.undo.forget(&partial);
         made
     }
 
     fn make_sample(&self, out: &Path) -> Result<(), Error> {
         let args = SampleDataArgs::of(&self.config.task, out, self.config.seed);
-        let status = rank_command(&args.words())?.status().map_err(io("cannot start rank", exit::INTERNAL))?;
+        let mut command = rank_command(&args.words())?;
+        supervise::prepare_helper(&mut command);
+        let status = command.status().map_err(io("cannot start rank", exit::INTERNAL))?;
         let path = self.config.data.dataset_path.display();
         let failed = || Error::Data(format!("no sample data at {path}: `rank sample-data` ended with {status}"));
         if status.success() { Ok(()) } else { Err(failed()) }
@@ -209,43 +273,52 @@ fn text_of(plan: &Plan) -> String {
 }
 
 fn show_plan(run: &RunArgs) -> Result<u8, Error> {
-    let mut ready = prepare(&run.config, request(run))?;
+    let mut ready = prepare(&run.config, request(run), &Undo::default())?;
     let plan = ready.eased_plan()?;
+    ready.check_limits(&plan)?;
     print::out(text_of(&plan))?;
     Ok(exit::OK)
 }
 
-fn train(run: &RunArgs) -> Result<u8, Error> {
-    let mut ready = prepare(&run.config, request(run))?;
+fn train(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
+    let mut ready = prepare(&run.config, request(run), early.undo())?;
     let program = rank_program()?;
-    let (plan, mut folder) = if run.nnodes > 1 { nodes::together(run, &mut ready)? } else { alone(run, &mut ready)? };
+    let (plan, mut folder, _lock) =
+        if run.nnodes > 1 { nodes::together(run, &mut ready)? } else { alone(run, &mut ready)? };
     print::say(text_of(&plan));
     announce(&folder, &run.resume());
     pre_flight(&ready, &plan);
     let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
-    let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program)?;
+    let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program, early.hand_over())?;
     close(&folder, &setup, &outcome);
     Ok(outcome.exit_code)
 }
 
-fn alone(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir), Error> {
+fn alone(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir, RunLock), Error> {
     ready.plan()?;
     ready.sample_if_missing()?;
     // Again: the sample data weigh something now.
     let plan = ready.eased_plan()?;
-    Ok((plan, open_folder(run, ready)?))
+    ready.check_limits(&plan)?;
+    let (folder, lock) = open_folder(run, ready)?;
+    Ok((plan, folder, lock))
 }
 
-fn open_folder(run: &RunArgs, ready: &Ready) -> Result<RunDir, Error> {
+/// The run's folder, locked: one job trains in it at a time.
+fn open_folder(run: &RunArgs, ready: &Ready) -> Result<(RunDir, RunLock), Error> {
+    let resume = run.resume();
     let ask = Ask {
         runs_dir: &ready.config.log.runs_dir,
         config_name: &ready.config.name,
         name: run.name.as_deref(),
-        resume: &run.resume(),
+        resume: &resume,
         node_rank: run.node_rank,
         now: SystemTime::now(),
     };
-    Ok(RunDir::open(&ask)?)
+    let mut folder = RunDir::open(&ask)?;
+    let lock = folder.lock(&resume, print::note)?;
+    ready.undo.add(lock.path());
+    Ok((folder, lock))
 }
 
 /// What an attempt runs with: as asked for, or smaller after a kill for memory.
@@ -262,7 +335,7 @@ impl Setup {
         if !last.is_some_and(|last| last.killed_for_memory) {
             return;
         }
-        match self.smaller(&Machine::probe(), &ready.request) {
+        match self.smaller(&machine::probe(), &ready.request) {
             Ok(smaller) => {
                 console.note(&format!("with less memory: {}", smaller.changes.join(", ")));
                 self.reduced.extend(smaller.changes);
@@ -297,9 +370,9 @@ fn pre_flight(ready: &Ready, plan: &Plan) {
 }
 
 /// Relative to the working folder where it lies below it.
-fn shown(path: &Path) -> std::path::Display<'_> {
+fn shown(path: &Path) -> String {
     let cwd = std::env::current_dir().unwrap_or_default();
-    path.strip_prefix(cwd).unwrap_or(path).display()
+    spec::contract::shown(path.strip_prefix(cwd).unwrap_or(path))
 }
 
 fn announce(folder: &RunDir, resume: &Resume) {
@@ -325,6 +398,7 @@ fn supervise_run(
     setup: &mut Setup,
     folder: &mut RunDir,
     program: PathBuf,
+    signals: &Signals,
 ) -> Result<Outcome, Error> {
     let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
     let mut made = None;
@@ -341,11 +415,22 @@ fn supervise_run(
             std::io::Error::other(text)
         })
     };
-    let outcome = supervise::run_with_restarts(run.max_restarts, spec, &console);
+    let outcome = supervise::run_with_restarts(run.max_restarts, spec, &console, signals);
     console.finish();
     outcome.map_err(|source| {
-        made.unwrap_or(Error::Io { what: "cannot run the ranks".into(), code: exit::INTERNAL, source })
+        made.unwrap_or(Error::Io { what: "cannot run the ranks".into(), code: start_code(&source), source })
     })
+}
+
+/// The exit code where the ranks could not be started: the machine lacks what they need, or something else.
+fn start_code(error: &std::io::Error) -> u8 {
+    let Some(inner) = error.get_ref() else { return exit::INTERNAL };
+    match inner.downcast_ref::<HostError>() {
+        Some(HostError::Memory(_)) => exit::PLAN,
+        Some(HostError::System(error)) => start_code(error),
+        None if inner.is::<Refused>() => exit::PLAN,
+        None => exit::INTERNAL,
+    }
 }
 
 fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, restarts: u32) -> Result<Spec, Error> {
@@ -360,13 +445,14 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
     ];
     let again = restarts > 0 || folder.resume.is_some();
     env.extend(torch_env(|name| std::env::var_os(name).is_some()));
+    env.extend(log_env(run));
     Ok(Spec {
         program: program.to_path_buf(),
         args: Vec::new(),
         env,
         ranks: ranks(&meeting)?,
         log_dir: Some(folder.path.clone()),
-        grace: Duration::try_from_secs_f64(config.train.stop_grace).unwrap_or(EXEC_GRACE),
+        grace: Duration::try_from_secs_f64(config.train.stop_grace).unwrap_or(exec::GRACE),
         control: true,
         cache: cache_spec(plan),
         watch: WatchSpec { again, ..WatchSpec::of(config, plan, Some(&folder.path)) },
@@ -378,14 +464,14 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
 /// and the page cache, whose pages it makes, are charged elsewhere.
 fn limits(config: &Config, plan: &Plan) -> Option<Limits> {
     let (budget, watch) = (&plan.budget, &config.watch);
-    let high_bytes = budget.total_bytes.checked_sub(budget.page_cache_bytes + budget.line_bytes("launcher"))?;
+    let high_bytes = budget.total_bytes.checked_sub(budget.page_cache_bytes + budget.line_bytes(LineId::Launcher))?;
     let wanted = watch.enabled && watch.cgroup;
     wanted.then_some(Limits { high_bytes, max_bytes: high_bytes.saturating_add(high_bytes / 4) })
 }
 
 /// The page cache as planned; `None`: off, or no room for it.
 fn cache_spec(plan: &Plan) -> Option<CacheSpec> {
-    let (capacity_bytes, policy) = (plan.budget.page_cache_bytes, PolicyKind::named(&plan.budget.cache_policy)?);
+    let (capacity_bytes, policy) = (plan.budget.page_cache_bytes, PolicyKind::of(plan.budget.cache_policy)?);
     (capacity_bytes > 0).then_some(CacheSpec { capacity_bytes, policy })
 }
 
@@ -416,29 +502,6 @@ fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
     supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
 }
 
-fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>) -> Result<u8, Error> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let count = run.local_ranks().unwrap_or(1);
-    let spec = Spec {
-        program: program.into(),
-        args,
-        env: Vec::new(),
-        ranks: ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?,
-        log_dir: None,
-        grace: EXEC_GRACE,
-        control: false,
-        cache: None,
-        watch: WatchSpec::silent(),
-        limits: None,
-    };
-    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
-    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console);
-    console.finish();
-    let outcome = outcome.map_err(io("cannot run the ranks", exit::INTERNAL))?;
-    explain(&outcome);
-    Ok(outcome.exit_code)
-}
-
 fn explain(outcome: &Outcome) {
     if let Some(failure) = &outcome.first_failure {
         print::note(format_args!("error: {failure}"));
@@ -449,15 +512,11 @@ fn explain(outcome: &Outcome) {
 fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     let Setup { config, plan, reduced } = setup;
     let path = folder.path.join("summary.json");
-    let known = outcome.first_failure.is_none().then(|| std::fs::read(&path).ok()).flatten();
-    let mut summary: Summary = known.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_else(|| Summary {
-        status: "failed".into(),
-        steps: outcome.progress.as_ref().map_or(0, |last| last.step),
-        // The running one is not whole.
-        epochs: outcome.progress.as_ref().map_or(0, |last| last.epoch.saturating_sub(1)),
-        wall_s: outcome.wall.as_secs_f64(),
-        ..Summary::default()
-    });
+    let start = folder.start().unwrap_or_default();
+    // One of an earlier start says nothing of this one.
+    let read = || serde_json::from_slice::<Summary>(&std::fs::read(&path).ok()?).ok().filter(|of| of.start == start);
+    let known = outcome.first_failure.is_none().then(|| read().or_else(|| outcome.summary.clone())).flatten();
+    let mut summary = known.unwrap_or_else(|| Summary { start, ..without_summary(outcome, folder.resumed_step()) });
     summary.wall_s = outcome.wall.as_secs_f64();
     summary.peak_pss_bytes_per_rank = outcome.peaks.pss_bytes_per_rank.clone();
     summary.peak_own_bytes_per_rank = outcome.last_peaks.own_bytes_per_rank.clone();
@@ -467,27 +526,72 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     summary.ended = outcome.ended.clone();
     let failed = outcome.first_failure.as_ref().map(supervise::Failure::words);
     summary.reason = outcome.stopped_for.clone().or(failed).or(summary.reason.take());
+    if outcome.exit_code == exit::UNSTARTED {
+        let by = outcome.stopped_by.map(supervise::signal_name).unwrap_or_default();
+        (summary.status, summary.reason) = (RunStatus::Stopped, Some(format!("stopped before the first step ({by})")));
+    }
     if let Some(stats) = &outcome.cache {
-        summary.cache = CacheSummary::of(&plan.budget.cache_policy, stats);
+        summary.cache = CacheSummary::of(plan.budget.cache_policy, stats);
+    }
+    for gap in &outcome.gaps {
+        if !summary.record_gaps.iter().any(|known| (&known.file, known.from_t) == (&gap.file, gap.from_t)) {
+            summary.record_gaps.push(gap.clone());
+        }
     }
     if let Ok(text) = serde_json::to_vec_pretty(&summary)
-        && let Err(error) = std::fs::write(&path, text)
+        && let Err(error) = run_dir::replace(&path, &text)
     {
-        print::note(format_args!("{}: {error}", path.display()));
+        print::note(format_args!("{:#}; the run itself ended as shown here", anyhow::Error::from(error)));
     }
     if let Some(stats) = &outcome.cache {
         print::say(cache_stats(data_name(&config.task), stats));
+    }
+    if config.log.plots && outcome.first_failure.is_none() && plan.topology.node_rank == 0 {
+        figures::of_run(&folder.path);
     }
     print::say(closing_table(&summary, plan));
     print::say(format_args!("run folder: {}", shown(&folder.path)));
     // Last, where eyes are.
     explain(outcome);
+    summary.record_gaps.iter().for_each(|gap| print::note(format_args!("warning: {gap}")));
     if let Some(reason) = &outcome.stopped_for {
         print::say(watch::stopped(config.log.language, reason));
+    }
+    if outcome.exit_code == exit::UNSTARTED {
+        let name = folder.name();
+        let kept = folder.resume.as_deref().and_then(Path::file_name).map(|at| format!(", {} stays", at.display()));
+        let kept = kept.unwrap_or_default();
+        print::note(format_args!(
+            "stopped before the first step: nothing was trained{kept}; to start again, add: --name {name} --resume auto"
+        ));
     }
     if outcome.exit_code == exit::STOPPED {
         let name = folder.name();
         print::say(format_args!("stopped after a checkpoint; to go on, add: --name {name} --resume auto"));
+    }
+}
+
+/// What the launcher knows of a run whose rank 0 left no summary; `resumed_step`: where it began.
+fn without_summary(outcome: &Outcome, resumed_step: Option<u64>) -> Summary {
+    let (failed, last) = (outcome.first_failure.is_some(), outcome.progress.as_ref());
+    let (status, reason) = match outcome.stopped_by {
+        _ if failed => (RunStatus::Failed, None),
+        Some(signal) => {
+            let moment =
+                if last.is_some() { "before its last checkpoint was written" } else { "before the first step" };
+            (RunStatus::Stopped, Some(format!("stopped by {} {moment}", supervise::signal_name(signal))))
+        }
+        None if outcome.exit_code == exit::OK => (RunStatus::Finished, None),
+        None if outcome.exit_code == exit::STOPPED => (RunStatus::Stopped, None),
+        None => (RunStatus::Failed, None),
+    };
+    Summary {
+        status,
+        reason,
+        steps: last.map_or(resumed_step.unwrap_or(0), |last| last.step),
+        // The running one is not whole.
+        epochs: last.map_or(0, |last| last.epoch.saturating_sub(1)),
+        ..Summary::default()
     }
 }
 
@@ -498,7 +602,7 @@ fn sample_data(args: &SampleDataArgs) -> Result<u8, Error> {
 
 fn batch(args: &BatchArgs) -> Result<u8, Error> {
     let request = Request { ranks: Some(args.world), device: DeviceChoice::Cpu, ..Request::default() };
-    let ready = prepare(&args.config, request)?;
+    let ready = prepare(&args.config, request, &Undo::default())?;
     ready.sample_if_missing()?;
     let plan = ready.plan()?;
     // Beside the runs, where the facts about unchanged files are kept; gone when the batch is written.

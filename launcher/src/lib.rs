@@ -3,26 +3,40 @@
 //! milliseconds and can never create a CUDA context.
 //!
 //! ```text
-//! config ──► plan ──► supervise ──► ranks (package `headroom`)
-//!    machine ──┘       │ │   │
-//!                console │ cache  contract  (all that crosses processes)
-//!                      watch  (memory: seen, warned of, given back, explained)
+//! spec: config ──► plan ──► supervise ──► ranks (package `headroom`)
+//!          machine ──┘       │ │   │
+//!                      console │ cache
+//!                            watch  (memory: seen, warned of, given back, explained)
 //! ```
 //!
-//! Architecture invariant: `plan` does no I/O; `config` reads neither environment, clock, /proc nor GPU; `machine`
-//! takes no decisions; `supervise` knows neither tensors nor YAML; `contract` has no behaviour;
-//! `cache` touches no sample bytes; `watch` reaches ranks and page cache through `supervise` alone.
+//! | room | owns | may not touch |
+//! |---|---|---|
+//! | [`machine`] | probes: cores, memory, cgroups, GPUs by NVML, files of a data set | decisions |
+//! | [`watch`] | memory sampling, thresholds, response to pressure | training |
+//! | [`supervise`] | children, process groups, signals, first failure, restarts, log lines | tensors, YAML |
+//! | [`journal`] | append-only files of whole lines that survive a full disk and rotation | meaning of records |
+//! | [`logging`] | the subscriber of `tracing` events, and its filter | output |
+//! | [`console`] | lines, tables and the progress bar of a training run | decisions |
+//! | [`run_dir`] | the run's folder: names, resume, `job.json`, summary | training |
+//! | [`cli`] | the command line | work |
+//! | [`command`] | the verbs: wiring and exit codes | algorithms |
+//! | [`monitor`] | the live view of a run or a program | training |
+//! | [`advise`] | `analyze`, `doctor`, `recommend`: answers read from records | training |
+//! | [`plots`] | figures of a run or of a monitor's log, as PNG | training |
+//! | [`smart`] | training in legs until targets are met | tensors |
+//!
+//! Architecture invariant: `machine` takes no decisions; `supervise` knows neither tensors nor YAML;
+//! `watch` reaches ranks and page cache through `supervise` alone.
 
 pub mod advise;
-pub mod cache;
 pub mod cli;
 pub mod command;
-pub mod config;
 pub mod console;
-pub mod contract;
+pub mod journal;
+pub mod logging;
 pub mod machine;
 pub mod monitor;
-pub mod plan;
+pub mod plots;
 pub mod run_dir;
 pub mod smart;
 pub mod supervise;

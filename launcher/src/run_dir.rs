@@ -1,10 +1,17 @@
 //! A run's folder, `<log.runs_dir>/<run>/`: which one a command means, and what the launcher writes there.
 
-use crate::config::{Config, is_folder_name};
-use crate::contract::{self, Job, exit};
-use crate::plan::Plan;
+mod lock;
+
+pub use lock::{LockError, RunLock};
+
+use crate::journal;
+use spec::config::{Config, is_folder_name};
+use spec::contract::{self, exit, shown};
+use spec::job::Job;
+use spec::plan::Plan;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// Why there is no folder to run in, or nothing to resume from.
@@ -12,24 +19,32 @@ use std::time::SystemTime;
 pub enum RunDirError {
     #[error(
         "the run {name} exists already ({path}): continue it with --resume auto, or choose another --name",
-        path = path.display()
+        path = shown(path)
     )]
     Exists { name: String, path: PathBuf },
     #[error("--name {0:?} cannot name a folder: use letters, digits, - _ . and start with none of - .")]
     BadName(String),
-    #[error("--name {name} and --resume {path} mean different runs: leave --name out", path = path.display())]
+    #[error("--name {name} and --resume {path} mean different runs: leave --name out", path = shown(path))]
     OtherRun { name: String, path: PathBuf },
-    #[error("--resume {path}: {problem}", path = path.display())]
+    #[error("--resume {path}: {problem}", path = shown(path))]
     NoCheckpoint { path: PathBuf, problem: String },
-    #[error("cannot {what} {path} (log.runs_dir names another place)", path = path.display())]
+    #[error("cannot {what} {path} (log.runs_dir names another place)", path = shown(path))]
     Io {
         what: &'static str,
         path: PathBuf,
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    #[error(
+        "the run folder {path}: its name is not UTF-8, and records and variables of ranks cannot hold it: set log.runs_dir \
+         to another folder, or start in one",
+        path = shown(.0)
+    )]
+    NotUtf8(PathBuf),
     #[error("cannot write the resolved config")]
-    Config(#[from] crate::config::ConfigError),
+    Config(#[from] spec::config::ConfigError),
 }
 
 impl RunDirError {
@@ -86,9 +101,9 @@ impl RunDir {
         if let Some(name) = ask.name.filter(|name| !is_folder_name(name)) {
             return Err(RunDirError::BadName(name.to_string()));
         }
-        let runs_dir = absolute(ask.runs_dir)?;
+        let runs_dir = utf8(absolute(ask.runs_dir)?)?;
         let (path, resume) = match (ask.resume, ask.name) {
-            (Resume::Path(path), name) => resume_from(&absolute(path)?, name)?,
+            (Resume::Path(path), name) => resume_from(&utf8(absolute(path)?)?, name)?,
             (Resume::Auto, Some(name)) => known_or_new(runs_dir.join(name))?,
             (Resume::Auto, None) => match newest_run(&runs_dir, ask.config_name) {
                 Some(path) => known_or_new(path)?,
@@ -101,12 +116,33 @@ impl RunDir {
         Ok(Self { path, resume, node_rank: ask.node_rank })
     }
 
+    /// Locks the folder for this process, and looks again for what there is to resume: another run may have ended in between.
+    /// `say` gets a line when the lock of a process that has ended is taken over.
+    ///
+    /// # Errors
+    /// Another process trains this run.
+    pub fn lock(&mut self, resume: &Resume, say: impl FnMut(String)) -> Result<RunLock, RunDirError> {
+        let lost = |other: String| {
+            eprintln!(
+                "launch: error: the run was taken over by {other}, since this process gave no sign of life: ending"
+            );
+            // The guard ends the ranks, which are not to save over the other run's checkpoints.
+            std::process::exit(i32::from(exit::USAGE));
+        };
+        let lock = RunLock::take(&self.path, self.node_rank, "launch", say, Box::new(lost))?;
+        let is_chosen = matches!(resume, Resume::Path(path) if step_of(path).is_some());
+        if *resume != Resume::No && !is_chosen {
+            self.resume_newest();
+        }
+        Ok(lock)
+    }
+
     /// A folder for one job that leaves nothing behind: see [`RunDir::remove`].
     ///
     /// # Errors
     /// The folder cannot be made.
     pub fn scratch(runs_dir: &Path) -> Result<Self, RunDirError> {
-        let path = runs_dir.join(format!(".batch-{}", std::process::id()));
+        let path = utf8(runs_dir.join(format!(".batch-{}", std::process::id())))?;
         std::fs::create_dir_all(&path).map_err(|source| io_error("make", &path, source))?;
         Ok(Self { path, resume: None, node_rank: 0 })
     }
@@ -118,7 +154,7 @@ impl RunDir {
 
     /// Name of the run.
     pub fn name(&self) -> String {
-        self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
     }
 
     /// Writes `config.yaml`, `plan.json` and `job.json` (on node R > 0: `plan.node<R>.json`, `job.node<R>.json`), and
@@ -133,6 +169,7 @@ impl RunDir {
             plan: plan.clone(),
             run_dir: self.path.clone(),
             resume: self.resume.clone(),
+            start: new_start(),
         };
         let node = if self.node_rank == 0 { String::new() } else { format!(".node{}", self.node_rank) };
         if self.node_rank == 0 {
@@ -142,6 +179,19 @@ impl RunDir {
         let path = self.path.join(format!("job{node}.json"));
         replace(&path, &json(&job, &self.path)?)?;
         Ok((job, path))
+    }
+
+    /// Step of the checkpoint that the run continues from.
+    pub fn resumed_step(&self) -> Option<u64> {
+        self.resume.as_deref().and_then(step_of)
+    }
+
+    /// Name of the start that `job.json` is of; a summary with the same name is of this start, whatever the clock says.
+    /// `None`: there is no such file, or it is of an earlier version.
+    pub fn start(&self) -> Option<String> {
+        let text = std::fs::read(self.path.join("job.json")).ok()?;
+        let job: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(job.get("start")?.as_str()?.to_owned())
     }
 
     /// Continues from the newest complete checkpoint, for a restart of the same run.
@@ -223,7 +273,10 @@ fn make_named(runs_dir: &Path, name: &str) -> Result<PathBuf, RunDirError> {
     let path = runs_dir.join(name);
     match make(runs_dir, &path)? {
         true => Ok(path),
-        false => Err(RunDirError::Exists { name: name.to_string(), path }),
+        // A run that trains cannot be continued either.
+        false => Err(lock::check(&path, 0)
+            .err()
+            .map_or_else(|| RunDirError::Exists { name: name.to_string(), path }, RunDirError::Locked)),
     }
 }
 
@@ -250,14 +303,21 @@ fn make(runs_dir: &Path, path: &Path) -> Result<bool, RunDirError> {
     }
 }
 
-/// Readers see the old file or the new one, never half of it.
+/// Readers see the old file or the new one, never half of it. A full disk is waited for, a few seconds.
 ///
 /// # Errors
 /// No room, no permission.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
     let sibling = path.with_added_extension("new");
-    std::fs::write(&sibling, bytes).map_err(|source| io_error("write", &sibling, source))?;
-    std::fs::rename(&sibling, path).map_err(|source| io_error("write", path, source))
+    journal::replace(path, &sibling, bytes, journal::ROOM_LIMIT).map_err(|source| io_error("write", path, source))
+}
+
+/// A name that no other start has: the clock may have been set back, and a process number comes again.
+fn new_start() -> String {
+    static STARTS: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (pid, number) = (std::process::id(), STARTS.fetch_add(1, Ordering::Relaxed));
+    format!("{:x}-{pid}-{number}", now.as_nanos())
 }
 
 fn json<T: serde::Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, RunDirError> {
@@ -266,6 +326,10 @@ fn json<T: serde::Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, RunDirEr
 
 fn absolute(path: &Path) -> Result<PathBuf, RunDirError> {
     std::path::absolute(path).map_err(|source| io_error("find", path, source))
+}
+
+fn utf8(path: PathBuf) -> Result<PathBuf, RunDirError> {
+    if path.to_str().is_some() { Ok(path) } else { Err(RunDirError::NotUtf8(path)) }
 }
 
 fn io_error(what: &'static str, path: &Path, source: io::Error) -> RunDirError {
@@ -338,6 +402,33 @@ mod tests {
         assert_eq!(error.exit_code(), exit::USAGE);
         assert_eq!(open(runs.path(), Some("a"), &Resume::Auto).unwrap(), first);
         assert!(matches!(open(runs.path(), Some("../a"), &Resume::No), Err(RunDirError::BadName(_))));
+    }
+
+    #[test]
+    fn a_folder_whose_name_is_not_utf8_is_refused_by_that_name() {
+        use std::os::unix::ffi::OsStrExt;
+        let runs = tempfile::tempdir().unwrap();
+        let odd = runs.path().join(std::ffi::OsStr::from_bytes(b"r\xff"));
+        fs::create_dir(&odd).unwrap();
+        for (runs_dir, resume) in [(odd.as_path(), Resume::No), (runs.path(), Resume::Path(odd.clone()))] {
+            let error = open(runs_dir, Some("a"), &resume).unwrap_err();
+            assert!(error.to_string().contains(r#"/r\xFF": its name is not UTF-8"#), "{error}");
+            assert_eq!(error.exit_code(), exit::USAGE);
+        }
+        assert_eq!(fs::read_dir(&odd).unwrap().count(), 0, "nothing is made there");
+    }
+
+    #[test]
+    fn starts_have_names_of_their_own() {
+        let runs = tempfile::tempdir().unwrap();
+        let run = open(runs.path(), Some("a"), &Resume::No).unwrap();
+        assert_eq!(run.start(), None);
+        let names = [(); 2].map(|()| {
+            let (job, _) = run.write(&demo(), &Plan::default()).unwrap();
+            assert_eq!(run.start().as_ref(), Some(&job.start));
+            job.start
+        });
+        assert_ne!(names[0], names[1]);
     }
 
     #[test]
@@ -414,7 +505,7 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Job>(&fs::read(path).unwrap()).unwrap(), job);
         assert_eq!(job.run_dir, run.path);
         let text = fs::read_to_string(run.path.join("config.yaml")).unwrap();
-        let again = crate::config::RawConfig::parse(&text, "config.yaml").unwrap().resolve("cpu", &[]).unwrap();
+        let again = spec::config::RawConfig::parse(&text, "config.yaml").unwrap().resolve("cpu", &[]).unwrap();
         assert_eq!(again, demo());
         let mut names: Vec<_> = fs::read_dir(&run.path).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();

@@ -2,9 +2,9 @@
 //!
 //! Architecture invariant: reads a config and records, starts nothing.
 
-use crate::config::{Config, Language, MonitorMode, SmartConfig};
-use crate::contract::MetricsRecord;
 use serde::{Deserialize, Serialize};
+use spec::config::{Config, Language, MonitorMode, SmartConfig};
+use spec::contract::MetricsRecord;
 use std::collections::BTreeSet;
 
 /// A target that cannot be read.
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn item_61_the_smart_loop_goes_on_while_a_target_gets_better() {
+    fn the_smart_loop_goes_on_while_a_target_gets_better() {
         let falling = || (0..100).map(|epoch| 1.0 - 0.005 * f64::from(epoch));
         let text = Some("val.mae_deg<=0.2");
         assert_eq!(after(text, &records("val.mae_deg", falling()), 100), Decision::GoOn { up_to: 150 });

@@ -1,11 +1,17 @@
 //! Collectives between the ranks of a job.
 
-pub mod contract;
+#[cfg(test)]
+#[path = "../../tests/benches/conformance.rs"]
+mod conformance;
+mod error;
 pub mod nccl;
 pub mod rendezvous;
 pub mod shm;
 pub mod solo;
+#[cfg(test)]
+mod tests;
 
+pub use error::CommError;
 pub use nccl::NcclCollective;
 pub use rendezvous::RankEnv;
 pub use shm::ShmCollective;
@@ -13,23 +19,6 @@ pub use solo::Solo;
 
 use crate::torch::device::Event;
 use tch::Tensor;
-
-/// What can go wrong between ranks.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum CommError {
-    /// Another rank ended; the launcher says why.
-    #[error("rank {rank} failed: {error}")]
-    PeerFailed { rank: u32, error: String },
-    #[error(
-        "{collective} waited {waited_s:.1} s for rank {missing}: it never arrived (train.step_timeout is {timeout_s} s)"
-    )]
-    Timeout { collective: String, waited_s: f64, missing: String, timeout_s: f64 },
-    /// The node's page cache was lost, without which no rank of it goes on.
-    #[error("{0}")]
-    Cache(String),
-    #[error("{0}")]
-    Other(String),
-}
 
 /// Ranks acting together. Every call is made by all ranks, in the same order, with the same shapes.
 ///
@@ -77,7 +66,7 @@ pub trait Collective: Send + Sync {
     /// # Errors
     /// A peer failed, time is over, or work on the device failed.
     fn wait(&self, event: &Event, name: &str) -> Result<(), CommError> {
-        event.synchronize().map_err(|e| CommError::Other(format!("{name}: {e}")))
+        event.synchronize().map_err(|e| CommError::torch(name, e))
     }
     /// Copies `root`'s contiguous tensor (any dtype) to all ranks, in place.
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError>;

@@ -1,6 +1,6 @@
 //! Collectives between CUDA ranks, on one node or several, through NCCL.
 //!
-//! Three storeys: `sys` (symbols of a library found at run time), `result` (numbers as errors, waiting), and this one,
+//! Three storeys, with `error` below them: `sys` (symbols of a library found at run time), `result` (numbers as errors, waiting), and this one,
 //! which is safe. Communicators are non-blocking: nothing here waits for a peer without a limit, and
 //! [`Collective::abort`] ends every wait.
 //!
@@ -10,14 +10,16 @@
 
 #![allow(unsafe_code)]
 
+mod error;
 mod result;
 mod sys;
 
-pub use result::{NcclError, version_text};
+pub use error::{NcclError, version_text};
 
 use super::{Collective, CommError};
 use crate::torch;
 use crate::torch::device::{Event, Stream};
+use launcher::machine::awake::{self, Deadline};
 use result::{check, pause, settle};
 use std::ffi::{c_int, c_void};
 use std::path::PathBuf;
@@ -47,7 +49,7 @@ impl Nccl {
     /// # Errors
     /// There is none, or it is too old.
     pub fn load(named: Option<PathBuf>) -> Result<Nccl, NcclError> {
-        sys::load(&sys::Places { named, torch: torch::device::libtorch_folder() }).map(Nccl)
+        sys::load(&sys::SearchPaths { named, torch: torch::device::libtorch_folder() }).map(Nccl)
     }
 
     /// Such as `2.28.9`.
@@ -75,7 +77,7 @@ impl Nccl {
 
 /// Where a rank stands in its communicator.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Member {
     pub rank: usize,
     pub world_size: usize,
     /// CUDA index of this rank's device.
@@ -85,7 +87,7 @@ pub struct Place {
 /// The ranks of a job, each on a CUDA device.
 pub struct NcclCollective {
     api: &'static Api,
-    place: Place,
+    place: Member,
     stream: Stream,
     timeout: Duration,
     /// Gradients travel as bf16.
@@ -124,11 +126,12 @@ impl NcclCollective {
     pub fn new(
         nccl: Nccl,
         id: UniqueId,
-        place: Place,
+        place: Member,
         wire: Wire,
         timeout: Duration,
     ) -> Result<NcclCollective, CommError> {
-        let hinted = |error: CommError| CommError::Other(format!("NCCL {}: {error}; {HINTS}", nccl.version()));
+        let hinted =
+            |error: CommError| CommError::NcclStart { version: nccl.version(), hints: HINTS, error: Box::new(error) };
         let new = Self::connect(nccl, id, place, wire, timeout).map_err(hinted)?;
         new.or_abort(new.preflight()).map_err(hinted)?;
         Ok(new)
@@ -137,7 +140,7 @@ impl NcclCollective {
     fn connect(
         nccl: Nccl,
         id: UniqueId,
-        place: Place,
+        place: Member,
         wire: Wire,
         timeout: Duration,
     ) -> Result<NcclCollective, CommError> {
@@ -181,7 +184,7 @@ impl NcclCollective {
         if sum == right {
             return Ok(());
         }
-        Err(CommError::Other(format!("the trial all-reduce gave {sum}, expected {right}")))
+        Err(CommError::Trial { sum, right })
     }
 
     fn device(&self) -> Device {
@@ -211,7 +214,7 @@ impl NcclCollective {
         self.alive()?;
         if tensor.device() != self.device() || !tensor.is_contiguous() {
             let (shape, device) = (tensor.size(), tensor.device());
-            return Err(CommError::Other(format!(
+            return Err(CommError::Tensor(format!(
                 "NCCL moves contiguous tensors of {:?}; this one of shape {shape:?} is on {device:?} or not contiguous",
                 self.device()
             )));
@@ -276,13 +279,13 @@ impl NcclCollective {
     }
 
     fn watch(&self, event: &Event, name: &str, limit: Duration) -> Result<(), CommError> {
-        let start = Instant::now();
+        let (start, deadline) = (Instant::now(), Deadline::new(limit));
         while !event.is_done().map_err(other)? {
             self.alive()?;
-            if start.elapsed() > limit {
+            if deadline.left_unless(awake::others_are_suspended).is_zero() {
                 return Err(CommError::Timeout {
                     collective: name.to_owned(),
-                    waited_s: start.elapsed().as_secs_f64(),
+                    waited_s: deadline.waited().as_secs_f64(),
                     missing: "unknown to NCCL".to_owned(),
                     timeout_s: limit.as_secs_f64(),
                 });
@@ -304,7 +307,7 @@ impl NcclCollective {
         let code = unsafe { (self.api.comm_async_error)(comm.raw, &mut state) };
         let result = check(self.api, comm.raw, "ncclCommGetAsyncError", code)
             .and_then(|()| check(self.api, comm.raw, "NCCL", state));
-        result.map_err(|error| CommError::Other(format!("{name}: {error}")))
+        result.map_err(|source| CommError::NcclCall { call: name.to_string(), source })
     }
 
     /// `act` with a copy of `tensor` on the device, which then replaces it.
@@ -360,7 +363,7 @@ impl Collective for NcclCollective {
     }
 
     fn flat_buffer(&self, len: usize) -> Result<Tensor, CommError> {
-        let n = i64::try_from(len).map_err(|_| CommError::Other(format!("a buffer of {len} elements")))?;
+        let n = i64::try_from(len).map_err(|_| CommError::Tensor(format!("a buffer of {len} elements")))?;
         Tensor::f_zeros([n], (Kind::Float, self.device())).map_err(tch_error)
     }
 
@@ -401,7 +404,7 @@ impl Collective for NcclCollective {
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError> {
         if root >= self.place.world_size {
-            return Err(CommError::Other(format!("broadcast from rank {root} of {}", self.place.world_size)));
+            return Err(CommError::NoRoot { root, world: self.place.world_size });
         }
         if tensor.numel() == 0 {
             return self.alive();
@@ -473,16 +476,16 @@ fn reducible(kind: Kind) -> Result<c_int, CommError> {
         Kind::Half => sys::FLOAT16,
         Kind::BFloat16 => sys::BFLOAT16,
         Kind::Int64 => sys::INT64,
-        other => return Err(CommError::Other(format!("all_reduce_sum adds floats or i64, not {other:?}"))),
+        other => return Err(CommError::Tensor(format!("all_reduce_sum adds floats or i64, not {other:?}"))),
     })
 }
 
 fn other(error: torch::TorchError) -> CommError {
-    CommError::Other(error.to_string())
+    CommError::torch("device", error)
 }
 
 fn tch_error(error: tch::TchError) -> CommError {
-    CommError::Other(format!("libtorch: {error}"))
+    CommError::torch("libtorch", error)
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<RankEnv, Comm
     };
     let local_rank = local_rank.unwrap_or(rank);
     if rank >= world_size || local_rank >= local_world_size || local_world_size > world_size {
-        return Err(CommError::Other(format!(
+        return Err(CommError::Membership(format!(
             "{} {rank} of {} {world_size}, {} {local_rank} of {local_world_size} on this node: ranks count from 0",
             names.rank, names.world, names.local_rank
         )));
@@ -105,23 +105,33 @@ impl RankEnv {
 fn with_master(lookup: impl Fn(&str) -> Option<String>, env: RankEnv) -> Result<RankEnv, CommError> {
     let master_port = match lookup("MASTER_PORT") {
         Some(value) => u16::try_from(parse("MASTER_PORT", &value)?)
-            .map_err(|_| CommError::Other(format!("MASTER_PORT is {value}, expected at most 65535")))?,
+            .map_err(|_| variable("MASTER_PORT", &value, "at most 65535"))?,
         None => env.master_port,
     };
-    Ok(RankEnv { master_addr: lookup("MASTER_ADDR").unwrap_or(env.master_addr), master_port, ..env })
+    let master_addr = match lookup("MASTER_ADDR") {
+        Some(value) => {
+            spec::contract::env::host(&value).map_err(|problem| CommError::Other(format!("MASTER_ADDR {problem}")))?
+        }
+        None => env.master_addr,
+    };
+    Ok(RankEnv { master_addr, master_port, ..env })
 }
 
 fn parse(name: &str, value: &str) -> Result<usize, CommError> {
-    value.trim().parse().map_err(|_| CommError::Other(format!("{name} is {value:?}, expected a whole number")))
+    value.trim().parse().map_err(|_| variable(name, value, "a whole number"))
+}
+
+fn variable(name: &str, value: &str, expected: &'static str) -> CommError {
+    CommError::Variable { name: name.into(), value: value.into(), expected }
 }
 
 fn missing(name: &str, beside: &str) -> CommError {
-    CommError::Other(format!("{beside} is set but {name} is not: set both, or neither for a single rank"))
+    CommError::MissingVariable { name: name.into(), beside: beside.into() }
 }
 
 /// Tasks on node `node` out of SLURM's list, such as `4(x2),3`: two nodes of four, then one of three.
 fn slurm_tasks(list: &str, node: usize) -> Result<usize, CommError> {
-    let bad = || CommError::Other(format!("SLURM_STEP_TASKS_PER_NODE is {list:?}, expected such as 4(x2),3"));
+    let bad = || variable("SLURM_STEP_TASKS_PER_NODE", list, "such as 4(x2),3");
     let mut left = node;
     for part in list.split(',') {
         let (tasks, times) = match part.split_once("(x") {
@@ -239,6 +249,8 @@ mod tests {
         assert!(error(&[("RANK", "x"), ("WORLD_SIZE", "1")]).contains("RANK is \"x\""));
         assert!(error(&[("RANK", "3"), ("WORLD_SIZE", "3")]).contains("ranks count from 0"));
         assert!(error(&[("MASTER_PORT", "70000")]).contains("at most 65535"));
+        assert!(error(&[("MASTER_ADDR", "node7:29500")]).contains("MASTER_ADDR \"node7:29500\" names a port"));
+        assert_eq!(parse_env(&[("MASTER_ADDR", "[::1]")]).unwrap().master_addr, "::1");
         assert!(error(&[("RANK", "1"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0")]).contains("LOCAL_WORLD_SIZE"));
         assert!(slurm_tasks("4(x2),3", 3).is_err() && slurm_tasks("4(x2", 0).is_err());
     }

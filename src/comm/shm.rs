@@ -14,7 +14,7 @@ mod sync;
 use super::{Collective, CommError};
 use crate::ledger::{self, Holding, Part};
 use crate::torch;
-use rustix::fs::{MemfdFlags, memfd_create};
+use cache::{SharedMemory, shared_memory};
 use rustix::io::Errno;
 use segment::{MAX_RANKS, Region, Segment};
 use std::os::fd::OwnedFd;
@@ -45,13 +45,22 @@ struct Regions {
     list: Vec<Arc<Region>>,
 }
 
-/// Makes the memfd that the ranks of a node share. Inherited over `exec` unless `close_on_exec`.
+/// Makes the memory that the ranks of a node share: a memfd, or a file without a name where that is refused. Inherited over
+/// `exec` unless `close_on_exec`.
 ///
 /// # Errors
 /// The kernel gives no file.
 pub fn create_memfd(close_on_exec: bool) -> Result<OwnedFd, CommError> {
-    let flags = if close_on_exec { MemfdFlags::CLOEXEC } else { MemfdFlags::empty() } | MemfdFlags::ALLOW_SEALING;
-    memfd_create("headroom-comm", flags).map_err(|e| CommError::Other(format!("memfd_create: {e}")))
+    let failed = |call, e: std::io::Error| CommError::system(call, e);
+    let SharedMemory { fd, note, .. } =
+        shared_memory("headroom-comm", 0).map_err(|e| CommError::system("the memory in which ranks meet", e))?;
+    if let Some(note) = note {
+        tracing::warn!("{note}");
+    }
+    if !close_on_exec {
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).map_err(|e| failed("fcntl", e.into()))?;
+    }
+    Ok(fd)
 }
 
 impl ShmCollective {
@@ -63,7 +72,10 @@ impl ShmCollective {
     /// A rank outside the world or joined twice, a used memfd, no memory, or ranks that do not come in time.
     pub fn new(fd: OwnedFd, rank: usize, world: usize, timeout: Duration) -> Result<ShmCollective, CommError> {
         if world > MAX_RANKS || rank >= world {
-            return Err(CommError::Other(format!("rank {rank} of {world}: a node has ranks 0 to {}", MAX_RANKS - 1)));
+            return Err(CommError::Membership(format!(
+                "rank {rank} of {world}: a node has ranks 0 to {}",
+                MAX_RANKS - 1
+            )));
         }
         let segment = Segment::open(fd).map_err(|e| no_room(Segment::header_bytes(), e))?;
         let regions = Mutex::new(Regions { next_offset: Segment::header_bytes(), list: Vec::new() });
@@ -82,16 +94,20 @@ impl ShmCollective {
         if let Err(found) = header.world.0.compare_exchange(0, world, Ordering::AcqRel, Ordering::Acquire)
             && found != world
         {
-            return Err(CommError::Other(format!("rank {rank} expects {world} ranks on this node, others {found}")));
+            return Err(CommError::Membership(format!(
+                "rank {rank} expects {world} ranks on this node, others {found}"
+            )));
         }
         if header.generation.0.load(Ordering::Acquire) & !sync::POISON != 0 {
             let problem = "the shared memory holds an earlier run: each start needs a new memfd";
-            return Err(CommError::Other(format!("rank {rank}: {problem}")));
+            return Err(CommError::Membership(format!("rank {rank}: {problem}")));
         }
         let line = &header.ranks[rank];
         line.pid_namespace.store(pid_namespace(), Ordering::Relaxed);
         if line.pid.compare_exchange(0, std::process::id(), Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return Err(CommError::Other(format!("rank {rank} has joined already: two processes have the same rank")));
+            return Err(CommError::Membership(format!(
+                "rank {rank} has joined already: two processes have the same rank"
+            )));
         }
         self.sync.barrier(header, call(Name::Join, 0, 0))?;
         self.sync.watch_peers(header);
@@ -227,7 +243,7 @@ impl Collective for ShmCollective {
         // SAFETY: the slice holds `len` f32, is 64-byte aligned and lives as long as the region that the tensor keeps;
         // other ranks write to it only inside collectives on it, which this rank has entered too.
         unsafe { torch::from_memory(data, &shape, Kind::Float, Box::new(region)) }
-            .map_err(|e| CommError::Other(format!("flat buffer of {len} elements: {e}")))
+            .map_err(|e| CommError::torch(format!("flat buffer of {len} elements"), e))
     }
 
     fn all_reduce_sum(&self, tensor: &Tensor) -> Result<(), CommError> {
@@ -235,14 +251,14 @@ impl Collective for ShmCollective {
         match tensor.kind() {
             Kind::Float => self.all_reduce::<f32>(tensor, Name::ReduceF32),
             Kind::Double => self.all_reduce::<f64>(tensor, Name::ReduceF64),
-            other => Err(CommError::Other(format!("all_reduce_sum adds f32 or f64, not {other:?}"))),
+            other => Err(CommError::Tensor(format!("all_reduce_sum adds f32 or f64, not {other:?}"))),
         }
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError> {
         check_tensor(tensor)?;
         if root >= self.sync.world {
-            return Err(CommError::Other(format!("broadcast from rank {root} of {}", self.sync.world)));
+            return Err(CommError::NoRoot { root, world: self.sync.world });
         }
         let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
         let data = tensor.data_ptr().cast::<u8>();
@@ -308,7 +324,7 @@ fn call(name: Name, place: usize, len: usize) -> Call {
 fn check_tensor(tensor: &Tensor) -> Result<(), CommError> {
     if tensor.device() != Device::Cpu || !tensor.is_contiguous() {
         let (shape, device) = (tensor.size(), tensor.device());
-        return Err(CommError::Other(format!(
+        return Err(CommError::Tensor(format!(
             "shm moves contiguous CPU tensors; this one of shape {shape:?} is on {device:?} or not contiguous"
         )));
     }
@@ -324,10 +340,11 @@ fn check_growth(codes: &[u64], bytes: usize) -> Result<(), CommError> {
 }
 
 fn no_room(bytes: usize, error: Errno) -> CommError {
-    CommError::Other(format!(
-        "no room for {:.1} MiB in the node's shared memory ({error}): use fewer ranks, a smaller model, or a larger memory limit",
-        bytes as f64 / f64::from(1 << 20)
-    ))
+    if error == Errno::FBIG {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+        return CommError::FileLimit { bytes, limit };
+    }
+    CommError::NoRoom { mib: bytes as f64 / f64::from(1 << 20), source: std::sync::Arc::new(error.into()) }
 }
 
 fn pid_namespace() -> u64 {

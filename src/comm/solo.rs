@@ -36,8 +36,8 @@ impl Collective for Solo {
     }
 
     fn flat_buffer(&self, len: usize) -> Result<Tensor, CommError> {
-        let len = i64::try_from(len).map_err(|_| CommError::Other(format!("a buffer of {len} elements")))?;
-        Tensor::f_zeros([len], (Kind::Float, self.device)).map_err(|e| CommError::Other(format!("flat buffer: {e}")))
+        let len = i64::try_from(len).map_err(|_| CommError::Tensor(format!("a buffer of {len} elements")))?;
+        Tensor::f_zeros([len], (Kind::Float, self.device)).map_err(|e| CommError::torch("flat buffer", e))
     }
 
     fn all_reduce_sum(&self, _tensor: &Tensor) -> Result<(), CommError> {
@@ -46,7 +46,7 @@ impl Collective for Solo {
 
     fn broadcast(&self, _tensor: &Tensor, root: usize) -> Result<(), CommError> {
         if root != 0 {
-            return Err(CommError::Other(format!("broadcast from rank {root} in a world of one")));
+            return Err(CommError::NoRoot { root, world: 1 });
         }
         self.check()
     }

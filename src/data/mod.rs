@@ -1,31 +1,24 @@
-//! From files to batches: `source → cache → loader`.
+//! From files to batches: `source → cache → windows → loader`.
 
-pub mod cache;
+#[cfg(test)]
+#[path = "../../launcher/cache/src/client/testing.rs"]
+pub(crate) mod cache_testing;
+pub mod entries;
+mod error;
 pub mod loader;
+#[cfg(test)]
+#[allow(dead_code)]
+#[path = "../../tests/benches/simulate.rs"]
+mod simulate;
 pub mod source;
+pub mod windows;
+
+pub use cache::client::Wake;
+pub use error::{Cause, DataError};
 
 use crate::ledger::{self, Holding, Part};
-use std::path::PathBuf;
+use cache::client::Lent;
 use std::sync::Weak;
-
-/// What can go wrong with data. Messages name the file and the way out.
-#[derive(Debug, thiserror::Error)]
-pub enum DataError {
-    #[error("{path}: {problem}", path = path.display())]
-    File { path: PathBuf, problem: String },
-    /// The file is there and unchanged, and its content is not what its format asks for: so it is for every reader.
-    #[error("{path}: {problem}", path = path.display())]
-    Content { path: PathBuf, problem: String },
-    /// The process or the machine lacks what reading needs (descriptors, memory). Says nothing about the file, and every other
-    /// file would meet it: no file is left out for it.
-    #[error("{path}: {problem}", path = path.display())]
-    Lack { path: PathBuf, problem: String },
-    /// Reading one sample failed; `place` is [`Dataset::describe`]'s.
-    #[error("sample {index} ({place}): {error}")]
-    Sample { index: u64, place: String, error: Box<DataError> },
-    #[error("{0}")]
-    Other(String),
-}
 
 /// Element type of a field in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,13 +59,7 @@ pub struct LentPart {
     pub field: usize,
     /// Where it belongs, bytes from the field's beginning: of a sample, or of a batch.
     pub at: usize,
-    pub lent: cache::Lent,
-}
-
-/// Someone who can do work of a data set ahead of need.
-pub trait Wake: Send + Sync {
-    /// There is something for [`Dataset::work_ahead`]. Returns at once.
-    fn wake(&self);
+    pub lent: Lent,
 }
 
 /// A batch that will be read.

@@ -73,7 +73,7 @@ pub fn write(request: &Request) -> Result<(), RankError> {
         .collect();
     tensors.push(("sample_ids".into(), Tensor::from_slice(&ids)));
     Tensor::write_safetensors(&tensors, &request.out)
-        .map_err(|e| RankError::Io(format!("{}: {e}", request.out.display())))?;
+        .map_err(|e| RankError::system(request.out.display().to_string(), e))?;
     println!(
         "step {} of epoch {}: {} samples of rank {} of {} in {}",
         step,

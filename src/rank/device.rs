@@ -1,20 +1,13 @@
-//! A rank's device: what the plan gives it, how its ranks meet, what is told of it.
+//! A rank's device: the one that the plan gives it, its streams, and a line about it.
 
 use super::RankError;
-use crate::comm::nccl::{Nccl, NcclCollective, Place, UniqueId, Wire};
-use crate::comm::rendezvous::{self, Links};
-use crate::comm::{Collective, CommError, RankEnv};
-use crate::report::Reporter;
-use crate::report::memory::GpuMemory;
+use crate::comm::RankEnv;
+use crate::report::memory::MemorySnapshot;
 use crate::torch::device::{self, Stream, StreamGuard};
 use crate::train::{DeviceOptions, TrainError};
-use launcher::config;
-use launcher::contract::{Job, env};
-use std::time::Duration;
+use spec::job::Job;
 use tch::Device;
 
-/// Path or name of the NCCL to use where libtorch has mapped none.
-const NCCL: &str = "HEADROOM_NCCL";
 /// `rank:step`: this rank makes the gradient of this step (from 0) infinite. Tests of the loss scale set it.
 const OVERFLOW: &str = "HEADROOM_TEST_OVERFLOW";
 /// `rank:step`: this rank's memory runs out in this step (from 0), once. Tests of repeating set it.
@@ -29,18 +22,14 @@ const ON_DEVICE: &str = "HEADROOM_TEST_ON_DEVICE";
 /// The CUDA libraries are not there, or fewer devices than the plan counts on.
 pub fn prepare(job: &Job, place: &RankEnv) -> Result<Device, RankError> {
     let topology = &job.plan.topology;
-    if topology.device != "cuda" {
+    if topology.device != spec::contract::Device::Cuda {
         return Ok(Device::Cpu);
     }
-    device::load_cuda().map_err(|e| RankError::Usage(e.to_string()))?;
+    device::load_cuda().map_err(RankError::Device)?;
     let index = topology.devices.get(place.local_rank).map_or(place.local_rank, |&index| index as usize);
     let count = device::device_count().map_err(TrainError::from)?;
     if index >= count {
-        return Err(RankError::Usage(format!(
-            "rank {} is to train on CUDA device {index}, but libtorch finds {count}: look at the driver (nvidia-smi) and at \
-             CUDA_VISIBLE_DEVICES, or train with --device cpu",
-            place.rank
-        )));
+        return Err(RankError::NoDevice { rank: place.rank, index, count });
     }
     device::set_device(index).map_err(TrainError::from)?;
     Ok(Device::Cuda(index))
@@ -51,40 +40,6 @@ pub fn own_stream(on: Device) -> Result<Option<StreamGuard>, RankError> {
     let Device::Cuda(index) = on else { return Ok(None) };
     let enter = || Stream::new(index, false)?.enter();
     Ok(Some(enter().map_err(TrainError::from)?))
-}
-
-/// Meets the job's ranks over NCCL; with links between the node's ranks where another launcher started them. Its unique id goes through the node's shared memory, or over TCP between nodes.
-pub fn meet(
-    job: &Job,
-    place: &RankEnv,
-    index: usize,
-    timeout: Duration,
-    reporter: &Reporter,
-) -> Result<(NcclCollective, Option<Links>), RankError> {
-    let nccl = Nccl::load(std::env::var_os(NCCL).map(Into::into)).map_err(CommError::from)?;
-    if place.rank == 0 {
-        reporter.line(format!("NCCL {} ({})", nccl.version(), nccl.origin()));
-    }
-    let own = if place.rank == 0 { nccl.unique_id().map_err(CommError::from)?.to_vec() } else { Vec::new() };
-    let (id, links) = if place.world_size == place.local_world_size {
-        let (node, links) = super::train::meet(place, timeout)?;
-        (node.all_gather(&own)?.swap_remove(0), links)
-    } else {
-        let run = std::env::var(env::RUN_ID).unwrap_or_default();
-        let ours = std::env::var_os(env::CONTROL_FD).is_some();
-        let links = if ours { None } else { Some(rendezvous::meet_node(place, &run, timeout)?.links) };
-        (rendezvous::share_id(place, &run, &own, timeout)?, links)
-    };
-    let found = id.len();
-    let wrong =
-        |_| CommError::Other(format!("rank 0 sent {found} bytes as NCCL's id: all nodes need the same program"));
-    let id = UniqueId::try_from(id).map_err(wrong)?;
-    let wire = match job.config.ddp.wire {
-        config::Wire::F32 => Wire::F32,
-        config::Wire::Bf16 => Wire::Bf16,
-    };
-    let place = Place { rank: place.rank, world_size: place.world_size, device: index };
-    Ok((NcclCollective::new(nccl, id, place, wire, timeout)?, links))
 }
 
 /// What libtorch's device allocator was told by the user, such as `max_split_size_mb:128`.
@@ -107,19 +62,14 @@ pub fn told(on: Device, allocator: Option<&str>) -> String {
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
-/// What the allocator and the driver say of the device; `None` on a CPU.
-pub fn memory(on: Device) -> Option<GpuMemory> {
-    let Device::Cuda(index) = on else { return None };
-    let stats = device::device_stats(index).ok()?;
-    let (free, total) = device::device_memory(index).ok()?;
-    Some(GpuMemory {
-        allocated_bytes: stats.allocated_bytes,
-        reserved_bytes: stats.reserved_bytes,
-        peak_bytes: stats.peak_allocated_bytes,
-        used_bytes: total.saturating_sub(free),
-        total_bytes: total,
-        device_allocs: stats.device_allocs,
-    })
+/// Fills in the device's memory, as its allocator and the driver report it; nothing on a CPU.
+pub fn see_memory(on: Device, now: &mut MemorySnapshot) {
+    let Device::Cuda(index) = on else { return };
+    let (Ok(stats), Ok((free, total))) = (device::device_stats(index), device::device_memory(index)) else { return };
+    now.on_device = true;
+    (now.gpu_allocated_bytes, now.gpu_reserved_bytes) = (stats.allocated_bytes, stats.reserved_bytes);
+    (now.gpu_peak_bytes, now.gpu_device_allocs) = (stats.peak_allocated_bytes, stats.device_allocs);
+    (now.gpu_used_bytes, now.gpu_total_bytes) = (total.saturating_sub(free), total);
 }
 
 /// What tests ask of this rank's steps.

@@ -1,17 +1,43 @@
 //! Every error of a rank, and the exit code it ends with.
 
 use crate::comm::CommError;
-use crate::data::DataError;
+use crate::data::{Cause, DataError};
 use crate::report::ReportError;
+use crate::report::records::RecordError;
+use crate::torch::TorchError;
 use crate::train::TrainError;
 use crate::train::checkpoint::CheckpointError;
-use launcher::contract::exit;
+use cache::client::CacheError;
+use spec::contract::exit;
+use std::path::PathBuf;
 
-/// What ends a rank.
+/// The error that ends a rank. Texts name the cause as well, because they are sent to the launcher; `source` gives the cause as a value.
 #[derive(Debug, thiserror::Error)]
 pub enum RankError {
     #[error("{0}")]
     Usage(String),
+    /// The environment does not say which rank this is.
+    #[error("{0}")]
+    Environment(#[source] CommError),
+    /// A variable that `launch` sets holds nothing that can be used.
+    #[error("{name}={value}: {problem}{way_out}")]
+    Inherited { name: &'static str, value: String, problem: String, way_out: &'static str },
+    /// The job that the launcher wrote cannot be read.
+    #[error("{path}: {problem}; start the run again with launch", path = path.display())]
+    Job { path: PathBuf, problem: String },
+    /// The device of this rank cannot be used.
+    #[error("{0}")]
+    Device(#[source] TorchError),
+    #[error(
+        "rank {rank} is to train on CUDA device {index}, but libtorch finds {count}: look at the driver (nvidia-smi) and at \
+         CUDA_VISIBLE_DEVICES, or train with --device cpu"
+    )]
+    NoDevice { rank: usize, index: usize, count: usize },
+    #[error(
+        "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, which one node shares: start all \
+         ranks on one node"
+    )]
+    Nodes { world: usize, local: usize },
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
@@ -20,6 +46,14 @@ pub enum RankError {
     Train(#[from] TrainError),
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("{what}: {source}")]
+    System {
+        what: String,
+        #[source]
+        source: Cause,
+    },
     #[error("{0}")]
     Io(String),
     /// The plan does not fit this node.
@@ -29,6 +63,12 @@ pub enum RankError {
     Panic(String),
 }
 
+impl From<CacheError> for RankError {
+    fn from(error: CacheError) -> Self {
+        RankError::Data(error.into())
+    }
+}
+
 impl From<CheckpointError> for RankError {
     fn from(error: CheckpointError) -> Self {
         RankError::Train(TrainError::Checkpoint(error))
@@ -36,7 +76,11 @@ impl From<CheckpointError> for RankError {
 }
 
 impl RankError {
-    /// What rank `own` ends with: all ranks learn of a loss that is not finite, or of memory that ran out; the one that met
+    pub(super) fn system(what: impl Into<String>, error: impl Into<Cause>) -> Self {
+        RankError::System { what: what.into(), source: error.into() }
+    }
+
+    /// Exit code of rank `own`: all ranks learn of a loss that is not finite, or of memory that ran out; the one that met
     /// it is to be named.
     pub fn exit_code_of(&self, own: usize) -> u8 {
         match self {
@@ -45,15 +89,25 @@ impl RankError {
         }
     }
 
-    /// The code of [`launcher::contract::exit`] that says what kind of error this is.
+    /// The code of [`spec::contract::exit`] that says what kind of error this is.
     pub fn exit_code(&self) -> u8 {
         match self {
-            RankError::Usage(_) => exit::USAGE,
+            RankError::Usage(_)
+            | RankError::Environment(_)
+            | RankError::Inherited { .. }
+            | RankError::Job { .. }
+            | RankError::Device(_)
+            | RankError::NoDevice { .. }
+            | RankError::Nodes { .. } => exit::USAGE,
             RankError::Data(_) => exit::DATA,
             RankError::Comm(error) => comm_code(error),
             RankError::Train(error) => train_code(error),
             RankError::NoRoom(_) => exit::PLAN,
-            RankError::Report(_) | RankError::Io(_) | RankError::Panic(_) => exit::INTERNAL,
+            RankError::Report(_)
+            | RankError::Record(_)
+            | RankError::System { .. }
+            | RankError::Io(_)
+            | RankError::Panic(_) => exit::INTERNAL,
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
-mod cache;
-mod check;
 mod device;
 mod error;
+mod log;
+mod meet;
+mod node_cache;
 mod observer;
 mod registrar;
+mod stop;
 mod train;
 
 pub use error::RankError;
@@ -15,8 +17,9 @@ use crate::data::source::hdf5::probe;
 use crate::task::SampleRequest;
 use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
-use launcher::contract::{Job, VERSION, env};
-use std::path::{Path, PathBuf};
+use spec::contract::{VERSION, env};
+use spec::job::Job;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 /// One rank of a Headroom job. Without a verb it trains what the launcher's environment names.
@@ -36,38 +39,34 @@ enum Verb {
     OpenAhead,
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
-    /// Check a device, and the ways to and between devices; prints JSON.
-    CheckGpu(check::Request),
-    /// Draw the memory of a run's folder, or of a monitor's log.
-    #[command(hide = true)]
-    Plot {
-        #[arg(long)]
-        from: PathBuf,
-        #[arg(long)]
-        out: PathBuf,
-    },
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
 pub fn main() -> u8 {
+    let inherited = launcher::supervise::set_defaults();
     let args = Args::parse();
     std::panic::set_hook(Box::new(keep_panic));
     if let Ok(program) = std::env::current_exe() {
         probe::open_ahead_by(program);
     }
+    if let Err(error) = log::install() {
+        eprintln!("rank: error: {error}");
+        return error.exit_code();
+    }
     let Some(verb) = args.verb else {
-        return train::main();
+        return train::main(inherited);
     };
+    if let Err(error) = stop::end_as_first_process() {
+        eprintln!("rank: {error}");
+    }
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
-        Verb::OpenAhead => probe::serve().map_err(|e| RankError::Io(e.to_string())),
-        Verb::CheckGpu(request) => check::run(request),
-        Verb::Plot { from, out } => crate::report::plots::plot_any(from, out).map_err(|e| RankError::Io(e.to_string())),
+        Verb::OpenAhead => probe::serve().map_err(|e| RankError::system("opening files ahead", e)),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {
-        Ok(()) => launcher::contract::exit::OK,
+        Ok(()) => spec::contract::exit::OK,
         Err(error) => {
             eprintln!("rank: error: {error}");
             error.exit_code()
@@ -108,16 +107,11 @@ fn read_job(path: Option<PathBuf>) -> Result<Job, RankError> {
     let path = path
         .or_else(|| std::env::var_os(env::JOB).map(PathBuf::from))
         .ok_or_else(|| RankError::Usage(format!("{} is not set: start ranks with `launch --config …`", env::JOB)))?;
-    let refused =
-        |problem: String| RankError::Usage(format!("{}: {problem}; start the run again with launch", show(&path)));
+    let refused = |problem: String| RankError::Job { path: path.clone(), problem };
     let text = std::fs::read_to_string(&path).map_err(|e| refused(e.to_string()))?;
     let job: Job = serde_json::from_str(&text).map_err(|e| refused(e.to_string()))?;
     if job.version != VERSION {
         return Err(refused(format!("written by a launcher of contract {}, this rank speaks {VERSION}", job.version)));
     }
     Ok(job)
-}
-
-fn show(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -3,16 +3,18 @@
 use super::error::train_code_of;
 use super::{RankError, panic_text};
 use crate::comm::{Collective, CommError};
-use crate::data::cache::CacheClient;
-use crate::monitor::{MemorySummary, explain};
+use crate::own_loop::{MemorySummary, explain};
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
 use crate::train::{Observer, TrainError};
-use launcher::contract::{MetricsRecord, Progress, Relieved};
+use cache::client::CacheClient;
+use launcher::journal;
+use spec::contract::{MetricsRecord, Phase, Progress, Relieved};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What rank `rank` tells.
 pub struct RankObserver {
@@ -26,7 +28,7 @@ pub struct RankObserver {
     pub run_dir: PathBuf,
     /// The first step of this process is still to come.
     pub first: bool,
-    pub phase: String,
+    pub phase: Phase,
     /// The node's page cache, where there is one.
     pub cache: Option<Arc<CacheClient>>,
     /// Ended when training fails; absent on a CPU.
@@ -52,7 +54,7 @@ pub fn tell_failure(reporter: &Reporter, rank: usize, error: &TrainError) {
 
 /// Ends what a failed rank left on its device, which may wait for other ranks for good.
 pub fn end_device_work(collective: &dyn Collective, error: &dyn std::error::Error) {
-    collective.abort(CommError::Other(format!("given up, since this rank failed: {error}")));
+    collective.abort(CommError::GivenUp { error: error.to_string() });
 }
 
 impl RankObserver {
@@ -77,15 +79,15 @@ fn write_validation(run_dir: &Path, step: u64, values: &BTreeMap<String, f64>) -
 fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let sibling = folder.join(format!("{name}.tmp-{}", std::process::id()));
-    std::fs::write(&sibling, bytes)?;
-    std::fs::rename(&sibling, folder.join(name))
+    // Training waits for it: not long.
+    journal::replace(&folder.join(name), &sibling, bytes, Duration::ZERO)
 }
 
 impl Observer for RankObserver {
-    fn phase(&mut self, phase: &str, step: u64) {
+    fn phase(&mut self, phase: Phase, step: u64) {
         self.memory.step(step);
         if self.phase != phase {
-            self.phase = phase.to_string();
+            self.phase = phase;
             self.memory.phase(phase);
         }
     }
@@ -93,8 +95,8 @@ impl Observer for RankObserver {
     fn step(&mut self, progress: &Progress) {
         self.memory.step(progress.step);
         if std::mem::take(&mut self.first) {
-            self.memory.phase("first step");
-            self.memory.phase("train");
+            self.memory.phase(Phase::FirstStep);
+            self.memory.phase(Phase::Train);
         }
         if self.memory_every > 0 && progress.step.is_multiple_of(self.memory_every) {
             self.memory.print(&format!("Step {}", progress.step));
@@ -110,8 +112,7 @@ impl Observer for RankObserver {
         if let Some(records) = &self.records
             && let Err(error) = records.write(&record)
         {
-            self.reporter.line(format!("metrics.jsonl: {error}"));
-            self.records = None;
+            self.reporter.line(format!("warning: metrics.jsonl: {error}"));
         }
     }
 
@@ -139,7 +140,7 @@ impl Observer for RankObserver {
     }
 
     fn uss_bytes(&mut self) -> u64 {
-        MemorySnapshot::take(None).map_or(0, |now| now.uss_bytes)
+        MemorySnapshot::take().map_or(0, |now| now.uss_bytes)
     }
 
     fn failing(&mut self, error: &TrainError) {

@@ -1,9 +1,9 @@
 //! The page cache's mapping made known to this rank's device.
 
 use super::RankError;
-use crate::data::cache::{CacheClient, Registrar, Registration};
 use crate::report::Reporter;
 use crate::torch::device::{self, HostPin, SLAB_BYTES};
+use cache::client::{CacheClient, Registrar, Registration};
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::Device;
 

@@ -1,27 +1,34 @@
 //! A training rank, from its environment to its exit code.
 
-use super::cache::NodeCache;
 use super::device;
+use super::meet;
+use super::node_cache::NodeCache;
 use super::observer::{RankObserver, end_device_work, tell_failure};
+use super::stop::Stop;
 use super::{RankError, read_job, registrar};
-use crate::comm::rendezvous::{self, Links, Node};
+use crate::comm::rendezvous::{self, Links};
 use crate::comm::shm::inherit;
-use crate::comm::{Collective, CommError, RankEnv, ShmCollective, Solo};
+use crate::comm::{Collective, CommError, RankEnv, Solo};
 use crate::data::DataError;
-use crate::data::cache::CacheClient;
 use crate::ledger;
-use crate::report::memory::{MemorySampler, Probe};
+use crate::report::Reporter;
+use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::{RecordWriter, write_summary};
-use crate::report::{Reporter, plots};
 use crate::task::{self, Datasets, Team};
 use crate::torch::{count_tensors, most_tensor_bytes};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
+use cache::client::CacheClient;
 use launcher::console::cache_stats;
-use launcher::contract::cache::CacheStats;
-use launcher::contract::{Best, CacheSummary, Held, Job, Relief, Summary, env, exit};
+use launcher::machine::{self, ProcessLimits, awake};
+use launcher::run_dir::RunLock;
+use launcher::watch;
+use spec::contract::cache::CacheStats;
+use spec::contract::{Best, CacheSummary, Held, Phase, Relief, RunStatus, Summary, env, exit};
+use spec::job::Job;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
@@ -42,15 +49,19 @@ struct Start {
     links: Option<Links>,
     reporter: Reporter,
     controls: Arc<Controls>,
-    /// What signals set, and the controls read.
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     began: Instant,
 }
 
 /// Trains what the environment names; returns the exit code. Errors are told to the launcher, once.
-pub fn main() -> u8 {
+pub fn main(inherited: Vec<String>) -> u8 {
     let began = Instant::now();
-    let result = start(began).map(|start| {
+    if let Err(error) = awake::watch_own() {
+        eprintln!("warning: no thread to watch for suspensions: {error}; throughput counts them");
+    }
+    let alone = !has_launcher();
+    let stop = Stop::heed(alone);
+    let result = stop.and_then(|stop| start(began, stop, if alone { inherited } else { Vec::new() })).map(|start| {
         let (reporter, rank) = (start.reporter.clone(), start.env.rank);
         (reporter, rank, caught(|| train(start)))
     });
@@ -83,14 +94,18 @@ fn tell(reporter: &Reporter, rank: usize, error: &RankError) {
     }
 }
 
-/// Reads environment and job, meets the other ranks.
-fn start(began: Instant) -> Result<Start, RankError> {
+/// Whether `launch` started this rank, and looks after limits, priorities and the run's lock.
+fn has_launcher() -> bool {
+    std::env::var_os(env::CONTROL_FD).is_some()
+}
+
+/// Reads environment and job, meets the other ranks. `inherited`: lines about this process.
+fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, RankError> {
     let job = read_job(None)?;
-    let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(|e| RankError::Usage(e.to_string()))?;
+    let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(RankError::Environment)?;
     // A failure of a peer may arrive before this rank has met the others.
     let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
-    let stop = Arc::new(AtomicBool::new(false));
-    let controls = Arc::new(Controls::new(Arc::clone(&stop)));
+    let controls = Arc::new(Controls::new(Arc::clone(&stop.asked)));
     let peer_failed = {
         let meeting = Arc::clone(&meeting);
         move |rank, error| match meeting.get() {
@@ -102,24 +117,31 @@ fn start(began: Instant) -> Result<Start, RankError> {
         let controls = Arc::clone(&controls);
         move |number, action| controls.order(number, action)
     })?;
+    super::log::speak_through(&reporter);
     let told = |error: RankError| {
         reporter.failed(error.exit_code(), None, error.to_string());
         error
     };
+    if env.local_rank == 0 {
+        inherited.into_iter().for_each(|line| reporter.line(line));
+    }
+    if !has_launcher() {
+        check_limits(&job, &reporter).map_err(told)?;
+    }
     let timeout = Duration::try_from_secs_f64(job.config.train.step_timeout).unwrap_or(Duration::MAX);
     // Before any tensor is made: libtorch asks once whether there is CUDA.
     let device = device::prepare(&job, &env).map_err(told)?;
     let (collective, links): (Arc<dyn Collective>, _) = match device {
         _ if env.world_size == 1 => {
-            let alone = std::env::var_os(env::CONTROL_FD).is_none().then(|| Links::Host(Vec::new()));
+            let alone = (!has_launcher()).then(|| Links::Host(Vec::new()));
             (Arc::new(Solo::new(device)), alone)
         }
         Device::Cuda(index) => {
-            let (nccl, links) = device::meet(&job, &env, index, timeout, &reporter).map_err(told)?;
+            let (nccl, links) = meet::on_devices(&job, &env, index, timeout, &reporter).map_err(told)?;
             (Arc::new(nccl), links)
         }
         _ => {
-            let (shm, links) = meet(&env, timeout).map_err(told)?;
+            let (shm, links) = meet::on_node(&env, timeout).map_err(told)?;
             (Arc::new(shm), links)
         }
     };
@@ -136,56 +158,60 @@ fn reporter(
     let Ok(number) = std::env::var(env::CONTROL_FD) else {
         return Ok(Reporter::plain()?);
     };
-    let refused = |problem: String| {
-        RankError::Usage(format!(
-            "{}={number}: {problem}; it is set by `launch`: unset it to run this rank by hand",
-            env::CONTROL_FD
-        ))
+    let refused = |problem: String| RankError::Inherited {
+        name: env::CONTROL_FD,
+        value: number.clone(),
+        problem,
+        way_out: "; it is set by `launch`: unset it to run this rank by hand",
     };
     let fd = number.parse().map_err(|_| refused("expected the number of a descriptor".into()))?;
     let socket = inherit::inherited_socket(fd).map_err(|e| refused(e.to_string()))?;
     Ok(Reporter::over(socket, rank, on_peer_failed, on_relief)?)
 }
 
-/// Joins the node's ranks in the launcher's memfd, or in one that local rank 0 makes when another launcher started us.
-pub(super) fn meet(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective, Option<Links>), RankError> {
-    if place.world_size != place.local_world_size {
-        let (world, local) = (place.world_size, place.local_world_size);
-        return Err(RankError::Usage(format!(
-            "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, which one node shares: \
-             start all ranks on one node"
-        )));
-    }
-    let (memfd, links) = match std::env::var(env::COMM_FD) {
-        Ok(number) => {
-            // A memfd can be opened anew by its number: no ownership of a raw descriptor is taken.
-            let path = format!("/proc/self/fd/{number}");
-            let file = std::fs::File::options().read(true).write(true).open(&path);
-            (file.map_err(|e| RankError::Usage(format!("{}={number}: {e}", env::COMM_FD)))?.into(), None)
-        }
-        Err(_) => {
-            let run = std::env::var(env::RUN_ID).unwrap_or_default();
-            let Node { memfd, links } = rendezvous::meet_node(place, &run, timeout)?;
-            (memfd, Some(links))
-        }
+/// Refuses limits with which the run cannot work.
+fn check_limits(job: &Job, reporter: &Reporter) -> Result<(), RankError> {
+    let checked = watch::check_limits(&job.plan, &ProcessLimits::now(), machine::tasks_of_user);
+    let lines = checked.map_err(|e| RankError::NoRoom(e.to_string()))?;
+    lines.into_iter().for_each(|line| reporter.line(line));
+    Ok(())
+}
+
+/// Rank 0 locks the run's folder, as `launch` does for its ranks, before any rank writes there.
+fn lock_run(start: &Start) -> Result<Option<RunLock>, RankError> {
+    let Start { job, env, collective, reporter, .. } = start;
+    let lost = |other: String| {
+        eprintln!("error: the run was taken over by {other}, since this process gave no sign of life: ending");
+        // Without destructors: libtorch's threads are at work.
+        signal_hook::low_level::exit(i32::from(exit::USAGE));
     };
-    Ok((ShmCollective::new(memfd, place.local_rank, place.local_world_size, timeout)?, links))
+    let say = |line: String| reporter.line(line);
+    let own = (env.rank == 0).then(|| RunLock::take(&job.run_dir, 0, "rank 0", say, Box::new(lost))).transpose();
+    let problem = own.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let all = collective.all_gather(problem.as_bytes())?;
+    let lock = own.map_err(|e| RankError::Usage(e.to_string()))?;
+    match all.first().filter(|problem| !problem.is_empty()) {
+        Some(problem) => {
+            let error = String::from_utf8_lossy(problem).into_owned();
+            Err(CommError::PeerFailed { rank: 0, error }.into())
+        }
+        None => Ok(lock),
+    }
 }
 
 fn train(start: Start) -> Result<u8, RankError> {
-    let Start { job, env, device, collective, links, reporter, stop, .. } = &start;
+    let Start { job, env, device, collective, links, reporter, .. } = &start;
+    let _lock = if has_launcher() { None } else { lock_run(&start)? };
     let _stream = device::own_stream(*device)?;
     let threads = job.plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
-    let unstarted = Arc::new(AtomicBool::new(true));
-    heed_signals(&unstarted, stop)?;
     let resume = job.resume.as_deref().map(checkpoint::load).transpose()?;
     let mut node = NodeCache::join(job, env, links.as_ref(), collective, reporter)?;
     let cache = node.as_ref().map(|node| Arc::clone(&node.client));
     if let Some(cache) = cache.as_ref().filter(|_| job.config.train.pin_memory) {
         registrar::register(cache, *device, device::options(env.rank).always, reporter)?;
     }
-    let trained = caught(|| with_cache(&start, &unstarted, resume, node.as_mut()));
+    let trained = caught(|| with_cache(&start, resume, node.as_mut()));
     // While the page cache is there: the device forgets its pages when its work is done, and that may wait for other ranks.
     trained.inspect_err(|error| {
         tell(reporter, env.rank, error);
@@ -195,12 +221,7 @@ fn train(start: Start) -> Result<u8, RankError> {
     })
 }
 
-fn with_cache(
-    start: &Start,
-    unstarted: &AtomicBool,
-    resume: Option<Loaded>,
-    node: Option<&mut NodeCache>,
-) -> Result<u8, RankError> {
+fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache>) -> Result<u8, RankError> {
     let Start { job, env, device, collective, reporter, controls, began, .. } = start;
     let (config, plan) = (&job.config, &job.plan);
     let cache = node.as_ref().map(|node| Arc::clone(&node.client));
@@ -237,6 +258,10 @@ fn with_cache(
     let mut observer = observer(start, memory, recorded_step, cache)?;
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = (env.rank == 0).then(|| Checkpointer::open(&checkpoints, config.log.keep_last)).transpose()?;
+    let writer = writer.map(|writer| {
+        let reporter = reporter.clone();
+        writer.telling(move |line| reporter.line(line))
+    });
     let fit = Fit {
         config,
         plan,
@@ -255,16 +280,15 @@ fn with_cache(
     };
     // From here on a signal asks for a checkpoint. Ranks meet first: all begin to listen at the same time.
     collective.barrier()?;
-    unstarted.store(false, Ordering::Relaxed);
+    start.stop.begin();
     let finished = fit.run(resume, &mut observer)?;
     let counted = match node {
         Some(node) => node.part(&**collective)?,
         None => None,
     };
     observer.memory.stop();
-    if let Some(records) = observer.records.take() {
-        records.close().map_err(|e| RankError::Io(e.to_string()))?;
-    }
+    // What they could not write is in the summary.
+    drop(observer.records.take());
     if env.rank == 0 {
         close(start, &finished, counted, began.elapsed())?;
     }
@@ -285,7 +309,7 @@ fn observer(
     cache: Option<Arc<CacheClient>>,
 ) -> Result<RankObserver, RankError> {
     let Start { job, env, reporter, .. } = start;
-    let records = if env.rank == 0 { Some(open_records(job, "metrics.jsonl", recorded_step)?) } else { None };
+    let records = if env.rank == 0 { Some(open_records(start, "metrics.jsonl", recorded_step)?) } else { None };
     Ok(RankObserver {
         rank: env.rank,
         reporter: reporter.clone(),
@@ -294,26 +318,15 @@ fn observer(
         memory_every: job.config.log.memory_every,
         run_dir: job.run_dir.clone(),
         first: true,
-        phase: String::new(),
+        phase: Phase::Start,
         cache,
         on_device: start.device.is_cuda().then(|| Arc::clone(&start.collective)),
     })
 }
 
-/// SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and a clean stop; while `unstarted` there is nothing to keep, and
-/// they end the rank as they would any program.
-fn heed_signals(unstarted: &Arc<AtomicBool>, stop: &Arc<AtomicBool>) -> Result<(), RankError> {
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1] {
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(unstarted))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(stop)))
-            .map_err(|e| RankError::Io(format!("signals: {e}")))?;
-    }
-    Ok(())
-}
-
 fn open(start: &Start, task: &dyn task::Task, cache: Option<Arc<CacheClient>>) -> Result<Datasets, RankError> {
     let Start { job, env, collective, .. } = start;
-    let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Other(e.to_string()));
+    let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Gather(e.into()));
     let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache };
     let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
     Ok(task.open(&job.config, &team, &index)?)
@@ -327,22 +340,24 @@ fn memory_sampler(
     // Before the first one. A refusal leaves the records without them.
     count_tensors();
     let name = format!("memory.rank{}.jsonl", start.env.rank);
-    let records = open_records(&start.job, &name, resumed_step)?;
+    let records = open_records(start, &name, resumed_step)?;
     let reporter = start.reporter.clone();
     let device = start.device;
-    let probe = move || {
-        let held = Held { tensors_bytes: most_tensor_bytes(), ..ledger::take_most() };
-        let seen = Probe { gpu: device::memory(device), held, ..Probe::default() };
-        let Some(cache) = &cache else { return seen };
+    let probe = move |now: &mut MemorySnapshot| {
+        now.held = Held { tensors_bytes: most_tensor_bytes(), ..ledger::take_most() };
+        device::see_memory(device, now);
+        let Some(cache) = &cache else { return };
         let (node, own) = (cache.node_stats(), cache.stats());
-        Probe { cache_bytes: node.used_bytes, cache_hits: own.hits, cache_misses: own.misses + own.bypasses, ..seen }
+        now.cache_bytes = node.used_bytes;
+        (now.cache_hits, now.cache_misses) = (own.hits, own.misses + own.bypasses);
     };
     MemorySampler::start(MEMORY_PERIOD, records, probe, move |line| reporter.line(line))
-        .map_err(|e| RankError::Io(format!("memory sampling: {e}")))
+        .map_err(|e| RankError::system("memory sampling", e))
 }
 
-fn open_records(job: &Job, name: &str, resumed_step: Option<u64>) -> Result<RecordWriter, RankError> {
-    RecordWriter::open(&job.run_dir.join(name), resumed_step).map_err(|e| RankError::Io(e.to_string()))
+fn open_records(start: &Start, name: &str, resumed_step: Option<u64>) -> Result<RecordWriter, RankError> {
+    let reporter = start.reporter.clone();
+    Ok(RecordWriter::open(&start.job.run_dir.join(name), resumed_step, move |news| reporter.news(news))?)
 }
 
 /// One warning per file that was left out; the rest of many is counted.
@@ -381,18 +396,17 @@ fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
     vs.trainable_variables().into_iter().filter_map(of).collect()
 }
 
-/// Rank 0's last work: summary and plots. The launcher adds the peaks of all processes and, where it hosted the page
-/// cache, its numbers; `cache` has them where rank 0 did.
+/// Rank 0's last work: the summary. The launcher draws the figures and adds the peaks of all processes and, where it hosted the
+/// page cache, the cache's numbers; `cache` has them where rank 0 hosted it.
 fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Duration) -> Result<(), RankError> {
     let Start { job, reporter, .. } = start;
     let config = &job.config;
     let summary = Summary {
         status: match finished.status {
-            Status::Finished => "finished",
-            Status::EarlyStopped => "early_stopped",
-            Status::Stopped => "stopped",
-        }
-        .into(),
+            Status::Finished => RunStatus::Finished,
+            Status::EarlyStopped => RunStatus::EarlyStopped,
+            Status::Stopped => RunStatus::Stopped,
+        },
         steps: finished.steps,
         epochs: finished.epochs,
         wall_s: wall.as_secs_f64(),
@@ -408,44 +422,36 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
         files_skipped: finished.files_skipped,
         reason: finished.reason.clone(),
         memory_cleanups: finished.cleanups,
-        cache: cache
-            .map_or_else(CacheSummary::default, |stats| CacheSummary::of(&job.plan.budget.cache_policy, &stats)),
+        cache: cache.map_or_else(CacheSummary::default, |stats| CacheSummary::of(job.plan.budget.cache_policy, &stats)),
         restarts: std::env::var(env::RESTARTS).ok().and_then(|n| n.parse().ok()).unwrap_or(0),
+        record_gaps: reporter.gaps(),
+        start: job.start.clone(),
         ..Summary::default()
     };
-    write_summary(&job.run_dir.join("summary.json"), &summary).map_err(|e| RankError::Io(e.to_string()))?;
+    if let Err(error) = write_summary(&job.run_dir.join("summary.json"), &summary) {
+        reporter.line(format!("warning: {error}"));
+        reporter.summary(summary);
+    }
     if let Some(stats) = &cache {
         reporter.line(cache_stats(&config.task, stats));
     }
-    if config.log.plots {
-        let (records, plots) = (job.run_dir.join("metrics.jsonl"), job.run_dir.join("plots"));
-        let metric = &plotted(config.train.monitor_metric.as_str(), &finished.headline);
-        let name = job.run_dir.file_name().map_or_else(|| config.name.clone(), |n| n.to_string_lossy().into_owned());
-        let drawn = plots::plot_run(&records, &plots, &name, metric, unit(metric))
-            .and_then(|()| plots::plot_throughput(&records, &plots, &name))
-            .and_then(|()| plots::plot_memory(&job.run_dir, &plots.join("memory.png"), &name, &job.plan));
-        if let Err(error) = drawn {
-            reporter.line(format!("{error}; set log.plots to false to train without"));
-        }
+    if config.log.plots && std::env::var_os(env::CONTROL_FD).is_none() {
+        plot(&job.run_dir, reporter);
     }
     Ok(())
 }
 
-/// The metric with a figure of its own: the monitored one, or, since the loss has its figure anyway, the task's first.
-fn plotted(monitor: &str, headline: &[String]) -> String {
-    let of_task = || headline.iter().filter_map(|name| name.split_once('.')).find(|(_, name)| *name != "loss");
-    match monitor {
-        "val.loss" => of_task().map_or_else(|| monitor.to_owned(), |(_, name)| format!("val.{name}")),
-        other => other.to_owned(),
-    }
-}
-
-/// Unit of a metric, from the ending of its name.
-fn unit(metric: &str) -> &'static str {
-    match metric {
-        name if name.contains("_deg") => "degrees",
-        name if name.ends_with("_rad") => "radians",
-        name if name.contains("psnr") => "dB",
-        _ => "",
-    }
+/// Lets `launch`, which lies beside this program, draw the figures of a run that another launcher started.
+fn plot(run_dir: &Path, reporter: &Reporter) {
+    let launch = std::env::current_exe().map(|own| own.with_file_name("launch"));
+    let drawn = launch.and_then(|launch| Command::new(launch).arg("plot").arg(run_dir).stdin(Stdio::null()).output());
+    let problem = match drawn {
+        Ok(ended) if ended.status.success() => return,
+        Ok(ended) => String::from_utf8_lossy(&ended.stderr).trim().to_owned(),
+        Err(error) => format!("launch beside this program: {error}"),
+    };
+    reporter.line(format!(
+        "no figures: {problem}; draw them with `launch plot {}`, or set log.plots to false to train without",
+        run_dir.display()
+    ));
 }

@@ -5,8 +5,10 @@
 
 use super::records::RecordWriter;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use launcher::contract::{Held, MemoryRecord};
+use procfs::Current;
+use spec::contract::{MemoryRecord, Phase};
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -17,52 +19,26 @@ const GIB: f64 = 1024.0 * MIB;
 /// Share of the machine's memory above which the line is followed by a warning.
 const CRITICAL_PERCENT: f64 = 90.0;
 
-/// Device memory of this rank, as the allocator reports it, bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GpuMemory {
-    pub allocated_bytes: u64,
-    pub reserved_bytes: u64,
-    pub peak_bytes: u64,
-    /// Of the device, by all processes, as the driver counts.
-    pub used_bytes: u64,
-    pub total_bytes: u64,
-    /// How often the allocator asked the driver for memory.
-    pub device_allocs: u64,
-}
-
-/// What others know and the sampler asks for at each sample.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Probe {
-    /// Absent on CPU.
-    pub gpu: Option<GpuMemory>,
-    pub cache_bytes: u64,
-    pub cache_hits: u64,
-    pub cache_misses: u64,
-    /// Since it was last asked for.
-    pub held: Held,
-}
-
-/// Memory of this process and of the machine at one moment, bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Memory of this process and of the machine at one moment: a record in the making, without time, step and phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MemorySnapshot {
-    pub rss_bytes: u64,
-    /// Shared pages divided by the number of processes that map them.
-    pub pss_bytes: u64,
-    /// Pages of this process alone, clean and dirty.
-    pub uss_bytes: u64,
-    pub shared_bytes: u64,
-    /// `MemTotal - MemAvailable`.
-    pub system_used_bytes: u64,
-    pub system_total_bytes: u64,
-    /// Largest RSS since the process began, or since [`forget_peak`].
-    pub rss_peak_bytes: u64,
-    /// RSS by kind: own memory (heap, stacks), and pages of files (libraries).
-    pub anon_bytes: u64,
-    pub file_bytes: u64,
-    /// Most own memory since the process began, or since [`forget_peak`], as far as the kernel's peak tells: it is of
-    /// all kinds together, so this is exact where the other kinds did not grow after the peak, and too little else.
-    pub anon_peak_bytes: u64,
-    pub gpu: Option<GpuMemory>,
+    pub record: MemoryRecord,
+    /// The process uses a device, whose memory is in the record.
+    pub on_device: bool,
+}
+
+impl Deref for MemorySnapshot {
+    type Target = MemoryRecord;
+
+    fn deref(&self) -> &MemoryRecord {
+        &self.record
+    }
+}
+
+impl DerefMut for MemorySnapshot {
+    fn deref_mut(&mut self) -> &mut MemoryRecord {
+        &mut self.record
+    }
 }
 
 /// What `/proc/self/status` says of memory, bytes; reading it costs microseconds.
@@ -88,32 +64,44 @@ impl Status {
 }
 
 impl MemorySnapshot {
-    fn with_status(mut self, now: Status) -> Self {
+    fn set_status(&mut self, now: Status) {
         self.rss_peak_bytes = now.peak;
         (self.anon_bytes, self.file_bytes) = (now.anon, now.file);
+        // The kernel's peak is of all kinds together: exact where the other kinds did not grow after it, else too little.
         self.anon_peak_bytes = now.peak.saturating_sub(now.file + now.shmem).max(now.anon);
-        self
     }
 
-    /// As it is now, without reading page tables: own memory is what grows and shrinks, and is exact; how many others
-    /// share a page is as old as this snapshot.
-    fn carried_on(mut self, gpu: Option<GpuMemory>) -> Result<Self, procfs::ProcError> {
+    /// Fills in the process and the machine as they are now, without reading page tables: own memory is what grows and
+    /// shrinks, and is exact; the number of processes that share a page is as old as `then`.
+    fn see_since(&mut self, then: &MemorySnapshot) -> Result<(), procfs::ProcError> {
         let now = Status::read()?;
-        let carried = |bytes: u64| (bytes + now.anon).saturating_sub(self.anon_bytes);
-        (self.pss_bytes, self.uss_bytes, self.rss_bytes) =
-            (carried(self.pss_bytes), carried(self.uss_bytes), now.rss());
-        self.gpu = gpu;
-        self.see_system()?;
-        Ok(self.with_status(now))
+        let carried = |bytes: u64| (bytes + now.anon).saturating_sub(then.anon_bytes);
+        (self.pss_bytes, self.uss_bytes) = (carried(then.pss_bytes), carried(then.uss_bytes));
+        (self.rss_bytes, self.shared_bytes) = (now.rss(), then.shared_bytes);
+        self.set_status(now);
+        self.see_system()
     }
 
-    /// With no more behind it than it is now.
-    fn at_its_peak(self) -> Self {
-        Self { rss_peak_bytes: self.rss_bytes, anon_peak_bytes: self.anon_bytes, ..self }
+    /// Fills in the process and the machine as they are now.
+    fn see(&mut self) -> Result<(), procfs::ProcError> {
+        let rollup = procfs::process::Process::myself()?.smaps_rollup()?;
+        let sum =
+            |key: &str| -> u64 { rollup.memory_map_rollup.iter().filter_map(|map| map.extension.map.get(key)).sum() };
+        (self.rss_bytes, self.pss_bytes) = (sum("Rss"), sum("Pss"));
+        self.uss_bytes = sum("Private_Clean") + sum("Private_Dirty");
+        self.shared_bytes = sum("Shared_Clean") + sum("Shared_Dirty");
+        self.set_status(Status::read()?);
+        self.see_system()
+    }
+
+    /// The first snapshot of a phase that begins now: nothing before it counts as its peak.
+    fn at_its_peak(&self) -> Self {
+        let mut now = *self;
+        (now.rss_peak_bytes, now.anon_peak_bytes) = (self.rss_bytes, self.anon_bytes);
+        now
     }
 
     fn see_system(&mut self) -> Result<(), procfs::ProcError> {
-        use procfs::Current;
         let system = procfs::Meminfo::current()?;
         let available = system.mem_available.unwrap_or(system.mem_free);
         self.system_used_bytes = system.mem_total.saturating_sub(available);
@@ -122,30 +110,28 @@ impl MemorySnapshot {
     }
 }
 
+/// Memory of the machine that nothing uses, not even the kernel's file cache, bytes.
+///
+/// # Errors
+/// `/proc` is missing.
+pub fn free_bytes() -> Result<u64, procfs::ProcError> {
+    Ok(procfs::Meminfo::current()?.mem_free)
+}
+
 /// The kernel's peak starts anew from what is resident now. Where it refuses, peaks are since the process began.
 fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 impl MemorySnapshot {
-    /// Reads `/proc/self/smaps_rollup` and `/proc/meminfo`.
+    /// Reads `/proc/self/smaps_rollup`, `/proc/self/status` and `/proc/meminfo`; nothing of a device.
     ///
     /// # Errors
     /// `/proc` is missing or hides these files.
-    pub fn take(gpu: Option<GpuMemory>) -> Result<Self, procfs::ProcError> {
-        let rollup = procfs::process::Process::myself()?.smaps_rollup()?;
-        let sum =
-            |key: &str| -> u64 { rollup.memory_map_rollup.iter().filter_map(|map| map.extension.map.get(key)).sum() };
-        let mut now = Self {
-            rss_bytes: sum("Rss"),
-            pss_bytes: sum("Pss"),
-            uss_bytes: sum("Private_Clean") + sum("Private_Dirty"),
-            shared_bytes: sum("Shared_Clean") + sum("Shared_Dirty"),
-            gpu,
-            ..Self::default()
-        };
-        now.see_system()?;
-        Ok(now.with_status(Status::read()?))
+    pub fn take() -> Result<Self, procfs::ProcError> {
+        let mut now = Self::default();
+        now.see()?;
+        Ok(now)
     }
 
     /// The guides' line; `tag` is `Step 100`, `After dataset creation`, … MB are MiB and GB are GiB, as there.
@@ -158,8 +144,8 @@ impl MemorySnapshot {
             self.system_total_bytes as f64 / GIB,
             self.system_percent(),
         );
-        if let Some(gpu) = self.gpu {
-            let (allocated, reserved) = (gpu.allocated_bytes as f64 / MIB, gpu.reserved_bytes as f64 / MIB);
+        if self.on_device {
+            let (allocated, reserved) = (self.gpu_allocated_bytes as f64 / MIB, self.gpu_reserved_bytes as f64 / MIB);
             line += &format!(", GPU: {allocated:.1}MB allocated, {reserved:.1}MB reserved");
         }
         line
@@ -167,16 +153,15 @@ impl MemorySnapshot {
 
     /// `GPU Memory: 8.00GB allocated, 9.00GB cached`; GB are GiB, as in the guides. `None` without a device.
     pub fn gpu_line(&self) -> Option<String> {
-        let gpu = self.gpu?;
-        let (allocated, cached) = (gpu.allocated_bytes as f64 / GIB, gpu.reserved_bytes as f64 / GIB);
-        Some(format!("GPU Memory: {allocated:.2}GB allocated, {cached:.2}GB cached"))
+        let (allocated, cached) = (self.gpu_allocated_bytes as f64 / GIB, self.gpu_reserved_bytes as f64 / GIB);
+        self.on_device.then(|| format!("GPU Memory: {allocated:.2}GB allocated, {cached:.2}GB cached"))
     }
 
     /// `Step 1000: CPU: 2048.5MB, GPU: 4096.2MB, GPU Cached: 1024.1MB`; without a device the first part alone. MB are MiB.
     pub fn step_line(&self, step: u64) -> String {
         let mut line = format!("Step {step}: CPU: {:.1}MB", self.rss_bytes as f64 / MIB);
-        if let Some(gpu) = self.gpu {
-            let (allocated, cached) = (gpu.allocated_bytes as f64 / MIB, gpu.reserved_bytes as f64 / MIB);
+        if self.on_device {
+            let (allocated, cached) = (self.gpu_allocated_bytes as f64 / MIB, self.gpu_reserved_bytes as f64 / MIB);
             line += &format!(", GPU: {allocated:.1}MB, GPU Cached: {cached:.1}MB");
         }
         line
@@ -195,36 +180,6 @@ impl MemorySnapshot {
     /// Share of the machine's memory that is in use, percent.
     pub fn system_percent(&self) -> f64 {
         percent(self.system_used_bytes, self.system_total_bytes)
-    }
-
-    fn record(&self, step: u64, phase: &str, probe: &Probe) -> MemoryRecord {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let gpu = self.gpu.unwrap_or_default();
-        MemoryRecord {
-            t: now.as_secs_f64(),
-            step,
-            phase: phase.into(),
-            rss_bytes: self.rss_bytes,
-            pss_bytes: self.pss_bytes,
-            uss_bytes: self.uss_bytes,
-            shared_bytes: self.shared_bytes,
-            system_used_bytes: self.system_used_bytes,
-            system_total_bytes: self.system_total_bytes,
-            gpu_allocated_bytes: gpu.allocated_bytes,
-            gpu_reserved_bytes: gpu.reserved_bytes,
-            gpu_peak_bytes: gpu.peak_bytes,
-            gpu_used_bytes: gpu.used_bytes,
-            gpu_total_bytes: gpu.total_bytes,
-            gpu_device_allocs: gpu.device_allocs,
-            cache_bytes: probe.cache_bytes,
-            cache_hits: probe.cache_hits,
-            cache_misses: probe.cache_misses,
-            rss_peak_bytes: self.rss_peak_bytes,
-            anon_bytes: self.anon_bytes,
-            file_bytes: self.file_bytes,
-            anon_peak_bytes: self.anon_peak_bytes,
-            held: probe.held,
-        }
     }
 }
 
@@ -251,13 +206,12 @@ pub struct Peaks {
 
 impl Peaks {
     fn add(&mut self, now: &MemorySnapshot, cost_s: f64) {
-        let gpu = now.gpu.unwrap_or_default();
         self.rss_bytes = self.rss_bytes.max(now.rss_bytes);
         self.pss_bytes = self.pss_bytes.max(now.pss_bytes);
         self.uss_bytes = self.uss_bytes.max(now.uss_bytes);
         self.system_used_bytes = self.system_used_bytes.max(now.system_used_bytes);
-        self.gpu_allocated_bytes = self.gpu_allocated_bytes.max(gpu.allocated_bytes).max(gpu.peak_bytes);
-        self.gpu_reserved_bytes = self.gpu_reserved_bytes.max(gpu.reserved_bytes);
+        self.gpu_allocated_bytes = self.gpu_allocated_bytes.max(now.gpu_allocated_bytes).max(now.gpu_peak_bytes);
+        self.gpu_reserved_bytes = self.gpu_reserved_bytes.max(now.gpu_reserved_bytes);
         self.samples += 1;
         self.sampling_s += cost_s;
         self.longest_sample_s = self.longest_sample_s.max(cost_s);
@@ -276,20 +230,19 @@ pub struct PhasePeak {
 
 impl PhasePeak {
     fn add(&mut self, now: &MemorySnapshot) {
-        let gpu = now.gpu.unwrap_or_default();
         self.rss_bytes = self.rss_bytes.max(now.rss_bytes).max(now.rss_peak_bytes);
         self.pss_bytes = self.pss_bytes.max(now.pss_bytes);
         self.uss_bytes = self.uss_bytes.max(now.uss_bytes);
-        self.gpu_allocated_bytes = self.gpu_allocated_bytes.max(gpu.allocated_bytes);
+        self.gpu_allocated_bytes = self.gpu_allocated_bytes.max(now.gpu_allocated_bytes);
     }
 }
 
-/// Peaks by phase, in the order of their names.
-pub type PhasePeaks = BTreeMap<String, PhasePeak>;
+/// Peaks by phase, in the order of [`Phase`].
+pub type PhasePeaks = BTreeMap<Phase, PhasePeak>;
 
 enum Ask {
-    /// And who waits for the samples at its start.
-    Phase(String, Sender<()>),
+    /// A phase begins; the sender is dropped when the samples at its start are taken.
+    Phase(Phase, Sender<()>),
     Print(String),
 }
 
@@ -304,15 +257,15 @@ pub struct MemorySampler {
 }
 
 impl MemorySampler {
-    /// `records`: where records go. `probe`: asked at each sample. `print`: gets the lines that
-    /// [`MemorySampler::print`] asks for.
+    /// `records`: where records go. `probe`: fills in, for each record, what others know: device, page cache, and what is held
+    /// since it was last asked. `print`: gets the lines that [`MemorySampler::print`] asks for.
     ///
     /// # Errors
     /// No thread can be started.
     pub fn start(
         period: Duration,
         records: RecordWriter,
-        probe: impl Fn() -> Probe + Send + 'static,
+        probe: impl Fn(&mut MemorySnapshot) + Send + 'static,
         print: impl Fn(String) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (asks, receiver) = unbounded();
@@ -321,7 +274,7 @@ impl MemorySampler {
         let mut room = Room {
             latest: None,
             step: step.clone(),
-            phase: "start".into(),
+            phase: Phase::Start,
             records,
             probe: Box::new(probe),
             print: Box::new(print),
@@ -338,11 +291,11 @@ impl MemorySampler {
         self.step.store(step, Ordering::Relaxed);
     }
 
-    /// `train`, `val`, `checkpoint`, …; returns when the sample at its start is taken, a fraction of a millisecond: what
-    /// comes after is not in it.
-    pub fn phase(&self, phase: &str) {
+    /// Begins a phase. Returns when the sample at its start is taken, a fraction of a millisecond: what comes after is not
+    /// in that sample.
+    pub fn phase(&self, phase: Phase) {
         let (done, taken) = unbounded();
-        self.ask(Ask::Phase(phase.into(), done));
+        self.ask(Ask::Phase(phase, done));
         // An error: the thread has ended, and nobody answers.
         let _ = taken.recv();
     }
@@ -408,9 +361,9 @@ struct Latest {
 struct Room {
     latest: Option<Latest>,
     step: Arc<AtomicU64>,
-    phase: String,
+    phase: Phase,
     records: RecordWriter,
-    probe: Box<dyn Fn() -> Probe + Send>,
+    probe: Box<dyn Fn(&mut MemorySnapshot) + Send>,
     print: Box<dyn Fn(String) + Send>,
     peaks: Arc<Mutex<Peaks>>,
     phases: Arc<Mutex<PhasePeaks>>,
@@ -428,10 +381,12 @@ impl Room {
                     forget_peak();
                     let ended = std::mem::replace(&mut self.phase, phase);
                     if let Some(now) = now {
-                        if let (Some(gpu), "first step") = (now.gpu_line(), ended.as_str()) {
+                        if let (Some(gpu), Phase::FirstStep) = (now.gpu_line(), ended) {
                             (self.print)(gpu);
                         }
-                        self.record(&now.at_its_peak(), &(self.probe)());
+                        let mut first = now.at_its_peak();
+                        (self.probe)(&mut first);
+                        self.record(first);
                     }
                     drop(waiting);
                 }
@@ -455,10 +410,11 @@ impl Room {
 
     /// Records what this process uses now. `old`: how old the last look at page tables may be.
     fn sample(&mut self, old: Option<Duration>) -> Option<MemorySnapshot> {
-        let probe = (self.probe)();
-        match self.snapshot(probe.gpu, old) {
-            Ok(now) => {
-                self.record(&now, &probe);
+        let mut now = MemorySnapshot::default();
+        (self.probe)(&mut now);
+        match self.look(&mut now, old) {
+            Ok(()) => {
+                self.record(now);
                 Some(now)
             }
             Err(error) => {
@@ -468,32 +424,33 @@ impl Room {
         }
     }
 
-    fn record(&mut self, now: &MemorySnapshot, probe: &Probe) {
-        lock(&self.phases).entry(self.phase.clone()).or_default().add(now);
-        if let Err(error) = self.records.write(&now.record(self.step.load(Ordering::Relaxed), &self.phase, probe)) {
+    fn record(&mut self, mut now: MemorySnapshot) {
+        now.t = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        (now.step, now.phase) = (self.step.load(Ordering::Relaxed), self.phase);
+        lock(&self.phases).entry(self.phase).or_default().add(&now);
+        if let Err(error) = self.records.write(&now.record) {
             self.complain(&error.to_string());
         }
     }
 
-    fn snapshot(&mut self, gpu: Option<GpuMemory>, old: Option<Duration>) -> Result<MemorySnapshot, procfs::ProcError> {
+    /// Fills in the process and the machine.
+    fn look(&mut self, now: &mut MemorySnapshot, old: Option<Duration>) -> Result<(), procfs::ProcError> {
         let start = Instant::now();
         let fresh = |latest: &&Latest| latest.at.elapsed() < old.unwrap_or(latest.cost * PACE_COSTS);
-        let latest = self.latest.as_ref().filter(fresh);
-        let snapshot = match latest {
-            Some(latest) => latest.snapshot.carried_on(gpu)?,
+        match self.latest.as_ref().filter(fresh) {
+            Some(latest) => now.see_since(&latest.snapshot)?,
             None => {
-                let snapshot = MemorySnapshot::take(gpu)?;
-                self.latest = Some(Latest { snapshot, at: Instant::now(), cost: start.elapsed() });
-                snapshot
+                now.see()?;
+                self.latest = Some(Latest { snapshot: *now, at: Instant::now(), cost: start.elapsed() });
             }
-        };
-        lock(&self.peaks).add(&snapshot, start.elapsed().as_secs_f64());
-        Ok(snapshot)
+        }
+        lock(&self.peaks).add(now, start.elapsed().as_secs_f64());
+        Ok(())
     }
 
     fn complain(&mut self, text: &str) {
         if !std::mem::replace(&mut self.complained, true) {
-            tracing::warn!("{text}");
+            (self.print)(format!("warning: {text}"));
         }
     }
 }
@@ -503,38 +460,38 @@ mod tests {
     use super::*;
 
     fn guide() -> MemorySnapshot {
-        MemorySnapshot {
+        let record = MemoryRecord {
             rss_bytes: (15678.9 * MIB) as u64,
             system_used_bytes: (125.4 * GIB) as u64,
             system_total_bytes: (256.0 * GIB) as u64,
             ..Default::default()
-        }
+        };
+        MemorySnapshot { record, on_device: false }
     }
 
     #[test]
-    fn item_50_the_line_has_the_guides_form() {
+    fn the_line_has_the_guides_form() {
         let mut s = guide();
         let cpu = "[Step 100] Memory - Process: 15678.9MB (6.0%), System: 125.4/256.0GB (49.0%)";
         assert_eq!(s.line("Step 100"), cpu);
-        let gpu = GpuMemory { allocated_bytes: 8192 << 20, reserved_bytes: 9216 << 20, ..GpuMemory::default() };
-        s.gpu = Some(gpu);
+        (s.on_device, s.gpu_allocated_bytes, s.gpu_reserved_bytes) = (true, 8192 << 20, 9216 << 20);
         assert_eq!(s.line("Step 100"), format!("{cpu}, GPU: 8192.0MB allocated, 9216.0MB reserved"));
         assert!(s.line("After dataset creation").starts_with("[After dataset creation] Memory - Process: "));
     }
 
     #[test]
-    fn item_55_the_gpu_line_has_the_guides_form() {
+    fn the_gpu_line_has_the_guides_form() {
         let mut s = guide();
         assert_eq!((s.gpu_line(), s.step_line(1000).as_str()), (None, "Step 1000: CPU: 15678.9MB"));
-        let reserved_bytes = (1024.1 * MIB) as u64;
-        s.gpu = Some(GpuMemory { allocated_bytes: (4096.2 * MIB) as u64, reserved_bytes, ..GpuMemory::default() });
+        s.on_device = true;
+        (s.gpu_allocated_bytes, s.gpu_reserved_bytes) = ((4096.2 * MIB) as u64, (1024.1 * MIB) as u64);
         assert_eq!(s.gpu_line().unwrap(), "GPU Memory: 4.00GB allocated, 1.00GB cached");
         s.rss_bytes = (2048.5 * MIB) as u64;
         assert_eq!(s.step_line(1000), "Step 1000: CPU: 2048.5MB, GPU: 4096.2MB, GPU Cached: 1024.1MB");
     }
 
     #[test]
-    fn item_51_the_warning_comes_above_ninety_percent_only() {
+    fn the_warning_comes_above_ninety_percent_only() {
         let mut s = guide();
         assert_eq!(s.warning(), None);
         s.system_used_bytes = (256.0 * GIB * 0.912) as u64;
@@ -544,10 +501,10 @@ mod tests {
     }
 
     #[test]
-    fn item_57_a_snapshot_sees_memory_that_this_process_touches() {
+    fn a_snapshot_sees_memory_that_this_process_touches() {
         // Other tests take and give back memory meanwhile: only this test's own part is certain.
         let held = vec![1u8; 256 << 20];
-        let after = MemorySnapshot::take(None).unwrap();
+        let after = MemorySnapshot::take().unwrap();
         assert!(held.iter().all(|b| *b == 1));
         assert!(after.uss_bytes >= 256 << 20, "{after:?}");
         assert!(after.pss_bytes >= after.uss_bytes && after.pss_bytes <= after.rss_bytes, "{after:?}");
@@ -557,17 +514,17 @@ mod tests {
     #[test]
     fn peaks_between_samples_belong_to_their_phase() {
         let dir = tempfile::tempdir().unwrap();
-        let records = RecordWriter::open(&dir.path().join("memory.rank0.jsonl"), None).unwrap();
-        let sampler = MemorySampler::start(Duration::from_secs(3600), records, Probe::default, |_| ()).unwrap();
-        sampler.phase("large");
+        let records = RecordWriter::open(&dir.path().join("memory.rank0.jsonl"), None, drop).unwrap();
+        let sampler = MemorySampler::start(Duration::from_secs(3600), records, |_| (), |_| ()).unwrap();
+        sampler.phase(Phase::Train);
         let held = vec![1u8; 300 << 20];
         assert!(held.iter().all(|byte| *byte == 1));
         drop(held);
-        sampler.phase("small");
+        sampler.phase(Phase::Val);
         let phases = sampler.phase_peaks();
         // Other tests use memory in either phase: only this test's own part is certain.
-        assert!(phases["large"].rss_bytes >= 300 << 20, "{phases:?}");
-        assert!(phases["large"].pss_bytes <= phases["large"].rss_bytes, "{phases:?}");
+        assert!(phases[&Phase::Train].rss_bytes >= 300 << 20, "{phases:?}");
+        assert!(phases[&Phase::Train].pss_bytes <= phases[&Phase::Train].rss_bytes, "{phases:?}");
     }
 
     #[test]
@@ -575,14 +532,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("memory.rank0.jsonl");
         let (lines, printed) = unbounded();
-        let held = Held { slots_bytes: 7, ..Held::default() };
-        let probe = move || Probe { gpu: None, cache_bytes: 5, cache_hits: 3, cache_misses: 2, held };
-        let records = RecordWriter::open(&path, None).unwrap();
+        let probe = |now: &mut MemorySnapshot| {
+            (now.cache_bytes, now.cache_hits, now.cache_misses, now.held.slots_bytes) = (5, 3, 2, 7);
+        };
+        let records = RecordWriter::open(&path, None, drop).unwrap();
         let period = Duration::from_secs(3600);
         let sampler = MemorySampler::start(period, records, probe, move |line| lines.send(line).unwrap()).unwrap();
         sampler.step(100);
-        sampler.phase("train");
-        assert!(sampler.phase_peaks().contains_key("train"));
+        sampler.phase(Phase::Train);
+        assert!(sampler.phase_peaks().contains_key(&Phase::Train));
         sampler.print("Step 100");
         let peaks = sampler.stop();
         let text = std::fs::read_to_string(&path).unwrap();
@@ -590,7 +548,7 @@ mod tests {
         println!("{} samples, {:.3} ms each", peaks.samples, 1e3 * peaks.sampling_s / peaks.samples as f64);
         // The first record of a phase is the last of the one before.
         assert!((1..=all.len()).contains(&(peaks.samples as usize)), "{peaks:?}");
-        assert!(all.len() >= 3 && all.iter().any(|r| r.step == 100 && r.phase == "train"), "{text}");
+        assert!(all.len() >= 3 && all.iter().any(|r| r.step == 100 && r.phase == Phase::Train), "{text}");
         assert_eq!(all.iter().map(|r| r.pss_bytes).max(), Some(peaks.pss_bytes));
         assert_eq!((all[0].cache_bytes, all[0].cache_hits, all[0].cache_misses), (5, 3, 2));
         assert_eq!(all[0].held.slots_bytes, 7);

@@ -1,14 +1,14 @@
-//! Records, progress, plots, memory lines.
+//! Records, progress, memory lines.
 //!
 //! Architecture invariant: nothing here makes a step wait; whatever writes does so on a thread of its own.
 
 pub mod memory;
-pub mod plots;
 pub mod records;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use launcher::contract::{
-    FromRank, MAX_FRAME_BYTES, Progress, Relief, Relieved, ToRank, VERSION, read_frame, write_frame,
+use launcher::journal::News;
+use spec::contract::{
+    FromRank, MAX_FRAME_BYTES, Progress, RecordGap, Relief, Relieved, Summary, ToRank, VERSION, read_frame, write_frame,
 };
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -46,6 +46,7 @@ pub struct Reporter {
     /// Last words were said.
     failed: Arc<AtomicBool>,
     progress: Arc<Mutex<Option<Progress>>>,
+    gaps: Arc<Mutex<Vec<RecordGap>>>,
 }
 
 impl Reporter {
@@ -71,9 +72,10 @@ impl Reporter {
         let incoming = socket.try_clone()?;
         let reporter = Self::start(Sink::Launcher(socket), PROGRESS_EVERY)?;
         reporter.send(FromRank::Hello { version: VERSION, rank });
-        std::thread::Builder::new()
-            .name("control".into())
-            .spawn(move || listen(incoming, on_peer_failed, on_relief))?;
+        std::thread::Builder::new().name("control".into()).spawn({
+            let reporter = reporter.clone();
+            move || listen(incoming, &reporter, on_peer_failed, on_relief)
+        })?;
         Ok(reporter)
     }
 
@@ -82,13 +84,32 @@ impl Reporter {
         let progress = Arc::new(Mutex::new(None));
         let mut speaker = Speaker { sink, every, last: None, progress: progress.clone() };
         std::thread::Builder::new().name("report".into()).spawn(move || speaker.run(&queue))?;
-        Ok(Self { out, failed: Arc::default(), progress })
+        Ok(Self { out, failed: Arc::default(), progress, gaps: Arc::default() })
     }
 
     /// One line for people; the launcher adds the rank's prefix.
     pub fn line(&self, text: impl Into<String>) {
         let text = shorten(text.into());
         self.send(FromRank::Line { text });
+    }
+
+    /// A line for users about a file of records; its gap goes to the summary.
+    pub fn news(&self, news: News) {
+        self.line(news.text);
+        if let Some(gap) = news.gap {
+            lock(&self.gaps).push(gap.clone());
+            self.send(FromRank::Gap(gap));
+        }
+    }
+
+    /// Times so far in which records of this rank could not be written.
+    pub fn gaps(&self) -> Vec<RecordGap> {
+        lock(&self.gaps).clone()
+    }
+
+    /// The run's summary, where its file could not be written: the launcher may have more luck.
+    pub fn summary(&self, summary: Summary) {
+        self.send(FromRank::Summary(Box::new(summary)));
     }
 
     /// What came of an order.
@@ -98,7 +119,7 @@ impl Reporter {
 
     /// Where the run stands. Call it after every step: only the newest is kept, and about ten per second are sent.
     pub fn progress(&self, now: Progress) {
-        let before = slot(&self.progress).replace(now);
+        let before = lock(&self.progress).replace(now);
         if before.is_none() {
             let _ = self.out.send(Out::Progress);
         }
@@ -138,8 +159,8 @@ impl Reporter {
     }
 }
 
-fn slot(progress: &Mutex<Option<Progress>>) -> std::sync::MutexGuard<'_, Option<Progress>> {
-    progress.lock().unwrap_or_else(|e| e.into_inner())
+fn lock<T>(held: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    held.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn shorten(mut text: String) -> String {
@@ -193,7 +214,7 @@ impl Speaker {
     }
 
     fn tell_progress(&mut self) {
-        let newest = slot(&self.progress).take();
+        let newest = lock(&self.progress).take();
         if let Some(progress) = newest {
             self.last = Some(Instant::now());
             self.tell(&FromRank::Progress(progress));
@@ -230,18 +251,28 @@ fn print(message: &FromRank) {
             p.samples_per_s
         ),
         FromRank::Hello { .. } | FromRank::Relieved(_) | FromRank::Done => Ok(()),
+        // A line has said it; the summary holds it.
+        FromRank::Gap(_) | FromRank::Summary(_) => Ok(()),
     };
 }
 
 /// Reads until the launcher closes its end; a launcher's death is the kernel's business (PDEATHSIG).
-fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String), on_relief: impl Fn(u64, Relief)) {
+fn listen(
+    mut socket: UnixStream,
+    reporter: &Reporter,
+    on_peer_failed: impl Fn(u32, String),
+    on_relief: impl Fn(u64, Relief),
+) {
     loop {
         match read_frame::<ToRank>(&mut socket) {
             Ok(Some(ToRank::PeerFailed { rank, error })) => on_peer_failed(rank, error),
             Ok(Some(ToRank::Relieve { order, action })) => on_relief(order, action),
             Ok(None) => return,
             Err(error) => {
-                tracing::warn!("control messages from the launcher end here: {error}");
+                reporter.line(format!(
+                    "warning: no more messages from the launcher are understood ({error}): orders to give memory back, and \
+                     failures of other ranks, do not reach this rank; build launch and rank together"
+                ));
                 return;
             }
         }
@@ -251,7 +282,7 @@ fn listen(mut socket: UnixStream, on_peer_failed: impl Fn(u32, String), on_relie
 #[cfg(test)]
 mod tests {
     use super::*;
-    use launcher::contract::Effect;
+    use spec::contract::Effect;
 
     fn pair() -> (Reporter, UnixStream, Receiver<(u32, String)>) {
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -3,13 +3,12 @@
 //! JSON has no NaN or infinity: a value that is not finite is written as `null` and read back as NaN.
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use launcher::contract::Summary;
+use launcher::journal::{self, Begin, Journal, News, ROOM_LIMIT, when_there_is_room};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use spec::contract::Summary;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 /// Why a record could not be kept.
@@ -34,48 +33,41 @@ enum Message {
 /// Writes one JSON object per line on its own thread; [`RecordWriter::write`] never waits for the disk.
 ///
 /// Every record is handed to the kernel as soon as the thread gets it, so nothing but the line being written is lost
-/// when the process is killed.
+/// when the process is killed. A full disk ends nothing: see [`Journal`].
 pub struct RecordWriter {
     path: PathBuf,
     sender: Option<Sender<Message>>,
     thread: Option<JoinHandle<()>>,
-    error: Arc<Mutex<Option<RecordError>>>,
 }
 
 impl RecordWriter {
     /// Opens `path`. `resumed_step`: keep the records up to and including this step and cut off the rest, so that a
-    /// rerun does not repeat steps; `None`: start an empty file.
+    /// rerun does not repeat steps; `None`: start an empty file. `tell` gets what users must know, on the writer's thread.
     ///
     /// # Errors
     /// The file cannot be read, cut or opened.
-    pub fn open(path: &Path, resumed_step: Option<u64>) -> Result<Self, RecordError> {
+    pub fn open(
+        path: &Path,
+        resumed_step: Option<u64>,
+        tell: impl FnMut(News) + Send + 'static,
+    ) -> Result<Self, RecordError> {
         if let Some(step) = resumed_step {
             cut_after(path, step)?;
         }
-        let mut options = OpenOptions::new();
-        options.create(true);
-        if resumed_step.is_some() {
-            options.append(true)
-        } else {
-            options.write(true).truncate(true)
-        };
-        let file = options.open(path).map_err(io_error(path, "open"))?;
+        let begin = if resumed_step.is_some() { Begin::AfterRecords } else { Begin::Empty };
+        let journal = Journal::open(path, begin).map_err(io_error(path, "open"))?;
         let (sender, receiver) = unbounded();
-        let error = Arc::new(Mutex::new(None));
-        let thread = {
-            let (target, error) = (path.to_owned(), error.clone());
-            std::thread::Builder::new()
-                .name("records".into())
-                .spawn(move || append(file, &target, &receiver, &error))
-                .map_err(io_error(path, "start the record thread"))?
-        };
-        Ok(Self { path: path.to_owned(), sender: Some(sender), thread: Some(thread), error })
+        let thread = std::thread::Builder::new()
+            .name("records".into())
+            .spawn(move || append(journal, &receiver, tell))
+            .map_err(io_error(path, "start the record thread"))?;
+        Ok(Self { path: path.to_owned(), sender: Some(sender), thread: Some(thread) })
     }
 
     /// Queues one record.
     ///
     /// # Errors
-    /// The record does not serialise. Trouble with the disk is reported by [`RecordWriter::close`].
+    /// The record does not serialise.
     pub fn write(&self, record: &impl Serialize) -> Result<(), RecordError> {
         let mut line =
             serde_json::to_vec(record).map_err(|source| RecordError::Json { path: self.path.clone(), source })?;
@@ -87,7 +79,7 @@ impl RecordWriter {
         Ok(())
     }
 
-    /// Waits until every record queued so far has reached the file, e.g. before it is plotted.
+    /// Waits until every record queued so far has reached the file or waits for room, e.g. before it is plotted.
     pub fn flush(&self) {
         let (done, wait) = unbounded();
         if let Some(sender) = &self.sender
@@ -97,17 +89,8 @@ impl RecordWriter {
         }
     }
 
-    /// Writes what is queued and ends the thread.
-    ///
-    /// # Errors
-    /// The first error since the file was opened; records after it were dropped.
-    pub fn close(mut self) -> Result<(), RecordError> {
-        self.stop();
-        match self.error.lock().unwrap_or_else(|e| e.into_inner()).take() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
+    /// Writes what is queued and ends the thread; so does dropping it.
+    pub fn close(self) {}
 
     fn stop(&mut self) {
         self.sender = None;
@@ -123,61 +106,96 @@ impl Drop for RecordWriter {
     }
 }
 
-fn append(mut file: File, path: &Path, receiver: &Receiver<Message>, error: &Mutex<Option<RecordError>>) {
-    let mut broken = false;
+fn append(mut journal: Journal, receiver: &Receiver<Message>, mut tell: impl FnMut(News)) {
     while let Ok(message) = receiver.recv() {
-        match message {
-            Message::Line(line) if !broken => {
-                if let Err(source) = file.write_all(&line) {
-                    broken = true;
-                    let found = io_error(path, "write a record")(source);
-                    tracing::warn!("{found}; training goes on without these records");
-                    *error.lock().unwrap_or_else(|e| e.into_inner()) = Some(found);
-                }
+        let news = match message {
+            Message::Line(line) => journal.write(line),
+            Message::Flush(done) => {
+                let news = journal.flush();
+                drop(done);
+                news
             }
-            Message::Line(_) => {}
-            Message::Flush(done) => drop(done),
-        }
+        };
+        news.into_iter().for_each(&mut tell);
     }
+    journal.close().into_iter().for_each(tell);
 }
 
 /// Keeps the whole lines with `step <= last`; a half-written line is dropped. Rewrites a sibling and renames it, so
 /// that a crash in between leaves the old file.
 fn cut_after(path: &Path, last: u64) -> Result<(), RecordError> {
-    #[derive(serde::Deserialize)]
-    struct Step {
-        step: u64,
-    }
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(io_error(path, "open")(e)),
     };
-    let sibling = sibling(path);
-    let mut out = BufWriter::new(File::create(&sibling).map_err(io_error(&sibling, "create"))?);
     let mut reader = BufReader::new(file);
+    // Where only the end goes, it is cut off in place: that needs no room.
+    let (mut kept, mut end, mut at) = (true, 0, 0);
     let mut line = Vec::new();
-    loop {
-        line.clear();
-        if reader.read_until(b'\n', &mut line).map_err(io_error(path, "read"))? == 0 {
-            break;
+    while read_line(&mut reader, &mut line).map_err(io_error(path, "read"))? {
+        at += line.len() as u64;
+        let keeps = keeps(&line, last);
+        if keeps && !kept {
+            return rewrite(path, last);
         }
-        let whole = line.last() == Some(&b'\n');
-        if whole && serde_json::from_slice::<Step>(&line).is_ok_and(|record| record.step <= last) {
-            out.write_all(&line).map_err(io_error(&sibling, "write"))?;
-        }
+        (kept, end) = (keeps, if keeps { at } else { end });
     }
-    out.flush().map_err(io_error(&sibling, "write"))?;
-    fs::rename(&sibling, path).map_err(io_error(path, "replace"))
+    if end < at {
+        let file = OpenOptions::new().write(true).open(path);
+        file.and_then(|file| file.set_len(end)).map_err(io_error(path, "cut"))?;
+    }
+    Ok(())
+}
+
+/// The next line with its end; false: there is none.
+fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    Ok(reader.read_until(b'\n', line)? > 0)
+}
+
+fn keeps(line: &[u8], last: u64) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Step {
+        step: u64,
+    }
+    line.last() == Some(&b'\n') && serde_json::from_slice::<Step>(whole(line)).is_ok_and(|record| record.step <= last)
+}
+
+/// Without the zero bytes that a writer leaves which goes on at its old place in a file that was truncated.
+fn whole(line: &[u8]) -> &[u8] {
+    &line[line.iter().position(|byte| *byte != 0).unwrap_or(line.len())..]
+}
+
+fn rewrite(path: &Path, last: u64) -> Result<(), RecordError> {
+    let sibling = sibling(path);
+    let write = || {
+        let mut reader = BufReader::new(File::open(path)?);
+        let mut out = BufWriter::new(File::create(&sibling)?);
+        let mut line = Vec::new();
+        while read_line(&mut reader, &mut line)? {
+            if keeps(&line, last) {
+                out.write_all(whole(&line))?;
+            }
+        }
+        out.flush()?;
+        fs::rename(&sibling, path)
+    };
+    when_there_is_room(ROOM_LIMIT, write).map_err(|source| {
+        let _ = fs::remove_file(&sibling);
+        io_error(path, "rewrite")(source)
+    })
 }
 
 /// Of one name for all processes, of which one at a time writes: what a killed rank left is replaced by the next.
 fn sibling(path: &Path) -> PathBuf {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!(".{name}.partial"))
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".partial");
+    path.with_file_name(name)
 }
 
-/// Writes `summary.json` whole or not at all.
+/// Writes `summary.json` whole or not at all; a full disk is waited for, a few seconds.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -185,54 +203,38 @@ pub fn write_summary(path: &Path, summary: &Summary) -> Result<(), RecordError> 
     let mut text =
         serde_json::to_vec_pretty(summary).map_err(|source| RecordError::Json { path: path.to_owned(), source })?;
     text.push(b'\n');
-    let sibling = sibling(path);
-    fs::write(&sibling, text).map_err(io_error(&sibling, "write"))?;
-    fs::rename(&sibling, path).map_err(io_error(path, "replace"))
-}
-
-/// Goes through the records of a metrics file: name → value, NaN where the file has `null`. Lines that are not whole
-/// are passed over. Memory does not grow with the file.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn for_each_metrics(path: &Path, mut each: impl FnMut(&BTreeMap<String, f64>)) -> Result<(), RecordError> {
-    let reader = BufReader::new(File::open(path).map_err(io_error(path, "open"))?);
-    for line in reader.split(b'\n') {
-        let line = line.map_err(io_error(path, "read"))?;
-        if let Ok(record) = serde_json::from_slice::<BTreeMap<String, Option<f64>>>(&line) {
-            each(&record.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect());
-        }
-    }
-    Ok(())
+    journal::replace(path, &sibling(path), &text, ROOM_LIMIT).map_err(io_error(path, "write"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use launcher::contract::MetricsRecord;
+    use spec::contract::{MetricsRecord, RunStatus};
 
     fn record(step: u64, loss: f64) -> MetricsRecord {
         MetricsRecord { step, loss, ..Default::default() }
     }
 
+    fn read(path: &Path) -> Vec<MetricsRecord> {
+        fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     fn steps(path: &Path) -> Vec<u64> {
-        let mut steps = vec![];
-        for_each_metrics(path, |r| steps.push(r["step"] as u64)).unwrap();
-        steps
+        read(path).iter().map(|record| record.step).collect()
     }
 
     #[test]
     fn a_resumed_run_does_not_repeat_steps() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let writer = RecordWriter::open(&path, None).unwrap();
+        let writer = RecordWriter::open(&path, None, drop).unwrap();
         (1..=6).for_each(|s| writer.write(&record(s, 0.5)).unwrap());
-        writer.close().unwrap();
+        writer.close();
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\":3,\"lo").unwrap();
 
-        let writer = RecordWriter::open(&path, Some(4)).unwrap();
+        let writer = RecordWriter::open(&path, Some(4), drop).unwrap();
         writer.write(&record(5, 0.25)).unwrap();
-        writer.close().unwrap();
+        writer.close();
         assert_eq!(steps(&path), [1, 2, 3, 4, 5]);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no sibling stays");
     }
@@ -242,7 +244,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.jsonl");
         fs::write(&path, "{\"step\":1}\n{\"step\":2}").unwrap();
-        RecordWriter::open(&path, Some(9)).unwrap().close().unwrap();
+        RecordWriter::open(&path, Some(9), drop).unwrap().close();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n");
     }
 
@@ -250,9 +252,9 @@ mod tests {
     fn a_fresh_run_starts_an_empty_file_and_a_resumed_one_may_find_none() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.jsonl");
-        RecordWriter::open(&path, Some(3)).unwrap().close().unwrap();
+        RecordWriter::open(&path, Some(3), drop).unwrap().close();
         fs::write(&path, "{\"step\":1}\n").unwrap();
-        RecordWriter::open(&path, None).unwrap().close().unwrap();
+        RecordWriter::open(&path, None, drop).unwrap().close();
         assert_eq!(fs::read_to_string(&path).unwrap(), "");
     }
 
@@ -260,25 +262,45 @@ mod tests {
     fn values_that_are_not_finite_become_null_and_come_back_as_nan() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.jsonl");
-        let writer = RecordWriter::open(&path, None).unwrap();
+        let writer = RecordWriter::open(&path, None, drop).unwrap();
         let mut r = record(1, f64::NAN);
         r.metrics.insert("val.loss".into(), f64::INFINITY);
         writer.write(&r).unwrap();
         writer.flush();
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("\"loss\":null") && text.contains("\"val.loss\":null"), "{text}");
-        let mut seen = 0;
-        for_each_metrics(&path, |r| seen += usize::from(r["loss"].is_nan() && r["val.loss"].is_nan())).unwrap();
-        assert_eq!(seen, 1);
+        let back = read(&path);
+        assert!(back.len() == 1 && back[0].loss.is_nan() && back[0].metrics["val.loss"].is_nan(), "{back:?}");
     }
 
     #[test]
-    fn a_full_disk_is_reported_at_the_end_and_stops_nothing() {
-        let writer = RecordWriter::open(Path::new("/dev/full"), None).unwrap();
+    fn a_full_disk_is_reported_at_once_and_its_gap_at_the_end() {
+        let (tell, told) = unbounded();
+        let writer = RecordWriter::open(Path::new("/dev/full"), None, move |news| tell.send(news).unwrap()).unwrap();
         writer.write(&record(1, 0.0)).unwrap();
         writer.write(&record(2, 0.0)).unwrap();
-        let error = writer.close().unwrap_err().to_string();
-        assert!(error.starts_with("/dev/full: write a record"), "{error}");
+        let first = told.recv().unwrap();
+        assert!(first.text.starts_with("warning: /dev/full: cannot be written") && first.gap.is_none(), "{first:?}");
+        writer.close();
+        let gap = told.recv().unwrap().gap.unwrap();
+        assert_eq!((gap.file.as_str(), gap.late, gap.lost), ("full", 0, 2));
+    }
+
+    #[test]
+    fn records_are_cut_in_place_or_rewritten_and_zero_bytes_of_a_truncated_file_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.jsonl");
+        let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
+        fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n").unwrap();
+        let before = inode();
+        RecordWriter::open(&path, Some(2), drop).unwrap().close();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
+        assert_eq!(inode(), before, "a full disk has no room for a second file");
+        fs::write(&path, "\0\0\0{\"step\":1}\n{\"step\":9}\n{\"step\":0}\n").unwrap();
+        assert_eq!(steps(&path), [1, 9, 0]);
+        RecordWriter::open(&path, Some(2), drop).unwrap().close();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":0}\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no sibling stays");
     }
 
     #[test]
@@ -286,8 +308,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("summary.json");
         write_summary(&path, &Summary::default()).unwrap();
-        write_summary(&path, &Summary { status: "finished".into(), steps: 7, ..Default::default() }).unwrap();
+        write_summary(&path, &Summary { status: RunStatus::Finished, steps: 7, ..Default::default() }).unwrap();
         let read: Summary = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        assert_eq!((read.status.as_str(), read.steps), ("finished", 7));
+        assert_eq!((read.status, read.steps), (RunStatus::Finished, 7));
     }
 }

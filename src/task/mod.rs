@@ -1,12 +1,19 @@
 //! One room per task: data set, model, loss, metrics, sample data.
+//!
+//! A task supplies data, model and metrics. The trainer does the rest: order, threads, accumulation, reduction over ranks,
+//! schedule, checkpoints, evaluation. A complete task, trained by a test:
+//!
+//! ```no_run
+#![doc = include_str!("../../tests/it/minimal_task.rs")]
+//! ```
 
 pub mod deblur;
 pub mod emg;
 pub mod sample;
 
-use crate::data::cache::CacheClient;
 use crate::data::{DataError, Dataset};
-use launcher::config::Config;
+use cache::client::CacheClient;
+use spec::config::Config;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -112,7 +119,7 @@ pub struct Team<'a> {
 }
 
 /// A task. Adding one touches its own room, [`TASKS`], and the names and sizes that the launcher knows
-/// (`launcher::config::TASKS`, `launcher::plan`).
+/// (`spec::config::TASKS`, `spec::plan`).
 pub trait Task: Send + Sync {
     fn name(&self) -> &'static str;
     /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.
@@ -138,7 +145,7 @@ pub trait Task: Send + Sync {
     /// # Errors
     /// They cannot be written, or the task has none.
     fn sample_data(&self, _request: &SampleRequest) -> Result<(), DataError> {
-        Err(DataError::Other(format!("task {} has no sample data", self.name())))
+        Err(DataError::NoSampleData { task: self.name() })
     }
 }
 

@@ -1,3 +1,7 @@
+#![doc = include_str!("device/README.md")]
+//!
+//! # Parts
+//!
 //! A CUDA device as libtorch sees it: its library, streams, events, allocator, page-locked memory and copies.
 //!
 //! The binary links no CUDA. [`load_cuda`] brings `libtorch_cuda.so` in where there is a device; every call before that,

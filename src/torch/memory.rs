@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn item_57_the_allocators_statistics_bear_pytorchs_names() {
+    fn the_allocators_statistics_bear_pytorchs_names() {
         let all = statistics(-1).unwrap();
         // torch.cuda.memory_stats of PyTorch 2.11: nine values by pool and kind, two by kind, six plain ones.
         assert_eq!(all.len(), 9 * 3 * 4 + 2 * 4 + 6);

@@ -5,7 +5,7 @@
 
 use crate::task::{Batch, Model, Output};
 use crate::torch::{Autocast, TorchError};
-use launcher::config::Amp;
+use spec::config::Amp;
 use tch::{Device, Kind};
 
 /// Element type of autocast for `train.amp`, absent: none; and a line for people where the wish is not met. `on_device`:

@@ -1,7 +1,7 @@
 //! What others ask of a running loop: to stop, and to give memory back. Asked from any thread, done between two steps.
 
 use crate::data::loader::Throttle;
-use launcher::contract::Relief;
+use spec::contract::Relief;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -19,7 +19,7 @@ use crate::data::loader::BatchStream;
 use crate::task::{Batch, Metrics, Output};
 use crate::torch::device::{Event, Stream, copy, pinned};
 use crate::torch::{TorchError, catch_out_of_memory, total_norm};
-use launcher::config::CudaGraph;
+use spec::config::CudaGraph;
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
 

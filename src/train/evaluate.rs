@@ -85,7 +85,7 @@ pub fn evaluate(
     }
     if !dataset.is_empty() && left_out >= dataset.len() as f64 {
         let (split, len) = (prefix.trim_end_matches('.'), dataset.len());
-        return Err(DataError::Other(format!("none of the {len} samples of {split} can be decoded")).into());
+        return Err(DataError::AllUnreadable(format!("none of the {len} samples of {split}")).into());
     }
     let mut values = watch.metrics.values(&sums);
     if left_out > 0.0 {

@@ -11,7 +11,7 @@ use crate::task::{Batch, Metrics, Output};
 use crate::torch::device::copy;
 use crate::torch::graph::Graph;
 use crate::torch::release_caches;
-use launcher::config::CudaGraph;
+use spec::config::CudaGraph;
 use tch::{Device, Tensor};
 
 /// Steps as written before one is recorded: buckets are rebuilt after the first, libraries choose their algorithms.

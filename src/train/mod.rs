@@ -32,7 +32,7 @@ use crate::data::DataError;
 use crate::torch::TorchError;
 use checkpoint::CheckpointError;
 use ddp::DdpError;
-use launcher::contract::{MetricsRecord, Progress, Relieved};
+use spec::contract::{MetricsRecord, Phase, Progress, Relieved};
 
 /// What ends training early.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,7 @@ pub enum TrainError {
 /// Where the loop tells what happens. Called on the step's thread: implementations must not block.
 pub trait Observer {
     /// A new phase begins: `train`, `val`, `checkpoint`, `test`.
-    fn phase(&mut self, phase: &str, step: u64);
+    fn phase(&mut self, phase: Phase, step: u64);
     /// An optimizer step is done.
     fn step(&mut self, progress: &Progress);
     /// A line for metrics.jsonl, values reduced over ranks; rank 0 only.

@@ -3,8 +3,8 @@
 //! One function gives the rate: `warm-up factor × base` before the end of warm-up, the scheduler's rate after it. The
 //! scheduler's own clock starts at 0 there, so the two never act at the same time.
 
-use launcher::config::{MonitorMode, SchedulerKind, TrainConfig};
 use serde::{Deserialize, Serialize};
+use spec::config::{MonitorMode, SchedulerKind, TrainConfig};
 
 /// Relative improvement that counts for `plateau`: `threshold` of PyTorch's `ReduceLROnPlateau`, in its mode `rel`.
 const PLATEAU_THRESHOLD: f64 = 1e-4;

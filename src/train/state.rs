@@ -2,8 +2,8 @@
 
 use super::scaler::ScalerState;
 use super::schedule::{MonitorState, ScheduleState};
-use launcher::contract::MetricsRecord;
 use serde::{Deserialize, Serialize};
+use spec::contract::MetricsRecord;
 use std::collections::BTreeSet;
 
 /// Position and memory of the loop after `step` optimizer steps.

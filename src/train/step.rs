@@ -12,7 +12,7 @@ use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, BatchStream, HostBatch};
 use crate::task::{Metrics, Model};
 use crate::torch::{self, TorchError};
-use launcher::config::Config;
+use spec::config::Config;
 use tch::{Device, Kind};
 
 /// Places of this room's sums among the votes of [`Ddp::votes_mut`].

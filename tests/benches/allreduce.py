@@ -108,6 +108,7 @@ def main():
     }
     times = {name: [] for name in sides}
     for round_number in range(args.rounds + 2):
+        print(f"round {round_number + 1} of {args.rounds + 2}", file=sys.stderr, flush=True)
         for name, measure in sides.items():
             seconds = measure()
             if round_number >= 2:

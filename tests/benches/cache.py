@@ -14,7 +14,7 @@ import json
 import math
 import sys
 
-from common import ROOT, sample_data, table
+from common import ROOT, sample_data, say, table
 from loader import built, run
 
 # Most reads of a chunk per epoch with 16 windows in it and a quarter cached.
@@ -60,12 +60,13 @@ def reads(bench, data, epochs):
     rows, failed, found = [], [], []
     for share in (25, 50):
         for policy, entries in (("lru", "chunk"), ("pin", "chunk"), ("next_use", "chunk"), ("next_use", "auto")):
+            say(f"{share} % cached, {policy}, {entries}")
             line = run(bench, data, cache_share=share / 100, policy=policy, entries=entries, epochs=epochs, **PARTS)
             later = [epoch["decoded_chunks"] for epoch in line["epochs"][1:]]
             decoded, least = sum(later) / len(later) / line["entries"], line["optimum"]
             found.append({"share": share, "policy": policy, "entries": entries, "reads": decoded, "optimum": least})
             rows.append([f"{share} % {policy}, {entries}", f"{decoded:.2f}", f"{least:.2f}", f"{decoded / least:.3f}"])
-            # By window: the limit of issue 3 for a quarter cached.
+            # By window: the limit for a quarter cached.
             limit = {("next_use", "chunk"): 1.1 * least, ("next_use", "auto"): BY_WINDOW if share == 25 else least}
             if decoded > limit.get((policy, entries), math.inf):
                 failed.append(f"next_use, entries {entries}, at {share} %: {decoded:.2f} reads per chunk and epoch")

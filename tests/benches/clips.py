@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from common import PYTHON, REFERENCE, ROOT, Job, median, table
+from common import PYTHON, REFERENCE, ROOT, Job, median, say, table
 from loader import built
 
 RANKS, THREADS, CROP, CLIP = 3, 4, 256, 5
@@ -111,8 +111,10 @@ def main():
     first_torch = torch.ask(cache_bytes // (CLIP * TENSOR_BYTES) + 2)
     for _ in range(repeats):
         for name, options in CASES:
+            say(f"{name}, run {len(found[name]) + 1} of {repeats}")
             found[name].append(ours(bench, data, **options))
         with_voxels.append(ours(bench, data, **WITH_VOXELS))
+        say(f"PyTorch, run {len(torch_runs) + 1} of {repeats}")
         torch_runs.append(torch.ask(TORCH_CLIPS))
     torch_peak = torch.close()
     line = found["compact, whole"][0][0]

@@ -9,7 +9,8 @@
 //!
 //! Ranks are threads here, each with its own client of a page cache that this process hosts; they step together.
 
-use headroom::data::cache::{CacheClient, ClientSpec};
+use cache::client::{CacheClient, ClientSpec};
+use cache::{CacheHost, Directory, HostPlan, PolicyKind};
 use headroom::data::loader::{BatchPlanner, HostBatch, Loader, LoaderSpec, Order, Shuffle, train_order};
 use headroom::data::source::video::image::ImageSize;
 use headroom::data::source::video::{SpikeInput, VideoSpec};
@@ -18,10 +19,9 @@ use headroom::task::Team;
 use headroom::task::deblur::data::voxel::{VoxelSpec, Voxeliser, frames};
 use headroom::task::deblur::data::{ClipData, ClipSpec, open_clips};
 use headroom::task::deblur::sample::{SampleSpec, write_sample_data};
-use launcher::cache::{CacheHost, Directory, HostPlan, PolicyKind};
-use launcher::config::{CachePolicy, DataConfig};
-use launcher::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
 use serde_json::{Value, json};
+use spec::config::{CachePolicy, DataConfig};
+use spec::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
 use std::collections::VecDeque;
 use std::error::Error;
 use std::fs::File;
@@ -180,7 +180,7 @@ fn measure(options: &Options) -> Result<Value> {
     drop(plain);
     let capacity_bytes = ((options.share * entry_bytes as f64) as u64).next_multiple_of(4096);
     let plan = HostPlan { capacity_bytes, policy: options.policy, ranks: (0..options.ranks as u32).collect() };
-    let mut host = (options.share > 0.0).then(|| CacheHost::start(&plan)).transpose()?;
+    let mut host = (options.share > 0.0).then(|| CacheHost::start(&plan, || None)).transpose()?;
     while host.as_ref().is_some_and(|host| host.present_bytes() < capacity_bytes) {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }

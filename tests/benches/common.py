@@ -91,9 +91,31 @@ def table(head, rows):
             print("  ".join("-" * width for width in widths))
 
 
+STARTED = time.time()
+
+
+def say(text):
+    """Shows on stderr what the bench is doing, with the seconds since its start."""
+    print(f"[{time.time() - STARTED:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+class Rows:
+    """A table that prints each row as soon as it is known. `first` is the width of the first column."""
+
+    def __init__(self, head, first):
+        self.widths = [first] + [max(10, len(cell)) for cell in head[1:]]
+        self.add(head)
+        print("  ".join("-" * width for width in self.widths), flush=True)
+
+    def add(self, row):
+        cells = zip(map(str, row), self.widths)
+        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(cells)), flush=True)
+
+
 def sample_data(folder, layout, sessions=12, seconds=20):
     """The EMG sample data in `layout` (`contiguous` or `gzip`), made once."""
     if not folder.exists():
+        say(f"making sample data in {folder}")
         subprocess.run([RELEASE / "launch", "sample-data", "--task", "emg", "--out", folder, "--layout", layout,
                         "--sessions", str(sessions), "--seconds", str(seconds)], check=True)
     return folder

@@ -27,7 +27,8 @@ def build():
 def main():
     bench = build()
     runs = {}
-    for _ in range(ROUNDS):
+    for round_number in range(ROUNDS):
+        print(f"round {round_number + 1} of {ROUNDS}", file=sys.stderr, flush=True)
         out = subprocess.run([bench, *sys.argv[1:]], check=True, stdout=subprocess.PIPE, text=True).stdout
         for record in map(json.loads, out.splitlines()):
             runs.setdefault(record.get("policy", "memory"), []).append(record)

@@ -1,8 +1,8 @@
 //! Lookups per second of the page cache's directory over real sockets, hits only, and the time to make its memory:
 //! `directory [--ranks 3] [--keys 64] [--ahead 4] [--seconds 2] [--entries 20000] [--gib 1]`. One line of JSON.
 
-use launcher::cache::{CacheHost, HostPlan, PolicyKind};
-use launcher::contract::cache::{Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
+use cache::{CacheHost, HostPlan, PolicyKind};
+use spec::contract::cache::{Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
 use std::error::Error;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -96,7 +96,7 @@ fn next(state: &mut u64) -> u64 {
 fn allocation(gib: u64) -> Result<f64> {
     let plan = HostPlan { capacity_bytes: gib << 30, policy: PolicyKind::Pin, ranks: Vec::new() };
     let started = Instant::now();
-    let host = CacheHost::start(&plan)?;
+    let host = CacheHost::start(&plan, || None)?;
     while host.present_bytes() < gib << 30 {
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -113,7 +113,7 @@ fn main() -> Result<()> {
     let (seconds, entries, gib) = (number("--seconds", 2)?, number("--entries", 20_000)?, number("--gib", 1)?);
     for policy in [PolicyKind::Pin, PolicyKind::Lru, PolicyKind::NextUse] {
         let plan = HostPlan { capacity_bytes: entries * ENTRY_BYTES, policy, ranks: (0..ranks as u32).collect() };
-        let mut host = CacheHost::start(&plan)?;
+        let mut host = CacheHost::start(&plan, || None)?;
         let sockets: Option<Vec<_>> = plan.ranks.iter().map(|rank| host.take_socket(*rank)).collect();
         let mut clients: Vec<Client> =
             sockets.ok_or("no socket")?.into_iter().map(|socket| Client::new(socket.into())).collect();

@@ -9,17 +9,20 @@
 //! ranks that add up gradients do. `--per-chunk N`: windows of an N-th of a chunk, and the clairvoyant optimum of this
 //! very order beside the chunks that were decoded.
 
-use headroom::data::cache::{CacheClient, ClientSpec};
+#[allow(dead_code)]
+mod simulate;
+
+use cache::client::{CacheClient, ClientSpec};
+use cache::{CacheHost, HostPlan, PolicyKind};
 use headroom::data::loader::{BatchPlanner, Loader, LoaderSpec, Order, train_order};
 use headroom::data::source::hdf5::Reader;
 use headroom::data::{BatchAhead, DataError, Dataset, FieldSpec, ReadRequest, Scratch};
 use headroom::task::Team;
 use headroom::task::emg::data::{EmgData, open_datasets};
-use launcher::cache::simulate::{Grain, Trace, Walk};
-use launcher::cache::{CacheHost, HostPlan, PolicyKind};
-use launcher::config::{CacheEntries, CachePolicy, DataConfig, ShuffleMode};
-use launcher::contract::cache::CacheStats;
 use serde_json::{Value, json};
+use simulate::{Grain, Trace, Walk};
+use spec::config::{CacheEntries, CachePolicy, DataConfig, ShuffleMode};
+use spec::contract::cache::CacheStats;
 use std::error::Error;
 use std::fs::File;
 use std::path::Path;
@@ -302,7 +305,7 @@ fn main() -> Result<()> {
     let capacity_bytes = capacity_entries * bytes.div_ceil(entries.max(1)).next_multiple_of(64);
     let ids: Vec<u32> = (0..options.ranks as u32).collect();
     let plan = HostPlan { capacity_bytes, policy: options.policy, ranks: ids };
-    let mut host = (capacity_bytes > 0).then(|| CacheHost::start(&plan)).transpose()?;
+    let mut host = (capacity_bytes > 0).then(|| CacheHost::start(&plan, || None)).transpose()?;
     while host.as_ref().is_some_and(|host| host.present_bytes() < capacity_bytes) {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }

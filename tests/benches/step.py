@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import PYTHON, REFERENCE, ROOT, median, table
+from common import PYTHON, REFERENCE, ROOT, median, say, table
 
 
 def binary():
@@ -44,6 +44,7 @@ def main():
         runs = {name: [] for name in sides}
         for _ in range(args.repeats):
             for name, command in sides.items():
+                say(f"{config}: {name}, run {len(runs[name]) + 1} of {args.repeats}")
                 runs[name].append(run(command, config, args))
         parameters = {of[0]["parameters"] for of in runs.values()}
         if len(parameters) != 1:

@@ -2,7 +2,7 @@
 //! `step --config default --batch 32 --window 500 --steps 10 --threads 1`.
 
 use headroom::task::{Batch, Metrics, Model, emg};
-use launcher::config::{ModelConfig, TdsStage, TrainConfig};
+use spec::config::{ModelConfig, TdsStage, TrainConfig};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor, nn};
 

@@ -174,7 +174,8 @@ def main():
     for launcher in launchers(args):
         # torchrun takes seconds to start: a few tries tell enough.
         tries = args.tries if launcher.name == "launch" else max(1, args.tries // 4)
-        repeat = lambda run, *more: [in_folder(lambda folder: run(launcher, folder, *more)) for _ in range(tries)]
+        say = lambda run: print(f"{launcher.name}: {run.__name__}, {tries} times", file=sys.stderr, flush=True)
+        repeat = lambda run, *more: say(run) or [in_folder(lambda folder: run(launcher, folder, *more)) for _ in range(tries)]
         runs = repeat(starts)
         print(f"{launcher.name}: three ranks running after {spread([up for up, _ in runs], 'ms')}")
         print(f"{launcher.name}: resident {spread([rss for _, rss in runs], 'MiB')}")

@@ -3,58 +3,122 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Room → rooms it may use. A room may always use itself.
-const RANK: &[(&str, &[&str])] = &[
-    ("torch", &[]),
-    ("comm", &["torch", "ledger"]),
-    ("ledger", &[]),
-    ("data", &["ledger"]),
-    ("train", &["torch", "comm", "data", "task", "ledger"]),
-    ("task", &["torch", "data"]),
-    ("report", &[]),
-    ("monitor", &["torch", "report"]),
-    ("rank", &["torch", "comm", "data", "train", "task", "report", "monitor", "ledger"]),
-];
-const LAUNCHER: &[(&str, &[&str])] = &[
+/// Room → rooms it may use. A room may always use itself. Rooms of other packages are named with their package.
+type Rooms = &'static [(&'static str, &'static [&'static str])];
+const SPEC: Rooms = &[
+    ("contract", &[]),
     ("config", &["contract"]),
-    ("machine", &[]),
-    ("plan", &["config", "machine", "contract"]),
-    ("contract", &["config", "plan"]),
-    ("cache", &["contract", "machine"]),
-    ("watch", &["config", "contract", "machine", "plan"]),
-    ("supervise", &["contract", "cache", "machine", "watch"]),
-    ("console", &["contract", "plan", "supervise"]),
-    ("run_dir", &["config", "contract", "plan"]),
-    ("cli", &["config", "run_dir"]),
-    ("advise", &["config", "contract", "machine", "plan", "watch"]),
-    ("smart", &["config", "contract"]),
-    ("monitor", &["advise", "contract", "machine", "plan", "run_dir", "supervise", "watch"]),
+    ("plan", &["contract", "config"]),
+    ("job", &["contract", "config", "plan"]),
+];
+const RANK: Rooms = &[
+    ("torch", &[]),
+    ("comm", &["torch", "ledger", "spec::contract", "cache", "launcher::machine"]),
+    ("ledger", &["spec::contract"]),
+    ("data", &["ledger", "spec::contract", "spec::config", "cache", "launcher::machine"]),
+    (
+        "train",
+        &[
+            "torch",
+            "comm",
+            "data",
+            "task",
+            "ledger",
+            "spec::contract",
+            "spec::config",
+            "spec::plan",
+            "launcher::journal",
+            "launcher::machine",
+        ],
+    ),
+    ("task", &["torch", "data", "cache", "spec::config", "spec::contract"]),
+    ("report", &["spec::contract", "spec::config", "launcher::journal"]),
+    ("own_loop", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
+    (
+        "rank",
+        &[
+            "torch",
+            "comm",
+            "data",
+            "train",
+            "task",
+            "report",
+            "own_loop",
+            "ledger",
+            "spec::contract",
+            "spec::config",
+            "spec::plan",
+            "spec::job",
+            "cache",
+            "launcher::console",
+            "launcher::journal",
+            "launcher::logging",
+            "launcher::machine",
+            "launcher::run_dir",
+            "launcher::supervise",
+            "launcher::watch",
+        ],
+    ),
+];
+const LAUNCHER: Rooms = &[
+    ("machine", &["spec::contract"]),
+    ("journal", &["spec::contract"]),
+    ("logging", &["spec::contract"]),
+    ("watch", &["journal", "machine", "spec::contract", "spec::config", "spec::plan"]),
+    ("supervise", &["cache", "journal", "machine", "watch", "spec::contract"]),
+    ("console", &["supervise", "spec::contract", "spec::plan", "spec::config"]),
+    ("run_dir", &["journal", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
+    ("cli", &["logging", "run_dir", "spec::config", "spec::contract", "spec::plan"]),
+    ("advise", &["machine", "watch", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
+    ("plots", &["advise", "spec::contract", "spec::plan", "spec::job"]),
+    ("smart", &["spec::contract", "spec::config"]),
+    (
+        "monitor",
+        &[
+            "advise",
+            "journal",
+            "machine",
+            "run_dir",
+            "supervise",
+            "watch",
+            "spec::contract",
+            "spec::plan",
+            "spec::config",
+        ],
+    ),
     (
         "command",
         &[
             "advise",
             "cache",
             "cli",
-            "config",
-            "machine",
-            "plan",
-            "contract",
-            "supervise",
             "console",
+            "logging",
+            "machine",
             "monitor",
+            "plots",
             "run_dir",
             "smart",
+            "supervise",
             "watch",
+            "spec::contract",
+            "spec::config",
+            "spec::plan",
+            "spec::job",
         ],
     ),
 ];
+/// Packages whose rooms are named one by one.
+const PACKAGES: &[&str] = &["launcher", "spec"];
+/// A package that is one room.
+const CACHE: &str = "cache";
 /// Files and folders that may hold `unsafe`.
 const UNSAFE: &[&str] = &[
     "src/torch/",
     "src/comm/nccl",
     "src/comm/shm",
-    "src/data/cache/map.rs",
     "src/data/source/hdf5/ffi/",
+    "launcher/cache/src/mapping.rs",
     "launcher/src/supervise/unix.rs",
 ];
 
@@ -80,6 +144,14 @@ fn code(file: &Path) -> String {
     body.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
+/// Files that are compiled for tests alone.
+fn is_test(file: &Path) -> bool {
+    let name = |part: &std::ffi::OsStr| part.to_string_lossy().into_owned();
+    let stem = file.file_stem().map(name).unwrap_or_default();
+    let inside_tests = file.parent().and_then(Path::file_name).map(name).is_some_and(|folder| folder == "tests");
+    inside_tests || stem == "tests" || stem == "testing" || stem.ends_with("_tests")
+}
+
 /// Room of a file below `src`: its folder, or its stem at the top.
 fn room(src: &Path, file: &Path) -> String {
     let inside = file.strip_prefix(src).unwrap();
@@ -87,59 +159,100 @@ fn room(src: &Path, file: &Path) -> String {
     first.trim_end_matches(".rs").to_string()
 }
 
-/// Rooms named after `crate::` in `text`, also inside `crate::{a, b::c}`.
-fn used_rooms(text: &str) -> BTreeSet<String> {
+/// Rooms named after `prefix` (such as `crate::`) in `text`, also inside `crate::{a, b::c}`.
+fn used_rooms(text: &str, prefix: &str) -> BTreeSet<String> {
     let ident = |s: &str| s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut rooms = BTreeSet::new();
-    for part in text.split("crate::").skip(1) {
-        if let Some(list) = part.strip_prefix('{') {
-            let (mut depth, mut start) = (0, 0);
-            for (at, c) in list.char_indices() {
-                match c {
-                    '{' => depth += 1,
-                    '}' if depth == 0 => {
-                        rooms.insert(ident(&list[start..at]));
-                        break;
-                    }
-                    '}' => depth -= 1,
-                    ',' if depth == 0 => {
-                        rooms.insert(ident(&list[start..at]));
-                        start = at + 1;
-                    }
-                    _ => {}
-                }
-            }
-        } else {
+    for (at, _) in text.match_indices(prefix) {
+        // `super::cache::` and `self::spec` name no package.
+        let before = text[..at].chars().next_back().unwrap_or(' ');
+        if before.is_alphanumeric() || matches!(before, '_' | ':') {
+            continue;
+        }
+        let part = &text[at + prefix.len()..];
+        let Some(list) = part.strip_prefix('{') else {
             rooms.insert(ident(part));
+            continue;
+        };
+        let (mut depth, mut start) = (0, 0);
+        for (at, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => {
+                    rooms.insert(ident(&list[start..at]));
+                    break;
+                }
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    rooms.insert(ident(&list[start..at]));
+                    start = at + 1;
+                }
+                _ => {}
+            }
         }
     }
     rooms.remove("");
     rooms
 }
 
-fn check(src: &str, table: &[(&str, &[&str])]) -> Vec<String> {
+/// Rooms that `text` uses: those of its package by name, those of the other packages behind `package::`.
+fn edges(text: &str) -> BTreeSet<String> {
+    let mut rooms = used_rooms(text, "crate::");
+    for package in PACKAGES {
+        let prefix = format!("{package}::");
+        rooms.extend(used_rooms(text, &prefix).into_iter().map(|room| format!("{prefix}{room}")));
+    }
+    if !used_rooms(text, &format!("{CACHE}::")).is_empty() {
+        rooms.insert(CACHE.into());
+    }
+    rooms
+}
+
+fn check(src: &str, table: Rooms) -> Vec<String> {
     let src = root().join(src);
     let mut files = Vec::new();
     rust_files(&src, &mut files);
     assert!(files.len() > 5, "only {} files under {}", files.len(), src.display());
     let mut wrong = Vec::new();
+    let mut seen = BTreeSet::new();
     for file in files {
         let from = room(&src, &file);
-        if matches!(from.as_str(), "lib" | "main" | "bin") {
+        if matches!(from.as_str(), "lib" | "main" | "bin") || is_test(&file) {
             continue;
         }
         let Some((_, allowed)) = table.iter().find(|(name, _)| *name == from) else {
             wrong.push(format!("{}: room {from} is not in the table", file.display()));
             continue;
         };
-        for to in used_rooms(&code(&file)) {
-            let known = table.iter().any(|(name, _)| *name == to);
+        for to in edges(&code(&file)) {
+            let known = to.contains("::") || to == CACHE || table.iter().any(|(name, _)| *name == to);
             if known && to != from && !allowed.contains(&to.as_str()) {
                 wrong.push(format!("{}: {from} may not use {to}", file.display()));
             }
         }
+        seen.insert(from);
+    }
+    let map = std::fs::read_to_string(src.join("lib.rs")).unwrap();
+    let map: String = map.lines().filter(|line| line.starts_with("//!")).collect();
+    for (name, allowed) in table {
+        if !seen.contains(*name) {
+            wrong.push(format!("{name} is in the table and not in {}", src.display()));
+        }
+        if !map.contains(&format!("[`{name}`]")) && !map.contains(&format!("[`{name}::")) {
+            wrong.push(format!("{name} is not on the map in {}/lib.rs", src.display()));
+        }
+        for (other, back) in table {
+            if allowed.contains(other) && back.contains(name) {
+                wrong.push(format!("{name} and {other} use each other"));
+            }
+        }
     }
     wrong
+}
+
+#[test]
+fn rooms_of_the_shared_vocabulary_use_only_what_they_may() {
+    assert_eq!(check("launcher/spec/src", SPEC), Vec::<String>::new());
 }
 
 #[test]
@@ -152,10 +265,31 @@ fn rooms_of_the_launcher_use_only_what_they_may() {
     assert_eq!(check("launcher/src", LAUNCHER), Vec::<String>::new());
 }
 
+/// The page cache is for a Python module as well: it knows the contract and nothing else, and the directory knows no client.
+#[test]
+fn the_page_cache_uses_the_contract_alone() {
+    let src = root().join("launcher/cache/src");
+    let mut files = Vec::new();
+    rust_files(&src, &mut files);
+    assert!(files.len() > 5, "only {} files under {}", files.len(), src.display());
+    for file in files.iter().filter(|file| !is_test(file)) {
+        let (from, text) = (room(&src, file), code(file));
+        let foreign: Vec<_> =
+            edges(&text).into_iter().filter(|to| to.contains("::") && to != "spec::contract").collect();
+        assert!(foreign.is_empty(), "{}: cache may not use {foreign:?}", file.display());
+        let client = ["crate::client", "super::client"].iter().any(|path| text.contains(path));
+        assert!(matches!(from.as_str(), "client" | "lib") || !client, "{}: uses the client", file.display());
+    }
+}
+
 #[test]
 fn a_forbidden_edge_is_seen() {
-    let rooms = used_rooms("use crate::{train::fit, data::{loader, source}};\nlet x = crate::comm::Solo;");
+    let rooms = used_rooms("use crate::{train::fit, data::{loader, source}};\nlet x = crate::comm::Solo;", "crate::");
     assert_eq!(rooms.into_iter().collect::<Vec<_>>(), ["comm", "data", "train"]);
+    let rooms = edges("use spec::{contract::env, plan};\nuse super::cache::X;\nlet y = launcher::advise::z();");
+    assert_eq!(rooms.into_iter().collect::<Vec<_>>(), ["launcher::advise", "spec::contract", "spec::plan"]);
+    let rooms = edges("use cache::client::{Want, Offer};\nuse spec::contract::cache::Item;");
+    assert_eq!(rooms.into_iter().collect::<Vec<_>>(), ["cache", "spec::contract"]);
 }
 
 #[test]
@@ -176,16 +310,18 @@ fn only_the_source_room_imports_hdf5_and_the_launcher_links_no_tensor_library() 
             .find(|name| text.contains(&format!("{name}::")) && !text.contains(&format!("_{name}::")));
         assert!(imported.is_none(), "{} imports {imported:?}", file.display());
     }
-    let manifest = std::fs::read_to_string(root().join("launcher/Cargo.toml")).unwrap();
-    for name in ["tch", "hdf5", "cudarc", "headroom"] {
-        assert!(!manifest.lines().any(|line| line.starts_with(name)), "launcher depends on {name}");
+    for package in ["launcher", "launcher/cache", "launcher/spec"] {
+        let manifest = std::fs::read_to_string(root().join(package).join("Cargo.toml")).unwrap();
+        for name in ["tch", "hdf5", "cudarc", "headroom"] {
+            assert!(!manifest.lines().any(|line| line.starts_with(name)), "{package} depends on {name}");
+        }
     }
 }
 
 #[test]
 fn unsafe_stays_in_its_rooms_and_every_block_says_why() {
     let mut files = Vec::new();
-    for folder in ["src", "launcher/src"] {
+    for folder in ["src", "launcher/src", "launcher/spec/src", "launcher/cache/src"] {
         rust_files(&root().join(folder), &mut files);
     }
     for file in files {
@@ -208,4 +344,16 @@ fn unsafe_stays_in_its_rooms_and_every_block_says_why() {
             }
         }
     }
+}
+
+/// An error without a variant of its own says nothing to code, and loses its cause.
+#[test]
+fn few_errors_are_nothing_but_a_text() {
+    let mut files = Vec::new();
+    for folder in ["src", "launcher/src", "launcher/spec/src", "launcher/cache/src"] {
+        rust_files(&root().join(folder), &mut files);
+    }
+    let uses: usize =
+        files.iter().filter(|file| !is_test(file)).map(|file| code(file).matches("Error::Other(").count()).sum();
+    assert!(uses <= 10, "{uses} uses of Other");
 }

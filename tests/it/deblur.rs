@@ -1,14 +1,14 @@
 //! The deblurring task from its command line: plan of the guide's data set, a short run of configs/baseline.yaml.
 
+use crate::simulate::{Grain, Trace, Walk};
 use crate::support::{Ended, folder, launch_program, read_lines, run};
+use cache::PolicyKind;
 use headroom::data::loader::{Order, Shuffle};
 use headroom::data::source::video::npy;
 use headroom::task::deblur::sample::{SampleSpec, write_sample_data};
-use launcher::cache::PolicyKind;
-use launcher::cache::simulate::{Grain, Trace, Walk};
-use launcher::config::RawConfig;
-use launcher::machine::{DatasetFacts, FrameFacts, Gpu, Machine};
-use launcher::plan::{Plan, Request, plan};
+use spec::config::RawConfig;
+use spec::contract::{DatasetFacts, FrameFacts, Gpu, Machine};
+use spec::plan::{Plan, Request, plan};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -50,7 +50,7 @@ fn the_guides_data_set_fits_its_50_gb_whole_and_every_steady_lookup_hits() {
     let entry = 2 * 720 * 1280 * 3 + 66 * 360 * 80;
     let useful = 2222u64 * entry;
     assert!(guide.budget.page_cache_bytes >= useful && guide.budget.page_cache_bytes <= 50 * GIB);
-    assert_eq!(guide.budget.cache_policy, "next_use");
+    assert_eq!(guide.budget.cache_policy, spec::contract::CacheMode::NextUse);
     assert!(140_083_200 >= 15 * entry, "at most 1/15 of the tensors' bytes: {entry}");
     let table = guide.table_at(200);
     for part in [
@@ -85,7 +85,7 @@ fn the_guides_data_set_fits_its_50_gb_whole_and_every_steady_lookup_hits() {
     );
     // Clips that share no frame: each entry is read once, and `pin` is as good as any.
     let apart = guide_plan(&["data.stride=5"]);
-    assert_eq!(apart.budget.cache_policy, "pin");
+    assert_eq!(apart.budget.cache_policy, spec::contract::CacheMode::Pin);
 }
 
 /// Share of lookups that hit from the second epoch on: clips of five frames in the loader's own order, on three ranks.

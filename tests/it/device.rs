@@ -6,6 +6,9 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
+/// The program that checks a device.
+const CHECK: &str = env!("CARGO_BIN_EXE_check-gpu");
+
 /// Steps keep their numbers on the device, here the CPU.
 fn on_device(runs: &Runs, name: &str, words: &[&str], overflow: Option<&str>) -> (crate::support::Run, String) {
     let mut command = runs.command(&[]);
@@ -93,7 +96,7 @@ fn a_loss_that_is_no_number_stops_with_the_last_good_weights() {
     let mut command = runs.command(&[]);
     command.args(["--name", "bad", "--ranks", "2"]).env("HEADROOM_TEST_ON_DEVICE", "1");
     let ended = run(&mut command, runs.path());
-    assert_eq!(ended.code, Some(launcher::contract::exit::NONFINITE.into()), "{ended}");
+    assert_eq!(ended.code, Some(spec::contract::exit::NONFINITE.into()), "{ended}");
     let good: u64 = ended
         .err
         .split("checkpoints/step-")
@@ -127,22 +130,22 @@ fn figures(text: &str) -> Value {
 fn the_check_of_a_device_runs_without_one() {
     let folder = folder();
     let mut three = Command::new(launch_program());
-    three.args(["--ranks", "3", "--exec"]).arg(rank_program()).args(["check-gpu", "contract", "--cpu"]);
+    three.args(["--ranks", "3", "--exec"]).arg(CHECK).args(["contract", "--cpu"]);
     let ended = run(&mut three, folder.path());
     assert_eq!(ended.code, Some(0), "{ended}");
     let found = figures(&ended.out);
     assert_eq!((found["world_size"].as_u64(), found["backend"].as_str()), (Some(3), Some("shm")));
     for words in [&["copy", "--bytes", "1000000"][..], &["net", "--width", "32", "--batch", "4", "--steps", "5"]] {
-        let mut command = Command::new(rank_program());
-        command.arg("check-gpu").args(words).arg("--cpu");
+        let mut command = Command::new(CHECK);
+        command.args(words).arg("--cpu");
         let ended = run(&mut command, folder.path());
         assert_eq!(ended.code, Some(0), "{ended}");
         assert!(figures(&ended.out).as_object().unwrap().values().any(|v| v.as_f64().is_some_and(|v| v > 0.0)));
     }
-    let mut missing = Command::new(rank_program());
-    missing.args(["check-gpu", "copy", "--device", "63"]);
+    let mut missing = Command::new(CHECK);
+    missing.args(["copy", "--device", "63"]);
     let ended = run(&mut missing, folder.path());
-    assert_eq!(ended.code, Some(launcher::contract::exit::USAGE.into()), "{ended}");
+    assert_eq!(ended.code, Some(spec::contract::exit::USAGE.into()), "{ended}");
 }
 
 #[test]

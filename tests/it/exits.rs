@@ -1,4 +1,4 @@
-//! Exit codes as the README lists them, and what `launch` links.
+//! Exit codes as `spec::contract::exit` lists them, and what `launch` links.
 
 use crate::support::{Runs, folder, launch_program, run};
 use std::process::Command;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const WORLD: usize = 3;
 
 #[derive(Clone, Copy, Debug)]
-enum Starter {
+pub enum Starter {
     Torchrun,
     OpenMpi,
     Slurm,
@@ -38,7 +38,7 @@ impl Starter {
 }
 
 /// The job that `launch` wrote for `reference`, for another run folder.
-fn job_of(runs: &Runs, reference: &Path, name: &str) -> Value {
+pub fn job_of(runs: &Runs, reference: &Path, name: &str) -> Value {
     let mut job: Value = serde_json::from_slice(&fs::read(reference.join("job.json")).unwrap()).unwrap();
     let folder = runs.run(name).path;
     fs::create_dir_all(&folder).unwrap();
@@ -46,7 +46,7 @@ fn job_of(runs: &Runs, reference: &Path, name: &str) -> Value {
     job
 }
 
-fn start(runs: &Runs, name: &str, job: &Value, starter: Starter) -> Vec<Running> {
+pub fn start(runs: &Runs, name: &str, job: &Value, starter: Starter) -> Vec<Running> {
     let path = runs.run(name).path.join("job.json");
     fs::write(&path, job.to_string()).unwrap();
     let temporary = runs.path().join("tmp");

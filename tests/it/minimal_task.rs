@@ -2,7 +2,7 @@
 
 use headroom::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
 use headroom::task::{Batch, Datasets, Metrics, Model, Output, Task, Team};
-use launcher::config::Config;
+use spec::config::Config;
 use std::{path::Path, sync::Arc};
 use tch::{Kind, nn};
 

@@ -1,9 +1,9 @@
 //! The plan of shipped configs against what short runs of them use. `scripts/bench plan_truth` does so for all of them.
 
 use crate::support::{folder, launch_program, run, sample_data};
-use launcher::cache::Directory;
-use launcher::plan::DIRECTORY_ENTRY_BYTES;
+use cache::Directory;
 use serde_json::Value;
+use spec::plan::DIRECTORY_ENTRY_BYTES;
 use std::path::Path;
 use std::process::Command;
 

@@ -216,8 +216,11 @@ fn real_pressure_takes_every_rung_in_order_is_recovered_from_and_changes_no_loss
     ];
     let lines = rungs.map(|rung| with_bytes(&ended.err, rung));
     lines.iter().for_each(|line| println!("{line}"));
-    let events: String =
-        read_lines(&run.path.join("memory.node.jsonl")).iter().filter_map(|line| line["event"].as_str()).collect();
+    let text = |line: &serde_json::Value| {
+        let event = serde_json::from_value(line.get("event")?.clone()).unwrap();
+        Some(launcher::watch::event_text(spec::config::Language::En, &event))
+    };
+    let events: String = read_lines(&run.path.join("memory.node.jsonl")).iter().filter_map(text).collect();
     assert!(rungs.iter().all(|rung| events.contains(rung)), "{events}");
 
     // Orders are numbered as they are given; 3, 5 and 6 are the page cache's.
@@ -256,7 +259,7 @@ print(sum(map(len, kept)))
 "#;
 
 #[test]
-fn item_37_training_completes_under_a_limit_that_kills_the_naive_path() {
+fn training_completes_under_a_limit_that_kills_the_naive_path() {
     let runs = runs(&["data.stride=10", "train.max_steps=40"]);
     let limit_bytes = planned(&runs.finish("plan", &["--ranks", "2", "--set", "train.max_steps=1"])) / 10 * 12;
     let Some(group) = Limited::make("naive", limit_bytes) else { return };
@@ -277,7 +280,7 @@ fn item_37_training_completes_under_a_limit_that_kills_the_naive_path() {
 }
 
 #[test]
-fn item_60_on_a_machine_that_is_full_already_the_config_is_eased_before_training() {
+fn on_a_machine_that_is_full_already_the_config_is_eased_before_training() {
     let Some(group) = Limited::make("full", 3072 * MIB) else { return };
     let runs = Runs::new(&["train.max_steps=10", "train.num_workers=4", "log.save_every=1", "watch.ease=true"]);
     let changes = "train.microbatch: 4 → 2, train.num_workers: 4 → 2";

@@ -1,8 +1,8 @@
 //! Memory of real ranks: flat over many steps, given back on order, and the reason of a stop.
 
 use crate::support::{Runs, folder, read_lines};
-use launcher::contract::{FromRank, Relief, Relieved, ToRank, env, read_frame, write_frame};
 use serde_json::Value;
+use spec::contract::{FromRank, Relief, Relieved, ToRank, env, read_frame, write_frame};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -17,7 +17,7 @@ fn slope(points: &[(f64, f64)]) -> f64 {
 }
 
 #[test]
-fn item_26_a_thousand_steps_leave_no_tensors_behind() {
+fn a_thousand_steps_leave_no_tensors_behind() {
     let runs = Runs::new(&["train.max_steps=1200", "log.log_every=50", "train.microbatch=2", "train.ema_decay=0.99"]);
     let run = runs.finish("flat", &["--ranks", "2"]);
     for rank in 0..2 {

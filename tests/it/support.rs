@@ -200,6 +200,11 @@ impl Running {
         Self { child, files, done: false }
     }
 
+    /// Folder of what it prints: `out` and `err`.
+    pub fn files(&self) -> PathBuf {
+        self.files.path().to_owned()
+    }
+
     pub fn read(&self, name: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.files.path().join(name)).unwrap()).into_owned()
     }

@@ -1,4 +1,4 @@
-//! A task of the README, trained through the real trainer.
+//! The example task of `src/task`'s rustdoc, trained through the real trainer.
 
 use crate::minimal_task::Line;
 use crate::support::folder;
@@ -7,10 +7,9 @@ use headroom::data::DataError;
 use headroom::task::{Task, Team};
 use headroom::train::checkpoint::{Checkpointer, Facts};
 use headroom::train::{Controls, DeviceOptions, Fit, Observer, Status};
-use launcher::config::{Config, OptimizerKind, SchedulerKind};
-use launcher::contract::{MetricsRecord, Progress, Relieved};
-use launcher::plan::{BatchPlan, LoaderPlan, Plan};
-use std::path::Path;
+use spec::config::{Config, OptimizerKind, SchedulerKind};
+use spec::contract::{MetricsRecord, Progress, Relieved};
+use spec::plan::{BatchPlan, LoaderPlan, Plan};
 use std::sync::Arc;
 use tch::{Device, nn};
 
@@ -23,7 +22,7 @@ struct Told {
 }
 
 impl Observer for Told {
-    fn phase(&mut self, _: &str, _: u64) {}
+    fn phase(&mut self, _: spec::contract::Phase, _: u64) {}
     fn step(&mut self, _: &Progress) {}
     fn record(&mut self, _: &MetricsRecord) {
         self.records += 1;
@@ -101,29 +100,9 @@ fn the_minimal_task_of_the_readme_learns_its_line() {
     assert!(checkpoints.read_dir().unwrap().count() >= 1);
 }
 
-/// What the README shows is what is compiled and trained here.
-#[test]
-fn the_readme_shows_the_minimal_task_as_it_is() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let code = std::fs::read_to_string(root.join("tests/it/minimal_task.rs")).unwrap();
-    assert!(readme.contains(&format!("```rust\n{code}```")), "README.md shows another minimal task");
-}
-
 /// The names that a config may have are those that a rank trains, in the same order.
 #[test]
 fn launcher_and_rank_know_the_same_tasks() {
     let names: Vec<&str> = headroom::task::TASKS.iter().map(|task| task.name()).collect();
-    assert_eq!(names, launcher::config::TASKS);
-}
-
-/// The trait as the README has it is the trait.
-#[test]
-fn the_readme_shows_the_trait_as_it_is() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let code = std::fs::read_to_string(root.join("src/task/mod.rs")).unwrap();
-    let start = code.find("pub trait Task: ").unwrap();
-    let end = start + code[start..].find("\n}\n").unwrap() + 3;
-    assert!(readme.contains(&format!("```rust\n{}```", &code[start..end])), "README.md shows another trait");
+    assert_eq!(names, spec::config::TASKS);
 }

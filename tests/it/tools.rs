@@ -30,7 +30,7 @@ fn assert_png(path: &Path) {
 }
 
 #[test]
-fn item_45_monitor_ends_after_its_duration_with_plots_at_its_interval() {
+fn monitor_ends_after_its_duration_with_plots_at_its_interval() {
     let dir = folder();
     let pid = std::process::id().to_string();
     let mut command = launch(&["monitor", "--pid", &pid, "--duration", "3", "--interval", "0.2"]);
@@ -59,7 +59,7 @@ fn item_45_monitor_ends_after_its_duration_with_plots_at_its_interval() {
 }
 
 #[test]
-fn item_45_and_46_an_endless_monitor_ends_on_request_and_its_log_can_be_read_at_any_time() {
+fn an_endless_monitor_ends_on_request_and_its_log_can_be_read_at_any_time() {
     let dir = folder();
     let pid = std::process::id().to_string();
     let mut command = launch(&["monitor", "--pid", &pid, "--interval", "0.01", "--out"]);
@@ -90,7 +90,7 @@ fn item_45_and_46_an_endless_monitor_ends_on_request_and_its_log_can_be_read_at_
 }
 
 #[test]
-fn item_50_the_memory_line_comes_at_the_start_and_at_every_hundredth_step() {
+fn the_memory_line_comes_at_the_start_and_at_every_hundredth_step() {
     let runs = Runs::new(&["train.max_steps=250", "log.memory_every=100"]);
     let ended = runs.train("lines", &["--ranks", "2"]);
     assert_eq!(ended.code, Some(0), "{ended}");
@@ -109,7 +109,7 @@ fn item_50_the_memory_line_comes_at_the_start_and_at_every_hundredth_step() {
 }
 
 #[test]
-fn item_56_the_allocators_setting_reaches_every_rank_and_is_echoed() {
+fn the_allocators_setting_reaches_every_rank_and_is_echoed() {
     const NAME: &str = "PYTORCH_CUDA_ALLOC_CONF";
     let dir = folder();
     let mut command = launch(&["--ranks", "2", "--exec", "sh", "-c", "echo rank $RANK: $PYTORCH_CUDA_ALLOC_CONF"]);
@@ -130,7 +130,7 @@ fn item_56_the_allocators_setting_reaches_every_rank_and_is_echoed() {
 }
 
 #[test]
-fn item_46_and_47_a_monitors_log_is_analysed_and_drawn_and_a_missing_one_is_an_error() {
+fn a_monitors_log_is_analysed_and_drawn_and_a_missing_one_is_an_error() {
     let dir = folder();
     let log = dir.path().join("memory_log_20241205_143022.json");
     let sample = |t: u32| {
@@ -149,7 +149,7 @@ fn item_46_and_47_a_monitors_log_is_analysed_and_drawn_and_a_missing_one_is_an_e
 }
 
 #[test]
-fn item_72_a_healthy_run_is_watched_analysed_and_found_healthy() {
+fn a_healthy_run_is_watched_analysed_and_found_healthy() {
     let runs = Runs::new(&["train.max_steps=100000"]);
     let mut job = runs.start("watched", &["--ranks", "2"]);
     let path = runs.run("watched").path;
@@ -175,7 +175,7 @@ fn item_72_a_healthy_run_is_watched_analysed_and_found_healthy() {
 }
 
 #[test]
-fn item_61_the_smart_loop_trains_in_legs_of_fresh_processes_without_growth() {
+fn the_smart_loop_trains_in_legs_of_fresh_processes_without_growth() {
     let sets = [
         "train.max_steps=null",
         "data.max_train_windows=16",
@@ -257,7 +257,7 @@ fn a_target_that_is_no_comparison_is_a_config_error() {
 }
 
 #[test]
-fn item_66_recommend_answers_for_this_machine_as_text_and_json() {
+fn recommend_answers_for_this_machine_as_text_and_json() {
     let dir = folder();
     let ended = run(&mut launch(&["recommend", "--json"]), dir.path());
     let found: Value = serde_json::from_str(&ended.out).unwrap_or_else(|e| panic!("{e}: {ended}"));
@@ -267,7 +267,7 @@ fn item_66_recommend_answers_for_this_machine_as_text_and_json() {
 }
 
 #[test]
-fn item_71_the_bench_measures_a_feature_off_and_on() {
+fn the_bench_measures_a_feature_off_and_on() {
     let dir = folder();
     let mut command = launch(&["bench-memory", "--steps", "2", "--only", "accumulation", "--json", "--data"]);
     let ended = run(command.arg(super::support::sample_data()), dir.path());
@@ -318,7 +318,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 }
 
 #[test]
-fn item_60_a_run_begins_with_a_look_at_memory_and_ends_with_a_report_of_it() {
+fn a_run_begins_with_a_look_at_memory_and_ends_with_a_report_of_it() {
     let runs = Runs::new(&["train.max_steps=40"]);
     let ended = runs.train("report", &[]);
     assert_eq!(ended.code, Some(0), "{ended}");
@@ -330,7 +330,7 @@ fn item_60_a_run_begins_with_a_look_at_memory_and_ends_with_a_report_of_it() {
 }
 
 #[test]
-fn item_64_a_key_set_at_the_start_is_kept_with_the_run_and_an_unknown_one_is_refused() {
+fn a_key_set_at_the_start_is_kept_with_the_run_and_an_unknown_one_is_refused() {
     let runs = Runs::new(&["train.max_steps=1"]);
     let run = runs.finish("set", &["--set", "train.batch_size=3"]);
     let kept = fs::read_to_string(run.path.join("config.yaml")).unwrap();
@@ -341,7 +341,7 @@ fn item_64_a_key_set_at_the_start_is_kept_with_the_run_and_an_unknown_one_is_ref
 }
 
 #[test]
-fn item_65_named_configs_load_a_copy_works_and_an_unknown_name_is_an_error() {
+fn named_configs_load_a_copy_works_and_an_unknown_name_is_an_error() {
     let dir = folder();
     let plan = |name: &str| run(launch(&["plan", "--gpus", "1", "--config", name]).current_dir(dir.path()), dir.path());
     for name in ["default", "low_memory", "high_performance", "quick_demo"] {

@@ -67,7 +67,7 @@ fn wait_for_steps(running: &mut Running, run: &Run, steps: usize) {
 
 /// Also checklist item 38: memory features on or off, the same losses.
 #[test]
-fn item_38_shrinking_the_cache_by_half_while_training_gives_its_bytes_back_and_changes_no_bit() {
+fn shrinking_the_cache_by_half_while_training_gives_its_bytes_back_and_changes_no_bit() {
     let runs = runs(&["train.max_steps=500"]);
     let mut running = start(&runs, "shrunk", &["--ranks", "2"]);
     let run = runs.run("shrunk");
@@ -174,7 +174,7 @@ fn hog(group: &Path) -> Child {
 
 /// The kernel ends a rank at the group's limit; the restart goes on from the checkpoint with a smaller plan.
 #[test]
-fn item_58_a_rank_killed_for_memory_is_explained_and_started_again_with_less() {
+fn a_rank_killed_for_memory_is_explained_and_started_again_with_less() {
     let runs = runs(&["train.max_steps=100000", "log.save_every_steps=10", "memory.budget=1GiB"]);
     let mut running = start(&runs, "oom", &["--ranks", "2", "--max-restarts", "1"]);
     let run = runs.run("oom");

@@ -2,10 +2,12 @@
 
 use super::growth::Growth;
 use super::log::{Run, starts};
-use crate::contract::{Held, MemoryRecord, NodeRecord};
-use crate::plan::{BudgetLine, Plan, bytes_text};
+use crate::watch::event_text;
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
+use spec::config::Language;
+use spec::contract::{Held, LineId, MemoryRecord, NodeRecord, Phase};
+use spec::plan::{BudgetLine, Plan, bytes_text};
 use std::fmt::{self, Display};
 
 /// Lowest, mean and highest: GiB of what was used, percent of what there is.
@@ -19,7 +21,7 @@ pub struct Range {
 /// A line of the budget beside what was seen of it, bytes: of one rank, the one with most, where the line is per rank.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Check {
-    pub name: String,
+    pub name: &'static str,
     pub planned_bytes: u64,
     pub measured_bytes: u64,
     /// Claimed as a bound alone: it may be far above.
@@ -56,8 +58,8 @@ impl Verdict {
 }
 
 impl Check {
-    fn new(name: &str, planned_bytes: u64, measured_bytes: u64) -> Self {
-        Self { name: name.into(), planned_bytes, measured_bytes, bound: false }
+    fn new(name: &'static str, planned_bytes: u64, measured_bytes: u64) -> Self {
+        Self { name, planned_bytes, measured_bytes, bound: false }
     }
 
     pub fn verdict(&self) -> Verdict {
@@ -104,7 +106,7 @@ pub struct Analysis {
     pub growth: Growth,
     /// Highest own (unique) bytes of any rank, by phase, the first phase first.
     #[serde(serialize_with = "as_map")]
-    pub by_phase: Vec<(String, u64)>,
+    pub by_phase: Vec<(Phase, u64)>,
     /// Of the last start alone, which the plan on disk is of.
     pub checks: Vec<Check>,
     /// How often the ranks were started.
@@ -113,7 +115,7 @@ pub struct Analysis {
     pub events: Vec<(f64, String)>,
 }
 
-fn as_map<S: Serializer>(pairs: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+fn as_map<S: Serializer>(pairs: &[(Phase, u64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pairs.iter().map(|(phase, bytes)| (phase, bytes)))
 }
 
@@ -170,19 +172,19 @@ fn gpu_percent(run: &Run) -> Option<Range> {
 }
 
 /// In the order in which rank 0, then the others, came to them.
-fn by_phase(run: &Run) -> Vec<(String, u64)> {
-    let mut peaks: Vec<(String, u64)> = Vec::new();
+fn by_phase(run: &Run) -> Vec<(Phase, u64)> {
+    let mut peaks: Vec<(Phase, u64)> = Vec::new();
     for record in run.memory.iter().flatten() {
         match peaks.iter_mut().find(|(phase, _)| *phase == record.phase) {
             Some((_, peak)) => *peak = record.uss_bytes.max(*peak),
-            None => peaks.push((record.phase.clone(), record.uss_bytes)),
+            None => peaks.push((record.phase, record.uss_bytes)),
         }
     }
     peaks
 }
 
 fn in_start(records: &[MemoryRecord]) -> impl Iterator<Item = bool> {
-    records.iter().map(|record| record.phase == "start")
+    records.iter().map(|record| record.phase == Phase::Start)
 }
 
 /// What the last start left: the plan on disk is of that one, since each start writes its own.
@@ -198,8 +200,8 @@ impl<'a> Last<'a> {
     fn of(run: &'a Run) -> Self {
         let last = |records: &Vec<MemoryRecord>| {
             let records = &records[starts(in_start(records)).last().copied().unwrap_or(0)..];
-            let from = records.iter().find(|record| record.phase != "start").map_or(0, |record| record.step);
-            let of = |record: &MemoryRecord| MemoryRecord { step: record.step.saturating_sub(from), ..record.clone() };
+            let from = records.iter().find(|record| record.phase != Phase::Start).map_or(0, |record| record.step);
+            let of = |record: &MemoryRecord| MemoryRecord { step: record.step.saturating_sub(from), ..*record };
             records.iter().map(of).collect()
         };
         let memory: Vec<Vec<MemoryRecord>> = run.memory.iter().map(last).collect();
@@ -222,26 +224,26 @@ fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
     let ranks: Vec<RankUse> = run.memory.iter().filter_map(|records| RankUse::of(records)).collect();
     let node = NodeUse::of(run, &ranks);
     let measured = |line: &BudgetLine| {
-        Some(match line.name.as_str() {
-            "launcher" => node.launcher,
-            "libraries" => node.libraries,
-            "page cache" => node.cache,
-            "runtime" => most(&ranks, |rank| rank.runtime),
-            "model state" => most(&ranks, |rank| rank.held.model_bytes),
-            "activations" => most(&ranks, |rank| rank.activations),
-            "heap" => most(&ranks, |rank| rank.heap),
-            "staging slots" => most(&ranks, |rank| rank.held.slots_bytes),
-            "validation slots" => most(&ranks, |rank| rank.held.val_slots_bytes),
-            "decode scratch" => most(&ranks, |rank| rank.held.scratch_bytes),
-            "chunk cache" => most(&ranks, |rank| rank.held.chunks_bytes),
-            "collectives" => most(&ranks, |rank| rank.held.meeting_bytes),
-            "checkpoint staging" => most(&ranks, |rank| rank.held.staging_bytes),
-            _ => return None,
+        Some(match line.name {
+            LineId::Launcher => node.launcher,
+            LineId::Libraries => node.libraries,
+            LineId::PageCache => node.cache,
+            LineId::Runtime => most(&ranks, |rank| rank.runtime),
+            LineId::ModelState => most(&ranks, |rank| rank.held.model_bytes),
+            LineId::Activations => most(&ranks, |rank| rank.activations),
+            LineId::Heap => most(&ranks, |rank| rank.heap),
+            LineId::StagingSlots => most(&ranks, |rank| rank.held.slots_bytes),
+            LineId::ValidationSlots => most(&ranks, |rank| rank.held.val_slots_bytes),
+            LineId::DecodeScratch => most(&ranks, |rank| rank.held.scratch_bytes),
+            LineId::ChunkCache => most(&ranks, |rank| rank.held.chunks_bytes),
+            LineId::Collectives => most(&ranks, |rank| rank.held.meeting_bytes),
+            LineId::CheckpointStaging => most(&ranks, |rank| rank.held.staging_bytes),
+            LineId::Reserve | LineId::CudaRuntime | LineId::Other => return None,
         })
     };
     let check = |line: &BudgetLine| {
         let planned = line.per_rank_bytes.unwrap_or(line.bytes);
-        Some(Check { bound: line.bound, ..Check::new(&line.name, planned, measured(line)?) })
+        Some(Check { bound: line.bound, ..Check::new(line.name.text(), planned, measured(line)?) })
     };
     let mut checks: Vec<Check> = plan.budget.lines.iter().filter(|line| line.bytes > 0).filter_map(check).collect();
     // Of bounds the sums count what was used.
@@ -253,20 +255,21 @@ fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
         let each = plan.budget.lines.iter().filter_map(|line| Some(claimed(line, line.per_rank_bytes?)));
         checks.push(sum(
             "a rank, in all",
-            each.sum::<u64>() + plan.budget.line_bytes("checkpoint staging"),
+            each.sum::<u64>() + plan.budget.line_bytes(LineId::CheckpointStaging),
             most(&ranks, RankUse::all),
         ));
     }
-    let parts = plan.budget.lines.iter().filter(|line| line.name != "reserve").map(|line| match line.per_rank_bytes {
-        Some(each) => claimed(line, each) * (line.bytes / each.max(1)),
-        None => claimed(line, line.bytes),
-    });
+    let parts =
+        plan.budget.lines.iter().filter(|line| line.name != LineId::Reserve).map(|line| match line.per_rank_bytes {
+            Some(each) => claimed(line, each) * (line.bytes / each.max(1)),
+            None => claimed(line, line.bytes),
+        });
     checks.push(sum("all of the job", parts.sum(), node.job));
     checks
 }
 
 /// Parts reach their peaks at different times: their sum is a bound.
-fn sum(name: &str, planned_bytes: u64, measured_bytes: u64) -> Check {
+fn sum(name: &'static str, planned_bytes: u64, measured_bytes: u64) -> Check {
     Check { bound: true, ..Check::new(name, planned_bytes, measured_bytes) }
 }
 
@@ -316,18 +319,18 @@ struct RankUse {
 impl RankUse {
     /// `None`: records without these numbers, as older ones are, or training never began.
     fn of(records: &[MemoryRecord]) -> Option<Self> {
-        let first = records.iter().position(|record| record.phase == "train" && record.held.model_bytes > 0)?;
+        let first = records.iter().position(|record| record.phase == Phase::Train && record.held.model_bytes > 0)?;
         // Memory is counted a moment after it came: the least is the one without such a moment.
         let start = records[first..].iter().take_while(|record| record.step == 0);
         let runtime = start.map(|record| record.anon_bytes.saturating_sub(record.held.own_bytes())).min()?;
         let mut used = Self { runtime, ..Self::default() };
-        let (mut phase, mut there, mut grown) = ("", Held::default(), 0);
+        let (mut phase, mut there, mut grown) = (Phase::Other, Held::default(), 0);
         for record in &records[first..] {
             used.held = used.held.max(&record.held);
             // The kernel's peak is of the phase so far. Slots come and go with theirs, and copies for a checkpoint when written;
             // buffers share one heap with steps that keeps its size: what was once held is not taken for a step's.
             if phase != record.phase {
-                (phase, there) = (&record.phase, Held::default());
+                (phase, there) = (record.phase, Held::default());
             }
             there = there.max(&record.held);
             let kept = Held {
@@ -354,8 +357,9 @@ impl RankUse {
 }
 
 fn events(run: &Run) -> Vec<(f64, String)> {
-    let began = run.began();
-    run.node.iter().filter_map(|record| Some((record.t - began, record.event.clone()?))).collect()
+    let (began, language) = (run.began(), run.language.unwrap_or(Language::En));
+    let text = |record: &NodeRecord| Some((record.t - began, event_text(language, record.event.as_ref()?)));
+    run.node.iter().filter_map(text).collect()
 }
 
 impl Display for Analysis {
@@ -410,31 +414,29 @@ impl Analysis {
 mod tests {
     use super::super::log::MonitorSample;
     use super::*;
-    use crate::contract::NodeRecord;
+    use spec::contract::{Event, NodeRecord, Relief};
+
+    const PAUSED: &str = "memory: prefetching is paused: asked for, no rank has answered yet";
 
     fn run() -> Run {
         let mut plan = Plan::default();
-        let line = |name: &str, bytes: u64, per_rank_bytes| BudgetLine {
-            name: name.into(),
-            bytes,
-            per_rank_bytes,
-            ..BudgetLine::default()
-        };
+        let line =
+            |name, bytes: u64, per_rank_bytes| BudgetLine { name, bytes, per_rank_bytes, ..BudgetLine::default() };
         plan.budget.lines = vec![
-            line("launcher", 6 << 20, None),
-            line("libraries", 200 << 20, None),
-            line("runtime", 160 << 20, Some(80 << 20)),
-            line("activations", 200 << 20, Some(100 << 20)),
-            line("heap", 120 << 20, Some(60 << 20)),
-            line("staging slots", 40 << 20, Some(20 << 20)),
-            line("page cache", 1 << 30, None),
+            line(LineId::Launcher, 6 << 20, None),
+            line(LineId::Libraries, 200 << 20, None),
+            line(LineId::Runtime, 160 << 20, Some(80 << 20)),
+            line(LineId::Activations, 200 << 20, Some(100 << 20)),
+            line(LineId::Heap, 120 << 20, Some(60 << 20)),
+            line(LineId::StagingSlots, 40 << 20, Some(20 << 20)),
+            line(LineId::PageCache, 1 << 30, None),
         ];
         plan.budget.lines[1].bound = true;
         plan.budget.page_cache_bytes = 1 << 30;
-        let record = |t: u64, phase: &str, mib: u64| MemoryRecord {
+        let record = |t: u64, phase, mib: u64| MemoryRecord {
             t: t as f64,
             step: t,
-            phase: phase.into(),
+            phase,
             uss_bytes: mib << 20,
             anon_bytes: mib << 20,
             anon_peak_bytes: (mib + 7) << 20,
@@ -451,34 +453,34 @@ mod tests {
             system_total_bytes: 4 << 30,
             ..Default::default()
         };
-        let node = |t: u64, event: Option<&str>| NodeRecord {
+        let node = |t: u64, event| NodeRecord {
             t: t as f64,
             launcher_bytes: 5 << 20,
             job_bytes: (1 + t) << 30,
-            event: event.map(str::to_owned),
+            event,
             ..Default::default()
         };
         Run {
             plan: Some(plan),
             memory: vec![
-                vec![record(0, "train", 100), record(5, "train", 190), record(9, "val", 180)],
-                vec![record(0, "train", 102), record(5, "train", 260), record(9, "val", 270)],
+                vec![record(0, Phase::Train, 100), record(5, Phase::Train, 190), record(9, Phase::Val, 180)],
+                vec![record(0, Phase::Train, 102), record(5, Phase::Train, 260), record(9, Phase::Val, 270)],
             ],
-            node: vec![node(0, None), node(2, Some("paused prefetching"))],
+            node: vec![node(0, None), node(2, Some(Event::Unanswered { action: Relief::PausePrefetch }))],
             ..Run::default()
         }
     }
 
     #[test]
-    fn item_47_statistics_trend_and_peaks_by_phase() {
+    fn statistics_trend_and_peaks_by_phase() {
         let found = analyze(&run());
         assert_eq!((found.samples, found.duration_s), (2, 2.0));
         assert_eq!(found.used, Range { least: 1.0, mean: 2.0, most: 3.0 });
         assert_eq!(found.machine_percent.unwrap().most, 25.0);
-        let peaks = [("train".to_owned(), 260 << 20), ("val".to_owned(), 270 << 20)];
+        let peaks = [(Phase::Train, 260 << 20), (Phase::Val, 270 << 20)];
         assert_eq!(found.by_phase, peaks);
         assert_eq!(serde_json::to_value(&found).unwrap()["by_phase"]["val"], 270 << 20);
-        assert_eq!(found.events, [(2.0, "paused prefetching".to_owned())]);
+        assert_eq!(found.events, [(2.0, PAUSED.to_owned())]);
         assert!(matches!(found.growth, Growth::NotJudged { samples: 3, .. }));
     }
 
@@ -492,13 +494,13 @@ mod tests {
                 uss_bytes: record.uss_bytes / 2,
                 anon_bytes: record.anon_bytes / 2,
                 anon_peak_bytes: record.anon_peak_bytes / 2,
-                ..record.clone()
+                ..*record
             });
-            let start = |t: f64| MemoryRecord { t, phase: "start".into(), ..MemoryRecord::default() };
-            let first = std::iter::once(start(-1.0)).chain(records.iter().cloned());
+            let start = |t: f64| MemoryRecord { t, phase: Phase::Start, ..MemoryRecord::default() };
+            let first = std::iter::once(start(-1.0)).chain(records.iter().copied());
             *records = first.chain([start(99.0)]).chain(second).collect();
         }
-        again.summary = Some(crate::contract::Summary { restarts: 1, peak_node_bytes: 9 << 30, ..Default::default() });
+        again.summary = Some(spec::contract::Summary { restarts: 1, peak_node_bytes: 9 << 30, ..Default::default() });
         let late = NodeRecord { t: 102.0, launcher_bytes: 4 << 20, job_bytes: 1 << 30, ..Default::default() };
         again.node.push(late);
         let found = analyze(&again);
@@ -507,7 +509,7 @@ mod tests {
         assert_eq!(found.events[0].0, 3.0, "since the first record of all");
         let text = found.to_string();
         assert!(text.contains("started 2 times: the last start beside its plan\n"), "{text}");
-        assert!(text.contains("\n  1       3.0 s  paused prefetching"), "{text}");
+        assert!(text.contains(&format!("\n  1       3.0 s  {PAUSED}")), "{text}");
     }
 
     #[test]
@@ -516,7 +518,7 @@ mod tests {
         let log = Run { monitor: vec![sample(90.0), sample(97.5)], ..Run::default() };
         let text = analyze(&log).to_string();
         assert!(text.contains("GPU          mean 93.8, at most 97.5 % full"), "{text}");
-        let gpu = |index, used_bytes| crate::contract::GpuUse { index, used_bytes, total_bytes: 100 };
+        let gpu = |index, used_bytes| spec::contract::GpuUse { index, used_bytes, total_bytes: 100 };
         let record = NodeRecord { gpus: vec![gpu(0, 40), gpu(1, 60)], ..Default::default() };
         let watched = Run { node: vec![record], ..Run::default() };
         assert_eq!(analyze(&watched).gpu_percent.unwrap().most, 60.0);
@@ -540,7 +542,7 @@ mod tests {
         assert_eq!(seen("all of the job").0, 3 << 10);
         let text = found.to_string();
         assert!(text.contains("heap                    60.0 MiB    71.0 MiB  0.85  too small\n"), "{text}");
-        assert!(text.contains("2.0 s  paused prefetching"), "{text}");
+        assert!(text.contains(&format!("2.0 s  {PAUSED}")), "{text}");
         let json = serde_json::to_value(&found).unwrap();
         let named = |name: &str| json["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap().clone();
         assert_eq!((&named("runtime")["verdict"], &named("libraries")["verdict"]), (&"true".into(), &"bound".into()));
@@ -549,8 +551,8 @@ mod tests {
 
     #[test]
     fn a_rank_that_never_trained_and_old_records_are_no_measure() {
-        assert!(RankUse::of(&[MemoryRecord { phase: "open".into(), anon_bytes: 9, ..Default::default() }]).is_none());
-        let old = Run { memory: vec![vec![MemoryRecord { phase: "train".into(), ..Default::default() }]], ..run() };
+        assert!(RankUse::of(&[MemoryRecord { phase: Phase::Other, anon_bytes: 9, ..Default::default() }]).is_none());
+        let old = Run { memory: vec![vec![MemoryRecord { phase: Phase::Train, ..Default::default() }]], ..run() };
         let found = analyze(&old);
         assert!(found.checks.iter().any(|check| check.verdict() == Verdict::NotMeasured), "{:?}", found.checks);
         assert!(!found.checks.iter().any(|check| check.name == "a rank, in all"));

@@ -6,7 +6,7 @@ mod speed;
 
 use super::growth::Growth;
 use super::log::Run;
-use crate::config::Language;
+use spec::config::Language;
 
 /// One thing found. All three are sentences for people, a cause perhaps of several lines.
 #[derive(Clone, Debug, PartialEq, Eq)]

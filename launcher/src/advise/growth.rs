@@ -1,9 +1,9 @@
 //! Whether what was watched grows without end: a rank over its steps, or a monitor's log over time.
 
 use super::log::Run;
-use crate::plan::bytes_text;
 use crate::watch::Trend;
 use serde::Serialize;
+use spec::plan::bytes_text;
 use std::fmt::{self, Display};
 
 const GIB: f64 = (1u64 << 30) as f64;

@@ -1,11 +1,12 @@
 //! What there is to read: a run's folder, or the JSON log of a monitor.
 
-use crate::config::Language;
-use crate::contract::{Job, MemoryRecord, MetricsRecord, NodeRecord, Summary};
-use crate::plan::Plan;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader};
+use spec::config::Language;
+use spec::contract::{MemoryRecord, MetricsRecord, NodeRecord, Summary, shown};
+use spec::job::Job;
+use spec::plan::Plan;
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -13,11 +14,11 @@ const GIB: f64 = (1u64 << 30) as f64;
 /// Why a run or log cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    #[error("{path}: no such run or log: give a run's folder (runs/NAME), its name, or a monitor's JSON log", path = .0.display())]
+    #[error("{path}: no such run or log: give a run's folder (runs/NAME), its name, or a monitor's JSON log", path = shown(.0))]
     Missing(PathBuf),
-    #[error("{path}: {problem}; expected a run's folder, or a JSON array of samples as `launch monitor` writes it", path = path.display())]
+    #[error("{path}: {problem}; expected a run's folder, or a JSON array of samples as `launch monitor` writes it", path = shown(path))]
     Malformed { path: PathBuf, problem: String },
-    #[error("{path}: one file of a run's records; give the run's folder: {folder}", path = path.display(), folder = folder.display())]
+    #[error("{path}: one file of a run's records; give the run's folder: {folder}", path = shown(path), folder = shown(folder))]
     Records { path: PathBuf, folder: PathBuf },
 }
 
@@ -46,7 +47,7 @@ pub struct MonitorSample {
 #[derive(Clone, Debug, Default)]
 pub struct Run {
     pub path: PathBuf,
-    /// Of the run's own messages; English where it is not known.
+    /// Language of the run's messages, where it is known.
     pub language: Option<Language>,
     pub plan: Option<Plan>,
     pub summary: Option<Summary>,
@@ -86,13 +87,30 @@ impl Run {
         }
         let lines = |name: &str| path.join(name);
         let summary: Option<Summary> = json(&lines("summary.json"));
+        let job: Option<Job> = json(&lines("job.json"));
+        let (mut metrics, mut node): (Vec<MetricsRecord>, Vec<NodeRecord>) = (
+            json_lines(&lines("metrics.jsonl")).unwrap_or_default(),
+            json_lines(&lines("memory.node.jsonl")).unwrap_or_default(),
+        );
+        let mut times: Vec<Vec<&mut f64>> = memory
+            .iter_mut()
+            .map(|records: &mut Vec<MemoryRecord>| records.iter_mut().map(|r| &mut r.t).collect())
+            .collect();
+        times.push(node.iter_mut().map(|record| &mut record.t).collect());
+        times.push(metrics.iter_mut().map(|record| &mut record.t).collect());
+        forwards(&mut times);
+        let is_of_job = |summary: &Summary| match &job {
+            // Names of starts are certain; times of files go by a clock that may have been set back.
+            Some(job) if !job.start.is_empty() => summary.start == job.start,
+            _ => !is_older(&lines("summary.json"), &lines("job.json")),
+        };
         Ok(Self {
-            open_ended: summary.is_none() || is_older(&lines("summary.json"), &lines("job.json")),
-            language: json::<Job>(&path.join("job.json")).map(|job| job.config.log.language),
+            open_ended: !summary.as_ref().is_some_and(is_of_job),
+            language: language(&path),
             plan,
             summary,
-            metrics: json_lines(&lines("metrics.jsonl")).unwrap_or_default(),
-            node: json_lines(&lines("memory.node.jsonl")).unwrap_or_default(),
+            metrics,
+            node,
             memory,
             path,
             ..Self::default()
@@ -108,7 +126,9 @@ impl Run {
         let text = std::fs::read_to_string(&path).map_err(|e| malformed(e.to_string()))?;
         let (values, cut_short) = array(&text).map_err(|e| malformed(e.to_string()))?;
         let monitor = values.into_iter().enumerate().map(|(index, value)| sample(index + 1, value));
-        let monitor = monitor.collect::<Result<Vec<_>, _>>().map_err(malformed)?;
+        let mut monitor: Vec<MonitorSample> = monitor.collect::<Result<_, _>>().map_err(malformed)?;
+        // A monitor that was started again in the same file begins at zero.
+        forwards(&mut [monitor.iter_mut().map(|sample| &mut sample.elapsed_time).collect()]);
         if monitor.is_empty() {
             return Err(malformed("it holds no samples".into()));
         }
@@ -136,7 +156,12 @@ impl Run {
     }
 }
 
-/// Where a rank's processes begin in its records: each begins with the phase `start`, and these tell which are of it.
+/// Language of a run's messages, by its `job.json`.
+pub fn language(run_dir: &Path) -> Option<Language> {
+    json::<Job>(&run_dir.join("job.json")).map(|job| job.config.log.language)
+}
+
+/// Where a rank's processes begin in its records: each begins with [`spec::contract::Phase::Start`], and these tell which are of it.
 pub fn starts(in_start: impl Iterator<Item = bool>) -> Vec<usize> {
     let mut before = false;
     let begins = |(index, now): (usize, bool)| {
@@ -145,6 +170,33 @@ pub fn starts(in_start: impl Iterator<Item = bool>) -> Vec<usize> {
         (begins || index == 0).then_some(index)
     };
     in_start.enumerate().filter_map(begins).collect()
+}
+
+/// Makes time go forwards in files whose records were written one after the other, where the clock was set back between
+/// two: what follows begins where the earlier part ended. Each list holds the times of one file. Files that saw the same
+/// changes of the clock are shifted alike, so that they stay in step.
+pub fn forwards(files: &mut [Vec<&mut f64>]) {
+    let jumps: Vec<Vec<(usize, f64)>> = files.iter().map(|times| jumps(times)).collect();
+    let most = jumps.iter().map(Vec::len).max().unwrap_or(0);
+    let alike = |number: usize| {
+        let of_file = |jumps: &Vec<(usize, f64)>| (jumps.len() == most).then(|| jumps[number].1);
+        jumps.iter().filter_map(of_file).fold(0.0, f64::max)
+    };
+    for (times, jumps) in files.iter_mut().zip(&jumps) {
+        let (mut shift, mut next) = (0.0, jumps.iter().enumerate().peekable());
+        for (index, time) in times.iter_mut().enumerate() {
+            if let Some((number, (_, by))) = next.next_if(|(_, (at, _))| *at == index) {
+                shift += if jumps.len() == most { alike(number) } else { *by };
+            }
+            **time += shift;
+        }
+    }
+}
+
+/// Where the clock was set back: index of the first record after it, and by how much at least.
+fn jumps(times: &[&mut f64]) -> Vec<(usize, f64)> {
+    let pairs = times.windows(2).enumerate();
+    pairs.filter(|(_, pair)| *pair[1] < *pair[0]).map(|(index, pair)| (index + 1, *pair[0] - *pair[1])).collect()
 }
 
 /// The elements of a JSON array, and whether it is cut short, so that the last elements are not there.
@@ -184,14 +236,31 @@ pub fn locate(what: &Path, runs_dir: &Path) -> Result<PathBuf, LogError> {
     found.ok_or_else(|| LogError::Missing(what.to_path_buf()))
 }
 
-fn json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+/// A JSON file; `None` where it is missing or malformed.
+pub fn json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// The lines that are whole; absent: no such file. A line cut short by a kill is passed over.
+/// All records of a file; `None` where there is no such file.
 fn json_lines<T: DeserializeOwned>(path: &Path) -> Option<Vec<T>> {
-    let lines = BufReader::new(std::fs::File::open(path).ok()?).split(b'\n').map_while(Result::ok);
-    Some(lines.filter_map(|line| serde_json::from_slice(&line).ok()).collect())
+    let mut records = Vec::new();
+    each_record(path, |record| records.push(record)).ok().map(|()| records)
+}
+
+/// Calls `each` with every record of a file, in order, and keeps none. A line cut short by a kill is passed over, and so is what
+/// cannot be read behind it.
+///
+/// # Errors
+/// The file cannot be opened.
+pub fn each_record<T: DeserializeOwned>(path: &Path, each: impl FnMut(T)) -> io::Result<()> {
+    let lines = BufReader::new(std::fs::File::open(path)?).split(b'\n').map_while(Result::ok);
+    lines.filter_map(|line| serde_json::from_slice(without_zeros(&line)).ok()).for_each(each);
+    Ok(())
+}
+
+/// A writer that continues at its old place in a file that was truncated leaves zero bytes before its line.
+fn without_zeros(line: &[u8]) -> &[u8] {
+    &line[line.iter().position(|byte| *byte != 0).unwrap_or(line.len())..]
 }
 
 #[cfg(test)]
@@ -199,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn item_47_the_guides_own_log_is_read_and_a_missing_one_is_an_error() {
+    fn the_guides_own_log_is_read_and_a_missing_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("memory_log_20241205_143022.json");
         let text = r#"[{"ram_used_gb": 7.5, "ram_total_gb": 16.0, "ram_percent": 46.9, "timestamp": "2024-12-05T14:30:22",
@@ -266,6 +335,48 @@ mod tests {
         assert_eq!(of(&["start", "start", "train", "val", "start", "train"]), [0, 4]);
         assert_eq!(of(&["train", "start"]), [0, 1], "the records begin before it");
         assert_eq!(of(&[]), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn a_summary_of_this_start_counts_whatever_the_clock_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: serde_json::Value, age_s: u64| {
+            std::fs::write(dir.path().join(name), serde_json::to_vec(&text).unwrap()).unwrap();
+            let file = std::fs::File::options().write(true).open(dir.path().join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age_s)).unwrap();
+        };
+        let job = |start: &str| {
+            let job = Job {
+                version: 2,
+                config: spec::config::Config::default(),
+                plan: Plan::default(),
+                run_dir: "runs/a".into(),
+                resume: None,
+                start: start.into(),
+            };
+            serde_json::to_value(job).unwrap()
+        };
+        let summary = Summary { start: "a".into(), ..Summary::default() };
+        let open = || Run::read(dir.path(), Path::new("runs")).unwrap().open_ended;
+        write("plan.json", serde_json::to_value(Plan::default()).unwrap(), 0);
+        write("summary.json", serde_json::to_value(summary).unwrap(), 7200);
+        write("job.json", job("a"), 0);
+        assert!(!open(), "the clock was set back by two hours while it ran");
+        write("job.json", job("b"), 9000);
+        assert!(open(), "an earlier start's summary, by its time a later one's");
+    }
+
+    #[test]
+    fn time_goes_forwards_after_the_clock_was_set_back() {
+        let mut clock = [100.0, 102.0, 50.0, 52.0, 49.0, 60.0];
+        forwards(&mut [clock.iter_mut().collect()]);
+        assert_eq!(clock, [100.0, 102.0, 102.0, 104.0, 104.0, 115.0]);
+        // Set back by an hour between two starts: the launcher's records go on longer and begin earlier.
+        let (mut node, mut rank, mut steady) =
+            ([1000.0, 1102.0, -2400.0, -2390.0], [1001.0, 1100.0, -2395.0], [5.0, 5.0, 9.0]);
+        forwards(&mut [node.iter_mut().collect(), rank.iter_mut().collect(), steady.iter_mut().collect()]);
+        assert_eq!((node, rank), ([1000.0, 1102.0, 1102.0, 1112.0], [1001.0, 1100.0, 1107.0]));
+        assert_eq!(steady, [5.0, 5.0, 9.0]);
     }
 
     #[test]

@@ -1,8 +1,5 @@
-//! What a person asks before and after a run: `launch recommend`, `analyze`, `doctor`.
+#![doc = include_str!("README.md")]
 //!
-//! ```text
-//! recommend ◄── this machine            doctor ◄── log ◄── a run's folder, or a monitor's JSON log
-//! ```
 //! Architecture invariant: reads records and the machine's facts; starts nothing and changes nothing.
 
 mod analyze;
@@ -14,5 +11,5 @@ mod recommend;
 pub use analyze::{Analysis, Check, Range, Verdict, analyze};
 pub use doctor::{Finding, doctor};
 pub use growth::Growth;
-pub use log::{LogError, MonitorSample, Run, locate, starts};
+pub use log::{LogError, MonitorSample, Run, each_record, forwards, json, language, locate, starts};
 pub use recommend::{DEVICE_PROFILES, DeviceProfile, Recommendation, recommend};

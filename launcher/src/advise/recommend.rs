@@ -1,7 +1,7 @@
 //! Which config fits this machine: the guides' tables, from its memory, cores and GPUs.
 
-use crate::machine::Machine;
 use serde::Serialize;
+use spec::contract::Machine;
 use std::fmt::{self, Display};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -21,11 +21,10 @@ pub struct DeviceProfile {
     pub pin_memory: bool,
 }
 
-/// `cpu`, `cuda`, `mps`.
-pub const DEVICE_PROFILES: [DeviceProfile; 3] = [
+/// `cpu`, `cuda`.
+pub const DEVICE_PROFILES: [DeviceProfile; 2] = [
     DeviceProfile { device: "cpu", batch_size: 4, workers: 2, cache: false, amp: false, pin_memory: false },
     DeviceProfile { device: "cuda", batch_size: 16, workers: 8, cache: true, amp: true, pin_memory: true },
-    DeviceProfile { device: "mps", batch_size: 8, workers: 4, cache: false, amp: false, pin_memory: false },
 ];
 
 /// What to set, and why. GB are GiB, as in the guides.
@@ -157,7 +156,7 @@ impl Display for Recommendation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Gpu;
+    use spec::contract::Gpu;
 
     fn machine(gb: u64, cores: usize, gpus: &[u64]) -> Machine {
         let gpu = |(index, gb): (usize, &u64)| Gpu {
@@ -171,16 +170,15 @@ mod tests {
     }
 
     #[test]
-    fn item_59_device_profiles_have_the_guides_five_values() {
+    fn device_profiles_have_the_guides_five_values() {
         let values = DEVICE_PROFILES.map(|p| (p.device, p.batch_size, p.workers, p.cache, p.amp, p.pin_memory));
-        let expected =
-            [("cpu", 4, 2, false, false, false), ("cuda", 16, 8, true, true, true), ("mps", 8, 4, false, false, false)];
+        let expected = [("cpu", 4, 2, false, false, false), ("cuda", 16, 8, true, true, true)];
         assert_eq!(values, expected);
         assert_eq!(recommend(&Machine::default()).profile, DEVICE_PROFILES[0]);
     }
 
     #[test]
-    fn item_66_the_environment_matrix() {
+    fn the_environment_matrix() {
         for (gb, config) in [
             (4, "low_memory"),
             (7, "low_memory"),
@@ -195,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn item_67_gpu_memory_gives_batch_microbatch_and_precision() {
+    fn gpu_memory_gives_batch_microbatch_and_precision() {
         let of = |gb| {
             let found = recommend(&machine(64, 32, &[gb]));
             (found.batch_size, found.microbatch, found.amp)
@@ -207,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn item_68_cache_size_by_memory_never_above_half() {
+    fn cache_size_by_memory_never_above_half() {
         let of = |gb| recommend(&machine(gb, 32, &[])).cache_gb;
         assert_eq!(of(256), Some((50.0, 80.0)));
         assert_eq!(of(128), Some((20.0, 40.0)));
@@ -219,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn item_40_workers_by_gpus_and_cores() {
+    fn workers_by_gpus_and_cores() {
         let of = |cores, gpus: usize| recommend(&machine(64, cores, &vec![24; gpus])).num_workers;
         assert_eq!((of(64, 3), of(64, 1), of(8, 1), of(4, 3), of(2, 0), of(64, 0)), (4, 8, 4, 1, 1, 2));
     }

@@ -4,10 +4,10 @@ use super::helper::Helpers;
 use super::{Error, here, io, print, rank_command, shown};
 use crate::advise;
 use crate::cli::{BenchMemoryArgs, CliError, SampleDataArgs};
-use crate::contract::{MemoryRecord, exit};
 use crate::machine::dataset_facts;
-use crate::plan::bytes_text;
 use serde::Serialize;
+use spec::contract::{MemoryRecord, Phase, exit};
+use spec::plan::bytes_text;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 /// The config of all runs.
 const CONFIG: &str = "default";
 /// Records' phase in which data sets are opened.
-const OPENING: &str = "start";
+const OPENING: Phase = Phase::Start;
 
 /// A saving that the guides promise, and how to have it or not.
 struct Feature {
@@ -24,7 +24,7 @@ struct Feature {
     claim: &'static str,
     ranks: usize,
     /// The phase whose memory it concerns; absent: all.
-    phase: Option<&'static str>,
+    phase: Option<Phase>,
     /// Keys of both runs, then of the one without and of the one with it.
     common: &'static [&'static str],
     off: &'static [&'static str],
@@ -122,7 +122,7 @@ struct Row {
     claim: &'static str,
     ranks: usize,
     /// Phase of the records that `peak_rank_bytes` is of; absent: all.
-    phase: Option<&'static str>,
+    phase: Option<Phase>,
     off: Measured,
     on: Measured,
 }
@@ -239,7 +239,7 @@ impl Bench<'_> {
 }
 
 /// Most memory of a rank besides shared pages; of one phase, by the kernel's peak between the records.
-fn own_peak(memory: &[Vec<MemoryRecord>], phase: Option<&str>) -> u64 {
+fn own_peak(memory: &[Vec<MemoryRecord>], phase: Option<Phase>) -> u64 {
     let records = memory.iter().flatten();
     let most = match phase {
         None => records.map(|record| record.anon_bytes).max(),
@@ -281,10 +281,10 @@ fn line(row: &Row) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RawConfig;
+    use spec::config::RawConfig;
 
     #[test]
-    fn item_71_every_features_keys_are_known_and_differ() {
+    fn every_features_keys_are_known_and_differ() {
         for feature in FEATURES {
             let set = |last: &[&str]| {
                 let sets: Vec<String> = feature.common.iter().chain(last).map(|set| set.to_string()).collect();
@@ -312,13 +312,13 @@ mod tests {
 
     #[test]
     fn a_features_peak_is_that_of_its_phase() {
-        let record = |phase: &str, anon_bytes, anon_peak_bytes| MemoryRecord {
-            phase: phase.into(),
+        let record = |phase, anon_bytes, anon_peak_bytes| MemoryRecord {
+            phase,
             anon_bytes,
             anon_peak_bytes,
             ..Default::default()
         };
-        let memory = [vec![record(OPENING, 100, 180)], vec![record(OPENING, 110, 120), record("train", 300, 310)]];
+        let memory = [vec![record(OPENING, 100, 180)], vec![record(OPENING, 110, 120), record(Phase::Train, 300, 310)]];
         assert_eq!((own_peak(&memory, None), own_peak(&memory, Some(OPENING))), (300, 180));
     }
 

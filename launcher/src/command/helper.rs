@@ -1,10 +1,10 @@
 //! A program that a verb starts and waits for: signals that the verb gets are the program's as well, and neither outlives the
 //! other.
 
-use crate::contract::exit;
-use crate::supervise::{Signals, prepare_helper};
-use rustix::event::{PollFd, PollFlags, poll};
+use crate::supervise::{POLL, Signals, has_ended, prepare_helper};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open};
+use spec::contract::exit;
 use std::io;
 use std::process::{Child, Command, ExitStatus};
 
@@ -44,20 +44,21 @@ impl Helpers {
 
     fn wait(&mut self, child: &Child) -> io::Result<()> {
         let pid = Pid::from_child(child);
-        let ended = pidfd_open(pid, PidfdFlags::empty())?;
-        loop {
-            let mut fds = [PollFd::new(&self.signals.pipe, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
-            match poll(&mut fds, None) {
+        // Where it is refused, the end is polled for.
+        let ended = pidfd_open(pid, PidfdFlags::empty()).ok();
+        let period = Timespec { tv_sec: 0, tv_nsec: POLL.subsec_nanos().into() };
+        while !has_ended(pid) {
+            let mut fds = vec![PollFd::new(&self.signals.pipe, PollFlags::IN)];
+            fds.extend(ended.iter().map(|pidfd| PollFd::new(pidfd, PollFlags::IN)));
+            match poll(&mut fds, ended.is_none().then_some(&period)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
-            }
-            if !fds[1].revents().is_empty() {
-                return Ok(());
             }
             while let Some(signal) = self.signals.receive() {
                 self.pass_on(signal, pid)?;
             }
         }
+        Ok(())
     }
 
     fn pass_on(&mut self, signal: Signal, pid: Pid) -> io::Result<()> {

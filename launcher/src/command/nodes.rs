@@ -2,13 +2,13 @@
 
 use super::{Error, Ready, open_folder};
 use crate::cli::RunArgs;
-use crate::config::Config;
-use crate::plan::{self, NodeShare, Plan};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, RunLock};
 use crate::supervise::{NodePlace, Nodes};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use spec::config::Config;
+use spec::plan::{self, NodeShare, Plan};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -67,20 +67,23 @@ pub(super) fn ranks_of_each(run: &RunArgs, ranks: usize) -> Result<Vec<usize>, E
 ///
 /// # Errors
 /// A node does not come, has another config, or cannot take part.
-pub(super) fn together(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir), Error> {
+pub(super) fn together(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir, RunLock), Error> {
     // First: whatever goes wrong on one node, the others hear of.
     let mut nodes = Nodes::meet(place(run))?;
     let share = all_or_none(&mut nodes, own_part(run, ready))?;
     ready.request.nodes = agree(&mut nodes, run.node_rank, share, &shared_keys(&ready.config))?;
-    let plan = all_or_none(&mut nodes, ready.sample_if_missing().and_then(|()| ready.plan()))?;
+    let plan = ready.sample_if_missing().and_then(|()| ready.plan());
+    let checked = plan.and_then(|plan| ready.check_limits(&plan).map(|()| plan));
+    let plan = all_or_none(&mut nodes, checked)?;
     let first = (run.node_rank == 0).then(|| open_folder(run, ready)).transpose();
     let first = all_or_none(&mut nodes, first)?;
-    let made = first.as_ref().map(|folder| folder.path.clone());
-    let folder = all_or_none(&mut nodes, first.map_or_else(|| open_folder(run, ready), Ok)).inspect_err(|_| {
-        // A new one has nothing in it, and only such a one can be removed this way.
-        let _ = made.map(std::fs::remove_dir);
-    })?;
-    Ok((plan, folder))
+    let made = first.as_ref().map(|(folder, _)| folder.path.clone());
+    let (folder, lock) =
+        all_or_none(&mut nodes, first.map_or_else(|| open_folder(run, ready), Ok)).inspect_err(|_| {
+            // A new one has nothing in it, and only such a one can be removed this way.
+            let _ = made.map(std::fs::remove_dir);
+        })?;
+    Ok((plan, folder, lock))
 }
 
 /// What this node brings. Node 0 makes sample data before the others look for them, in a folder that they may share.

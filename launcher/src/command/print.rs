@@ -1,7 +1,7 @@
 //! What the verbs print. A reader that has gone away (`| head -1`) has seen what it wanted: no error, and no panic.
 
 use super::{Error, io};
-use crate::contract::exit;
+use spec::contract::exit;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 

@@ -1,26 +1,28 @@
 //! `launch --smart`: legs of training, each by new processes that go on from the last checkpoint.
 
+use super::early::Early;
 use super::{
     Error, Ready, Setup, close, open_folder, prepare, print, rank_program, request, shown, supervise_run, text_of,
 };
 use crate::advise;
 use crate::cli::RunArgs;
-use crate::config::Language;
-use crate::contract::{MetricsRecord, exit};
 use crate::run_dir::{self, RunDir};
 use crate::smart::{self, Decision, Leg, Report};
+use spec::config::Language;
+use spec::contract::{MetricsRecord, RunStatus, exit};
 use std::path::Path;
 
 /// Trains leg by leg until the targets are met, nothing gets better, or `smart.max_total_epochs`.
-pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
-    let mut ready = prepare(&run.config, request(run))?;
+pub(super) fn smart(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
+    let mut ready = prepare(&run.config, request(run), early.undo())?;
     let targets = smart::targets(&ready.config).map_err(|error| Error::Target(error.to_string()))?;
     let program = rank_program()?;
     ready.plan()?;
     ready.sample_if_missing()?;
     // Once: what was made smaller stays so.
     let mut first_plan = Some(ready.eased_plan()?);
-    let mut folder = open_folder(run, &ready)?;
+    first_plan.iter().try_for_each(|plan| ready.check_limits(plan))?;
+    let (mut folder, _lock) = open_folder(run, &ready)?;
     if let Some(plan) = &first_plan {
         print::say(text_of(plan));
         super::announce(&folder, &run.resume());
@@ -38,14 +40,14 @@ pub(super) fn smart(run: &RunArgs) -> Result<u8, Error> {
         print::say(begins(language, report.legs.len() + 1, up_to));
         let plan = first_plan.take().map_or_else(|| ready.plan(), Ok)?;
         let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
-        let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program.clone())?;
+        let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program.clone(), early.hand_over())?;
         close(&folder, &setup, &outcome);
         if outcome.exit_code != exit::OK {
             return Ok(outcome.exit_code);
         }
         let records = advise::Run::read(&folder.path, Path::new(""))?;
         let (trained, early) = match &records.summary {
-            Some(summary) => (summary.epochs as usize, summary.status == "early_stopped"),
+            Some(summary) => (summary.epochs as usize, summary.status == RunStatus::EarlyStopped),
             None => (up_to, false),
         };
         done = trained;

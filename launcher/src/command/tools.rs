@@ -1,16 +1,17 @@
 //! The verbs that look at memory: `recommend`, `doctor`, `analyze`, `monitor`.
 
-use super::{Error, io, print, rank_command, shown};
+use super::figures::draw;
+use super::{Error, io, print, shown};
 use crate::advise;
 use crate::cli::{self, CliError};
-use crate::config::Language;
-use crate::contract::exit;
-use crate::machine::Machine;
+use crate::machine;
 use crate::monitor::{self, Subject};
+use spec::config::Language;
+use spec::contract::exit;
 use std::path::{Path, PathBuf};
 
 pub(super) fn recommend(args: &cli::RecommendArgs) -> Result<u8, Error> {
-    let found = advise::recommend(&Machine::probe());
+    let found = advise::recommend(&machine::probe());
     let json = || serde_json::to_string_pretty(&found).unwrap_or_default();
     print::out(if args.json { json() } else { found.to_string() })?;
     Ok(exit::OK)
@@ -80,20 +81,6 @@ fn check_plot(png: &Path) -> Result<(), Error> {
         return refuse("its folder is not there: make it first");
     }
     Ok(())
-}
-
-/// The rank program draws: `launch` itself stays small.
-fn draw(what: &Path, png: &Path) -> std::io::Result<()> {
-    let words = ["plot".into(), "--from".into(), what.into(), "--out".into(), png.into()];
-    let mut command = rank_command(&words).map_err(std::io::Error::other)?;
-    let output = command.stderr(std::process::Stdio::piped()).output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim().trim_start_matches("rank: error: ");
-    let why = if said.is_empty() { format!("`rank plot` ended with {}", output.status) } else { said.into() };
-    Err(std::io::Error::other(why))
 }
 
 pub(super) fn monitor_memory(args: &cli::MonitorArgs) -> Result<u8, Error> {

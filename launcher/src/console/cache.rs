@@ -1,6 +1,6 @@
 //! The page cache's lines at the end of a run, in the form of the user's guide.
 
-use crate::contract::cache::CacheStats;
+use spec::contract::cache::CacheStats;
 
 const MIB: f64 = (1u64 << 20) as f64;
 

@@ -7,15 +7,15 @@ mod screen;
 mod table;
 mod text;
 
-pub use cache::cache_stats;
+pub use self::cache::cache_stats;
 pub use table::closing_table;
 
-use crate::contract::Progress;
 use crate::supervise::{Stream, Watcher};
 use screen::Screen;
-use std::sync::Arc;
+use spec::contract::Progress;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,7 @@ impl Console {
             .name("console".into())
             .stack_size(512 << 10)
             .spawn(move || write_all(&receiver, &shared))?;
+        *current() = Some((sender.clone(), Arc::clone(&waiting)));
         Ok(Self { sender: Some(sender), waiting, writer: Some(writer) })
     }
 
@@ -62,6 +63,8 @@ impl Console {
     }
 
     fn close(&mut self) {
+        // The writer ends when nobody can send any more.
+        *current() = None;
         self.sender = None;
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
@@ -74,6 +77,23 @@ impl Console {
             let _ = sender.send(message);
         }
     }
+}
+
+type Current = Option<(std::sync::mpsc::Sender<Message>, Arc<AtomicUsize>)>;
+
+/// The console that is there, for lines that come from anywhere in this process.
+fn current() -> MutexGuard<'static, Current> {
+    static CURRENT: Mutex<Current> = Mutex::new(None);
+    CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Shows a line of the launcher above the bar of the console that is there; false: there is none.
+pub fn note(text: &str) -> bool {
+    let current = current();
+    let Some((sender, waiting)) = current.as_ref() else { return false };
+    let message = Message::Note(text.to_owned());
+    waiting.fetch_add(message.cost(), Ordering::Relaxed);
+    sender.send(message).is_ok()
 }
 
 impl Drop for Console {

@@ -1,10 +1,10 @@
 //! Lines on stdout and stderr, and the progress bar below them.
 
 use super::text::{clean, duration};
-use crate::contract::Progress;
-use crate::plan::bytes_text;
 use crate::supervise::Stream;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use spec::contract::{Phase, Progress};
+use spec::plan::bytes_text;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub struct Screen {
     colour_bar: bool,
     node_bytes: u64,
     pace: Option<Pace>,
-    last_plain: Option<(Instant, u64, String)>,
+    last_plain: Option<(Instant, u64, Phase)>,
 }
 
 /// Text that is written in one go.
@@ -94,7 +94,7 @@ impl Screen {
         let due = last.is_none_or(|(at, ..)| now.duration_since(*at) >= every);
         let done = progress.steps > 0 && progress.step >= progress.steps;
         if news || due || done {
-            self.last_plain = Some((now, progress.epoch, progress.phase.clone()));
+            self.last_plain = Some((now, progress.epoch, progress.phase));
             self.out.push("", &text);
         }
     }
@@ -164,8 +164,8 @@ fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> Stri
         parts.push(bytes_text(memory_bytes));
     }
     parts.extend(progress.cache_hit_rate.map(|rate| format!("cache {:.0} %", 100.0 * rate)));
-    if !matches!(progress.phase.as_str(), "" | "train") {
-        parts.insert(0, progress.phase.clone());
+    if !matches!(progress.phase, Phase::Other | Phase::Train) {
+        parts.insert(0, progress.phase.to_string());
     }
     parts.join(", ")
 }
@@ -176,7 +176,7 @@ mod tests {
 
     fn at(step: u64) -> Progress {
         Progress {
-            phase: "train".into(),
+            phase: Phase::Train,
             epoch: 2,
             epochs: 10,
             step,
@@ -191,7 +191,7 @@ mod tests {
     fn a_line_tells_where_the_run_stands() {
         let text = describe(&at(340), Some(725.0), 1_520_000_000);
         assert_eq!(text, "epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, ETA 12:05, 1.42 GiB");
-        let phase = Progress { phase: "val".into(), cache_hit_rate: Some(0.8245), ..at(340) };
+        let phase = Progress { phase: Phase::Val, cache_hit_rate: Some(0.8245), ..at(340) };
         let text = describe(&phase, None, 0);
         assert_eq!(text, "val, epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, cache 82 %");
     }

@@ -1,8 +1,8 @@
 //! The closing table of a run: what it took, what it reached, memory against the plan.
 
 use super::text::duration;
-use crate::contract::Summary;
-use crate::plan::{Plan, bytes_text as bytes};
+use spec::contract::Summary;
+use spec::plan::{Plan, bytes_text as bytes};
 
 /// Widest table, columns.
 const WIDTH: usize = 80;
@@ -108,14 +108,18 @@ fn wrap(label: &str, value: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::Best;
-    use crate::plan::{BudgetLine, BudgetPlan, Topology};
+    use spec::contract::{Best, LineId, RunStatus};
+    use spec::plan::{BudgetLine, BudgetPlan, Topology};
 
     fn plan() -> Plan {
         let own = BudgetLine { per_rank_bytes: Some(700 << 20), ..BudgetLine::default() };
-        let all = |name: &str, bytes| BudgetLine { name: name.into(), bytes, ..BudgetLine::default() };
-        let lines =
-            vec![own, all("libraries", 270 << 20), all("checkpoint staging", 10 << 20), all("reserve", 1 << 30)];
+        let all = |name, bytes| BudgetLine { name, bytes, ..BudgetLine::default() };
+        let lines = vec![
+            own,
+            all(LineId::Libraries, 270 << 20),
+            all(LineId::CheckpointStaging, 10 << 20),
+            all(LineId::Reserve, 1 << 30),
+        ];
         let budget = BudgetPlan { total_bytes: 8 << 30, lines, page_cache_bytes: 64 << 20, ..BudgetPlan::default() };
         let topology = Topology { local_world_size: 3, ..Topology::default() };
         Plan { budget, topology, ..Plan::default() }
@@ -123,7 +127,7 @@ mod tests {
 
     fn summary(ranks: usize) -> Summary {
         Summary {
-            status: "finished".into(),
+            status: RunStatus::Finished,
             steps: 1200,
             epochs: 10,
             wall_s: 90.4,
@@ -158,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_failed_run_does_not_claim_to_have_trained_for_no_time() {
-        let failed = Summary { status: "failed".into(), epochs: 1, train_s: 0.0, ..summary(1) };
+        let failed = Summary { status: RunStatus::Failed, epochs: 1, train_s: 0.0, ..summary(1) };
         let table = closing_table(&failed, &plan());
         assert!(table.contains("1:30") && !table.contains("training") && table.contains("1 whole epoch "), "{table}");
     }

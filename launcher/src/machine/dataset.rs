@@ -1,50 +1,12 @@
 //! What a data set weighs, from file names, sizes and a picture's header: nothing is decoded.
 
-use serde::{Deserialize, Serialize};
+use spec::contract::DatasetFacts;
 use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a spike file that are looked at to tell its encoding.
 const PEEKED_BYTES: u64 = 64 << 10;
-
-/// Facts on a data set. Bytes are those on disk, compressed where files are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DatasetFacts {
-    /// Something is at the path, be it without recordings.
-    pub exists: bool,
-    /// Files `.h5` and `.hdf5`.
-    pub files: usize,
-    pub bytes: u64,
-    pub largest_file_bytes: u64,
-    /// Pictures and what belongs to them.
-    #[serde(default)]
-    pub frames: FrameFacts,
-}
-
-/// Facts on a data set of pictures with a spike camera's streams.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FrameFacts {
-    /// Files `.png`, `.jpg` and `.jpeg`.
-    pub images: usize,
-    /// Rows and columns by the header of one `.png`; 0: there is none.
-    pub height: usize,
-    pub width: usize,
-    /// Files `.dat`, and the size of the largest.
-    pub spike_files: usize,
-    pub spike_file_bytes: u64,
-    /// One of them begins with zeros and ones alone, and holds a one: a byte per spike, not a bit.
-    pub spikes_are_bytes: bool,
-    /// Files `.npy`, all together.
-    pub voxel_bytes: u64,
-}
-
-impl DatasetFacts {
-    /// No file of any task's data is there.
-    pub fn is_empty(&self) -> bool {
-        self.files == 0 && self.bytes == 0 && self.frames.images == 0
-    }
-}
 
 /// Weighs the recordings and frames below `path`, or `path` itself when it is a file. Folders that cannot be read
 /// count as empty; the rank that opens the data names them.
@@ -60,38 +22,37 @@ pub fn dataset_facts(path: &Path) -> DatasetFacts {
         if metadata.is_dir() {
             waiting.extend(entries_once(&path, &mut seen));
         } else if metadata.is_file() {
-            facts.add(&path, metadata.len());
+            add(&mut facts, &path, metadata.len());
         }
     }
     facts
 }
 
-impl DatasetFacts {
-    fn add(&mut self, path: &Path, bytes: u64) {
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-        let frames = &mut self.frames;
-        match extension.as_str() {
-            "h5" | "hdf5" => {
-                self.files += 1;
-                self.bytes = self.bytes.saturating_add(bytes);
-                self.largest_file_bytes = self.largest_file_bytes.max(bytes);
-            }
-            "png" | "jpg" | "jpeg" => {
-                frames.images += 1;
-                if frames.height == 0 && extension == "png" {
-                    (frames.height, frames.width) = png_size(path).unwrap_or_default();
-                }
-            }
-            "dat" => {
-                frames.spike_files += 1;
-                if bytes > frames.spike_file_bytes {
-                    frames.spike_file_bytes = bytes;
-                    frames.spikes_are_bytes = zeros_and_ones(path).unwrap_or(false);
-                }
-            }
-            "npy" => frames.voxel_bytes = frames.voxel_bytes.saturating_add(bytes),
-            _ => {}
+/// Adds the file at `path` of `bytes` bytes.
+fn add(facts: &mut DatasetFacts, path: &Path, bytes: u64) {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+    let frames = &mut facts.frames;
+    match extension.as_str() {
+        "h5" | "hdf5" => {
+            facts.files += 1;
+            facts.bytes = facts.bytes.saturating_add(bytes);
+            facts.largest_file_bytes = facts.largest_file_bytes.max(bytes);
         }
+        "png" | "jpg" | "jpeg" => {
+            frames.images += 1;
+            if frames.height == 0 && extension == "png" {
+                (frames.height, frames.width) = png_size(path).unwrap_or_default();
+            }
+        }
+        "dat" => {
+            frames.spike_files += 1;
+            if bytes > frames.spike_file_bytes {
+                frames.spike_file_bytes = bytes;
+                frames.spikes_are_bytes = zeros_and_ones(path).unwrap_or(false);
+            }
+        }
+        "npy" => frames.voxel_bytes = frames.voxel_bytes.saturating_add(bytes),
+        _ => {}
     }
 }
 

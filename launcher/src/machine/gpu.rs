@@ -1,8 +1,8 @@
 //! GPUs by NVML, the driver's management library: no CUDA context is made.
 
-use super::Gpu;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
+use spec::contract::Gpu;
 
 /// GPUs in the order CUDA will number them, and why there are none although a driver is present.
 #[derive(Clone, Debug, Default, PartialEq)]

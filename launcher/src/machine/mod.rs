@@ -1,85 +1,38 @@
 //! Probes of this machine: facts, no decisions.
 //!
-//! [`Machine::probe`] never fails: what cannot be read is absent (zero or `None`). All reading of files goes through
+//! [`probe()`] never fails: what cannot be read is absent (zero or `None`). All reading of files goes through
 //! [`Probe`], which takes a root folder, so that tests run on fixture trees.
 
+pub mod awake;
 mod cgroup;
 mod dataset;
 mod gpu;
+mod limits;
 mod memory;
 mod probe;
 #[cfg(test)]
 mod tests;
 
-pub use dataset::{DatasetFacts, FrameFacts, dataset_facts};
+pub use dataset::dataset_facts;
 pub use gpu::GpuMeter;
+pub use limits::{ProcessLimits, low_priorities, tasks_of_user};
 pub use memory::{GroupNow, MemoryMeter, MemoryNow, Pressure};
 pub use probe::{Probe, free_disk_bytes};
 
-use serde::{Deserialize, Serialize};
+use spec::contract::Machine;
 
-/// What the planner needs to know of a node. Bytes throughout.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Machine {
-    /// Cores this process may run on (affinity and cgroup quota).
-    pub cores: usize,
-    /// `MemTotal`.
-    pub memory_total_bytes: u64,
-    /// `MemAvailable`.
-    pub memory_available_bytes: u64,
-    pub swap_total_bytes: u64,
-    /// Tightest memory limit of this process's cgroup and its ancestors; absent: none.
-    pub cgroup_limit_bytes: Option<u64>,
-    /// Bytes in use in the cgroup that sets the limit, page cache that can be reclaimed left out.
-    pub cgroup_used_bytes: Option<u64>,
-    /// Least room (limit less use) over this cgroup and its ancestors: siblings may fill an ancestor whose limit is not
-    /// the tightest. Absent: no limit.
-    #[serde(default)]
-    pub cgroup_room_bytes: Option<u64>,
-    /// 1 or 2; absent: no memory controller found.
-    pub cgroup_version: Option<u32>,
-    /// Size of a page, bytes.
-    pub page_bytes: u64,
-    pub gpus: Vec<Gpu>,
-    /// Why no GPU is usable although a driver is present; absent: none was tried or all is well.
-    pub gpu_note: Option<String>,
-    pub numa_nodes: usize,
-    /// Free bytes of the tmpfs at `/dev/shm`; absent: not mounted. A memfd is not bound by it: see
-    /// [`Machine::memfd_room_bytes`].
-    #[serde(default)]
-    pub shm_room_bytes: Option<u64>,
+/// Bytes of shared memory that this node has left now ([`Machine::memfd_room_bytes`]); `None` where `/proc` does not say.
+pub fn memfd_room() -> Option<u64> {
+    let machine = Probe::default().machine();
+    let known = machine.memory_total_bytes > 0 || machine.cgroup_room_bytes.is_some();
+    known.then(|| machine.memfd_room_bytes())
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Gpu {
-    pub index: u32,
-    pub name: String,
-    pub memory_total_bytes: u64,
-    pub memory_free_bytes: u64,
-}
-
-impl Machine {
-    /// Looks at this machine. Takes milliseconds; loads NVML where a driver is present, never CUDA.
-    pub fn probe() -> Self {
-        let mut machine = Probe::default().machine();
-        let found = gpu::probe(std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref());
-        machine.gpus = found.gpus;
-        machine.gpu_note = found.note;
-        machine
-    }
-
-    /// Smaller of physical memory and cgroup limit, bytes; 0: unknown.
-    pub fn memory_bytes(&self) -> u64 {
-        match (self.memory_total_bytes, self.cgroup_limit_bytes) {
-            (0, limit) => limit.unwrap_or(0),
-            (total, limit) => total.min(limit.unwrap_or(u64::MAX)),
-        }
-    }
-
-    /// Bytes that a new memfd could hold now. Its pages are shared memory on the kernel's own mount: no tmpfs size
-    /// bounds them, but they count against `MemAvailable` and the cgroup of whoever touches them first, and without
-    /// swap they cannot be reclaimed.
-    pub fn memfd_room_bytes(&self) -> u64 {
-        self.memory_available_bytes.min(self.cgroup_room_bytes.unwrap_or(u64::MAX))
-    }
+/// Looks at this machine. Takes milliseconds; loads NVML where a driver is present, never CUDA.
+pub fn probe() -> Machine {
+    let mut machine = Probe::default().machine();
+    let found = gpu::probe(std::env::var("CUDA_VISIBLE_DEVICES").ok().as_deref());
+    machine.gpus = found.gpus;
+    machine.gpu_note = found.note;
+    machine
 }

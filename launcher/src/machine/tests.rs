@@ -275,3 +275,16 @@ fn v1_counts_the_use_of_the_group_that_states_the_limit_not_of_the_whole_machine
     let machine = machine(root.path());
     assert_eq!((machine.cgroup_used_bytes, machine.cgroup_room_bytes), (Some(GIB), Some(3 * GIB)));
 }
+
+#[test]
+fn this_machine_is_probed_and_can_be_planned_for() {
+    let machine = super::probe();
+    assert!(machine.cores >= 1 && machine.memory_total_bytes >= machine.memory_available_bytes);
+    assert!(machine.memory_total_bytes > 0 && machine.page_bytes.is_power_of_two());
+    let mut config = spec::config::Config::default();
+    let request = spec::plan::Request { gpus: Some(3), ..Default::default() };
+    let refused = |config: &_| spec::plan::plan(config, &machine, &Default::default(), &request).err();
+    assert!(refused(&config).is_none_or(|error| !error.to_string().is_empty()));
+    config.train.batch_size = 1 << 40;
+    assert!(refused(&config).is_some());
+}

@@ -1,6 +1,6 @@
 //! Label, bar and numbers in one line, as wide as there is room.
 
-use crate::plan::bytes_text;
+use spec::plan::bytes_text;
 
 /// Columns of a label and the blank behind it.
 pub const LABEL: usize = 10;

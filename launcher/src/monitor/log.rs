@@ -1,8 +1,8 @@
 //! The monitor's files: a JSON array that can be read after every sample, and a report at the end.
 
 use crate::advise::MonitorSample;
-use crate::plan::bytes_text;
 use serde::Serialize;
+use spec::plan::bytes_text;
 use std::fmt::{self, Display};
 use std::fs::File;
 use std::io;
@@ -47,6 +47,11 @@ impl Log {
     /// # Errors
     /// No room.
     pub fn add(&mut self, sample: &MonitorSample) -> io::Result<()> {
+        if self.file.metadata()?.len() < self.end {
+            // Rotated by copying and truncating: a new array begins.
+            self.file.write_all_at(b"[\n]\n", 0)?;
+            (self.end, self.samples) = (2, 0);
+        }
         let between = if self.samples == 0 { "" } else { ",\n" };
         let text = format!("{between}{}", serde_json::to_string(sample)?);
         self.file.write_all_at(format!("{text}\n]\n").as_bytes(), self.end)?;
@@ -117,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn item_46_the_log_is_an_array_after_every_sample() {
+    fn the_log_is_an_array_after_every_sample() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = Log::create(dir.path(), "20241205_143022").unwrap();
         let other = Log::create(dir.path(), "20241205_143022").unwrap();
@@ -130,6 +135,18 @@ mod tests {
             let elapsed_time = 5.0 * count as f64;
             log.add(&MonitorSample { elapsed_time, ram_percent: 50.0, ..Default::default() }).unwrap();
         }
+    }
+
+    #[test]
+    fn a_log_that_is_copied_and_truncated_is_an_array_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::create(dir.path(), "20241205_143022").unwrap();
+        let sample = |elapsed_time| MonitorSample { elapsed_time, ..Default::default() };
+        (0..3).for_each(|n| log.add(&sample(f64::from(n))).unwrap());
+        std::fs::File::options().write(true).open(&log.path).unwrap().set_len(0).unwrap();
+        (3..5).for_each(|n| log.add(&sample(f64::from(n))).unwrap());
+        let samples: Vec<MonitorSample> = serde_json::from_slice(&std::fs::read(&log.path).unwrap()).unwrap();
+        assert_eq!(samples.iter().map(|sample| sample.elapsed_time).collect::<Vec<_>>(), [3.0, 4.0]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub use log::{Log, Report};
 pub use subject::{Subject, living_runs};
 pub use view::Look;
 
+use crate::journal;
 use crate::machine::{GpuMeter, MemoryMeter, Probe};
 use crate::run_dir::time_stamp;
 use crate::supervise::Signals;
@@ -23,7 +24,7 @@ use crate::watch::{ProcessNow, Sampler};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process};
 use screen::Screen;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use subject::{Launcher, Member};
@@ -127,6 +128,8 @@ struct Session<'a> {
     /// When a rank was last seen.
     last_ranks: SystemTime,
     end: Option<String>,
+    /// The last sample could not be kept.
+    failing: bool,
 }
 
 impl<'a> Session<'a> {
@@ -143,6 +146,7 @@ impl<'a> Session<'a> {
             launcher: None,
             last_ranks: SystemTime::now(),
             end: None,
+            failing: false,
         })
     }
 
@@ -188,7 +192,17 @@ impl<'a> Session<'a> {
 
     fn keep(&mut self, look: &Look) -> io::Result<()> {
         let record = look.record(iso(SystemTime::now()));
-        self.log.add(&record).map_err(at(&self.log.path))?;
+        match self.log.add(&record) {
+            Ok(()) => self.failing = false,
+            Err(error) if !journal::is_passing(&error) => return Err(at(&self.log.path)(error)),
+            // The next sample is written over what this one left.
+            Err(error) if !std::mem::replace(&mut self.failing, true) => {
+                let path = self.log.path.display();
+                let text = format!("launch: warning: {path}: {error}: samples are left out until there is room");
+                let _ = writeln!(io::stderr(), "{text}");
+            }
+            Err(_) => {}
+        }
         self.report.add(&record);
         match self.options.plot_interval_s {
             Some(every) if self.plotted.elapsed().as_secs_f64() >= every => self.plot(),
@@ -207,7 +221,9 @@ impl<'a> Session<'a> {
 
     fn finish(mut self) -> io::Result<Done> {
         let report = self.log.path.with_file_name(format!("{}.json", stem(&self.log.path, "memory_report")));
-        std::fs::write(&report, serde_json::to_vec_pretty(&self.report)?).map_err(at(&report))?;
+        let text = serde_json::to_vec_pretty(&self.report)?;
+        let written = journal::when_there_is_room(journal::ROOM_LIMIT, || std::fs::write(&report, &text));
+        written.map_err(at(&report))?;
         if self.options.plot_interval_s.is_none() || self.plots.is_empty() {
             self.plot()?;
         }

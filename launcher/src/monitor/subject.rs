@@ -1,11 +1,13 @@
 //! Who is watched: the ranks of a run, a process with its children, or the machine alone.
 
-use crate::contract::{MetricsRecord, NodeRecord, Summary, env};
-use crate::plan::Plan;
+use crate::advise;
 use procfs::process::{MMapPath, MemoryMap, Process};
 use serde::de::DeserializeOwned;
+use spec::config::Language;
+use spec::contract::{MetricsRecord, NodeRecord, Summary, env, shown};
+use spec::plan::Plan;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -34,6 +36,8 @@ pub struct Member {
 #[derive(Clone, Debug, Default)]
 pub struct RunNow {
     pub plan: Option<Plan>,
+    /// Language of the run's messages.
+    pub language: Option<Language>,
     pub metrics: Option<MetricsRecord>,
     pub node: Option<NodeRecord>,
 }
@@ -42,7 +46,7 @@ impl Subject {
     /// `run X`, `pid N`, `this machine`.
     pub fn title(&self) -> String {
         match self {
-            Subject::Run(path) => format!("run {}", path.file_name().unwrap_or_default().to_string_lossy()),
+            Subject::Run(path) => format!("run {}", shown(path.file_name().unwrap_or_default())),
             Subject::Pid(pid) => match Process::new(*pid).and_then(|process| process.stat()) {
                 Ok(stat) => format!("{}, pid {pid}", clean(&stat.comm)),
                 Err(_) => format!("pid {pid}"),
@@ -74,6 +78,7 @@ impl Subject {
         let plan = std::fs::read(path.join("plan.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
         RunNow {
             plan,
+            language: advise::language(path),
             metrics: last_line(&path.join("metrics.jsonl")),
             node: last_line(&path.join("memory.node.jsonl")),
         }
@@ -85,13 +90,24 @@ fn end_of_run(folder: &Path, last_ranks: SystemTime) -> String {
     let path = folder.join("summary.json");
     // A file's time is that of the last tick of a coarse clock.
     let fresh = |time: SystemTime| time + Duration::from_secs(1) >= last_ranks;
-    let known = path.metadata().and_then(|meta| meta.modified()).is_ok_and(fresh);
-    let text = known.then(|| std::fs::read(&path).ok()).flatten();
-    let Some(summary) = text.and_then(|text| serde_json::from_slice::<Summary>(&text).ok()) else {
+    let is_fresh = || path.metadata().and_then(|meta| meta.modified()).is_ok_and(fresh);
+    let summary: Option<Summary> = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    // The clock may have been set back: names of starts are certain, where there are any.
+    let is_known = |summary: &Summary| match start_of(folder) {
+        Some(start) if !start.is_empty() => summary.start == start,
+        _ => is_fresh(),
+    };
+    let Some(summary) = summary.filter(is_known) else {
         return "it ended without a summary: its launcher was killed, or ends just now".into();
     };
     let reason = summary.reason.map_or(String::new(), |reason| format!(": {reason}"));
-    format!("{} after {} steps{reason}", summary.status.replace('_', " "), summary.steps)
+    format!("{} after {} steps{reason}", summary.status.text().replace('_', " "), summary.steps)
+}
+
+/// Name of the start that `job.json` is of.
+fn start_of(folder: &Path) -> Option<String> {
+    let job: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("job.json")).ok()?).ok()?;
+    Some(job.get("start")?.as_str()?.to_owned())
 }
 
 /// The launcher of a run.
@@ -147,7 +163,7 @@ fn lent(rss: u64, pss: u64) -> u64 {
 /// The folders of runs of this machine that have a living rank, without links.
 pub fn living_runs() -> BTreeSet<PathBuf> {
     let jobs = processes().filter(|process| !is_zombie(process)).filter_map(|process| variable(&process, env::JOB));
-    let folder = |job: String| real(Path::new(&job)).parent().map(Path::to_owned);
+    let folder = |job: OsString| real(Path::new(&job)).parent().map(Path::to_owned);
     jobs.filter_map(folder).collect()
 }
 
@@ -166,9 +182,9 @@ fn processes() -> impl Iterator<Item = Process> {
 }
 
 /// A variable of the process's environment as it was started; absent as well where it may not be read.
-fn variable(process: &Process, name: &str) -> Option<String> {
+fn variable(process: &Process, name: &str) -> Option<OsString> {
     let environment = process.environ().ok()?;
-    environment.get(OsStr::new(name)).map(|value| value.to_string_lossy().into_owned())
+    environment.get(OsStr::new(name)).cloned()
 }
 
 fn ranks_of(job: &Path) -> Vec<Member> {
@@ -176,7 +192,7 @@ fn ranks_of(job: &Path) -> Vec<Member> {
     let of_job = |process: &Process| variable(process, env::JOB).is_some_and(|of| real(Path::new(&of)) == job);
     let mut ranks = BTreeMap::new();
     for process in processes().filter(of_job).filter(|process| !is_zombie(process)) {
-        let rank = variable(&process, env::RANK).and_then(|rank| rank.parse::<u32>().ok()).unwrap_or(0);
+        let rank = variable(&process, env::RANK).and_then(|rank| rank.to_str()?.parse::<u32>().ok()).unwrap_or(0);
         ranks.insert(rank, process.pid);
     }
     ranks.into_iter().map(|(rank, pid)| Member { label: format!("rank {rank}"), pid }).collect()
@@ -278,10 +294,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
         assert!(end_of_run(dir.path(), now).contains("without a summary"));
-        let summary = Summary { status: "early_stopped".into(), steps: 340, ..Summary::default() };
+        let summary = Summary { status: spec::contract::RunStatus::EarlyStopped, steps: 340, ..Summary::default() };
         std::fs::write(dir.path().join("summary.json"), serde_json::to_vec(&summary).unwrap()).unwrap();
         assert_eq!(end_of_run(dir.path(), now), "early stopped after 340 steps");
         assert!(end_of_run(dir.path(), now + Duration::from_secs(60)).contains("without a summary"));
+        std::fs::write(dir.path().join("job.json"), r#"{"start": "b"}"#).unwrap();
+        assert!(end_of_run(dir.path(), now).contains("without a summary"), "of another start");
+        let summary = Summary { start: "b".into(), ..summary };
+        std::fs::write(dir.path().join("summary.json"), serde_json::to_vec(&summary).unwrap()).unwrap();
+        let late = now + Duration::from_secs(7200);
+        assert_eq!(end_of_run(dir.path(), late), "early stopped after 340 steps", "the clock was set back");
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use super::bar::{Bar, Ink, LABEL, Widths, columns, cut, percent};
 use super::subject::RunNow;
 use crate::advise::MonitorSample;
-use crate::plan::{Plan, bytes_text};
-use crate::watch::{ProcessNow, Sample};
+use crate::watch::{ProcessNow, Sample, event_text};
+use spec::config::Language;
+use spec::contract::LineId;
+use spec::plan::{Plan, bytes_text};
 
 /// Most processes with a bar of their own.
 const MOST_BARS: usize = 16;
@@ -139,7 +141,8 @@ impl Look {
         }
         if let Some(event) = self.run.node.as_ref().and_then(|node| node.event.as_ref()) {
             // A warning is several lines.
-            lines.extend(event.lines().map(|line| (Kind::Event, cut(line, width))));
+            let text = event_text(self.run.language.unwrap_or(Language::En), event);
+            lines.extend(text.lines().map(|line| (Kind::Event, cut(line, width))));
         }
         lines.push((Kind::Hint, cut(HINT, width)));
         fit(lines, height)
@@ -153,7 +156,7 @@ impl Look {
         for (label, now) in self.members.iter().take(MOST_BARS) {
             let (kind, planned) = match label.starts_with("rank ") {
                 true => (Kind::Process, plan.rank_bytes()),
-                false => (Kind::Launcher, plan.budget.line_bytes("launcher")),
+                false => (Kind::Launcher, plan.budget.line_bytes(LineId::Launcher)),
             };
             // As full as planned is as it should be.
             let bar = Bar { alarm: Some(100.1), ..Bar::new(label, now.own_bytes, planned, "planned") };
@@ -204,9 +207,9 @@ fn fit(mut lines: Vec<(Kind, String)>, height: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::{GpuUse, MetricsRecord};
     use crate::machine::MemoryNow;
-    use crate::plan::BudgetLine;
+    use spec::contract::{GpuUse, MetricsRecord};
+    use spec::plan::BudgetLine;
 
     fn look(ranks: usize) -> Look {
         let mut plan = Plan::default();
@@ -237,7 +240,7 @@ mod tests {
             elapsed_s: 12.0,
             sample: Sample { memory, cache_bytes: 50 << 20, gpus, ..Default::default() },
             members: (0..ranks).map(one).collect(),
-            run: RunNow { plan: Some(plan), metrics: Some(metrics), node: None },
+            run: RunNow { plan: Some(plan), metrics: Some(metrics), ..RunNow::default() },
         }
     }
 
@@ -320,7 +323,10 @@ mod tests {
     fn a_warning_of_several_lines_in_chinese_fits_as_well() {
         let mut look = look(1);
         let event = "🟠 警告: 系统内存 85.1% (20.0GB / 23.5GB)\n   其他程序自启动以来多占用 3.0GB，最大的是 python (pid 4242, 2.9GB)：请关闭它，或降低 memory.budget";
-        look.run.node = Some(crate::contract::NodeRecord { event: Some(event.into()), ..Default::default() });
+        look.run.node = Some(spec::contract::NodeRecord {
+            event: Some(spec::contract::Event::Text { text: event.into() }),
+            ..Default::default()
+        });
         let lines = look.screen(80, 24, false);
         let [first, second, _] = &lines[lines.len() - 3..] else { panic!("{lines:?}") };
         assert!(first.starts_with("🟠 警告: 系统内存 85.1%") && second.ends_with('…'), "{lines:?}");

@@ -5,13 +5,13 @@ use super::lines::{Lines, Tail};
 use super::unix::prepare_rank;
 use super::verdict::End;
 use super::{RankSpec, Spec, Stream, Watcher};
-use crate::contract::{self, Decoder, ToRank, env};
+use crate::journal::{Begin, Journal, News};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid};
+use spec::contract::{self, Decoder, RecordGap, ToRank, env, shown};
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -21,8 +21,10 @@ const READ_AT_ONCE: usize = 64 << 10;
 
 pub struct Child {
     pub rank: u32,
+    /// Not reaped before [`Child::reap`]: until then the number means this process.
     pub pid: Pid,
-    pub pidfd: OwnedFd,
+    /// Readable when the process has ended; else why its end must be polled for.
+    pub pidfd: Result<OwnedFd, Errno>,
     pub out: Option<OwnedFd>,
     pub err: Option<OwnedFd>,
     pub control: Option<OwnedFd>,
@@ -31,7 +33,9 @@ pub struct Child {
     pub ended: bool,
     out_lines: Lines,
     err_lines: Lines,
-    log: Option<File>,
+    log: Option<Journal>,
+    /// Times in which the log could not be written.
+    pub gaps: Vec<RecordGap>,
 }
 
 /// What all ranks of a job share when they start.
@@ -83,8 +87,8 @@ impl Child {
         })?;
         drop((theirs, cache));
         let pid = Pid::from_child(&process);
-        // Not reaped before `reap`, so the number still means this process.
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        tracing::debug!(rank = rank.rank, pid = process.id(), program = %shown(&spec.program), "rank started");
+        let pidfd = pidfd_open(pid, PidfdFlags::empty());
         Ok(Self {
             rank: rank.rank,
             pid,
@@ -98,13 +102,19 @@ impl Child {
             out_lines: Lines::default(),
             err_lines: Lines::default(),
             log,
+            gaps: Vec::new(),
         })
     }
 
     pub fn signal(&self, signal: Signal) {
         if !self.ended {
-            let _ = pidfd_send_signal(&self.pidfd, signal);
+            let _ = kill_process(self.pid, signal);
         }
+    }
+
+    /// Whether it has to be asked if this process has ended, since nothing tells.
+    pub fn is_polled(&self) -> bool {
+        !self.ended && self.pidfd.is_err()
     }
 
     /// To the rank and whatever it started in its process group, which may outlive it.
@@ -123,7 +133,7 @@ impl Child {
     /// Takes the exit status of a process that has ended.
     pub fn reap(&mut self) -> io::Result<Option<End>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let Some(status) = waitid(WaitId::PidFd(rustix::fd::AsFd::as_fd(&self.pidfd)), options)? else {
+        let Some(status) = waitid(WaitId::Pid(self.pid), options)? else {
             return Ok(None);
         };
         self.ended = true;
@@ -156,20 +166,15 @@ impl Child {
             return false;
         }
         lines.push(&bytes[..n], Instant::now(), &mut give);
-        if let Some(log) = &mut self.log
-            && let Err(e) = log.write_all(&bytes[..n])
-        {
-            watcher.note(&format!("rank {rank}: its log file cannot be written: {e}"));
-            self.log = None;
-        }
+        let news = self.log.as_mut().and_then(|log| log.write(bytes[..n].to_vec()));
+        self.tell_news(news, watcher);
         true
     }
 
     /// A line sent over the control socket.
     pub fn line(&mut self, text: &str, watcher: &dyn Watcher) {
-        if let Some(log) = &mut self.log {
-            let _ = writeln!(log, "{text}");
-        }
+        let news = self.log.as_mut().and_then(|log| log.write(format!("{text}\n").into_bytes()));
+        self.tell_news(news, watcher);
         text.lines().for_each(|line| watcher.line(self.rank, Stream::Control, line));
     }
 
@@ -191,13 +196,27 @@ impl Child {
                 watcher.line(rank, stream, line);
             });
         }
+        let news = self.log.take().and_then(Journal::close);
+        self.tell_news(news, watcher);
+    }
+
+    fn tell_news(&mut self, news: Option<News>, watcher: &dyn Watcher) {
+        let Some(News { text, gap }) = news else { return };
+        watcher.note(&text);
+        self.gaps.extend(gap);
     }
 }
 
-fn open_log(dir: &Path, rank: u32) -> io::Result<File> {
+/// Whether a child has ended; it is not reaped.
+pub fn has_ended(pid: Pid) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::Pid(pid), options), Ok(None))
+}
+
+fn open_log(dir: &Path, rank: u32) -> io::Result<Journal> {
     let path = dir.join(format!("rank{rank}.log"));
-    let file = OpenOptions::new().create(true).append(true).open(&path);
-    file.map_err(|e| io::Error::new(e.kind(), format!("rank {rank}: cannot open its log file {}: {e}", path.display())))
+    let log = Journal::open(&path, Begin::AfterText);
+    log.map_err(|e| io::Error::new(e.kind(), format!("rank {rank}: cannot open its log file {}: {e}", path.display())))
 }
 
 /// Reading end (not blocking) and writing end.

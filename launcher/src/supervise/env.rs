@@ -1,7 +1,7 @@
 //! The environment that torchrun gives its ranks.
 
 use super::RankSpec;
-use crate::contract::env;
+use spec::contract::env;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, ToSocketAddrs};
 
@@ -82,10 +82,15 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
 /// other.
 pub fn any_address(master_addr: &str, port: u16) -> IpAddr {
     let mut found = (master_addr, port).to_socket_addrs().into_iter().flatten().peekable();
-    match found.peek().is_some() && found.all(|at| at.is_ipv6()) {
+    match found.peek().is_some() && found.all(|at| is_ipv6_alone(at.ip())) {
         true => Ipv6Addr::UNSPECIFIED.into(),
         false => Ipv4Addr::UNSPECIFIED.into(),
     }
+}
+
+/// Not an address of IPv4 in the form of IPv6, which sockets of IPv4 serve.
+fn is_ipv6_alone(at: IpAddr) -> bool {
+    matches!(at, IpAddr::V6(at) if at.to_ipv4_mapped().is_none())
 }
 
 fn check_free(at: IpAddr, port: u16) -> io::Result<u16> {
@@ -115,8 +120,8 @@ mod tests {
     fn node_0_listens_where_its_address_can_be_reached() {
         let at = |addr| any_address(addr, 29500).to_string();
         assert_eq!(
-            ["127.0.0.1", "", "no such name", "::1", "fe80::1"].map(at),
-            ["0.0.0.0", "0.0.0.0", "0.0.0.0", "::", "::"]
+            ["127.0.0.1", "", "no such name", "::ffff:127.0.0.1", "::1", "fe80::1"].map(at),
+            ["0.0.0.0", "0.0.0.0", "0.0.0.0", "0.0.0.0", "::", "::"]
         );
     }
 

@@ -2,30 +2,34 @@
 //!
 //! Two epoll sets: `urgent` holds pidfds, control sockets and signals, and, as one member, the set `outputs` of pipes.
 //! So a flood of output never delays a failure or a signal. epoll gives events in the order they happened, which
-//! decides between failures that arrive in one wake-up.
+//! decides between failures that arrive in one wake-up. Where pidfds are refused the ends of ranks are polled for.
 
 mod hear;
 
 use super::cgroup::Cgroup;
-use super::child::{Child, Shared};
-use super::desk::{Desk, Order};
+use super::child::{Child, Shared, has_ended};
 use super::limits::MemoryGroup;
+use super::orders::{Order, OrderQueue};
 use super::unix::{Guard, Signals};
 use super::verdict::{Said, Verdict};
 use super::{Outcome, Spec, Stream, Watcher};
-use crate::cache::{CacheHost, HostPlan};
-use crate::contract::{Progress, ToRank};
-use crate::machine::{MemoryMeter, Probe};
+use crate::machine::awake::{Deadline, SLICE};
+use crate::machine::{MemoryMeter, Probe, memfd_room};
 use crate::watch::{Findings, Told, Watch};
+use cache::refused::{EPOLL_CREATE, Once, PIDFD_OPEN, PRCTL};
+use cache::{CacheHost, HostPlan};
+use cache::{SharedMemory, shared_memory};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::Signal;
+use spec::contract::{Progress, RecordGap, Summary, ToRank};
 use std::io;
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
+/// Time between two looks at ranks whose end nothing tells of.
+pub const POLL: Duration = Duration::from_millis(20);
 /// How long output waits before it is looked at again when the watcher cannot take more.
 const HOLD: Duration = Duration::from_millis(20);
 /// Longest error text passed on to other ranks, characters: must fit into a socket's buffer.
@@ -47,7 +51,7 @@ struct Job<'a> {
     signals: &'a Signals,
     guard: &'a Guard,
     cache: Option<&'a CacheHost>,
-    desk: &'a Desk<'a>,
+    orders: &'a OrderQueue<'a>,
     /// To the watch.
     tell: Sender<Told>,
     children: Vec<Child>,
@@ -57,20 +61,33 @@ struct Job<'a> {
     held: bool,
     verdict: Verdict,
     /// When ranks that still run are killed.
-    deadline: Option<Instant>,
+    deadline: Option<Deadline>,
     told: bool,
     interrupts: u32,
     progress: Option<Progress>,
+    /// What ranks said of their records, and the summary that rank 0 could not write.
+    gaps: Vec<RecordGap>,
+    summary: Option<Summary>,
 }
 
 pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<Outcome> {
+    run_with(spec, watcher, signals, start_cache)
+}
+
+/// As [`run`], with the page cache that `start_cache` gives.
+fn run_with(
+    spec: &Spec,
+    watcher: &dyn Watcher,
+    signals: &Signals,
+    start_cache: fn(&Spec) -> io::Result<Option<CacheHost>>,
+) -> io::Result<Outcome> {
     let started = Instant::now();
     let memory_group = memory_group(spec, watcher);
     let groups = || Cgroup::make().into_iter().chain(memory_group.as_ref().map(|group| group.cgroup.clone()));
     let cgroups: Vec<Cgroup> = groups().collect();
     // Dropped without `dismiss` on any error below: then the guard ends what was started.
     let guard = Guard::start(cgroups.clone())?;
-    let comm = if spec.control { Some(memfd_create("headroom-comm", MemfdFlags::CLOEXEC)?) } else { None };
+    let comm = if spec.control { Some(comm_memory(watcher)?) } else { None };
     let mut cache = match start_cache(spec) {
         Ok(cache) => cache,
         Err(e) => {
@@ -99,14 +116,15 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
             }
         }
     }
+    missing_calls(&children, watcher);
     let pids: Vec<(u32, i32)> = children.iter().map(|child| (child.rank, child.pid.as_raw_nonzero().get())).collect();
     let meter = MemoryMeter::new(&Probe::default(), memory_group.as_ref().map(|group| group.dir.as_path()));
-    let desk = Desk::new(watcher, cache.as_ref())?;
+    let orders = OrderQueue::new(watcher, cache.as_ref())?;
     let (tell, told) = mpsc::channel();
-    let mut job = Job::new(spec, signals, &guard, &desk, tell, children)?;
+    let mut job = Job::new(spec, signals, &guard, &orders, tell, children)?;
     let findings = std::thread::scope(|scope| -> io::Result<Findings> {
-        let desk = &desk;
-        let watch = move || Watch::new(&spec.watch, &pids, meter, desk).run(&told);
+        let orders = &orders;
+        let watch = move || Watch::new(&spec.watch, &pids, meter, orders).run(&told);
         let watch =
             std::thread::Builder::new().name("memory".into()).stack_size(512 << 10).spawn_scoped(scope, watch)?;
         let end = job.watch();
@@ -120,6 +138,7 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
     end_cgroups(&cgroups);
     drop(job);
     guard.dismiss();
+    reap_strangers();
     if let Some(host) = &mut cache {
         host.stop();
         outcome.cache = Some(host.stats());
@@ -127,11 +146,41 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher, signals: &Signals) -> io::Result<
     Ok(outcome)
 }
 
+/// Memory in which the ranks meet.
+fn comm_memory(watcher: &dyn Watcher) -> io::Result<OwnedFd> {
+    let SharedMemory { fd, note, .. } = shared_memory("headroom-comm", 0)?;
+    note.iter().for_each(|note| watcher.note(note));
+    Ok(fd)
+}
+
+/// Calls that are refused here, and how the job does without; once per process.
+fn missing_calls(children: &[Child], watcher: &dyn Watcher) {
+    static PIDFD: Once = Once::new();
+    static DEATH: Once = Once::new();
+    if let Some(error) = children.iter().find_map(|child| child.pidfd.as_ref().err()) {
+        let ms = POLL.as_millis();
+        let line = || format!("{}; the ends of ranks are looked for every {ms} ms instead", PIDFD_OPEN.refused(*error));
+        PIDFD.say(line).iter().for_each(|line| watcher.note(line));
+    }
+    if let Err(error) = rustix::process::parent_process_death_signal() {
+        let line = || format!("{}; if launch is killed, its guard process ends the ranks", PRCTL.refused(error));
+        DEATH.say(line).iter().for_each(|line| watcher.note(line));
+    }
+}
+
+/// As the first process of a container this one inherits what ranks left behind, and nobody else reaps it.
+fn reap_strangers() {
+    use rustix::process::{WaitOptions, getpid, wait};
+    if getpid().is_init() {
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+    }
+}
+
 fn start_cache(spec: &Spec) -> io::Result<Option<CacheHost>> {
     let Some(cache) = spec.cache else { return Ok(None) };
     let ranks = spec.ranks.iter().map(|rank| rank.rank).collect();
     let plan = HostPlan { capacity_bytes: cache.capacity_bytes, policy: cache.policy, ranks };
-    CacheHost::start(&plan).map(Some).map_err(io::Error::other)
+    CacheHost::start(&plan, memfd_room).map(Some).map_err(io::Error::other)
 }
 
 /// The ranks' own memory cgroup; where it may not be made, that is said.
@@ -164,21 +213,23 @@ impl<'a> Job<'a> {
         spec: &'a Spec,
         signals: &'a Signals,
         guard: &'a Guard,
-        desk: &'a Desk<'a>,
+        orders: &'a OrderQueue<'a>,
         tell: Sender<Told>,
         children: Vec<Child>,
     ) -> io::Result<Self> {
-        let (watcher, cache) = (desk.watcher, desk.cache);
-        let urgent = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let outputs = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let (watcher, cache) = (orders.watcher, orders.cache);
+        let set = || epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| EPOLL_CREATE.error(error));
+        let (urgent, outputs) = (set()?, set()?);
         add(&urgent, &signals.pipe, SIGNALS, 0)?;
         add(&urgent, &outputs, OUTPUTS, 0)?;
-        add(&urgent, &desk.bell, ORDERS, 0)?;
+        add(&urgent, &orders.bell, ORDERS, 0)?;
         if let Some(host) = cache {
             add(&urgent, &host.alarm, CACHE, 0)?;
         }
         for (index, child) in children.iter().enumerate() {
-            add(&urgent, &child.pidfd, EXIT, index)?;
+            if let Ok(pidfd) = &child.pidfd {
+                add(&urgent, pidfd, EXIT, index)?;
+            }
             if let Some(control) = &child.control {
                 add(&urgent, control, CONTROL, index)?;
             }
@@ -188,7 +239,7 @@ impl<'a> Job<'a> {
                 }
             }
         }
-        let verdict = Verdict::new(children.len());
+        let verdict = Verdict::new(children.len(), spec.control);
         let (held, told, interrupts) = (false, false, 0);
         let (deadline, progress) = (None, None);
         Ok(Self {
@@ -197,7 +248,7 @@ impl<'a> Job<'a> {
             signals,
             guard,
             cache,
-            desk,
+            orders,
             tell,
             children,
             urgent,
@@ -208,6 +259,8 @@ impl<'a> Job<'a> {
             told,
             interrupts,
             progress,
+            gaps: Vec::new(),
+            summary: None,
         })
     }
 
@@ -228,6 +281,7 @@ impl<'a> Job<'a> {
                     _ => self.take_control(index),
                 }
             }
+            ended.extend(self.poll_exits()?);
             // Before anything is written: the other ranks wait for one that will never come.
             self.spread_failure();
             ended.iter().for_each(|index| self.children[*index].drain(self.watcher));
@@ -238,6 +292,16 @@ impl<'a> Job<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Takes the exits of ranks whose end nothing tells of.
+    fn poll_exits(&mut self) -> io::Result<Vec<usize>> {
+        let polled = self.children.iter().enumerate().filter(|(_, child)| child.is_polled() && has_ended(child.pid));
+        let ended: Vec<usize> = polled.map(|(index, _)| index).collect();
+        for index in &ended {
+            self.take_exit(*index)?;
+        }
+        Ok(ended)
     }
 
     /// The watch hears nothing more and ends.
@@ -251,7 +315,7 @@ impl<'a> Job<'a> {
     }
 
     fn take_orders(&mut self) {
-        for order in self.desk.take() {
+        for order in self.orders.take() {
             match order {
                 Order::Relieve { order, action } => {
                     let message = ToRank::Relieve { order, action };
@@ -268,12 +332,10 @@ impl<'a> Job<'a> {
 
     /// `None`: nothing is due.
     fn timeout(&self) -> Option<Duration> {
-        let until = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        match (until, self.held) {
-            (Some(until), true) => Some(until.min(HOLD)),
-            (None, true) => Some(HOLD),
-            (until, false) => until,
-        }
+        // Looked at often: the time in which the launcher itself is stopped does not count.
+        let until = self.deadline.as_ref().map(|deadline| deadline.left().min(SLICE));
+        let polled = self.children.iter().any(Child::is_polled).then_some(POLL);
+        [until, self.held.then_some(HOLD), polled].into_iter().flatten().min()
     }
 
     fn signal_groups(&self, signal: Signal) {
@@ -281,11 +343,11 @@ impl<'a> Job<'a> {
     }
 
     fn start_grace(&mut self) {
-        self.deadline.get_or_insert_with(|| Instant::now() + self.spec.grace);
+        self.deadline.get_or_insert_with(|| Deadline::new(self.spec.grace));
     }
 
     fn keep_deadline(&mut self) {
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if self.deadline.as_ref().is_some_and(Deadline::is_over) {
             let late: Vec<String> =
                 self.children.iter().filter(|child| !child.ended).map(|child| child.rank.to_string()).collect();
             if !late.is_empty() {
@@ -294,7 +356,7 @@ impl<'a> Job<'a> {
             }
             self.signal_groups(Signal::KILL);
             // SIGKILL cannot be refused: all that is left is to wait for the exits.
-            self.deadline = Some(Instant::now() + Duration::from_secs(3600));
+            self.deadline = Some(Deadline::new(Duration::from_secs(3600)));
         }
     }
 
@@ -312,7 +374,11 @@ impl<'a> Job<'a> {
             host.rank_gone(child.rank);
         }
         if let Some(end) = child.reap()? {
-            epoll::delete(&self.urgent, &child.pidfd)?;
+            tracing::debug!(rank = child.rank, "rank ended: {end}");
+            if let Ok(pidfd) = &child.pidfd {
+                epoll::delete(&self.urgent, pidfd)?;
+            }
+            self.pass_on_stop(index, end);
             self.verdict.ended(index, end);
         }
         Ok(())

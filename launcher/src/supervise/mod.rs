@@ -8,27 +8,32 @@
 
 mod cgroup;
 mod child;
-mod desk;
 mod env;
 mod failure;
+mod inherited;
 mod job;
 mod limits;
 mod lines;
 mod nodes;
+mod orders;
 mod unix;
 mod verdict;
 
+pub use child::has_ended;
 pub use env::{Meeting, ranks};
 pub use failure::Failure;
+pub use inherited::{is_ignored, set_defaults};
+pub use job::POLL;
 pub use limits::Limits;
 pub use nodes::{MeetError, NodePlace, Nodes};
 pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
 
-use crate::cache::PolicyKind;
-use crate::contract::cache::CacheStats;
-use crate::contract::{Ended, Progress, exit};
 use crate::watch::{Peaks, WatchSpec};
+use cache::PolicyKind;
+use rustix::process::Signal;
+use spec::contract::cache::CacheStats;
+use spec::contract::{Ended, Progress, RecordGap, Summary, exit};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -120,9 +125,38 @@ pub struct Outcome {
     pub progress: Option<Progress>,
     /// Counters of the last attempt's page cache.
     pub cache: Option<CacheStats>,
+    /// Times in which records or logs could not be written, over all attempts.
+    pub gaps: Vec<RecordGap>,
+    /// The summary of rank 0, where it could not write the file.
+    pub summary: Option<Summary>,
 }
 
 impl Outcome {
+    /// Stopped by `signal` while no rank ran; `last`: the attempt before.
+    fn stopped_by(signal: Signal, trains: bool, last: Option<Self>) -> Self {
+        let number = signal.as_raw();
+        let code = if trains { exit::UNSTARTED } else { End::Signal(number).exit_code() };
+        match last {
+            Some(last) => Self { stopped_by: Some(number), ..last },
+            None => Self {
+                exit_code: code,
+                first_failure: None,
+                ended: Vec::new(),
+                stopped_by: Some(number),
+                stopped_for: None,
+                killed_for_memory: false,
+                wall: Duration::ZERO,
+                peaks: Peaks::default(),
+                last_peaks: Peaks::default(),
+                restarts: 0,
+                progress: None,
+                cache: None,
+                gaps: Vec::new(),
+                summary: None,
+            },
+        }
+    }
+
     /// How this attempt failed; absent: it did not.
     fn ended(&self, attempt: u32) -> Option<Ended> {
         let failure = self.first_failure.as_ref()?;
@@ -142,26 +176,33 @@ impl Outcome {
 /// When a rank cannot be started (those already running are killed), the page cache has no room, or the system refuses a
 /// pipe, memfd or signal handler. Failures of ranks are no errors: see [`Outcome`].
 pub fn run(spec: &Spec, watcher: &dyn Watcher) -> io::Result<Outcome> {
-    run_with_restarts(0, |_, _| Ok(spec.clone()), watcher)
+    run_with_restarts(0, |_, _| Ok(spec.clone()), watcher, &Signals::take()?)
 }
 
 /// Runs a job, and again after a failure, at most `max_restarts` times. `spec` gets the number of restarts so far and how
 /// the last attempt ended, and gives the job to run (a new port, where to resume, a smaller plan). Stops on request, wrong
-/// usage and impossible plans are final.
+/// usage and impossible plans are final. `signals` are the caller's: one that came before is not lost.
 pub fn run_with_restarts(
     max_restarts: u32,
     mut spec: impl FnMut(u32, Option<&Outcome>) -> io::Result<Spec>,
     watcher: &dyn Watcher,
+    signals: &Signals,
 ) -> io::Result<Outcome> {
-    let signals = unix::Signals::take()?;
     let (started, mut restarts, mut peaks, mut ended) = (Instant::now(), 0, Peaks::default(), Vec::new());
+    let mut gaps = Vec::new();
     let mut last: Option<Outcome> = None;
     loop {
-        let outcome = job::run(&spec(restarts, last.as_ref())?, watcher, &signals)?;
+        let spec = spec(restarts, last.as_ref())?;
+        // It may have come before there was any rank, or while the job was made ready again.
+        if let Some(signal) = signals.asked_to_end() {
+            return Ok(Outcome::stopped_by(signal, spec.control, last));
+        }
+        let outcome = job::run(&spec, watcher, signals)?;
         peaks.raise(&outcome.peaks);
         ended.extend(outcome.ended(restarts));
+        gaps.extend(outcome.gaps.iter().cloned());
         let (wall, peaks, ended) = (started.elapsed(), peaks.clone(), ended.clone());
-        let outcome = Outcome { restarts, wall, peaks, ended, ..outcome };
+        let outcome = Outcome { restarts, wall, peaks, ended, gaps: gaps.clone(), ..outcome };
         let Some(failure) = &outcome.first_failure else {
             return Ok(outcome);
         };

@@ -4,11 +4,12 @@
 //! itself, so that all come to the same end.
 
 use super::env::any_address;
-use crate::contract::{FrameError, MAX_FRAME_BYTES, VERSION, encode, read_frame, write_frame};
+use crate::machine::awake::Deadline;
 use serde::{Deserialize, Serialize};
+use spec::contract::{FrameError, MAX_FRAME_BYTES, VERSION, encode, read_frame, write_frame};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Between two tries to reach a node 0 that is not there yet, or two looks for a node that has not come.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -78,10 +79,8 @@ impl NodePlace {
         MeetError { place: self.address(), problem: problem.into() }
     }
 
-    fn deadline(&self) -> Instant {
-        // A limit beyond the clock's range is none: a year.
-        let now = Instant::now();
-        now.checked_add(self.limit).unwrap_or_else(|| now + Duration::from_secs(365 * 86_400))
+    fn deadline(&self) -> Deadline {
+        Deadline::in_slices(self.limit, CONNECT_LIMIT)
     }
 
     fn late(&self, who: &str) -> MeetError {
@@ -111,7 +110,7 @@ impl Nodes {
     /// The port is in use; a node did not come, has another job, another `--nnodes` or a number that is taken.
     pub fn meet(place: NodePlace) -> Result<Nodes, MeetError> {
         let deadline = place.deadline();
-        let links = if place.node_rank == 0 { host(&place, deadline)? } else { visit(&place, deadline)? };
+        let links = if place.node_rank == 0 { host(&place, &deadline)? } else { visit(&place, &deadline)? };
         Ok(Nodes { place, links })
     }
 
@@ -126,7 +125,7 @@ impl Nodes {
             Links::Host(guests) => {
                 let mut texts = vec![text.to_owned()];
                 for number in 0..guests.len() {
-                    match hear(&guests[number], deadline, WORD_BYTES) {
+                    match hear(&guests[number], &deadline, WORD_BYTES) {
                         Ok(Word::Say { text }) => texts.push(text),
                         other => {
                             let who = named(std::iter::once(number + 1));
@@ -145,7 +144,7 @@ impl Nodes {
                     Ok(()) | Err(FrameError::Io(_)) => {}
                     Err(e) => return Err(place.failed(e.to_string())),
                 }
-                match hear(host, deadline, WORD_BYTES) {
+                match hear(host, &deadline, WORD_BYTES) {
                     Ok(Word::All { texts }) if texts.len() == place.nnodes => Ok(texts),
                     Ok(Word::Refused { problem }) => Err(place.failed(problem)),
                     other if is_late(&other) => Err(place.late("the word of node 0")),
@@ -160,9 +159,9 @@ impl Drop for Nodes {
     fn drop(&mut self) {
         let Links::Host(guests) = &mut self.links else { return };
         // Whoever closes first keeps the port for a while.
-        let deadline = Instant::now() + PART_LIMIT;
+        let deadline = Deadline::new(PART_LIMIT);
         for guest in guests {
-            let _ = hear(guest, deadline, WORD_BYTES);
+            let _ = hear(guest, &deadline, WORD_BYTES);
         }
     }
 }
@@ -195,21 +194,26 @@ fn is_late(heard: &io::Result<Word>) -> bool {
 }
 
 /// A stream that ends in an error at a point in time, however slowly its bytes come.
-struct Until<'a>(&'a TcpStream, Instant);
+struct Until<'a>(&'a TcpStream, &'a Deadline);
 
 impl Read for Until<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let left = self.1.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+        loop {
+            let next = self.1.next();
+            if next.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.0.set_read_timeout(Some(next))?;
+            match self.0.read(into) {
+                Err(e) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&e.kind()) => {}
+                other => return other,
+            }
         }
-        self.0.set_read_timeout(Some(left))?;
-        self.0.read(into)
     }
 }
 
 /// The next word, of at most `most` bytes, at the latest at `deadline`.
-fn hear(from: &TcpStream, deadline: Instant, most: u64) -> io::Result<Word> {
+fn hear(from: &TcpStream, deadline: &Deadline, most: u64) -> io::Result<Word> {
     match read_frame(&mut Until(from, deadline).take(most)) {
         Ok(Some(word)) => Ok(word),
         Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -224,7 +228,7 @@ fn refuse(guests: &mut [TcpStream], problem: &str) {
     }
 }
 
-fn host(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
+fn host(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
     let at = (any_address(&place.master_addr, place.master_port), place.master_port);
     let listener = TcpListener::bind(at).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => place.failed("the port is in use on node 0: give another --master-port"),
@@ -237,7 +241,7 @@ fn host(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
         Err(error)
     };
     while !all_present(&mut seats) {
-        if Instant::now() >= deadline {
+        if deadline.is_over() {
             let missing = seats.iter().enumerate().filter(|(_, seat)| seat.is_none()).map(|(at, _)| at + 1);
             let error = place.late(&named(missing));
             return refuse_all(seats, error);
@@ -284,10 +288,10 @@ fn seat(
     place: &NodePlace,
     guest: TcpStream,
     seats: &[Option<TcpStream>],
-    deadline: Instant,
+    deadline: &Deadline,
 ) -> Result<Option<(usize, TcpStream)>, String> {
-    let deadline = deadline.min(Instant::now() + GREETING_LIMIT);
-    let heard = guest.set_nonblocking(false).and_then(|()| hear(&guest, deadline, GREETING_BYTES));
+    let deadline = deadline.sooner(GREETING_LIMIT);
+    let heard = guest.set_nonblocking(false).and_then(|()| hear(&guest, &deadline, GREETING_BYTES));
     let Ok(Word::Hello { version, job, nnodes, node_rank }) = heard else { return Ok(None) };
     // One that is started again takes the seat of the one that ended.
     let taken = || seats[node_rank - 1].as_ref().is_some_and(is_there);
@@ -310,10 +314,10 @@ fn seat(
 }
 
 /// A connection to someone else: where nobody listens, the kernel may connect a socket of this host with itself.
-fn connect(addr: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
+fn connect(addr: &str, port: u16, deadline: &Deadline) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for at in (addr, port).to_socket_addrs()? {
-        let left = deadline.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), CONNECT_LIMIT);
+        let left = deadline.left().clamp(Duration::from_millis(1), CONNECT_LIMIT);
         let met = TcpStream::connect_timeout(&at, left).and_then(|stream| {
             let other = stream.local_addr()? != stream.peer_addr()?;
             if other { Ok(stream) } else { Err(io::ErrorKind::ConnectionRefused.into()) }
@@ -326,12 +330,12 @@ fn connect(addr: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
     Err(last)
 }
 
-fn visit(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
+fn visit(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
     let mut host = loop {
         match connect(&place.master_addr, place.master_port, deadline) {
             Ok(host) => break host,
             // Not there yet, and nothing tells when it will be.
-            Err(_) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(_) if !deadline.is_over() => std::thread::sleep(PAUSE),
             Err(e) => {
                 let error = place.late("node 0");
                 return Err(MeetError { problem: format!("{} ({e})", error.problem), ..error });
@@ -356,6 +360,7 @@ fn visit(place: &NodePlace, deadline: Instant) -> Result<Links, MeetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     fn place(node_rank: usize, nnodes: usize, port: u16, limit_s: f64) -> NodePlace {
         let (job, master_addr) = ("night".to_owned(), "127.0.0.1".to_owned());
@@ -367,14 +372,14 @@ mod tests {
         TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
     }
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(30)
+    fn soon() -> Deadline {
+        Deadline::new(Duration::from_secs(30))
     }
 
     /// A connection to node 0, once it listens.
     fn knock(port: u16) -> TcpStream {
         loop {
-            if let Ok(stream) = connect("127.0.0.1", port, soon()) {
+            if let Ok(stream) = connect("127.0.0.1", port, &soon()) {
                 return stream;
             }
         }
@@ -439,7 +444,7 @@ mod tests {
                 let hello = Word::Hello { version: VERSION, job: "night".into(), nnodes, node_rank: other };
                 let mut stream = knock(port);
                 write_frame(&mut stream, &hello).unwrap();
-                let told = hear(&stream, soon(), WORD_BYTES).unwrap();
+                let told = hear(&stream, &soon(), WORD_BYTES).unwrap();
                 let text = zero.join().unwrap();
                 assert!(text.contains(says), "{text}");
                 assert!(matches!(told, Word::Refused { problem } if text.contains(&problem)));
@@ -528,7 +533,7 @@ mod tests {
             let (text, took) = zero.join().unwrap();
             assert!(text.contains("node 1 did not come within 3 s"), "{text}");
             assert!(took < Duration::from_secs(10), "{took:?}");
-            assert!(hear(&long, soon(), WORD_BYTES).is_err(), "too long for a greeting: it is not answered");
+            assert!(hear(&long, &soon(), WORD_BYTES).is_err(), "too long for a greeting: it is not answered");
         });
     }
 
@@ -540,7 +545,7 @@ mod tests {
             for (job, says) in [("day", "belongs to the run"), ("night", "all nodes need the same program")] {
                 let mut stream = knock(port);
                 write_frame(&mut stream, &hello(VERSION + 1, job, 1)).unwrap();
-                let told = hear(&stream, soon(), WORD_BYTES).unwrap();
+                let told = hear(&stream, &soon(), WORD_BYTES).unwrap();
                 assert!(matches!(&told, Word::Refused { problem } if problem.contains(says)), "{told:?}");
             }
             let text = zero.join().unwrap();

@@ -22,6 +22,54 @@ unsafe extern "C" {
     fn fork() -> i32;
     fn _exit(code: i32) -> !;
     fn close_range(first: u32, last: u32, flags: i32) -> i32;
+    fn sigemptyset(set: *mut SignalSet) -> i32;
+    fn pthread_sigmask(how: i32, new: *const SignalSet, old: *mut SignalSet) -> i32;
+    fn syscall(number: i64, ...) -> i64;
+}
+
+/// The C library's `sigset_t`: 1024 bits on Linux.
+#[repr(C)]
+struct SignalSet([u64; 16]);
+
+const SIG_SETMASK: i32 = 2;
+#[cfg(target_arch = "x86_64")]
+const IOPRIO_GET: Option<i64> = Some(252);
+#[cfg(target_arch = "aarch64")]
+const IOPRIO_GET: Option<i64> = Some(31);
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const IOPRIO_GET: Option<i64> = None;
+
+/// Signals whose default this program relies on; all but these stay as they were inherited: `nohup` and a shell's job control
+/// ignore HUP, INT, QUIT, TSTP, TTIN and TTOU on purpose.
+const RELIED_ON: [Signal; 8] =
+    [Signal::CHILD, Signal::TERM, Signal::USR1, Signal::USR2, Signal::CONT, Signal::ABORT, Signal::ALARM, Signal::XCPU];
+
+/// Sets what a process inherits over `exec` from whoever started it, and cannot work with, to its default: no signal
+/// blocked, none of [`RELIED_ON`] ignored. SIGXFSZ is ignored: a file that may not grow is an error of the write (EFBIG),
+/// which names the file. Call it first, while there is one thread.
+pub fn reset_signals() {
+    let mut none = SignalSet([0; 16]);
+    // SAFETY: `none` is as large as the C library's set and outlives both calls; no old mask is asked for.
+    unsafe {
+        sigemptyset(&raw mut none);
+        pthread_sigmask(SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+    for number in RELIED_ON {
+        // SAFETY: only resets a disposition; no handler of this program is set yet.
+        unsafe { signal(number.as_raw(), SIG_DFL) };
+    }
+    // SAFETY: ignoring a signal runs no code.
+    unsafe { signal(Signal::XFSZ.as_raw(), SIG_IGN) };
+}
+
+/// Whether this process has the disk class `idle`, in which it waits for every other program (`ionice -c 3`).
+pub fn is_idle_for_disks() -> bool {
+    const WHO_PROCESS: i64 = 1;
+    const CLASS_SHIFT: i64 = 13;
+    const CLASS_IDLE: i64 = 3;
+    // SAFETY: `ioprio_get` takes two numbers and touches no memory of this process.
+    let found = IOPRIO_GET.map_or(-1, |number| unsafe { syscall(number, WHO_PROCESS, 0i64) });
+    found >= 0 && found >> CLASS_SHIFT == CLASS_IDLE
 }
 
 /// Signals that [`Signals`] takes from the launcher.
@@ -71,7 +119,20 @@ impl Signals {
         Ok(Self { pipe, _writer: writer, before })
     }
 
-    /// One that has come; absent: none.
+    /// The first pending signal that asks for the end, if any. Others that are pending are done or dropped: there is no rank
+    /// yet that they could reach.
+    pub fn asked_to_end(&self) -> Option<Signal> {
+        while let Some(signal) = self.receive() {
+            match signal {
+                Signal::TSTP => drop(rustix::process::kill_process(getpid(), Signal::STOP)),
+                Signal::INT | Signal::TERM | Signal::HUP | Signal::USR1 => return Some(signal),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// The next pending signal, if any.
     pub fn receive(&self) -> Option<Signal> {
         let mut number = [0];
         match rustix::io::read(&self.pipe, &mut number) {
@@ -99,7 +160,8 @@ pub fn prepare_helper(command: &mut Command) {
     let parent = getpid();
     command.process_group(0);
     let setup = move || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        // Where a sandbox refuses prctl, the helper outlives a killed launcher.
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
         // It may have died before the line above.
         if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     };
@@ -115,12 +177,14 @@ pub fn prepare_rank(command: &mut Command, keep: Vec<RawFd>, cgroup_procs: Vec<R
     let launcher = getpid();
     command.process_group(0);
     let setup = move || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Where a sandbox refuses prctl, the guard alone ends the rank: see `missing_calls`.
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         // The launcher may have died before the line above: then no signal will ever come.
         if getppid() != Some(launcher) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        for number in TAKEN.into_iter().filter(|s| *s != Signal::HUP).chain([Signal::QUIT, Signal::CHILD]) {
+        for number in TAKEN.into_iter().filter(|s| *s != Signal::HUP).chain([Signal::QUIT, Signal::CHILD, Signal::XFSZ])
+        {
             // SAFETY: only resets a disposition, in a process of one thread.
             unsafe { signal(number.as_raw(), SIG_DFL) };
         }

@@ -1,8 +1,11 @@
 //! Which rank failed first, and with what code the launcher ends. Pure: fed with what the loop saw, in order.
 
-use crate::contract::exit;
 use rustix::process::Signal;
+use spec::contract::exit;
 use std::fmt;
+
+/// Signals that ask a rank to stop.
+pub const STOPS: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1];
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +85,8 @@ pub struct Verdict {
     ends: Vec<Option<End>>,
     /// Ranks that greeted: they know Headroom's exit codes.
     headroom: Vec<bool>,
+    /// The job is a training run, whose ranks end by a signal only while they have not begun.
+    trains: bool,
     cause: Option<Cause>,
     /// The cause so far is a rank that only followed another's failure.
     follower: bool,
@@ -92,8 +97,8 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    pub fn new(ranks: usize) -> Self {
-        Self { ends: vec![None; ranks], headroom: vec![false; ranks], ..Self::default() }
+    pub fn new(ranks: usize, trains: bool) -> Self {
+        Self { ends: vec![None; ranks], headroom: vec![false; ranks], trains, ..Self::default() }
     }
 
     pub fn greeted(&mut self, index: usize) {
@@ -133,6 +138,7 @@ impl Verdict {
         let asked = !self.forwarded.is_empty() || self.told;
         end == End::Code(exit::OK)
             || (end == End::Code(exit::STOPPED) && (self.headroom[index] || !self.forwarded.is_empty()))
+            || (self.is_early_stop(end) && asked)
             || self.forwarded.iter().any(|number| end.is_by(*number))
             // What we send ourselves: SIGTERM to ranks that do not listen, SIGKILL after the grace.
             || (asked && end == End::Signal(Signal::KILL.as_raw()))
@@ -172,13 +178,29 @@ impl Verdict {
         if let Some(code) = self.cause_code() {
             return code;
         }
+        if self.is_unstarted() {
+            return exit::UNSTARTED;
+        }
         let stopped = |end: &Option<End>| *end == Some(End::Code(exit::STOPPED));
-        let killed = self.ends.iter().flatten().any(|end| !matches!(end, End::Code(exit::OK | exit::STOPPED)));
+        let killed =
+            self.ends.iter().flatten().any(|end| !matches!(end, End::Code(exit::OK | exit::STOPPED | exit::UNSTARTED)));
         match self.stopped_by() {
             Some(number) if killed => End::Signal(number).exit_code(),
             _ if self.ends.iter().any(stopped) => exit::STOPPED,
             _ => exit::OK,
         }
+    }
+
+    /// Every rank was stopped on request before it began to train.
+    fn is_unstarted(&self) -> bool {
+        let early = |end: &Option<End>| end.is_some_and(|end| self.is_early_stop(end));
+        !self.forwarded.is_empty() && self.ends.iter().all(early)
+    }
+
+    /// A rank of a training run ended on request before it began. One that has begun ends by no such signal: it saves.
+    fn is_early_stop(&self, end: End) -> bool {
+        let by_signal = STOPS.iter().any(|signal| end == End::Signal(signal.as_raw()));
+        self.trains && (by_signal || end == End::Code(exit::UNSTARTED))
     }
 }
 
@@ -187,6 +209,28 @@ mod tests {
     use super::*;
 
     const TERM: i32 = 15;
+
+    #[test]
+    fn a_training_run_stopped_before_it_began_has_a_code_of_its_own() {
+        let unstarted = End::Code(exit::UNSTARTED);
+        for (trains, ends, code) in [
+            (true, [End::Signal(TERM), End::Signal(TERM)], exit::UNSTARTED),
+            (true, [unstarted, End::Signal(TERM)], exit::UNSTARTED),
+            (true, [unstarted, unstarted], exit::UNSTARTED),
+            // Whoever asked signalled every process, and the launcher passes another signal on.
+            (true, [End::Signal(1), End::Signal(TERM)], exit::UNSTARTED),
+            // One trained already, or had to be killed.
+            (true, [unstarted, End::Code(exit::STOPPED)], exit::STOPPED),
+            (true, [unstarted, End::Signal(9)], 143),
+            (false, [End::Signal(TERM), End::Signal(TERM)], 143),
+        ] {
+            let mut v = Verdict::new(2, trains);
+            (0..2).for_each(|index| v.greeted(index));
+            v.forwarded(TERM);
+            ends.into_iter().enumerate().for_each(|(index, end)| v.ended(index, end));
+            assert_eq!(v.exit_code(), code, "{trains} {ends:?}");
+        }
+    }
 
     fn said(code: u8) -> Said {
         Said { code, step: Some(37), error: "disk full".into() }
@@ -198,7 +242,7 @@ mod tests {
 
     #[test]
     fn first_failure_decides_and_followers_never_do() {
-        let mut v = Verdict::new(3);
+        let mut v = Verdict::new(3, false);
         v.ended(1, End::Code(exit::PEER));
         assert_eq!(blamed(&v), Some(1));
         v.ended(2, End::Signal(11));
@@ -208,12 +252,12 @@ mod tests {
 
     #[test]
     fn what_a_rank_says_is_its_time_and_its_own_exit_its_code() {
-        let mut v = Verdict::new(2);
+        let mut v = Verdict::new(2, false);
         v.said(1, said(5));
         v.ended(0, End::Code(6));
         v.ended(1, End::Code(7));
         assert_eq!((blamed(&v), v.exit_code()), (Some(1), 7));
-        let mut v = Verdict::new(2);
+        let mut v = Verdict::new(2, false);
         v.said(1, said(5));
         v.told();
         v.ended(1, End::Signal(9));
@@ -223,7 +267,7 @@ mod tests {
 
     #[test]
     fn ranks_that_we_ended_are_not_blamed_for_a_follower() {
-        let mut v = Verdict::new(3);
+        let mut v = Verdict::new(3, false);
         v.ended(0, End::Code(exit::PEER));
         v.told();
         v.ended(1, End::Signal(TERM));
@@ -240,7 +284,7 @@ mod tests {
             ([End::Signal(9), End::Code(143)], 143),
             ([End::Code(75), End::Code(5)], 5),
         ] {
-            let mut v = Verdict::new(2);
+            let mut v = Verdict::new(2, false);
             v.forwarded(TERM);
             ends.into_iter().enumerate().for_each(|(index, end)| v.ended(index, end));
             assert_eq!(v.exit_code(), code, "{ends:?}");
@@ -249,10 +293,10 @@ mod tests {
 
     #[test]
     fn exit_code_75_is_a_stop_only_of_a_rank_that_knows_it() {
-        let mut v = Verdict::new(1);
+        let mut v = Verdict::new(1, false);
         v.ended(0, End::Code(75));
         assert_eq!((blamed(&v), v.exit_code()), (Some(0), 75));
-        let mut v = Verdict::new(1);
+        let mut v = Verdict::new(1, false);
         v.greeted(0);
         v.ended(0, End::Code(75));
         assert_eq!((blamed(&v), v.exit_code()), (None, 75));

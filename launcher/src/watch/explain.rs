@@ -2,8 +2,10 @@
 
 use super::findings::Findings;
 use super::words::size;
-use crate::config::Language;
-use crate::machine::MemoryNow;
+use crate::machine::{MemoryMeter, MemoryNow};
+use spec::config::Language;
+use spec::contract::Program;
+use std::path::Path;
 
 /// What is known of a rank that was ended by SIGKILL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,18 @@ pub struct After {
     pub memory: MemoryNow,
     /// The process that was the largest of others has ended too.
     pub largest_is_gone: bool,
+}
+
+impl Findings {
+    /// What is known of the rank at `index` (in the job's list), which was ended by SIGKILL just now.
+    pub fn explain_kill(&self, index: usize) -> Killed {
+        let largest = self.fullest.as_ref().and_then(|fullest| fullest.largest_other.as_ref());
+        let after = After {
+            memory: self.meter.as_ref().map(MemoryMeter::read).unwrap_or_default(),
+            largest_is_gone: largest.is_some_and(|other| !Path::new(&format!("/proc/{}", other.pid)).exists()),
+        };
+        killed(self, index, &after)
+    }
 }
 
 /// What is known when the rank at `index` has ended by SIGKILL.
@@ -122,7 +136,7 @@ fn others(findings: &Findings, after: &After) -> Option<String> {
         _ => (base.others_bytes(), fullest.sample.others_bytes()),
     };
     let (now, grown) = (size(now), size(now.saturating_sub(before)));
-    let largest = fullest.largest_other.as_ref().map(|(name, pid, bytes)| (name, pid, size(*bytes)));
+    let largest = fullest.largest_other.as_ref().map(|Program { name, pid, bytes }| (name, pid, size(*bytes)));
     Some(match findings.language {
         Language::En => {
             let gone = if after.largest_is_gone { ", which has ended too" } else { "" };
@@ -144,6 +158,7 @@ mod tests {
     use super::super::{Planned, ProcessNow, Sample};
     use super::*;
     use crate::machine::GroupNow;
+    use spec::contract::LineId;
 
     fn memory(used: u64, oom_kills: u64) -> MemoryNow {
         let group =
@@ -162,7 +177,7 @@ mod tests {
             ranks: vec![3],
             planned: Planned {
                 rank_bytes: 300 << 20,
-                rank_lines: vec![("runtime".into(), 192 << 20), ("activations".into(), 108 << 20)],
+                rank_lines: vec![(LineId::Runtime, 192 << 20), (LineId::Activations, 108 << 20)],
                 ..Planned::default()
             },
             base: Some(sample(1 << 30)),
@@ -170,7 +185,7 @@ mod tests {
             last: Some(sample(600 << 20)),
             fullest: Some(Fullest {
                 sample: sample(2 << 30),
-                largest_other: Some(("hog".into(), 42, 1 << 30)),
+                largest_other: Some(Program { name: "hog".into(), pid: 42, bytes: 1 << 30 }),
                 ..Fullest::default()
             }),
             seen: vec![Seen { first: moment(1, 200 << 20), last: moment(37, 700 << 20) }],

@@ -1,13 +1,11 @@
 //! What a watch has found when it ends: peaks, and what explains a kill.
 
 use super::Planned;
-use super::explain::{After, Killed, killed};
-use super::level::Level;
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, unix_time};
-use crate::config::Language;
-use crate::contract::NodeRecord;
 use crate::machine::MemoryMeter;
+use spec::config::Language;
+use spec::contract::{Event, Level, NodeRecord, Program, RecordGap};
 use std::path::Path;
 
 /// Proportional set sizes, bytes: shared pages count once over the job.
@@ -66,8 +64,8 @@ pub struct Fullest {
     /// Seconds since the watch began.
     pub at: f64,
     pub sample: Sample,
-    /// Name, pid and bytes of the largest process of others at that moment; absent: it was not looked for.
-    pub largest_other: Option<(String, i32, u64)>,
+    /// The largest process of others at that moment; `None` where it was not looked for.
+    pub largest_other: Option<Program>,
 }
 
 /// What the watch knows at the end.
@@ -86,6 +84,8 @@ pub struct Findings {
     pub meter: Option<MemoryMeter>,
     /// The level last recorded.
     pub level: Level,
+    /// Times in which `memory.node.jsonl` could not be written.
+    pub gaps: Vec<RecordGap>,
 }
 
 impl Default for Findings {
@@ -102,27 +102,24 @@ impl Default for Findings {
             seen: Vec::new(),
             meter: None,
             level: Level::default(),
+            gaps: Vec::new(),
         }
     }
 }
 
 impl Findings {
-    /// What is known of the rank at `index` (in the job's list), which was ended by SIGKILL just now.
-    pub fn explain_kill(&self, index: usize) -> Killed {
-        let largest = self.fullest.as_ref().and_then(|fullest| fullest.largest_other.as_ref());
-        let after = After {
-            memory: self.meter.as_ref().map(MemoryMeter::read).unwrap_or_default(),
-            largest_is_gone: largest.is_some_and(|(_, pid, _)| !Path::new(&format!("/proc/{pid}")).exists()),
-        };
-        killed(self, index, &after)
-    }
-
-    /// One more record, of what ended the attempt; an error in words.
-    pub fn keep(&self, run_dir: Option<&Path>, event: String) -> Option<String> {
+    /// Writes one more record, with the event that ended the attempt; returns the error text if that fails.
+    pub fn keep(&mut self, run_dir: Option<&Path>, event: Event) -> Option<String> {
         let last = self.last.as_ref()?;
         let step = self.seen.iter().filter_map(|seen| seen.last).map(|moment| moment.step).max().unwrap_or(0);
         let (mut records, error) = Records::open(run_dir);
         let now = NodeRecord { t: unix_time(), ..record(last, &self.ranks, step, self.level) };
-        error.or_else(|| records.write(0.0, || now, Some(event)))
+        let (gaps, lost) = {
+            let failing = records.write(0.0, || now, Some(event));
+            let (gaps, lost) = records.close();
+            (gaps, lost.or(failing))
+        };
+        self.gaps.extend(gaps);
+        error.or(lost)
     }
 }

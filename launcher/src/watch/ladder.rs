@@ -7,8 +7,7 @@
 //! On a device only the last three help. Calm for a while: prefetching and decoders as planned, the page cache grows back;
 //! the micro-batch stays. Pressure that comes back soon makes the next wait twice as long.
 
-use super::level::Level;
-use crate::contract::Relief;
+use spec::contract::{Level, Relief};
 
 /// Seconds that a rung is given to take effect.
 const SETTLE_S: f64 = 1.0;
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn item_58_critical_halves_the_batch_and_then_stops_cleanly() {
+    fn critical_halves_the_batch_and_then_stops_cleanly() {
         let (mut ladder, mut cache) = (Ladder::new(1, 8, 30.0), CACHE);
         let acts = play(&mut ladder, 0.0, 600.0, &mut cache, View { last: true, ..view(Level::Critical) });
         let words = words(&acts);

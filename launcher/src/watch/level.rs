@@ -1,52 +1,14 @@
 //! How full something is, in three levels, with thresholds that a plan cannot trip by itself and without flicker.
 
-use std::fmt;
+use spec::contract::{Fill, Level, Source};
 
-/// The guides' levels: 🟡 note, 🟠 warning, 🔴 critical.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    #[default]
-    Normal,
-    Note,
-    Warning,
-    Critical,
+pub fn is_gpu(source: Source) -> bool {
+    matches!(source, Source::Gpu(_))
 }
 
-impl Level {
-    /// As in `memory.node.jsonl`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Level::Normal => "normal",
-            Level::Note => "note",
-            Level::Warning => "warning",
-            Level::Critical => "critical",
-        }
-    }
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// What fills up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Source {
-    /// The job within `memory.budget`.
-    Budget,
-    /// Physical memory, by everybody.
-    System,
-    /// The memory cgroup with the least room.
-    Cgroup,
-    /// One device, by everybody.
-    Gpu(u32),
-}
-
-impl Source {
-    pub fn is_gpu(self) -> bool {
-        matches!(self, Source::Gpu(_))
-    }
+/// Share of a source that is used, 0 to 1; 0 when the total is not known.
+pub fn share(fill: &Fill) -> f64 {
+    ratio(fill.used_bytes, fill.total_bytes)
 }
 
 /// One thing that fills up. Bytes.
@@ -60,9 +22,13 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// 0 to 1; 0 when the total is not known.
+    /// The part that records keep.
+    pub fn fill(&self) -> Fill {
+        Fill { source: self.source, used_bytes: self.used_bytes, total_bytes: self.total_bytes }
+    }
+
     pub fn share(&self) -> f64 {
-        ratio(self.used_bytes, self.total_bytes)
+        share(&self.fill())
     }
 
     /// `given` (shares, rising), moved up where the plan itself passes the first of them: then the three divide what
@@ -152,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn item_48_thresholds_give_three_levels() {
+    fn thresholds_give_three_levels() {
         use Level::*;
         for (used, level) in [(700, Normal), (701, Note), (801, Warning), (900, Warning), (901, Critical)] {
             assert_eq!(scale(used, 500).level(RAM), level, "{used}");

@@ -1,4 +1,6 @@
-//! Memory watched beside the job: seen, warned of, given back, explained.
+#![doc = include_str!("README.md")]
+//!
+//! # Parts
 //!
 //! ```text
 //! sample ──► level (three, per source) ──► words (warnings, advice)
@@ -15,6 +17,7 @@ mod findings;
 mod ladder;
 mod leak;
 mod level;
+mod limits;
 mod records;
 mod sample;
 mod start;
@@ -24,14 +27,15 @@ mod words;
 pub use explain::Killed;
 pub use findings::{Findings, Peaks};
 pub use leak::{Leak, Trend};
+pub use limits::{LimitError, check_limits};
 pub use sample::{ProcessNow, Sample, Sampler};
 pub use start::{Before, ease};
 pub use watcher::Watch;
-pub use words::{is_level, loader_held, pre_flight, stopped};
+pub use words::{advice, event_text, pre_flight, stopped};
 
-use crate::config::{Config, Language};
-use crate::contract::{Relief, Relieved};
-use crate::plan::Plan;
+use spec::config::{Config, Language};
+use spec::contract::{LineId, Relief, Relieved};
+use spec::plan::Plan;
 use std::path::{Path, PathBuf};
 
 /// What the watch needs to know of a job.
@@ -63,8 +67,8 @@ pub struct Planned {
     pub job_bytes: u64,
     /// What one rank may have of its own: see [`Plan::rank_bytes`].
     pub rank_bytes: u64,
-    /// Its lines by name, for explanations.
-    pub rank_lines: Vec<(String, u64)>,
+    /// Its lines, for explanations.
+    pub rank_lines: Vec<(LineId, u64)>,
     /// One device: its lines, which the free memory of the fullest device has to hold.
     pub gpu_bytes: Option<u64>,
     pub threads: usize,
@@ -104,11 +108,10 @@ impl WatchSpec {
 impl Planned {
     fn of(plan: &Plan) -> Self {
         let budget = &plan.budget;
-        let rank_lines: Vec<(String, u64)> =
-            budget.lines.iter().filter_map(|line| Some((line.name.clone(), line.per_rank_bytes?))).collect();
+        let rank_lines = budget.lines.iter().filter_map(|line| Some((line.name, line.per_rank_bytes?))).collect();
         Self {
             budget_bytes: budget.total_bytes,
-            job_bytes: budget.need_bytes().saturating_sub(budget.line_bytes("reserve")),
+            job_bytes: budget.need_bytes().saturating_sub(budget.line_bytes(LineId::Reserve)),
             rank_bytes: plan.rank_bytes(),
             rank_lines,
             gpu_bytes: budget.gpu.as_ref().map(|gpu| gpu.need_bytes()),

@@ -1,42 +1,54 @@
 //! `memory.node.jsonl`.
 
 use super::Sample;
-use super::level::Level;
-use crate::contract::NodeRecord;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use crate::journal::{Begin, Journal, News};
+use spec::contract::{Event, Level, NodeRecord, RecordGap};
 use std::path::Path;
 
 /// Seconds between records when nothing happens: what changes slowly need not fill disks.
 const EVERY_S: f64 = 2.0;
 
-/// The open file; after an error nothing more is written, and the error is said once.
+/// The open file, and the times in which it could not be written.
 pub struct Records {
-    file: Option<File>,
+    journal: Option<Journal>,
     due: f64,
+    gaps: Vec<RecordGap>,
 }
 
 impl Records {
-    /// Appends: a run that is started again goes on in the same file.
+    /// Appends: a run that is started again continues the same file. The text says why there is no file.
     pub fn open(run_dir: Option<&Path>) -> (Self, Option<String>) {
-        let Some(path) = run_dir.map(|dir| dir.join("memory.node.jsonl")) else {
-            return (Self { file: None, due: 0.0 }, None);
+        let opened = run_dir.map(|dir| {
+            let path = dir.join("memory.node.jsonl");
+            Journal::open(&path, Begin::AfterRecords).map_err(|e| format!("{}: {e}", path.display()))
+        });
+        let (journal, error) = match opened.transpose() {
+            Ok(journal) => (journal, None),
+            Err(error) => (None, Some(error)),
         };
-        match OpenOptions::new().create(true).append(true).open(&path) {
-            Ok(file) => (Self { file: Some(file), due: 0.0 }, None),
-            Err(e) => (Self { file: None, due: 0.0 }, Some(format!("{}: {e}", path.display()))),
-        }
+        (Self { journal, due: 0.0, gaps: Vec::new() }, error)
     }
 
-    /// Writes a record when one is due or something happened.
-    pub fn write(&mut self, now: f64, record: impl FnOnce() -> NodeRecord, event: Option<String>) -> Option<String> {
-        let file = self.file.as_mut().filter(|_| event.is_some() || now >= self.due)?;
+    /// Writes a record when one is due or something happened. `Some`: a line that users must read.
+    pub fn write(&mut self, now: f64, record: impl FnOnce() -> NodeRecord, event: Option<Event>) -> Option<String> {
+        let journal = self.journal.as_mut().filter(|_| event.is_some() || now >= self.due)?;
         self.due = now + EVERY_S;
         let mut line = serde_json::to_vec(&NodeRecord { event, ..record() }).ok()?;
         line.push(b'\n');
-        let error = file.write_all(&line).err()?;
-        self.file = None;
-        Some(format!("memory.node.jsonl: {error}"))
+        let news = journal.write(line)?;
+        Some(self.keep(news))
+    }
+
+    /// Writes what waits for room, or gives it up. The text is a line that users must read.
+    pub fn close(mut self) -> (Vec<RecordGap>, Option<String>) {
+        let news = self.journal.take().and_then(Journal::close);
+        let text = news.map(|news| self.keep(news));
+        (self.gaps, text)
+    }
+
+    fn keep(&mut self, news: News) -> String {
+        self.gaps.extend(news.gap);
+        news.text
     }
 }
 
@@ -45,7 +57,7 @@ pub fn record(sample: &Sample, ranks: &[u32], step: u64, level: Level) -> NodeRe
     NodeRecord {
         t: sample.t,
         step,
-        level: level.name().into(),
+        level,
         system_total_bytes: sample.memory.total_bytes,
         system_available_bytes: sample.memory.available_bytes,
         file_cache_bytes: sample.memory.file_cache_bytes,

@@ -3,9 +3,9 @@
 //! `smaps_rollup` (PSS, USS) walks a process's page tables: about 10 ms per 500 MB. It is read rarely, and what RSS has
 //! grown by since (`statm`, microseconds) carries it on in between: anonymous memory, which is what grows, is exact.
 
-use crate::contract::{CgroupMemory, GpuUse, RankMemory};
 use crate::machine::{GpuMeter, MemoryMeter, MemoryNow};
 use procfs::process::Process;
+use spec::contract::{CgroupMemory, GpuUse, Program, RankMemory};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Share of a core that reading page tables may take: one in so many; and under pressure, or while a process starts.
@@ -213,9 +213,9 @@ fn rollup(pid: i32) -> Option<Rollup> {
     })
 }
 
-/// The largest process that is none of `ours`: name, pid and RSS. Looks at every process of the node, or at those of
-/// this process's own memory cgroup and below.
-pub fn largest_other(ours: &[i32], in_group: bool) -> Option<(String, i32, u64)> {
+/// The process with the largest RSS that is not one of `ours`. Looks at every process of the node, or at those of this
+/// process's memory cgroup and below.
+pub fn largest_other(ours: &[i32], in_group: bool) -> Option<Program> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let group = memory_group_of(own).filter(|_| in_group);
     let inside =
@@ -224,7 +224,7 @@ pub fn largest_other(ours: &[i32], in_group: bool) -> Option<(String, i32, u64)>
     let others = stats.filter(|stat| stat.pid != own && !ours.contains(&stat.pid) && inside(stat.pid));
     let largest = others.max_by_key(|stat| stat.rss)?;
     let bytes = largest.rss * rustix::param::page_size() as u64;
-    (bytes > 0).then_some((largest.comm, largest.pid, bytes))
+    (bytes > 0).then_some(Program { name: largest.comm, pid: largest.pid, bytes })
 }
 
 /// Path of a process's memory cgroup, v1 or v2.
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn item_57_cost_of_a_sample() {
+    fn cost_of_a_sample() {
         let mut sampler = sampler(&[std::process::id() as i32; 3]);
         sampler.take(0, false);
         sampler.read = Some((Instant::now(), Duration::from_secs(60)));
@@ -286,6 +286,6 @@ mod tests {
             each.as_secs_f64() * 200.0
         );
         let others = largest_other(&[], false).unwrap();
-        assert!(others.2 > 0, "{others:?}");
+        assert!(others.bytes > 0, "{others:?}");
     }
 }

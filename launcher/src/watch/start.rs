@@ -1,9 +1,9 @@
 //! Before training, on a machine that is rather full already: the second guide's smaller settings. Pure.
 
 use super::words;
-use crate::config::{CachePolicy, Config};
-use crate::machine::Machine;
-use crate::plan::Plan;
+use spec::config::{CachePolicy, Config};
+use spec::contract::{CacheMode, Gpu, Machine};
+use spec::plan::Plan;
 
 /// Percent above which settings are made smaller, of memory and of each device. Source: the guide's own number.
 const FULL_PERCENT: f64 = 80.0;
@@ -30,7 +30,7 @@ impl Before {
         (total > 0).then_some(())?;
         let group = machine.cgroup_limit_bytes.zip(machine.cgroup_used_bytes);
         let used = plan.budget.gpu.as_ref().map(|_| {
-            let share = |gpu: &crate::machine::Gpu| {
+            let share = |gpu: &Gpu| {
                 percent(gpu.memory_total_bytes.saturating_sub(gpu.memory_free_bytes), gpu.memory_total_bytes)
             };
             machine.gpus.iter().map(share).fold(0.0, f64::max)
@@ -71,7 +71,7 @@ pub fn ease(config: &Config, plan: &Plan, before: &Before) -> Option<(Config, St
     change("train.num_workers", plan.loader.threads.to_string(), workers.to_string());
     if config.data.cache != CachePolicy::Off {
         eased.data.cache = CachePolicy::Off;
-        change("data.cache", plan.budget.cache_policy.clone(), "off".into());
+        change("data.cache", plan.budget.cache_policy.to_string(), CacheMode::Off.to_string());
     }
     if config.log.save_every > 0 {
         eased.log.save_every = config.log.save_every.max(LEAST_SAVE_EVERY);
@@ -86,7 +86,7 @@ pub fn ease(config: &Config, plan: &Plan, before: &Before) -> Option<(Config, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Language;
+    use spec::config::Language;
 
     fn full(percent: f64) -> Before {
         Before { percent, ..Before::default() }
@@ -95,12 +95,12 @@ mod tests {
     fn planned(micro_batch: usize, threads: usize) -> Plan {
         let mut plan = Plan::default();
         (plan.batch.micro_batch, plan.loader.threads) = (micro_batch, threads);
-        plan.budget.cache_policy = "pin".into();
+        plan.budget.cache_policy = CacheMode::Pin;
         plan
     }
 
     #[test]
-    fn item_58_above_eighty_percent_the_guides_table_holds() {
+    fn above_eighty_percent_the_guides_table_holds() {
         // Batch per pass, workers, save_every: before and after.
         for (batch, workers, save_every, expected) in
             [(64, 8, 5, (32, 2, 20)), (16, 1, 50, (8, 1, 50)), (1, 0, 0, (1, 0, 0)), (7, 2, 20, (3, 2, 20))]
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn item_58_the_change_is_printed_and_can_be_turned_off() {
+    fn the_change_is_printed_and_can_be_turned_off() {
         let (mut config, plan) = (Config::default(), planned(64, 4));
         config.log.save_every = 5;
         let (eased, line) = ease(&config, &plan, &full(83.24)).unwrap();

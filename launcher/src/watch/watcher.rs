@@ -3,13 +3,13 @@
 use super::findings::{Findings, Fullest, Moment, Seen};
 use super::ladder::{Act, Ladder, View};
 use super::leak::Trend;
-use super::level::{Gauge, Level, Scale, Source};
+use super::level::{Gauge, Scale, is_gpu};
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, Sampler, largest_other};
-use super::words::{self, Cause};
+use super::words;
 use super::{CacheNow, Hands, Told, WatchSpec};
-use crate::contract::{Relief, Relieved};
-use crate::machine::{GpuMeter, MemoryMeter};
+use crate::machine::{GpuMeter, MemoryMeter, awake};
+use spec::contract::{Cause, Event, Level, LevelChange, Relief, Relieved, Source};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -31,11 +31,18 @@ const TREND_EVERY: u64 = 16;
 const RECENT_S: f64 = 10.0;
 const FULLER: f64 = 0.01;
 
+/// A look that comes later than its period by this much was held up by a suspension; longer ones are reported.
+const LATE: Duration = Duration::from_secs(1);
+const TOLD_S: f64 = 3.0;
+/// What was asked for.
+enum Asked {
+    Ranks { order: u64, action: Relief },
+    Cache { shrinks: bool },
+}
+
 /// An act whose effect is awaited.
 struct Pending {
-    /// Of the ranks' order; absent: the page cache.
-    order: Option<u64>,
-    what: String,
+    asked: Asked,
     before_bytes: u64,
     until: f64,
     answers: BTreeMap<u32, Relieved>,
@@ -63,6 +70,34 @@ pub struct Watch<'a> {
     hurried: bool,
     /// Not yet in the records.
     again: bool,
+    /// Ranks that were suspended at the last look, and since when some were.
+    suspended: Vec<u32>,
+    since_suspended: Option<Instant>,
+}
+
+/// Seconds in which the watch and the ranks ran.
+struct Clock {
+    at: f64,
+    last: Instant,
+    /// Longest time between two looks at it.
+    period: Duration,
+}
+
+impl Clock {
+    fn start(period: Duration) -> Self {
+        Self { at: 0.0, last: Instant::now(), period }
+    }
+
+    /// The time now, and the seconds for which this process did not run before. `held`: ranks are suspended.
+    fn now(&mut self, held: bool) -> (f64, f64) {
+        let now = Instant::now();
+        let passed = now.duration_since(std::mem::replace(&mut self.last, now));
+        let missed = if passed > self.period + LATE { passed - self.period } else { Duration::ZERO };
+        if !held {
+            self.at += (passed - missed).as_secs_f64();
+        }
+        (self.at, missed.as_secs_f64())
+    }
 }
 
 impl<'a> Watch<'a> {
@@ -98,25 +133,57 @@ impl<'a> Watch<'a> {
             pids,
             hurried: false,
             again: spec.again,
+            suspended: Vec::new(),
+            since_suspended: None,
         }
     }
 
     /// Until `told` is closed.
     pub fn run(mut self, told: &Receiver<Told>) -> Findings {
-        let began = Instant::now();
         let period = Duration::from_secs_f64(self.spec.period_s.clamp(0.01, 3600.0));
+        let mut clock = Clock::start(period);
         // The first look soon, so that short jobs have one too.
-        let mut due = began + period / 10;
+        let mut due = Instant::now() + period / 10;
         loop {
-            match told.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                Ok(told) => self.take(told, began.elapsed().as_secs_f64()),
+            let heard = told.recv_timeout(due.saturating_duration_since(Instant::now()));
+            let (now, missed_s) = clock.now(!self.suspended.is_empty());
+            if missed_s > TOLD_S {
+                self.tell(Event::DidNotRun { seconds: missed_s }, now);
+            }
+            match heard {
+                Ok(told) => self.take(told, now),
                 Err(RecvTimeoutError::Timeout) => {
-                    self.look(began.elapsed().as_secs_f64());
+                    self.look(now);
                     due = Instant::now() + if self.hurried { period.div_f64(HURRY) } else { period };
                 }
-                Err(RecvTimeoutError::Disconnected) => return self.findings,
+                Err(RecvTimeoutError::Disconnected) => return self.end(),
             }
         }
+    }
+
+    fn end(self) -> Findings {
+        let (gaps, lost) = self.records.close();
+        lost.iter().for_each(|text| self.hands.say(text));
+        Findings { gaps, ..self.findings }
+    }
+
+    /// Says which ranks are suspended, and that they run again.
+    fn see_suspended(&mut self, now: f64) {
+        let is = |(_, pid): &(usize, &i32)| awake::is_suspended(**pid);
+        let seen: Vec<u32> =
+            self.pids.iter().enumerate().filter(is).map(|(index, _)| self.findings.ranks[index]).collect();
+        if seen == self.suspended {
+            return;
+        }
+        let before = std::mem::replace(&mut self.suspended, seen.clone());
+        let event = match (seen.is_empty(), self.since_suspended.take()) {
+            (true, Some(since)) => Event::RanAgain { ranks: before, seconds: since.elapsed().as_secs_f64() },
+            (_, since) => {
+                self.since_suspended = Some(since.unwrap_or_else(Instant::now));
+                Event::Suspended { ranks: seen }
+            }
+        };
+        self.tell(event, now);
     }
 
     fn take(&mut self, told: Told, now: f64) {
@@ -129,7 +196,7 @@ impl<'a> Watch<'a> {
                 let ranks = self.findings.ranks.len();
                 let mut done = None;
                 for (at, pending) in self.pending.iter_mut().enumerate() {
-                    if pending.order == Some(relieved.order) {
+                    if matches!(pending.asked, Asked::Ranks { order, .. } if order == relieved.order) {
                         pending.answers.insert(rank, relieved.clone());
                         done = (pending.answers.len() == ranks).then_some(at);
                     }
@@ -151,14 +218,20 @@ impl<'a> Watch<'a> {
         self.remember(&sample);
         let mut pressed = false;
         if self.spec.warn {
-            self.find_leaks(&sample, now);
+            self.see_suspended(now);
+            if self.suspended.is_empty() {
+                self.find_leaks(&sample, now);
+            }
             let scales = self.scales(&sample);
             let event = self.warn(&scales, &sample, now).or_else(|| self.begun_again());
             let level = scales.iter().map(|scale| self.level_now(scale)).max().unwrap_or_default();
             pressed = level > Level::Normal;
             self.hurried = pressed || !self.pending.is_empty();
             self.settle_due(&cache, now);
-            self.respond(&scales, &sample, &cache, now);
+            if self.suspended.is_empty() {
+                // Ranks that do not run give nothing back.
+                self.respond(&scales, &sample, &cache, now);
+            }
             self.write(&sample, now, event);
         }
         self.remember_fullest(&sample, pressed, now);
@@ -196,7 +269,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn write(&mut self, sample: &Sample, now: f64, event: Option<String>) {
+    fn write(&mut self, sample: &Sample, now: f64, event: Option<Event>) {
         let level = self.gauges.values().map(Gauge::level).max().unwrap_or_default();
         self.findings.level = level;
         let (ranks, step) = (&self.findings.ranks, self.step);
@@ -206,20 +279,25 @@ impl<'a> Watch<'a> {
     }
 
     /// Once, where an earlier attempt is in the records.
-    fn begun_again(&mut self) -> Option<String> {
-        std::mem::take(&mut self.again).then(|| words::again(self.spec.language).to_owned())
+    fn begun_again(&mut self) -> Option<Event> {
+        std::mem::take(&mut self.again).then_some(Event::Continued)
     }
 
-    /// A line for people, kept in the records too.
-    fn say(&mut self, text: &str, now: f64) {
-        self.hands.say(text);
+    /// Prints an event.
+    fn say(&self, event: &Event) {
+        words::event_text(self.spec.language, event).lines().for_each(|line| self.hands.say(line));
+    }
+
+    /// Prints an event and records it beside the last sample.
+    fn tell(&mut self, event: Event, now: f64) {
+        self.say(&event);
         if let Some(last) = self.findings.last.clone() {
-            self.write(&last, now, Some(text.to_owned()));
+            self.write(&last, now, Some(event));
         }
     }
 
     fn thresholds(&self, source: Source) -> [f64; 3] {
-        if source.is_gpu() { self.spec.gpu } else { self.spec.ram }
+        if is_gpu(source) { self.spec.gpu } else { self.spec.ram }
     }
 
     fn level_now(&self, scale: &Scale) -> Level {
@@ -265,7 +343,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Says what has changed, once, the fullest first; returns the event for the records.
-    fn warn(&mut self, scales: &[Scale], sample: &Sample, now: f64) -> Option<String> {
+    fn warn(&mut self, scales: &[Scale], sample: &Sample, now: f64) -> Option<Event> {
         let calm_s = (self.spec.recover_s * CALM_SHARE).min(MOST_CALM_S);
         let mut changes: Vec<(Level, Scale)> = Vec::new();
         let mut fallen = None;
@@ -286,27 +364,19 @@ impl<'a> Watch<'a> {
         changes.sort_by(|(a, x), (b, y)| b.cmp(a).then(y.share().total_cmp(&x.share())));
         // All is normal when nothing is above it.
         changes.extend(fallen.filter(|_| highest == Level::Normal));
-        let mut lines: Vec<String> = Vec::new();
-        for (level, scale) in changes {
-            // A return to normal is news only where something else was said before.
-            let key = (scale.source, level);
-            if self.said.get(&key).is_some_and(|at| now - at < REPEAT_S) {
-                continue;
-            }
-            self.said.insert(key, now);
-            let cause = self.cause(&scale, sample);
-            let of_it = words::level_lines(self.spec.language, level, &scale, &cause);
-            // Advice comes once.
-            let count = if lines.is_empty() { of_it.len() } else { 1 };
-            lines.extend(of_it.into_iter().take(count));
-        }
-        lines.iter().for_each(|line| self.hands.say(line));
-        (!lines.is_empty()).then(|| lines.join("\n"))
+        // The same level of the same source is news only after a while.
+        changes.retain(|(level, scale)| self.said.get(&(scale.source, *level)).is_none_or(|at| now - at >= REPEAT_S));
+        self.said.extend(changes.iter().map(|(level, scale)| ((scale.source, *level), now)));
+        let cause = self.cause(&changes.first()?.1, sample);
+        let changes = changes.into_iter().map(|(level, scale)| LevelChange { level, at: scale.fill() }).collect();
+        let event = Event::Level { changes, cause };
+        self.say(&event);
+        Some(event)
     }
 
     /// What stands out beside what was planned.
     fn cause(&self, scale: &Scale, sample: &Sample) -> Cause {
-        if scale.source.is_gpu() {
+        if is_gpu(scale.source) {
             return Cause::Device;
         }
         let planned = self.spec.planned.rank_bytes;
@@ -344,14 +414,14 @@ impl<'a> Watch<'a> {
         let node = |scale: &&Scale| matches!(scale.source, Source::System | Source::Cgroup);
         let view = View {
             level: if seen >= Level::Warning { seen } else { gauge.min(Level::Note) },
-            gpu: worst.is_some_and(|worst| worst.source.is_gpu()),
+            gpu: worst.is_some_and(|worst| is_gpu(worst.source)),
             budget_only: worst.is_some_and(|worst| worst.source == Source::Budget),
             last: scales.iter().filter(node).any(|scale| scale.share() >= self.spec.stop),
             cache_bytes: cache.wanted_bytes,
             cache_capacity_bytes: cache.capacity_bytes,
             room_bytes: scales
                 .iter()
-                .filter(|scale| !scale.source.is_gpu())
+                .filter(|scale| !is_gpu(scale.source))
                 .map(|scale| scale.room_bytes(self.spec.ram))
                 .min()
                 .unwrap_or(0),
@@ -378,10 +448,11 @@ impl<'a> Watch<'a> {
     }
 
     fn stop(&mut self, worst: &Scale, sample: &Sample, now: f64) {
-        let reason = words::stop_reason(self.spec.language, worst, &self.cause(worst, sample));
+        let event = Event::Stop { at: worst.fill(), cause: self.cause(worst, sample) };
+        let reason = words::event_text(self.spec.language, &event);
         self.orders += 1;
         self.hands.relieve(self.orders, &Relief::Stop { reason: reason.clone() });
-        self.say(&reason, now);
+        self.tell(event, now);
         self.stop_at = Some(now + STOP_S);
         self.findings.stopped_for = Some(reason);
     }
@@ -398,56 +469,54 @@ impl<'a> Watch<'a> {
 
     fn act(&mut self, act: Act, ranks_bytes: u64, cache: &CacheNow, now: f64) {
         self.orders += 1;
-        let (order, what, before_bytes) = match act {
-            Act::Ranks(relief) => {
-                self.hands.relieve(self.orders, &relief);
-                (Some(self.orders), words::relief(self.spec.language, &relief), ranks_bytes)
+        let (asked, before_bytes) = match act {
+            Act::Ranks(action) => {
+                self.hands.relieve(self.orders, &action);
+                (Asked::Ranks { order: self.orders, action }, ranks_bytes)
             }
             Act::Cache { bytes } => {
-                let set = self.hands.resize_cache(bytes);
-                (None, words::cache(self.spec.language, set < cache.wanted_bytes), cache.resident_bytes)
+                let shrinks = self.hands.resize_cache(bytes) < cache.wanted_bytes;
+                (Asked::Cache { shrinks }, cache.resident_bytes)
             }
             Act::Stop => return,
         };
         self.hurried = true;
-        self.pending.push(Pending { order, what, before_bytes, until: now + ANSWER_S, answers: BTreeMap::new() });
+        self.pending.push(Pending { asked, before_bytes, until: now + ANSWER_S, answers: BTreeMap::new() });
     }
 
     /// Acts that have taken effect, or had time enough.
     fn settle_due(&mut self, cache: &CacheNow, now: f64) {
         let done = |pending: &Pending| {
-            now >= pending.until || (pending.order.is_none() && cache.resident_bytes == cache.wanted_bytes)
+            let of_cache = matches!(pending.asked, Asked::Cache { .. });
+            now >= pending.until || (of_cache && cache.resident_bytes == cache.wanted_bytes)
         };
         while let Some(at) = self.pending.iter().position(done) {
             self.settle(at, now);
         }
     }
 
-    /// Says what came of an act, with bytes before and after.
+    /// Tells the result of an act, with bytes before and after.
     fn settle(&mut self, at: usize, now: f64) {
-        let pending = self.pending.remove(at);
-        let answers = pending.answers.values();
-        let mut what = pending.what;
-        let (before, after) = match pending.order {
-            None => {
+        let Pending { asked, before_bytes, answers, .. } = self.pending.remove(at);
+        let event = match asked {
+            Asked::Cache { shrinks } => {
                 let cache = self.hands.cache().unwrap_or_default();
-                if cache.resident_bytes != cache.wanted_bytes {
-                    what += &words::wanted(self.spec.language, cache.wanted_bytes);
-                }
-                (pending.before_bytes, cache.resident_bytes)
+                let wanted_bytes = Some(cache.wanted_bytes).filter(|wanted| *wanted != cache.resident_bytes);
+                Event::Cache { shrinks, wanted_bytes, before_bytes, after_bytes: cache.resident_bytes }
             }
-            Some(_) if !pending.answers.is_empty() => {
+            Asked::Ranks { action, .. } => match answers.values().next() {
                 // All ranks do the same.
-                what += &answers
-                    .clone()
-                    .next()
-                    .map_or_else(String::new, |first| words::effect(self.spec.language, &first.effect));
-                (answers.clone().map(|a| a.uss_before_bytes).sum(), answers.map(|a| a.uss_after_bytes).sum())
-            }
-            // Ranks between two long steps, or that another program made: nothing is known of the effect.
-            Some(_) => return self.say(&words::unanswered(self.spec.language, &what), now),
+                Some(first) => Event::Relieved {
+                    action,
+                    effect: first.effect.clone(),
+                    before_bytes: answers.values().map(|answer| answer.uss_before_bytes).sum(),
+                    after_bytes: answers.values().map(|answer| answer.uss_after_bytes).sum(),
+                },
+                // Ranks between two long steps, or ranks of another program: the effect is unknown.
+                None => Event::Unanswered { action },
+            },
         };
-        self.say(&words::relieved(self.spec.language, &what, before, after), now);
+        self.tell(event, now);
     }
 
     fn find_leaks(&mut self, sample: &Sample, now: f64) {
@@ -471,10 +540,10 @@ impl<'a> Watch<'a> {
             }
             let Some(leak) = trend.leak() else { continue };
             *told = true;
-            let left = leak.steps_until(leak.now_bytes + room);
-            let hours = per_step.map(|seconds| left * seconds / 3600.0);
-            let rank = self.findings.ranks[index];
-            self.say(&words::leak(self.spec.language, rank, leak.bytes_per_step, left, hours), now);
+            let steps_left = leak.steps_until(leak.now_bytes + room);
+            let hours_left = per_step.map(|seconds| steps_left * seconds / 3600.0);
+            let (rank, bytes_per_step) = (self.findings.ranks[index], leak.bytes_per_step);
+            self.tell(Event::Leak { rank, bytes_per_step, steps_left, hours_left }, now);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Looks at made-up samples: what is said, and how often.
 
 use super::*;
-use crate::contract::Effect;
 use crate::machine::{GroupNow, MemoryNow, Probe};
 use crate::watch::Planned;
+use spec::contract::Effect;
 use std::sync::Mutex;
 
 #[derive(Default)]
@@ -75,7 +75,7 @@ fn watch<'a>(spec: &'a WatchSpec, log: &'a Log) -> Watch<'a> {
 }
 
 #[test]
-fn item_48_injected_values_give_note_warning_and_danger_once_each() {
+fn injected_values_give_note_warning_and_danger_once_each() {
     let (spec, log) = (WatchSpec { response: false, ..spec() }, Log::default());
     let mut watch = watch(&spec, &log);
     see(&mut watch, sample(GIB), 0.0);
@@ -149,7 +149,7 @@ fn a_planned_job_that_fills_its_budget_says_nothing() {
 }
 
 #[test]
-fn item_49_a_leaking_rank_is_named_once_with_slope_and_time_left() {
+fn a_leaking_rank_is_named_once_with_slope_and_time_left() {
     let (spec, log) = (spec(), Log::default());
     let mut watch = watch(&spec, &log);
     for n in 0..400u64 {

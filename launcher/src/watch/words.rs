@@ -1,8 +1,8 @@
-//! What the watch says to people, in the guides' words: English and Chinese.
+//! Text of the watch's events and advice, in the guides' words: English and Chinese.
 
-use super::level::{Level, Scale, Source};
-use crate::config::Language;
-use crate::contract::{Effect, Relief};
+use super::level::{is_gpu, share};
+use spec::config::Language;
+use spec::contract::{Cause, Effect, Event, Fill, Level, LevelChange, Program, Relief, Source};
 
 const MIB: f64 = (1u64 << 20) as f64;
 const GIB: f64 = (1u64 << 30) as f64;
@@ -47,40 +47,62 @@ fn source(language: Language, source: Source) -> String {
     }
 }
 
-/// How full it is: of what bears a limit's name, as a share of it.
-fn fullness(language: Language, scale: &Scale) -> String {
-    let (name, percent) = (source(language, scale.source), 100.0 * scale.share());
-    match (language, scale.source) {
+/// How full a source is; a limit is named behind the share of it.
+fn fullness(language: Language, at: &Fill) -> String {
+    let (name, percent) = (source(language, at.source), 100.0 * share(at));
+    match (language, at.source) {
         (Language::En, Source::Budget | Source::Cgroup) => format!("{percent:.1}% of the {name}"),
         _ => format!("{name} {percent:.1}%"),
     }
 }
 
-/// What is behind it, as far as it can be seen.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Cause {
-    /// Others than this job took so many bytes since it began; the largest of them: name, pid, bytes.
-    Others { grown_bytes: u64, largest: Option<(String, i32, u64)> },
-    /// A rank uses more than its lines of the plan.
-    Rank { rank: u32, over_bytes: u64 },
-    /// The page cache is the largest part of what is used.
-    PageCache { bytes: u64 },
-    /// A device's memory.
-    Device,
-    /// Nothing stands out.
-    Unknown,
+/// The text of an event, perhaps of several lines.
+pub fn event_text(language: Language, event: &Event) -> String {
+    match event {
+        Event::Level { changes, cause } => levels(language, changes, cause).join("\n"),
+        Event::Continued => pick(language, "the run continues in new processes", "运行由新进程继续").into(),
+        Event::Relieved { action, effect: done, before_bytes, after_bytes } => {
+            let what = relief(language, action) + &effect(language, done);
+            relieved(language, &what, *before_bytes, *after_bytes)
+        }
+        Event::Unanswered { action } => unanswered(language, &relief(language, action)),
+        Event::Cache { shrinks, wanted_bytes, before_bytes, after_bytes } => {
+            let wanted = wanted_bytes.map(|bytes| wanted(language, bytes)).unwrap_or_default();
+            let what = cache(language, *shrinks).to_owned() + &wanted;
+            relieved(language, &what, *before_bytes, *after_bytes)
+        }
+        Event::Leak { rank, bytes_per_step, steps_left, hours_left } => {
+            leak(language, *rank, *bytes_per_step, *steps_left, *hours_left)
+        }
+        Event::Suspended { ranks } => suspended(language, ranks),
+        Event::RanAgain { ranks, seconds } => run_again(language, ranks, *seconds),
+        Event::DidNotRun { seconds } => did_not_run(language, *seconds),
+        Event::Stop { at, cause } => stop_reason(language, at, cause),
+        Event::Failed { text, .. } | Event::Text { text } => text.clone(),
+    }
+}
+
+/// Lines of levels that changed together; advice comes once, behind the first.
+fn levels(language: Language, changes: &[LevelChange], cause: &Cause) -> Vec<String> {
+    let of_each = changes.iter().enumerate().flat_map(|(index, change)| {
+        let lines = level_lines(language, change, cause);
+        let count = if index == 0 { lines.len() } else { 1 };
+        lines.into_iter().take(count)
+    });
+    of_each.collect()
 }
 
 /// The lines of a change of level: where things stand, then advice that fits the cause.
-pub fn level_lines(language: Language, level: Level, scale: &Scale, cause: &Cause) -> Vec<String> {
-    let percent = 100.0 * scale.share();
-    let (full, used, total) = (fullness(language, scale), size(scale.used_bytes), size(scale.total_bytes));
+fn level_lines(language: Language, change: &LevelChange, cause: &Cause) -> Vec<String> {
+    let LevelChange { level, at } = *change;
+    let percent = 100.0 * share(&at);
+    let (full, used, total) = (fullness(language, &at), size(at.used_bytes), size(at.total_bytes));
     let first = format!("{}: {full} ({used} / {total})", title(language, level));
     if level == Level::Normal {
         return vec![first];
     }
     let mut lines = vec![first];
-    if level == Level::Critical && scale.source == Source::System {
+    if level == Level::Critical && at.source == Source::System {
         // The guide's own two lines.
         lines.push(match language {
             Language::En => format!("⚠️  WARNING: System memory usage is critically high ({percent:.1}%)!"),
@@ -95,18 +117,19 @@ pub fn level_lines(language: Language, level: Level, scale: &Scale, cause: &Caus
             .into(),
         );
     }
-    if level == Level::Note && language == Language::Zh && !scale.source.is_gpu() {
+    if level == Level::Note && language == Language::Zh && !is_gpu(at.source) {
         lines.push("⚠️ 内存使用率较高，建议减小批次大小".into());
     }
     lines.push(format!("   {}", advice(language, cause)));
     lines
 }
 
-fn advice(language: Language, cause: &Cause) -> String {
+/// The change of settings that fits a cause.
+pub fn advice(language: Language, cause: &Cause) -> String {
     let zh = language == Language::Zh;
     match cause {
         Cause::Others { grown_bytes, largest } => {
-            let who = largest.as_ref().map(|(name, pid, bytes)| (name, pid, size(*bytes)));
+            let who = largest.as_ref().map(|Program { name, pid, bytes }| (name, pid, size(*bytes)));
             let grown = size(*grown_bytes);
             match who {
                 Some((name, pid, bytes)) if zh => {
@@ -142,8 +165,8 @@ fn advice(language: Language, cause: &Cause) -> String {
     }
 }
 
-/// What a rung does, before it does it.
-pub fn relief(language: Language, relief: &Relief) -> String {
+/// The effect that an order is to have.
+fn relief(language: Language, relief: &Relief) -> String {
     let zh = language == Language::Zh;
     match relief {
         Relief::PausePrefetch => pick(language, "prefetching is paused", "暂停预取").into(),
@@ -166,28 +189,45 @@ pub fn relief(language: Language, relief: &Relief) -> String {
     }
 }
 
-/// Whether an event tells of a rise of a level; its last line is then the advice.
-pub fn is_level(event: &str) -> bool {
-    event.starts_with(['🟡', '🟠', '🔴'])
+/// Ranks by number, as in `rank 1` or `ranks 1, 2`.
+fn named(ranks: &[u32]) -> String {
+    let numbers: Vec<String> = ranks.iter().map(u32::to_string).collect();
+    format!("rank{} {}", if ranks.len() == 1 { "" } else { "s" }, numbers.join(", "))
 }
 
-/// Whether an event tells that the loader is held back from now on (true), or let go (false); `None`: of something else.
-pub fn loader_held(event: &str) -> Option<bool> {
-    let tells = |action: &Relief| [Language::En, Language::Zh].iter().any(|of| event.contains(&relief(*of, action)));
-    match event {
-        _ if tells(&Relief::Resume) => Some(false),
-        _ if tells(&Relief::PausePrefetch) => Some(true),
-        _ => None,
+/// Ranks that do not run.
+fn suspended(language: Language, ranks: &[u32]) -> String {
+    let ranks = named(ranks);
+    match language {
+        Language::Zh => {
+            format!("{ranks} 已被暂停（SIGSTOP 或 cgroup 冻结）：其余进程等待，这段时间不计入 train.step_timeout")
+        }
+        Language::En => format!(
+            "{ranks} suspended (stopped by a signal, or its cgroup is frozen): the others wait, and this time does not count \
+             towards train.step_timeout; continue with kill -CONT, or thaw the cgroup"
+        ),
     }
 }
 
-/// The first record of a run that goes on.
-pub fn again(language: Language) -> &'static str {
-    pick(language, "the run goes on in new processes", "运行由新进程继续")
+/// They run again.
+fn run_again(language: Language, ranks: &[u32], seconds: f64) -> String {
+    let ranks = named(ranks);
+    match language {
+        Language::Zh => format!("{ranks} 已恢复运行，暂停了 {seconds:.1} 秒"),
+        Language::En => format!("{ranks} continued after {seconds:.1} s of suspension"),
+    }
 }
 
-/// What came of a rung, with bytes before and after over all ranks.
-pub fn relieved(language: Language, what: &str, before: u64, after: u64) -> String {
+/// The launcher itself was suspended.
+fn did_not_run(language: Language, seconds: f64) -> String {
+    match language {
+        Language::Zh => format!("作业被暂停了 {seconds:.1} 秒：这段时间不计入任何时限"),
+        Language::En => format!("the job was suspended for {seconds:.1} s: this time counts towards no limit"),
+    }
+}
+
+/// Result of an order, with bytes before and after over all ranks.
+fn relieved(language: Language, what: &str, before: u64, after: u64) -> String {
     let (before, after) = (size(before), size(after));
     match language {
         Language::En => format!("memory: {what}: {before} → {after}"),
@@ -195,16 +235,16 @@ pub fn relieved(language: Language, what: &str, before: u64, after: u64) -> Stri
     }
 }
 
-/// No rank has said what came of a rung.
-pub fn unanswered(language: Language, what: &str) -> String {
+/// No rank has answered an order.
+fn unanswered(language: Language, what: &str) -> String {
     match language {
         Language::En => format!("memory: {what}: asked for, no rank has answered yet"),
         Language::Zh => format!("内存：{what}：已请求，rank 尚未答复"),
     }
 }
 
-/// What ranks found when they did as told, behind [`relief`].
-pub fn effect(language: Language, effect: &Effect) -> String {
+/// The answer of the ranks to an order, printed behind [`relief`].
+fn effect(language: Language, effect: &Effect) -> String {
     match (effect, language) {
         (Effect::Done, _) => String::new(),
         (Effect::Halved { micro_batch: [from, to], accumulation: [was, is] }, Language::En) => {
@@ -221,18 +261,17 @@ pub fn effect(language: Language, effect: &Effect) -> String {
 }
 
 /// The page cache changes its size.
-pub fn cache(language: Language, shrinks: bool) -> String {
+fn cache(language: Language, shrinks: bool) -> &'static str {
     match (language, shrinks) {
         (Language::En, true) => "page cache shrinks",
         (Language::En, false) => "page cache grows",
         (Language::Zh, true) => "页缓存缩小",
         (Language::Zh, false) => "页缓存增大",
     }
-    .into()
 }
 
-/// It has not come to that size yet.
-pub fn wanted(language: Language, bytes: u64) -> String {
+/// The page cache has not reached this size yet.
+fn wanted(language: Language, bytes: u64) -> String {
     match language {
         Language::En => format!(" (to be {})", size(bytes)),
         Language::Zh => format!("（目标 {}）", size(bytes)),
@@ -248,8 +287,8 @@ pub fn stopped(language: Language, reason: &str) -> String {
 }
 
 /// Why the run stops, for people and `summary.json`.
-pub fn stop_reason(language: Language, scale: &Scale, cause: &Cause) -> String {
-    let (full, advice) = (fullness(language, scale), advice(language, cause));
+pub fn stop_reason(language: Language, at: &Fill, cause: &Cause) -> String {
+    let (full, advice) = (fullness(language, at), advice(language, cause));
     match language {
         Language::En => format!("{full} after all that can be given back was given; {advice}"),
         Language::Zh => format!("已释放全部可释放的内存，仍占用{full}；{advice}"),
@@ -257,7 +296,7 @@ pub fn stop_reason(language: Language, scale: &Scale, cause: &Cause) -> String {
 }
 
 /// A rank's memory grows step by step.
-pub fn leak(language: Language, rank: u32, bytes_per_step: f64, steps_left: f64, hours_left: Option<f64>) -> String {
+fn leak(language: Language, rank: u32, bytes_per_step: f64, steps_left: f64, hours_left: Option<f64>) -> String {
     let mib = bytes_per_step * 1000.0 / MIB;
     let time = |zh: bool| match hours_left {
         Some(hours) if zh => format!("（约 {hours:.1} 小时）"),
@@ -309,17 +348,17 @@ pub fn eased(language: Language, percent: f64, changes: &str) -> String {
 mod tests {
     use super::*;
 
-    fn scale(source: Source, percent: u64) -> Scale {
+    fn scale(source: Source, percent: u64) -> Fill {
         let total = 256 << 30;
-        Scale { source, used_bytes: total / 1000 * percent, total_bytes: total, planned_bytes: 0 }
+        Fill { source, used_bytes: total / 1000 * percent, total_bytes: total }
     }
 
-    fn said(language: Language, level: Level, at: Scale, cause: Cause) -> String {
-        level_lines(language, level, &at, &cause).join("\n")
+    fn said(language: Language, level: Level, at: Fill, cause: Cause) -> String {
+        event_text(language, &Event::Level { changes: vec![LevelChange { level, at }], cause })
     }
 
     #[test]
-    fn item_51_above_ninety_percent_the_guides_two_lines_stand() {
+    fn above_ninety_percent_the_guides_two_lines_stand() {
         let text = said(Language::En, Level::Critical, scale(Source::System, 912), Cause::Unknown);
         assert!(text.starts_with("🔴 critical: system memory 91.2% (233.5GB / 256.0GB)\n"), "{text}");
         assert!(text.contains("⚠️  WARNING: System memory usage is critically high (91.2%)!\n"), "{text}");
@@ -327,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn item_48_levels_bear_the_guides_marks_and_names_in_both_languages() {
+    fn levels_bear_the_guides_marks_and_names_in_both_languages() {
         for (level, mark) in [(Level::Note, "🟡 注意"), (Level::Warning, "🟠 警告"), (Level::Critical, "🔴 危险")]
         {
             let text = said(Language::Zh, level, scale(Source::System, 750), Cause::Unknown);
@@ -350,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn item_63_pre_flight_prints_what_is_free_and_warns_above_seventy_percent() {
+    fn pre_flight_prints_what_is_free_and_warns_above_seventy_percent() {
         assert_eq!(pre_flight(Language::Zh, 3 << 29, 50.0), ["可用内存: 1.5GB"]);
         assert_eq!(pre_flight(Language::Zh, 3 << 29, 70.1), ["可用内存: 1.5GB", "⚠️ 内存使用率较高，建议减小批次大小"]);
         assert_eq!(pre_flight(Language::En, 3 << 29, 71.0)[0], "available memory: 1.5GB");
@@ -358,7 +397,10 @@ mod tests {
 
     #[test]
     fn advice_fits_the_cause() {
-        let others = Cause::Others { grown_bytes: 3 << 30, largest: Some(("chrome".into(), 42, 2 << 30)) };
+        let others = Cause::Others {
+            grown_bytes: 3 << 30,
+            largest: Some(Program { name: "chrome".into(), pid: 42, bytes: 2 << 30 }),
+        };
         let text = said(Language::En, Level::Warning, scale(Source::System, 850), others.clone());
         assert!(text.contains("took 3.0GB since the start, the largest is chrome (pid 42, 2.0GB)"), "{text}");
         let rank = Cause::Rank { rank: 1, over_bytes: 300 << 20 };

@@ -2,7 +2,7 @@
 //!
 //! Source of the numbers: the header's enums. Functions used here exist since 2.14.
 
-use super::result::NcclError;
+use super::error::NcclError;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
@@ -130,7 +130,7 @@ pub struct Loaded {
 pub const OLDEST: u32 = 21400;
 
 /// Where an NCCL may be found, in the order in which to look.
-pub struct Places {
+pub struct SearchPaths {
     /// `HEADROOM_NCCL`: a path, or a name for the dynamic linker.
     pub named: Option<PathBuf>,
     /// Folder of libtorch's libraries.
@@ -142,13 +142,13 @@ pub struct Places {
 ///
 /// # Errors
 /// There is none, or it is too old.
-pub fn load(places: &Places) -> Result<&'static Loaded, NcclError> {
+pub fn load(places: &SearchPaths) -> Result<&'static Loaded, NcclError> {
     static LOADED: OnceLock<Result<Loaded, NcclError>> = OnceLock::new();
     LOADED.get_or_init(|| find(places)).as_ref().map_err(Clone::clone)
 }
 
 /// [`load`] without its memory, for tests.
-pub fn find(places: &Places) -> Result<Loaded, NcclError> {
+pub fn find(places: &SearchPaths) -> Result<Loaded, NcclError> {
     const SONAME: &str = "libnccl.so.2";
     // Two NCCLs in one process corrupt each other: the one that is there wins, whatever was named.
     const RTLD_NOLOAD: c_int = 4;

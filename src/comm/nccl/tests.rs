@@ -1,5 +1,5 @@
 use super::*;
-use crate::comm::contract;
+use crate::comm::conformance;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
@@ -26,7 +26,8 @@ fn versions_are_told_as_people_write_them() {
 
 #[test]
 fn a_missing_library_and_one_that_is_not_nccl_are_error_values() {
-    let at = |path: &str| sys::find(&sys::Places { named: Some(path.into()), torch: None }).err().unwrap().to_string();
+    let at =
+        |path: &str| sys::find(&sys::SearchPaths { named: Some(path.into()), torch: None }).err().unwrap().to_string();
     let missing = at("/nowhere/libnccl.so.2");
     assert!(missing.contains("HEADROOM_NCCL=/nowhere/libnccl.so.2"), "{missing}");
     let wrong = at("libm.so.6");
@@ -58,7 +59,7 @@ fn as_a_process() {
     println!("version {} of {}", nccl.version(), nccl.origin());
     assert!(nccl.0.version >= sys::OLDEST && nccl.origin() == path.to_string_lossy());
     // The second look finds the mapped one, whatever is named.
-    let again = sys::find(&sys::Places { named: Some("/nowhere".into()), torch: None }).unwrap();
+    let again = sys::find(&sys::SearchPaths { named: Some("/nowhere".into()), torch: None }).unwrap();
     assert!(again.origin.ends_with("mapped already") && again.version == nccl.0.version);
     if torch::device::device_count().is_ok_and(|count| count > 0) {
         println!("skipped: this machine has a CUDA device, a world of one would succeed");
@@ -72,7 +73,7 @@ fn as_a_process() {
     let error = check(api, raw, "ncclCommInitRankConfig", code).unwrap_err().to_string();
     assert!(error.starts_with("ncclCommInitRankConfig: "), "{error}");
     println!("{error}");
-    let place = Place { rank: 0, world_size: 1, device: 0 };
+    let place = Member { rank: 0, world_size: 1, device: 0 };
     let error = NcclCollective::new(nccl, [7; 128], place, Wire::F32, Duration::from_secs(5)).err().unwrap();
     assert!(error.to_string().contains("NCCL_P2P_DISABLE=1"), "{error}");
 }
@@ -81,13 +82,13 @@ fn as_a_process() {
 fn a_world_of_one_keeps_the_contract_where_there_is_a_device() {
     let ready = torch::device::load_cuda().is_ok() && torch::device::device_count().is_ok_and(|count| count > 0);
     let (true, Ok(nccl)) = (ready, Nccl::load(None)) else {
-        eprintln!("skipped: no CUDA device or no NCCL; `rank check-gpu` runs the same contract");
+        eprintln!("skipped: no CUDA device or no NCCL; `check-gpu` runs the same contract");
         return;
     };
-    let place = Place { rank: 0, world_size: 1, device: 0 };
+    let place = Member { rank: 0, world_size: 1, device: 0 };
     let id = nccl.unique_id().unwrap();
     let collective = NcclCollective::new(nccl, id, place, Wire::F32, Duration::from_secs(60)).unwrap();
-    contract::check(&collective, Device::Cuda(0)).unwrap();
+    conformance::check(&collective, Device::Cuda(0)).unwrap();
     // Work that takes the device longer than no time at all: the wait ends the communicator, not only itself.
     let mut x = Tensor::ones([2048, 2048], (Kind::Float, Device::Cuda(0)));
     (0..100).for_each(|_| x = x.matmul(&x).clamp(0.0, 1.0));

@@ -1,9 +1,10 @@
 //! NCCL's unique id between nodes: rank 0 serves it over TCP at the job's meeting point.
 
-use super::node::{deadline, late};
+use super::node::{is_over, late};
 use super::{CommError, RankEnv};
+use launcher::machine::awake::Deadline;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// First bytes of a rank that asks for the job's id.
 const ID_MAGIC: [u8; 8] = *b"hr-id-01";
@@ -14,13 +15,13 @@ const ID_MAGIC: [u8; 8] = *b"hr-id-01";
 /// # Errors
 /// The port is in use, another job is there, or ranks do not come within `timeout`.
 pub fn share_id(env: &RankEnv, run_id: &str, own: &[u8], timeout: Duration) -> Result<Vec<u8>, CommError> {
-    let deadline = deadline(timeout);
+    let deadline = Deadline::new(timeout);
     let mut hello = ID_MAGIC.to_vec();
     hello.extend(fnv(run_id.as_bytes()).to_le_bytes());
     let place = place(env);
-    let failed = |e: std::io::Error| CommError::Other(format!("meeting the job's ranks at {place}: {e}"));
+    let failed = |e: std::io::Error| CommError::system(format!("meeting the job's ranks at {place}"), e);
     if env.rank != 0 {
-        return fetch_id(env, &hello, deadline, timeout).map_err(failed)?;
+        return fetch_id(env, &hello, &deadline, timeout).map_err(failed)?;
     }
     let listener = std::net::TcpListener::bind((any_address(env), env.master_port)).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
@@ -37,7 +38,7 @@ pub fn share_id(env: &RankEnv, run_id: &str, own: &[u8], timeout: Duration) -> R
                 }
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                if Instant::now() >= deadline {
+                if is_over(&deadline) {
                     return Err(late("rendezvous", missing.to_string(), timeout));
                 }
                 std::thread::sleep(Duration::from_millis(2));
@@ -58,7 +59,7 @@ fn place(env: &RankEnv) -> String {
 /// Where rank 0 listens: at all addresses of its host, of IPv6 where the name given has no other. As the launcher does.
 fn any_address(env: &RankEnv) -> IpAddr {
     let mut found = (env.master_addr.as_str(), env.master_port).to_socket_addrs().into_iter().flatten().peekable();
-    match found.peek().is_some() && found.all(|at| at.is_ipv6()) {
+    match found.peek().is_some() && found.all(|at| matches!(at.ip(), IpAddr::V6(at) if at.to_ipv4_mapped().is_none())) {
         true => Ipv6Addr::UNSPECIFIED.into(),
         false => Ipv4Addr::UNSPECIFIED.into(),
     }
@@ -84,7 +85,7 @@ fn serve_id(mut peer: std::net::TcpStream, hello: &[u8], own: &[u8]) -> std::io:
 fn fetch_id(
     env: &RankEnv,
     hello: &[u8],
-    deadline: Instant,
+    deadline: &Deadline,
     timeout: Duration,
 ) -> std::io::Result<Result<Vec<u8>, CommError>> {
     use std::io::{Read, Write};
@@ -93,7 +94,7 @@ fn fetch_id(
         // Where nobody listens yet, the kernel may connect a socket of the same host with itself.
         let other = |peer: &std::net::TcpStream| peer.local_addr().ok() != peer.peer_addr().ok();
         let Some(mut peer) = met.filter(other) else {
-            if Instant::now() >= deadline {
+            if is_over(deadline) {
                 return Ok(Err(late("rendezvous", "0".to_owned(), timeout)));
             }
             // Rank 0 is not there yet, and nothing tells when it will be.
@@ -105,7 +106,7 @@ fn fetch_id(
         peer.write_all(&(env.rank as u32).to_le_bytes())?;
         let mut len = [0; 4];
         if peer.read_exact(&mut len).is_err() {
-            return Ok(Err(CommError::Other(format!(
+            return Ok(Err(CommError::Membership(format!(
                 "{} belongs to another job: give all nodes of this one the same --name, --master-addr and --master-port",
                 place(env)
             ))));

@@ -4,6 +4,7 @@
 
 use super::{CommError, RankEnv};
 use crate::comm::shm::create_memfd;
+use launcher::machine::awake::{self, Deadline};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -13,7 +14,7 @@ use rustix::net::{
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Most descriptors in one message of a link.
 const MOST_SENT: usize = 2;
@@ -54,33 +55,33 @@ impl Greeting {
 }
 
 /// Where a node's ranks meet, and until when.
-struct Place {
+struct MeetingPoint {
     name: String,
     address: SocketAddrUnix,
     port: u16,
     timeout: Duration,
-    deadline: Instant,
+    deadline: Deadline,
 }
 
-impl Place {
+impl MeetingPoint {
     fn of(env: &RankEnv, run_id: &str, timeout: Duration) -> Result<Self, CommError> {
         let user = rustix::process::getuid().as_raw();
         // The kernel takes 107 bytes; a long run id is cut from its constant front.
         let run: String = run_id.chars().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect();
         let name = format!("headroom-{user}-{}-{}-{run}", env.master_port, env.group_rank);
         let address =
-            SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(|e| CommError::Other(format!("{name}: {e}")))?;
-        let deadline = deadline(timeout);
+            SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(|e| CommError::system(name.as_str(), e))?;
+        let deadline = Deadline::new(timeout);
         Ok(Self { name, address, port: env.master_port, timeout, deadline })
     }
 
     fn failed(&self, error: Errno) -> CommError {
         match error {
-            Errno::ADDRINUSE => CommError::Other(format!(
+            Errno::ADDRINUSE => CommError::Membership(format!(
                 "MASTER_PORT {} is in use by another job on this node: set another one",
                 self.port
             )),
-            e => CommError::Other(format!("meeting the node's ranks at {}: {e}", self.name)),
+            e => CommError::system(format!("meeting the node's ranks at {}", self.name), e),
         }
     }
 }
@@ -94,13 +95,13 @@ pub fn meet_node(env: &RankEnv, run_id: &str, timeout: Duration) -> Result<Node,
     if env.local_world_size == 1 {
         return Ok(Node { memfd: create_memfd(true)?, links: Links::Host(Vec::new()) });
     }
-    let place = Place::of(env, run_id, timeout)?;
+    let place = MeetingPoint::of(env, run_id, timeout)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     let socket = socket.map_err(|e| place.failed(e))?;
     if env.local_rank == 0 { host(&socket, &place, env) } else { visit(socket, &place, env) }
 }
 
-fn host(socket: &OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommError> {
+fn host(socket: &OwnedFd, place: &MeetingPoint, env: &RankEnv) -> Result<Node, CommError> {
     let memfd = create_memfd(true)?;
     bind(socket, &place.address).map_err(|e| place.failed(e))?;
     listen(socket, env.local_world_size as i32).map_err(|e| place.failed(e))?;
@@ -110,17 +111,17 @@ fn host(socket: &OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommErro
         if missing == 0 {
             break;
         }
-        wait_readable(socket, place.deadline).map_err(|e| place.failed(e))?.ok_or_else(|| {
+        wait_readable(socket, &place.deadline).map_err(|e| place.failed(e))?.ok_or_else(|| {
             late("rendezvous", format!("({missing} of the node's {} ranks)", env.local_world_size), place.timeout)
         })?;
         let peer = accept_with(socket, SocketFlags::CLOEXEC).map_err(|e| place.failed(e))?;
         // Abstract names have no file permissions: whoever asks must be the same user.
         let same_user = sockopt::socket_peercred(&peer).is_ok_and(|cred| cred.uid == rustix::process::getuid());
-        let Some(who) = same_user.then(|| greeting(&peer, place.deadline)).flatten() else { continue };
+        let Some(who) = same_user.then(|| greeting(&peer, &place.deadline)).flatten() else { continue };
         let seat = (who.local_rank as usize).checked_sub(1).and_then(|seat| links.get_mut(seat));
         let Some(seat) = seat.filter(|seat| seat.is_none()) else {
             let (local, ranks) = (who.local_rank, env.local_world_size);
-            return Err(CommError::Other(format!(
+            return Err(CommError::Membership(format!(
                 "rank {} came as local rank {local} of {ranks}, which is taken or out of range: give each process of this node its own",
                 who.rank
             )));
@@ -133,7 +134,7 @@ fn host(socket: &OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommErro
 }
 
 /// `None`: it ended, or says nothing.
-fn greeting(peer: &OwnedFd, deadline: Instant) -> Option<Greeting> {
+fn greeting(peer: &OwnedFd, deadline: &Deadline) -> Option<Greeting> {
     let mut bytes = [0; 8];
     let mut have = 0;
     while have < bytes.len() {
@@ -147,12 +148,12 @@ fn greeting(peer: &OwnedFd, deadline: Instant) -> Option<Greeting> {
     Some(Greeting::from_bytes(bytes))
 }
 
-fn visit(socket: OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommError> {
+fn visit(socket: OwnedFd, place: &MeetingPoint, env: &RankEnv) -> Result<Node, CommError> {
     loop {
         match connect(&socket, &place.address) {
             Ok(()) => break,
             // Rank 0 is not there yet, and nothing tells when it will be.
-            Err(Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) if Instant::now() < place.deadline => {
+            Err(Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) if !is_over(&place.deadline) => {
                 std::thread::sleep(Duration::from_millis(2));
             }
             Err(Errno::CONNREFUSED | Errno::AGAIN) => return Err(late("rendezvous", "0".to_owned(), place.timeout)),
@@ -161,7 +162,7 @@ fn visit(socket: OwnedFd, place: &Place, env: &RankEnv) -> Result<Node, CommErro
     }
     // Eight bytes always fit into the buffer of a new socket.
     rustix::net::send(&socket, &Greeting::of(env).to_bytes(), SendFlags::NOSIGNAL).map_err(|e| place.failed(e))?;
-    let left = place.deadline.saturating_duration_since(Instant::now());
+    let left = place.deadline.left();
     let mut fds = receive(socket.as_fd(), 1, "the node's shared memory", left)?;
     let memfd = fds.pop().ok_or_else(|| host_ended("the node's shared memory"))?;
     Ok(Node { memfd, links: Links::Guest(socket) })
@@ -176,7 +177,7 @@ pub fn send(link: BorrowedFd, fds: &[BorrowedFd]) -> Result<(), CommError> {
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(fds));
     let sent = sendmsg(link, &[IoSlice::new(&[1])], &mut control, SendFlags::NOSIGNAL);
-    sent.map(drop).map_err(|e| CommError::Other(format!("handing out what a node's ranks share: {e}")))
+    sent.map(drop).map_err(|e| CommError::system("handing out what a node's ranks share", e))
 }
 
 /// Takes `count` descriptors that local rank 0 sends; `what` they are is for the error.
@@ -184,8 +185,10 @@ pub fn send(link: BorrowedFd, fds: &[BorrowedFd]) -> Result<(), CommError> {
 /// # Errors
 /// Local rank 0 ended, or sends nothing within `timeout`.
 pub fn receive(link: BorrowedFd, count: usize, what: &str, timeout: Duration) -> Result<Vec<OwnedFd>, CommError> {
-    let failed = |e: Errno| CommError::Other(format!("{what} from local rank 0: {e}"));
-    wait_readable(&link, deadline(timeout)).map_err(failed)?.ok_or_else(|| late(what, "0".to_owned(), timeout))?;
+    let failed = |e: Errno| CommError::system(format!("{what} from local rank 0"), e);
+    wait_readable(&link, &Deadline::new(timeout))
+        .map_err(failed)?
+        .ok_or_else(|| late(what, "0".to_owned(), timeout))?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SENT))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
@@ -203,20 +206,19 @@ fn host_ended(what: &str) -> CommError {
     CommError::PeerFailed { rank: 0, error: format!("local rank 0 ended before it handed out {what}") }
 }
 
-pub(super) fn deadline(timeout: Duration) -> Instant {
-    // A limit beyond the clock's range is none: a year.
-    let now = Instant::now();
-    now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(365 * 86_400))
+/// Whether the time is over. Time in which the node's other ranks or their launcher are suspended does not count.
+pub(super) fn is_over(deadline: &Deadline) -> bool {
+    deadline.left_unless(awake::others_are_suspended).is_zero()
 }
 
-fn wait_readable(socket: &impl AsFd, deadline: Instant) -> Result<Option<()>, Errno> {
+fn wait_readable(socket: &impl AsFd, deadline: &Deadline) -> Result<Option<()>, Errno> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&left)) {
-            Err(Errno::INTR) => {}
-            Ok(0) => return Ok(None),
+        let next = deadline.next();
+        let next = Timespec { tv_sec: next.as_secs() as i64, tv_nsec: i64::from(next.subsec_nanos()) };
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&next)) {
+            Ok(0) if is_over(deadline) => return Ok(None),
+            Err(Errno::INTR) | Ok(0) => {}
             other => return other.map(|_| Some(())),
         }
     }

@@ -2,13 +2,14 @@
 
 use super::segment::{Header, RankLine};
 use crate::comm::CommError;
+use launcher::machine::awake::{self, Deadline};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 use rustix::thread::futex;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Set in `generation` and `done` once any rank of the node has aborted; changing the word wakes its waiters.
 pub(super) const POISON: u32 = 1;
@@ -53,6 +54,30 @@ impl Name {
     }
 }
 
+/// Another rank's process.
+enum Peer {
+    Pidfd(OwnedFd),
+    /// Where pidfds are refused. A process that nobody has reaped counts as running.
+    Number(Pid),
+}
+
+impl Peer {
+    fn open(pid: Pid) -> Self {
+        pidfd_open(pid, PidfdFlags::empty()).map_or(Peer::Number(pid), Peer::Pidfd)
+    }
+
+    fn has_ended(&self) -> bool {
+        match self {
+            // A pidfd becomes readable when its process ends.
+            Peer::Pidfd(pidfd) => {
+                let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+                poll(&mut fds, Some(&timespec(Duration::ZERO))).unwrap_or(0) > 0
+            }
+            Peer::Number(pid) => test_kill_process(*pid) == Err(rustix::io::Errno::SRCH),
+        }
+    }
+}
+
 /// One rank's side of the barriers.
 pub(super) struct Sync {
     pub rank: usize,
@@ -61,7 +86,7 @@ pub(super) struct Sync {
     /// Spin before sleeping: pays only while every rank has a core.
     pub spin: bool,
     /// Processes of the other ranks, where they can be watched.
-    peers: OnceLock<Vec<(usize, OwnedFd)>>,
+    peers: OnceLock<Vec<(usize, Peer)>>,
     aborted: OnceLock<CommError>,
 }
 
@@ -111,14 +136,14 @@ impl Sync {
         for rank in 0..self.world {
             let other = read(rank);
             if other[..3] != mine[..3] {
-                return Err(CommError::Other(format!(
-                    "rank {rank} called {} of {} bytes while rank {} called {} of {} bytes: all ranks must make the same calls",
-                    Name::text(other[0]),
-                    other[2],
-                    self.rank,
-                    Name::text(mine[0]),
-                    mine[2],
-                )));
+                return Err(CommError::Mismatch {
+                    rank,
+                    call: Name::text(other[0]).to_string(),
+                    bytes: other[2],
+                    own_rank: self.rank,
+                    own_call: Name::text(mine[0]).to_string(),
+                    own_bytes: mine[2],
+                });
             }
         }
         Ok((0..self.world).map(|rank| read(rank)[3]).collect())
@@ -138,7 +163,8 @@ impl Sync {
             }
             std::hint::spin_loop();
         }
-        let start = Instant::now();
+        let deadline = Deadline::in_slices(self.timeout, SLICE);
+        let suspended = || self.is_held_up(header, &is_missing);
         let mut dead_before = None;
         loop {
             let value = word.load(Ordering::Acquire);
@@ -149,6 +175,7 @@ impl Sync {
                 return Err(self.reason(header));
             }
             let slept = futex::wait(word, futex::Flags::empty(), value, Some(&timespec(SLICE)));
+            let left = deadline.left_unless(suspended);
             if slept != Err(rustix::io::Errno::TIMEDOUT) {
                 continue;
             }
@@ -163,11 +190,23 @@ impl Sync {
                 return Err(peer_ended(rank, name));
             }
             dead_before = dead;
-            if start.elapsed() >= self.timeout {
+            if left.is_zero() {
                 let missing = (0..self.world).filter(|&rank| rank != self.rank && is_missing(&header.ranks[rank]));
-                return Err(self.timed_out(name, start.elapsed(), missing));
+                return Err(self.timed_out(name, deadline.waited(), missing));
             }
         }
+    }
+
+    /// Whether a rank that is missing, or whoever started this one, is suspended: nobody can come meanwhile.
+    fn is_held_up(&self, header: &Header, is_missing: impl Fn(&RankLine) -> bool) -> bool {
+        let own = &header.ranks[self.rank];
+        let (own_pid, namespace) = (own.pid.load(Ordering::Relaxed), own.pid_namespace.load(Ordering::Relaxed));
+        let is_suspended = |line: &RankLine| {
+            let pid = line.pid.load(Ordering::Relaxed);
+            let same_view = namespace != 0 && line.pid_namespace.load(Ordering::Relaxed) == namespace;
+            same_view && pid != 0 && pid != own_pid && is_missing(line) && awake::is_suspended(pid as i32)
+        };
+        header.ranks[..self.world].iter().any(is_suspended) || awake::others_are_suspended()
     }
 
     fn timed_out(&self, name: Name, waited: Duration, missing: impl Iterator<Item = usize>) -> CommError {
@@ -189,18 +228,14 @@ impl Sync {
             let pid = line.pid.load(Ordering::Relaxed);
             let same_view = namespace != 0 && line.pid_namespace.load(Ordering::Relaxed) == namespace;
             let pid = Pid::from_raw(pid as i32).filter(|_| same_view && pid != own_pid)?;
-            Some((rank, pidfd_open(pid, PidfdFlags::empty()).ok()?))
+            Some((rank, Peer::open(pid)))
         };
         let _ = self.peers.set((0..self.world).filter_map(open).collect());
     }
 
     fn dead_peer(&self, is_missing: impl Fn(usize) -> bool) -> Option<usize> {
-        self.peers.get()?.iter().filter(|(rank, _)| is_missing(*rank)).find_map(|(rank, pidfd)| {
-            let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-            // A pidfd becomes readable when its process ends.
-            let ready = poll(&mut fds, Some(&timespec(Duration::ZERO))).unwrap_or(0);
-            (ready > 0).then_some(*rank)
-        })
+        let ended = |(rank, peer): &&(usize, Peer)| is_missing(*rank) && peer.has_ended();
+        self.peers.get()?.iter().find(ended).map(|(rank, _)| *rank)
     }
 
     /// Ends all waits on this node, now and later. The first reason stays.
@@ -243,4 +278,20 @@ pub(super) fn wake(word: &AtomicU32) {
 
 fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_peer_is_seen_with_and_without_a_pidfd() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        let peers = [Peer::open(pid), Peer::Number(pid)];
+        assert!(peers.iter().all(|peer| !peer.has_ended()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(peers.iter().all(Peer::has_ended));
+    }
 }

@@ -219,7 +219,7 @@ fn a_killed_process_ends_the_others_without_a_launcher() {
         };
         assert!(error.starts_with("rank 2 failed: its process ended"), "{error}");
         println!("killed after {delay_ms} ms, noticed after {:?}", start.elapsed());
-        comm.abort(CommError::Other("done".into()));
+        comm.abort(CommError::GivenUp { error: "done".into() });
         killer.join().unwrap();
         children.pop().unwrap().wait().unwrap();
     }

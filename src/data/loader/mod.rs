@@ -23,6 +23,7 @@ pub use slots::slot_bytes;
 pub use throttle::Throttle;
 
 use super::{DataError, Dataset, FieldSpec, LentPart, Scratch, Wake};
+use launcher::machine::awake::Stopwatch;
 use slots::{Job, Next, Shared, Slot};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -109,9 +110,8 @@ impl Loader {
     pub fn new(dataset: Arc<dyn Dataset>, spec: LoaderSpec) -> Result<Self, DataError> {
         if spec.slots == 0 || spec.micro_batch == 0 {
             let (slots, micro) = (spec.slots, spec.micro_batch);
-            return Err(DataError::Other(format!(
-                "a loader needs slots and samples in them, found {slots} slots of {micro} samples"
-            )));
+            let problem = format!("a loader needs slots and samples in them, found {slots} slots of {micro} samples");
+            return Err(DataError::setting("train.prefetch_factor", problem));
         }
         let shared = Arc::new(Shared::new(dataset, &spec)?);
         let waker: Arc<dyn Wake> = shared.clone();
@@ -292,9 +292,7 @@ impl BatchStream<'_> {
 
     fn all_held(&self) -> DataError {
         let LoaderSpec { slots, held_timeout_s, .. } = self.loader.spec;
-        DataError::Other(format!(
-            "all {slots} batch slots were still in use after {held_timeout_s} s: let go of batches earlier, or raise train.prefetch_factor"
-        ))
+        DataError::SlotsHeld { slots, after_s: held_timeout_s }
     }
 }
 
@@ -306,7 +304,7 @@ impl Iterator for BatchStream<'_> {
             return None;
         }
         self.draw();
-        let start = Instant::now();
+        let start = Stopwatch::start();
         let item = self.await_batch();
         self.last_wait_s = start.elapsed().as_secs_f64();
         self.loader.shared.lock().stats.data_wait_s += self.last_wait_s;

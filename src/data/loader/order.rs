@@ -2,7 +2,7 @@
 
 use super::{Order, Paged, Shuffle};
 use crate::data::{DataError, Dataset, Pages};
-use launcher::config::{DataConfig, ShuffleMode};
+use spec::config::{DataConfig, ShuffleMode};
 use std::sync::Arc;
 
 /// The order of `dataset` in training, by `data.shuffle`, `data.shuffle_mode` and `data.shuffle_window`.
@@ -28,7 +28,10 @@ pub fn order_of(
         ShuffleMode::Global => Shuffle::Global,
         mode => {
             let pages = pages().ok_or_else(|| {
-                DataError::Other("samples of this task share no pages: set data.shuffle_mode: global".into())
+                DataError::setting(
+                    "data.shuffle_mode",
+                    "samples of this task share no pages: set data.shuffle_mode: global",
+                )
             })?;
             let paged = match mode {
                 ShuffleMode::Grouped => Paged::new(&pages.sequences, len, 1, true),

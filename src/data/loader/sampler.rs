@@ -202,7 +202,7 @@ impl BatchPlanner {
         } else {
             return Ok(self);
         };
-        Err(DataError::Other(problem))
+        Err(DataError::setting("train.batch_size", problem))
     }
 
     /// Steps of one epoch, the same on every rank.

@@ -4,8 +4,8 @@
 //! writes or reads them, so the lock is held for bookkeeping only, never while a sample is read.
 
 use super::{BatchRequest, LoaderSpec, LoaderStats, Throttle};
-use crate::data::cache::map::Piece;
 use crate::data::{BatchAhead, DataError, Dataset, FieldSpec, LentPart, Wake};
+use cache::mapping::Piece;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -362,15 +362,11 @@ impl Shared {
     fn refuse(&self, request: &BatchRequest) -> Option<DataError> {
         let (ids, samples) = (&request.sample_ids, self.dataset.len());
         if ids.len() > self.micro_batch {
-            let problem = format!(
-                "a batch of {} samples was asked for, slots hold {} (micro-batch)",
-                ids.len(),
-                self.micro_batch
-            );
-            return Some(DataError::Other(problem));
+            return Some(DataError::BatchTooLarge { samples: ids.len(), room: self.micro_batch });
         }
         let id = ids.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= samples))?;
-        Some(DataError::Other(format!("sample {id} was asked for, the data set has {samples}")))
+        let (index, count) = (*id, samples as u64);
+        Some(DataError::OutOfRange { what: "sample", index, place: "the data set", count })
     }
 
     /// Takes a chunk back, read or failed.
@@ -417,7 +413,7 @@ impl Shared {
 
     pub(super) fn next(&self, state: &mut State) -> Next {
         if let Some(reason) = &state.dead {
-            return Next::Failed(DataError::Other(reason.clone()));
+            return Next::Failed(DataError::LoaderEnded(reason.clone()));
         }
         if !state.flights.front().is_some_and(Flight::ready) {
             return match state.flights.is_empty() {
@@ -436,7 +432,7 @@ impl Shared {
             return Next::Failed(error);
         }
         if !flight.slot.join() {
-            return Next::Failed(DataError::Other("a loader thread lost part of a batch".into()));
+            return Next::Failed(DataError::LoaderEnded("a loader thread lost part of a batch".into()));
         }
         state.stats.batches += 1;
         flight.lent.sort_unstable_by_key(|part| (part.field, part.at));

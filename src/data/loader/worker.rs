@@ -24,9 +24,7 @@ impl Worker {
                 let _guard = DeathGuard { id, shared: Arc::clone(&shared) };
                 work(&shared, place);
             })
-            .map_err(|error| {
-                DataError::Other(format!("loader thread {id} did not start: {error}; lower train.num_workers"))
-            })?;
+            .map_err(|source| DataError::Thread { id, source })?;
         Ok(Self { id, thread })
     }
 
@@ -108,7 +106,7 @@ pub(super) fn read_chunk(shared: &Shared, job: &mut Job, scratch: &mut Scratch) 
         Err(panic) => {
             // Whatever the data set kept in there may be half done.
             *scratch = Scratch::default();
-            DataError::Other(format!("reading panicked: {}", panic_message(panic.as_ref())))
+            DataError::Panicked(panic_message(panic.as_ref()).to_string())
         }
     };
     let index = job.ids[at];

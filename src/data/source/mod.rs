@@ -20,6 +20,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::DataError;
+use spec::contract::shown;
 
 /// An error about a file.
 pub(crate) fn file_error(path: &Path, problem: impl Into<String>) -> DataError {
@@ -47,7 +48,7 @@ pub fn find_files(root: &Path, extensions: &[&str], unreadable: &mut Vec<String>
             Ok(entries) => entries,
             Err(error) if folder == root => return Err(file_error(root, error.to_string())),
             Err(error) => {
-                unreadable.push(format!("{}: {error}", folder.display()));
+                unreadable.push(format!("{}: {error}", shown(&folder)));
                 continue;
             }
         };
@@ -55,7 +56,10 @@ pub fn find_files(root: &Path, extensions: &[&str], unreadable: &mut Vec<String>
             if path.is_dir() {
                 folders.push(path);
             } else if has_extension(&path, extensions) {
-                found.push(path);
+                match utf8(&path) {
+                    Ok(_) => found.push(path),
+                    Err(error) => unreadable.push(error.to_string()),
+                }
             }
         }
     }
@@ -84,6 +88,14 @@ pub(crate) fn in_threads<T: Sync, R: Send>(threads: usize, items: &[T], work: im
     results.into_iter().map(|(_, result)| result).collect()
 }
 
+/// The path as text. libhdf5's binding and the index take no other names.
+///
+/// # Errors
+/// It is not UTF-8; the message shows its bytes.
+pub(crate) fn utf8(path: &Path) -> Result<&str, DataError> {
+    path.to_str().ok_or_else(|| file_error(path, "its name is not UTF-8: rename it"))
+}
+
 fn has_extension(path: &Path, extensions: &[&str]) -> bool {
     let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
     extension.is_some_and(|e| extensions.contains(&e.as_str()))
@@ -107,5 +119,9 @@ mod tests {
         assert_eq!(names, ["a.h5", "b/c/a.H5", "z.hdf5"]);
         assert!(unreadable.is_empty());
         assert!(find_files(&dir.path().join("none"), &["h5"], &mut unreadable).is_err());
+        use std::os::unix::ffi::OsStrExt;
+        std::fs::write(dir.path().join(std::ffi::OsStr::from_bytes(b"s1\xff.h5")), b"").unwrap();
+        assert_eq!(find_files(dir.path(), &["hdf5", "h5"], &mut unreadable).unwrap().len(), 3);
+        assert!(unreadable[0].ends_with(r#"/s1\xFF.h5": its name is not UTF-8: rename it"#), "{unreadable:?}");
     }
 }

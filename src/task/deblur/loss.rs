@@ -3,7 +3,7 @@
 use super::vgg::Vgg;
 use crate::data::DataError;
 use crate::torch::Autocast;
-use launcher::config::{LossType, TrainConfig};
+use spec::config::{LossType, TrainConfig};
 use tch::{Device, Kind, Tensor};
 
 /// `pixel loss + weight × L1 of VGG features`.
@@ -45,7 +45,7 @@ impl Loss {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use launcher::config::Config;
+    use spec::config::Config;
 
     fn loss(kind: LossType) -> Loss {
         let train = TrainConfig { loss_type: kind, charbonnier_delta: 0.3, ..Config::of_task("deblur").train };

@@ -1,4 +1,6 @@
-//! Task `deblur`: blurred frames and a spike camera's stream to sharp frames.
+#![doc = include_str!("README.md")]
+//!
+//! # Parts
 //!
 //! A sample is a clip of T consecutive frames: `blur` and `sharp` u8 `[T, h, w, 3]` and the spike camera's planes of the
 //! same part, packed bits. On the rank's device they become frames in 0..1 and voxels of K time bins ([`data::voxel`]).
@@ -25,7 +27,7 @@ use super::{Datasets, Gallery, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::video::{Layout, SpikeEncoding, SpikeInput, VideoSpec};
 use data::ClipSpec;
-use launcher::config::{ClipLayout, Config, SpikeEncoding as Encoding};
+use spec::config::{ClipLayout, Config, SpikeEncoding as Encoding};
 use std::path::Path;
 use std::sync::Arc;
 use tch::nn;

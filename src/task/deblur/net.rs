@@ -5,7 +5,7 @@ use super::loss::Loss;
 use super::model::{Flow, SpikeShape, Vrt, VrtShape};
 use crate::data::DataError;
 use crate::task::{Batch, Model, Output};
-use launcher::config::{Config, FlowKind, VrtModel};
+use spec::config::{Config, FlowKind, VrtModel};
 use tch::{Tensor, nn};
 
 /// Bytes in, restored frames and loss out.
@@ -25,7 +25,7 @@ impl DeblurNet {
     pub fn new(config: &Config, image_width: usize, vs: &nn::Path) -> Result<Self, DataError> {
         let data = &config.data.deblur;
         let shape = shape(&config.model.vrt, data.voxel_bins);
-        shape.check().map_err(|problem| DataError::Other(format!("model.vrt, {problem}")))?;
+        shape.check().map_err(|problem| DataError::setting("model.vrt", format!("model.vrt, {problem}")))?;
         let norm = ((data.norm_mean, data.norm_std) != (0.0, 1.0)).then_some((data.norm_mean, data.norm_std));
         let spec = VoxelSpec { bins: data.voxel_bins as i64, log1p: data.log1p, norm };
         Ok(Self {

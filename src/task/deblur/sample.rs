@@ -71,11 +71,13 @@ pub fn sample_data(request: &SampleRequest) -> Result<(), DataError> {
         "bytes" => spec.encoding = SpikeEncoding::Bytes,
         "kair" => spec.layout = Layout::Kair,
         other => {
-            return Err(DataError::Other(format!("--layout {other} is unknown: choose packed, bytes or kair")));
+            let problem = format!("--layout {other} is unknown: choose packed, bytes or kair");
+            return Err(DataError::setting("--layout", problem));
         }
     }
     if request.seconds.is_some() {
-        return Err(DataError::Other("--seconds is for recordings: sequences have a fixed number of frames".into()));
+        let problem = "--seconds is for recordings: sequences have a fixed number of frames";
+        return Err(DataError::setting("--seconds", problem));
     }
     spec.sequences[0] = request.sessions.unwrap_or(spec.sequences[0]);
     write_sample_data(&request.out, &spec)
@@ -88,7 +90,8 @@ pub fn sample_data(request: &SampleRequest) -> Result<(), DataError> {
 pub fn write_sample_data(out: &Path, spec: &SampleSpec) -> Result<(), DataError> {
     let ImageSize { height, width } = spec.size;
     if height == 0 || width == 0 || height % 2 != 0 || width % 2 != 0 {
-        return Err(DataError::Other(format!("sample frames of {}: expected even numbers of pixels", spec.size)));
+        let problem = format!("sample frames of {}: expected even numbers of pixels", spec.size);
+        return Err(DataError::setting("size of sample frames", problem));
     }
     new_folder(out, |folder| write_all(folder, spec))
 }

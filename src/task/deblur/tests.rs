@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::task::Batch;
-use launcher::config::{FlowKind, LossType};
+use spec::config::{FlowKind, LossType};
 use tch::{Device, Kind, Tensor};
 
 /// A model of a few thousand parameters.
@@ -30,7 +30,7 @@ fn parameters(config: &Config) -> u64 {
 #[test]
 fn the_planners_formula_counts_the_parameters_that_are_built() {
     let formula = |config: &Config| {
-        launcher::plan::deblur::parameters(&config.model.vrt, config.data.deblur.voxel_bins as u64).unwrap()
+        spec::plan::deblur::parameters(&config.model.vrt, config.data.deblur.voxel_bins as u64).unwrap()
     };
     let baseline = Config::of_task("deblur");
     assert_eq!((parameters(&baseline), formula(&baseline)), (23_675_463, 23_675_463));
@@ -143,7 +143,7 @@ fn live_peak(config: &Config, side: i64, train: bool) -> i64 {
 #[test]
 fn the_planners_activations_are_those_of_a_clip() {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/baseline.yaml")).unwrap();
-    let raw = launcher::config::RawConfig::parse(&text, "baseline.yaml").unwrap();
+    let raw = spec::config::RawConfig::parse(&text, "baseline.yaml").unwrap();
     for (name, sets, side, train) in [
         ("cpu profile", vec![], 48, true),
         ("cpu profile", vec![], 64, true),
@@ -155,7 +155,7 @@ fn the_planners_activations_are_those_of_a_clip() {
         let sets: Vec<String> = sets.into_iter().map(str::to_owned).collect();
         let config = raw.resolve("cpu", &sets).unwrap();
         let live = live_peak(&config, side, train);
-        let planned = launcher::plan::deblur::activation_bytes(&config, side as u64, side as u64, train).unwrap();
+        let planned = spec::plan::deblur::activation_bytes(&config, side as u64, side as u64, train).unwrap();
         let ratio = planned as f64 / live as f64;
         println!("{name}, {side} pixels, train {train}: {live} bytes live, {planned} planned, {ratio:.3}");
         assert!((0.95..1.25).contains(&ratio), "{name}, {side} pixels: {planned} planned for {live} live bytes");

@@ -78,7 +78,7 @@ impl Convolutions {
             let weight = weights.take(format!("features.{number}.weight"), &[output, input, 3, 3])?;
             Ok((number, weight, weights.take(format!("features.{number}.bias"), &[output])?, pool))
         };
-        Ok(Self(wanted.map(layer).collect::<Result<_, _>>()?))
+        Ok(Self(wanted.map(layer).collect::<Result<_, DataError>>()?))
     }
 
     pub fn move_to(&mut self, device: Device) {

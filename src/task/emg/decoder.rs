@@ -1,7 +1,7 @@
 //! The decoder: one pose per rollout step, fed back into the next step.
 
 use super::{init, tds::Linear};
-use launcher::config::{DecoderType, ModelConfig};
+use spec::config::{DecoderType, ModelConfig};
 use tch::{Tensor, nn};
 
 const LEAKY_SLOPE: f64 = 0.1;

@@ -1,7 +1,7 @@
 //! Losses over whole windows: mean over all elements.
 
 use crate::torch::Autocast;
-use launcher::config::LossType;
+use spec::config::LossType;
 use tch::{Kind, Tensor, no_grad};
 
 /// Which loss, and the weight of its MAE term.

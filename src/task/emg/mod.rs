@@ -27,7 +27,7 @@ pub use model::EmgNet;
 use super::{Datasets, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::hdf5::write::Storage;
-use launcher::config::Config;
+use spec::config::Config;
 use std::path::Path;
 use tch::nn;
 
@@ -70,7 +70,8 @@ impl Task for Emg {
                 spec.storage = Storage { chunk_rows: None, gzip: None, shuffle: false, ..spec.storage };
             }
             other => {
-                return Err(DataError::Other(format!("--layout {other} is unknown: choose gzip or contiguous")));
+                let problem = format!("--layout {other} is unknown: choose gzip or contiguous");
+                return Err(DataError::setting("--layout", problem));
             }
         }
         spec.sessions = request.sessions.unwrap_or(spec.sessions);

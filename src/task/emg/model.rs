@@ -7,7 +7,7 @@
 
 use super::{decoder::Decoder, loss::Loss, resample, tds::Encoder};
 use crate::task::{Batch, Model, Output};
-use launcher::config::{ModelConfig, TrainConfig};
+use spec::config::{ModelConfig, TrainConfig};
 use tch::{Device, Tensor, nn};
 
 /// Builds the model under `vs` for windows of `window_size` samples; initial values come from torch's generator.

@@ -2,7 +2,7 @@
 
 use super::{EmgMetrics, EmgNet, decoder::Decoder, joints, loss::Loss, resample};
 use crate::task::{Batch, Metrics, Model, Output};
-use launcher::config::{DecoderType, LossType, ModelConfig, TdsStage, TrainConfig};
+use spec::config::{DecoderType, LossType, ModelConfig, TdsStage, TrainConfig};
 use std::{collections::HashMap, path::Path};
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
@@ -350,7 +350,7 @@ fn live_peak(config: &ModelConfig, loss: LossType, samples: i64) -> i64 {
 /// Never below, and at most 15 % above.
 #[test]
 fn the_planners_activations_are_those_of_a_step() {
-    use launcher::plan::emg::{activation_scalars, parameters};
+    use spec::plan::emg::{activation_scalars, parameters};
     for (name, config, loss) in [
         ("default", ModelConfig::default(), LossType::MseMae),
         ("high_performance", ModelConfig { dropout: 0.1, ..high_performance() }, LossType::MseMae),

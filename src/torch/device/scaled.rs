@@ -74,7 +74,7 @@ pub fn update_scale(scale: &Tensor, tracker: &Tensor, found: &Tensor, rule: Scal
     check("update scale", error)
 }
 
-/// [`super::fused_adam`] with the rate in a tensor (`step.lr` is not read), undone on the device where `found` holds 1.
+/// [`crate::torch::fused_adam`] with the rate in a tensor (`step.lr` is not read), undone on the device where `found` holds 1.
 ///
 /// # Errors
 /// As there.
@@ -94,7 +94,7 @@ pub fn fused_adam_unless(state: &AdamState, step: &AdamStep, lr: &Tensor, found:
     check("_fused_adam_", error)
 }
 
-/// [`super::fused_sgd`] with the rate in a tensor (`step.lr` is not read), undone on the device where `found` holds 1.
+/// [`crate::torch::fused_sgd`] with the rate in a tensor (`step.lr` is not read), undone on the device where `found` holds 1.
 ///
 /// # Errors
 /// As there.

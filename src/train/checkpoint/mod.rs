@@ -75,6 +75,15 @@ struct FileFacts {
 }
 
 impl CheckpointError {
+    /// Whether a later save may go well: no room, a failing server.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            CheckpointError::NoSpace { .. } => true,
+            CheckpointError::Io { source, .. } => launcher::journal::is_passing(source),
+            _ => false,
+        }
+    }
+
     /// The same about a file of initial weights, which has no earlier checkpoint to go back to.
     pub fn of_weights(self) -> Self {
         match self {

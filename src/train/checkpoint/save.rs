@@ -3,12 +3,18 @@
 use super::files::{Image, available_bytes, encode_manifest, read_manifest, stage};
 use super::{CheckpointError, EMA, Facts, MANIFEST, MODEL, Manifest, OPTIMIZER, VERSION, io_error, load};
 use crate::ledger::{self, Part};
+use launcher::journal::ROOM_LIMIT;
+use launcher::machine::awake::Deadline;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use std::collections::BTreeMap;
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tch::Tensor;
 
 /// What a checkpoint holds. Tensors may lie on any device.
@@ -23,13 +29,21 @@ pub struct Content<'a> {
     pub best: bool,
     /// Everything else that the loop needs to go on.
     pub state: serde_json::Value,
+    /// The run ends with it: a full disk is waited for, a few seconds.
+    pub last: bool,
 }
+
+/// Gets lines for users, on the thread that writes.
+type Tell = Arc<dyn Fn(String) + Send + Sync>;
 
 /// Writes checkpoints below one folder, one at a time, in the background. One process at a time may have it.
 pub struct Checkpointer {
     dir: PathBuf,
     keep_last: usize,
-    writing: Option<JoinHandle<Result<(), CheckpointError>>>,
+    writing: Option<(u64, JoinHandle<Result<(), CheckpointError>>)>,
+    tell: Tell,
+    /// Steps that could not be saved for a reason that may pass.
+    lost: BTreeSet<u64>,
 }
 
 impl Checkpointer {
@@ -42,21 +56,27 @@ impl Checkpointer {
         fs::create_dir_all(dir).map_err(io_error(dir, "create"))?;
         for entry in fs::read_dir(dir).map_err(io_error(dir, "read"))? {
             let entry = entry.map_err(io_error(dir, "read"))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(".step-") && name.contains(".tmp-") {
+            let is_partial = |name: &str| name.starts_with(".step-") && name.contains(".tmp-");
+            if entry.file_name().to_str().is_some_and(is_partial) {
                 fs::remove_dir_all(entry.path()).map_err(io_error(&entry.path(), "remove"))?;
             }
         }
-        Ok(Self { dir: dir.to_owned(), keep_last, writing: None })
+        Ok(Self { dir: dir.to_owned(), keep_last, writing: None, tell: Arc::new(drop), lost: BTreeSet::new() })
+    }
+
+    /// Gives a line to `tell` as soon as a save fails.
+    pub fn telling(mut self, tell: impl Fn(String) + Send + Sync + 'static) -> Self {
+        self.tell = Arc::new(tell);
+        self
     }
 
     /// Copies the content to host memory and returns; `step-<N>` appears when all of it is on disk. Waits for an
     /// earlier save first.
     ///
     /// # Errors
-    /// The earlier save failed (this one is then not begun), or a tensor cannot be copied.
+    /// The earlier save failed for a reason that stays (this one is then not begun), or a tensor cannot be copied.
     pub fn save(&mut self, content: Content) -> Result<(), CheckpointError> {
-        self.wait()?;
+        or_passing(self.wait())?;
         let path = self.dir.join(format!("step-{}", content.step));
         let mut images = vec![];
         let parts = [(MODEL, Some(content.model)), (OPTIMIZER, Some(content.optimizer)), (EMA, content.ema)];
@@ -75,14 +95,33 @@ impl Checkpointer {
         };
         let (dir, keep_last) = (self.dir.clone(), self.keep_last);
         let held = ledger::hold(Part::Staging, images.iter().map(|(_, image)| image.bytes()).sum());
+        let (step, tell) = (content.step, Arc::clone(&self.tell));
+        let limit = if content.last { ROOM_LIMIT } else { Duration::ZERO };
         let write = move || {
-            publish(&dir, &path, &images, manifest)?;
+            insist(limit, &*tell, step, || publish(&dir, &path, &images, &manifest))?;
             drop((images, held));
-            prune(&dir, keep_last, content.step)
+            prune(&dir, keep_last, step)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
-        self.writing = Some(thread.map_err(io_error(&self.dir, "start the writing thread"))?);
+        self.writing = Some((step, thread.map_err(io_error(&self.dir, "start the writing thread"))?));
+        self.lost.remove(&step);
         Ok(())
+    }
+
+    /// Looks after the last save without waiting for it.
+    ///
+    /// # Errors
+    /// It failed for a reason that stays.
+    pub fn check(&mut self) -> Result<(), CheckpointError> {
+        match &self.writing {
+            Some((_, thread)) if thread.is_finished() => or_passing(self.wait()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the checkpoint of `step` could not be written, as far as is known by now.
+    pub fn has_lost(&self, step: u64) -> bool {
+        self.lost.contains(&step)
     }
 
     /// Waits until the last save is on disk.
@@ -90,22 +129,60 @@ impl Checkpointer {
     /// # Errors
     /// It failed; earlier checkpoints are whole.
     pub fn wait(&mut self) -> Result<(), CheckpointError> {
-        match self.writing.take().map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(result)) => result,
-            Some(Err(_)) => {
-                let source = io::Error::other("the writing thread panicked");
-                Err(io_error(&self.dir, "write a checkpoint")(source))
-            }
+        let Some((step, thread)) = self.writing.take() else { return Ok(()) };
+        let result = thread.join().unwrap_or_else(|_| {
+            let source = io::Error::other("the writing thread panicked");
+            Err(io_error(&self.dir, "write a checkpoint")(source))
+        });
+        if result.as_ref().is_err_and(CheckpointError::is_passing) {
+            self.lost.insert(step);
         }
+        result
     }
 }
 
 impl Drop for Checkpointer {
     fn drop(&mut self) {
-        if let Err(error) = self.wait() {
-            tracing::error!("{error}");
+        // The writing thread has told of a failure.
+        let _ = self.wait();
+    }
+}
+
+/// The next save may go well: it was told, and training continues.
+fn or_passing(result: Result<(), CheckpointError>) -> Result<(), CheckpointError> {
+    result.or_else(|error| if error.is_passing() { Ok(()) } else { Err(error) })
+}
+
+/// Writes, for at most `limit` again after a failure that may pass. The first failure is told at once.
+fn insist(
+    limit: Duration,
+    tell: &dyn Fn(String),
+    step: u64,
+    write: impl Fn() -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let deadline = Deadline::new(limit);
+    let mut told = false;
+    loop {
+        let Err(error) = write() else {
+            if told {
+                tell(format!("the checkpoint of step {step} is written now"));
+            }
+            return Ok(());
+        };
+        let again = error.is_passing() && !deadline.is_over();
+        if !told {
+            let next = match (error.is_passing(), again) {
+                (_, true) => format!("; trying again for {} s", limit.as_secs()),
+                (true, false) => "; training continues, and the next save tries again".into(),
+                (false, false) => String::new(),
+            };
+            tell(format!("warning: the checkpoint of step {step} is not written: {error}{next}"));
         }
+        told = true;
+        if !again {
+            return Err(error);
+        }
+        std::thread::sleep(deadline.next());
     }
 }
 
@@ -114,14 +191,15 @@ fn publish(
     dir: &Path,
     path: &Path,
     images: &[(&'static str, Image)],
-    manifest: Manifest,
+    manifest: &Manifest,
 ) -> Result<(), CheckpointError> {
     let needed: u64 = images.iter().map(|(_, image)| image.bytes()).sum();
     let available = available_bytes(dir).map_err(io_error(dir, "ask for free space"))?;
     check_room(path, needed, available)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let sibling = dir.join(format!(".{name}.tmp-{}", std::process::id()));
-    let done = write_folder(&sibling, images, manifest).and_then(|()| replace(&sibling, path)).and_then(|()| sync(dir));
+    let sibling = hidden(dir, path);
+    let done = write_folder(&sibling, images, manifest.clone())
+        .and_then(|()| replace(&sibling, path))
+        .and_then(|()| sync(dir));
     done.map_err(|source| {
         // What lies there is incomplete, or the checkpoint that was replaced.
         let _ = fs::remove_dir_all(&sibling);
@@ -166,8 +244,25 @@ fn replace(sibling: &Path, path: &Path) -> io::Result<()> {
     fs::remove_dir_all(sibling)
 }
 
+/// Syncs a folder. Some network file systems have no such call: their renames are as durable as they get.
 fn sync(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    match File::open(dir)?.sync_all() {
+        Err(error) if is_unsupported(&error) => Ok(()),
+        result => result,
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    let unsupported = [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOTSUP, Errno::NOSYS];
+    error.raw_os_error().is_some_and(|code| unsupported.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+/// The name under which a checkpoint is written, or removed, beside its place.
+fn hidden(dir: &Path, path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".tmp-{}", std::process::id()));
+    dir.join(name)
 }
 
 /// Removes the oldest checkpoints; `saved`, the step just written, and the best stay. A run that resumed from an earlier
@@ -181,10 +276,28 @@ fn prune(dir: &Path, keep_last: usize, saved: u64) -> Result<(), CheckpointError
     others.truncate(others.len().saturating_sub(keep));
     for (_, path) in others {
         // Renamed first: a crash in between leaves what the next start removes, not half a checkpoint.
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let doomed = dir.join(format!(".{name}.tmp-{}", std::process::id()));
+        let doomed = hidden(dir, path);
         fs::rename(path, &doomed).map_err(io_error(path, "remove"))?;
         fs::remove_dir_all(&doomed).map_err(io_error(&doomed, "remove"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_cannot_be_synced_is_no_failure() {
+        // No file of /proc can be synced.
+        let error = File::open("/proc/self").unwrap().sync_all().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::INVAL.raw_os_error()));
+        sync(Path::new("/proc/self")).unwrap();
+        for errno in [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS] {
+            assert!(is_unsupported(&errno.into()), "{errno:?}");
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::DQUOT] {
+            assert!(!is_unsupported(&errno.into()), "{errno:?}: the checkpoint may not be on disk");
+        }
+    }
 }

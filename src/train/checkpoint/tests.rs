@@ -22,7 +22,16 @@ fn tensors(value: f64) -> Vec<(String, Tensor)> {
 fn save(keeper: &mut Checkpointer, step: u64, best: bool) -> Result<(), CheckpointError> {
     let (model, optimizer, ema) = (tensors(step as f64), tensors(2.0), tensors(3.0));
     let state = json!({"epoch": 2, "lr": 0.1 + 0.2, "best": null});
-    let content = Content { step, model: &model, optimizer: &optimizer, ema: Some(&ema), facts: facts(), best, state };
+    let content = Content {
+        step,
+        model: &model,
+        optimizer: &optimizer,
+        ema: Some(&ema),
+        facts: facts(),
+        best,
+        state,
+        last: false,
+    };
     keeper.save(content)?;
     keeper.wait()
 }
@@ -73,6 +82,7 @@ fn saving_does_not_see_later_changes_and_the_same_step_may_be_saved_again() {
             ema: None,
             facts: facts(),
             best: false,
+            last: false,
             state: json!({}),
         };
         keeper.save(content).unwrap();
@@ -206,8 +216,16 @@ fn a_failed_save_is_told_at_the_next_call() {
     let folder = dir.path().join("checkpoints");
     let mut keeper = Checkpointer::open(&folder, 1).unwrap();
     fs::remove_dir(&folder).unwrap();
-    let content =
-        || Content { step: 1, model: &[], optimizer: &[], ema: None, facts: facts(), best: false, state: json!({}) };
+    let content = || Content {
+        step: 1,
+        model: &[],
+        optimizer: &[],
+        ema: None,
+        facts: facts(),
+        best: false,
+        last: false,
+        state: json!({}),
+    };
     keeper.save(content()).unwrap();
     assert!(matches!(keeper.save(content()), Err(CheckpointError::Io { .. })));
     keeper.wait().unwrap();
@@ -229,7 +247,7 @@ fn weights_of_half_width_become_f32() {
 #[test]
 fn weights_from_pytorch_give_pytorchs_outputs() {
     use crate::task::emg::EmgNet;
-    use launcher::config::{ModelConfig, TdsStage, TrainConfig};
+    use spec::config::{ModelConfig, TdsStage, TrainConfig};
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/emg_golden.safetensors");
     let golden = Tensor::read_safetensors(fixture).unwrap();
     let part = |prefix: &str| -> Vec<(String, Tensor)> {

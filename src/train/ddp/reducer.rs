@@ -242,5 +242,5 @@ fn serve(
 
 fn reduce(collective: &dyn Collective, grads: &Tensor, (start, len): (usize, usize)) -> Result<(), CommError> {
     let view = grads.f_narrow(0, start as i64, len as i64);
-    collective.start_all_reduce(&view.map_err(|e| CommError::Other(format!("bucket at {start}: {e}")))?, false)
+    collective.start_all_reduce(&view.map_err(|e| CommError::torch(format!("bucket at {start}"), e))?, false)
 }

@@ -4,12 +4,12 @@ use super::{Finished, Loop, Status};
 use crate::data::{Dataset, FieldSpec};
 use crate::torch;
 use crate::train::TrainError;
-use crate::train::checkpoint::{self, Content};
+use crate::train::checkpoint::{self, Checkpointer, Content};
 use crate::train::device::DeviceStep;
 use crate::train::ema::Ema;
 use crate::train::evaluate::{EvalSpec, Evaluated, Watch, evaluate};
 use crate::train::state::BestState;
-use launcher::contract::MetricsRecord;
+use spec::contract::{MetricsRecord, Phase};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tch::Device;
@@ -48,7 +48,7 @@ impl Loop<'_, '_> {
         let due = log.save_every > 0 && (epoch + 1).is_multiple_of(log.save_every) && !log.save_best_only;
         let keeps_best = improved && self.fit.config.train.restore_best_weights;
         if due || keeps_best || (improved && log.save_best_only) {
-            self.save(improved)?;
+            self.save(improved, false)?;
         }
         self.write(Some(record));
         Ok(if verdict.stop { EpochEnd::EarlyStopped } else { EpochEnd::GoesOn })
@@ -68,7 +68,7 @@ impl Loop<'_, '_> {
     }
 
     fn validate(&mut self) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
-        self.observer.phase("val", self.state.step);
+        self.observer.phase(Phase::Val, self.state.step);
         let dataset = Arc::clone(&self.fit.datasets.val);
         let values = self.evaluate(dataset, "val.")?;
         self.tell_left_out()?;
@@ -128,17 +128,17 @@ impl Loop<'_, '_> {
             threads: self.fit.plan.loader.threads,
             device: self.fit.device,
             narrow: self.narrow,
-            throttle: Arc::clone(self.desk.controls.throttle()),
+            throttle: Arc::clone(self.orders.controls.throttle()),
         };
-        let (desk, observer, step) = (&mut self.desk, &mut *self.observer, self.state.step);
+        let (orders, observer, step) = (&mut self.orders, &mut *self.observer, self.state.step);
         let collective = self.fit.collective.as_ref();
         let mut watch = Watch { metrics: self.fit.metrics.as_mut(), gallery: None };
         if prefix == "val." {
             watch.gallery = self.fit.gallery.as_deref_mut();
         }
         evaluate(self.fit.model, &mut watch, dataset, &spec, collective, prefix, &mut |batches| {
-            desk.obey(step, batches, observer);
-            desk.controls.stops()
+            orders.obey(step, batches, observer);
+            orders.controls.stops()
         })
     }
 
@@ -155,18 +155,37 @@ impl Loop<'_, '_> {
 
     /// The last checkpoint of a run that ends.
     pub(super) fn seal(&mut self, status: Status) -> Result<Status, TrainError> {
-        self.save_once()?;
+        // The checkpoint of this step may have failed in the background, as rank 0 alone knows.
+        let step = self.state.step;
+        let lost = match &mut self.fit.checkpoints {
+            Some(checkpoints) if self.saved_step == Some(step) => match checkpoints.wait() {
+                Err(error) if !error.is_passing() => return Err(error.into()),
+                _ => checkpoints.has_lost(step),
+            },
+            _ => false,
+        };
+        if self.fit.collective.all_gather(&[u8::from(lost)])?.iter().any(|flag| flag == &[1]) {
+            self.saved_step = None;
+        }
+        if self.saved_step != Some(step) {
+            self.save(false, true)?;
+        }
         Ok(status)
+    }
+
+    /// Ends the run when a checkpoint failed for good.
+    pub(super) fn check_saved(&mut self) -> Result<(), TrainError> {
+        Ok(self.fit.checkpoints.as_mut().map_or(Ok(()), Checkpointer::check)?)
     }
 
     /// A checkpoint of this step that is there already stays: it may be marked as the best.
     pub(super) fn save_once(&mut self) -> Result<(), TrainError> {
-        if self.saved_step == Some(self.state.step) { Ok(()) } else { self.save(false) }
+        if self.saved_step == Some(self.state.step) { Ok(()) } else { self.save(false, false) }
     }
 
-    /// Every rank calls it; rank 0 writes, in the background.
-    fn save(&mut self, best: bool) -> Result<(), TrainError> {
-        self.observer.phase("checkpoint", self.state.step);
+    /// Every rank calls it; rank 0 writes, in the background. `last`: see [`Content::last`].
+    fn save(&mut self, best: bool, last: bool) -> Result<(), TrainError> {
+        self.observer.phase(Phase::Checkpoint, self.state.step);
         let mut state = self.state.clone();
         state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
         state.schedule = Some(self.schedule.state().clone());
@@ -183,6 +202,7 @@ impl Loop<'_, '_> {
                 ema: ema.as_deref(),
                 facts: self.fit.facts.clone(),
                 best,
+                last,
                 state: serde_json::to_value(&state).map_err(|e| TrainError::Config(format!("loop state: {e}")))?,
             })?;
         }
@@ -196,7 +216,7 @@ impl Loop<'_, '_> {
             self.fit.collective.barrier()?;
             self.tell_agreement()?;
             self.restore_best()?;
-            self.observer.phase("test", self.state.step);
+            self.observer.phase(Phase::Test, self.state.step);
             match self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")? {
                 Some(values) => self.last_values.extend(values),
                 // All is trained and saved; a resumed run goes on here.
@@ -205,7 +225,7 @@ impl Loop<'_, '_> {
             self.tell_left_out()?;
         }
         let stopped = status == Status::Stopped;
-        self.desk.close(self.state.step, stopped, self.observer);
+        self.orders.close(self.state.step, stopped, self.observer);
         let reason = if stopped { self.reason()? } else { None };
         let mut headline = self.headline("test.");
         if headline.is_empty() {
@@ -230,7 +250,7 @@ impl Loop<'_, '_> {
 
     /// Why the run stops, as the lowest rank that knows says. All ranks call it together.
     fn reason(&self) -> Result<Option<String>, TrainError> {
-        let own = self.desk.controls.reason().unwrap_or_default();
+        let own = self.orders.controls.reason().unwrap_or_default();
         let all = self.fit.collective.all_gather(own.as_bytes())?;
         Ok(all.iter().find(|text| !text.is_empty()).map(|text| String::from_utf8_lossy(text).into_owned()))
     }
@@ -255,7 +275,14 @@ impl Loop<'_, '_> {
             return Ok(());
         }
         let averaged = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
-        if self.planner.rank == 0 {
+        let lost = self.fit.checkpoints.as_ref().is_some_and(|checkpoints| checkpoints.has_lost(best.step));
+        if lost {
+            let step = best.step;
+            self.observer.line(format!(
+                "warning: the best weights, of step {step}, could not be saved: the last ones are tested instead"
+            ));
+        }
+        if self.planner.rank == 0 && !lost {
             let loaded = checkpoint::load(&self.fit.checkpoint_dir.join(format!("step-{}", best.step)))?;
             checkpoint::apply(&loaded.path, &loaded.model, &self.fit.params)?;
             if let Some(ema) = &loaded.ema {

@@ -7,9 +7,10 @@ use crate::ledger::{self, Holding, Part};
 use crate::train::TrainError;
 use crate::train::device::DeviceStep;
 use crate::train::step::{Attempt, StepOutcome, StepRunner};
+use launcher::machine::awake::Stopwatch;
+use spec::contract::Phase;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::Instant;
 use tch::Device;
 
 /// A loader, and its slots as the ledger counts them.
@@ -57,7 +58,7 @@ impl Loop<'_, '_> {
         }
         while self.state.step < total {
             let last = ((self.state.epoch() + 1) * self.state.steps_per_epoch).min(total);
-            self.observer.phase("train", self.state.step);
+            self.observer.phase(Phase::Train, self.state.step);
             while let Leg::Resized = match self.leg(loader, last)? {
                 Leg::Ends(status) => return self.seal(status),
                 other => other,
@@ -83,7 +84,7 @@ impl Loop<'_, '_> {
                     slots: self.fit.plan.loader.slots,
                     micro_batch,
                     persistent: self.fit.config.train.persistent_workers,
-                    throttle: Arc::clone(self.desk.controls.throttle()),
+                    throttle: Arc::clone(self.orders.controls.throttle()),
                     gives_back: self.fit.device == Device::Cpu,
                     lends: self.on_device.is_some() && self.fit.config.train.pin_memory,
                     ..LoaderSpec::default()
@@ -107,12 +108,13 @@ impl Loop<'_, '_> {
         let requests = self.planner.requests(epoch, self.state.step_in_epoch());
         let mut batches = self.fitting(loader)?.run(requests)?;
         loop {
-            self.desk.obey(self.state.step, &batches, self.observer);
+            self.orders.obey(self.state.step, &batches, self.observer);
             let Some(outcome) = self.step(&mut batches, last)? else { return Ok(Leg::Resized) };
             if outcome.halve {
                 self.halve_as_ordered();
             }
             self.clean_up_if_due(&batches);
+            self.check_saved()?;
             if self.state.step == last {
                 drop(batches);
                 return self.end_of_epoch(epoch, &outcome);
@@ -158,7 +160,7 @@ impl Loop<'_, '_> {
 
     /// One optimizer step over all ranks. `None`: memory ran out on some rank, nothing has changed but the micro-batch.
     fn step(&mut self, batches: &mut BatchStream, last: u64) -> Result<Option<StepOutcome>, TrainError> {
-        let started = Instant::now();
+        let started = Stopwatch::start();
         let step = self.state.step;
         let lr = self.schedule.rate(step);
         let runner = StepRunner {
@@ -170,7 +172,7 @@ impl Loop<'_, '_> {
             collective: self.fit.collective.as_ref(),
             step,
             step_in_epoch: self.state.step_in_epoch(),
-            wishes: self.desk.wishes(step),
+            wishes: self.orders.wishes(step),
             trial: self.trial.as_ref().is_some_and(|trial| !trial.is_over()),
         };
         // A device is asked for them only where somebody reads them.

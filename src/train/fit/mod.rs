@@ -23,9 +23,9 @@ use crate::data::loader::{BatchPlanner, train_order};
 use crate::ledger::{self, Holding, Part};
 use crate::task::{Datasets, Gallery, Metrics, Model};
 use crate::torch;
-use launcher::config::{Amp, Config, OptimizerKind, TrainConfig};
-use launcher::plan::Plan;
-use relief::Desk;
+use relief::Orders;
+use spec::config::{Amp, Config, OptimizerKind, TrainConfig};
+use spec::plan::Plan;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ pub struct Fit<'a> {
 struct Loop<'a, 'o> {
     fit: Fit<'a>,
     observer: &'o mut dyn Observer,
-    desk: Desk,
+    orders: Orders,
     planner: BatchPlanner,
     /// Samples of an evaluation's forward pass.
     val_batch: usize,
@@ -186,7 +186,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         let carried_sums = if planner.rank == 0 { std::mem::take(&mut state.train_sums) } else { Vec::new() };
         let saved_step = (state.step > 0).then_some(state.step);
         Ok(Self {
-            desk: Desk::new(Arc::clone(&fit.controls)),
+            orders: Orders::new(Arc::clone(&fit.controls)),
             val_batch: fit.plan.batch.val_batch,
             fit,
             observer,

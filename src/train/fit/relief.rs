@@ -6,7 +6,7 @@ use crate::torch;
 use crate::train::state::Reduced;
 use crate::train::step::Wishes;
 use crate::train::{Controls, Observer, TrainError};
-use launcher::contract::{Effect, Relief, Relieved};
+use spec::contract::{Effect, Relief, Relieved};
 use std::sync::Arc;
 
 /// Steps that a rank waits for the others to be asked for smaller micro-batches too. Orders of one launcher arrive within
@@ -21,13 +21,13 @@ struct Pending {
 }
 
 /// Orders of this rank: those that wait, and the way to do the others.
-pub(super) struct Desk {
+pub(super) struct Orders {
     pub controls: Arc<Controls>,
     halvings: Vec<Pending>,
     stops: Vec<Pending>,
 }
 
-impl Desk {
+impl Orders {
     pub fn new(controls: Arc<Controls>) -> Self {
         Self { controls, halvings: Vec::new(), stops: Vec::new() }
     }
@@ -142,7 +142,7 @@ impl Loop<'_, '_> {
             .unwrap_or_else(|| "micro-batches hold one sample already: nothing to halve".to_owned());
         let step = self.state.step;
         self.observer.line(format!("memory is short after step {step}: {text}"));
-        self.desk.halved(step, text, effect, self.observer);
+        self.orders.halved(step, text, effect, self.observer);
     }
 
     /// Memory ran out in the step that is to be repeated. `message`: what this rank's allocator said, if it was here.

@@ -6,14 +6,14 @@ use crate::train::TrainError;
 use crate::train::evaluate::reduce_sums;
 use crate::train::input::Copied;
 use crate::train::step::StepOutcome;
-use launcher::contract::{InputRecord, MetricsRecord, Progress};
+use spec::contract::{InputRecord, MetricsRecord, Phase, Progress};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 impl Loop<'_, '_> {
     pub(super) fn progress(&self, outcome: &StepOutcome) -> Progress {
         Progress {
-            phase: "train".into(),
+            phase: Phase::Train,
             epoch: (self.state.step - 1) / self.state.steps_per_epoch + 1,
             epochs: self.steps_total().div_ceil(self.state.steps_per_epoch),
             step: self.state.step,

@@ -6,7 +6,7 @@ use crate::comm::{ShmCollective, shm::create_memfd};
 use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
 use crate::task::{Batch, Output};
 use crate::train::checkpoint;
-use launcher::contract::{MetricsRecord, Progress, Relief, Relieved};
+use spec::contract::{MetricsRecord, Phase, Progress, Relief, Relieved};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -141,7 +141,7 @@ impl Metrics for Losses {
 
 /// What a run tells its observer.
 enum Event {
-    Phase(String),
+    Phase(Phase),
     Step(u64),
     /// Whether the run still holds what it was given.
     Panicking(bool),
@@ -166,8 +166,8 @@ struct Told {
 }
 
 impl Observer for Spy<'_> {
-    fn phase(&mut self, phase: &str, _: u64) {
-        (self.script)(self.rank, Event::Phase(phase.into()), &self.controls);
+    fn phase(&mut self, phase: Phase, _: u64) {
+        (self.script)(self.rank, Event::Phase(phase), &self.controls);
     }
 
     fn step(&mut self, progress: &Progress) {
@@ -239,7 +239,7 @@ impl Job {
         config.train.max_steps = Some(self.steps);
         config.train.num_epochs = 1000;
         config.train.learning_rate = 0.02;
-        config.train.scheduler = launcher::config::SchedulerKind::None;
+        config.train.scheduler = spec::config::SchedulerKind::None;
         config.train.ema_decay = self.ema;
         config.train.early_stopping = false;
         config.train.warmup_epochs = 0.0;

@@ -7,7 +7,7 @@ use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
 use crate::task::emg::{EmgMetrics, EmgNet};
 use crate::train::ddp::DdpOptions;
 use crate::train::optimizer::Rule;
-use launcher::config::TdsStage;
+use spec::config::TdsStage;
 use std::sync::Arc;
 use tch::{Tensor, nn};
 

@@ -2,7 +2,7 @@
 
 use super::{Finding, finding, say};
 use crate::advise::log::Run;
-use crate::contract::{Ended, exit};
+use spec::contract::{Ended, Level, RunStatus, exit};
 
 /// Of SIGKILL.
 const KILLED: u8 = exit::SIGNAL_BASE + 9;
@@ -19,7 +19,7 @@ fn unfinished(run: &Run, zh: bool) -> Option<Finding> {
     let started = run.plan.is_some() && run.monitor.is_empty();
     (started && run.open_ended && !run.living).then_some(())?;
     let step = run.metrics.last().map(|record| record.step).max(run.node.last().map(|record| record.step)).unwrap_or(0);
-    let short = run.node.last().filter(|record| matches!(record.level.as_str(), "warning" | "critical"));
+    let short = run.node.last().filter(|record| record.level >= Level::Warning);
     let cause = match short {
         Some(record) => say(
             zh,
@@ -54,7 +54,8 @@ fn name(run: &Run) -> String {
 
 /// A failure without an explanation, as older summaries have it.
 fn untold(run: &Run, zh: bool) -> Option<Finding> {
-    let summary = run.summary.as_ref().filter(|summary| summary.status == "failed" && summary.ended.is_empty())?;
+    let summary =
+        run.summary.as_ref().filter(|summary| summary.status == RunStatus::Failed && summary.ended.is_empty())?;
     let reason = summary.reason.clone();
     finding(
         "failed",
@@ -65,7 +66,7 @@ fn untold(run: &Run, zh: bool) -> Option<Finding> {
 }
 
 fn stopped(run: &Run, zh: bool) -> Option<Finding> {
-    let summary = run.summary.as_ref().filter(|summary| summary.status == "stopped" && !run.open_ended)?;
+    let summary = run.summary.as_ref().filter(|summary| summary.status == RunStatus::Stopped && !run.open_ended)?;
     let reason =
         summary.reason.clone().filter(|_| summary.ended.iter().all(|ended| ended.attempt < summary.restarts))?;
     let (step, name) = (summary.steps, name(run));

@@ -2,9 +2,10 @@
 
 use super::{Finding, finding, say};
 use crate::advise::log::Run;
-use crate::contract::NodeRecord;
-use crate::plan::{Plan, bytes_text};
-use crate::watch::is_level;
+use crate::watch::advice;
+use spec::config::Language;
+use spec::contract::{Event, Level, LineId, NodeRecord};
+use spec::plan::{Plan, bytes_text};
 
 /// Peak of the node over its budget.
 const NEAR_BUDGET: f64 = 0.9;
@@ -79,7 +80,7 @@ enum Cause {
 }
 
 fn is_short(record: &NodeRecord) -> bool {
-    record.level == "critical" || record.level == "warning"
+    record.level >= Level::Warning
 }
 
 pub(super) fn pressure(run: &Run, zh: bool) -> Option<Finding> {
@@ -103,7 +104,8 @@ pub(super) fn pressure(run: &Run, zh: bool) -> Option<Finding> {
         say(zh, format!("the job's peak was {peak}, its budget {budget}"), format!("任务峰值 {peak}，预算 {budget}"))
     };
     let mut text = in_words(&found, &peak, &budget, zh);
-    if let (Cause::Others { .. } | Cause::Unknown, Some(said)) = (&found, said(run)) {
+    let language = if zh { Language::Zh } else { Language::En };
+    if let (Cause::Others { .. } | Cause::Unknown, Some(said)) = (&found, advised(run, language)) {
         text += &say(zh, format!("\nthe watch said: {said}"), format!("\n内存监视的提示：{said}"));
     }
     finding("pressure", symptom, text, change(&found, zh))
@@ -118,7 +120,7 @@ fn is_full(plan: &Plan, peak: u64) -> bool {
 
 /// All lines but the reserve, bytes.
 fn planned(plan: &Plan) -> u64 {
-    plan.budget.need_bytes().saturating_sub(plan.budget.line_bytes("reserve"))
+    plan.budget.need_bytes().saturating_sub(plan.budget.line_bytes(LineId::Reserve))
 }
 
 /// By the fullest record of those in which memory was short, against the first record of the same processes: what the job
@@ -143,9 +145,11 @@ fn cause(run: &Run, plan: &Plan, peak: u64) -> Cause {
 }
 
 /// The watch's advice at the first level that counts.
-fn said(run: &Run) -> Option<&str> {
-    let told = run.node.iter().filter(|record| is_short(record)).filter_map(|record| record.event.as_deref());
-    told.filter(|event| is_level(event)).filter_map(|event| event.lines().last()).map(str::trim).next()
+fn advised(run: &Run, language: Language) -> Option<String> {
+    run.node.iter().filter(|record| is_short(record)).find_map(|record| match &record.event {
+        Some(Event::Level { cause, .. }) => Some(advice(language, cause)),
+        _ => None,
+    })
 }
 
 fn in_words(cause: &Cause, peak: &str, budget: &str, zh: bool) -> String {

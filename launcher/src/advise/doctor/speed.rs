@@ -2,9 +2,8 @@
 
 use super::{Finding, finding, say};
 use crate::advise::log::Run;
-use crate::contract::MetricsRecord;
-use crate::plan::bytes_text;
-use crate::watch::loader_held;
+use spec::contract::{CacheMode, Event, MetricsRecord, Relief};
+use spec::plan::bytes_text;
 
 /// A fifth of the step spent waiting for data is worth a word.
 const WAIT_SHARE: f64 = 0.2;
@@ -15,11 +14,23 @@ const SLOWED: f64 = 0.5;
 /// Records to look at before anything is said about speed.
 const LEAST_RECORDS: usize = 5;
 
+/// Whether an event holds the loader back from now on (true) or lets it go (false); `None` for other events.
+fn loader_held(event: &Event) -> Option<bool> {
+    match event {
+        Event::Relieved { action, .. } | Event::Unanswered { action } => match action {
+            Relief::PausePrefetch => Some(true),
+            Relief::Resume => Some(false),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// From when to when the watch held the loader back, seconds since the Unix epoch.
 fn held(run: &Run) -> Vec<(f64, f64)> {
     let mut spans: Vec<(f64, f64)> = Vec::new();
     for record in &run.node {
-        match (record.event.as_deref().and_then(loader_held), spans.last_mut()) {
+        match (record.event.as_ref().and_then(loader_held), spans.last_mut()) {
             (Some(true), Some(last)) if last.1 == f64::INFINITY => {}
             (Some(true), _) => spans.push((record.t, f64::INFINITY)),
             (Some(false), Some(last)) => last.1 = last.1.min(record.t),
@@ -72,7 +83,7 @@ fn held_back(zh: bool) -> (String, String) {
 
 fn slow_data(run: &Run, zh: bool) -> (String, String) {
     let uncached = run.plan.as_ref().is_some_and(|plan| {
-        let off = plan.budget.cache_policy == "off" || plan.budget.page_cache_bytes == 0;
+        let off = plan.budget.cache_policy == CacheMode::Off || plan.budget.page_cache_bytes == 0;
         off && plan.loader.chunk_cache_bytes == 0 && !plan.budget.lines.is_empty()
     });
     if uncached {
@@ -107,7 +118,7 @@ fn low_hits(run: &Run) -> Option<f64> {
     let summary = run.summary.as_ref()?;
     let cache = &summary.cache;
     let lookups = cache.hits + cache.misses + cache.bypasses;
-    let rate = (cache.policy != "off" && lookups > 0).then(|| cache.hits as f64 / lookups as f64)?;
+    let rate = (cache.policy != CacheMode::Off && lookups > 0).then(|| cache.hits as f64 / lookups as f64)?;
     (rate < LOW_HITS && summary.epochs > 1).then_some(rate)
 }
 
@@ -115,7 +126,7 @@ pub(super) fn hits(run: &Run, zh: bool) -> Option<Finding> {
     let rate = 100.0 * low_hits(run)?;
     let cache = &run.summary.as_ref()?.cache;
     let (policy, size) = (&cache.policy, bytes_text(cache.capacity_bytes));
-    let lru = policy == "lru";
+    let lru = *policy == CacheMode::Lru;
     let small = say(zh, format!("{size} are little beside the data"), format!("{size} 的缓存相对数据过小"));
     finding(
         "hit_rate",

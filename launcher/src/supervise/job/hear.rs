@@ -1,14 +1,15 @@
 //! What reaches the loop from outside: signals, the page cache's notes, messages of the ranks; and what it adds up to.
 
 use super::Job;
-use crate::cache::CacheHost;
-use crate::contract::{self, FrameError, FromRank, exit};
-use crate::supervise::verdict::{End, Said, signal_name};
+use crate::machine::ProcessLimits;
+use crate::supervise::verdict::{End, STOPS, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
+use cache::CacheHost;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
+use spec::contract::{self, Event, FrameError, FromRank, RecordGap, exit};
 use std::io;
 use std::time::Duration;
 
@@ -45,10 +46,33 @@ impl Job<'_> {
         }
     }
 
+    /// A rank of a training run that a signal ended before its first step was asked to stop; so are all others then. Whoever
+    /// asked may have signalled every process, this one too.
+    pub(super) fn pass_on_stop(&mut self, index: usize, end: End) {
+        let by = match end {
+            End::Code(exit::UNSTARTED) => Some(Signal::TERM),
+            End::Signal(number) => Signal::from_named_raw(number).filter(|signal| STOPS.contains(signal)),
+            End::Code(_) => None,
+        };
+        let asked = self.verdict.stopped_by().is_some() || self.told;
+        let begun = self.progress.is_some() || self.verdict.cause().is_some();
+        if let Some(signal) = by.filter(|_| self.spec.control && !asked && !begun) {
+            let rank = self.children[index].rank;
+            self.forward_for(
+                if signal == Signal::HUP { Signal::TERM } else { signal },
+                &format!(" reached rank {rank}"),
+            );
+        }
+    }
+
     pub(super) fn forward(&mut self, signal: Signal) {
+        self.forward_for(signal, "");
+    }
+
+    fn forward_for(&mut self, signal: Signal, whom: &str) {
         if self.verdict.stopped_by().is_none() && !self.told {
             let (name, grace) = (signal_name(signal.as_raw()), self.spec.grace.as_secs_f64());
-            self.watcher.note(&format!("{name}: asking every rank to stop, at most {grace} s"));
+            self.watcher.note(&format!("{name}{whom}: asking every rank to stop, at most {grace} s"));
         }
         self.verdict.forwarded(signal.as_raw());
         self.children.iter().for_each(|child| child.signal(signal));
@@ -135,17 +159,21 @@ impl Job<'_> {
                 let rank = self.children[index].rank;
                 self.tell_watch(Told::Relieved { rank, relieved });
             }
+            FromRank::Gap(gap) => self.gaps.push(gap),
+            FromRank::Summary(summary) => self.summary = Some(*summary),
             FromRank::Done => {}
         }
     }
 
-    pub(super) fn outcome(&mut self, wall: Duration, findings: Findings) -> Outcome {
+    pub(super) fn outcome(&mut self, wall: Duration, mut findings: Findings) -> Outcome {
         let mut killed_for_memory = false;
         let first_failure = self.verdict.cause().map(|cause| {
             let child = &self.children[cause.index];
             let status = self.verdict.end_of(cause.index);
             let killed = status == Some(End::Signal(Signal::KILL.as_raw())) && cause.said.is_none();
             let killed = killed.then(|| findings.explain_kill(cause.index));
+            // Without a word of its own: a limit may have ended it.
+            let limits = if cause.said.is_none() { ProcessLimits::now().in_force() } else { Vec::new() };
             killed_for_memory = killed.as_ref().is_some_and(|killed| killed.for_memory);
             Failure {
                 rank: child.rank,
@@ -153,12 +181,13 @@ impl Job<'_> {
                 status,
                 step: cause.said.as_ref().and_then(|said| said.step),
                 error: cause.said.as_ref().map(|said| said.error.clone()),
-                explanation: killed.map(|killed| killed.lines).unwrap_or_default(),
+                explanation: killed.map(|killed| killed.lines).unwrap_or_default().into_iter().chain(limits).collect(),
                 last_lines: child.tail.lines(),
             }
         });
         if let Some(failure) = &first_failure {
-            let error = findings.keep(self.spec.watch.run_dir.as_deref(), failure.words());
+            let event = Event::Failed { rank: failure.rank, step: failure.step, text: failure.words() };
+            let error = findings.keep(self.spec.watch.run_dir.as_deref(), event);
             error.iter().for_each(|error| self.watcher.note(error));
         }
         Outcome {
@@ -170,10 +199,17 @@ impl Job<'_> {
             killed_for_memory,
             wall,
             peaks: findings.peaks.clone(),
-            last_peaks: findings.peaks,
+            last_peaks: std::mem::take(&mut findings.peaks),
             restarts: 0,
             progress: self.progress.take(),
             cache: None,
+            gaps: self.take_gaps(findings.gaps),
+            summary: self.summary.take(),
         }
+    }
+
+    fn take_gaps(&mut self, of_node: Vec<RecordGap>) -> Vec<RecordGap> {
+        let of_logs = self.children.iter_mut().flat_map(|child| std::mem::take(&mut child.gaps));
+        self.gaps.drain(..).chain(of_logs).chain(of_node).collect()
     }
 }

@@ -1,8 +1,7 @@
 use super::*;
-use crate::cache::PolicyKind;
-use crate::cache::server::tests::breakdown;
-use crate::contract::exit;
 use crate::supervise::{CacheSpec, RankSpec};
+use cache::PolicyKind;
+use spec::contract::exit;
 use std::sync::Mutex;
 
 #[derive(Default)]
@@ -15,22 +14,20 @@ impl Watcher for Notes {
     }
 }
 
-/// Rank 1 makes the directory's thread panic; both would live for minutes.
-const SCRIPT: &str = r#"
-import os, time
-if os.environ["RANK"] == "1":
-    os.write(int(os.environ["HEADROOM_CACHE_FD"]), bytes.fromhex(os.environ["TEST_BYTES"]))
-time.sleep(300)
-"#;
+/// A page cache whose directory's thread panics beside ranks that would live for minutes.
+fn start_and_panic(spec: &Spec) -> io::Result<Option<CacheHost>> {
+    let host = start_cache(spec)?;
+    host.as_ref().unwrap().panic();
+    Ok(host)
+}
 
 #[test]
 fn the_death_of_the_directory_alone_fails_the_job_with_its_cause() {
-    let hex: String = breakdown().iter().map(|byte| format!("{byte:02x}")).collect();
     let rank = |rank: u32| RankSpec { rank, env: vec![("RANK".into(), rank.to_string())] };
     let spec = Spec {
         program: "python3".into(),
-        args: vec!["-c".into(), SCRIPT.into()],
-        env: vec![("TEST_BYTES".into(), hex)],
+        args: vec!["-c".into(), "import time; time.sleep(300)".into()],
+        env: Vec::new(),
         ranks: vec![rank(0), rank(1)],
         log_dir: None,
         grace: Duration::from_secs(20),
@@ -40,7 +37,7 @@ fn the_death_of_the_directory_alone_fails_the_job_with_its_cause() {
         limits: None,
     };
     let notes = Notes::default();
-    let outcome = crate::supervise::run(&spec, &notes).unwrap();
+    let outcome = run_with(&spec, &notes, &Signals::take().unwrap(), start_and_panic).unwrap();
     assert_eq!(outcome.exit_code, exit::INTERNAL);
     let failure = outcome.first_failure.unwrap().to_string();
     assert!(failure.contains("the page cache's directory in the launcher is gone"), "{failure}");

@@ -2,8 +2,6 @@
 //!
 //! Every length is checked against the bytes there are and the room given: damaged input is an error, never a panic.
 
-use super::decode::damaged;
-
 /// HDF5's registered number of h5py's LZF.
 pub const LZF_ID: i32 = 32000;
 /// HDF5's registered number of LZ4.
@@ -97,6 +95,11 @@ pub fn unlz4(stored: &[u8], out: &mut [u8]) -> Result<usize, String> {
         }
     }
     Ok(total)
+}
+
+/// Why bytes cannot be decoded.
+pub(super) fn damaged(problem: &str) -> String {
+    format!("{problem}: the file is damaged, replace it or leave it out")
 }
 
 pub(super) fn too_much(room: usize) -> String {

@@ -3,7 +3,7 @@
 //! Sizes are exact: a chunk that inflates to anything but its rows is an error, never a short or a padded result. Memory
 //! is bounded by the chunk's rows, whatever its bytes promise.
 
-use super::compress::{too_much, unlz4, unlzf};
+use super::compress::{damaged, too_much, unlz4, unlzf};
 use super::shuffle::unshuffle;
 use super::{Filter, Table};
 use libdeflater::{DecompressionError, Decompressor};
@@ -58,11 +58,6 @@ pub fn decode_into(
     }
     exact(stored.len(), decoded_bytes)?;
     columns_of_rows(table, chunk_rows, stored, out)
-}
-
-/// What is wrong with bytes that cannot be undone.
-pub(super) fn damaged(problem: &str) -> String {
-    format!("{problem}: the file is damaged, replace it or leave it out")
 }
 
 fn exact(bytes: usize, expected: usize) -> Result<(), String> {

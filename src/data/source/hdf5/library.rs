@@ -7,6 +7,7 @@ use crate::data::DataError;
 use crate::data::source::file_error;
 use ::hdf5::File;
 use rustix::io::Errno;
+use spec::contract::shown;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -178,7 +179,7 @@ static WITHOUT_LOCKS: OnceLock<String> = OnceLock::new();
 fn say_no_locks(path: &Path, fault: &Fault) {
     let system = fault.errno.map(|errno| format!(" ({})", std::io::Error::from(errno))).unwrap_or_default();
     WITHOUT_LOCKS.get_or_init(|| {
-        let file = path.display();
+        let file = shown(path);
         format!(
             "the file system of {file} has no locks{system}: HDF5 files are read without them; do not write to them meanwhile"
         )

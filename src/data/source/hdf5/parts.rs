@@ -20,6 +20,7 @@ use crate::data::source::file_error;
 use ::hdf5::Dataset;
 use ::hdf5::dataset::Layout as H5Layout;
 use ::hdf5::plist::DatasetCreate;
+use spec::contract::shown;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -147,7 +148,7 @@ pub fn missing(part: &Path, problem: &str) -> String {
 
 /// Words for a part that cannot be read.
 pub fn unreadable(part: &Path, problem: &str) -> String {
-    format!("its part {} cannot be read: {problem}", part.display())
+    format!("its part {} cannot be read: {problem}", shown(part))
 }
 
 /// File that a virtual dataset names, where libhdf5 looks for it (`H5F_prefix_open_file`): below HDF5_VDS_PREFIX, beside the file,
@@ -158,7 +159,7 @@ fn locate(path: &Path, name: &OsStr) -> Result<PathBuf, String> {
     }
     let named = Path::new(name);
     if name.as_encoded_bytes().contains(&b'%') {
-        return Err(format!("virtual dataset over files that a pattern names ({}): {COPY}", named.display()));
+        return Err(format!("virtual dataset over files that a pattern names ({}): {COPY}", shown(named)));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut candidates = Vec::new();
@@ -245,7 +246,7 @@ pub fn check_others(table: &Table) -> Result<(), String> {
 fn check_other(other: &OtherFile) -> Result<(), String> {
     let found = stamp(&other.path).map_err(|error| missing(&other.path, &without_path(&error)))?;
     if found != (other.file_bytes, other.modified_ns) {
-        return Err(format!("its part {} changed since it was opened: start again", other.path.display()));
+        return Err(format!("its part {} changed since it was opened: start again", shown(&other.path)));
     }
     Ok(())
 }
@@ -296,7 +297,7 @@ pub fn read_run(dataset: &Dataset, table: &Table, run: &Run, rows: Span, packed:
 fn lacking(path: &Path, part: &OtherFile, fault: Fault) -> DataError {
     match fault.into_error(&part.path, |words| format!("cannot be read as HDF5 ({words})")) {
         DataError::Lack { problem, .. } => {
-            let problem = format!("its part {} {problem}", part.path.display());
+            let problem = format!("its part {} {problem}", shown(&part.path));
             DataError::Lack { path: path.to_owned(), problem }
         }
         error => file_error(path, missing(&part.path, &without_path(&error))),

@@ -11,6 +11,7 @@ use crate::data::source::chunks::ChunkStore;
 use crate::data::source::file_error;
 use crate::data::{DataError, Scratch};
 use lru::LruCache;
+use spec::contract::USERS;
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -124,8 +125,8 @@ impl Reader {
     /// As [`Reader::read`]; `out` holds anything then.
     pub fn fill_entry(&self, file: usize, index: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
         if index >= self.entries(file) || out.len() != self.entry_bytes(file, index) {
-            let problem = format!("{} bytes of room for entry {index} of file {file}", out.len());
-            return Err(DataError::Other(problem));
+            let problem = format!("{} bytes of room for entry {index}", out.len());
+            return Err(file_error(&self.table(file)?.path, problem));
         }
         let table = &self.tables[file];
         let Layout::Contiguous { addr } = &table.layout else {
@@ -165,7 +166,7 @@ impl Reader {
         into: Range<usize>,
         targets: &mut [Target],
     ) -> Result<(), DataError> {
-        let table = self.tables.get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        let table = self.table(file)?;
         let rows = self.rows_in(file, index);
         let fits = targets
             .iter()
@@ -180,6 +181,15 @@ impl Reader {
 
     pub fn tables(&self) -> &[Table] {
         &self.tables
+    }
+
+    /// File number `file`.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn table(&self, file: usize) -> Result<&Table, DataError> {
+        let (index, count) = (file as u64, self.tables.len() as u64);
+        self.tables.get(file).ok_or(DataError::OutOfRange { what: "file", index, place: "the data set", count })
     }
 
     pub fn store(&self) -> &Arc<dyn ChunkStore> {
@@ -208,7 +218,7 @@ impl Reader {
         targets: &mut [Target],
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
-        let table = self.tables.get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        let table = self.table(file)?;
         self.check(table, start, rows, targets)?;
         self.rows.fetch_add((rows * targets.len()) as u64, Ordering::Relaxed);
         match &table.layout {
@@ -414,6 +424,7 @@ fn warn_once(table: &Table) {
     };
     if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(reason.into()) {
         tracing::warn!(
+            target: USERS,
             "{}: {reason}: read through libhdf5, one thread at a time; deflate, lzf, lz4, shuffle and uncompressed files are faster",
             table.path.display()
         );

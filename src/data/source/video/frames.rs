@@ -115,7 +115,12 @@ impl Frames {
             Modality::Sharp => Some(&frame.sharp),
             Modality::Spikes => frame.spikes.as_ref(),
         });
-        let stamp = stamp.ok_or_else(|| DataError::Other(format!("no entry {key} in {} frames", self.frames.len())))?;
+        let stamp = stamp.ok_or(DataError::OutOfRange {
+            what: "page cache entry",
+            index: key,
+            place: "the data set",
+            count: 3 * self.frames.len() as u64,
+        })?;
         if out.len() != self.bytes(modality) {
             let problem = format!("room for {} bytes, its entry has {}", out.len(), self.bytes(modality));
             return Err(file_error(&stamp.path, problem));

@@ -177,7 +177,7 @@ pub fn png_bytes(pixels: &[u8], size: ImageSize) -> Result<Vec<u8>, DataError> {
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(pixels));
-    written.map_err(|e| DataError::Other(format!("PNG: {e}")))?;
+    written.map_err(|e| DataError::Encode(e.into()))?;
     Ok(bytes)
 }
 

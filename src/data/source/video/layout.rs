@@ -98,22 +98,26 @@ pub fn find_sequences(
     if !parent.is_dir() {
         return Ok(None);
     }
-    let mut names: Vec<String> = Vec::new();
+    let (mut names, mut refused): (Vec<String>, Vec<DataError>) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(&parent).map_err(|e| file_error(&parent, e.to_string()))?.flatten() {
         if entry.path().is_dir() {
-            names.push(entry.file_name().to_string_lossy().into_owned());
+            match entry.file_name().into_string() {
+                Ok(name) => names.push(name),
+                Err(_) => refused.push(not_utf8(&entry.path())),
+            }
         }
     }
     names.sort();
     let meta = if layout == Layout::Kair { meta_info(spec, split)? } else { None };
     if let Some(meta) = &meta {
         names = meta.keys().cloned().collect();
+        refused.clear();
     }
     let one = |name: &String| {
         let clip = meta.as_ref().and_then(|meta| meta.get(name));
         sequence(spec, folders(spec, layout, split, name), clip)
     };
-    Ok(Some(names.iter().map(one).collect()))
+    Ok(Some(names.iter().map(one).chain(refused.into_iter().map(Err)).collect()))
 }
 
 fn folders(spec: &VideoSpec, layout: Layout, split: &str, name: &str) -> Folders {
@@ -230,6 +234,10 @@ pub(super) fn number(stem: &str) -> Option<u64> {
     stem.parse().ok()
 }
 
+fn not_utf8(path: &Path) -> DataError {
+    file_error(path, "its name is not UTF-8: rename it")
+}
+
 /// Files of `folder` by stem.
 fn files(folder: &Path, extensions: &[&str]) -> Result<BTreeMap<String, PathBuf>, DataError> {
     let entries = std::fs::read_dir(folder).map_err(|e| file_error(folder, e.to_string()))?;
@@ -238,7 +246,8 @@ fn files(folder: &Path, extensions: &[&str]) -> Result<BTreeMap<String, PathBuf>
         if super::super::has_extension(&path, extensions)
             && let Some(stem) = path.file_stem()
         {
-            found.insert(stem.to_string_lossy().into_owned(), path);
+            let stem = stem.to_str().ok_or_else(|| not_utf8(&path))?.to_owned();
+            found.insert(stem, path);
         }
     }
     Ok(found)

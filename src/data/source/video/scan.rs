@@ -120,21 +120,23 @@ pub fn scan(splits: &[Vec<SequencePaths>], spikes: &SpikeInput, skip_bad: bool) 
     let image = most(seen.iter().flatten().flat_map(|seen| seen.sizes));
     let Some(image) = image else {
         let first = seen.into_iter().find_map(Result::err);
-        return Err(first.unwrap_or_else(|| DataError::Other("no frame in any sequence".into())));
+        return Err(first.unwrap_or_else(|| DataError::NothingUsable("no frame in any sequence".into())));
     };
     let form = spike_form(&seen, spikes)?;
-    for (seen, (sequence, frame)) in seen.iter_mut().zip(&all) {
+    for (seen, (sequence, _)) in seen.iter_mut().zip(&all) {
         if let Ok(found) = seen
             && let Err(error) = alike(found, image, &form, spikes, sequence)
         {
             *seen = Err(error);
         }
-        if let Err(error) = seen
-            && !skip_bad
-        {
-            let way_out = "data.skip_bad: true leaves such frames out";
-            return Err(DataError::Other(format!("clip {} frame {}: {error} ({way_out})", sequence.name, frame.stem)));
-        }
+    }
+    if !skip_bad
+        && let Some(at) = seen.iter().position(Result::is_err)
+        && let Err(error) = seen.swap_remove(at)
+    {
+        let (sequence, frame) = &all[at];
+        let (sequence, frame, error) = (sequence.name.clone(), frame.stem.clone(), Box::new(error));
+        return Err(DataError::Bad { what: "frames", error: DataError::Frame { sequence, frame, error }.into() });
     }
     Ok(assemble(splits, seen, image, form))
 }
@@ -181,7 +183,8 @@ fn spike_form(seen: &[Result<Seen, DataError>], input: &SpikeInput) -> Result<Op
         SpikeInput::None => Ok(None),
         SpikeInput::Voxels => {
             let shapes = good().filter_map(|seen| seen.voxels.clone()).filter(|shape| shape.len() == 3);
-            let shape = most(shapes).ok_or_else(|| DataError::Other("no .npy file of three dimensions".into()))?;
+            let shape =
+                most(shapes).ok_or_else(|| DataError::NothingUsable("no .npy file of three dimensions".into()))?;
             Ok(Some(SpikeForm::Voxels { bins: shape[0], height: shape[1], width: shape[2] }))
         }
         SpikeInput::Dat { encoding, height, width } => {
@@ -203,7 +206,7 @@ fn spike_form(seen: &[Result<Seen, DataError>], input: &SpikeInput) -> Result<Op
 fn no_planes(first: Option<&Stamp>, encoding: SpikeEncoding, height: usize, width: usize) -> DataError {
     match first {
         Some(stamp) => file_error(&stamp.path, wrong_size(stamp.bytes, Some(encoding), height, width)),
-        None => DataError::Other("no spike file is there".into()),
+        None => DataError::NothingUsable("no spike file is there".into()),
     }
 }
 

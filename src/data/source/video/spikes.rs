@@ -87,7 +87,10 @@ pub fn tell_encoding(files: &[(PathBuf, u64)], height: usize, width: usize) -> R
         None => {
             let problem = "no spike file has a size of whole planes";
             let way_out = "is the camera's size in the config right?";
-            Err(DataError::Other(format!("{problem} of {height}×{width}: {way_out}{}", example(files, height, width))))
+            Err(DataError::NothingUsable(format!(
+                "{problem} of {height}×{width}: {way_out}{}",
+                example(files, height, width)
+            )))
         }
     }
 }

@@ -47,7 +47,7 @@ impl Clips {
         self.clip_len
     }
 
-    /// Place among all clips of the one with number `index`.
+    /// Corner among all clips of the one with number `index`.
     fn place(&self, index: u64) -> u64 {
         (u128::from(index) * u128::from(self.all) / u128::from(self.used.max(1))) as u64
     }

@@ -9,7 +9,7 @@ use crate::data::source::video::image::ImageSize;
 
 /// Where a crop lies: its first row and column.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Corner {
     pub y: usize,
     pub x: usize,
 }
@@ -47,14 +47,15 @@ impl Crop {
         let size = ImageSize { height: side, width: side };
         if side == 0 || side > image.height || side > image.width {
             let problem = format!("a crop of {size} pixels from frames of {image}: set data.crop_size so that it fits");
-            return Err(DataError::Other(problem));
+            return Err(DataError::setting("data.crop_size", problem));
         }
         if !side.is_multiple_of(step.height) || !side.is_multiple_of(step.width) {
-            return Err(DataError::Other(format!(
+            let problem = format!(
                 "a crop of {size} pixels of frames of {image} with {camera} spikes: data.crop_size must be a multiple of {} \
                  rows and of {} columns, so that its spikes are whole",
                 step.height, step.width
-            )));
+            );
+            return Err(DataError::setting("data.crop_size", problem));
         }
         Ok(Self { image, spikes, size, step })
     }
@@ -73,27 +74,27 @@ impl Crop {
     }
 
     /// The place in spike planes of a place in frames.
-    pub fn spike_place(&self, place: Place) -> Place {
+    pub fn spike_place(&self, place: Corner) -> Corner {
         let camera = self.spikes.unwrap_or(self.image);
-        Place { y: place.y * camera.height / self.image.height, x: place.x * camera.width / self.image.width }
+        Corner { y: place.y * camera.height / self.image.height, x: place.x * camera.width / self.image.width }
     }
 
     /// A place drawn from (seed, epoch, clip), every one equally likely.
-    pub fn random(&self, seed: u64, epoch: u64, clip: u64) -> Place {
+    pub fn random(&self, seed: u64, epoch: u64, clip: u64) -> Corner {
         let key = mix(mix(mix(seed ^ 0x4352_4f50).wrapping_add(epoch)).wrapping_add(clip));
         let draw = |key: u64, room: usize, step: usize| {
             let choices = (room / step) as u128 + 1;
             ((u128::from(mix(key)) * choices) >> 64) as usize * step
         };
         let (rows, columns) = (self.image.height - self.size.height, self.image.width - self.size.width);
-        Place { y: draw(key, rows, self.step.height), x: draw(key ^ u64::MAX, columns, self.step.width) }
+        Corner { y: draw(key, rows, self.step.height), x: draw(key ^ u64::MAX, columns, self.step.width) }
     }
 
     /// The middle, rounded to a whole step.
-    pub fn centre(&self) -> Place {
+    pub fn centre(&self) -> Corner {
         let (rows, columns) = (self.image.height - self.size.height, self.image.width - self.size.width);
         let middle = |room: usize, step: usize| room / 2 / step * step;
-        Place { y: middle(rows, self.step.height), x: middle(columns, self.step.width) }
+        Corner { y: middle(rows, self.step.height), x: middle(columns, self.step.width) }
     }
 }
 
@@ -108,24 +109,24 @@ mod tests {
     fn places_are_inside_whole_in_spikes_and_a_function_of_seed_epoch_and_clip() {
         let crop = Crop::new(GOPRO, Some(SPIKES), Some(256)).unwrap();
         assert_eq!(crop.spike_size(), Some(ImageSize { height: 128, width: 128 }));
-        let places: Vec<Place> = (0..4000).map(|clip| crop.random(1, clip / 100, clip)).collect();
+        let places: Vec<Corner> = (0..4000).map(|clip| crop.random(1, clip / 100, clip)).collect();
         for place in &places {
             assert!(place.y <= 720 - 256 && place.x <= 1280 - 256 && place.y % 2 == 0 && place.x % 2 == 0);
-            assert_eq!(crop.spike_place(*place), Place { y: place.y / 2, x: place.x / 2 });
+            assert_eq!(crop.spike_place(*place), Corner { y: place.y / 2, x: place.x / 2 });
         }
         let mean = places.iter().map(|place| place.x as f64).sum::<f64>() / 4000.0;
         assert!((mean - 512.0).abs() < 25.0, "{mean}");
         assert!(places.iter().any(|place| place.x == 0) && places.iter().any(|place| place.x == 1024));
         assert_eq!(crop.random(1, 2, 3), crop.random(1, 2, 3));
         assert_ne!(crop.random(1, 2, 3), crop.random(1, 3, 3));
-        assert_eq!(crop.centre(), Place { y: 232, x: 512 });
+        assert_eq!(crop.centre(), Corner { y: 232, x: 512 });
     }
 
     #[test]
     fn crops_that_do_not_fit_say_so() {
         let vidar = Some(ImageSize { height: 250, width: 400 });
         let whole = Crop::new(GOPRO, vidar, None).unwrap();
-        assert_eq!((whole.random(1, 2, 3), whole.spike_size()), (Place::default(), vidar));
+        assert_eq!((whole.random(1, 2, 3), whole.spike_size()), (Corner::default(), vidar));
         let error = Crop::new(GOPRO, vidar, Some(256)).unwrap_err().to_string();
         assert!(error.contains("multiple of 72 rows and of 16 columns"), "{error}");
         assert!(Crop::new(GOPRO, vidar, Some(144)).is_ok());

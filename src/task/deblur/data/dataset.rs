@@ -2,14 +2,15 @@
 
 use super::Source;
 use super::clips::Clips;
-use super::crop::{Crop, Place};
+use super::crop::{Corner, Crop};
 use super::unreadable::stand_ins;
-use crate::data::cache::{EntrySource, Lent, Reading};
+use crate::data::entries::EntrySource;
 use crate::data::loader::Order;
 use crate::data::source::video::bits;
 use crate::data::source::video::image::ImageSize;
 use crate::data::source::video::{Frames, Modality, SpikeForm};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, LentPart, Pages, ReadRequest, Scratch, Wake};
+use cache::client::{Lent, Reading};
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Weak;
@@ -68,7 +69,7 @@ impl ClipDataset {
     }
 
     /// Where the clip is cut in `epoch`.
-    pub fn place(&self, request: ReadRequest) -> Place {
+    pub fn place(&self, request: ReadRequest) -> Corner {
         match self.random {
             Some(seed) => self.crop.random(seed, request.epoch, request.index as u64),
             None => self.crop.centre(),
@@ -76,7 +77,7 @@ impl ClipDataset {
     }
 
     /// Copies the part at `place` out of an entry.
-    fn cut(&self, modality: Modality, entry: &[u8], place: Place, out: &mut [u8]) {
+    fn cut(&self, modality: Modality, entry: &[u8], place: Corner, out: &mut [u8]) {
         let image = self.frames().image();
         match (modality, self.frames().spikes(), self.crop.spike_size()) {
             (Modality::Blur | Modality::Sharp, ..) => {
@@ -104,7 +105,7 @@ impl ClipDataset {
     }
 
     /// Where the part at `place` lies in an entry, where it lies there in one piece and as a batch has it.
-    fn whole_part(&self, modality: Modality, place: Place) -> Option<Range<usize>> {
+    fn whole_part(&self, modality: Modality, place: Corner) -> Option<Range<usize>> {
         let (image, crop) = (self.frames().image(), self.crop.size());
         match (modality, self.frames().spikes(), self.crop.spike_size()) {
             (Modality::Blur | Modality::Sharp, ..) => {
@@ -112,7 +113,7 @@ impl ClipDataset {
                 (crop.width == image.width).then(|| place.y * row..(place.y + crop.height) * row)
             }
             (Modality::Spikes, Some(form), Some(size)) => {
-                let whole = size == form.size() && self.crop.spike_place(place) == Place::default();
+                let whole = size == form.size() && self.crop.spike_place(place) == Corner::default();
                 // What files hold in the bits that fill up a row is cut off on the way into a batch.
                 let filled = matches!(form, SpikeForm::Planes(form) if !form.width.is_multiple_of(8));
                 (whole && !filled).then(|| 0..self.frames().bytes(modality))
@@ -126,18 +127,20 @@ impl ClipDataset {
         &self,
         key: u64,
         modality: Modality,
-        (place, stand_in): (Place, Option<StandIn>),
+        (place, stand_in): (Corner, Option<StandIn>),
         (out, lends): (&mut [u8], bool),
         scratch: &mut Scratch,
     ) -> Result<Option<Lent>, DataError> {
         if let Some(cached) = &self.source.cached {
             // Of announced entries the cache knows it already.
             let next_use = stand_in.map_or(u64::MAX, |by| self.next_use(key, by.epoch, by.position));
-            let cut = &mut |entry: &[u8]| self.cut(modality, entry, place, out);
             // A part that is empty is never lent.
             let part = if lends { self.whole_part(modality, place).unwrap_or_default() } else { 0..0 };
-            match cached.read_or_lend(key, (part, next_use), scratch, cut)? {
-                Reading::Taken => return Ok(None),
+            match cached.read_or_lend(key, (part, next_use), scratch)? {
+                Reading::Held(entry) => {
+                    self.cut(modality, &entry, place, out);
+                    return Ok(None);
+                }
                 Reading::Lent(lent) => return Ok(Some(lent)),
                 Reading::Bypass => {}
             }
@@ -157,7 +160,7 @@ impl ClipDataset {
     fn read_clip(
         &self,
         clip: u64,
-        cut: (Place, Option<StandIn>),
+        cut: (Corner, Option<StandIn>),
         sink: &mut Sink,
         scratch: &mut Scratch,
     ) -> Result<bool, DataError> {
@@ -193,8 +196,7 @@ impl ClipDataset {
 
     fn read_sample(&self, request: ReadRequest, mut sink: Sink, scratch: &mut Scratch) -> Result<(), DataError> {
         if sink.fields.len() != self.fields.len() {
-            let problem = format!("{} fields asked for, there are {}", sink.fields.len(), self.fields.len());
-            return Err(DataError::Other(problem));
+            return Err(DataError::Fields { asked: sink.fields.len(), count: self.fields.len() });
         }
         if self.read_clip(request.index as u64, (self.place(request), None), &mut sink, scratch)? {
             return Ok(());
@@ -233,12 +235,12 @@ impl ClipDataset {
             }
         }
         let len = self.clips.len();
-        Err(DataError::Other(format!("every one of {len} training clips has a frame that cannot be decoded")))
+        Err(DataError::NothingUsable(format!("every one of {len} training clips has a frame that cannot be decoded")))
     }
 
     pub(super) fn clip_frames(&self, clip: u64) -> Result<Range<usize>, DataError> {
-        let len = self.clips.len();
-        self.clips.frames(clip).ok_or_else(|| DataError::Other(format!("clip {clip} asked for, there are {len}")))
+        let count = self.clips.len() as u64;
+        self.clips.frames(clip).ok_or(DataError::OutOfRange { what: "clip", index: clip, place: "the data set", count })
     }
 
     /// Entries of the clips `ids`, each once, in rising order; ids out of range have none.

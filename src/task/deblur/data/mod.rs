@@ -15,17 +15,18 @@ mod tests;
 mod unreadable;
 pub mod voxel;
 
-pub use crop::{Crop, Place};
+pub use crop::{Corner, Crop};
 pub use dataset::ClipDataset;
 
-use crate::data::cache::{CachedEntries, EntrySource};
+use crate::data::entries::{CachedEntries, EntrySource};
 use crate::data::loader::{Order, Shuffle, order_of};
+use crate::data::source::file_error;
 use crate::data::source::video::image::ImageSize;
 use crate::data::source::video::{Frames, Sequence, SequencePaths, SpikeForm, VideoSpec, find_sequences, scan};
 use crate::data::{DataError, Dataset, Scratch};
 use crate::task::{Datasets, Team};
 use clips::Clips;
-use launcher::config::{CachePolicy, DataConfig};
+use spec::config::{CachePolicy, DataConfig};
 use std::sync::Arc;
 use unreadable::Unreadable;
 
@@ -77,7 +78,8 @@ pub struct ClipData {
 /// ranks that see different files.
 pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataConfig>) -> Result<ClipData, DataError> {
     if spec.clip_len == 0 || spec.strides.contains(&0) {
-        return Err(DataError::Other("a clip has at least 1 frame, and clips start at least 1 frame apart".into()));
+        let problem = "a clip has at least 1 frame, and clips start at least 1 frame apart";
+        return Err(DataError::setting("data.deblur", problem));
     }
     let mut skipped = Vec::new();
     let (found, places) = find_splits(spec, &mut skipped)?;
@@ -98,7 +100,7 @@ pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataCo
     if clips[0].len() == 0 {
         let first = skipped.first().map(|line| format!("; the first left out: {line}")).unwrap_or_default();
         let problem = format!("no clip of {} frames in {} training sequences", spec.clip_len, splits[0].len());
-        return Err(DataError::Other(format!("{}: {problem}{first}", spec.video.root.display())));
+        return Err(file_error(&spec.video.root, format!("{problem}{first}")));
     }
     let notes = vec![note(&frames, &clips, &skipped)];
     let train_order = train_order(&clips[0], seed, order)?;
@@ -171,7 +173,7 @@ fn find_splits(spec: &ClipSpec, skipped: &mut Vec<String>) -> Result<(Vec<Vec<Se
     let missing = |what: &str| {
         let way_out = "set data.dataset_path, or data.sample_if_missing: true, with which scripts/launch makes sample data in \
                        a folder that does not exist yet";
-        DataError::Other(format!("{}: no folder of {what} sequences: {way_out}", spec.video.root.display()))
+        file_error(&spec.video.root, format!("no folder of {what} sequences: {way_out}"))
     };
     let train = train.ok_or_else(|| missing(&spec.splits[0]))?;
     let val = val.or(test).ok_or_else(|| missing(&format!("{} or {}", spec.splits[1], spec.splits[2])))?;
@@ -189,7 +191,7 @@ fn keep_good(
             Ok(sequence) => good.push(sequence),
             Err(error) if skip_bad => skipped.push(error.to_string()),
             Err(error) => {
-                return Err(DataError::Other(format!("{error} (data.skip_bad: true leaves such sequences out)")));
+                return Err(DataError::Bad { what: "sequences", error: error.into() });
             }
         }
     }
@@ -217,7 +219,7 @@ fn agree(digest: u32, team: &Team) -> Result<(), DataError> {
     let all = (team.gather)(&own)?;
     match all.iter().position(|theirs| *theirs != own) {
         None => Ok(()),
-        Some(rank) => Err(DataError::Other(format!(
+        Some(rank) => Err(DataError::RanksDiffer(format!(
             "rank {rank} finds other frames than rank {}: data.dataset_path must hold the same files for every rank, and \
              nobody may write there",
             team.rank

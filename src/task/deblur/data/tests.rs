@@ -2,14 +2,14 @@
 
 use super::voxel::{VoxelSpec, Voxeliser};
 use super::*;
-use crate::data::cache::testing::hosted;
+use crate::data::cache_testing::hosted;
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Shuffle};
 use crate::data::source::video::image::write_png;
 use crate::data::source::video::spikes::to_packed_file;
 use crate::data::source::video::{Layout, SpikeEncoding, SpikeInput, bits, npy};
 use crate::data::{Dtype, ReadRequest};
 use crate::task::deblur::sample::{SampleSpec, write_sample_data};
-use launcher::cache::PolicyKind;
+use cache::PolicyKind;
 use std::path::Path;
 use tch::Tensor;
 

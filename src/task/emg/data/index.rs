@@ -8,9 +8,11 @@ use crate::data::DataError;
 use crate::data::source::hdf5::open;
 use libdeflater::Crc;
 use serde::{Deserialize, Serialize};
+use spec::contract::shown;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Raised when the scan finds out something else.
@@ -31,8 +33,9 @@ struct Trailer {
 
 /// Where facts that were found under `facts` about files below `root` are kept.
 pub fn path(index_dir: &Path, facts: &ScanFacts, root: &Path) -> PathBuf {
-    let key = serde_json::to_string(facts).unwrap_or_default() + &root.to_string_lossy();
-    index_dir.join(format!("emg-{:08x}.jsonl", libdeflater::crc32(key.as_bytes())))
+    let mut key = serde_json::to_vec(facts).unwrap_or_default();
+    key.extend_from_slice(root.as_os_str().as_bytes());
+    index_dir.join(format!("emg-{:08x}.jsonl", libdeflater::crc32(&key)))
 }
 
 /// Facts about those files for which `wanted` holds, as they were then. A missing index is empty; a damaged one too, with a warning. Read line by line:
@@ -42,7 +45,7 @@ pub fn load(path: &Path, facts: &ScanFacts, wanted: impl Fn(&Path) -> bool) -> H
         return HashMap::new();
     };
     parse(BufReader::new(file), facts, wanted).unwrap_or_else(|problem| {
-        tracing::warn!("{}: {problem}: files are scanned again", path.display());
+        tracing::warn!("{}: {problem}: files are scanned again", shown(path));
         HashMap::new()
     })
 }

@@ -112,12 +112,12 @@ pub fn share(own: Share, team: &Team) -> Result<(Vec<Found>, usize), DataError> 
     let mut scanned = 0;
     for (rank, theirs) in gather::<Head>(&head, team)?.into_iter().enumerate() {
         if let Some(error) = theirs.error {
-            return Err(DataError::Other(format!(
+            return Err(DataError::RanksDiffer(format!(
                 "{error} (rank {rank}): set data.dataset_path, or data.sample_if_missing: true"
             )));
         }
         if (theirs.files, theirs.paths_crc32) != (head.files, head.paths_crc32) {
-            return Err(DataError::Other(format!(
+            return Err(DataError::RanksDiffer(format!(
                 "rank {rank} finds {} files, rank {} finds {}, or other ones: data.dataset_path must hold the same files on \
                  every node",
                 theirs.files, team.rank, head.files
@@ -136,7 +136,7 @@ pub fn share(own: Share, team: &Team) -> Result<(Vec<Found>, usize), DataError> 
             all.push(found);
         }
         if all.len() == before || rounds.iter().any(|left| left.len() > 0) {
-            return Err(DataError::Other(format!("{} of {} files were looked at", all.len(), head.files)));
+            return Err(DataError::RanksDiffer(format!("{} of {} files were looked at", all.len(), head.files)));
         }
     }
     Ok((all, scanned))
@@ -144,8 +144,7 @@ pub fn share(own: Share, team: &Team) -> Result<(Vec<Found>, usize), DataError> 
 
 /// What every rank says, by rank.
 fn gather<T: Serialize + DeserializeOwned>(own: &T, team: &Team) -> Result<Vec<T>, DataError> {
-    let unreadable = |error: serde_json::Error| DataError::Other(format!("what ranks found out: {error}"));
-    let bytes = serde_json::to_vec(own).map_err(unreadable)?;
+    let bytes = serde_json::to_vec(own).map_err(DataError::Gathered)?;
     let gathered = (team.gather)(&bytes)?;
-    gathered.iter().map(|bytes| serde_json::from_slice(bytes).map_err(unreadable)).collect()
+    gathered.iter().map(|bytes| serde_json::from_slice(bytes).map_err(DataError::Gathered)).collect()
 }

@@ -318,10 +318,13 @@ fn windows_do_not_depend_on_how_files_are_stored() {
     assert!(!all[0].is_empty() && all[0] == all[1] && all[1] == all[2]);
 }
 
-use crate::data::cache::testing::{TestDirectory, hosted};
+use crate::data::cache_testing::{TestDirectory, hosted};
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec, Order as SampleOrder};
-use launcher::cache::PolicyKind;
-use launcher::config::CacheEntries;
+use crate::data::windows::entries::ChunkEntries;
+use crate::data::windows::future::Future;
+use crate::data::windows::pieces::{Fresh, Pieces};
+use cache::PolicyKind;
+use spec::config::{CacheEntries, CachePolicy};
 
 /// A session per file, in chunks of gzip or contiguous.
 fn store(dir: &Path, chunk_rows: Option<usize>, sessions: usize) -> PathBuf {
@@ -499,7 +502,7 @@ fn next_uses_equal_a_search_through_the_order() {
     let path = store(dir.path(), Some(300), 3);
     let directory = TestDirectory::new(1 << 20);
     let data = open_datasets(&config(&path), 3, &alone(), dir.path()).unwrap();
-    let pages = Pages::new(Arc::clone(&data.reader), directory.client(0, 1 << 20, false));
+    let pages = ChunkEntries::new(Arc::clone(&data.reader), directory.client(0, 1 << 20, false));
     let mut windows = Windows::new(100);
     (0..3).for_each(|file| windows.add(file, [150, 7_900], 500));
     windows.limit(150);
@@ -554,7 +557,7 @@ fn pieces_cover_their_windows_and_are_offered_by_their_next_use() {
     pieces.announce(BatchAhead { epoch: 1, ids: &ahead }, reader);
     let check = |from: u64, due: u64| {
         let (chunk, _) = reader.chunk(0, 7, &mut Scratch::default()).unwrap();
-        let offers = pieces.offers(&pages::Fresh { file: 0, chunk: 7, bytes: chunk }, reader);
+        let offers = pieces.offers(&Fresh { file: 0, chunk: 7, bytes: chunk }, reader);
         let touching = windows.touching(0, 2100..2400, 500).flatten();
         let mut wanted: Vec<(u64, u64)> = touching
             .map(|index| {

@@ -15,7 +15,7 @@ fn smaller_from_step_2(dir: &tempfile::TempDir) -> Vec<Ended> {
 }
 
 #[test]
-fn item_36_out_of_memory_halves_the_micro_batch_and_repeats_the_step_on_every_rank() {
+fn out_of_memory_halves_the_micro_batch_and_repeats_the_step_on_every_rank() {
     let [a, b, c, d] = [0; 4].map(|_| tempfile::tempdir().unwrap());
     let reference = run(&Job::new(&a));
     let smaller = smaller_from_step_2(&d);
@@ -40,7 +40,7 @@ fn item_36_out_of_memory_halves_the_micro_batch_and_repeats_the_step_on_every_ra
 }
 
 #[test]
-fn item_36_the_ladder_goes_down_to_one_and_average_and_first_step_survive_it() {
+fn the_ladder_goes_down_to_one_and_average_and_first_step_survive_it() {
     let [a, b] = [0; 2].map(|_| tempfile::tempdir().unwrap());
     let plain = run(&Job { ema: Some(0.9), micro_batch: 1, ..Job::new(&a) });
     // The first step fails twice: on rank 2 with 4 samples, then on rank 0 in its second half.
@@ -101,7 +101,7 @@ fn out_of_memory_in_evaluation_takes_smaller_batches() {
 }
 
 #[test]
-fn item_27_caches_are_cleared_periodically_counted_and_change_nothing() {
+fn caches_are_cleared_periodically_counted_and_change_nothing() {
     let [a, b] = [0; 2].map(|_| tempfile::tempdir().unwrap());
     let (plain, cleaned) = (run(&Job::new(&a)), run(&Job { cleanup_every: 3, ..Job::new(&b) }));
     let finished = cleaned[0].result.as_ref().unwrap();
@@ -116,11 +116,11 @@ fn item_27_caches_are_cleared_periodically_counted_and_change_nothing() {
 const ALONE: &str = "HEADROOM_TEST_ALONE";
 
 #[test]
-fn item_62_experiments_in_one_process_with_a_clean_up_between_stay_flat() {
+fn experiments_in_one_process_with_a_clean_up_between_stay_flat() {
     if std::env::var_os(ALONE).is_none() {
         // In a process of its own: other tests take memory and give it back meanwhile.
         let path = module_path!().split_once("::").unwrap().1;
-        let name = format!("{path}::item_62_experiments_in_one_process_with_a_clean_up_between_stay_flat");
+        let name = format!("{path}::experiments_in_one_process_with_a_clean_up_between_stay_flat");
         let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
         let output = alone.args(["--exact", &name, "--nocapture"]).env(ALONE, "1").output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

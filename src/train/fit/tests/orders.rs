@@ -62,7 +62,7 @@ fn orders_to_the_loader_are_answered_and_change_no_result() {
             controls.order(100 + step, action.clone());
         }
         // The first one comes during a validation: epochs have four steps, and the run ends with one.
-        if matches!(event, Event::Phase(phase) if phase == "val") {
+        if matches!(event, Event::Phase(Phase::Val)) {
             controls.order(99, Relief::PausePrefetch);
         }
     });
@@ -98,7 +98,7 @@ fn a_stop_in_validation_ends_it_early_and_a_resume_does_it_again() {
     let plain = run(&job);
     let job = Job { dir: b.path().into(), ..job };
     let in_validation = |rank: usize, event: Event, controls: &Controls| {
-        if rank == 1 && matches!(&event, Event::Phase(phase) if phase == "val") {
+        if rank == 1 && matches!(&event, Event::Phase(Phase::Val)) {
             controls.order(1, Relief::Stop { reason: String::new() });
         }
     };
@@ -125,7 +125,7 @@ fn a_stop_in_validation_ends_it_early_and_a_resume_does_it_again() {
 fn a_stop_in_the_test_split_stops_and_a_resume_tests() {
     let dir = tempfile::tempdir().unwrap();
     let stopped = run_with(&Job::new(&dir), &|rank, event, controls| {
-        if rank == 0 && matches!(&event, Event::Phase(phase) if phase == "test") {
+        if rank == 0 && matches!(&event, Event::Phase(Phase::Test)) {
             controls.order(1, Relief::Stop { reason: "enough".into() });
         }
     });

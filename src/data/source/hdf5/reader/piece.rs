@@ -21,7 +21,7 @@ impl Reader {
         into: Range<usize>,
         targets: &mut [Target],
     ) -> Result<(), DataError> {
-        let table = self.tables.get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        let table = self.table(file)?;
         let (rows, whole) = (into.len(), piece.len() == into.len() * table.used_row_bytes());
         let fits = |target: &Target| {
             table.members.get(target.member).is_some_and(|member| target.out.len() >= into.end * member.len * 4)
@@ -45,7 +45,7 @@ impl Reader {
         rows: Range<usize>,
         out: &mut [u8],
     ) -> Result<(), DataError> {
-        let table = self.tables.get(file).ok_or_else(|| DataError::Other(format!("no file {file}")))?;
+        let table = self.table(file)?;
         let (entry_rows, row_bytes) = (self.rows_in(file, index), table.used_row_bytes());
         if entry.len() != entry_rows * row_bytes || rows.end > entry_rows || out.len() != rows.len() * row_bytes {
             return Err(file_error(&table.path, format!("rows {rows:?} of entry {index} into {} bytes", out.len())));
@@ -68,7 +68,8 @@ impl Reader {
     pub fn chunk(&self, file: usize, index: u64, scratch: &mut Scratch) -> Result<(Arc<Chunk>, bool), DataError> {
         let chunked = self.tables.get(file).filter(|table| table.chunk_rows().is_some() && index < self.entries(file));
         let Some(table) = chunked else {
-            return Err(DataError::Other(format!("no chunk {index} in file {file}")));
+            let count = self.tables.get(file).map_or(0, |_| self.entries(file));
+            return Err(DataError::OutOfRange { what: "chunk", index, place: "its file", count });
         };
         let (rows, mut fresh) = (self.entry_rows(file), false);
         let key = ChunkKey { file: file as u32, chunk: index as u32 };

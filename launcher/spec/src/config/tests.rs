@@ -1,0 +1,520 @@
+//! Configs as people write them, from text to [`Config`].
+
+use super::*;
+use proptest::prelude::*;
+use std::path::Path;
+
+fn sets(sets: &[&str]) -> Vec<String> {
+    sets.iter().map(ToString::to_string).collect()
+}
+
+fn load(text: &str) -> Config {
+    resolved(text, "cpu", &[]).unwrap()
+}
+
+fn resolved(text: &str, profile: &str, overrides: &[&str]) -> Result<Config, ConfigError> {
+    RawConfig::parse(text, "my.yaml")?.resolve(profile, &sets(overrides))
+}
+
+fn error(text: &str, overrides: &[&str]) -> String {
+    resolved(text, "cpu", overrides).unwrap_err().to_string()
+}
+
+#[test]
+fn empty_config_is_the_default_named_after_its_file() {
+    let expected = Config { name: "my".into(), ..Config::default() };
+    assert_eq!(load(""), expected);
+    assert_eq!(load("# nothing\ndata:\ntrain: {}\n"), expected);
+}
+
+#[test]
+fn all_unknown_keys_are_reported_at_once_with_line_and_nearest_key() {
+    let text = error("data:\n  strid: 2\ntrain:\n  batch_sze: 4\n  num_epochs: 3\nlogg: {}\n", &[]);
+    assert_eq!(
+        text,
+        "3 problems in the config:\
+         \n  my.yaml:2: unknown key data.strid; did you mean data.stride?\
+         \n  my.yaml:4: unknown key train.batch_sze; did you mean train.batch_size?\
+         \n  my.yaml:6: unknown key logg; did you mean log?"
+    );
+}
+
+#[test]
+fn wrong_types_name_key_line_value_and_expectation() {
+    for (text, says) in [
+        (
+            "train:\n  batch_size: many\n",
+            "my.yaml:2: train.batch_size: expected a whole number of 0 or more, found the text \"many\"",
+        ),
+        ("train:\n  batch_size: -4\n", "found -4"),
+        ("train:\n  batch_size: 2.5\n", "found 2.5"),
+        ("train:\n  batch_size: \"16\"\n", "found the text \"16\""),
+        ("train:\n  batch_size:\n", "found nothing"),
+        ("data:\n  shuffle: yes\n", "data.shuffle: expected true or false, found the text \"yes\""),
+        ("data:\n  split_ratio: [0.7, 0.3]\n", "expected a list of 3 numbers, found a list of 2"),
+        ("train: 4\n", "my.yaml:1: train: expected a section, found 4"),
+        ("train:\n  optimizer: lion\n", "expected one of adam, adamw, sgd, found the text \"lion\""),
+        ("train:\n  learning_rate: .nan\n", "train.learning_rate: expected a number"),
+        ("memory:\n  budget: 200%\n", "expected a share such as 80% or a size such as 20GiB"),
+        ("data:\n  table_name: \"a\\nb\"\n", "expected text on one line, found the text \"a\\nb\""),
+        ("- a\n", "found no mapping"),
+        ("train:\n  a: [\n", "not valid YAML"),
+    ] {
+        let found = error(text, &[]);
+        assert!(found.contains(says), "{text:?}: {found}");
+    }
+}
+
+#[test]
+fn stages_name_their_faults() {
+    let text =
+        "model:\n  tds_stages:\n    - {in_conv_kernel: 5, in_conv_stride: 2, num_blocks: x,\n       chanels: 8}\n";
+    let found = error(text, &[]);
+    for says in [
+        "my.yaml:3: model.tds_stages[0].num_blocks: expected",
+        "my.yaml:4: unknown key model.tds_stages[0].chanels; did you mean model.tds_stages[0].channels?",
+        "kernel_width is missing",
+    ] {
+        assert!(found.contains(says), "{found}");
+    }
+}
+
+#[test]
+fn overrides_are_checked_like_files_and_name_themselves() {
+    let found = error("", &["train.batch_sze=4", "train.batch_size=x", "seed"]);
+    for says in [
+        "--set train.batch_sze=4: unknown key train.batch_sze; did you mean train.batch_size?",
+        "--set train.batch_size=x: train.batch_size: expected a whole number",
+        "--set seed: expected key=value",
+    ] {
+        assert!(found.contains(says), "{found}");
+    }
+    let config =
+        resolved("", "cpu", &["data.split_ratio=[0.8,0.1,0.1]", "TRAIN.BATCH_SIZE=3", "train.batch_size=5"]).unwrap();
+    assert_eq!((config.data.split_ratio, config.train.batch_size), ([0.8, 0.1, 0.1], 5));
+}
+
+#[test]
+fn duplicates_are_errors_also_under_another_name() {
+    assert!(error("train:\n  patience: 1\n  patience: 1\n", &[]).contains("my.yaml:3: duplicate key patience"));
+    let text = error("train:\n  num_epochs: 1\nTRAIN:\n  EPOCHS: 2\n", &[]);
+    assert!(text.contains("my.yaml:4: TRAIN.EPOCHS says again what train.num_epochs says at my.yaml:2"), "{text}");
+}
+
+#[test]
+fn profile_lies_over_the_base_and_under_the_overrides() {
+    let text = "train: {batch_size: 8, prefetch_factor: 3}\nprofiles:\n  cpu: {train: {batch_size: 4}}\n  cuda: {TRAINING: {amp: bf16}}\n";
+    let config = load(text);
+    assert_eq!((config.train.batch_size, config.train.prefetch_factor), (4, 3));
+    let cuda = resolved(text, "cuda", &[]).unwrap();
+    assert_eq!((cuda.train.batch_size, cuda.train.amp), (8, Amp::Bf16));
+    assert_eq!(resolved(text, "cpu", &["train.batch_size=2"]).unwrap().train.batch_size, 2);
+    let wrong = error("profiles:\n  gpu: {}\n  cuda: {train: {amq: 1}}\n", &[]);
+    assert!(wrong.contains("my.yaml:2: unknown profile gpu; the profiles there are: cpu, cuda"), "{wrong}");
+    assert!(
+        wrong.contains("my.yaml:3: unknown key profiles.cuda.train.amq; did you mean profiles.cuda.train.amp?"),
+        "{wrong}"
+    );
+    assert!(resolved("", "mps", &[]).unwrap_err().to_string().contains("unknown profile mps"));
+}
+
+#[test]
+fn device_is_known_before_the_profile() {
+    let raw = RawConfig::parse("train: {device: cpu}\n", "my.yaml").unwrap();
+    assert_eq!(raw.device(&[]).unwrap(), DeviceChoice::Cpu);
+    assert_eq!(raw.device(&sets(&["train.device=cuda"])).unwrap(), DeviceChoice::Cuda);
+    assert_eq!(RawConfig::parse("", "my.yaml").unwrap().device(&[]).unwrap(), DeviceChoice::Auto);
+}
+
+/// The seed's YAML, with every key that its repository shows.
+#[test]
+fn guide_config_loads_as_it_stands() {
+    let text = r#"
+data:
+  dataset_path: "/data/emg"
+  hdf5_group: emg2pose
+  table_name: timeseries
+  emg_channels: 16
+  joint_angles_channels: 20
+  window_size: 500
+  stride: 2
+  split_ratio: [0.7, 0.15, 0.15]
+  normalize: true
+  shuffle: true
+  max_samples_for_normalize: 5000
+  chunk_cache_size: 33554432  # 32MB
+model:
+  input_size: 16
+  output_size: 20
+  dropout: 0.1
+  tds_stages:
+    - in_conv_kernel: 5
+      in_conv_stride: 2
+      num_blocks: 2
+      channels: 8
+      feature_width: 4
+      kernel_width: 21
+  decoder_type: lstm
+  decoder_hidden_size: 128
+  decoder_num_layers: 2
+  decoder_state_condition: true
+  predict_velocity: false
+  rollout_freq: 50
+  original_sampling_rate: 2000
+training:
+  batch_size: 16
+  gradient_accumulation_steps: 4
+  num_epochs: 100
+  learning_rate: 5e-4
+  weight_decay: 0.01
+  optimizer: AdamW
+  scheduler: null
+  step_size: 30
+  gamma: 0.5
+  loss_type: mse+mae
+  mae_weight: 0.5
+  warmup_epochs: 5
+  gradient_clip_norm: 1.0
+  early_stopping: true
+  patience: 20
+  min_delta: 0.0001
+  monitor_metric: val_loss
+  restore_best_weights: true
+  device: "cpu"
+  num_workers: 2
+  pin_memory: false
+  persistent_workers: true
+  prefetch_factor: 1
+  compute_metrics_online: true
+logging:
+  checkpoint_dir: checkpoints
+  log_dir: logs
+  save_every: 10
+  log_every: 50
+  save_best_only: true
+  monitor: val_loss
+  mode: min
+"#;
+    let raw = RawConfig::parse(text, "configs/seed.yaml").unwrap();
+    let (config, notes) = raw.resolve_with_notes("cpu", &[]).unwrap();
+    assert_eq!(config.name, "seed");
+    assert_eq!((config.train.batch_size, config.train.gradient_accumulation_steps), (16, 4));
+    assert_eq!((config.train.learning_rate, config.train.optimizer), (5e-4, OptimizerKind::Adamw));
+    assert_eq!((config.train.scheduler, config.train.loss_type), (SchedulerKind::None, LossType::MseMae));
+    assert_eq!(config.train.monitor_metric, "val.loss");
+    assert_eq!((config.log.save_every, config.log.log_every, config.log.save_best_only), (10, 50, true));
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(notes[0].starts_with("configs/seed.yaml:59: logging.checkpoint_dir has no effect"), "{notes:?}");
+}
+
+#[test]
+fn guide_keys_in_capitals_load() {
+    let config = load(
+        "SEED: 123\nDATA:\n  USE_RAM_CACHE: true\n  CACHE_SIZE_GB: 50.0\n  ROOT: /d\nTRAIN:\n  NUM_WORKERS: 12\n  \
+         PREFETCH_FACTOR: 4\n  BATCH_SIZE: 1\n  EPOCHS: 20\n  MAX_GRAD_NORM: 1.0\n  RESUME_FROM_CHECKPOINT: null\n",
+    );
+    assert_eq!((config.seed, config.data.cache, config.data.cache_size_gb), (123, CachePolicy::Auto, Some(50.0)));
+    assert_eq!((config.train.num_workers, config.train.num_epochs), (Some(12), 20));
+    assert_eq!(config.data.dataset_path, Path::new("/d"));
+    assert_eq!(load("DATA.USE_RAM_CACHE: false\nDATA.CACHE_SIZE_GB: 30\n").data.cache, CachePolicy::Off);
+}
+
+/// A file as the deblurring guide's repository has it: upper-case sections, no `task`.
+#[test]
+fn guide_config_of_clips_loads_as_it_stands() {
+    let text = r#"
+SEED: 123
+DATA:
+  ROOT: data/processed/gopro_spike_unified
+  TRAIN_SPLIT: train
+  VAL_SPLIT: val
+  CROP_SIZE: 256
+  CLIP_LEN: 5
+  K: 32
+  NUM_VOXEL_BINS: 32
+  VOXEL_CACHE_DIRNAME: spike_vox
+  SPIKE_DIR: spike
+  USE_PRECOMPUTED_VOXELS: true
+  USE_RAM_CACHE: true
+  CACHE_SIZE_GB: 50.0
+  IMAGE_EXTS: [".png", ".jpg"]
+  ALIGN_LOG_PATHS: ["outputs/logs/align.txt"]
+  NORM: {MEAN: 0.0, STD: 1.0}
+MODEL:
+  USE_SPIKE: true
+  VRT_CFG: options/vrt.yaml
+  CHANNELS_PER_SCALE: [96, 96, 96, 96]
+  LAYERS: 4
+  VRT: {USE_CHECKPOINT_ATTN: true, USE_CHECKPOINT_FFN: false}
+  SPIKE_TSA: {HEADS: 4, ADAPTIVE_CHUNK: true, MAX_BATCH_TOKENS: 49152, CHUNK_SIZE: 64, CHUNK_SHAPE: square}
+  FUSE: {TYPE: TemporalCrossAttn, HEADS: 4, ADAPTIVE_CHUNK: true, MAX_BATCH_TOKENS: 49152, CHUNK_SIZE: 64}
+DATALOADER:
+  TOTAL_WORKERS: "cpu*0.9"
+  TRAIN_WORKERS: auto
+  TRAIN_PREFETCH_FACTOR: 2
+  VAL_PREFETCH_FACTOR: 2
+  PIN_MEMORY: false
+  PERSISTENT_WORKERS: false
+TRAIN:
+  RESUME_FROM_CHECKPOINT: false
+  CHECKPOINT_PATH: null
+  EPOCHS: 20
+  BATCH_SIZE: 1
+  VAL_BATCH_SIZE: 1
+  COMPILE_MODEL: false
+  GRADIENT_ACCUMULATION_STEPS: 6
+  MAX_GRAD_NORM: 1.0
+  OPTIM: {TYPE: adamw, LR: 1e-4, BETAS: [0.9, 0.99], WEIGHT_DECAY: 1e-4}
+  SCHED: {TYPE: cosine, WARMUP_STEPS: 256}
+LOSS:
+  CHARBONNIER: {DELTA: 1e-3, WEIGHT: 1.0}
+  VGG_PERCEPTUAL: {LAYERS: [relu3_3], WEIGHT: 0.1}
+LOG: {TENSORBOARD: true, SAVE_DIR: outputs, VAL_EVERY_STEPS: 1000, ENABLE_TIMING_LOG: true}
+TEST: {BATCH_SIZE: 1, NUM_WORKERS: 2}
+"#;
+    let raw = RawConfig::parse(text, "vrt.yaml").unwrap();
+    let (config, notes) = raw.resolve_with_notes("cuda", &[]).unwrap();
+    assert_eq!((config.task.as_str(), config.seed, config.data.cache_size_gb), ("deblur", 123, Some(50.0)));
+    let clips = &config.data.deblur;
+    assert_eq!((clips.crop_size, clips.clip_len, clips.voxel_bins, clips.use_precomputed_voxels), (256, 5, 32, true));
+    assert_eq!(clips.image_exts, [".png", ".jpg"]);
+    let vrt = &config.model.vrt;
+    assert_eq!((vrt.checkpoint_attn, vrt.checkpoint_ffn, vrt.max_batch_tokens), (true, false, 49_152));
+    let train = &config.train;
+    assert_eq!((train.learning_rate, train.betas, train.weight_decay), (1e-4, [0.9, 0.99], 1e-4));
+    assert_eq!((train.warmup_steps, train.gradient_accumulation_steps, train.num_epochs), (Some(256), 6, 20));
+    assert_eq!((train.loss_type, train.perceptual_weight), (LossType::Charbonnier, 0.1));
+    assert_eq!(train.num_workers, None);
+    let about = |key: &str| notes.iter().any(|note| note.contains(key) && note.contains("has no effect"));
+    for key in [
+        "ALIGN_LOG_PATHS",
+        "TOTAL_WORKERS",
+        "FUSE.TYPE",
+        "VAL_EVERY_STEPS",
+        "TEST.NUM_WORKERS",
+        "perceptual_weight 0.1",
+    ] {
+        assert!(about(key), "{key}: {notes:?}");
+    }
+    // A task that is written wins over what the keys tell.
+    assert!(
+        error("task: emg\nLOSS.CHARBONNIER.DELTA: 1e-3\ndata.clip_len: 3\ntrain.loss_type: charbonnier\n", &[])
+            .contains("train.loss_type is charbonnier; task emg knows mse, mae and mse+mae")
+    );
+}
+
+#[test]
+fn clips_and_models_without_sense_are_refused() {
+    for (set, says) in [
+        ("data.deblur.clip_len=0", "data.deblur.clip_len is 0"),
+        ("data.deblur.crop_size=5", "it must be 0, for whole frames, or at least 8"),
+        ("data.deblur.image_exts=[png]", "endings with their dot"),
+        ("data.deblur.spike_dir=a/b", "it must name a folder"),
+        ("data.deblur.norm_std=0", "data.deblur.norm_std is 0"),
+        ("model.vrt.dims=[96]", "model.vrt.dims has 1 numbers; it needs 8"),
+        ("model.vrt.depths=[]", "model.vrt.depths has 0 numbers"),
+        ("model.vrt.heads=7", "model.vrt.dims[0] is 96; it must be a multiple of model.vrt.heads 7"),
+        ("model.vrt.window=[5,8]", "model.vrt.window is [5, 8]"),
+        ("model.vrt.independent_groups=[13]", "names 13; stage 8's groups in model.vrt.depths are 7 to 12"),
+        ("train.loss_type=mse+mae", "task deblur knows charbonnier, mse and mae"),
+    ] {
+        let found = error("task: deblur\n", &[set]);
+        assert!(found.contains(&format!("--set {set}: ")) && found.contains(says), "{set}: {found}");
+    }
+}
+
+#[test]
+fn values_without_sense_are_refused_with_every_factor() {
+    for (set, says) in [
+        ("data.split_ratio=[0.7,0.2,0.2]", "train 0.7 + val 0.2 + test 0.2 = 1.0999999999999999"),
+        ("data.stride=0", "data.stride is 0; it must be at least 1"),
+        ("data.window_size=0", "data.window_size is 0"),
+        ("data.window_size=10", "10 / model.original_sampling_rate 2000 × model.rollout_freq 50 = 0.25"),
+        ("data.emg_channels=8", "model.input_size 16 ≠ data.emg_channels 8"),
+        ("train.batch_size=0", "train.batch_size is 0"),
+        ("train.microbatch=0", "train.microbatch is 0"),
+        ("train.learning_rate=0", "train.learning_rate is 0; it must be above 0"),
+        ("train.learning_rate=-1e-3", "train.learning_rate is -0.001"),
+        ("train.min_learning_rate=1", "train.min_learning_rate 1 > train.learning_rate 0.0005"),
+        ("train.monitor_metric=loss", "such as val.loss"),
+        ("train.ema_decay=1", "train.ema_decay is 1"),
+        ("model.dropout=1", "model.dropout is 1"),
+        ("task=yolo9", "task is yolo9; the tasks there are: emg"),
+        ("name=a/b", "name is \"a/b\""),
+        ("log.log_every=0", "log.log_every is 0"),
+        ("model.decoder_num_layers=65", "model.decoder_num_layers is 65; it must be at most 64"),
+    ] {
+        let found = error("", &[set]);
+        assert!(found.starts_with(&format!("--set {set}: ")) && found.contains(says), "{set}: {found}");
+    }
+    let raw = RawConfig::parse("train: {microbatch: 128}\n", "my.yaml").unwrap();
+    let (_, notes) = raw.resolve_with_notes("cpu", &[]).unwrap();
+    assert_eq!(notes, ["my.yaml: train.microbatch 128 > train.batch_size 64: the batch is not split"]);
+}
+
+#[test]
+fn pinned_memory_on_a_cpu_earns_a_line_where_someone_wrote_it() {
+    let notes = |text: &str, profile: &str, sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        RawConfig::parse(text, "my.yaml").unwrap().resolve_with_notes(profile, &sets).unwrap().1
+    };
+    let text = "train: {pin_memory: true}\n";
+    let line = "my.yaml: train.pin_memory has no effect on CPU ranks: pinned memory is for copies to a GPU";
+    assert_eq!(notes(text, "cpu", &[]), [line]);
+    assert_eq!(notes("seed: 1\n", "cpu", &["train.pin_memory=true"]), [line]);
+    for quiet in
+        [notes("seed: 1\n", "cpu", &[]), notes(text, "cpu", &["train.pin_memory=false"]), notes(text, "cuda", &[])]
+    {
+        assert!(quiet.is_empty(), "{quiet:?}");
+    }
+}
+
+#[test]
+fn a_training_metric_can_be_monitored_only_where_it_is_computed() {
+    let (off, monitor) = ("train.compute_metrics_online=false", "train.monitor_metric=train.loss");
+    let raw = RawConfig::parse("seed: 1\n", "my.yaml").unwrap();
+    for alone in [off, monitor] {
+        assert!(raw.resolve("cpu", &[alone.to_string()]).is_ok(), "{alone}");
+    }
+    assert!(error("", &[off, monitor]).contains("compute_metrics_online: false leaves out"));
+}
+
+#[test]
+fn budgets_are_read_in_every_form() {
+    for (text, budget) in [
+        ("80%", Budget::Percent(80.0)),
+        ("20GiB", Budget::Bytes(20 << 30)),
+        ("4096", Budget::Bytes(4096)),
+        ("\"1 MB\"", Budget::Bytes(1_000_000)),
+    ] {
+        assert_eq!(load(&format!("memory:\n  budget: {text}\n")).memory.budget, budget);
+    }
+}
+
+fn shipped() -> Vec<std::path::PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let files = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect()
+}
+
+#[test]
+fn every_shipped_config_loads_for_both_profiles() {
+    let files = shipped();
+    assert!(files.len() >= 4, "{files:?}");
+    for path in files {
+        let raw = RawConfig::parse(&std::fs::read_to_string(&path).unwrap(), &path.display().to_string()).unwrap();
+        for profile in PROFILES {
+            let (config, notes) = raw.resolve_with_notes(profile, &[]).unwrap();
+            assert_eq!(config.name, path.file_stem().unwrap().to_str().unwrap());
+            assert!(notes.is_empty(), "{path:?}: {notes:?}");
+        }
+    }
+}
+
+/// The values that the guides print for each named config.
+#[test]
+fn shipped_configs_hold_the_guides_values() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let get = |name: &str| RawConfig::find(name, &root).unwrap().resolve("cuda", &[]).unwrap();
+    for (name, batch, accumulation, workers, prefetch, pin, samples, chunk, stride) in [
+        ("low_memory", 16, 4, 2, 1, false, 5_000, 32 << 20, 2),
+        ("default", 64, 1, 4, 2, true, 10_000, 64 << 20, 1),
+        ("high_performance", 128, 1, 8, 4, true, 20_000, 128 << 20, 1),
+    ] {
+        let config = get(name);
+        let (train, data) = (&config.train, &config.data);
+        assert_eq!((train.batch_size, train.gradient_accumulation_steps), (batch, accumulation), "{name}");
+        assert_eq!(
+            (train.num_workers, train.prefetch_factor, train.pin_memory),
+            (Some(workers), prefetch, pin),
+            "{name}"
+        );
+        assert_eq!(
+            (data.max_samples_for_normalize, data.chunk_cache_size, data.stride),
+            (samples, chunk, stride),
+            "{name}"
+        );
+    }
+    let quick = get("quick_demo");
+    assert_eq!((quick.train.batch_size, quick.model.decoder_hidden_size), (32, 64));
+    assert!(quick.data.rectify && quick.data.normalize && quick.data.sample_if_missing);
+    let default = get("default");
+    assert_eq!(default.model, Config::default().model);
+    assert_eq!(default.train.num_epochs, 100);
+}
+
+#[test]
+fn unknown_names_list_the_configs_there_are() {
+    let cwd = tempfile::tempdir().unwrap();
+    std::fs::create_dir(cwd.path().join("configs")).unwrap();
+    for name in ["b.yaml", "a.yaml", "notes.txt"] {
+        std::fs::write(cwd.path().join("configs").join(name), "seed: 7\n").unwrap();
+    }
+    let found = RawConfig::find("low_memry", cwd.path()).unwrap_err().to_string();
+    assert!(found.ends_with("the configs there are: a, b"), "{found}");
+    for name in ["a", "a.yaml", "configs/a.yaml", "configs/a"] {
+        assert_eq!(RawConfig::find(name, cwd.path()).unwrap().resolve("cpu", &[]).unwrap().seed, 7);
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    assert!(RawConfig::find("a", elsewhere.path()).is_err());
+    assert!(RawConfig::find_in("a", elsewhere.path(), Some(cwd.path())).is_ok());
+}
+
+#[test]
+fn what_was_set_on_the_command_line_is_blamed_on_it() {
+    let raw = RawConfig::parse("train: {num_epochs: 0}\n", "a.yaml").unwrap();
+    let set = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        raw.resolve("cpu", &sets).unwrap_err().to_string()
+    };
+    let both = set(&["train.gradient_clip_norm=-1", "seed=3"]);
+    assert!(both.contains("\n  --set train.gradient_clip_norm=-1: train.gradient_clip_norm is -1"), "{both}");
+    assert!(both.contains("\n  a.yaml: train.num_epochs is 0"), "{both}");
+    let two = set(&["train.num_epochs=3", "train.learning_rate=1e-3", "train.min_learning_rate=1e-2"]);
+    assert!(two.starts_with("--set train.learning_rate=1e-3 --set train.min_learning_rate=1e-2: train.min_"), "{two}");
+}
+
+#[test]
+fn the_watchs_levels_are_percent() {
+    let raw = RawConfig::parse("", "a.yaml").unwrap();
+    let set = |set: &str| raw.resolve("cpu", &[set.to_string()]).unwrap_err().to_string();
+    assert!(set("watch.ram_percent=[0.7,0.8,0.9]").contains("write 70, not 0.7"));
+    assert!(set("watch.gpu_percent=[0.8,0.9,1.0]").contains("watch.gpu_percent is [0.8, 0.9, 1]; these are percent"));
+    assert!(set("watch.stop_percent=200").ends_with("watch.stop_percent is 200; it must be at most 100"));
+}
+
+proptest! {
+    /// What a run folder's config.yaml says is what ran.
+    #[test]
+    fn resolved_config_survives_yaml(
+        name in "[a-zA-Z0-9_][a-zA-Z0-9_.+=@-]{0,20}",
+        path in "[\\PC&&[^\\p{Zl}\\p{Zp}]]{1,20}",
+        table in "[ -~]{1,12}",
+        seed in any::<u64>(),
+        batch in 1usize..100_000,
+        micro in proptest::option::of(1usize..64),
+        lr in 1e-12f64..1e6,
+        gamma in 1e-9f64..=1.0,
+        percent in 1e-3f64..=100.0,
+        bytes in proptest::option::of(1u64..1 << 60),
+        stages in 1usize..4,
+        flags in any::<[bool; 4]>(),
+    ) {
+        let mut config = Config { name, seed, ..Config::default() };
+        config.data.dataset_path = path.into();
+        config.data.table_name = table;
+        config.data.shuffle = flags[0];
+        config.data.cache = if flags[1] { CachePolicy::Off } else { CachePolicy::NextUse };
+        config.train.batch_size = batch;
+        config.train.microbatch = micro;
+        config.train.learning_rate = lr;
+        config.train.gamma = gamma;
+        config.train.amp = if flags[2] { Amp::Off } else { Amp::Fp16 };
+        config.train.scheduler = if flags[3] { SchedulerKind::None } else { SchedulerKind::Step };
+        config.memory.budget = bytes.map_or(Budget::Percent(percent), Budget::Bytes);
+        config.model.tds_stages = vec![config.model.tds_stages[0].clone(); stages];
+        let yaml = config.to_yaml().unwrap();
+        let again = RawConfig::parse(&yaml, "config.yaml").and_then(|raw| raw.resolve("cpu", &[]));
+        prop_assert_eq!(again.map_err(|e| format!("{e}\n{yaml}")).unwrap(), config);
+    }
+}

@@ -1,0 +1,80 @@
+//! Environment of a rank, as torchrun sets it, and Headroom's own names.
+
+pub const RANK: &str = "RANK";
+pub const LOCAL_RANK: &str = "LOCAL_RANK";
+pub const WORLD_SIZE: &str = "WORLD_SIZE";
+pub const LOCAL_WORLD_SIZE: &str = "LOCAL_WORLD_SIZE";
+pub const GROUP_RANK: &str = "GROUP_RANK";
+pub const MASTER_ADDR: &str = "MASTER_ADDR";
+pub const MASTER_PORT: &str = "MASTER_PORT";
+
+/// Number of the inherited control socket (one end of a `SOCK_STREAM` pair, the launcher holds the other).
+pub const CONTROL_FD: &str = "HEADROOM_CONTROL_FD";
+/// Number of the inherited memfd in which the ranks of a node reduce gradients.
+pub const COMM_FD: &str = "HEADROOM_COMM_FD";
+/// Path of the resolved [`crate::job::Job`] (JSON) that all ranks of a run read.
+pub const JOB: &str = "HEADROOM_JOB";
+/// Names the job; ranks of different jobs on one node never meet.
+pub const RUN_ID: &str = "HEADROOM_RUN_ID";
+/// How often this run was restarted.
+pub const RESTARTS: &str = "HEADROOM_RESTARTS";
+/// Number of the inherited socket to the page cache's directory; absent: no shared cache.
+pub const CACHE_FD: &str = "HEADROOM_CACHE_FD";
+/// Level or filter of log lines; a level such as `debug`, or targets and levels.
+pub const LOG: &str = "HEADROOM_LOG";
+/// Number of the inherited memfd that holds the page cache.
+pub const CACHE_MEMFD: &str = "HEADROOM_CACHE_MEMFD";
+
+/// The host in `address`, the value of `--master-addr` or [`MASTER_ADDR`]: an address of IPv6 may stand in brackets.
+///
+/// # Errors
+/// It is empty, or names a port, which has a place of its own.
+pub fn host(address: &str) -> Result<String, String> {
+    let text = address.trim();
+    let refused =
+        |problem: &str| Err(format!("{address:?} {problem}: give a host name or an address alone, such as ::1"));
+    let inner = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((inner, ""))) if inner.contains(':') => inner,
+        Some(Some((_, port))) if port.starts_with(':') => return refused("names a port, which --master-port gives"),
+        Some(_) => return refused("is no address of IPv6 in brackets"),
+        None if text.matches(':').count() == 1 => return refused("names a port, which --master-port gives"),
+        None => text,
+    };
+    match inner {
+        "" => refused("is empty"),
+        inner if inner.contains(['[', ']', '/']) || inner.contains(char::is_whitespace) => refused("is no address"),
+        inner => Ok(inner.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_both_kinds_are_taken_and_ports_are_refused() {
+        for (address, inner) in [
+            ("node7", "node7"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("::1", "::1"),
+            ("[::1]", "::1"),
+            (" [fe80::1%eth0] ", "fe80::1%eth0"),
+            ("::ffff:10.0.0.1", "::ffff:10.0.0.1"),
+            ("2001:DB8::7", "2001:DB8::7"),
+        ] {
+            assert_eq!(host(address).as_deref(), Ok(inner), "{address}");
+        }
+        for (address, problem) in [
+            ("node7:29500", "names a port"),
+            ("[::1]:29500", "names a port"),
+            ("[::1", "in brackets"),
+            ("[node7]", "in brackets"),
+            ("[]", "in brackets"),
+            ("", "is empty"),
+            ("tcp://node7", "names a port"),
+            ("a b", "is no address"),
+        ] {
+            assert!(host(address).unwrap_err().contains(problem), "{address}: {:?}", host(address));
+        }
+    }
+}

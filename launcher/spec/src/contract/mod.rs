@@ -1,0 +1,24 @@
+#![doc = include_str!("README.md")]
+
+pub mod cache;
+pub mod env;
+mod event;
+pub mod exit;
+mod frame;
+mod machine;
+mod message;
+mod record;
+mod text;
+mod wire;
+mod words;
+
+pub use event::{Cause, Event, Fill, LevelChange, Program, Source};
+pub use frame::*;
+pub use machine::*;
+pub use message::*;
+pub use record::*;
+pub use text::{USERS, shown};
+pub use words::*;
+
+/// Version of everything in this module; launcher and ranks of different versions refuse each other.
+pub const VERSION: u32 = 2;

@@ -1,0 +1,42 @@
+//! `launch --exec`: any program as every rank, without plan, records or control socket.
+
+use super::early::Early;
+use super::{Error, explain, io, log_env, meeting, nodes, ranks, start_code};
+use crate::cli::RunArgs;
+use crate::console::Console;
+use crate::supervise::{self, Spec};
+use crate::watch::WatchSpec;
+use spec::contract::exit;
+use std::ffi::OsString;
+use std::time::Duration;
+
+/// Time from asking a program under `--exec` to end to SIGKILL: less than the 30 s after which a pod is killed.
+pub(super) const GRACE: Duration = Duration::from_secs(25);
+
+pub(super) fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>, mut early: Early) -> Result<u8, Error> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let count = run.local_ranks().unwrap_or(1);
+    let spec = Spec {
+        program: program.into(),
+        args,
+        env: log_env(run).into_iter().collect(),
+        ranks: ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?,
+        log_dir: None,
+        grace: GRACE,
+        control: false,
+        cache: None,
+        watch: WatchSpec::silent(),
+        limits: None,
+    };
+    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let signals = early.hand_over();
+    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console, signals);
+    console.finish();
+    let outcome = outcome.map_err(|source| Error::Io {
+        what: "cannot run the ranks".into(),
+        code: start_code(&source),
+        source,
+    })?;
+    explain(&outcome);
+    Ok(outcome.exit_code)
+}

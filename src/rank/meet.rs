@@ -1,0 +1,74 @@
+//! The meeting of a job's ranks: in the node's shared memory, or over NCCL.
+
+use super::RankError;
+use crate::comm::nccl::{Member, Nccl, NcclCollective, UniqueId, Wire};
+use crate::comm::rendezvous::{self, Links, Node};
+use crate::comm::{Collective, CommError, RankEnv, ShmCollective};
+use crate::report::Reporter;
+use spec::config;
+use spec::contract::env;
+use spec::job::Job;
+use std::time::Duration;
+
+/// Path or name of the NCCL to use where libtorch has mapped none.
+const NCCL: &str = "HEADROOM_NCCL";
+
+/// Joins the node's ranks in the launcher's memfd, or in one that local rank 0 makes when another launcher started us.
+pub fn on_node(place: &RankEnv, timeout: Duration) -> Result<(ShmCollective, Option<Links>), RankError> {
+    if place.world_size != place.local_world_size {
+        let (world, local) = (place.world_size, place.local_world_size);
+        return Err(RankError::Nodes { world, local });
+    }
+    let (memfd, links) = match std::env::var(env::COMM_FD) {
+        Ok(number) => {
+            // A memfd can be opened anew by its number: no ownership of a raw descriptor is taken.
+            let path = format!("/proc/self/fd/{number}");
+            let file = std::fs::File::options().read(true).write(true).open(&path);
+            let refused = |e: std::io::Error| RankError::Inherited {
+                name: env::COMM_FD,
+                value: number,
+                problem: e.to_string(),
+                way_out: "",
+            };
+            (file.map_err(refused)?.into(), None)
+        }
+        Err(_) => {
+            let run = std::env::var(env::RUN_ID).unwrap_or_default();
+            let Node { memfd, links } = rendezvous::meet_node(place, &run, timeout)?;
+            (memfd, Some(links))
+        }
+    };
+    Ok((ShmCollective::new(memfd, place.local_rank, place.local_world_size, timeout)?, links))
+}
+
+/// Meets the job's ranks over NCCL; with links between the node's ranks where another launcher started them. Its unique id goes through the node's shared memory, or over TCP between nodes.
+pub fn on_devices(
+    job: &Job,
+    place: &RankEnv,
+    index: usize,
+    timeout: Duration,
+    reporter: &Reporter,
+) -> Result<(NcclCollective, Option<Links>), RankError> {
+    let nccl = Nccl::load(std::env::var_os(NCCL).map(Into::into)).map_err(CommError::from)?;
+    if place.rank == 0 {
+        reporter.line(format!("NCCL {} ({})", nccl.version(), nccl.origin()));
+    }
+    let own = if place.rank == 0 { nccl.unique_id().map_err(CommError::from)?.to_vec() } else { Vec::new() };
+    let (id, links) = if place.world_size == place.local_world_size {
+        let (node, links) = on_node(place, timeout)?;
+        (node.all_gather(&own)?.swap_remove(0), links)
+    } else {
+        let run = std::env::var(env::RUN_ID).unwrap_or_default();
+        let ours = std::env::var_os(env::CONTROL_FD).is_some();
+        let links = if ours { None } else { Some(rendezvous::meet_node(place, &run, timeout)?.links) };
+        (rendezvous::share_id(place, &run, &own, timeout)?, links)
+    };
+    let bytes = id.len();
+    let id = UniqueId::try_from(id).map_err(|_| CommError::NcclId { bytes })?;
+    let wire = match job.config.ddp.wire {
+        config::Wire::F32 => Wire::F32,
+        config::Wire::Bf16 => Wire::Bf16,
+    };
+    let place = Member { rank: place.rank, world_size: place.world_size, device: index };
+    Ok((NcclCollective::new(nccl, id, place, wire, timeout)?, links))
+}
