@@ -46,6 +46,8 @@ mod readme;
 mod relief;
 #[path = "it/resume.rs"]
 mod resume;
+#[path = "it/resume_split.rs"]
+mod resume_split;
 #[path = "it/sandbox.rs"]
 mod sandbox;
 #[path = "benches/simulate.rs"]

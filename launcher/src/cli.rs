@@ -1,7 +1,7 @@
 //! The command line of `launch`, and what can be said of it before the machine is asked.
 
 use crate::logging::LEVELS;
-use crate::run_dir::Resume;
+use crate::run_dir::{Resume, SplitChoice};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use spec::config::{Config, ConfigError, DeviceChoice, RawConfig};
 use spec::contract::{env, shown as shown_path};
@@ -22,7 +22,13 @@ Examples:
 const PLAN_EXAMPLES: &str = "\
 Examples:
   launch plan --gpus 3 --config default
-  launch plan --ranks 2 --config low_memory --set memory.budget=4GiB";
+  launch plan --ranks 2 --config low_memory --set memory.budget=4GiB
+  launch plan --write-machine node7.json           on the other machine; then here:
+  launch plan --machine node7.json --gpus 3 --config default
+
+The sizes of a model are measured once, by running passes on made-up samples (at most 30 s and a quarter of the
+budget), and kept in $XDG_CACHE_HOME/headroom or ~/.cache/headroom. A plan for another machine rests on what was
+measured here where no device of its kind is here; its lines say so.";
 
 const SAMPLE_EXAMPLES: &str = "\
 Example:
@@ -58,7 +64,7 @@ struct Cli {
 enum Verb {
     /// Print the memory plan of a run; start nothing
     #[command(after_help = PLAN_EXAMPLES)]
-    Plan(RunArgs),
+    Plan(PlanArgs),
     /// Write sample data in a task's true format
     #[command(after_help = SAMPLE_EXAMPLES)]
     SampleData(SampleDataArgs),
@@ -116,6 +122,9 @@ pub struct PlotArgs {
     /// One figure: memory of the run, or of a monitor's log
     #[arg(long, value_name = "OUT.png")]
     pub out: Option<PathBuf>,
+    /// The run's job, where it lies outside of its folder
+    #[arg(long, value_name = "JOB.json", conflicts_with = "out")]
+    pub job: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -191,6 +200,9 @@ pub struct RunArgs {
     /// Go on: auto (run --name), a run or checkpoint folder
     #[arg(long, value_name = "auto|PATH")]
     pub resume: Option<PathBuf>,
+    /// Split of a resumed run whose files changed: keep (the checkpoint's, by names) or new
+    #[arg(long, value_name = "keep|new", value_parser = split_choice, requires = "resume")]
+    pub resume_split: Option<SplitChoice>,
     /// Refuse to start on fewer devices than asked for
     #[arg(long)]
     pub strict: bool,
@@ -221,6 +233,18 @@ pub struct RunArgs {
     /// Log lines of launch and ranks: off, error, warn, info, debug or trace; wins over HEADROOM_LOG [default: warn]
     #[arg(long, value_name = "LEVEL", value_parser = clap::builder::PossibleValuesParser::new(LEVELS), hide_possible_values = true)]
     pub log_level: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Plan for the machine described in FILE instead of this one
+    #[arg(long, value_name = "FILE", conflicts_with = "write_machine")]
+    pub machine: Option<PathBuf>,
+    /// Write what a plan must know of this machine to FILE; needs no config
+    #[arg(long, value_name = "FILE")]
+    pub write_machine: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -291,7 +315,7 @@ pub struct BatchArgs {
 #[derive(Clone, Debug)]
 pub enum Command {
     Train(RunArgs),
-    Plan(RunArgs),
+    Plan(PlanArgs),
     SampleData(SampleDataArgs),
     Batch(BatchArgs),
     Recommend(RecommendArgs),
@@ -333,7 +357,7 @@ impl Command {
         let cli = definition().try_get_matches_from(head).and_then(|found| Cli::from_arg_matches(&found));
         let cli = cli.map_err(shown)?;
         let command = match (cli.verb, tail) {
-            (Some(Verb::Plan(run)), _) => Command::Plan(run),
+            (Some(Verb::Plan(args)), _) => Command::Plan(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
             (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
@@ -358,14 +382,16 @@ impl Command {
     /// `--log-level`, where the verb has it.
     pub fn log_level(&self) -> Option<&str> {
         match self {
-            Command::Train(run) | Command::Plan(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            Command::Train(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            Command::Plan(args) => args.run.log_level.as_deref(),
             _ => None,
         }
     }
 
     fn check(&self) -> Result<(), CliError> {
         match self {
-            Command::Train(run) | Command::Plan(run) => {
+            Command::Plan(PlanArgs { run, write_machine: Some(_), .. }) if run.config.config.is_none() => Ok(()),
+            Command::Train(run) | Command::Plan(PlanArgs { run, .. }) => {
                 run.config.need()?;
                 run.check_nodes()?;
                 let unnamed = run.nnodes > 1 && run.name.is_none() && !matches!(run.resume(), Resume::Path(_));
@@ -473,7 +499,8 @@ pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliE
 /// The command line, without `launch plan`'s options that mean nothing to a plan: it takes those of training, so that a line
 /// can be tried by a word put into it.
 fn definition() -> clap::Command {
-    const OF_TRAINING: [&str; 6] = ["name", "resume", "max_restarts", "join_timeout", "smart", "dry_run"];
+    const OF_TRAINING: [&str; 7] =
+        ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
     let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
     Cli::command().mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))
 }
@@ -505,6 +532,14 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
         "cpu" => Ok(DeviceChoice::Cpu),
         "cuda" => Ok(DeviceChoice::Cuda),
         _ => Err("expected auto, cpu or cuda".into()),
+    }
+}
+
+fn split_choice(text: &str) -> Result<SplitChoice, String> {
+    match text {
+        "keep" => Ok(SplitChoice::Keep),
+        "new" => Ok(SplitChoice::New),
+        _ => Err("expected keep or new".into()),
     }
 }
 
@@ -544,7 +579,10 @@ mod tests {
         let Command::Train(run) = parse(line).unwrap() else { panic!() };
         assert_eq!((run.local_ranks(), run.config.set.len(), run.resume()), (Some(3), 2, Resume::Auto));
         assert_eq!((run.config.device, run.strict, run.nnodes), (Some(DeviceChoice::Cpu), true, 1));
-        assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(run) if run.gpus == Some(2)));
+        assert_eq!(run.resume_split, None);
+        let Command::Train(run) = parse("--config a --resume auto --resume-split keep").unwrap() else { panic!() };
+        assert_eq!(run.resume_split, Some(SplitChoice::Keep));
+        assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(args) if args.run.gpus == Some(2)));
         assert!(
             matches!(parse("sample-data --task emg --out d").unwrap(), Command::SampleData(args) if args.seed == 42)
         );
@@ -569,10 +607,14 @@ mod tests {
             ("--gpus 0 --config a", "expected a whole number of 1 or more"),
             ("--gpus 2 --ranks 2 --config a", "cannot be used with"),
             ("--config a --device gpu", "expected auto, cpu or cuda"),
+            ("--config a --resume auto --resume-split old", "expected keep or new"),
+            ("--config a --resume-split keep", "--resume <auto|PATH>"),
             ("--config a --gpu 3", "--gpus"),
             ("--ranks 2 --exec", "--exec needs a program"),
             ("--config a --ranks 2 --exec p", "do not go together"),
             ("plan --exec p", "unexpected argument '--exec'"),
+            ("plan", "no config: name one with --config"),
+            ("plan --machine a --write-machine b", "cannot be used with"),
             ("--config a --nnodes 2 --node-rank 2", "--node-rank 2 of --nnodes 2"),
             ("--config a --nnodes 2", "needs --master-addr and --master-port"),
             ("--config a --nnodes 2 --master-addr h --master-port 1", "needs --name"),
@@ -584,6 +626,7 @@ mod tests {
         assert!(wrong("bench-memory --steps 0").contains("--steps"));
         let help = |line: &str| parse(line).unwrap_err().to_string();
         assert!(help("--help").contains("--max-restarts") && !help("plan --help").contains("--max-restarts"));
+        assert!(parse("plan --write-machine a").is_ok() && parse("plan --config a --machine b").is_ok());
         assert!(help("plan --help").contains("--strict") && parse("plan --config a --smart").is_ok());
         assert!(matches!(parse("--help"), Err(CliError::Shown(text)) if text.contains("sample-data")));
     }

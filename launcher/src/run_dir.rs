@@ -6,6 +6,7 @@ pub use lock::{LockError, RunLock};
 
 use crate::journal;
 use spec::config::{Config, is_folder_name};
+pub use spec::contract::files::SplitChoice;
 use spec::contract::{self, exit, shown};
 use spec::job::Job;
 use spec::plan::Plan;
@@ -89,6 +90,8 @@ pub struct RunDir {
     pub path: PathBuf,
     /// Checkpoint folder to continue from, absolute.
     pub resume: Option<PathBuf>,
+    /// `--resume-split`, for the job.
+    pub resume_split: Option<SplitChoice>,
     node_rank: usize,
 }
 
@@ -113,7 +116,7 @@ impl RunDir {
             (Resume::No, Some(name)) => (known_or_new(runs_dir.join(name))?.0, None),
             (Resume::No, None) => (make_fresh(&runs_dir, ask)?, None),
         };
-        Ok(Self { path, resume, node_rank: ask.node_rank })
+        Ok(Self { path, resume, resume_split: None, node_rank: ask.node_rank })
     }
 
     /// Locks the folder for this process, and looks again for what there is to resume: another run may have ended in between.
@@ -144,7 +147,7 @@ impl RunDir {
     pub fn scratch(runs_dir: &Path) -> Result<Self, RunDirError> {
         let path = utf8(runs_dir.join(format!(".batch-{}", std::process::id())))?;
         std::fs::create_dir_all(&path).map_err(|source| io_error("make", &path, source))?;
-        Ok(Self { path, resume: None, node_rank: 0 })
+        Ok(Self { path, resume: None, resume_split: None, node_rank: 0 })
     }
 
     /// Removes the folder and all in it.
@@ -170,6 +173,7 @@ impl RunDir {
             run_dir: self.path.clone(),
             resume: self.resume.clone(),
             start: new_start(),
+            resume_split: self.resume_split,
         };
         let node = if self.node_rank == 0 { String::new() } else { format!(".node{}", self.node_rank) };
         if self.node_rank == 0 {

@@ -1,7 +1,7 @@
 //! A data set's entries in the page cache: what every data set that reads through the cache needs, in one place.
 
 use super::{DataError, Scratch, Wake};
-use cache::client::{CacheClient, Reading, Want};
+use cache::client::{CacheClient, Item, Reading};
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
@@ -27,10 +27,10 @@ impl<S: EntrySource> CachedEntries<S> {
         Self { source, cache }
     }
 
-    /// A batch will need `keys`, each once; `next_use` tells when an entry is needed after it ([`Want::next_use`]).
+    /// A batch will need `keys`, each once; `next_use` tells when an entry is needed after it ([`Item::next_use`]).
     pub fn announce(&self, keys: &[u64], next_use: impl Fn(u64) -> u64) {
-        let want = |key| Want { key, bytes: self.source.entry_bytes(key), next_use: next_use(key) };
-        let wants: Vec<Want> = keys.iter().copied().map(want).collect();
+        let want = |key| Item { key, bytes: self.source.entry_bytes(key), next_use: next_use(key), offer: false };
+        let wants: Vec<Item> = keys.iter().copied().map(want).collect();
         self.cache.announce(&wants);
     }
 
@@ -50,7 +50,7 @@ impl<S: EntrySource> CachedEntries<S> {
         (part, next_use): (Range<usize>, u64),
         scratch: &mut Scratch,
     ) -> Result<Reading<'_>, DataError> {
-        let want = Want { key, bytes: self.source.entry_bytes(key), next_use };
+        let want = Item { key, bytes: self.source.entry_bytes(key), next_use, offer: false };
         self.cache.read_or_lend(want, part, &mut |key, out| self.source.fill_entry(key, out, scratch))
     }
 

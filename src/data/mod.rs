@@ -1,4 +1,4 @@
-//! From files to batches: `source → cache → windows → loader`.
+//! From files to batches: `source → cache → windows → loader`; which files each split has: [`split`].
 
 #[cfg(test)]
 #[path = "../../launcher/cache/src/client/testing.rs"]
@@ -11,6 +11,7 @@ pub mod loader;
 #[path = "../../tests/benches/simulate.rs"]
 mod simulate;
 pub mod source;
+pub mod split;
 pub mod windows;
 
 pub use cache::client::Wake;

@@ -199,7 +199,7 @@ fn open(plan: &HostPlan, guests: &[(u32, OwnedFd)]) -> Result<(OwnedFd, OwnedFd,
 mod tests {
     use super::*;
     use crate::comm::ShmCollective;
-    use cache::client::{CacheError, Want};
+    use cache::client::CacheError;
     use spec::config::Config;
     use spec::contract::VERSION;
     use spec::contract::cache::{Item, ToDirectory, encode};
@@ -223,6 +223,7 @@ mod tests {
             run_dir: "runs/x".into(),
             resume: None,
             start: String::new(),
+            resume_split: None,
         }
     }
 
@@ -242,7 +243,7 @@ mod tests {
     }
 
     fn read(cache: &NodeCache, key: u64) -> bool {
-        let want = Want { key, bytes: 1000, next_use: key };
+        let want = Item { key, bytes: 1000, next_use: key, offer: false };
         let mut fill = |key: u64, out: &mut [u8]| {
             out.fill(key as u8);
             Ok::<(), CacheError>(())

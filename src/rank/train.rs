@@ -10,6 +10,7 @@ use crate::comm::rendezvous::{self, Links};
 use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, Solo};
 use crate::data::DataError;
+use crate::data::split::KeptSplit;
 use crate::ledger;
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
@@ -228,7 +229,8 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     let resumed_step = resume.as_ref().map(|loaded| loaded.step);
     let task = task::find(&config.task).map_err(RankError::Usage)?;
     let memory = memory_sampler(start, resumed_step, cache.clone())?;
-    let datasets = open(start, task, cache.clone())?;
+    let kept = kept_split(start, resume.as_ref());
+    let datasets = open(start, task, cache.clone(), kept.as_ref())?;
     memory.print("After dataset creation");
     if env.rank == 0 {
         datasets.notes.iter().for_each(|line| reporter.line(line.clone()));
@@ -257,7 +259,8 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
     let mut observer = observer(start, memory, recorded_step, cache)?;
     let checkpoints = job.run_dir.join("checkpoints");
-    let writer = (env.rank == 0).then(|| Checkpointer::open(&checkpoints, config.log.keep_last)).transpose()?;
+    let writer = || Checkpointer::open(&checkpoints, config.log.keep_last)?.with_split(datasets.split.as_ref());
+    let writer = (env.rank == 0).then(writer).transpose()?;
     let writer = writer.map(|writer| {
         let reporter = reporter.clone();
         writer.telling(move |line| reporter.line(line))
@@ -324,10 +327,30 @@ fn observer(
     })
 }
 
-fn open(start: &Start, task: &dyn task::Task, cache: Option<Arc<CacheClient>>) -> Result<Datasets, RankError> {
+/// The split of the checkpoint that this run resumes from. A checkpoint without one is from before there were any: a line
+/// says that its split cannot be compared.
+fn kept_split(start: &Start, resume: Option<&Loaded>) -> Option<KeptSplit> {
+    let loaded = resume?;
+    if loaded.split.is_none() && start.env.rank == 0 {
+        let path = loaded.path.display();
+        start.reporter.line(format!(
+            "{path} does not say which files each split had (an earlier version saved it): if files were added, removed or \
+             renamed since, held-out ones may be trained on now"
+        ));
+    }
+    let list = loaded.split.clone()?;
+    Some(KeptSplit { list, choice: start.job.resume_split, checkpoint: loaded.path.clone() })
+}
+
+fn open(
+    start: &Start,
+    task: &dyn task::Task,
+    cache: Option<Arc<CacheClient>>,
+    kept: Option<&KeptSplit>,
+) -> Result<Datasets, RankError> {
     let Start { job, env, collective, .. } = start;
     let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Gather(e.into()));
-    let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache };
+    let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache, kept };
     let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
     Ok(task.open(&job.config, &team, &index)?)
 }
@@ -389,7 +412,7 @@ fn resume_from(loaded: Loaded, facts: &Facts, params: &[(String, Tensor)]) -> Re
 }
 
 /// Trainable parameters with their names, in the order in which the model registered them.
-fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
+pub(super) fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
     let names: std::collections::BTreeMap<usize, String> =
         vs.variables().into_iter().map(|(name, tensor)| (tensor.data_ptr() as usize, name)).collect();
     let of = |tensor: Tensor| names.get(&(tensor.data_ptr() as usize)).map(|name| (name.clone(), tensor));
@@ -444,7 +467,10 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
 /// Lets `launch`, which lies beside this program, draw the figures of a run that another launcher started.
 fn plot(run_dir: &Path, reporter: &Reporter) {
     let launch = std::env::current_exe().map(|own| own.with_file_name("launch"));
-    let drawn = launch.and_then(|launch| Command::new(launch).arg("plot").arg(run_dir).stdin(Stdio::null()).output());
+    let job = std::env::var_os(env::JOB).unwrap_or_default();
+    let drawn = launch.and_then(|launch| {
+        Command::new(launch).arg("plot").arg("--job").arg(job).arg("--").arg(run_dir).stdin(Stdio::null()).output()
+    });
     let problem = match drawn {
         Ok(ended) if ended.status.success() => return,
         Ok(ended) => String::from_utf8_lossy(&ended.stderr).trim().to_owned(),

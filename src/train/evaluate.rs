@@ -85,7 +85,9 @@ pub fn evaluate(
     }
     if !dataset.is_empty() && left_out >= dataset.len() as f64 {
         let (split, len) = (prefix.trim_end_matches('.'), dataset.len());
-        return Err(DataError::AllUnreadable(format!("none of the {len} samples of {split}")).into());
+        let first = dataset.take_left_out().and_then(|lines| lines.into_iter().next());
+        let first = first.map(|line| format!(" (the first: {line})")).unwrap_or_default();
+        return Err(DataError::AllUnreadable(format!("none of the {len} samples of {split}{first}")).into());
     }
     let mut values = watch.metrics.values(&sums);
     if left_out > 0.0 {

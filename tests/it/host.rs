@@ -2,6 +2,7 @@
 
 use crate::cache::{SMALL, Traces, finish, path_of};
 use crate::support::{Ended, Running, Runs, assert_same_checkpoint, rank_program};
+use crate::tools::assert_figures;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -69,7 +70,8 @@ fn ranks_of_another_launcher_share_a_cache_and_train_the_same_bits() {
     let told = reference.summary()["cache"].clone();
     for starter in [Starter::Torchrun, Starter::OpenMpi, Starter::Slurm] {
         let name = format!("{starter:?}");
-        let job = job_of(&runs, &reference.path, &name);
+        let mut job = job_of(&runs, &reference.path, &name);
+        job["config"]["log"]["plots"] = json!(true);
         let mut ranks = start(&runs, &name, &job, starter);
         let mut traces = Traces::default();
         let pids: Vec<u32> = ranks.iter().map(|rank| rank.child.id()).collect();
@@ -82,6 +84,7 @@ fn ranks_of_another_launcher_share_a_cache_and_train_the_same_bits() {
         let lines = ended.iter().map(|ended| ended.out.matches("Cache Stats").count()).collect::<Vec<_>>();
         assert_eq!(lines, [1, 0, 0], "{starter:?}: {}", ended[0]);
         assert_same_checkpoint(&runs.run(&name), &reference, 20, &name);
+        assert_figures(&runs.run(&name).path);
         assert_eq!(runs.run(&name).losses(), reference.losses(), "{name}");
         let cache = &runs.run(&name).summary()["cache"];
         assert_eq!((&cache["policy"], &cache["capacity_bytes"]), (&told["policy"], &told["capacity_bytes"]));

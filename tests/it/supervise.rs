@@ -29,7 +29,7 @@ def wait_for(name, ranks=3):
 def connect():
     global control
     control = socket.socket(fileno=int(os.environ["HEADROOM_CONTROL_FD"]))
-    send(kind="hello", version=2, rank=rank)
+    send(kind="hello", version=3, rank=rank)
 def send(**message):
     body = json.dumps(message).encode()
     control.sendall(struct.pack("<I", len(body)) + body)
@@ -300,7 +300,7 @@ signal.pause()
 "#);
     let ended = job.run();
     assert_eq!(ended.code, Some(1), "{}", ended.err);
-    assert!(ended.err.contains("contract version 999, the launcher 2"), "{}", ended.err);
+    assert!(ended.err.contains("contract version 999, the launcher 3"), "{}", ended.err);
 }
 
 #[test]

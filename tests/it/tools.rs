@@ -1,6 +1,6 @@
 //! The tools beside a run: monitor, analyze, recommend, doctor, the smart loop, the bench of memory features.
 
-use super::support::{Running, Runs, folder, launch_program, run};
+use super::support::{Running, Runs, folder, launch_program, rank_program, run};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,36 @@ fn json(path: &Path) -> Value {
 
 fn assert_png(path: &Path) {
     assert!(fs::read(path).unwrap().starts_with(b"\x89PNG"), "{}", path.display());
+}
+
+/// All figures of a run, and no sibling that was left behind.
+pub fn assert_figures(run: &Path) {
+    let names: Vec<_> =
+        named(&run.join("plots"), "").into_iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+    assert_eq!(names, ["loss.png", "memory.png", "metrics.png", "throughput.png"]);
+    named(&run.join("plots"), "").iter().for_each(|path| assert_png(path));
+}
+
+#[test]
+fn the_launcher_draws_a_runs_figures_and_needs_no_rank_program_for_a_picture() {
+    let runs = Runs::new(&["log.plots=true", "train.max_steps=8"]);
+    let path = runs.finish("drawn", &["--ranks", "2"]).path;
+    assert_figures(&path);
+    fs::remove_dir_all(path.join("plots")).unwrap();
+    let nowhere = |words: &[&str]| {
+        let mut command = launch(words);
+        command.arg(&path).env("HEADROOM_RANK", "/no/such/program");
+        command
+    };
+    let ended = run(&mut nowhere(&["plot"]), runs.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert_figures(&path);
+    let png = runs.path().join("memory.png");
+    let ended = run(nowhere(&["analyze"]).arg("--plot").arg(&png), runs.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert_png(&png);
+    let ended = run(Command::new(rank_program()).arg("plot"), runs.path());
+    assert_eq!(ended.code, Some(2), "{ended}");
 }
 
 #[test]

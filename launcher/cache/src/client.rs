@@ -24,7 +24,8 @@ mod testing;
 pub use crate::error::CacheError;
 pub use lend::{Lent, Reading};
 pub use slabs::{Registrar, Registration};
-pub use table::{ClientStats, Offer, Want};
+pub use spec::contract::cache::Item;
+pub use table::{ClientStats, Offer};
 
 use crate::mapping::{ReadSpan, SharedMap, WriteSpan};
 use spec::contract::VERSION;
@@ -130,20 +131,20 @@ impl CacheClient {
     }
 
     /// A batch will need `wants`, each key once. Asks for what this rank does not hold yet.
-    pub fn announce(&self, wants: &[Want]) {
+    pub fn announce(&self, wants: &[Item]) {
         self.announce_all(wants, true);
     }
 
     /// As [`CacheClient::announce`] for entries that [`CacheClient::read_again`] reads: what is stored is held for the batch,
     /// for the rest no room is reserved ahead of need.
-    pub fn announce_stored(&self, wants: &[Want]) {
+    pub fn announce_stored(&self, wants: &[Item]) {
         self.announce_all(wants, false);
     }
 
-    fn announce_all(&self, wants: &[Want], reserve: bool) {
+    fn announce_all(&self, wants: &[Item], reserve: bool) {
         let seal = self.seal_bytes() as u64;
         let mut table = self.inner.lock();
-        table.announce(wants.iter().map(|want| Want { bytes: want.bytes + seal, ..*want }), reserve);
+        table.announce(wants.iter().map(|want| Item { bytes: want.bytes + seal, ..*want }), reserve);
         self.inner.send(&mut table);
     }
 
@@ -160,7 +161,7 @@ impl CacheClient {
     ///
     /// # Errors
     /// The directory is gone or says what cannot be; the entry cannot be filled; its checksum is wrong.
-    pub fn read<E: From<CacheError>>(&self, want: Want, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
+    pub fn read<E: From<CacheError>>(&self, want: Item, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
         self.hold(want, false, fill)
     }
 
@@ -169,11 +170,11 @@ impl CacheClient {
     ///
     /// # Errors
     /// As [`CacheClient::read`].
-    pub fn read_again<E: From<CacheError>>(&self, want: Want, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
+    pub fn read_again<E: From<CacheError>>(&self, want: Item, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
         self.hold(want, true, fill)
     }
 
-    fn hold<E: From<CacheError>>(&self, want: Want, again: bool, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
+    fn hold<E: From<CacheError>>(&self, want: Item, again: bool, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
         // Made before the lock is taken, so that it ends after the lock is let go.
         let user = User { client: self, key: want.key };
         let span = self.find(want, again, fill)?;
@@ -183,11 +184,11 @@ impl CacheClient {
     /// The entry once it is stored; `None`: the cache has no room. The caller's [`User`] counts as its reader until it ends.
     fn find<E: From<CacheError>>(
         &self,
-        want: Want,
+        want: Item,
         again: bool,
         fill: &mut FillFn<E>,
     ) -> Result<Option<Arc<ReadSpan>>, E> {
-        let want = Want { bytes: want.bytes + self.seal_bytes() as u64, ..want };
+        let want = Item { bytes: want.bytes + self.seal_bytes() as u64, ..want };
         let mut table = self.inner.lock();
         table.enter(want);
         self.inner.send(&mut table);

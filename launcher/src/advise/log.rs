@@ -353,6 +353,7 @@ mod tests {
                 run_dir: "runs/a".into(),
                 resume: None,
                 start: start.into(),
+                resume_split: None,
             };
             serde_json::to_value(job).unwrap()
         };

@@ -19,7 +19,7 @@ pub(super) fn plot(args: &PlotArgs) -> Result<u8, Error> {
     let from = advise::locate(&args.read.run, &args.read.runs_dir)?;
     match &args.out {
         Some(png) => plots::plot_any(&from, png)?,
-        None => plots::plot_folder(&from)?,
+        None => plots::plot_folder(&from, args.job.as_deref())?,
     }
     Ok(exit::OK)
 }

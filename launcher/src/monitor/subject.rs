@@ -1,7 +1,8 @@
 //! Who is watched: the ranks of a run, a process with its children, or the machine alone.
 
 use crate::advise;
-use procfs::process::{MMapPath, MemoryMap, Process};
+use crate::machine::lent_bytes;
+use procfs::process::Process;
 use serde::de::DeserializeOwned;
 use spec::config::Language;
 use spec::contract::{MetricsRecord, NodeRecord, Summary, env, shown};
@@ -134,30 +135,12 @@ impl Launcher {
 
     /// What PSS leaves out of its memory since this monitor, where it is the same program, maps the program as well.
     pub fn lent_bytes(&self) -> u64 {
-        let found = || {
-            let own = Process::myself().and_then(|process| Ok((process.exe()?, process.maps()?))).ok()?;
-            let program = own.1.iter().find(|map| map.pathname == MMapPath::Path(own.0.clone()))?;
-            let maps = Process::new(self.pid).and_then(|process| process.smaps()).ok()?;
-            let of_it = |map: &&MemoryMap| (map.dev, map.inode) == (program.dev, program.inode);
-            let of = |map: &MemoryMap, key: &str| map.extension.map.get(key).copied().unwrap_or(0);
-            Some(maps.iter().filter(of_it).map(|map| lent(of(map, "Rss"), of(map, "Pss"))).sum())
-        };
-        found().unwrap_or(0)
+        lent_bytes(self.pid)
     }
 
     pub fn member(&self) -> Member {
         Member { label: "launch".into(), pid: self.pid }
     }
-}
-
-/// By how much PSS would be larger with one process fewer that maps the same: `rss / n` became `rss / (n + 1)`.
-fn lent(rss: u64, pss: u64) -> u64 {
-    let others = rss.saturating_sub(pss);
-    if others == 0 {
-        return 0;
-    }
-    let before = (rss as f64 * pss as f64 / others as f64) as u64;
-    before.min(rss).saturating_sub(pss)
 }
 
 /// The folders of runs of this machine that have a living rank, without links.
@@ -278,15 +261,6 @@ mod tests {
         let _ = child.wait();
         assert!(lives && !other && killed && !launcher.lives());
         assert_eq!(Launcher::of(i32::MAX), None);
-    }
-
-    #[test]
-    fn pages_shared_with_the_monitor_are_counted_as_without_it() {
-        assert_eq!(lent(3000, 3000), 0, "nobody else maps them");
-        assert_eq!(lent(3000, 1500), 1500, "the monitor alone");
-        assert_eq!(lent(3000, 1000), 500, "the monitor and a third");
-        assert_eq!(lent(3000, 2000), 1000, "half of them");
-        assert_eq!(lent(0, 0), 0);
     }
 
     #[test]

@@ -72,13 +72,14 @@ impl History {
     }
 }
 
-/// Draws all figures of a run's folder into `plots/` there, by its `job.json`, `summary.json` and records.
+/// Draws all figures of a run's folder into `plots/` there, by its `summary.json`, its records, and `job` or else its `job.json`.
 ///
 /// # Errors
 /// It is not a run's folder, or a file cannot be read or written.
-pub fn plot_folder(run_dir: &Path) -> Result<(), PlotError> {
+pub fn plot_folder(run_dir: &Path, job: Option<&Path>) -> Result<(), PlotError> {
     let unreadable = |problem: &str| PlotError::Unreadable { path: run_dir.to_owned(), problem: problem.into() };
-    let job: Job = advise::json(&run_dir.join("job.json")).ok_or_else(|| unreadable("job.json cannot be read"))?;
+    let job = job.map_or_else(|| run_dir.join("job.json"), Path::to_owned);
+    let job: Job = advise::json(&job).ok_or_else(|| unreadable("its job.json cannot be read"))?;
     let summary: Summary = advise::json(&run_dir.join("summary.json")).unwrap_or_default();
     let (records, plots) = (run_dir.join("metrics.jsonl"), run_dir.join("plots"));
     let name = run_dir.file_name().map_or_else(|| job.config.name.clone(), |name| name.to_string_lossy().into_owned());

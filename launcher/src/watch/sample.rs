@@ -3,9 +3,8 @@
 //! `smaps_rollup` (PSS, USS) walks a process's page tables: about 10 ms per 500 MB. It is read rarely, and what RSS has
 //! grown by since (`statm`, microseconds) carries it on in between: anonymous memory, which is what grows, is exact.
 
-use crate::machine::{GpuMeter, MemoryMeter, MemoryNow};
-use procfs::process::Process;
-use spec::contract::{CgroupMemory, GpuUse, Program, RankMemory};
+use crate::machine::{GpuMeter, MemoryMeter, MemoryNow, Resident, Shares};
+use spec::contract::{CgroupMemory, GpuUse, RankMemory};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Share of a core that reading page tables may take: one in so many; and under pressure, or while a process starts.
@@ -21,23 +20,8 @@ const LEAST_PAUSE: Duration = Duration::from_millis(100);
 struct Subject {
     pid: i32,
     /// PSS, USS and shared bytes as last read, and anonymous and shared pages of `statm` at that moment.
-    read: Rollup,
-    then: Statm,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Rollup {
-    pss: u64,
-    /// PSS of shared memory (memfd, tmpfs): the page cache and the ranks' meeting place.
-    pss_shmem: u64,
-    uss: u64,
-    shared: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Statm {
-    rss: u64,
-    anonymous: u64,
+    read: Shares,
+    then: Resident,
 }
 
 /// One process at one moment, bytes.
@@ -139,7 +123,7 @@ pub struct Sampler {
 impl Sampler {
     /// `pids`: of the ranks.
     pub fn new(meter: MemoryMeter, gpu: Option<GpuMeter>, pids: &[i32]) -> Self {
-        let subject = |pid| Subject { pid, read: Rollup::default(), then: Statm::default() };
+        let subject = |pid| Subject { pid, read: Shares::default(), then: Resident::default() };
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let ranks = pids.iter().map(|pid| subject(*pid)).collect();
         Self { meter, gpu, launcher: subject(own), ranks, read: None }
@@ -172,19 +156,19 @@ impl Sampler {
 
 impl Subject {
     fn has_moved(&self) -> bool {
-        statm(self.pid).is_some_and(|now| now.rss.abs_diff(self.then.rss) > self.then.rss / MOVED)
+        Resident::of(self.pid).is_some_and(|now| now.rss.abs_diff(self.then.rss) > self.then.rss / MOVED)
     }
 
     fn look(&mut self, whole: bool) -> ProcessNow {
-        let Some(now) = statm(self.pid).filter(|now| now.rss > 0) else {
+        let Some(now) = Resident::of(self.pid).filter(|now| now.rss > 0) else {
             return ProcessNow::default();
         };
         if (whole || self.read.pss == 0)
-            && let Some(read) = rollup(self.pid)
+            && let Some(read) = Shares::of(self.pid)
         {
             (self.read, self.then) = (read, now);
         }
-        let Rollup { pss, pss_shmem, uss, shared } = self.read;
+        let Shares { pss, pss_shmem, uss, shared } = self.read;
         let grown = |bytes: u64| (bytes + now.anonymous).saturating_sub(self.then.anonymous);
         let own_bytes = grown(pss.saturating_sub(pss_shmem));
         // A moment later than `statm`: no part is more than the whole.
@@ -192,46 +176,6 @@ impl Subject {
         let uss_bytes = grown(uss).min(pss_bytes);
         ProcessNow { rss_bytes: now.rss, pss_bytes, own_bytes, uss_bytes, shared_bytes: shared }
     }
-}
-
-/// `None`: it has ended or may not be read.
-fn statm(pid: i32) -> Option<Statm> {
-    let statm = Process::new(pid).and_then(|process| process.statm()).ok()?;
-    let page = rustix::param::page_size() as u64;
-    Some(Statm { rss: statm.resident * page, anonymous: statm.resident.saturating_sub(statm.shared) * page })
-}
-
-fn rollup(pid: i32) -> Option<Rollup> {
-    let rollup = Process::new(pid).and_then(|process| process.smaps_rollup()).ok()?;
-    let map = rollup.memory_map_rollup.into_iter().next()?.extension.map;
-    let of = |key: &str| map.get(key).copied().unwrap_or(0);
-    Some(Rollup {
-        pss: of("Pss"),
-        pss_shmem: of("Pss_Shmem"),
-        uss: of("Private_Clean") + of("Private_Dirty"),
-        shared: of("Shared_Clean") + of("Shared_Dirty"),
-    })
-}
-
-/// The process with the largest RSS that is not one of `ours`. Looks at every process of the node, or at those of this
-/// process's memory cgroup and below.
-pub fn largest_other(ours: &[i32], in_group: bool) -> Option<Program> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let group = memory_group_of(own).filter(|_| in_group);
-    let inside =
-        |pid: i32| group.as_ref().is_none_or(|group| memory_group_of(pid).is_some_and(|at| at.starts_with(group)));
-    let stats = procfs::process::all_processes().ok()?.flatten().filter_map(|process| process.stat().ok());
-    let others = stats.filter(|stat| stat.pid != own && !ours.contains(&stat.pid) && inside(stat.pid));
-    let largest = others.max_by_key(|stat| stat.rss)?;
-    let bytes = largest.rss * rustix::param::page_size() as u64;
-    (bytes > 0).then_some(Program { name: largest.comm, pid: largest.pid, bytes })
-}
-
-/// Path of a process's memory cgroup, v1 or v2.
-fn memory_group_of(pid: i32) -> Option<String> {
-    let groups = Process::new(pid).and_then(|process| process.cgroups()).ok()?.0;
-    let v1 = groups.iter().find(|group| group.controllers.iter().any(|name| name == "memory"));
-    v1.or(groups.iter().find(|group| group.hierarchy == 0)).map(|group| group.pathname.clone())
 }
 
 /// Seconds since the Unix epoch.
@@ -285,7 +229,5 @@ mod tests {
             "a sample without page tables: {each:?}, {:.3} % of a core at two per second",
             each.as_secs_f64() * 200.0
         );
-        let others = largest_other(&[], false).unwrap();
-        assert!(others.bytes > 0, "{others:?}");
     }
 }

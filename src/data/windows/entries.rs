@@ -7,7 +7,7 @@ use super::pieces::{Fresh, Piece, Pieces};
 use crate::data::source::chunks::Chunk;
 use crate::data::source::hdf5::{Reader, Target};
 use crate::data::{DataError, Scratch};
-use cache::client::{CacheClient, Want};
+use cache::client::{CacheClient, Item};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -101,7 +101,8 @@ impl ChunkEntries {
             let (index, first) = (row / entry_rows, (row % entry_rows) as usize);
             let take = (entry_rows as usize - first).min(rows - done);
             let key = self.bases[file] + index;
-            let want = Want { key, bytes: self.reader.entry_bytes(file, index) as u64, next_use: u64::MAX };
+            let want =
+                Item { key, bytes: self.reader.entry_bytes(file, index) as u64, next_use: u64::MAX, offer: false };
             let into = done..done + take;
             let mut filler = Filler::new(self, scratch);
             match self.cache.read(want, &mut |key, out| filler.fill(key, out))? {
@@ -159,7 +160,7 @@ impl ChunkEntries {
         self.check(file, start, rows, targets)?;
         for Piece { key, file, chunk, rows, into } in pieces.of(index as u64, &self.reader) {
             let bytes = rows.len() * self.reader.tables()[file].used_row_bytes();
-            let want = Want { key, bytes: bytes as u64, next_use: u64::MAX };
+            let want = Item { key, bytes: bytes as u64, next_use: u64::MAX, offer: false };
             let mut filler = Filler::new(self, scratch);
             match self.cache.read_again(want, &mut |key, out| filler.fill(key, out))? {
                 Some(piece) => self.reader.gather_piece(file, &piece, into, targets)?,

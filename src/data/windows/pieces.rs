@@ -8,7 +8,7 @@ use crate::data::loader::Order;
 use crate::data::source::chunks::Chunk;
 use crate::data::source::hdf5::Reader;
 use crate::data::{BatchAhead, DataError};
-use cache::client::{Offer, Want};
+use cache::client::{Item, Offer};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,7 +116,7 @@ impl Pieces {
     }
 
     /// Entries that a batch needs, each once; [`Pieces::retire`] is the inverse.
-    pub fn announce(&self, batch: BatchAhead, reader: &Reader) -> Vec<Want> {
+    pub fn announce(&self, batch: BatchAhead, reader: &Reader) -> Vec<Item> {
         if let Some((first, last)) = self.span(batch) {
             self.lock().batches.insert(first, last);
         }
@@ -125,10 +125,11 @@ impl Pieces {
         for id in batch.ids {
             let position = then.position_of(*id).unwrap_or(0);
             let next_use = (batch.epoch + 1).saturating_mul(self.order.len).saturating_add(position);
-            wants.extend(self.of(*id, reader).map(|piece| Want {
+            wants.extend(self.of(*id, reader).map(|piece| Item {
                 key: piece.key,
                 bytes: bytes_of(&piece, reader),
                 next_use,
+                offer: false,
             }));
         }
         wants.sort_unstable_by_key(|want| want.key);
@@ -182,7 +183,8 @@ impl Pieces {
         let offer = |(next_use, index): (u64, u64)| {
             let piece = self.of(index, reader).find(|piece| piece.chunk == fresh.chunk)?;
             let bytes = bytes_of(&piece, reader);
-            Some(Offer { key: piece.key, bytes, next_use, due: next_use <= last.saturating_add(self.world_size) })
+            let item = Item { key: piece.key, bytes, next_use, offer: true };
+            Some(Offer { item, due: next_use <= last.saturating_add(self.world_size) })
         };
         soonest.into_iter().filter_map(offer).collect()
     }

@@ -6,10 +6,11 @@ use super::grain::choose;
 use super::index::Windows;
 use super::pieces::Pieces;
 use crate::data::loader::order_of;
+use crate::data::source::Identity;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::{Reader, Table, Target};
 use crate::data::{BatchAhead, DataError, Pages, Scratch, Wake};
-use cache::client::{CacheClient, Want};
+use cache::client::{CacheClient, Item};
 use spec::config::{CachePolicy, DataConfig};
 use std::sync::{Arc, Weak};
 
@@ -20,6 +21,8 @@ const PAGE_ROWS: usize = 4096;
 pub struct Reading<'a> {
     /// Order, chunk cache and page cache.
     pub config: &'a DataConfig,
+    /// Of each table's file, so that one that is replaced during the run is never read as the old one.
+    pub identities: Vec<Identity>,
     /// Rows of a window.
     pub rows: usize,
     pub seed: u64,
@@ -67,11 +70,11 @@ impl WindowSets {
     /// # Errors
     /// The order that the config asks for does not exist for these windows.
     pub fn open(tables: Vec<Table>, listed: [Windows; 3], reading: Reading) -> Result<Self, DataError> {
-        let Reading { config, rows, seed, world_size, cache, alone } = reading;
+        let Reading { config, identities, rows, seed, world_size, cache, alone } = reading;
         let shrunk = cache.as_ref().map(Arc::downgrade);
         let chunks = LruChunks::new(config.chunk_cache_size)
             .small_while(move || shrunk.as_ref().and_then(Weak::upgrade).is_some_and(|cache| cache.is_shrunk()));
-        let reader = Arc::new(Reader::new(tables, Arc::new(chunks)));
+        let reader = Arc::new(Reader::new(tables, Arc::new(chunks)).recognising(identities));
         let cache = cache.filter(|_| config.cache != CachePolicy::Off);
         // Validation and test are read in the order of their files, now and then: nothing is known of their next use.
         let sees = matches!(config.cache, CachePolicy::Auto | CachePolicy::NextUse) && alone;
@@ -143,9 +146,9 @@ impl WindowSet {
         let want = |key| {
             let next_use = after
                 .map_or(u64::MAX, |(future, after)| future.next_use(key, batch.epoch, after, entries, &self.windows));
-            Want { key, bytes: entries.bytes(key), next_use }
+            Item { key, bytes: entries.bytes(key), next_use, offer: false }
         };
-        let wants: Vec<Want> = self.keys(entries, batch.ids, others).into_iter().map(want).collect();
+        let wants: Vec<Item> = self.keys(entries, batch.ids, others).into_iter().map(want).collect();
         entries.cache().announce(&wants);
     }
 

@@ -12,7 +12,8 @@ mod share;
 
 use crate::data::source::hdf5::gather::{Affine, Transform};
 use crate::data::source::hdf5::{Reader, Target, without_locks};
-use crate::data::source::{file_error, find_files};
+use crate::data::source::{Listing, file_error, find_files, no_data_line};
+use crate::data::split::{Print, Resolved, Unit, equal_content, relative_name, resolve};
 use crate::data::windows::{Reading, WindowSet, WindowSets, Windows, permuted, split_files, windows_in};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadRequest, Scratch, Wake};
 use crate::task::{Datasets, Team};
@@ -119,13 +120,14 @@ impl Dataset for EmgDataset {
 pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Path) -> Result<EmgData, DataError> {
     let facts = scan_facts(config)?;
     let index_path = index::path(index_dir, &facts, &config.dataset_path);
-    let mut skipped = Vec::new();
-    let found = find_files(&config.dataset_path, &["hdf5", "h5"], &mut skipped);
-    let own = scan_share(found.as_deref(), &facts, &index_path, team);
+    let found = find_files(&config.dataset_path, &["hdf5", "h5"]);
+    let own = scan_share(found.as_ref().map(|found| found.files.as_slice()), &facts, &index_path, team);
     let (results, scanned) = share(own, team)?;
-    let files = found?;
+    let Listing { files, unreadable: mut skipped, no_data } = found?;
+    let no_data = no_data_line(&config.dataset_path, &no_data);
     if files.is_empty() {
-        return Err(no_files(config, "no .hdf5 or .h5 file"));
+        let left_out = no_data.map(|line| format!(" ({line})")).unwrap_or_default();
+        return Err(no_files(config, &format!("no .hdf5 or .h5 file{left_out}")));
     }
     let known = keep_good(results, config, &mut skipped)?;
     if team.rank == 0
@@ -143,7 +145,9 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
         // Users are told by who opens the data sets.
         skipped.iter().for_each(|line| tracing::debug!("left out: {line}"));
     }
-    assemble(usable, config, seed, skipped, team)
+    let mut data = assemble(usable, config, seed, skipped, team)?;
+    data.datasets.notes.extend(no_data);
+    Ok(data)
 }
 
 fn scan_facts(config: &DataConfig) -> Result<ScanFacts, DataError> {
@@ -229,7 +233,10 @@ fn assemble(
     skipped: Vec<String>,
     team: &Team,
 ) -> Result<EmgData, DataError> {
-    let splits = split_files(files.len(), config.split_ratio, seed);
+    let units = units(&files, config, seed);
+    let Resolved { order, splits, list, lines } = resolve(&units, team.kept)?;
+    let equal = equal_content(&list.units);
+    let files = in_order(files, &order);
     let mut statistics = Moments::new(config.emg_channels);
     let mut mean_pose = vec![0.0; config.joint_angles_channels];
     let mut rows = 0;
@@ -243,9 +250,11 @@ fn assemble(
     let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, config.max_val_windows)]
         .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
     let mut notes = notes(&files, &splits, &listed, config, &skipped);
-    let tables = files.into_iter().map(|file| file.table).collect();
+    notes.extend(lines.into_iter().chain(equal));
+    let (tables, identities) = files.into_iter().map(|file| (file.table, file.identity)).unzip();
     let reading = Reading {
         config,
+        identities,
         rows: config.window_size,
         seed,
         world_size: team.world_size,
@@ -257,11 +266,31 @@ fn assemble(
     let emg = Transform { rectify: config.rectify, normalise: config.normalize.then(|| affine(&statistics)) };
     let [train, val, test] = sets.map(|windows| dataset(windows, config, &emg, seed));
     Ok(EmgData {
-        datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None },
+        datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None, split: Some(list) },
         mean_pose,
         statistics,
         reader,
     })
+}
+
+/// The files with the split of a new run.
+fn units(files: &[FileFacts], config: &DataConfig, seed: u64) -> Vec<Unit> {
+    let unit = |file: &FileFacts| Unit {
+        name: relative_name(&config.dataset_path, &file.table.path),
+        prints: vec![Print(file.identity.print)],
+        splits: [false; 3],
+    };
+    let mut units: Vec<Unit> = files.iter().map(unit).collect();
+    for (split, numbers) in split_files(files.len(), config.split_ratio, seed).iter().enumerate() {
+        numbers.iter().for_each(|n| units[*n].splits[split] = true);
+    }
+    units
+}
+
+/// Those files that `order` lists.
+fn in_order(files: Vec<FileFacts>, order: &[usize]) -> Vec<FileFacts> {
+    let mut files: Vec<Option<FileFacts>> = files.into_iter().map(Some).collect();
+    order.iter().filter_map(|n| files[*n].take()).collect()
 }
 
 fn affine(statistics: &Moments) -> Affine {
@@ -282,11 +311,16 @@ fn list_windows(split: &[usize], limit: usize, files: &[FileFacts], config: &Dat
     windows
 }
 
-fn dataset(windows: WindowSet, config: &DataConfig, emg: &Transform, seed: u64) -> Arc<dyn Dataset> {
+/// A window's EMG `[T, 16]` and joint angles `[T, 20]`.
+pub(super) fn fields(config: &DataConfig) -> [FieldSpec; 2] {
     let field = |name, channels| FieldSpec { name, shape: vec![config.window_size, channels], dtype: Dtype::F32 };
+    [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)]
+}
+
+fn dataset(windows: WindowSet, config: &DataConfig, emg: &Transform, seed: u64) -> Arc<dyn Dataset> {
     Arc::new(EmgDataset {
         windows,
-        fields: [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)],
+        fields: fields(config),
         emg: emg.clone(),
         shuffle_emg: config.shuffle_emg.then_some(seed ^ SHUFFLE_EMG_SEED),
     })

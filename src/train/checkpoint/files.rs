@@ -70,6 +70,11 @@ impl Image {
         Ok(Self { head, tensors })
     }
 
+    /// A file of these bytes, without tensors.
+    pub(super) fn plain(bytes: Vec<u8>) -> Self {
+        Self { head: bytes, tensors: Vec::new() }
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.parts().map(|part| part.len() as u64).sum()
     }

@@ -1,7 +1,8 @@
 //! Loading: everything is checked before anything is used.
 
 use super::files::{kind_of, read_manifest};
-use super::{CheckpointError, EMA, Facts, FileFacts, MANIFEST, MODEL, OPTIMIZER, VERSION, io_error};
+use super::{CheckpointError, EMA, Facts, FileFacts, MANIFEST, MODEL, OPTIMIZER, SPLIT, VERSION, io_error};
+use crate::data::split::SplitList;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +22,8 @@ pub struct Loaded {
     pub model: Vec<(String, Tensor)>,
     pub optimizer: Vec<(String, Tensor)>,
     pub ema: Option<Vec<(String, Tensor)>>,
+    /// Files of each split; `None`: an older checkpoint, or a task that keeps no account of its files.
+    pub split: Option<SplitList>,
     pub state: serde_json::Value,
 }
 
@@ -120,7 +123,11 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
         return Err(CheckpointError::Corrupt { path: manifest_path, problem });
     }
     let read = |name: &str| -> Result<Option<Vec<(String, Tensor)>>, CheckpointError> {
-        manifest.files.get(name).map(|facts| read_verified(&dir.join(name), facts)).transpose()
+        manifest
+            .files
+            .get(name)
+            .map(|facts| tensors_of(&dir.join(name), &read_verified(&dir.join(name), facts)?))
+            .transpose()
     };
     let must = |name: &str| {
         read(name)?.ok_or_else(|| CheckpointError::Corrupt {
@@ -128,7 +135,9 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
             problem: format!("does not list {name}"),
         })
     };
+    let split = manifest.files.get(SPLIT).map(|facts| read_split(&dir.join(SPLIT), facts)).transpose()?;
     Ok(Loaded {
+        split,
         path: dir.to_owned(),
         step: manifest.step,
         best: manifest.best,
@@ -140,7 +149,7 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
     })
 }
 
-fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<u8>, CheckpointError> {
     let corrupt = |problem: String| Err(CheckpointError::Corrupt { path: path.to_owned(), problem });
     let bytes = match fs::metadata(path) {
         Ok(about) => about.len(),
@@ -155,7 +164,13 @@ fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<(String, Tensor)>
     if crc32 != facts.crc32 {
         return corrupt(format!("its checksum is {crc32:08x}, the manifest says {:08x}: it is damaged", facts.crc32));
     }
-    tensors_of(path, &data)
+    Ok(data)
+}
+
+fn read_split(path: &Path, facts: &FileFacts) -> Result<SplitList, CheckpointError> {
+    let data = read_verified(path, facts)?;
+    serde_json::from_slice(&data)
+        .map_err(|e| CheckpointError::Corrupt { path: path.to_owned(), problem: format!("is no list of files: {e}") })
 }
 
 fn tensors_of(path: &Path, data: &[u8]) -> Result<Vec<(String, Tensor)>, CheckpointError> {

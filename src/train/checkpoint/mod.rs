@@ -1,8 +1,9 @@
 //! Checkpoints: `step-<N>/{model,optimizer,ema}.safetensors` and `state.json`, whole or not there at all.
 //!
 //! `model.safetensors` uses PyTorch's `state_dict` names, so `safetensors.torch.load_file` reads it. `state.json` is the
-//! manifest: sizes and CRC-32 of the other files, the facts a run must share to resume, and the caller's state. JSON has
-//! no NaN: keep values that may not be finite as `Option`, or as bits.
+//! manifest: sizes and CRC-32 of the other files, the facts a run must share to resume, and the caller's state.
+//! `split.json` lists the files of each split with their fingerprints ([`crate::data::split`]); older checkpoints have
+//! none. JSON has no NaN: keep values that may not be finite as `Option`, or as bits.
 
 mod files;
 mod load;
@@ -23,6 +24,7 @@ const MANIFEST: &str = "state.json";
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const EMA: &str = "ema.safetensors";
+const SPLIT: &str = "split.json";
 
 /// What can go wrong with checkpoints.
 #[derive(Debug, thiserror::Error)]

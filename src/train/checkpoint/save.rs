@@ -1,7 +1,8 @@
 //! Saving: staged on the caller's thread, written by another, published by a rename.
 
 use super::files::{Image, available_bytes, encode_manifest, read_manifest, stage};
-use super::{CheckpointError, EMA, Facts, MANIFEST, MODEL, Manifest, OPTIMIZER, VERSION, io_error, load};
+use super::{CheckpointError, EMA, Facts, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION, io_error, load};
+use crate::data::split::SplitList;
 use crate::ledger::{self, Part};
 use launcher::journal::ROOM_LIMIT;
 use launcher::machine::awake::Deadline;
@@ -40,6 +41,8 @@ type Tell = Arc<dyn Fn(String) + Send + Sync>;
 pub struct Checkpointer {
     dir: PathBuf,
     keep_last: usize,
+    /// Content of `split.json`.
+    split: Option<Vec<u8>>,
     writing: Option<(u64, JoinHandle<Result<(), CheckpointError>>)>,
     tell: Tell,
     /// Steps that could not be saved for a reason that may pass.
@@ -61,13 +64,30 @@ impl Checkpointer {
                 fs::remove_dir_all(entry.path()).map_err(io_error(&entry.path(), "remove"))?;
             }
         }
-        Ok(Self { dir: dir.to_owned(), keep_last, writing: None, tell: Arc::new(drop), lost: BTreeSet::new() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            keep_last,
+            split: None,
+            writing: None,
+            tell: Arc::new(drop),
+            lost: BTreeSet::new(),
+        })
     }
 
     /// Gives a line to `tell` as soon as a save fails.
     pub fn telling(mut self, tell: impl Fn(String) + Send + Sync + 'static) -> Self {
         self.tell = Arc::new(tell);
         self
+    }
+
+    /// Keeps `split` in every checkpoint from now on.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn with_split(mut self, split: Option<&SplitList>) -> Result<Self, CheckpointError> {
+        let failed = |e: serde_json::Error| io_error(&self.dir, "encode the split")(e.into());
+        self.split = split.map(serde_json::to_vec).transpose().map_err(failed)?;
+        Ok(self)
     }
 
     /// Copies the content to host memory and returns; `step-<N>` appears when all of it is on disk. Waits for an
@@ -85,6 +105,7 @@ impl Checkpointer {
                 images.push((name, Image::new(&path.join(name), stage(content.step, tensors)?)?));
             }
         }
+        images.extend(self.split.clone().map(|split| (SPLIT, Image::plain(split))));
         let manifest = Manifest {
             version: VERSION,
             step: content.step,

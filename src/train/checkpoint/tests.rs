@@ -286,3 +286,23 @@ fn weights_from_pytorch_give_pytorchs_outputs() {
     let error = apply(&path, &load_weights(&path).unwrap(), &params).unwrap_err().to_string();
     assert!(error.contains("decoder.lstm.weight_hh_l0"), "{error}");
 }
+
+#[test]
+fn the_split_is_kept_verified_and_may_be_missing() {
+    use crate::data::split::{Print, SplitList, Unit};
+    let (dir, path) = saved();
+    assert_eq!(load(&path).unwrap().split, None, "as older checkpoints are");
+    let unit = Unit { name: "s0.hdf5".into(), prints: vec![Print(7)], splits: [true, false, false] };
+    let list = SplitList { units: vec![unit] };
+    let mut keeper = Checkpointer::open(dir.path(), 3).unwrap().with_split(Some(&list)).unwrap();
+    for step in [6, 7] {
+        save(&mut keeper, step, false).unwrap();
+        assert_eq!(load(&dir.path().join(format!("step-{step}"))).unwrap().split, Some(list.clone()));
+    }
+    let file = dir.path().join("step-7").join(SPLIT);
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("s0", "s1")).unwrap();
+    assert!(error_of(&dir.path().join("step-7")).contains("split.json: its checksum is"));
+    fs::remove_file(&file).unwrap();
+    assert!(error_of(&dir.path().join("step-7")).contains("split.json: the file is missing"));
+}

@@ -1,7 +1,7 @@
 //! Large entries lent to a device's copies instead of being copied, and the device's knowledge of the mapping.
 
+use super::Item;
 use super::slabs::{Registrar, Registration, Work};
-use super::table::Want;
 use super::{CacheClient, CacheError, FillFn, Held, Inner};
 use crate::mapping::{ReadSpan, SharedMap};
 use std::ops::Range;
@@ -105,7 +105,7 @@ impl CacheClient {
     /// As [`CacheClient::read`].
     pub fn read_or_lend<E: From<CacheError>>(
         self: &Arc<Self>,
-        want: Want,
+        want: Item,
         part: Range<usize>,
         fill: &mut FillFn<E>,
     ) -> Result<Reading<'_>, E> {

@@ -1,7 +1,7 @@
 //! Storing what a rank holds by chance: the directory is asked, the caller fills what it wants.
 
 use super::table::{Offer, Offered};
-use super::{CacheClient, CacheError, FillFn, REPLY_LIMIT, silent};
+use super::{CacheClient, CacheError, FillFn, Item, REPLY_LIMIT, silent};
 use crate::mapping::WriteSpan;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -14,7 +14,8 @@ impl CacheClient {
     /// The directory is gone or silent; an entry cannot be filled.
     pub fn offer<E: From<CacheError>>(&self, offers: &[Offer], fill: &mut FillFn<E>) -> Result<(), E> {
         let seal = self.seal_bytes() as u64;
-        let offers: Vec<Offer> = offers.iter().map(|o| Offer { bytes: o.bytes + seal, ..*o }).collect();
+        let offers: Vec<Offer> =
+            offers.iter().map(|o| Offer { item: Item { bytes: o.item.bytes + seal, ..o.item }, ..*o }).collect();
         let mut table = self.inner.lock();
         let Offered { granted, asked, ticket } = table.offer(&offers);
         self.inner.send(&mut table);
@@ -26,7 +27,7 @@ impl CacheClient {
             }
         }
         let Some(ticket) = ticket else { return Ok(()) };
-        let spans = self.await_offered(ticket, asked.first().map_or(0, |offer| offer.key))?;
+        let spans = self.await_offered(ticket, asked.first().map_or(0, |offer| offer.item.key))?;
         let mut room = Room { client: self, left: asked.iter().zip(spans).collect(), filled: Vec::new() };
         room.left.retain(|(_, span)| span.is_some());
         room.left.reverse();
@@ -65,8 +66,8 @@ struct Room<'a> {
 impl Room<'_> {
     fn fill<E>(&mut self, fill: &mut FillFn<E>) -> Result<(), E> {
         while let Some((offer, Some(span))) = self.left.last_mut() {
-            self.client.write(offer.key, span, fill)?;
-            self.filled.push((offer.key, offer.next_use));
+            self.client.write(offer.item.key, span, fill)?;
+            self.filled.push((offer.item.key, offer.item.next_use));
             self.left.pop();
         }
         Ok(())
@@ -76,7 +77,7 @@ impl Room<'_> {
 impl Drop for Room<'_> {
     fn drop(&mut self) {
         // Spans leave the mapping's register before the directory may grant their ranges anew.
-        let given_up: Vec<u64> = self.left.drain(..).map(|(offer, _)| offer.key).collect();
+        let given_up: Vec<u64> = self.left.drain(..).map(|(offer, _)| offer.item.key).collect();
         let mut table = self.client.inner.lock();
         table.stored(&self.filled, &given_up);
         self.client.inner.send(&mut table);

@@ -18,20 +18,10 @@ use std::sync::Arc;
 /// Keys of one message: far below the longest frame.
 const MESSAGE_KEYS: usize = 1024;
 
-/// An entry that a batch needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Want {
-    pub key: u64,
-    pub bytes: u64,
-    /// Global position of the next use after this batch, of all ranks; `u64::MAX`: never, or not known.
-    pub next_use: u64,
-}
-
-impl Want {
-    /// The request ahead of need. An entry that is never needed again displaces nothing; its true next use is sent at release.
-    fn ahead(self, reserve: bool) -> Self {
-        if reserve { self } else { Self { next_use: u64::MAX, ..self } }
-    }
+/// The request for an item ahead of need. An entry that is never needed again displaces nothing; its true next use is sent at
+/// release.
+fn ahead(item: Item, reserve: bool) -> Item {
+    if reserve { item } else { Item { next_use: u64::MAX, ..item } }
 }
 
 /// Reads of this rank, by entry and sample: hits + misses + bypasses is their number.
@@ -197,7 +187,7 @@ impl Table {
 
     /// A batch will need `wants`, each key once. Without `reserve` nothing is displaced for what is not there: room is asked
     /// for when it is read.
-    pub(super) fn announce(&mut self, wants: impl Iterator<Item = Want>, reserve: bool) {
+    pub(super) fn announce(&mut self, wants: impl Iterator<Item = Item>, reserve: bool) {
         let mut items = Vec::new();
         for want in wants {
             if let Some(entry) = self.entries.get_mut(&want.key) {
@@ -208,7 +198,7 @@ impl Table {
             let now = self.deferred.is_empty() && self.room_for(want.bytes);
             self.insert(want, if now { EntryState::Asked } else { EntryState::Deferred }, reserve);
             if now {
-                items.push(item(want.ahead(reserve)));
+                items.push(ahead(want, reserve));
             } else {
                 self.deferred.push_back(want.key);
             }
@@ -217,7 +207,7 @@ impl Table {
     }
 
     /// A reader needs `want` now; paired with [`Table::exit`].
-    pub(super) fn enter(&mut self, want: Want) {
+    pub(super) fn enter(&mut self, want: Item) {
         match self.entries.get_mut(&want.key) {
             Some(entry) => {
                 entry.users += 1;
@@ -225,7 +215,7 @@ impl Table {
                 if matches!(entry.place, EntryState::Deferred) {
                     entry.place = EntryState::Asked;
                     self.held_bytes += entry.bytes;
-                    let items = vec![item(Want { next_use: entry.next_use, ..want })];
+                    let items = vec![Item { next_use: entry.next_use, ..want }];
                     self.ask(items);
                 }
             }
@@ -234,7 +224,7 @@ impl Table {
                 if let Some(entry) = self.entries.get_mut(&want.key) {
                     entry.readers = 1;
                 }
-                self.ask(vec![item(want)]);
+                self.ask(vec![want]);
             }
         }
     }
@@ -448,11 +438,11 @@ impl Table {
         self.held_bytes == 0 || self.held_bytes + bytes <= self.ahead_bytes
     }
 
-    fn insert(&mut self, want: Want, place: EntryState, reserve: bool) {
+    fn insert(&mut self, want: Item, place: EntryState, reserve: bool) {
         if place.holds() {
             self.held_bytes += want.bytes;
         }
-        let Want { key, bytes, next_use } = want;
+        let Item { key, bytes, next_use, .. } = want;
         let entry = Entry {
             bytes,
             users: 1,
@@ -489,7 +479,7 @@ impl Table {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         (entry.place, entry.again) = (EntryState::Asked, true);
         self.held_bytes += entry.bytes;
-        let items = vec![item(Want { key, bytes: entry.bytes, next_use: entry.next_use })];
+        let items = vec![Item { key, bytes: entry.bytes, next_use: entry.next_use, offer: false }];
         let ticket = self.await_reply(Asked::Wants(vec![key]));
         self.out.push(ToDirectory::Again { ticket, items });
     }
@@ -512,7 +502,7 @@ impl Table {
                     entry.place = EntryState::Asked;
                 }
                 self.held_bytes += bytes;
-                items.push(item(Want { key, bytes, next_use }.ahead(reserve)));
+                items.push(ahead(Item { key, bytes, next_use, offer: false }, reserve));
             }
             self.deferred.pop_front();
         }
@@ -560,8 +550,4 @@ impl Table {
             _ => self.out.push(ToDirectory::Abandon { keys: vec![key] }),
         }
     }
-}
-
-fn item(want: Want) -> Item {
-    Item { key: want.key, bytes: want.bytes, next_use: want.next_use, offer: false }
 }

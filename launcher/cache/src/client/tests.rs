@@ -18,8 +18,8 @@ enum FillError {
 }
 
 /// Entry `key` is 1000 + key bytes of its number.
-fn want(key: u64) -> Want {
-    Want { key, bytes: 1000 + key, next_use: key }
+fn want(key: u64) -> Item {
+    Item { key, bytes: 1000 + key, next_use: key, offer: false }
 }
 
 fn fill(key: u64, out: &mut [u8]) -> Result<(), FillError> {
@@ -49,7 +49,7 @@ fn wait_for(mut what: impl FnMut() -> bool) {
 fn one_fill_serves_all_ranks_and_batches_and_everything_is_given_back() {
     let directory = TestDirectory::new(1 << 20);
     let clients = [0, 1, 2].map(|rank| directory.client(rank, 1 << 19, rank_verify()));
-    let batches: Vec<Vec<Want>> = (0..20).map(|b| (b..b + 10).map(want).collect()).collect();
+    let batches: Vec<Vec<Item>> = (0..20).map(|b| (b..b + 10).map(want).collect()).collect();
     for (rank, client) in clients.iter().enumerate() {
         // Several batches under way at once.
         batches.iter().for_each(|batch| client.announce(batch));
@@ -91,7 +91,7 @@ fn threads_of_three_ranks_with_a_small_cache_never_wait_in_a_circle() {
                             let start = (n * 7 + rank as u64 * 13 + thread) % 40;
                             (start..start + 5).map(|key| want(key * 3 % 40))
                         };
-                        let batches: Vec<Vec<Want>> = (0..60).map(|n| keys(n).collect()).collect();
+                        let batches: Vec<Vec<Item>> = (0..60).map(|n| keys(n).collect()).collect();
                         batches[..3].iter().for_each(|batch| client.announce(batch));
                         for (n, batch) in batches.iter().enumerate() {
                             batches.get(n + 3).iter().for_each(|batch| client.announce(batch));
@@ -155,7 +155,7 @@ fn work_ahead_fills_what_was_announced_and_wakes_whoever_asked_for_it() {
 
 /// An offer of entry `key`, needed at `next_use`.
 fn offer(key: u64, next_use: u64) -> Offer {
-    Offer { key, bytes: want(key).bytes, next_use, due: false }
+    Offer { item: Item { next_use, offer: true, ..want(key) }, due: false }
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn what_was_refused_when_announced_is_found_when_an_offer_has_brought_it() {
     let (host, clients) = hosted(1088, PolicyKind::NextUse, 2);
     let (first, second) = (&clients[0], &clients[1]);
     first.offer(&[offer(1, 500)], &mut fill).unwrap();
-    let far = |key| Want { next_use: 900, ..want(key) };
+    let far = |key| Item { next_use: 900, ..want(key) };
     second.announce_stored(&[far(2), far(3)]);
     wait_for(|| host.stats().bypasses == 2);
     first.offer(&[offer(2, 40)], &mut fill).unwrap();
@@ -354,7 +354,7 @@ fn ranks_share_the_real_directory_under_every_policy() {
                 for (rank, client) in clients.iter().enumerate() {
                     scope.spawn(move || {
                         let keys = |n: u64| (0..5).map(move |k| want((n * 7 + rank as u64 * 13 + k * 3) % 40));
-                        let batches: Vec<Vec<Want>> = (0..100).map(|n| keys(n).collect()).collect();
+                        let batches: Vec<Vec<Item>> = (0..100).map(|n| keys(n).collect()).collect();
                         batches[..3].iter().for_each(|batch| client.announce(batch));
                         for (n, batch) in batches.iter().enumerate() {
                             batches.get(n + 3).iter().for_each(|batch| client.announce(batch));
@@ -381,7 +381,7 @@ fn ranks_share_the_real_directory_under_every_policy() {
 fn shrinking_and_growing_under_readers_gives_memory_back_and_never_a_wrong_byte() {
     const CAPACITY: u64 = 16 << 20;
     let (host, clients) = hosted(CAPACITY, PolicyKind::NextUse, 3);
-    let large = |key: u64| Want { key, bytes: 200_000 + key, next_use: key };
+    let large = |key: u64| Item { key, bytes: 200_000 + key, next_use: key, offer: false };
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let readers: Vec<_> = clients

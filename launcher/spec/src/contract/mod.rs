@@ -4,8 +4,10 @@ pub mod cache;
 pub mod env;
 mod event;
 pub mod exit;
+pub mod files;
 mod frame;
 mod machine;
+mod measured;
 mod message;
 mod record;
 mod text;
@@ -15,10 +17,11 @@ mod words;
 pub use event::{Cause, Event, Fill, LevelChange, Program, Source};
 pub use frame::*;
 pub use machine::*;
+pub use measured::*;
 pub use message::*;
 pub use record::*;
 pub use text::{USERS, shown};
 pub use words::*;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;

@@ -157,6 +157,15 @@ pub fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, 
     }
 }
 
+/// Opens a regular file. Opening a pipe would wait for its writer, so its kind is looked at first.
+pub fn regular(path: &Path) -> Result<std::fs::File, Fault> {
+    let facts = std::fs::metadata(path).map_err(|error| Fault::of_io(&error))?;
+    if !facts.is_file() {
+        return Err(Fault::content("is not a regular file: replace it or leave it out"));
+    }
+    std::fs::File::open(path).map_err(|error| Fault::of_io(&error))
+}
+
 fn open_once(path: &Path) -> Result<File, Fault> {
     let fault = match File::open(path) {
         Ok(file) => return Ok(file),

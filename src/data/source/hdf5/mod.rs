@@ -29,6 +29,7 @@ mod fixtures;
 #[cfg(test)]
 mod tests;
 
+use crate::data::source::Identity;
 use ffi::types;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -186,9 +187,8 @@ pub struct OtherFile {
     pub path: PathBuf,
     /// Path of the dataset inside the file; empty for raw data.
     pub dataset: String,
-    /// As [`Table::file_bytes`] and [`Table::modified_ns`].
-    pub file_bytes: u64,
-    pub modified_ns: i128,
+    /// Identity when the file was opened; a file that changed is not read on.
+    pub identity: Identity,
 }
 
 /// All that is needed to read the rows of one file without libhdf5.

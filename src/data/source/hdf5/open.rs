@@ -58,7 +58,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
         fault if fault.is_lack() => fault.into_error(path, str::to_owned),
         fault => file_error(path, fault.words),
     };
-    let bytes = library::patiently(|| regular(path)).map_err(|fault| fault.into_error(path, str::to_owned))?;
+    let bytes = library::patiently(|| library::regular(path)).map_err(|fault| fault.into_error(path, str::to_owned))?;
     let (file_bytes, modified_ns) = stamp(path)?;
     let facts = bytes.metadata().map_err(|error| Fault::of_io(&error).into_error(path, str::to_owned))?;
     let superblock = superblock::check(&bytes, file_bytes).map_err(|fault| {
@@ -82,15 +82,6 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
     parts::resolve(&dataset, &mut table)?;
     table.validate().and_then(|()| behind_header(&table, superblock)).map_err(&fail)?;
     Ok(Opened { table, field_names, attributes: attributes(&group) })
-}
-
-/// Opens a regular file. Opening a pipe would wait for its writer, so its kind is looked at first.
-fn regular(path: &Path) -> Result<std::fs::File, Fault> {
-    let facts = std::fs::metadata(path).map_err(|error| Fault::of_io(&error))?;
-    if !facts.is_file() {
-        return Err(Fault::content("is not a regular file: replace it or leave it out"));
-    }
-    std::fs::File::open(path).map_err(|error| Fault::of_io(&error))
 }
 
 /// The wanted group and dataset, in this file.

@@ -12,16 +12,16 @@ use super::ffi::mapping::mappings;
 use super::ffi::types::{self, Selected};
 use super::layout::{refuse_unknown_filters, unwritten_rows};
 use super::library::{self, Fault};
-use super::open::stamp;
 use super::runs::{COPY, MAX_RUNS, Span, covered, holes, merged, runs_of, through, within};
 use super::{Layout, OtherFile, Run, Table};
 use crate::data::DataError;
-use crate::data::source::file_error;
+use crate::data::source::{Identity, file_error};
 use ::hdf5::Dataset;
 use ::hdf5::dataset::Layout as H5Layout;
 use ::hdf5::plist::DatasetCreate;
 use spec::contract::shown;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Most virtual datasets that lead to each other.
@@ -85,9 +85,8 @@ fn follow(
         let part = match known {
             Some(part) => part,
             None => {
-                let (file_bytes, modified_ns) =
-                    stamp(&file).map_err(|error| fail(missing(&file, &without_path(&error))))?;
-                let other = OtherFile { path: file, dataset: mapping.dataset.clone(), file_bytes, modified_ns };
+                let identity = identity(&file).map_err(|fault| lacking(&table.path, &file, fault))?;
+                let other = OtherFile { path: file, dataset: mapping.dataset.clone(), identity };
                 let facts = look_at(table, &other, depth)?;
                 seen.push((other, facts));
                 seen.len() - 1
@@ -214,12 +213,13 @@ pub fn raw_files(plist: &DatasetCreate, path: &Path, bytes: u64) -> Result<Vec<O
         let file = folder.join(&external.name);
         // 0: all that is there.
         let take = if external.size == 0 { left } else { left.min(external.size as u64) };
-        let (file_bytes, modified_ns) = stamp(&file).map_err(|error| missing(&file, &without_path(&error)))?;
+        let identity = identity(&file).map_err(|fault| missing(&file, &fault.into_words(&file)))?;
+        let file_bytes = identity.bytes;
         let needed = (external.offset as u64).saturating_add(take);
         if file_bytes < needed {
             return Err(missing(&file, &format!("it ends at byte {file_bytes}, its rows at byte {needed}")));
         }
-        found.push(OtherFile { path: file, dataset: String::new(), file_bytes, modified_ns });
+        found.push(OtherFile { path: file, dataset: String::new(), identity });
         left -= take;
     }
     if left > 0 {
@@ -244,11 +244,16 @@ pub fn check_others(table: &Table) -> Result<(), String> {
 }
 
 fn check_other(other: &OtherFile) -> Result<(), String> {
-    let found = stamp(&other.path).map_err(|error| missing(&other.path, &without_path(&error)))?;
-    if found != (other.file_bytes, other.modified_ns) {
-        return Err(format!("its part {} changed since it was opened: start again", shown(&other.path)));
-    }
-    Ok(())
+    let found = library::patiently(|| File::open(&other.path).map_err(|error| Fault::of_io(&error)));
+    let file = found.map_err(|fault| missing(&other.path, &fault.into_words(&other.path)))?;
+    let same = other.identity.check(&other.path, &file);
+    same.map_err(|error| format!("its part {} {}", shown(&other.path), without_path(&error)))
+}
+
+/// Identity of a part, a regular file.
+fn identity(part: &Path) -> Result<Identity, Fault> {
+    let file = library::patiently(|| library::regular(part))?;
+    Identity::of(part, &file).map_err(|error| Fault::content(without_path(&error)))
 }
 
 /// Opens the dataset of a part. The part's file must be as it was when the virtual dataset was opened.
@@ -294,20 +299,20 @@ pub fn read_run(dataset: &Dataset, table: &Table, run: &Run, rows: Span, packed:
 }
 
 /// The error about the whole file when a part cannot be opened.
-fn lacking(path: &Path, part: &OtherFile, fault: Fault) -> DataError {
-    match fault.into_error(&part.path, |words| format!("cannot be read as HDF5 ({words})")) {
+fn lacking(path: &Path, part: &Path, fault: Fault) -> DataError {
+    match fault.into_error(part, |words| format!("cannot be read as HDF5 ({words})")) {
         DataError::Lack { problem, .. } => {
-            let problem = format!("its part {} {problem}", shown(&part.path));
+            let problem = format!("its part {} {problem}", shown(part));
             DataError::Lack { path: path.to_owned(), problem }
         }
-        error => file_error(path, missing(&part.path, &without_path(&error))),
+        error => file_error(path, missing(part, &without_path(&error))),
     }
 }
 
 /// Opens a part and checks that its fields can be read as those of `table`.
 fn look_at(table: &Table, part: &OtherFile, depth: usize) -> Result<Seen, DataError> {
     let fail = |problem: String| file_error(&table.path, missing(&part.path, &problem));
-    drop(library::open(&part.path).map_err(|fault| lacking(&table.path, part, fault))?);
+    drop(library::open(&part.path).map_err(|fault| lacking(&table.path, &part.path, fault))?);
     let dataset = open_part(part).map_err(|problem| file_error(&table.path, problem))?;
     types::check_convertible(&dataset, &table.members, table.plain).map_err(fail)?;
     let shape: Vec<u64> = dataset.shape().into_iter().map(|dim| dim as u64).collect();

@@ -8,7 +8,7 @@ use super::open::stamp_of;
 use super::types::{self, Selected};
 use super::{ChunkAt, Layout, Member, Table, library, parts, runs};
 use crate::data::source::chunks::ChunkStore;
-use crate::data::source::file_error;
+use crate::data::source::{Identity, file_error};
 use crate::data::{DataError, Scratch};
 use lru::LruCache;
 use spec::contract::USERS;
@@ -52,6 +52,8 @@ pub struct ReadStats {
 /// Reads rows of the files of a data set. Shared by all loader threads of a rank.
 pub struct Reader {
     tables: Vec<Table>,
+    /// Of the files, where they are known: see [`Reader::recognising`].
+    identities: Vec<Identity>,
     store: Arc<dyn ChunkStore>,
     files: Mutex<LruCache<usize, Arc<File>>>,
     /// By file, and 0 for its own dataset or 1 + the place of a part.
@@ -67,6 +69,7 @@ impl Reader {
     pub fn new(tables: Vec<Table>, store: Arc<dyn ChunkStore>) -> Self {
         Self {
             tables,
+            identities: Vec::new(),
             store,
             files: Mutex::new(LruCache::new(OPEN_FILES)),
             datasets: Mutex::new(LruCache::new(OPEN_DATASETS)),
@@ -75,6 +78,11 @@ impl Reader {
             decoded_chunks: AtomicU64::new(0),
             library_blocks: AtomicU64::new(0),
         }
+    }
+
+    /// `identities[i]` is that of file `i`: a file that was replaced by one of the same size and time is an error too.
+    pub fn recognising(self, identities: Vec<Identity>) -> Self {
+        Self { identities, ..self }
     }
 
     /// Lets go of decoded chunks and open files.
@@ -336,6 +344,12 @@ impl Reader {
                 table.file_bytes,
                 facts.len()
             ));
+        }
+        if let Some(Err(error)) = self.identities.get(file).map(|identity| identity.check(&table.path, &opened)) {
+            return Err(match error {
+                DataError::File { problem, .. } => problem,
+                other => other.to_string(),
+            });
         }
         let opened = Arc::new(opened);
         self.files.lock().unwrap_or_else(PoisonError::into_inner).put(file, opened.clone());

@@ -30,8 +30,18 @@ pub fn copy_bits(source: &[u8], from: usize, out: &mut [u8], bits: usize) {
     }
 }
 
-/// Packs bytes of 0 and 1 into the bits of `out`; the first byte that is neither, where there is one.
-pub fn pack(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
+/// Packs bytes of 0 and `one`, which is not 0, into the bits of `out`; returns the place of the first byte that is neither.
+pub fn pack(bytes: &[u8], one: u8, out: &mut [u8]) -> Option<usize> {
+    if one == 1 {
+        return pack_ones(bytes, out);
+    }
+    for (eight, out) in bytes.chunks(8).zip(out.iter_mut()) {
+        *out = eight.iter().enumerate().fold(0, |packed, (n, byte)| packed | u8::from(*byte == one) << n);
+    }
+    bytes.iter().position(|byte| *byte != 0 && *byte != one)
+}
+
+fn pack_ones(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
     /// One bit per byte.
     const ONES: u64 = 0x0101_0101_0101_0101;
     /// Moves bit 8i to bit 56 + i.
@@ -64,10 +74,14 @@ mod tests {
         #[test]
         fn packing_and_reading_bits_give_the_bytes_back(spikes in proptest::collection::vec(0u8..2, 0..200)) {
             let mut packed = vec![0xFF; row_bytes(spikes.len())];
-            prop_assert_eq!(pack(&spikes, &mut packed), None);
+            prop_assert_eq!(pack(&spikes, 1, &mut packed), None);
             let back: Vec<u8> = (0..spikes.len()).map(|n| u8::from(bit(&packed, n))).collect();
             prop_assert_eq!(&back, &spikes);
             prop_assert!((spikes.len()..packed.len() * 8).all(|n| !bit(&packed, n)));
+            let masks: Vec<u8> = spikes.iter().map(|spike| spike * 255).collect();
+            let mut of_masks = vec![0xFF; packed.len()];
+            prop_assert_eq!(pack(&masks, 255, &mut of_masks), None);
+            prop_assert_eq!(of_masks, packed);
         }
 
         #[test]
@@ -83,10 +97,11 @@ mod tests {
     #[test]
     fn a_byte_that_is_no_spike_is_found() {
         let mut bytes = vec![1; 21];
-        assert_eq!(pack(&bytes, &mut [0; 3]), None);
+        assert_eq!(pack(&bytes, 1, &mut [0; 3]), None);
         bytes[20] = 2;
-        assert_eq!(pack(&bytes, &mut [0; 3]), Some(20));
+        assert_eq!(pack(&bytes, 1, &mut [0; 3]), Some(20));
         bytes[3] = 0x81;
-        assert_eq!(pack(&bytes, &mut [0; 3]), Some(3));
+        assert_eq!(pack(&bytes, 1, &mut [0; 3]), Some(3));
+        assert_eq!(pack(&[0, 2, 2, 0, 1], 2, &mut [0; 1]), Some(4));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::file_error;
 use super::image::{self, ImageSize};
-use super::npy;
+use super::npy::{self, BadValue};
 use super::scan::{Frame, Scan, SpikeForm, Stamp};
 use crate::data::{DataError, Scratch};
 use std::fs::File;
@@ -126,7 +126,18 @@ impl Frames {
             return Err(file_error(&stamp.path, problem));
         }
         match (modality, self.spikes) {
-            (Modality::Spikes, Some(SpikeForm::Voxels { .. })) => self.fill_voxels(stamp, out)?,
+            (Modality::Spikes, Some(SpikeForm::Voxels { bins, height, width, counts })) => {
+                self.read_voxels(stamp, out)?;
+                let checked = npy::check_values(out, [bins, height, width], counts);
+                checked.map_err(|bad| match bad {
+                    // Leaving out every such file would hide that the config does not fit.
+                    BadValue { problem, no_count: true } => file_error(&stamp.path, problem),
+                    BadValue { problem, .. } => DataError::Content { path: stamp.path.clone(), problem },
+                })?;
+                if cfg!(target_endian = "big") {
+                    out.chunks_exact_mut(4).for_each(<[u8]>::reverse);
+                }
+            }
             (Modality::Spikes, Some(SpikeForm::Planes(planes))) => {
                 self.read_all(stamp, scratch)?;
                 planes.unpack(&stamp.path, &scratch.raw, out).map_err(of_content)?;
@@ -137,28 +148,24 @@ impl Frames {
             }
         }
         self.decoded.fetch_add(1, Ordering::Relaxed);
-        self.read_bytes.fetch_add(stamp.bytes, Ordering::Relaxed);
+        self.read_bytes.fetch_add(stamp.bytes(), Ordering::Relaxed);
         Ok(())
     }
 
     /// The file's content into `scratch.raw`.
     fn read_all(&self, stamp: &Stamp, scratch: &mut Scratch) -> Result<(), DataError> {
         let mut file = unchanged(stamp)?;
-        scratch.raw.resize(usize::try_from(stamp.bytes).unwrap_or(usize::MAX), 0);
+        scratch.raw.resize(usize::try_from(stamp.bytes()).unwrap_or(usize::MAX), 0);
         file.read_exact(&mut scratch.raw).map_err(|e| file_error(&stamp.path, e.to_string()))
     }
 
-    /// Little-endian values as they are; on a machine of the other order they are turned.
-    fn fill_voxels(&self, stamp: &Stamp, out: &mut [u8]) -> Result<(), DataError> {
+    /// The file's little-endian values as they are.
+    fn read_voxels(&self, stamp: &Stamp, out: &mut [u8]) -> Result<(), DataError> {
         let failed = |e: std::io::Error| file_error(&stamp.path, e.to_string());
         let mut file = unchanged(stamp)?;
         let facts = npy::facts_of(&stamp.path, &mut file)?;
         file.seek(SeekFrom::Start(facts.data_start as u64)).map_err(failed)?;
-        file.read_exact(out).map_err(failed)?;
-        if cfg!(target_endian = "big") {
-            out.chunks_exact_mut(4).for_each(<[u8]>::reverse);
-        }
-        Ok(())
+        file.read_exact(out).map_err(failed)
     }
 }
 
@@ -174,6 +181,6 @@ fn of_content(error: DataError) -> DataError {
 fn unchanged(stamp: &Stamp) -> Result<File, DataError> {
     let failed = |e: std::io::Error| file_error(&stamp.path, e.to_string());
     let file = File::open(&stamp.path).map_err(failed)?;
-    stamp.check(&file.metadata().map_err(failed)?)?;
+    stamp.identity.check(&stamp.path, &file)?;
     Ok(file)
 }

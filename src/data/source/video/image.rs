@@ -4,10 +4,11 @@
 //! is kept. Nothing is allocated by what a header claims: its size must be the one that is expected.
 
 use super::super::file_error;
+use super::words;
 use crate::data::DataError;
 use png::{BitDepth, ColorType, Limits, Transformations};
 use std::fs::File;
-use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::io::{BufReader, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
@@ -17,8 +18,8 @@ use zune_jpeg::JpegDecoder;
 const MAX_PIXELS: u64 = 1 << 27;
 /// What decoders may allocate beside the pixels.
 const SLACK_BYTES: usize = 16 << 20;
-/// Bytes in which the header of a JPEG file must end, past its embedded previews.
-const JPEG_HEADER_BYTES: u64 = 1 << 20;
+/// Segments and chunks of a file's header that are looked at: far above any real file's.
+const MAX_PARTS: usize = 1 << 20;
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// The empty chunk that ends every PNG file.
 const PNG_END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
@@ -44,7 +45,8 @@ impl std::fmt::Display for ImageSize {
     }
 }
 
-/// Size of the image by its header; of PNG files the end is looked at too, so that most truncated files are seen.
+/// Size of the image by its header; of PNG files the end is looked at too, so that most truncated files are seen. Bytes
+/// behind a PNG's end, as some cameras and tools add, do no harm.
 ///
 /// # Errors
 /// No PNG or JPEG file, cut off, or larger than any frame.
@@ -57,17 +59,38 @@ pub fn size_of(path: &Path, file: &mut File) -> Result<ImageSize, DataError> {
         let mut tail = Vec::with_capacity(PNG_END.len());
         file.seek(SeekFrom::End(-(PNG_END.len() as i64))).map_err(failed)?;
         file.read_to_end(&mut tail).map_err(failed)?;
-        if tail != PNG_END {
-            return Err(file_error(path, "this PNG file is cut off: it does not end with IEND"));
+        if tail != PNG_END && !has_end(file).map_err(failed)? {
+            return Err(file_error(path, "this PNG file is cut off: its last part, IEND, is missing"));
         }
         size
     } else if head.starts_with(JPEG_SIGNATURE) {
-        file.take(JPEG_HEADER_BYTES).read_to_end(&mut head).map_err(failed)?;
-        jpeg_size(path, &head)?
+        jpeg_size(path, file)?
     } else {
         return Err(neither(path));
     };
     checked(path, size)
+}
+
+/// Goes from chunk to chunk of a PNG file: one of them is its end.
+fn has_end(file: &mut File) -> std::io::Result<bool> {
+    let bytes = file.metadata()?.len();
+    let mut reader = BufReader::new(file);
+    let mut at = reader.seek(SeekFrom::Start(PNG_SIGNATURE.len() as u64))?;
+    for _ in 0..MAX_PARTS {
+        let mut chunk = [0; 8];
+        if at + PNG_END.len() as u64 > bytes {
+            return Ok(false);
+        }
+        reader.read_exact(&mut chunk)?;
+        if &chunk[4..] == b"IEND" {
+            return Ok(true);
+        }
+        // The data, and their checksum.
+        let length = i64::from(u32::from_be_bytes([chunk[0], chunk[1], chunk[2], chunk[3]])) + 4;
+        reader.seek_relative(length)?;
+        at += 8 + length as u64;
+    }
+    Ok(false)
 }
 
 fn neither(path: &Path) -> DataError {
@@ -91,11 +114,45 @@ fn png_size(path: &Path, head: &[u8]) -> Result<ImageSize, DataError> {
     Ok(ImageSize { height: number(20), width: number(16) })
 }
 
-fn jpeg_size(path: &Path, head: &[u8]) -> Result<ImageSize, DataError> {
-    let mut decoder = JpegDecoder::new(zune_core::bytestream::ZCursor::new(head));
-    decoder.decode_headers().map_err(|e| file_error(path, format!("JPEG: {e}")))?;
-    let info = decoder.info().ok_or_else(|| file_error(path, "this JPEG file has no header"))?;
-    Ok(ImageSize { height: usize::from(info.height), width: usize::from(info.width) })
+/// Goes from segment to segment, past metadata and previews of any length, to the frame's header (ITU T.81, B.1.1.4 and
+/// B.2.2).
+fn jpeg_size(path: &Path, file: &mut File) -> Result<ImageSize, DataError> {
+    let cut_off = |_: std::io::Error| file_error(path, "this JPEG file is cut off before its size");
+    let mut reader = BufReader::new(file);
+    reader.seek(SeekFrom::Start(2)).map_err(cut_off)?;
+    for _ in 0..MAX_PARTS {
+        let mut byte = [0; 1];
+        reader.read_exact(&mut byte).map_err(cut_off)?;
+        if byte[0] != 0xFF {
+            return Err(file_error(
+                path,
+                "this JPEG file is damaged: a segment of its header does not begin with a marker",
+            ));
+        }
+        // Any number of fill bytes may stand before a marker.
+        while byte[0] == 0xFF {
+            reader.read_exact(&mut byte).map_err(cut_off)?;
+        }
+        let marker = byte[0];
+        if matches!(marker, 0x01 | 0xD0..=0xD8) {
+            continue;
+        }
+        let mut length = [0; 2];
+        reader.read_exact(&mut length).map_err(cut_off)?;
+        let behind = i64::from(u16::from_be_bytes(length)) - 2;
+        if behind < 0 || matches!(marker, 0xD9 | 0xDA) {
+            return Err(file_error(path, "this JPEG file is damaged: its pixels begin before its size is named"));
+        }
+        if matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC) {
+            let mut frame = [0; 5];
+            reader.read_exact(&mut frame).map_err(cut_off)?;
+            words::jpeg_kind(marker, frame[0]).map_err(|problem| file_error(path, problem))?;
+            let number = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+            return Ok(ImageSize { height: number(1), width: number(3) });
+        }
+        reader.seek_relative(behind).map_err(cut_off)?;
+    }
+    Err(file_error(path, "this JPEG file has no frame header"))
 }
 
 /// Decodes the file's bytes into `out`, `[H, W, 3]` of `expected` size.
@@ -116,7 +173,7 @@ pub fn decode(path: &Path, bytes: &[u8], expected: ImageSize, out: &mut [u8]) ->
 }
 
 fn decode_png(path: &Path, bytes: &[u8], expected: ImageSize, out: &mut [u8]) -> Result<(), DataError> {
-    let failed = |e: png::DecodingError| file_error(path, format!("PNG: {e}"));
+    let failed = |e: png::DecodingError| file_error(path, format!("PNG: {}", words::of_png(&e)));
     let limits = Limits { bytes: 4 * expected.bytes() + SLACK_BYTES };
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), limits);
     decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
@@ -127,7 +184,7 @@ fn decode_png(path: &Path, bytes: &[u8], expected: ImageSize, out: &mut [u8]) ->
     same_size(path, ImageSize { height: info.height as usize, width: info.width as usize }, expected)?;
     let (color, depth) = reader.output_color_type();
     if depth != BitDepth::Eight {
-        return Err(file_error(path, format!("samples of {depth:?} bits: expected 8")));
+        return Err(file_error(path, format!("PNG: samples of {} bits: expected 8", depth as u8)));
     }
     if color == ColorType::Rgb {
         reader.next_frame(out).map_err(failed)?;
@@ -153,7 +210,7 @@ fn to_rgb(pixels: &[u8], channels: usize, out: &mut [u8]) {
 fn decode_jpeg(path: &Path, bytes: &[u8], expected: ImageSize, out: &mut [u8]) -> Result<(), DataError> {
     let options = DecoderOptions::new_safe().jpeg_set_out_colorspace(ColorSpace::RGB).set_strict_mode(true);
     let mut decoder = JpegDecoder::new_with_options(zune_core::bytestream::ZCursor::new(bytes), options);
-    let failed = |e: zune_jpeg::errors::DecodeErrors| file_error(path, format!("JPEG: {e}"));
+    let failed = |e: zune_jpeg::errors::DecodeErrors| file_error(path, format!("JPEG: {}", words::of_jpeg(&e)));
     decoder.decode_headers().map_err(failed)?;
     let info = decoder.info().ok_or_else(|| file_error(path, "this JPEG file has no header"))?;
     same_size(path, ImageSize { height: usize::from(info.height), width: usize::from(info.width) }, expected)?;

@@ -3,12 +3,18 @@
 //! `unified`: `<root>/<split>/<sequence>/{blur,sharp}/NNNNNN.png`, `spike/NNNNNN.dat`, `spike_vox/NNNNNN.npy`.
 //! `kair`, as KAIR and VRT have it: `<root>/<split>_GT_blurred/<sequence>/NNNNNN.png`, `<split>_GT`, `<split>_spike`,
 //! `<split>_spike_vox`, and `meta_info_<split>.txt` with lines "clip frames shape start" that says which frames count.
+//!
+//! Frames are in natural order: by the numbers in their names ([`super::names`]). A frame's files belong together when their
+//! names without the ending differ in letter case at most. What is unusual and does no harm is a [`Remark`].
 
 use super::super::file_error;
+use super::files::{Listed, list};
 use super::image::ImageSize;
+use super::names::{gaps, natural, numbers};
 use super::spikes::SpikeInput;
 use crate::data::DataError;
-use std::collections::BTreeMap;
+use spec::contract::files::is_no_data;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +67,44 @@ pub struct FramePaths {
     pub blur: PathBuf,
     pub sharp: PathBuf,
     pub spikes: Option<PathBuf>,
+    /// Frames are missing before this one: no clip crosses the gap.
+    pub after_gap: bool,
+}
+
+/// Something about a sequence's files that the user should know, and that stops nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Remark {
+    /// A hidden or leftover file or folder, which is no data.
+    NoData,
+    /// A frame has several files.
+    Doubled,
+    /// A picture whose ending is not searched.
+    OtherEnding,
+    /// Names of frames differ in more than numbers.
+    NotAlike,
+    /// Frames are missing between two others.
+    Gap,
+}
+
+impl Remark {
+    /// One line for `count` remarks of this kind, of which `first` is one.
+    pub fn line(self, count: usize, first: &str) -> String {
+        let s = if count == 1 { "" } else { "s" };
+        let rest = match self {
+            Remark::NoData => format!("hidden or leftover name{s} left out, no data; rename what is data"),
+            Remark::Doubled => {
+                format!("frame{s} with several files: the ending that comes first in data.deblur.image_exts is read")
+            }
+            Remark::OtherEnding => format!("picture{s} left out, whose ending is not in data.deblur.image_exts"),
+            Remark::NotAlike => {
+                format!(
+                    "folder{s} whose frames are not numbered alike: in natural order, missing frames cannot be seen"
+                )
+            }
+            Remark::Gap => format!("gap{s} in the numbers of frames: clips do not cross them"),
+        };
+        format!("{count} {rest}; the first: {first}")
+    }
 }
 
 /// Frames of one sequence, in their order.
@@ -71,6 +115,16 @@ pub struct SequencePaths {
     pub frames: Vec<FramePaths>,
     /// What `meta_info` says of its frames.
     pub size: Option<ImageSize>,
+    pub remarks: Vec<(Remark, String)>,
+}
+
+/// Sequences of a split.
+#[derive(Debug, Default)]
+pub struct SplitPaths {
+    /// Each is there, or says what is wrong with it.
+    pub sequences: Vec<Result<SequencePaths, DataError>>,
+    /// On the split's own folder.
+    pub remarks: Vec<(Remark, String)>,
 }
 
 /// Folders of one sequence: blur, sharp, spikes.
@@ -81,15 +135,12 @@ struct Folders {
     spikes: Option<PathBuf>,
 }
 
-/// Sequences of a split (`train`, `val`, `test`) in the order of their names; each is there or says what is wrong with
-/// it. `None`: there is no folder of this split.
+/// Sequences of a split (`train`, `val`, `test`) in the order of their names. `None`: there is no folder of this
+/// split.
 ///
 /// # Errors
 /// The split's folder or its `meta_info` cannot be read.
-pub fn find_sequences(
-    spec: &VideoSpec,
-    split: &str,
-) -> Result<Option<Vec<Result<SequencePaths, DataError>>>, DataError> {
+pub fn find_sequences(spec: &VideoSpec, split: &str) -> Result<Option<SplitPaths>, DataError> {
     let layout = spec.layout();
     let parent = match layout {
         Layout::Unified => spec.root.join(split),
@@ -98,33 +149,38 @@ pub fn find_sequences(
     if !parent.is_dir() {
         return Ok(None);
     }
-    let (mut names, mut refused): (Vec<String>, Vec<DataError>) = (Vec::new(), Vec::new());
-    for entry in std::fs::read_dir(&parent).map_err(|e| file_error(&parent, e.to_string()))?.flatten() {
-        if entry.path().is_dir() {
-            match entry.file_name().into_string() {
-                Ok(name) => names.push(name),
-                Err(_) => refused.push(not_utf8(&entry.path())),
-            }
+    let failed = |e: std::io::Error| file_error(&parent, e.to_string());
+    let mut found = SplitPaths::default();
+    let mut names: Vec<String> = Vec::new();
+    for entry in std::fs::read_dir(&parent).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (name, path) = (entry.file_name(), entry.path());
+        match name.to_str() {
+            _ if !path.is_dir() => {}
+            _ if is_no_data(&name) => found.remarks.push((Remark::NoData, path.display().to_string())),
+            Some(name) => names.push(name.to_owned()),
+            None => found.sequences.push(Err(file_error(&path, "its name is not UTF-8: rename it"))),
         }
     }
     names.sort();
     let meta = if layout == Layout::Kair { meta_info(spec, split)? } else { None };
     if let Some(meta) = &meta {
         names = meta.keys().cloned().collect();
-        refused.clear();
+        found.sequences.clear();
     }
     let one = |name: &String| {
         let clip = meta.as_ref().and_then(|meta| meta.get(name));
         sequence(spec, folders(spec, layout, split, name), clip)
     };
-    Ok(Some(names.iter().map(one).chain(refused.into_iter().map(Err)).collect()))
+    found.sequences.extend(names.iter().map(one));
+    Ok(Some(found))
 }
 
 fn folders(spec: &VideoSpec, layout: Layout, split: &str, name: &str) -> Folders {
     let spike_dir = match spec.spikes {
         SpikeInput::None => None,
         SpikeInput::Dat { .. } => Some(&spec.spike_dir),
-        SpikeInput::Voxels => Some(&spec.voxel_dir),
+        SpikeInput::Voxels { .. } => Some(&spec.voxel_dir),
     };
     let root = &spec.root;
     let (blur, sharp, spikes) = match layout {
@@ -182,73 +238,102 @@ fn parse_clip(line: &str) -> Option<(String, Clip)> {
 
 fn sequence(spec: &VideoSpec, folders: Folders, clip: Option<&Clip>) -> Result<SequencePaths, DataError> {
     let extensions: Vec<&str> = spec.image_exts.iter().map(String::as_str).collect();
-    let mut blur = files(&folders.blur, &extensions)?;
-    let mut sharp = files(&folders.sharp, &extensions)?;
+    let images = |folder: &Path| list(folder, &extensions, "data.deblur.image_exts");
+    let (mut blur, mut sharp) = (images(&folders.blur)?, images(&folders.sharp)?);
     if let Some(clip) = clip {
-        let counts =
-            |stem: &String| number(stem).is_some_and(|n| n >= clip.start && n - clip.start < clip.frames as u64);
-        blur.retain(|stem, _| counts(stem));
-        sharp.retain(|stem, _| counts(stem));
-        if sharp.len() != clip.frames {
-            let problem = format!("{} frames from {}: meta_info says {}", sharp.len(), clip.start, clip.frames);
+        keep_counted(&mut blur, clip);
+        keep_counted(&mut sharp, clip);
+        if sharp.files.len() != clip.frames {
+            let problem = format!("{} frames from {}: meta_info says {}", sharp.files.len(), clip.start, clip.frames);
             return Err(file_error(&folders.sharp, problem));
         }
     }
-    if let Some((lonely, _)) = blur.iter().find(|(stem, _)| !sharp.contains_key(*stem)) {
-        return Err(counts_differ(&folders, &blur, &sharp, lonely, "sharp"));
+    let lonely = |a: &Listed, b: &Listed| {
+        a.files.iter().find(|(key, _)| !b.files.contains_key(*key)).map(|(_, file)| file.stem.clone())
+    };
+    if let Some(stem) = lonely(&blur, &sharp) {
+        return Err(counts_differ(&folders, &blur, &sharp, &stem, "sharp"));
     }
-    if let Some((lonely, _)) = sharp.iter().find(|(stem, _)| !blur.contains_key(*stem)) {
-        return Err(counts_differ(&folders, &blur, &sharp, lonely, "blurred"));
+    if let Some(stem) = lonely(&sharp, &blur) {
+        return Err(counts_differ(&folders, &blur, &sharp, &stem, "blurred"));
     }
-    let spike_extension = if spec.spikes == SpikeInput::Voxels { "npy" } else { "dat" };
-    let mut frames: Vec<FramePaths> = blur
-        .into_iter()
-        .zip(sharp.into_values())
-        .map(|((stem, blur), sharp)| {
-            let spikes = folders.spikes.as_ref().map(|folder| folder.join(format!("{stem}.{spike_extension}")));
-            FramePaths { stem, blur, sharp, spikes }
-        })
-        .collect();
-    frames.sort_by_cached_key(|frame| (number(&frame.stem), frame.stem.clone()));
-    Ok(SequencePaths { name: folders.name, frames, size: clip.and_then(|clip| clip.size) })
+    let mut spikes = spike_files(spec, &folders)?;
+    let mut remarks = std::mem::take(&mut blur.remarks);
+    remarks.append(&mut sharp.remarks);
+    remarks.append(&mut spikes.remarks);
+    let spike_ending = if matches!(spec.spikes, SpikeInput::Voxels { .. }) { "npy" } else { "dat" };
+    let frame = |(key, file): (String, super::files::Found)| {
+        let of_frame = |folder: &PathBuf| match spikes.files.get(&key) {
+            Some(found) => found.path.clone(),
+            // Reading it says that it is missing.
+            None => folder.join(format!("{}.{spike_ending}", file.stem)),
+        };
+        let spikes = folders.spikes.as_ref().map(of_frame);
+        let sharp = sharp.files.get(&key).map(|found| found.path.clone()).unwrap_or_default();
+        FramePaths { stem: file.stem, blur: file.path, sharp, spikes, after_gap: false }
+    };
+    let mut frames: Vec<FramePaths> = blur.files.into_iter().map(frame).collect();
+    frames.sort_by(|a, b| natural(&a.stem, &b.stem));
+    mark_gaps(&folders, &mut frames, &mut remarks)?;
+    Ok(SequencePaths { name: folders.name, frames, size: clip.and_then(|clip| clip.size), remarks })
 }
 
-fn counts_differ(
+/// Keeps the frames that a line of `meta_info` counts.
+fn keep_counted(listed: &mut Listed, clip: &Clip) {
+    let stems: Vec<&str> = listed.files.values().map(|file| file.stem.as_str()).collect();
+    let numbers = numbers(&stems).unwrap_or_default();
+    let frames: Vec<u128> = numbers.into_iter().map(|number| number.frame).collect();
+    let (first, behind) = (u128::from(clip.start), u128::from(clip.start) + clip.frames as u128);
+    let mut frames = frames.into_iter();
+    listed.files.retain(|_, _| frames.next().is_some_and(|frame| (first..behind).contains(&frame)));
+}
+
+/// Spike files of the frames; none where the folder cannot be listed: reading each frame's file says why.
+fn spike_files(spec: &VideoSpec, folders: &Folders) -> Result<Listed, DataError> {
+    let (ending, key) = match spec.spikes {
+        SpikeInput::Voxels { .. } => ("npy", "data.deblur.voxel_dir, data.deblur.use_precomputed_voxels"),
+        _ => ("dat", "data.deblur.spike_dir, data.deblur.use_precomputed_voxels"),
+    };
+    match &folders.spikes {
+        Some(folder) if folder.is_dir() => list(folder, &[ending], key),
+        _ => Ok(Listed::default()),
+    }
+}
+
+/// Marks where frames are missing, and remarks on it.
+fn mark_gaps(
     folders: &Folders,
-    blur: &BTreeMap<String, PathBuf>,
-    sharp: &BTreeMap<String, PathBuf>,
-    stem: &str,
-    missing: &str,
-) -> DataError {
+    frames: &mut [FramePaths],
+    remarks: &mut Vec<(Remark, String)>,
+) -> Result<(), DataError> {
+    let stems: Vec<&str> = frames.iter().map(|frame| frame.stem.as_str()).collect();
+    let Some(numbers) = numbers(&stems) else {
+        if let [first, .., last] = stems[..] {
+            remarks.push((Remark::NotAlike, format!("{} ({first} to {last})", folders.blur.display())));
+        }
+        return Ok(());
+    };
+    let mut places = HashMap::new();
+    for (number, stem) in numbers.iter().zip(&stems) {
+        if let Some(other) = places.insert(format!("{number:?}"), *stem) {
+            let problem = format!("frames {other} and {stem} have the same number: expected one file for each frame");
+            return Err(file_error(&folders.blur, problem));
+        }
+    }
+    let gaps = gaps(&numbers);
+    for at in (1..stems.len()).filter(|at| gaps[*at]) {
+        remarks.push((Remark::Gap, format!("clip {} between {} and {}", folders.name, stems[at - 1], stems[at])));
+    }
+    frames.iter_mut().zip(gaps).for_each(|(frame, gap)| frame.after_gap = gap);
+    Ok(())
+}
+
+fn counts_differ(folders: &Folders, blur: &Listed, sharp: &Listed, stem: &str, missing: &str) -> DataError {
     let problem = format!(
         "clip {}: {} blurred and {} sharp frames: expected the same; frame {stem} has no {missing} one",
         folders.name,
-        blur.len(),
-        sharp.len()
+        blur.files.len(),
+        sharp.files.len()
     );
     file_error(&folders.blur, problem)
-}
-
-/// Number of a frame by its name; `None`: no digits alone.
-pub(super) fn number(stem: &str) -> Option<u64> {
-    stem.parse().ok()
-}
-
-fn not_utf8(path: &Path) -> DataError {
-    file_error(path, "its name is not UTF-8: rename it")
-}
-
-/// Files of `folder` by stem.
-fn files(folder: &Path, extensions: &[&str]) -> Result<BTreeMap<String, PathBuf>, DataError> {
-    let entries = std::fs::read_dir(folder).map_err(|e| file_error(folder, e.to_string()))?;
-    let mut found = BTreeMap::new();
-    for path in entries.flatten().map(|entry| entry.path()) {
-        if super::super::has_extension(&path, extensions)
-            && let Some(stem) = path.file_stem()
-        {
-            let stem = stem.to_str().ok_or_else(|| not_utf8(&path))?.to_owned();
-            found.insert(stem, path);
-        }
-    }
-    Ok(found)
 }

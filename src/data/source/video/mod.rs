@@ -11,16 +11,19 @@
 //! 7.4 MB, against 140 MB as the tensors that a model sees.
 
 pub mod bits;
+mod files;
 mod frames;
 pub mod image;
 mod layout;
+mod names;
 pub mod npy;
 mod scan;
 pub mod spikes;
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use frames::{Frames, FramesStats, Modality};
-pub use layout::{FramePaths, Layout, SequencePaths, VideoSpec, find_sequences};
+pub use layout::{FramePaths, Layout, Remark, SequencePaths, SplitPaths, VideoSpec, find_sequences};
 pub use scan::{Frame, Scan, Sequence, SpikeForm, Stamp, scan};
 pub use spikes::{SpikeEncoding, SpikeInput};

@@ -36,6 +36,38 @@ pub fn facts_of(path: &Path, file: &mut File) -> Result<NpyFacts, DataError> {
     Ok(facts)
 }
 
+/// A value that no model can use.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BadValue {
+    /// Its place, the value and the way out.
+    pub problem: String,
+    /// It is a number, but no count: the config does not fit the data set, whichever file shows it.
+    pub no_count: bool,
+}
+
+/// Checks little-endian f32 values of `shape`: no NaN, no infinity and, where they are `counts`, nothing below 0.
+///
+/// # Errors
+/// Names the first such value, its place and the way out.
+pub fn check_values(values: &[u8], shape: [usize; 3], counts: bool) -> Result<(), BadValue> {
+    let bad = |value: f32| !value.is_finite() || (counts && value < 0.0);
+    let all = || values.as_chunks::<4>().0.iter().map(|cell| f32::from_le_bytes(*cell));
+    // Without a branch: this runs over all voxels of every clip that is decoded.
+    if !all().fold(false, |found, value| found | bad(value)) {
+        return Ok(());
+    }
+    let (at, value) = all().enumerate().find(|(_, value)| bad(*value)).unwrap_or_default();
+    let [_, height, width] = shape.map(|side| side.max(1));
+    let place = format!("bin {}, row {}, column {}", at / (height * width), at / width % height, at % width);
+    let way_out = match value.is_finite() {
+        true => {
+            "data.deblur.log1p takes the logarithm of counts, which are 0 or more: set it to false, or write counts"
+        }
+        false => "repair the file or leave it out",
+    };
+    Err(BadValue { problem: format!("the value at {place} is {value}: {way_out}"), no_count: value.is_finite() })
+}
+
 fn parse(bytes: &[u8]) -> Result<NpyFacts, String> {
     let rest =
         bytes.strip_prefix(b"\x93NUMPY").ok_or("no .npy file: its first bytes are not those of NumPy's format")?;
@@ -96,6 +128,27 @@ mod tests {
         let mut second = b"\x93NUMPY\x02\x00\x42\x00\x00\x00".to_vec();
         second.extend(format!("{:66}", "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)}\n").as_bytes());
         assert_eq!(parse(&second).unwrap(), NpyFacts { shape: vec![2, 3], data_start: 78 });
+    }
+
+    #[test]
+    fn values_that_no_model_can_use_are_named_with_their_place() {
+        let mut values = [0.5f32; 24];
+        let check = |values: &[f32], counts| {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            check_values(&bytes, [2, 3, 4], counts).map_err(|bad| bad.problem)
+        };
+        assert_eq!(check(&values, true), Ok(()));
+        values[23] = -0.0;
+        assert_eq!(check(&values, true), Ok(()), "minus zero is zero");
+        values[22] = -1e-6;
+        assert_eq!(check(&values, false), Ok(()));
+        let error = check(&values, true).unwrap_err();
+        assert!(error.starts_with("the value at bin 1, row 2, column 2 is -0.000001: data.deblur.log1p"), "{error}");
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            values[5] = bad;
+            let error = check(&values, false).unwrap_err();
+            assert_eq!(error, format!("the value at bin 0, row 1, column 1 is {bad}: repair the file or leave it out"));
+        }
     }
 
     #[test]

@@ -1,41 +1,26 @@
 //! What opening finds out about frames, from headers and sizes alone: which are usable, and what they have in common.
 
-use super::super::{file_error, in_threads};
+use super::super::{Identity, file_error, in_threads};
 use super::image::{self, ImageSize};
-use super::layout::{FramePaths, SequencePaths, number};
+use super::layout::{FramePaths, SequencePaths};
 use super::npy;
 use super::spikes::{Planes, SpikeEncoding, SpikeInput, tell_encoding, wrong_size};
 use crate::data::DataError;
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A file as it was when the run began.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamp {
     pub path: PathBuf,
-    pub bytes: u64,
-    /// Time of change, seconds and nanoseconds.
-    changed: (i64, i64),
+    pub identity: Identity,
 }
 
 impl Stamp {
-    fn of(path: &Path, facts: &Metadata) -> Self {
-        Self { path: path.to_owned(), bytes: facts.len(), changed: (facts.mtime(), facts.mtime_nsec()) }
-    }
-
-    /// # Errors
-    /// The open file is not the one that was scanned.
-    pub fn check(&self, facts: &Metadata) -> Result<(), DataError> {
-        let now = Self::of(&self.path, facts);
-        if now == *self {
-            return Ok(());
-        }
-        let what = if now.bytes == self.bytes { "written anew".into() } else { format!("{} bytes", now.bytes) };
-        let problem = format!("changed since the run began: it had {} bytes, now {what}: start again", self.bytes);
-        Err(file_error(&self.path, problem))
+    pub fn bytes(&self) -> u64 {
+        self.identity.bytes
     }
 }
 
@@ -53,8 +38,8 @@ pub struct Frame {
 pub enum SpikeForm {
     /// u8 `[S, H, ceil(W/8)]`, a bit per spike.
     Planes(Planes),
-    /// f32 `[K, H, W]`, precomputed.
-    Voxels { bins: usize, height: usize, width: usize },
+    /// f32 `[K, H, W]`, precomputed; `counts`: none may be below 0.
+    Voxels { bins: usize, height: usize, width: usize, counts: bool },
 }
 
 impl SpikeForm {
@@ -71,7 +56,7 @@ impl SpikeForm {
     pub fn bytes(&self) -> usize {
         match *self {
             SpikeForm::Planes(planes) => planes.bytes(),
-            SpikeForm::Voxels { bins, height, width } => 4 * bins * height * width,
+            SpikeForm::Voxels { bins, height, width, .. } => 4 * bins * height * width,
         }
     }
 }
@@ -165,8 +150,8 @@ fn see(sequence: &SequencePaths, frame: &FramePaths) -> Result<Seen, DataError> 
 fn opened(path: &Path) -> Result<(File, Stamp), DataError> {
     let failed = |e: std::io::Error| file_error(path, e.to_string());
     let file = File::open(path).map_err(failed)?;
-    let stamp = Stamp::of(path, &file.metadata().map_err(failed)?);
-    Ok((file, stamp))
+    let identity = Identity::of(path, &file)?;
+    Ok((file, Stamp { path: path.to_owned(), identity }))
 }
 
 /// The most frequent value; of equally frequent ones the largest.
@@ -181,22 +166,22 @@ fn spike_form(seen: &[Result<Seen, DataError>], input: &SpikeInput) -> Result<Op
     let good = || seen.iter().flatten();
     match *input {
         SpikeInput::None => Ok(None),
-        SpikeInput::Voxels => {
+        SpikeInput::Voxels { counts } => {
             let shapes = good().filter_map(|seen| seen.voxels.clone()).filter(|shape| shape.len() == 3);
             let shape =
                 most(shapes).ok_or_else(|| DataError::NothingUsable("no .npy file of three dimensions".into()))?;
-            Ok(Some(SpikeForm::Voxels { bins: shape[0], height: shape[1], width: shape[2] }))
+            Ok(Some(SpikeForm::Voxels { bins: shape[0], height: shape[1], width: shape[2], counts }))
         }
         SpikeInput::Dat { encoding, height, width } => {
             let stamps = || good().filter_map(|seen| seen.frame.spikes.as_ref());
             let encoding = match encoding {
                 Some(encoding) => encoding,
                 None => {
-                    let files: Vec<_> = stamps().map(|stamp| (stamp.path.clone(), stamp.bytes)).collect();
+                    let files: Vec<_> = stamps().map(|stamp| (stamp.path.clone(), stamp.bytes())).collect();
                     tell_encoding(&files, height, width)?
                 }
             };
-            let planes = most(stamps().filter_map(|stamp| encoding.planes(stamp.bytes, height, width)));
+            let planes = most(stamps().filter_map(|stamp| encoding.planes(stamp.bytes(), height, width)));
             let planes = planes.ok_or_else(|| no_planes(stamps().next(), encoding, height, width))?;
             Ok(Some(SpikeForm::Planes(Planes { encoding, planes, height, width })))
         }
@@ -205,7 +190,7 @@ fn spike_form(seen: &[Result<Seen, DataError>], input: &SpikeInput) -> Result<Op
 
 fn no_planes(first: Option<&Stamp>, encoding: SpikeEncoding, height: usize, width: usize) -> DataError {
     match first {
-        Some(stamp) => file_error(&stamp.path, wrong_size(stamp.bytes, Some(encoding), height, width)),
+        Some(stamp) => file_error(&stamp.path, wrong_size(stamp.bytes(), Some(encoding), height, width)),
         None => DataError::NothingUsable("no spike file is there".into()),
     }
 }
@@ -227,17 +212,17 @@ fn alike(
     let (Some(stamp), Some(form)) = (&seen.frame.spikes, form) else { return Ok(()) };
     match *form {
         SpikeForm::Planes(Planes { encoding, planes, height, width }) => {
-            let found = encoding.planes(stamp.bytes, height, width);
+            let found = encoding.planes(stamp.bytes(), height, width);
             if found == Some(planes) {
                 return Ok(());
             }
             let wrong = found.map_or_else(
-                || wrong_size(stamp.bytes, Some(encoding), height, width),
-                |found| format!("{} bytes, {found} spike planes: expected {planes}, as most have", stamp.bytes),
+                || wrong_size(stamp.bytes(), Some(encoding), height, width),
+                |found| format!("{} bytes, {found} spike planes: expected {planes}, as most have", stamp.bytes()),
             );
             Err(file_error(&stamp.path, wrong))
         }
-        SpikeForm::Voxels { bins, height, width } if *input == SpikeInput::Voxels => {
+        SpikeForm::Voxels { bins, height, width, .. } if matches!(input, SpikeInput::Voxels { .. }) => {
             let expected = [bins, height, width];
             match &seen.voxels {
                 Some(shape) if *shape != expected => {
@@ -262,25 +247,22 @@ fn assemble(
     for split in splits {
         let mut sequences = Vec::with_capacity(split.len());
         for paths in split {
-            let step = frame_step(&paths.frames);
             let mut runs: Vec<Range<usize>> = Vec::new();
-            let mut before: Option<&str> = None;
+            let mut before = false;
             for (paths_of, found) in paths.frames.iter().zip(seen.by_ref()) {
                 match found {
                     Ok(found) => {
                         let at = scan.frames.len();
                         scan.frames.push(found.frame);
                         match runs.last_mut() {
-                            Some(run) if before.is_some_and(|before| follows(before, &paths_of.stem, step)) => {
-                                run.end = at + 1;
-                            }
+                            Some(run) if before && !paths_of.after_gap => run.end = at + 1,
                             _ => runs.push(at..at + 1),
                         }
-                        before = Some(&paths_of.stem);
+                        before = true;
                     }
                     Err(error) => {
                         scan.skipped.push(format!("clip {} frame {}: {error}", paths.name, paths_of.stem));
-                        before = None;
+                        before = false;
                     }
                 }
             }
@@ -289,18 +271,4 @@ fn assemble(
         scan.splits.push(sequences);
     }
     scan
-}
-
-/// Smallest distance between the numbers of neighbouring frames; 0: they are not numbered.
-fn frame_step(frames: &[FramePaths]) -> u64 {
-    let numbers: Option<Vec<u64>> = frames.iter().map(|frame| number(&frame.stem)).collect();
-    numbers.and_then(|numbers| numbers.windows(2).map(|pair| pair[1] - pair[0]).min()).unwrap_or(0)
-}
-
-/// Whether no frame is missing between the two.
-fn follows(before: &str, stem: &str, step: u64) -> bool {
-    match (number(before), number(stem)) {
-        (Some(before), Some(now)) if step > 0 => now - before == step,
-        _ => true,
-    }
 }

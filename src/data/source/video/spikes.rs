@@ -1,11 +1,12 @@
 //! Spike streams: `.dat` files → bit planes `[S, H, ceil(W/8)]`, rows on whole bytes so that crops are cheap.
 //!
 //! Two encodings are met. *Packed*, as the camera writes: bit `(t·H + y)·W + x`, least significant bit first, upside
-//! down. *Bytes*, as prepared data sets have it: one byte of 0 or 1 per spike, upright.
+//! down. *Bytes*, as prepared data sets have it: one byte per spike, 0 or one other value such as 1 or 255, upright.
 
 use super::super::file_error;
 use super::bits;
 use crate::data::DataError;
+use spec::contract::files::{SpikeBytes, SpikeVerdict};
 use std::path::{Path, PathBuf};
 
 /// Files that are looked into to tell the encoding.
@@ -45,22 +46,18 @@ pub enum SpikeInput {
     None,
     /// `.dat` files of a camera of this height and width; encoding `None`: found out by [`tell_encoding`].
     Dat { encoding: Option<SpikeEncoding>, height: usize, width: usize },
-    /// Precomputed voxels, `.npy`.
-    Voxels,
+    /// Precomputed voxels, `.npy`. `counts`: their logarithm is taken, so that negative values are refused.
+    Voxels { counts: bool },
 }
 
-/// Tells how the `.dat` files of a data set are encoded. All are taken to be alike; up to 16 of them are looked into:
-///
-/// 1. a size that only one encoding allows decides;
-/// 2. a byte above 1 anywhere: `packed`;
-/// 3. nothing but 0 and 1, with some 1: `bytes` (a packed file would need every spike at a multiple of eight);
-/// 4. nothing but 0, or no whole number of planes either way: an error that asks for the key.
+/// Tells how the `.dat` files of a data set are encoded. All are taken to be alike; up to 16 of them are looked into. A size
+/// that only one encoding allows decides, else their bytes do: see [`SpikeBytes::verdict`].
 ///
 /// # Errors
-/// As above, or a file cannot be read.
+/// Sizes and bytes leave a doubt (names the config's key), or a file cannot be read.
 pub fn tell_encoding(files: &[(PathBuf, u64)], height: usize, width: usize) -> Result<SpikeEncoding, DataError> {
     let every = files.len().div_ceil(INSPECTED).max(1);
-    let mut ones = false;
+    let mut bytes_of = SpikeBytes::default();
     let mut first = None;
     for (path, bytes) in files.iter().step_by(every) {
         let fits = |encoding: SpikeEncoding| encoding.planes(*bytes, height, width).is_some();
@@ -71,27 +68,31 @@ pub fn tell_encoding(files: &[(PathBuf, u64)], height: usize, width: usize) -> R
             (false, true) => return Ok(SpikeEncoding::Bytes),
             (true, true) => {}
         }
-        let content = std::fs::read(path).map_err(|e| file_error(path, e.to_string()))?;
-        if content.iter().any(|byte| *byte > 1) {
+        bytes_of.add(&std::fs::read(path).map_err(|e| file_error(path, e.to_string()))?);
+        first.get_or_insert(path);
+        // More bytes cannot change this verdict.
+        if bytes_of.verdict() == SpikeVerdict::Packed {
             return Ok(SpikeEncoding::Packed);
         }
-        ones |= content.contains(&1);
-        first.get_or_insert(path);
     }
-    match first {
-        Some(_) if ones => Ok(SpikeEncoding::Bytes),
-        Some(path) => Err(file_error(
-            path,
-            "no spike in it or in the others looked into, so their encoding cannot be told: set it to packed or bytes",
+    let Some(first) = first else {
+        let problem = "no spike file has a size of whole planes";
+        let way_out = "check data.deblur.spike_h and data.deblur.spike_w";
+        return Err(DataError::NothingUsable(format!(
+            "{problem} of {height}×{width}: {way_out}{}",
+            example(files, height, width)
+        )));
+    };
+    match bytes_of.verdict() {
+        SpikeVerdict::Bytes => Ok(SpikeEncoding::Bytes),
+        SpikeVerdict::Packed => Ok(SpikeEncoding::Packed),
+        SpikeVerdict::Unsure(why) => Err(file_error(
+            first,
+            format!(
+                "{why}, so the encoding of this file and the others looked into is not certain: set \
+                 data.deblur.spike_encoding to packed (a bit per spike) or bytes (a byte per spike)"
+            ),
         )),
-        None => {
-            let problem = "no spike file has a size of whole planes";
-            let way_out = "is the camera's size in the config right?";
-            Err(DataError::NothingUsable(format!(
-                "{problem} of {height}×{width}: {way_out}{}",
-                example(files, height, width)
-            )))
-        }
     }
 }
 
@@ -146,10 +147,13 @@ impl Planes {
                 bits::copy_bits(content, stored * self.width, out, self.width);
             }),
             SpikeEncoding::Bytes => {
+                // Of every spike: 1 or, where masks were saved as pictures are, 255.
+                let spike = content.iter().copied().find(|byte| *byte != 0).unwrap_or(1);
                 for ((row, out), spikes) in rows.zip(content.chunks_exact(self.width)) {
-                    if let Some(at) = bits::pack(spikes, out) {
+                    if let Some(at) = bits::pack(spikes, spike, out) {
                         let (byte, at) = (spikes[at], row * self.width + at);
-                        let problem = format!("byte {at} is {byte}: expected 0 or 1, or the encoding packed");
+                        let way_out = "or data.deblur.spike_encoding: packed";
+                        let problem = format!("byte {at} is {byte}: expected 0 or {spike}, as before it, {way_out}");
                         return Err(file_error(path, problem));
                     }
                 }
@@ -166,7 +170,7 @@ pub fn to_packed_file(spikes: &[u8], height: usize, width: usize) -> Vec<u8> {
         plane.chunks_exact(width).rev().for_each(|row| upside_down.extend_from_slice(row));
     }
     let mut packed = vec![0; bits::row_bytes(upside_down.len())];
-    bits::pack(&upside_down, &mut packed);
+    bits::pack(&upside_down, 1, &mut packed);
     packed
 }
 
@@ -224,11 +228,19 @@ mod tests {
             contents.iter().enumerate().map(file).collect()
         };
         let tell = |contents: &[Vec<u8>]| tell_encoding(&files(contents), 4, 8).map_err(|e| e.to_string());
-        assert_eq!(tell(&[vec![0; 64], vec![3; 64]]), Ok(SpikeEncoding::Packed));
-        assert_eq!(tell(&[vec![0; 64], vec![1; 64]]), Ok(SpikeEncoding::Bytes));
+        let many: Vec<u8> = (0..64u32).map(|n| (n * 37 % 255) as u8).collect();
+        assert_eq!(tell(&[vec![0; 64], many]), Ok(SpikeEncoding::Packed));
+        for value in [1, 3, 255] {
+            assert_eq!(tell(&[vec![0; 64], vec![value; 64]]), Ok(SpikeEncoding::Bytes), "0 and {value} alone");
+        }
         // Four bytes are one packed plane, and no whole plane of bytes: tiny and dark, yet told by its size.
         assert_eq!(tell(&[vec![0; 4]]), Ok(SpikeEncoding::Packed));
-        assert!(tell(&[vec![0; 64]]).unwrap_err().contains("set it to packed or bytes"));
+        for doubtful in
+            [vec![vec![0; 64]], vec![vec![0; 64], vec![255; 64], vec![1; 64]], vec![vec![0, 1, 2, 2].repeat(16)]]
+        {
+            let error = tell(&doubtful).unwrap_err();
+            assert!(error.contains("0.dat: ") && error.contains("set data.deblur.spike_encoding to packed"), "{error}");
+        }
         let error = tell(&[vec![0; 65]]).unwrap_err();
         assert!(error.contains("65 bytes") && error.contains("4 (packed) or 32 (bytes)"), "{error}");
     }
@@ -240,6 +252,12 @@ mod tests {
         let error = form.unpack(Path::new("a.dat"), &[0; 11], &mut out).unwrap_err().to_string();
         assert!(error.contains("a.dat: 11 bytes: expected a multiple of 6 (bytes)"), "{error}");
         let error = form.unpack(Path::new("a.dat"), &[0, 1, 1, 0, 0, 0, 0, 7, 0, 0, 0, 0], &mut out).unwrap_err();
-        assert!(error.to_string().contains("byte 7 is 7"), "{error}");
+        assert!(error.to_string().contains("byte 7 is 7: expected 0 or 1, as before it"), "{error}");
+        let mut masks = [0u8, 255, 255, 0, 0, 0, 0, 255, 0, 0, 0, 0];
+        form.unpack(Path::new("a.dat"), &masks, &mut out).unwrap();
+        assert_eq!(out, [0b110, 0, 0b010, 0], "a byte of 255 is a spike as one of 1 is");
+        masks[7] = 128;
+        let error = form.unpack(Path::new("a.dat"), &masks, &mut out).unwrap_err().to_string();
+        assert!(error.contains("byte 7 is 128: expected 0 or 255"), "{error}");
     }
 }

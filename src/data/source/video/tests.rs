@@ -175,7 +175,7 @@ fn spec(root: &Path) -> VideoSpec {
 }
 
 fn found(spec: &VideoSpec) -> Result<Vec<SequencePaths>, DataError> {
-    find_sequences(spec, "train")?.unwrap().into_iter().collect()
+    find_sequences(spec, "train")?.unwrap().sequences.into_iter().collect()
 }
 
 fn scanned(root: &Path, skip_bad: bool) -> Result<Scan, String> {
@@ -291,4 +291,202 @@ fn meta_info_says_which_frames_count() {
     std::fs::write(&meta, "000 5 (6,12,3) 000000").unwrap();
     let error = super::scan(&[found(&spec).unwrap()], &spec.spikes, false).unwrap_err().to_string();
     assert!(error.contains("meta_info says 6×12"), "{error}");
+}
+
+#[test]
+fn bytes_behind_the_end_of_a_png_do_no_harm() {
+    let pixels = vec![3; SIZE.bytes()];
+    let good = png_bytes(png::ColorType::Rgb, png::BitDepth::Eight, None, &pixels);
+    for behind in [&b"\0"[..], &[0; 100], b"\xff\xd8\xff", &good] {
+        let file = [good.clone(), behind.to_vec()].concat();
+        assert_eq!(size(&file), Ok(SIZE), "{} bytes behind it", behind.len());
+        assert_eq!(decoded(&file).unwrap(), pixels);
+    }
+    // IEND inside of pixels or of a comment is no end.
+    let comment =
+        [&good[..33], &chunk(b"tEXt", b"a\0\0\0\0\0IEND\xae\x42\x60\x82"), &good[33..good.len() - 20]].concat();
+    assert!(size(&comment).unwrap_err().contains("cut off"));
+    let huge = [&good[..33], &[0xFF; 4][..], b"IDAT", &[0; 60]].concat();
+    assert!(size(&huge).unwrap_err().contains("cut off"));
+}
+
+#[test]
+fn the_header_of_a_jpeg_may_be_long() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/frame.jpg");
+    let plain = std::fs::read(path).unwrap();
+    let (_dir, folder) = folder();
+    let path = folder.join("a.jpg");
+    // Depth maps and previews, 20 segments of 64 KiB, with a thumbnail of another size within; fill bytes before a marker.
+    let segment = [b"\xff\xff\xff\xe1\xff\xff".to_vec(), plain.clone(), vec![b'x'; 65_533 - plain.len()]].concat();
+    let long = [&plain[..2], &segment.repeat(20), &plain[2..]].concat();
+    assert!(long.len() > 1 << 20);
+    std::fs::write(&path, &long).unwrap();
+    let expected = ImageSize { height: 24, width: 40 };
+    assert_eq!(size_of(&path, &mut File::open(&path).unwrap()).unwrap(), expected);
+    let (mut out, mut of_plain) = (vec![0; expected.bytes()], vec![0; expected.bytes()]);
+    decode(&path, &long, expected, &mut out).unwrap();
+    decode(&path, &plain, expected, &mut of_plain).unwrap();
+    assert_eq!(out, of_plain);
+    let refused = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        size_of(&path, &mut File::open(&path).unwrap()).unwrap_err().to_string()
+    };
+    assert!(refused(&long[..700_000]).contains("cut off before its size"));
+    assert!(refused(b"\xff\xd8\xff\xda\0\x08\0\0\0\0\0\0").contains("its pixels begin before its size"));
+    assert!(refused(b"\xff\xd8\xff\xc0\0\x11\x0c\0\x18\0\x28\x03\0\0").contains("12 bits per sample"));
+    assert!(refused(b"\xff\xd8\xff\xe0\0\x04ab\0\0\0").contains("does not begin with a marker"));
+}
+
+#[test]
+fn no_error_shows_words_of_a_librarys_code() {
+    let rgb =
+        png_bytes(png::ColorType::Rgb, png::BitDepth::Eight, None, &(0..180).map(|n| n as u8).collect::<Vec<_>>());
+    let jpeg = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/frame.jpg")).unwrap();
+    let jpeg_size = ImageSize { height: 24, width: 40 };
+    let mut errors = std::collections::BTreeSet::new();
+    for at in 2..rgb.len() {
+        let mut spoilt = rgb.clone();
+        spoilt[at] ^= 0x55;
+        errors.extend([decoded(&spoilt).err(), decoded(&rgb[..at]).err(), size(&spoilt).err()].into_iter().flatten());
+    }
+    for at in 2..jpeg.len() {
+        for value in [0x00, 0xFF, 0x55] {
+            let mut spoilt = jpeg.clone();
+            spoilt[at] ^= value;
+            let mut out = vec![0; jpeg_size.bytes()];
+            let cut = decode(Path::new("a.jpg"), &jpeg[..at], jpeg_size, &mut out).err();
+            let spoilt = decode(Path::new("a.jpg"), &spoilt, jpeg_size, &mut out).err();
+            errors.extend([cut, spoilt].into_iter().flatten().map(|e| e.to_string()));
+        }
+    }
+    assert!(errors.len() >= 8, "{errors:?}");
+    for error in &errors {
+        let error = error.split_once(": ").map_or(error.as_str(), |(_, problem)| problem);
+        // Quotes, braces, paths of types and names such as ChunkType or FormatStatic.
+        let camel = error
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|word| word.chars().skip(1).any(char::is_uppercase) && word.chars().any(char::is_lowercase));
+        assert!(!camel && !error.contains(['{', '"', '[']) && !error.contains("::"), "{error}");
+    }
+}
+
+#[test]
+fn frames_are_in_the_order_of_their_numbers_and_clips_cross_no_gap() {
+    let (_dir, root) = folder();
+    frames_on_disk(&root, 1, 13);
+    for kind in ["blur", "sharp", "spike"] {
+        let folder = root.join("train/s0").join(kind);
+        for frame in 0..13 {
+            let ending = if kind == "spike" { "dat" } else { "png" };
+            let (old, new) = (format!("{frame:06}.{ending}"), format!("frame_{}.{ending}", frame + 1));
+            std::fs::rename(folder.join(old), folder.join(new)).unwrap();
+        }
+    }
+    let stems = |scan: &Scan| scan.frames.iter().map(|frame| frame.stem.clone()).collect::<Vec<_>>();
+    let scan = scanned(&root, false).unwrap();
+    assert_eq!(stems(&scan), (1..14).map(|n| format!("frame_{n}")).collect::<Vec<_>>());
+    assert_eq!(runs(&scan), [[(0, 13)]]);
+    for kind in ["blur", "sharp"] {
+        std::fs::remove_file(root.join("train/s0").join(kind).join("frame_10.png")).unwrap();
+    }
+    let sequences = found(&spec(&root)).unwrap();
+    let gap = (Remark::Gap, "clip train/s0 between frame_9 and frame_11".to_string());
+    assert_eq!(sequences[0].remarks, [gap]);
+    assert_eq!(runs(&scanned(&root, false).unwrap()), [[(0, 9), (9, 12)]]);
+    // One of another kind: nothing can be said of missing ones.
+    for kind in ["blur", "sharp"] {
+        let folder = root.join("train/s0").join(kind);
+        std::fs::rename(folder.join("frame_13.png"), folder.join("last.png")).unwrap();
+    }
+    std::fs::rename(root.join("train/s0/spike/frame_13.dat"), root.join("train/s0/spike/last.dat")).unwrap();
+    let sequences = found(&spec(&root)).unwrap();
+    assert_eq!(sequences[0].remarks[0].0, Remark::NotAlike);
+    assert!(sequences[0].remarks[0].1.ends_with("train/s0/blur (frame_1 to last)"), "{:?}", sequences[0].remarks);
+}
+
+#[test]
+fn files_of_a_frame_are_found_by_one_rule() {
+    let (_dir, root) = folder();
+    frames_on_disk(&root, 1, 3);
+    let at = |name: &str| root.join("train/s0").join(name);
+    let rename = |old: &str, new: &str| std::fs::rename(at(old), at(new)).unwrap();
+    // Letter case of endings, of labels and of spikes.
+    rename("sharp/000001.png", "sharp/000001.PNG");
+    rename("spike/000002.dat", "spike/000002.Dat");
+    for kind in ["blur", "sharp", "spike"] {
+        let ending = if kind == "spike" { "dat" } else { "png" };
+        let name = if kind == "sharp" { "A000000" } else { "a000000" };
+        rename(&format!("{kind}/000000.{ending}"), &format!("{kind}/{name}.{ending}"));
+    }
+    let scan = scanned(&root, false).unwrap();
+    assert_eq!(scan.frames.len(), 3);
+    let first = scan.frames.iter().find(|frame| frame.stem == "a000000").unwrap();
+    assert!(first.sharp.path.ends_with("A000000.png"));
+    // Two endings of one frame: the one that comes first in the key counts.
+    std::fs::copy(at("blur/000001.png"), at("blur/000001.jpg")).unwrap();
+    let read = |endings: &[&str]| {
+        let image_exts = endings.iter().map(|ending| ending.to_string()).collect();
+        let sequences = found(&VideoSpec { image_exts, ..spec(&root) }).unwrap();
+        let frame = sequences[0].frames.iter().find(|frame| frame.stem == "000001").unwrap().clone();
+        let doubled: Vec<String> =
+            sequences[0].remarks.iter().filter(|of| of.0 == Remark::Doubled).map(|of| of.1.clone()).collect();
+        (frame.blur.extension().unwrap().to_str().unwrap().to_owned(), doubled.join(" "))
+    };
+    let (ending, remark) = read(&["png", "jpg"]);
+    assert!(ending == "png" && remark.ends_with("blur: 000001.png is read, 000001.jpg is not"), "{ending}: {remark}");
+    let (ending, remark) = read(&["jpg", "png"]);
+    assert!(ending == "jpg" && remark.ends_with("000001.jpg is read, 000001.png is not"), "{ending}: {remark}");
+    assert_eq!(read(&["png"]), ("png".into(), String::new()), "an ending that is not searched is no second file");
+    // Two frames that differ in letter case alone, and two of one number.
+    std::fs::copy(at("blur/a000000.png"), at("blur/A000000.png")).unwrap();
+    let error = found(&spec(&root)).unwrap_err().to_string();
+    assert!(error.contains("A000000.png and a000000.png differ in letter case alone"), "{error}");
+    for name in ["blur/A000000.png", "blur/a000000.png", "sharp/A000000.png", "spike/a000000.dat"] {
+        std::fs::remove_file(at(name)).unwrap();
+    }
+    for name in ["blur/1.png", "sharp/1.png"] {
+        std::fs::copy(at("blur/000002.png"), at(name)).unwrap();
+    }
+    let error = found(&spec(&root)).unwrap_err().to_string();
+    assert!(error.contains("frames 000001 and 1 have the same number"), "{error}");
+}
+
+#[test]
+fn endings_that_are_not_searched_are_named_with_the_key() {
+    let (_dir, root) = folder();
+    frames_on_disk(&root, 1, 3);
+    let jpeg = VideoSpec { image_exts: vec!["jpg".into(), "jpeg".into()], ..spec(&root) };
+    let error = found(&jpeg).unwrap_err().to_string();
+    let expected = "train/s0/blur: no file ending in .jpg or .jpeg (data.deblur.image_exts): the folder holds 3 .png";
+    assert!(error.ends_with(expected), "{error}");
+    for frame in 0..3 {
+        let spikes = root.join(format!("train/s0/spike/{frame:06}"));
+        std::fs::rename(spikes.with_extension("dat"), spikes.with_extension("npy")).unwrap();
+    }
+    let error = found(&spec(&root)).unwrap_err().to_string();
+    assert!(error.contains("spike: no file ending in .dat (data.deblur.spike_dir"), "{error}");
+    assert!(error.ends_with("the folder holds 3 .npy"), "{error}");
+    // Some of a sequence's frames only: a remark.
+    let plain = VideoSpec { spikes: SpikeInput::None, ..spec(&root) };
+    std::fs::write(root.join("train/s0/blur/000003.tif"), b"II").unwrap();
+    std::fs::write(root.join("train/s0/blur/notes.txt"), b"").unwrap();
+    let remarks = found(&plain).unwrap().remove(0).remarks;
+    assert_eq!(remarks.len(), 1);
+    assert!(remarks[0].0 == Remark::OtherEnding && remarks[0].1.ends_with("blur (.tif)"), "{remarks:?}");
+}
+
+#[test]
+fn hidden_sequences_and_frames_are_no_data() {
+    let (_dir, root) = folder();
+    frames_on_disk(&root, 2, 3);
+    std::fs::rename(root.join("train/s1"), root.join("train/.s1")).unwrap();
+    std::fs::write(root.join("train/s0/blur/._000001.png"), b"\0\x05\x16\x07").unwrap();
+    std::fs::write(root.join("train/s0/sharp/.DS_Store"), b"").unwrap();
+    std::fs::create_dir(root.join("train/s0/blur/.ipynb_checkpoints")).unwrap();
+    let split = find_sequences(&spec(&root), "train").unwrap().unwrap();
+    assert_eq!(split.sequences.len(), 1);
+    assert!(split.remarks[0].0 == Remark::NoData && split.remarks[0].1.ends_with("train/.s1"));
+    let remarks = &split.sequences[0].as_ref().unwrap().remarks;
+    assert!(remarks.len() == 1 && remarks[0].1.ends_with("blur/._000001.png"), "{remarks:?}");
+    assert_eq!(scanned(&root, false).unwrap().frames.len(), 3);
 }

@@ -235,7 +235,12 @@ impl ClipDataset {
             }
         }
         let len = self.clips.len();
-        Err(DataError::NothingUsable(format!("every one of {len} training clips has a frame that cannot be decoded")))
+        let first = self.source.entries.unreadable.first();
+        let first =
+            first.map(|(path, problem)| format!("; the first: {}: {problem}", path.display())).unwrap_or_default();
+        Err(DataError::NothingUsable(format!(
+            "every one of {len} training clips has a frame that cannot be decoded{first}"
+        )))
     }
 
     pub(super) fn clip_frames(&self, clip: u64) -> Result<Range<usize>, DataError> {

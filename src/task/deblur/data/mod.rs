@@ -10,6 +10,7 @@
 mod clips;
 mod crop;
 mod dataset;
+mod listing;
 #[cfg(test)]
 mod tests;
 mod unreadable;
@@ -22,10 +23,12 @@ use crate::data::entries::{CachedEntries, EntrySource};
 use crate::data::loader::{Order, Shuffle, order_of};
 use crate::data::source::file_error;
 use crate::data::source::video::image::ImageSize;
-use crate::data::source::video::{Frames, Sequence, SequencePaths, SpikeForm, VideoSpec, find_sequences, scan};
+use crate::data::source::video::{Frame, Frames, Remark, Sequence, SpikeForm, VideoSpec, scan};
+use crate::data::split::{Resolved, equal_content, resolve};
 use crate::data::{DataError, Dataset, Scratch};
 use crate::task::{Datasets, Team};
 use clips::Clips;
+use listing::{SplitFolders, find_splits, remark_lines, units};
 use spec::config::{CachePolicy, DataConfig};
 use std::sync::Arc;
 use unreadable::Unreadable;
@@ -81,11 +84,16 @@ pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataCo
         let problem = "a clip has at least 1 frame, and clips start at least 1 frame apart";
         return Err(DataError::setting("data.deblur", problem));
     }
-    let mut skipped = Vec::new();
-    let (found, places) = find_splits(spec, &mut skipped)?;
+    let SplitFolders { found, places, mut skipped, remarks } = find_splits(spec)?;
+    if let Some(first) = skipped.first()
+        && found.iter().flatten().all(|sequence| sequence.frames.is_empty())
+    {
+        return Err(DataError::NothingUsable(format!("no frame in any sequence; the first left out: {first}")));
+    }
     let mut scan = scan(&found, &spec.video.spikes, spec.skip_bad)?;
     skipped.append(&mut scan.skipped);
     let splits = std::mem::take(&mut scan.splits);
+    let units = units(&splits, &places, &scan.frames);
     let digest = digest(&splits, &scan.frames, scan.image, scan.spikes);
     let frames = Arc::new(Frames::new(scan));
     agree(digest, team)?;
@@ -93,16 +101,23 @@ pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataCo
     let (train, val) = (train?, val?);
     let entries = Arc::new(Entries { frames: Arc::clone(&frames), unreadable: Unreadable::default() });
     let cached = team.cache.clone().map(|cache| Arc::new(CachedEntries::new(Arc::clone(&entries), cache)));
+    let Resolved { order: used, splits: parts, list, lines } = resolve(&units, team.kept)?;
+    let sequences: Vec<&Sequence> = splits.iter().flatten().collect();
     let clips = [0, 1, 2].map(|n| {
         let (clip_len, kind) = (spec.clip_len, n.min(1));
-        Clips::new(&splits[places[n]], clip_len, spec.strides[kind], spec.limits[kind])
+        let of_split: Vec<Sequence> = parts[n].iter().map(|place| sequences[used[*place]].clone()).collect();
+        Clips::new(&of_split, clip_len, spec.strides[kind], spec.limits[kind])
     });
     if clips[0].len() == 0 {
-        let first = skipped.first().map(|line| format!("; the first left out: {line}")).unwrap_or_default();
-        let problem = format!("no clip of {} frames in {} training sequences", spec.clip_len, splits[0].len());
+        let gap = remarks.iter().find(|(remark, _)| *remark == Remark::Gap);
+        let gap = gap.map(|(_, place)| format!("; clips cross no gap: {place}")).unwrap_or_default();
+        let first = skipped.first().map(|line| format!("; the first left out: {line}")).unwrap_or_default() + &gap;
+        let problem = format!("no clip of {} frames in {} training sequences", spec.clip_len, parts[0].len());
         return Err(file_error(&spec.video.root, format!("{problem}{first}")));
     }
-    let notes = vec![note(&frames, &clips, &skipped)];
+    let mut notes = vec![note(&frames, &clips, &skipped)];
+    notes.extend(remark_lines(&remarks));
+    notes.extend(lines.into_iter().chain(equal_content(&list.units)));
     let train_order = train_order(&clips[0], seed, order)?;
     // Evaluation reads clips one after the other.
     let in_turn = |clips: &Clips| Order { len: clips.len() as u64, seed: 0, shuffle: Shuffle::Off };
@@ -114,7 +129,10 @@ pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataCo
     };
     let (val, test) = (evaluation(val_clips), evaluation(test_clips));
     let train: Arc<dyn Dataset> = Arc::new(ClipDataset::new(source, train_clips, train, Some(seed), train_order));
-    Ok(ClipData { datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None }, frames })
+    Ok(ClipData {
+        datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None, split: Some(list) },
+        frames,
+    })
 }
 
 /// The order in which training reads clips, where the policy looks ahead.
@@ -157,57 +175,12 @@ impl EntrySource for Entries {
     }
 }
 
-/// Sequences of each folder that is there, and which of them each split uses.
-fn find_splits(spec: &ClipSpec, skipped: &mut Vec<String>) -> Result<(Vec<Vec<SequencePaths>>, [usize; 3]), DataError> {
-    let mut found: Vec<(&str, Vec<SequencePaths>)> = Vec::new();
-    let mut places = [None; 3];
-    for (n, split) in spec.splits.iter().enumerate() {
-        if let Some(at) = found.iter().position(|(name, _)| name == split) {
-            places[n] = Some(at);
-        } else if let Some(sequences) = find_sequences(&spec.video, split)? {
-            places[n] = Some(found.len());
-            found.push((split, keep_good(sequences, spec.skip_bad, skipped)?));
-        }
-    }
-    let [train, val, test] = places;
-    let missing = |what: &str| {
-        let way_out = "set data.dataset_path, or data.sample_if_missing: true, with which scripts/launch makes sample data in \
-                       a folder that does not exist yet";
-        file_error(&spec.video.root, format!("no folder of {what} sequences: {way_out}"))
-    };
-    let train = train.ok_or_else(|| missing(&spec.splits[0]))?;
-    let val = val.or(test).ok_or_else(|| missing(&format!("{} or {}", spec.splits[1], spec.splits[2])))?;
-    Ok((found.into_iter().map(|(_, sequences)| sequences).collect(), [train, val, test.unwrap_or(val)]))
-}
-
-fn keep_good(
-    sequences: Vec<Result<SequencePaths, DataError>>,
-    skip_bad: bool,
-    skipped: &mut Vec<String>,
-) -> Result<Vec<SequencePaths>, DataError> {
-    let mut good = Vec::with_capacity(sequences.len());
-    for sequence in sequences {
-        match sequence {
-            Ok(sequence) => good.push(sequence),
-            Err(error) if skip_bad => skipped.push(error.to_string()),
-            Err(error) => {
-                return Err(DataError::Bad { what: "sequences", error: error.into() });
-            }
-        }
-    }
-    Ok(good)
-}
-
 /// Checksum of what decides keys and bytes of entries.
-fn digest(
-    splits: &[Vec<Sequence>],
-    frames: &[crate::data::source::video::Frame],
-    image: ImageSize,
-    spikes: Option<SpikeForm>,
-) -> u32 {
+fn digest(splits: &[Vec<Sequence>], frames: &[Frame], image: ImageSize, spikes: Option<SpikeForm>) -> u32 {
     let mut text = format!("{image} {spikes:?} {splits:?}");
     for frame in frames {
-        text += &format!("\n{} {} {}", frame.stem, frame.blur.bytes, frame.sharp.bytes);
+        let [blur, sharp] = [&frame.blur, &frame.sharp].map(|stamp| (stamp.bytes(), stamp.identity.print));
+        text += &format!("\n{} {blur:?} {sharp:?}", frame.stem);
     }
     libdeflater::crc32(text.as_bytes())
 }
@@ -238,7 +211,7 @@ fn note(frames: &Frames, clips: &[Clips; 3], skipped: &[String]) -> String {
                 ImageSize { height: form.height, width: form.width }
             )
         }
-        Some(SpikeForm::Voxels { bins, height, width }) => {
+        Some(SpikeForm::Voxels { bins, height, width, .. }) => {
             format!("voxels of {bins} bins of {}", ImageSize { height, width })
         }
     };

@@ -20,7 +20,7 @@ fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
 }
 
 fn alone() -> Team<'static> {
-    Team { rank: 0, world_size: 1, gather: &solo, cache: None }
+    Team { rank: 0, world_size: 1, gather: &solo, cache: None, kept: None }
 }
 
 fn dat(encoding: Option<SpikeEncoding>) -> SpikeInput {
@@ -197,7 +197,7 @@ fn precomputed_voxels_equal_those_of_the_spikes() {
             }
         }
     }
-    let stored = open(&clips(&root, SpikeInput::Voxels, Some(16)), &alone()).unwrap();
+    let stored = open(&clips(&root, SpikeInput::Voxels { counts: true }, Some(16)), &alone()).unwrap();
     let fields = stored.datasets.train.fields();
     assert_eq!((fields[2].name, &*fields[2].shape, fields[2].dtype), ("voxels", &[3, 32, 8, 8][..], Dtype::F32));
     let voxeliser = Voxeliser::new(VoxelSpec { bins: 32, log1p: true, norm: Some((0.4, 0.5)) }, columns, SIZE.width);
@@ -212,10 +212,10 @@ fn precomputed_voxels_equal_those_of_the_spikes() {
     }
     let path = root.join("train/seq001/spike_vox/000003.npy");
     std::fs::write(&path, npy::header(&[bins, rows, columns])).unwrap();
-    let error = open(&clips(&root, SpikeInput::Voxels, Some(16)), &alone()).err().unwrap();
+    let error = open(&clips(&root, SpikeInput::Voxels { counts: true }, Some(16)), &alone()).err().unwrap();
     assert!(error.contains("000003.npy") && error.contains("has another size"), "{error}");
     std::fs::write(&path, [npy::header(&[4]), vec![0; 16]].concat()).unwrap();
-    let error = open(&clips(&root, SpikeInput::Voxels, Some(16)), &alone()).err().unwrap();
+    let error = open(&clips(&root, SpikeInput::Voxels { counts: true }, Some(16)), &alone()).err().unwrap();
     assert!(error.contains("[4]: expected [32, 12, 18]"), "{error}");
 }
 
@@ -291,7 +291,7 @@ fn next_uses_are_those_of_the_order() {
     let (_host, clients) = hosted(1 << 20, PolicyKind::NextUse, 1);
     let spec = clips(&root, dat(None), Some(16));
     let scan = {
-        let found = find_splits(&spec, &mut Vec::new()).unwrap().0;
+        let found = find_splits(&spec).unwrap().found;
         scan(&found, &spec.video.spikes, false).unwrap()
     };
     let clips = |scan: &crate::data::source::video::Scan| Clips::new(&scan.splits[0], 3, 1, 0);
@@ -355,7 +355,7 @@ fn ranks_that_see_other_files_do_not_start() {
     let dir = tempfile::tempdir().unwrap();
     sample(dir.path().join("a").as_path(), |_| ());
     let gather = |bytes: &[u8]| Ok(vec![bytes.to_vec(), vec![1, 2, 3, 4]]);
-    let team = Team { rank: 0, world_size: 2, gather: &gather, cache: None };
+    let team = Team { rank: 0, world_size: 2, gather: &gather, cache: None, kept: None };
     let error = open(&clips(&dir.path().join("a"), dat(None), None), &team).err().unwrap();
     assert!(error.contains("rank 1 finds other frames"), "{error}");
 }
@@ -483,7 +483,8 @@ fn no_clip_that_can_be_decoded_is_an_error() {
     let planner = BatchPlanner { order, global_batch: 1, micro_batch: 1, rank: 0, world_size: 1, drop_last: true };
     let error =
         loader.as_mut().unwrap().run(planner.requests(0, 0)).unwrap().find_map(Result::err).unwrap().to_string();
-    assert!(error.contains("every one of 2 training clips has a frame that cannot be decoded"), "{error}");
+    assert!(error.contains("every one of 2 training clips has a frame that cannot be decoded; the first: "), "{error}");
+    assert!(error.contains("000001.dat: byte 1000 is 7") || error.contains("000006.png: PNG: "), "{error}");
 }
 
 /// Real files of the guide's size: less than a fifteenth of its 133.6 MiB per frame, and what was read once is hit by all
@@ -546,7 +547,7 @@ fn next_uses_of_a_hundred_thousand_frames_are_cheap() {
     let dir = tempfile::tempdir().unwrap();
     sample(dir.path(), |_| ());
     let spec = clips(dir.path(), dat(None), Some(16));
-    let found = find_splits(&spec, &mut Vec::new()).unwrap().0;
+    let found = find_splits(&spec).unwrap().found;
     let mut scan = scan(&found, &spec.video.spikes, false).unwrap();
     scan.frames = vec![scan.frames[0].clone(); 100_000];
     let run = |n: usize| 100 * n..100 * (n + 1);
@@ -570,4 +571,172 @@ fn next_uses_of_a_hundred_thousand_frames_are_cheap() {
     let each = began.elapsed().as_secs_f64() / 5000.0;
     println!("{:.1} µs for each frame", 1e6 * each);
     assert!(soonest > 3 * order.len && each < 1e-3, "{each} s for each frame");
+}
+
+/// Renames every file of a sequence's folders by its number.
+fn rename_frames(sequence: &Path, name: impl Fn(usize) -> String) {
+    for kind in ["blur", "sharp", "spike"] {
+        let folder = sequence.join(kind);
+        let ending = if kind == "spike" { "dat" } else { "png" };
+        for frame in 0..7 {
+            let (old, new) = (format!("{frame:06}.{ending}"), format!("{}.{ending}", name(frame)));
+            std::fs::rename(folder.join(old), folder.join(new)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn clips_of_frames_without_leading_zeros_are_in_the_order_of_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, renamed) = (dir.path().join("a"), dir.path().join("b"));
+    sample(&plain, |_| ());
+    sample(&renamed, |_| ());
+    for sequence in ["train/seq000", "train/seq001", "val/seq000"] {
+        // From 7 to 13: by text, 10 would come first.
+        rename_frames(&renamed.join(sequence), |frame| format!("frame_{}", frame + 7));
+    }
+    let all = |root: &Path| {
+        let data = open(&clips(root, dat(None), None), &alone()).unwrap();
+        (0..data.datasets.train.len()).map(|clip| read(&*data.datasets.train, 0, clip)).collect::<Vec<_>>()
+    };
+    assert!(all(&plain) == all(&renamed));
+    std::fs::remove_file(renamed.join("train/seq000/blur/frame_9.png")).unwrap();
+    std::fs::remove_file(renamed.join("train/seq000/sharp/frame_9.png")).unwrap();
+    let data = open(&clips(&renamed, dat(None), None), &alone()).unwrap();
+    assert_eq!(data.datasets.train.len(), 2 + 5, "10 to 13 of the first sequence, all of the other");
+    let line = "1 gap in the numbers of frames: clips do not cross them; the first: clip train/seq000 between frame_8 and frame_10";
+    assert!(data.datasets.notes.contains(&line.to_string()), "{:?}", data.datasets.notes);
+}
+
+#[test]
+fn spikes_of_0_and_255_are_those_of_0_and_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ones, masks) = (dir.path().join("a"), dir.path().join("b"));
+    for root in [&ones, &masks] {
+        sample(root, |spec| spec.encoding = SpikeEncoding::Bytes);
+    }
+    for sequence in ["train/seq000", "train/seq001", "val/seq000"] {
+        for frame in 0..7 {
+            let path = masks.join(sequence).join(format!("spike/{frame:06}.dat"));
+            let bytes: Vec<u8> = std::fs::read(&path).unwrap().iter().map(|spike| spike * 255).collect();
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+    for encoding in [None, Some(SpikeEncoding::Bytes)] {
+        let [a, b] = [&ones, &masks].map(|root| open(&clips(root, dat(encoding), Some(16)), &alone()).unwrap());
+        for clip in 0..10 {
+            assert!(read(&*a.datasets.train, 0, clip) == read(&*b.datasets.train, 0, clip), "clip {clip}");
+        }
+    }
+    for frame in 0..7 {
+        for sequence in ["train/seq000", "train/seq001", "val/seq000"] {
+            let path = masks.join(sequence).join(format!("spike/{frame:06}.dat"));
+            let counts: Vec<u8> = (0..std::fs::read(&path).unwrap().len()).map(|n| (n % 4) as u8).collect();
+            std::fs::write(path, counts).unwrap();
+        }
+    }
+    let error = open(&clips(&masks, dat(None), Some(16)), &alone()).err().unwrap();
+    assert!(error.contains("their values are 1, 2, 3") && error.contains("set data.deblur.spike_encoding"), "{error}");
+}
+
+#[test]
+fn with_no_usable_sequence_the_first_reason_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("a");
+    sample(&root, |_| ());
+    let mut spec = ClipSpec { skip_bad: true, ..clips(&root, dat(None), None) };
+    spec.video.image_exts = vec!["jpg".into()];
+    let error = open(&spec, &alone()).err().unwrap();
+    assert!(error.starts_with("no frame in any sequence; the first left out: "), "{error}");
+    assert!(error.contains("(data.deblur.image_exts): the folder holds 7 .png"), "{error}");
+}
+
+#[test]
+fn voxels_that_no_model_can_use_name_file_and_value() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("a");
+    sample(&root, |_| ());
+    let shape = [2, SIZE.height / 2, SIZE.width / 2];
+    let write = |sequence: &str, frame: usize, value: f32| {
+        let mut file = npy::header(&shape);
+        let values = shape.iter().product::<usize>();
+        (0..values).for_each(|n| file.extend(if n == 40 { value } else { 1.0 }.to_le_bytes()));
+        std::fs::create_dir_all(root.join(sequence).join("spike_vox")).unwrap();
+        std::fs::write(root.join(sequence).join(format!("spike_vox/{frame:06}.npy")), file).unwrap();
+    };
+    for sequence in ["train/seq000", "train/seq001", "val/seq000"] {
+        (0..7).for_each(|frame| write(sequence, frame, 0.0));
+    }
+    let first = |counts: bool| {
+        let data = open(&clips(&root, SpikeInput::Voxels { counts }, None), &alone()).unwrap();
+        let mut out: Vec<Vec<u8>> =
+            data.datasets.train.fields().iter().map(|field| vec![0; field.sample_bytes()]).collect();
+        let mut slices: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+        let request = ReadRequest { epoch: 0, index: 0 };
+        data.datasets.train.read(request, &mut slices, &mut Scratch::default()).map_err(|e| e.to_string())
+    };
+    assert_eq!(first(true), Ok(()));
+    write("train/seq000", 1, -0.75);
+    assert_eq!(first(false), Ok(()), "no logarithm is taken");
+    let error = first(true).unwrap_err();
+    for part in ["train/seq000/spike_vox/000001.npy", "bin 0, row 2, column 4 is -0.75", "data.deblur.log1p"] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+    for value in [f32::NAN, f32::NEG_INFINITY] {
+        write("train/seq000", 1, value);
+        let error = first(false).unwrap_err();
+        assert!(error.contains("data.skip_bad"), "{error}");
+        assert!(error.contains("000001.npy") && error.contains(&format!("column 4 is {value}: repair")), "{error}");
+    }
+}
+
+#[test]
+fn a_sequence_moved_to_training_stays_held_out_in_a_resumed_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("a");
+    sample(&root, |spec| spec.sequences = [2, 2, 0]);
+    let spec = clips(&root, dat(None), None);
+    let before = open(&spec, &alone()).unwrap();
+    let kept = |choice| crate::data::split::KeptSplit {
+        list: before.datasets.split.clone().unwrap(),
+        choice,
+        checkpoint: "checkpoints/step-5".into(),
+    };
+    assert_eq!(kept(None).list.units.len(), 4);
+    let clips_of = |of: &Datasets| -> Vec<_> {
+        (0..10).map(|clip| (read(&*of.train, 1, clip), read(&*of.val, 0, clip))).collect()
+    };
+    let clips_before = clips_of(&before.datasets);
+    std::fs::rename(root.join("val/seq001"), root.join("train/seq777")).unwrap();
+    let of = |choice| open(&spec, &Team { kept: Some(&kept(choice)), ..alone() }).unwrap().datasets;
+    let resumed = of(None);
+    assert_eq!((resumed.train.len(), resumed.val.len()), (10, 10));
+    assert!(clips_of(&resumed) == clips_before, "trained on and held out as before, in the same order");
+    let line = resumed.notes.iter().find(|note| note.contains("is train/seq777 now")).unwrap();
+    assert!(line.starts_with("resumed split: 1 file is renamed: val/seq001"), "{line}");
+    let anew = of(Some(spec::contract::files::SplitChoice::New));
+    assert_eq!((anew.train.len(), anew.val.len()), (15, 5));
+    assert!(anew.notes.iter().any(|note| note.contains("train/seq777 (was val") && note.starts_with("warning")));
+}
+
+#[test]
+fn equal_frames_in_two_splits_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("a");
+    sample(&root, |_| ());
+    let spec = clips(&root, dat(None), None);
+    let none = |data: &ClipData| !data.datasets.notes.iter().any(|note| note.contains("look the same"));
+    assert!(none(&open(&spec, &alone()).unwrap()));
+    for frame in [2, 3] {
+        for kind in ["blur", "sharp"] {
+            let file = |sequence: &str| root.join(sequence).join(format!("{kind}/{frame:06}.png"));
+            std::fs::copy(file("train/seq001"), file("val/seq000")).unwrap();
+        }
+    }
+    let notes = open(&spec, &alone()).unwrap().datasets.notes;
+    let line = notes.iter().find(|note| note.contains("look the same")).unwrap();
+    assert!(
+        line.starts_with("warning: train/seq001 (train) and val/seq000 (val and test) look the same (2 frames)"),
+        "{line}"
+    );
 }

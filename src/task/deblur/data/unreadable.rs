@@ -49,6 +49,13 @@ impl Unreadable {
         self.lock().by_key.get(&key).map(|found| (found.path.clone(), found.problem.clone()))
     }
 
+    /// The first file in the order of entries and what is wrong with it.
+    pub fn first(&self) -> Option<(PathBuf, String)> {
+        let state = self.lock();
+        let first = state.by_key.iter().min_by_key(|(key, _)| **key);
+        first.map(|(_, found)| (found.path.clone(), found.problem.clone()))
+    }
+
     /// One of these entries is known.
     pub fn any(&self, mut keys: impl Iterator<Item = u64>) -> bool {
         self.some.load(Ordering::Acquire) && {

@@ -134,7 +134,7 @@ mod tests {
                 for clip in 0..6 {
                     for row in stream(clip).chunks(width) {
                         let mut out = vec![0; bits::row_bytes(width)];
-                        assert_eq!(bits::pack(row, &mut out), None);
+                        assert_eq!(bits::pack(row, 1, &mut out), None);
                         packed.extend(out);
                     }
                 }

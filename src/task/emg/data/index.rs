@@ -5,7 +5,7 @@
 
 use super::scan::{FileFacts, ScanFacts};
 use crate::data::DataError;
-use crate::data::source::hdf5::open;
+use crate::data::source::Identity;
 use libdeflater::Crc;
 use serde::{Deserialize, Serialize};
 use spec::contract::shown;
@@ -15,8 +15,8 @@ use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Raised when the scan finds out something else.
-const VERSION: u32 = 2;
+/// Raised when the scan finds out something else. An index of another version is made anew.
+const VERSION: u32 = 3;
 /// Longest line that is read.
 const MAX_LINE_BYTES: u64 = 256 << 20;
 
@@ -24,6 +24,12 @@ const MAX_LINE_BYTES: u64 = 256 << 20;
 struct Header {
     version: u32,
     facts: ScanFacts,
+}
+
+/// Of any version.
+#[derive(Deserialize)]
+struct AnyHeader {
+    version: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -38,8 +44,9 @@ pub fn path(index_dir: &Path, facts: &ScanFacts, root: &Path) -> PathBuf {
     index_dir.join(format!("emg-{:08x}.jsonl", libdeflater::crc32(&key)))
 }
 
-/// Facts about those files for which `wanted` holds, as they were then. A missing index is empty; a damaged one too, with a warning. Read line by line:
-/// with tens of thousands of files its text is never in memory as a whole.
+/// Facts about those files for which `wanted` holds, as they were then. An index that is missing or of another version is
+/// empty; so is a damaged one, with a warning. Read line by line: with tens of thousands of files its text is never in memory
+/// as a whole.
 pub fn load(path: &Path, facts: &ScanFacts, wanted: impl Fn(&Path) -> bool) -> HashMap<PathBuf, FileFacts> {
     let Ok(file) = File::open(path) else {
         return HashMap::new();
@@ -68,9 +75,13 @@ fn parse(
         }
         crc32.update(&line);
         if std::mem::take(&mut header) {
+            let version = serde_json::from_slice(&line).map(|AnyHeader { version }| version);
+            if version.is_ok_and(|version| version != VERSION) {
+                return Ok(HashMap::new());
+            }
             let found: Option<Header> = serde_json::from_slice(&line).ok();
             if found != Some(Header { version: VERSION, facts: facts.clone() }) {
-                return Err("index of another version".into());
+                return Err("damaged index, or one of other settings".into());
             }
         } else {
             let file: FileFacts = serde_json::from_slice(&line).map_err(|error| format!("damaged index: {error}"))?;
@@ -103,11 +114,11 @@ fn read_line(text: &mut impl BufRead, line: &mut Vec<u8>) -> Result<(), String> 
     Ok(())
 }
 
-/// Whether the file, and each other file that holds rows of it, still is as it was when these facts were found.
+/// The file, and each other file that holds rows of it, still is as it was when these facts were found: neither path, size nor
+/// times say so alone, since an archive may restore all of them with other content.
 pub fn current(file: &FileFacts) -> bool {
-    let same = |path: &Path, known| open::stamp(path).is_ok_and(|stamp| stamp == known);
-    same(&file.table.path, (file.table.file_bytes, file.table.modified_ns))
-        && file.table.others.iter().all(|other| same(&other.path, (other.file_bytes, other.modified_ns)))
+    let same = |path: &Path, known: &Identity| Identity::now(path).is_ok_and(|now| now == *known);
+    same(&file.table.path, &file.identity) && file.table.others.iter().all(|other| same(&other.path, &other.identity))
 }
 
 /// Writes the index beside its place and renames it.

@@ -1,5 +1,6 @@
 //! One streaming pass over a recording, in bounded memory: failure-free blocks, bad samples, statistics, mean pose.
 
+use crate::data::source::Identity;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::gather::Transform;
 use crate::data::source::hdf5::{Reader, Table, Target, Wanted, open};
@@ -82,6 +83,7 @@ impl Moments {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileFacts {
     pub table: Table,
+    pub identity: Identity,
     /// Runs of rows `[start, end)` where inverse kinematics succeeded.
     pub valid: Vec<[u64; 2]>,
     /// Of sampled EMG rows, after rectification when on.
@@ -123,9 +125,11 @@ impl FileFacts {
 /// Opens and scans one file.
 ///
 /// # Errors
-/// Whatever [`open::open`] refuses, chunks that do not decode, and NaN or infinite samples.
+/// Whatever [`open::open`] refuses, chunks that do not decode, NaN or infinite samples, and a file that changes meanwhile.
 pub fn scan_file(path: &Path, facts: &ScanFacts) -> Result<FileFacts, DataError> {
+    // Opened first: that refuses a pipe, which would never be read.
     let table = open::open(path, &facts.wanted())?.table;
+    let identity = Identity::now(path)?;
     if table.written_rows() == 0 {
         let problem = format!("none of its {} rows was ever written: leave it out", table.rows);
         return Err(DataError::File { path: path.to_owned(), problem });
@@ -148,7 +152,11 @@ pub fn scan_file(path: &Path, facts: &ScanFacts) -> Result<FileFacts, DataError>
         let refused = |problem| DataError::File { path: path.to_owned(), problem };
         pass.block(row, &floats(&emg), &floats(&angles)).map_err(refused)?;
     }
-    Ok(pass.finish(table))
+    if Identity::now(path)? != identity {
+        let problem = "changed while it was looked at: start again when nobody writes there".into();
+        return Err(DataError::File { path: path.to_owned(), problem });
+    }
+    Ok(pass.finish(table, identity))
 }
 
 /// First row and number of rows of each block; a block ends where a step or a run ends.
@@ -233,8 +241,8 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn finish(self, table: Table) -> FileFacts {
-        FileFacts { table, valid: self.valid, emg: self.emg, angle_sum: self.angle_sum }
+    fn finish(self, table: Table, identity: Identity) -> FileFacts {
+        FileFacts { table, identity, valid: self.valid, emg: self.emg, angle_sum: self.angle_sum }
     }
 }
 

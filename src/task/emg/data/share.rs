@@ -6,6 +6,7 @@ use super::index;
 use super::scan::{FileFacts, ScanFacts, scan_file};
 use crate::data::DataError;
 use crate::data::source::hdf5::probe::Probe;
+use crate::data::source::in_threads;
 use crate::task::Team;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -71,9 +72,10 @@ pub fn scan_share(found: Result<&[PathBuf], &DataError>, facts: &ScanFacts, inde
     let of_own: HashSet<&Path> = own.iter().map(|path| path.as_path()).collect();
     let mut known = index::load(index_path, facts, |path| of_own.contains(path));
     drop(of_own);
+    let known: Vec<Option<FileFacts>> = own.iter().map(|path| known.remove(*path)).collect();
+    let current = in_threads(threads(team), &known, |file| file.as_ref().is_some_and(index::current));
     let mut results: Vec<Option<Found>> =
-        own.iter().map(|path| known.remove(*path).filter(index::current).map(Ok)).collect();
-    drop(known);
+        known.into_iter().zip(current).map(|(file, current)| file.filter(|_| current).map(Ok)).collect();
     let unknown: Vec<(usize, &Path)> =
         own.iter().enumerate().filter(|(n, _)| results[*n].is_none()).map(|(n, path)| (n, path.as_path())).collect();
     for (n, result) in scan_all(&unknown, facts, team) {
@@ -83,9 +85,14 @@ pub fn scan_share(found: Result<&[PathBuf], &DataError>, facts: &ScanFacts, inde
     Share { head, results: results.into_iter().flatten().collect() }
 }
 
-fn scan_all(files: &[(usize, &Path)], facts: &ScanFacts, team: &Team) -> Vec<(usize, Found)> {
+/// This rank's part of the node's cores.
+fn threads(team: &Team) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = (cores / team.world_size.max(1)).clamp(1, 8).min(files.len());
+    (cores / team.world_size.max(1)).clamp(1, 8)
+}
+
+fn scan_all(files: &[(usize, &Path)], facts: &ScanFacts, team: &Team) -> Vec<(usize, Found)> {
+    let threads = threads(team).min(files.len());
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::with_capacity(files.len()));
     std::thread::scope(|scope| {

@@ -13,7 +13,7 @@ fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
 }
 
 fn alone() -> Team<'static> {
-    Team { rank: 0, world_size: 1, gather: &solo, cache: None }
+    Team { rank: 0, world_size: 1, gather: &solo, cache: None, kept: None }
 }
 
 fn config(path: &Path) -> DataConfig {
@@ -173,7 +173,7 @@ fn ranks_divide_the_scan_and_agree() {
                         barrier.wait();
                         Ok(all)
                     };
-                    let team = Team { rank, world_size: 3, gather: &gather, cache: None };
+                    let team = Team { rank, world_size: 3, gather: &gather, cache: None, kept: None };
                     open_datasets(&config(path), 42, &team, &folder).unwrap()
                 })
             })
@@ -567,16 +567,172 @@ fn pieces_cover_their_windows_and_are_offered_by_their_next_use() {
             .collect();
         wanted.sort_unstable();
         assert_eq!(
-            offers.iter().map(|offer| offer.next_use).collect::<Vec<_>>(),
+            offers.iter().map(|offer| offer.item.next_use).collect::<Vec<_>>(),
             wanted.iter().map(|w| w.0).collect::<Vec<_>>()
         );
         for (offer, (next_use, index)) in offers.iter().zip(wanted) {
             let piece = pieces.of(index, reader).find(|piece| piece.chunk == 7).unwrap();
-            assert_eq!((offer.key, offer.due), (piece.key, next_use <= due));
-            assert_eq!(offer.bytes as usize, piece.rows.len() * reader.tables()[0].used_row_bytes());
+            assert_eq!((offer.item.key, offer.due), (piece.key, next_use <= due));
+            assert_eq!(offer.item.bytes as usize, piece.rows.len() * reader.tables()[0].used_row_bytes());
         }
     };
     check(300, 309);
     pieces.retire(BatchAhead { epoch: 1, ids: &now }, reader);
     check(308, 317);
+}
+
+/// A session of random numbers that differ by `seed`, with the old time of a reproducible archive.
+fn session_of(path: &Path, seed: usize, scale: f32, failed: std::ops::Range<usize>) {
+    let mut rows = rows(1200);
+    for (n, row) in rows.iter_mut().enumerate() {
+        row.emg.iter_mut().for_each(|x| *x = (*x + (seed * 31 + n % 7) as f32 / 64.0) * scale);
+        if failed.contains(&n) {
+            row.joint_angles = [0.0; 20];
+        }
+    }
+    write_session(path, &Storage::contiguous(), &[], &rows).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+}
+
+#[test]
+fn new_content_of_the_same_path_size_and_time_is_scanned_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d");
+    let version = |scale: f32, failed: std::ops::Range<usize>| {
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir(&path).unwrap();
+        (0..4).for_each(|n| session_of(&path.join(format!("s{n}.hdf5")), n, scale, failed.clone()));
+        std::fs::metadata(path.join("s0.hdf5")).unwrap()
+    };
+    let config = DataConfig { normalize: true, ..config(&path) };
+    let opened = |index: &str| open_datasets(&config, 42, &alone(), &dir.path().join(index)).unwrap();
+    let first = version(1.0, 0..0);
+    let before = opened("kept");
+    let second = version(10.0, 300..600);
+    assert_eq!((first.len(), first.modified().unwrap()), (second.len(), second.modified().unwrap()));
+    let (kept, fresh) = (opened("kept"), opened("fresh"));
+    assert_ne!(before.statistics, kept.statistics);
+    assert_eq!(kept.statistics, fresh.statistics);
+    assert_eq!(kept.datasets.notes, fresh.datasets.notes, "the failed rows are seen");
+    assert!(kept.datasets.notes.iter().any(|note| note.starts_with("1200 samples where inverse kinematics failed")));
+    assert_eq!(window(&*kept.datasets.train, 0), window(&*fresh.datasets.train, 0));
+}
+
+#[test]
+fn an_index_of_an_older_version_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 3);
+    let first = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
+    let facts = scan_facts(&config(&path)).unwrap();
+    let index_path = index::path(dir.path(), &facts, &path);
+    let text = std::fs::read_to_string(&index_path).unwrap();
+    let old = text.replacen("\"version\":2", "\"version\":1", 1);
+    assert_ne!(old, text);
+    std::fs::write(&index_path, old).unwrap();
+    assert!(index::load(&index_path, &facts, |_| true).is_empty());
+    let second = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
+    assert_eq!(second.statistics, first.statistics);
+    assert_eq!(index::load(&index_path, &facts, |_| true).len(), 3);
+}
+
+#[test]
+fn hidden_copies_are_no_data_and_visible_ones_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 6);
+    let plain = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap().datasets;
+    for (name, copy) in [
+        ("s00.hdf5", ".ipynb_checkpoints/s00-checkpoint.hdf5"),
+        ("s01.hdf5", ".Trash-1000/files/s01.hdf5"),
+        ("s02.hdf5", ".snapshot/hourly.0/s02.hdf5"),
+    ] {
+        std::fs::create_dir_all(path.join(copy).parent().unwrap()).unwrap();
+        std::fs::copy(path.join(name), path.join(copy)).unwrap();
+    }
+    let hidden = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap().datasets;
+    assert_eq!(
+        (hidden.train.len(), hidden.val.len(), &hidden.split),
+        (plain.train.len(), plain.val.len(), &plain.split)
+    );
+    let line = "3 hidden or leftover entries left out, no data: .Trash-1000, .ipynb_checkpoints, .snapshot; rename what is data";
+    assert!(hidden.notes.contains(&line.to_string()), "{:?}", hidden.notes);
+    assert!(hidden.skipped.is_empty() && !hidden.notes.iter().any(|note| note.contains("look the same")));
+    // A copy of a session of each split under a visible name: at least one is in another split.
+    for unit in plain.split.unwrap().units {
+        std::fs::copy(path.join(&unit.name), path.join(format!("backup-{}", unit.name))).unwrap();
+    }
+    let copied = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap().datasets;
+    let warning = copied.notes.iter().find(|note| note.contains("look the same")).unwrap();
+    assert!(warning.starts_with("warning: backup-s0") && warning.contains(" and s0"), "{warning}");
+}
+
+/// Files of each split by what its first window's line says.
+fn held(data: &EmgData) -> [Vec<String>; 3] {
+    let split = data.datasets.split.as_ref().unwrap();
+    let names = |n: usize| split.units.iter().filter(|unit| unit.splits[n]).map(|unit| unit.name.clone()).collect();
+    [0, 1, 2].map(names)
+}
+
+#[test]
+fn a_resumed_run_never_trains_on_what_its_checkpoint_held_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = make(dir.path(), 8);
+    let first = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
+    let kept = crate::data::split::KeptSplit {
+        list: first.datasets.split.clone().unwrap(),
+        choice: None,
+        checkpoint: "checkpoints/step-5".into(),
+    };
+    let resumed = || open_datasets(&config(&path), 42, &Team { kept: Some(&kept), ..alone() }, dir.path());
+    let windows = |data: &EmgData| {
+        let all = |set: &Arc<dyn Dataset>| (0..set.len()).map(|n| window(&**set, n)).collect::<Vec<_>>();
+        (all(&data.datasets.train), all(&data.datasets.val))
+    };
+    let before = windows(&first);
+    let [train, val, _] = held(&first);
+    // Renamed: every window stays where it was, in the same order.
+    std::fs::rename(path.join(&val[0]), path.join("zz.hdf5")).unwrap();
+    std::fs::rename(path.join(&train[0]), path.join("yy.hdf5")).unwrap();
+    let renamed = resumed().unwrap();
+    assert!(windows(&renamed) == before && held(&renamed)[1] == ["zz.hdf5"]);
+    assert!(renamed.datasets.notes.iter().any(|note| note.starts_with("resumed split: 2 files are renamed")));
+    let anew = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
+    assert_ne!(held(&anew), held(&renamed), "a new run splits the new names anew: this test could fail");
+    // Lost: the others stay.
+    std::fs::remove_file(path.join("yy.hdf5")).unwrap();
+    let lost = resumed().unwrap();
+    assert!(windows(&lost).1 == before.1, "validation is what it was");
+    let [_, now, _] = held(&lost);
+    assert_eq!(now, ["zz.hdf5"]);
+    // Replaced, while a held-out one is gone.
+    session_of(&path.join(&train[1]), 9, 1.0, 0..0);
+    assert!(resumed().is_ok(), "a repaired training file alone is no doubt");
+    std::fs::remove_file(path.join("zz.hdf5")).unwrap();
+    let error = resumed().err().unwrap().to_string();
+    assert!(error.contains("step-5") && error.contains("--resume-split"), "{error}");
+}
+
+#[test]
+fn a_file_replaced_during_the_run_is_never_read_as_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d");
+    std::fs::create_dir(&path).unwrap();
+    (0..3).for_each(|n| session_of(&path.join(format!("s{n}.hdf5")), n, 1.0, 0..0));
+    let data = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap();
+    let (before, _) = window(&*data.datasets.train, 0);
+    let name = data.datasets.train.describe(0).split_once(" rows").unwrap().0.to_owned();
+    let file = path.join(&name);
+    // Hard links and permissions change no byte.
+    std::fs::hard_link(&file, dir.path().join("link")).unwrap();
+    data.reader.give_back();
+    assert!(window(&*data.datasets.train, 0).0 == before);
+    std::fs::remove_file(&file).unwrap();
+    session_of(&file, 5, 2.0, 0..0);
+    data.reader.give_back();
+    let mut out: Vec<Vec<u8>> =
+        data.datasets.train.fields().iter().map(|field| vec![0; field.sample_bytes()]).collect();
+    let mut slices: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+    let request = ReadRequest { epoch: 0, index: 0 };
+    let error = data.datasets.train.read(request, &mut slices, &mut Scratch::default()).unwrap_err().to_string();
+    assert!(error.contains(&name) && error.contains("replaced since the run began"), "{error}");
 }

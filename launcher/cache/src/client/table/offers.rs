@@ -9,10 +9,7 @@ use spec::contract::cache::{Grant, Item, ToDirectory};
 /// An entry that could be filled now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
-    pub key: u64,
-    pub bytes: u64,
-    /// Global position at which it is needed next.
-    pub next_use: u64,
+    pub item: Item,
     /// Needed in the step that is being read now: of use only where this rank knows that it has not been read yet.
     pub due: bool,
 }
@@ -50,16 +47,15 @@ impl Table {
     pub(in crate::client) fn offer(&mut self, offers: &[Offer]) -> Offered {
         let mut found = Offered::default();
         for offer in offers.iter().take(MESSAGE_KEYS) {
-            match self.entries.get(&offer.key).map(|entry| (&entry.place, entry.passed)) {
+            match self.entries.get(&offer.item.key).map(|entry| (&entry.place, entry.passed)) {
                 None if offer.due => {}
                 None | Some((EntryState::Deferred, _) | (EntryState::Bypass, false)) => found.asked.push(*offer),
-                Some((EntryState::Granted(_), _)) => found.granted.push(offer.key),
+                Some((EntryState::Granted(_), _)) => found.granted.push(offer.item.key),
                 Some(_) => {}
             }
         }
         if !found.asked.is_empty() {
-            let item = |o: &Offer| Item { key: o.key, bytes: o.bytes, next_use: o.next_use, offer: true };
-            let items: Vec<Item> = found.asked.iter().map(item).collect();
+            let items: Vec<Item> = found.asked.iter().map(|offer| offer.item).collect();
             let ticket = self.await_reply(Asked::Offers(items.iter().map(|item| (item.key, item.bytes)).collect()));
             found.ticket = Some(ticket);
             self.out.push(ToDirectory::Acquire { ticket, items });

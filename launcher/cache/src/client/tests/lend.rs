@@ -72,8 +72,8 @@ impl Drop for DeviceRead<'_> {
     }
 }
 
-fn large(key: u64) -> Want {
-    Want { key, bytes: MIB + 100 + key, next_use: key }
+fn large(key: u64) -> Item {
+    Item { key, bytes: MIB + 100 + key, next_use: key, offer: false }
 }
 
 fn fill_large(key: u64, out: &mut [u8]) -> Result<(), CacheError> {

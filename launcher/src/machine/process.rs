@@ -1,0 +1,118 @@
+//! Memory of processes, as `/proc` has it: the one reader of this package.
+
+use procfs::process::{MMapPath, MemoryMap, Process};
+use spec::contract::Program;
+
+/// Resident memory of a process, bytes; reading it takes microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Resident {
+    pub rss: u64,
+    /// The part that is no file and not shared.
+    pub anonymous: u64,
+}
+
+/// How a process shares its pages, bytes. Reading it walks the page tables: about 10 ms per 500 MB.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shares {
+    pub pss: u64,
+    /// PSS of shared memory (memfd, tmpfs): the page cache and the ranks' meeting place.
+    pub pss_shmem: u64,
+    pub uss: u64,
+    pub shared: u64,
+}
+
+impl Resident {
+    /// `None`: the process has ended or may not be read.
+    pub fn of(pid: i32) -> Option<Self> {
+        let statm = Process::new(pid).and_then(|process| process.statm()).ok()?;
+        let page = rustix::param::page_size() as u64;
+        Some(Self { rss: statm.resident * page, anonymous: statm.resident.saturating_sub(statm.shared) * page })
+    }
+}
+
+impl Shares {
+    /// `None`: the process has ended or may not be read.
+    pub fn of(pid: i32) -> Option<Self> {
+        let rollup = Process::new(pid).and_then(|process| process.smaps_rollup()).ok()?;
+        let map = rollup.memory_map_rollup.into_iter().next()?;
+        let of = |key: &str| bytes(&map, key);
+        Some(Self {
+            pss: of("Pss"),
+            pss_shmem: of("Pss_Shmem"),
+            uss: of("Private_Clean") + of("Private_Dirty"),
+            shared: of("Shared_Clean") + of("Shared_Dirty"),
+        })
+    }
+}
+
+fn bytes(map: &MemoryMap, key: &str) -> u64 {
+    map.extension.map.get(key).copied().unwrap_or(0)
+}
+
+/// The process with the largest RSS that is not one of `ours`. Looks at every process of the node, or at those of this
+/// process's memory cgroup and below.
+pub fn largest_other(ours: &[i32], in_group: bool) -> Option<Program> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let group = memory_group_of(own).filter(|_| in_group);
+    let inside =
+        |pid: i32| group.as_ref().is_none_or(|group| memory_group_of(pid).is_some_and(|at| at.starts_with(group)));
+    let stats = procfs::process::all_processes().ok()?.flatten().filter_map(|process| process.stat().ok());
+    let others = stats.filter(|stat| stat.pid != own && !ours.contains(&stat.pid) && inside(stat.pid));
+    let largest = others.max_by_key(|stat| stat.rss)?;
+    let bytes = largest.rss * rustix::param::page_size() as u64;
+    (bytes > 0).then_some(Program { name: largest.comm, pid: largest.pid, bytes })
+}
+
+/// Path of a process's memory cgroup, v1 or v2.
+fn memory_group_of(pid: i32) -> Option<String> {
+    let groups = Process::new(pid).and_then(|process| process.cgroups()).ok()?.0;
+    let v1 = groups.iter().find(|group| group.controllers.iter().any(|name| name == "memory"));
+    v1.or(groups.iter().find(|group| group.hierarchy == 0)).map(|group| group.pathname.clone())
+}
+
+/// What PSS leaves out of the memory of process `pid` since this process, where both are the same program, maps that
+/// program's file as well.
+pub fn lent_bytes(pid: i32) -> u64 {
+    let found = || {
+        let own = Process::myself().and_then(|process| Ok((process.exe()?, process.maps()?))).ok()?;
+        let program = own.1.iter().find(|map| map.pathname == MMapPath::Path(own.0.clone()))?;
+        let maps = Process::new(pid).and_then(|process| process.smaps()).ok()?;
+        let of_it = |map: &&MemoryMap| (map.dev, map.inode) == (program.dev, program.inode);
+        Some(maps.iter().filter(of_it).map(|map| lent(bytes(map, "Rss"), bytes(map, "Pss"))).sum())
+    };
+    found().unwrap_or(0)
+}
+
+/// By how much PSS would be larger with one process fewer that maps the same: `rss / n` became `rss / (n + 1)`.
+fn lent(rss: u64, pss: u64) -> u64 {
+    let others = rss.saturating_sub(pss);
+    if others == 0 {
+        return 0;
+    }
+    let before = (rss as f64 * pss as f64 / others as f64) as u64;
+    before.min(rss).saturating_sub(pss)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_shared_with_the_monitor_are_counted_as_without_it() {
+        assert_eq!(lent(3000, 3000), 0, "nobody else maps them");
+        assert_eq!(lent(3000, 1500), 1500, "the monitor alone");
+        assert_eq!(lent(3000, 1000), 500, "the monitor and a third");
+        assert_eq!(lent(3000, 2000), 1000, "half of them");
+        assert_eq!(lent(0, 0), 0);
+    }
+
+    #[test]
+    fn parts_of_this_process_are_no_more_than_the_whole_and_others_are_found() {
+        let own = std::process::id() as i32;
+        let (now, shares) = (Resident::of(own).unwrap(), Shares::of(own).unwrap());
+        assert!(now.anonymous > 0 && now.anonymous <= now.rss, "{now:?}");
+        assert!(shares.uss > 0 && shares.uss <= shares.pss && shares.pss_shmem <= shares.pss, "{shares:?}");
+        assert!(Resident::of(i32::MAX).is_none() && Shares::of(i32::MAX).is_none());
+        assert!(largest_other(&[], false).unwrap().bytes > 0);
+    }
+}
