@@ -16,6 +16,10 @@ pub enum DataError {
     /// The file is there and unchanged, and its content violates its format. Every reader gets the same error.
     #[error("{path}: {problem}", path = shown(path))]
     Content { path: PathBuf, problem: String },
+    /// The process or the machine lacks what reading needs (descriptors, memory). Says nothing about the file, and every other
+    /// file would meet it: no file is left out for it.
+    #[error("{path}: {problem}", path = shown(path))]
+    Lack { path: PathBuf, problem: String },
     /// Reading one sample failed; `place` is [`Dataset::describe`](super::Dataset::describe)'s.
     #[error("sample {index} ({place}): {error}")]
     Sample {

@@ -115,8 +115,14 @@ const PACKAGES: &[&str] = &["launcher", "spec"];
 /// A package that is one room.
 const CACHE: &str = "cache";
 /// Files and folders that may hold `unsafe`.
-const UNSAFE: &[&str] =
-    &["src/torch/", "src/comm/nccl", "src/comm/shm", "launcher/cache/src/mapping.rs", "launcher/src/supervise/unix.rs"];
+const UNSAFE: &[&str] = &[
+    "src/torch/",
+    "src/comm/nccl",
+    "src/comm/shm",
+    "src/data/source/hdf5/ffi/",
+    "launcher/cache/src/mapping.rs",
+    "launcher/src/supervise/unix.rs",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,6 +1,6 @@
 //! Files made to exhaust or to lead in circles: each one is left out with its reason, in little memory and finite time.
 
-use crate::support::{Running, Runs, folder};
+use crate::support::{Running, Runs, folder, run};
 use hdf5::File;
 use headroom::data::source::hdf5::write::{Row, Storage, write_session};
 use std::fs;
@@ -191,4 +191,72 @@ fn bombs_and_circles_are_left_out_in_little_memory() {
     println!("peak {} MB without hostile files, {} MB with them", usual >> 20, most >> 20);
     assert!(usual > 0 && most < usual + (150 << 20), "{usual} bytes without hostile files, {most} with them");
     assert!(runs.run("hostile").summary()["cache"]["hits"].is_u64());
+}
+
+/// A session whose rows from 600 on were never written; libhdf5 gives 7 for them.
+fn half_written(path: &Path) {
+    let file = File::create(path).unwrap();
+    let group = file.create_group("emg2pose").unwrap();
+    let seven = Row { time: 7.0, joint_angles: [7.0; 20], emg: [7.0; 16] };
+    let builder = group.new_dataset::<Row>().shape([1200]).chunk([300]).with_dcpl(|plist| plist.fill_value(seven));
+    builder.create("timeseries").unwrap().write_slice(&rows(600)[..], 0..600).unwrap();
+}
+
+#[test]
+fn rows_that_nobody_wrote_and_files_held_elsewhere_are_left_out_and_named() {
+    let data = folder();
+    let make = |name: &str| data.path().join(format!("{name}.hdf5"));
+    (0..3).for_each(|n| write_session(&make(&format!("good{n}")), &chunked(), &[], &rows(1200)).unwrap());
+    half_written(&make("half"));
+    write_session(&make("held"), &chunked(), &[], &rows(1200)).unwrap();
+    let held = fs::File::open(make("held")).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let set = format!("data.dataset_path={}", data.path().display());
+    let runs = Runs::new(&["train.max_steps=2", &set]);
+    let mut command = runs.command(&["--name", "held", "--ranks", "1"]);
+    command.env_remove("HDF5_USE_FILE_LOCKING");
+    let ended = run(&mut command, runs.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let line = ended.out.lines().find(|line| line.contains("left out:") && line.contains("held.hdf5"));
+    let line = line.unwrap_or_else(|| panic!("the file that is held is not left out: {ended}"));
+    assert!(line.contains("is held by") && line.contains(&std::process::id().to_string()), "{line}");
+    assert!(!line.contains("replace it"), "{line}");
+    assert!(ended.out.contains("600 rows of 1 files were never written"), "{ended}");
+    // The lock is gone: the same folder and index.
+    drop(held);
+    let mut command = runs.command(&["--name", "free", "--ranks", "1"]);
+    command.env_remove("HDF5_USE_FILE_LOCKING");
+    let ended = run(&mut command, runs.path());
+    assert!(ended.code == Some(0) && !ended.out.contains("left out:"), "{ended}");
+}
+
+/// Part files away for a while: no verdict stays.
+#[test]
+fn a_virtual_session_trains_again_when_its_part_is_back() {
+    let data = folder();
+    let make = |name: &str| data.path().join(format!("{name}.hdf5"));
+    (0..3).for_each(|n| write_session(&make(&format!("good{n}")), &chunked(), &[], &rows(1200)).unwrap());
+    let part = data.path().join("rows.part");
+    write_session(&part, &chunked(), &[], &rows(1200)).unwrap();
+    let file = File::with_options().with_fapl(|access| access.libver_latest()).create(make("virtual")).unwrap();
+    let group = file.create_group("emg2pose").unwrap();
+    let builder = group.new_dataset::<Row>().shape([1200]);
+    let builder = builder.with_dcpl(|plist| plist.virtual_map("rows.part", "emg2pose/timeseries", 1200, .., 1200, ..));
+    builder.create("timeseries").unwrap();
+    drop((builder, group, file));
+    let set = format!("data.dataset_path={}", data.path().display());
+    let runs = Runs::new(&["train.max_steps=2", &set]);
+    let left_out = |name: &str| {
+        let ended = run(&mut runs.command(&["--name", name, "--ranks", "1"]), runs.path());
+        assert_eq!(ended.code, Some(0), "{ended}");
+        let found = ended.out.lines().find(|line| line.contains("left out:")).map(String::from);
+        assert!(!ended.out.contains("inverse kinematics failed"), "{ended}");
+        found
+    };
+    let away = data.path().join("rows.away");
+    fs::rename(&part, &away).unwrap();
+    let line = left_out("away").expect("a part is missing");
+    assert!(line.contains("virtual.hdf5") && line.contains("rows.part") && line.contains("bring it back"), "{line}");
+    fs::rename(&away, &part).unwrap();
+    assert_eq!(left_out("back"), None);
 }

@@ -11,16 +11,16 @@ pub mod scan;
 mod share;
 
 use crate::data::source::hdf5::gather::{Affine, Transform};
-use crate::data::source::hdf5::{Reader, Target};
+use crate::data::source::hdf5::{Reader, Target, without_locks};
 use crate::data::source::{Listing, file_error, find_files, no_data_line};
 use crate::data::split::{Print, Resolved, Unit, equal_content, relative_name, resolve};
 use crate::data::windows::{Reading, WindowSet, WindowSets, Windows, permuted, split_files, windows_in};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadRequest, Scratch, Wake};
 use crate::task::{Datasets, Team};
 use scan::{FileFacts, Moments, ScanFacts};
-use share::{scan_share, share};
+use share::{Refused, scan_share, share};
 use spec::config::{Config, DataConfig};
-use spec::contract::USERS;
+use spec::contract::{USERS, shown};
 use spec::task::emg::EmgConfig;
 use std::path::Path;
 use std::sync::{Arc, Weak};
@@ -192,7 +192,7 @@ fn no_files(config: &WindowKeys, problem: &str) -> DataError {
 }
 
 fn keep_good(
-    results: Vec<Result<FileFacts, String>>,
+    results: Vec<share::Found>,
     config: &WindowKeys,
     skipped: &mut Vec<String>,
 ) -> Result<Vec<FileFacts>, DataError> {
@@ -200,8 +200,9 @@ fn keep_good(
     for result in results {
         match result {
             Ok(file) => good.push(file),
-            Err(problem) if config.data.skip_bad => skipped.push(problem),
-            Err(problem) => {
+            Err(Refused { problem, lack: true }) => return Err(DataError::Other(problem)),
+            Err(Refused { problem, .. }) if config.data.skip_bad => skipped.push(problem),
+            Err(Refused { problem, .. }) => {
                 return Err(DataError::Bad { what: "files", error: problem.into() });
             }
         }
@@ -219,11 +220,14 @@ fn keep_long(files: Vec<FileFacts>, config: &WindowKeys, skipped: &mut Vec<Strin
             long.push(file);
             continue;
         }
-        let failed = file.table.rows - file.valid_rows();
-        let failures = if failed > 0 { format!(", {failed} of them IK failures") } else { String::new() };
+        let (failed, unwritten) = (file.failed_rows(), file.table.rows - file.table.written_rows());
+        let mut failures = if failed > 0 { format!(", {failed} of them IK failures") } else { String::new() };
+        if unwritten > 0 {
+            failures += &format!(", {unwritten} of them never written");
+        }
         skipped.push(format!(
             "{}: too short for one window: {} rows{failures}, emg.window_size is {window}",
-            file.table.path.display(),
+            shown(&file.table.path),
             file.table.rows
         ));
     }
@@ -232,7 +236,7 @@ fn keep_long(files: Vec<FileFacts>, config: &WindowKeys, skipped: &mut Vec<Strin
 
 /// Runs of rows that windows may lie in.
 fn blocks(file: &FileFacts, config: &WindowKeys) -> Vec<[u64; 2]> {
-    if config.emg.skip_ik_failures { file.valid.clone() } else { vec![[0, file.table.rows]] }
+    if config.emg.skip_ik_failures { file.valid.clone() } else { file.table.written() }
 }
 
 /// Splits files, adds up statistics of the training files, and lists windows.
@@ -254,7 +258,7 @@ fn assemble(
         statistics.merge(&file.emg);
         mean_pose.iter_mut().zip(&file.angle_sum).for_each(|(sum, x)| *sum += x);
         // Failed rows are zero: they add nothing to the sum, and count only when they are trained on.
-        rows += if config.emg.skip_ik_failures { file.valid_rows() } else { file.table.rows };
+        rows += if config.emg.skip_ik_failures { file.valid_rows() } else { file.table.written_rows() };
     }
     mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
     let listed =
@@ -354,7 +358,17 @@ fn notes(
         notes.push(format!("{name}: {} windows{part} of {} files", windows.len(), split.len()));
     }
     notes.push(format!("windows of {} samples, stride {}", config.emg.window_size, config.data.stride));
-    let failed: u64 = files.iter().map(|file| file.table.rows - file.valid_rows()).sum();
+    notes.extend(without_locks().map(String::from));
+    let unwritten: Vec<_> = files.iter().filter(|file| !file.table.unwritten.is_empty()).collect();
+    if let Some(first) = unwritten.first() {
+        let rows: u64 = unwritten.iter().map(|file| file.table.rows - file.table.written_rows()).sum();
+        let path = shown(&first.table.path);
+        notes.push(format!(
+            "{rows} rows of {} files were never written: left out; the first file: {path}",
+            unwritten.len()
+        ));
+    }
+    let failed: u64 = files.iter().map(FileFacts::failed_rows).sum();
     if failed > 0 {
         let done = if config.emg.skip_ik_failures { "windows there are left out" } else { "kept" };
         notes.push(format!("{failed} samples where inverse kinematics failed: {done} (emg.skip_ik_failures)"));

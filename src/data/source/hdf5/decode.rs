@@ -181,6 +181,8 @@ mod tests {
             plain: false,
             members: vec![member(17, Scalar::F32, 3), member(1, Scalar::F64, 2)],
             layout: Layout::Contiguous { addr: 0 },
+            unwritten: Vec::new(),
+            others: Vec::new(),
             file_bytes: 1 << 30,
             modified_ns: 0,
         }

@@ -87,6 +87,91 @@ fn files_of_other_writers_are_read_without_libhdf5() {
     check(&fixture("never_written"), 100, ROWS);
 }
 
+/// A variable-length string is of another size in memory than in the file, and so on.
+#[test]
+fn odd_types_are_placed_by_the_file_and_converted_by_libhdf5() {
+    for name in ["note_behind", "note_before_gzip", "note_chunks", "sequences_lzf", "matrix", "unused"] {
+        let layout = open::open(&fixture(name), &wanted()).unwrap().table.layout;
+        assert!(!matches!(layout, Layout::Library { .. }), "{name}: {layout:?}");
+        check(&fixture(name), ROWS, ROWS);
+    }
+    for (name, says) in
+        [("half", "2 bytes"), ("brain", "2 bytes"), ("odd_bias", "4 bytes"), ("long_double", "16 bytes")]
+    {
+        let layout = open::open(&fixture(name), &wanted()).unwrap().table.layout;
+        assert!(matches!(&layout, Layout::Library { reason, .. } if reason.contains(says)), "{name}: {layout:?}");
+        check(&fixture(name), ROWS, ROWS);
+    }
+    for (name, says) in [("enum_emg", "field emg is [enum"), ("complex_emg", "field emg is [")] {
+        let error = open::open(&fixture(name), &wanted()).map(drop).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("expected f4 or f8"), "{error}");
+    }
+}
+
+fn copied(names: &[&str]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in names {
+        std::fs::copy(fixture("any").with_file_name(name), dir.path().join(name)).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn parts_of_virtual_datasets_are_read_one_by_one_and_missed_by_name() {
+    let parts = ["virtual_even.part", "virtual_odd.part"];
+    let dir = copied(&["virtual.hdf5", "virtual_twice.hdf5", "virtual_gap.hdf5", parts[0], parts[1]]);
+    let path = |name: &str| dir.path().join(name);
+    check(&path("virtual.hdf5"), ROWS, ROWS);
+    check(&path("virtual_twice.hdf5"), ROWS, ROWS);
+    // Rows in no part are no data.
+    let gap = open::open(&path("virtual_gap.hdf5"), &wanted()).unwrap().table;
+    assert_eq!((gap.unwritten.as_slice(), gap.written_rows()), (&[[40, 50]][..], 40));
+    let table = open::open(&path("virtual.hdf5"), &wanted()).unwrap().table;
+    let away = path("away");
+    std::fs::rename(path(parts[1]), &away).unwrap();
+    for name in ["virtual.hdf5", "virtual_twice.hdf5"] {
+        let error = open::open(&path(name), &wanted()).map(drop).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(parts[1]) && error.contains("No such file"), "{error}");
+    }
+    let error = read_all(table.clone()).unwrap_err().to_string();
+    assert!(error.contains(parts[1]) && error.contains("No such file"), "{error}");
+    std::fs::write(path(parts[1]), "no HDF5").unwrap();
+    let error = open::open(&path("virtual.hdf5"), &wanted()).map(drop).unwrap_err().to_string();
+    assert!(error.contains(parts[1]) && error.contains("cannot be read as HDF5"), "{error}");
+    let error = read_all(table).unwrap_err().to_string();
+    assert!(error.contains(parts[1]) && error.contains("changed since"), "{error}");
+    std::fs::rename(&away, path(parts[1])).unwrap();
+    check(&path("virtual.hdf5"), ROWS, ROWS);
+}
+
+#[test]
+fn external_files_that_end_too_early_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, raw) = (dir.path().join("external.hdf5"), dir.path().join("rows.raw"));
+    let file = ::hdf5::File::create(&path).unwrap();
+    let group = file.create_group("emg2pose").unwrap();
+    let builder = group.new_dataset::<Row>().shape([ROWS]);
+    let builder = builder.with_dcpl(|plist| plist.external(raw.to_str().unwrap(), 0, ROWS * size_of::<Row>()));
+    builder.create("timeseries").unwrap().write_raw(&rows(ROWS)[..]).unwrap();
+    drop((builder, group, file));
+    check(&path, ROWS, ROWS);
+    let error = || open::open(&path, &wanted()).map(drop).unwrap_err().to_string();
+    std::fs::OpenOptions::new().write(true).open(&raw).unwrap().set_len(1000).unwrap();
+    let short = error();
+    assert!(short.contains("rows.raw") && short.contains("it ends at byte 1000"), "{short}");
+    std::fs::remove_file(&raw).unwrap();
+    let gone = error();
+    assert!(gone.contains("rows.raw") && gone.contains("No such file"), "{gone}");
+}
+
+#[test]
+fn rows_never_written_are_noted() {
+    let table = open::open(&fixture("never_written"), &wanted()).unwrap().table;
+    // 50 rows in chunks of 16.
+    assert_eq!((table.unwritten.as_slice(), table.written_rows()), (&[[64, 100]][..], 64));
+    assert_eq!(table.written(), [[0, 64]]);
+}
+
 #[test]
 fn filters_that_nothing_here_decodes_are_named() {
     for (name, expected) in

@@ -4,16 +4,22 @@
 
 mod compress;
 pub mod decode;
+mod ffi;
 pub mod gather;
+mod layout;
+mod library;
 mod links;
 pub mod open;
+mod parts;
 pub mod probe;
 pub mod reader;
+mod runs;
 pub mod session;
 mod shuffle;
 mod superblock;
 pub mod write;
 
+pub use library::without_locks;
 pub use open::{Attribute, Opened, Wanted};
 pub use reader::{ReadStats, Reader, Target};
 pub use session::SessionData;
@@ -23,6 +29,8 @@ mod fixtures;
 #[cfg(test)]
 mod tests;
 
+use crate::data::source::Identity;
+use ffi::types;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -59,6 +67,11 @@ impl Scalar {
 pub enum Order {
     Little,
     Big,
+}
+
+impl Order {
+    /// This machine's.
+    pub const NATIVE: Order = if cfg!(target_endian = "big") { Order::Big } else { Order::Little };
 }
 
 /// An array of numbers in each row.
@@ -143,11 +156,39 @@ pub enum Layout {
         chunks: Box<[ChunkAt]>,
         filters: Vec<Filter>,
     },
-    /// Only libhdf5 can read it (compact, virtual, not yet allocated, a filter of its own), in blocks of `chunk_rows`.
+    /// Only libhdf5 can read it (compact, virtual, in external files, a filter or a type of numbers that only it knows), in
+    /// blocks of `chunk_rows`.
     Library {
         chunk_rows: usize,
         reason: String,
+        /// Where the rows of a virtual dataset lie; empty for other datasets.
+        runs: Vec<Run>,
     },
+}
+
+/// Rows of a virtual dataset that lie one after the other in one of its parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Place of the part in [`Table::others`].
+    pub part: usize,
+    /// Rows `[start, end)` of the virtual dataset.
+    pub rows: [u64; 2],
+    /// First of these rows in the part.
+    pub source_row: u64,
+    /// Columns `[start, end)` of a plain dataset; `[0, 0]` for rows of a compound.
+    pub columns: [u64; 2],
+    /// First of these columns in the part.
+    pub source_column: u64,
+}
+
+/// Another file that holds rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherFile {
+    pub path: PathBuf,
+    /// Path of the dataset inside the file; empty for raw data.
+    pub dataset: String,
+    /// Identity when the file was opened; a file that changed is not read on.
+    pub identity: Identity,
 }
 
 /// All that is needed to read the rows of one file without libhdf5.
@@ -165,6 +206,11 @@ pub struct Table {
     /// Fields in use, in the order asked for.
     pub members: Vec<Member>,
     pub layout: Layout,
+    /// Runs `[start, end)` of rows that were never written: space was set aside, and libhdf5 gives a fill value for them. No
+    /// sensor recorded these rows, so they are no data, whatever the fill value is.
+    pub unwritten: Vec<[u64; 2]>,
+    /// Other files that hold rows: parts of a virtual dataset, external raw data.
+    pub others: Vec<OtherFile>,
     /// Size and modification time when the file was opened; a file that changed is not read on.
     pub file_bytes: u64,
     pub modified_ns: i128,
@@ -184,6 +230,29 @@ impl Table {
         self.members.iter().map(Member::width).sum()
     }
 
+    /// Columns of a plain dataset that are in use; numbers per row in use.
+    pub fn columns(&self) -> usize {
+        self.members.iter().map(|member| member.len).sum()
+    }
+
+    /// Runs of rows that were written, in rising order.
+    pub fn written(&self) -> Vec<[u64; 2]> {
+        let mut written = Vec::with_capacity(self.unwritten.len() + 1);
+        let mut row = 0;
+        for [start, end] in self.unwritten.iter().copied().chain([[self.rows, self.rows]]) {
+            if start > row {
+                written.push([row, start]);
+            }
+            row = end;
+        }
+        written
+    }
+
+    /// Number of rows that were written.
+    pub fn written_rows(&self) -> u64 {
+        self.written().iter().map(|run| run[1] - run[0]).sum()
+    }
+
     /// Checks every number that later becomes an index, an address or an allocation.
     ///
     /// # Errors
@@ -201,12 +270,28 @@ impl Table {
                 return Err(format!("a field leaves its row of {} bytes", self.row_bytes));
             }
         }
+        let rising = self.unwritten.iter().flatten().is_sorted_by(|a, b| a < b);
+        if !rising || self.unwritten.last().is_some_and(|run| run[1] > self.rows) {
+            return Err("rows never written that are none of its rows".into());
+        }
         let total = self.validate_extent()?;
         match &self.layout {
             Layout::Contiguous { addr } => self.inside(*addr, total).map_err(|e| format!("rows: {e}")),
             Layout::Chunked { chunk_rows, chunks, filters } => self.validate_chunks(*chunk_rows, chunks, filters),
-            Layout::Library { chunk_rows, .. } => self.validate_chunk_rows(*chunk_rows).map(drop),
+            Layout::Library { chunk_rows, runs, .. } => {
+                self.validate_chunk_rows(*chunk_rows)?;
+                runs.iter().try_for_each(|run| self.validate_run(run))
+            }
         }
+    }
+
+    fn validate_run(&self, run: &Run) -> Result<(), String> {
+        let ordered = run.rows[0] < run.rows[1] && run.columns[0] <= run.columns[1];
+        let far = run.source_row.checked_add(run.rows[1]).zip(run.source_column.checked_add(run.columns[1]));
+        if run.part >= self.others.len() || !ordered || far.is_none_or(|(row, column)| row.max(column) > 1 << 62) {
+            return Err("a virtual dataset with pieces that cannot be".into());
+        }
+        Ok(())
     }
 
     /// Bytes of all rows, which the file can hold.

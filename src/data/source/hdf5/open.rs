@@ -1,17 +1,12 @@
 //! Metadata of a recording, by libhdf5: type, shape, layout, filters, chunk addresses, attributes. No sample is read.
 
-use super::compress::{LZ4_ID, LZF_ID};
-use super::{
-    ChunkAt, Filter, Layout, MAX_RATIO, MAX_UNSTORED_BYTES, Member, Order, SUPERBLOCK_BYTES, Scalar, Table, links,
-    superblock,
-};
+use super::layout::{layout, refuse_holes};
+use super::library::Fault;
+use super::types::{self, Element, Field, RowType};
+use super::{Layout, Member, Order, SUPERBLOCK_BYTES, Scalar, Table, library, links, parts, superblock};
 use crate::data::DataError;
 use crate::data::source::file_error;
-use ::hdf5::dataset::Layout as H5Layout;
-use ::hdf5::datatype::ByteOrder;
-use ::hdf5::filters::Filter as H5Filter;
-use ::hdf5::plist::dataset_create::ChunkOpts;
-use ::hdf5::types::{FixedAscii, FixedUnicode, FloatSize, TypeDescriptor, VarLenAscii, VarLenUnicode};
+use ::hdf5::types::{FixedAscii, FixedUnicode, TypeDescriptor, VarLenAscii, VarLenUnicode};
 use ::hdf5::{Dataset, Group};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -58,47 +53,68 @@ pub(super) fn stamp_of(facts: &std::fs::Metadata) -> i128 {
 /// # Errors
 /// Names the file and what is missing, of another type, empty or not credible.
 pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
-    let fail = |problem: String| file_error(path, problem);
-    // Asked first: libhdf5's own words for a missing or forbidden file are long.
-    // Opening a pipe would wait for its writer.
-    let facts = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?;
-    if !facts.is_file() {
-        return Err(fail("is not a regular file: replace it or leave it out".into()));
-    }
-    let bytes = std::fs::File::open(path).map_err(|error| fail(error.to_string()))?;
+    // A message that holds libhdf5's words for a failed system call is about that call, not about the file.
+    let fail = |problem: String| match Fault::in_words(problem) {
+        fault if fault.is_lack() => fault.into_error(path, str::to_owned),
+        fault => file_error(path, fault.words),
+    };
+    let bytes = library::patiently(|| library::regular(path)).map_err(|fault| fault.into_error(path, str::to_owned))?;
     let (file_bytes, modified_ns) = stamp(path)?;
-    let superblock = superblock::check(&bytes, file_bytes)
-        .map_err(|error| fail(format!("{error} ({file_bytes} bytes): replace it or leave it out")))?;
+    let facts = bytes.metadata().map_err(|error| Fault::of_io(&error).into_error(path, str::to_owned))?;
+    let superblock = superblock::check(&bytes, file_bytes).map_err(|fault| {
+        fault.into_error(path, |problem| format!("{problem} ({file_bytes} bytes): replace it or leave it out"))
+    })?;
     drop(bytes);
     refuse_holes(&facts).map_err(&fail)?;
-    let file = ::hdf5::File::open(path).map_err(|error| fail(not_hdf5(file_bytes, &error)))?;
-    let linked = |problem| fail(format!("{problem} (data.hdf5_group, data.table_name)"));
-    links::refuse_external(&file, &wanted.group).map_err(linked)?;
-    let group = file.group(&wanted.group).map_err(|_| {
-        fail(format!(
-            "no group /{}: it holds {} (data.hdf5_group names the group)",
-            wanted.group,
-            listed(file.member_names())
-        ))
-    })?;
-    links::refuse_external(&group, &wanted.dataset).map_err(linked)?;
-    let dataset = group.dataset(&wanted.dataset).map_err(|_| {
-        fail(format!(
-            "no dataset {} in group /{}: it holds {} (data.table_name names the dataset)",
-            wanted.dataset,
-            wanted.group,
-            listed(group.member_names())
-        ))
-    })?;
-    links::refuse_other_file(&file, &dataset).map_err(linked)?;
-    let (mut table, field_names) = describe(&dataset, wanted).map_err(&fail)?;
+    let file = library::open(path).map_err(|fault| fault.into_error(path, |words| not_hdf5(file_bytes, words)))?;
+    let (group, dataset) = found(&file, wanted).map_err(&fail)?;
+    let address_bytes = file.fcpl().map(|plist| plist.sizes().sizeof_addr as usize).unwrap_or(8);
+    let (mut table, field_names, row) = describe(&dataset, wanted, address_bytes).map_err(&fail)?;
+    if table.rows == 0 {
+        parts::refuse_missing_parts(&dataset, path).map_err(&fail)?;
+        return Err(fail(format!("dataset {} has no rows", wanted.dataset)));
+    }
     table.path = path.to_owned();
     table.dataset = format!("{}/{}", wanted.group, wanted.dataset);
     (table.file_bytes, table.modified_ns) = (file_bytes, modified_ns);
     table.validate_extent().map_err(&fail)?;
-    table.layout = layout(&dataset, &table).map_err(&fail)?;
+    layout(&dataset, &row, &mut table).map_err(&fail)?;
+    parts::resolve(&dataset, &mut table)?;
     table.validate().and_then(|()| behind_header(&table, superblock)).map_err(&fail)?;
     Ok(Opened { table, field_names, attributes: attributes(&group) })
+}
+
+/// The wanted group and dataset, in this file.
+fn found(file: &::hdf5::File, wanted: &Wanted) -> Result<(Group, Dataset), String> {
+    let linked = |problem| format!("{problem} (data.hdf5_group, data.table_name)");
+    links::refuse_external(file, &wanted.group).map_err(linked)?;
+    let group = file.group(&wanted.group).map_err(|error| {
+        lack_or(&error, || {
+            let (group, names) = (&wanted.group, listed(file.member_names()));
+            format!("no group /{group}: it holds {names} (data.hdf5_group names the group)")
+        })
+    })?;
+    links::refuse_external(&group, &wanted.dataset).map_err(linked)?;
+    let dataset = group.dataset(&wanted.dataset).map_err(|error| {
+        lack_or(&error, || {
+            let (dataset, group, names) = (&wanted.dataset, &wanted.group, group.member_names());
+            if names.as_ref().is_ok_and(|names| names.contains(dataset)) {
+                return format!(
+                    "no dataset {dataset} in group /{group}: what has that name is no dataset, or a link to nothing"
+                );
+            }
+            let names = listed(names);
+            format!("no dataset {dataset} in group /{group}: it holds {names} (data.table_name names the dataset)")
+        })
+    })?;
+    links::refuse_other_file(file, &dataset).map_err(linked)?;
+    Ok((group, dataset))
+}
+
+/// libhdf5's own words where a system call failed.
+fn lack_or(error: &::hdf5::Error, words: impl FnOnce() -> String) -> String {
+    let fault = Fault::of(error);
+    if fault.is_lack() { fault.words } else { words() }
 }
 
 /// Rows lie behind the superblock, and so behind a user block.
@@ -116,24 +132,18 @@ fn behind_header(table: &Table, superblock: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// A file that is mostly holes: its rows would be zeros without end.
-fn refuse_holes(facts: &std::fs::Metadata) -> Result<(), String> {
-    let (bytes, stored) = (facts.len(), facts.blocks().saturating_mul(512));
-    // Some file systems count no blocks.
-    if stored > 0 && bytes > stored.saturating_mul(MAX_RATIO).saturating_add(MAX_UNSTORED_BYTES) {
-        return Err(format!("says {bytes} bytes, {stored} of them are stored: replace it or leave it out"));
-    }
-    Ok(())
-}
-
-fn not_hdf5(file_bytes: u64, error: &::hdf5::Error) -> String {
-    let error = error.to_string();
+fn not_hdf5(file_bytes: u64, error: &str) -> String {
     let whole = error.split("stored_eof = ").nth(1).and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
     if let Some(whole) = whole {
         return format!("is truncated: {file_bytes} of {whole} bytes are there: replace it or leave it out");
     }
+    if error.contains("already open for") {
+        return "is marked as open for writing: close it in the program that writes it; if that program has crashed, clear \
+                the mark (h5clear -s)"
+            .into();
+    }
     // libhdf5 tells call by call; what went wrong comes last.
-    let reason = error.rsplit(": ").next().unwrap_or(&error);
+    let reason = error.rsplit(": ").next().unwrap_or(error);
     format!("cannot be read as HDF5 ({file_bytes} bytes, {reason}): replace it or leave it out")
 }
 
@@ -145,224 +155,121 @@ fn listed(names: ::hdf5::Result<Vec<String>>) -> String {
     }
 }
 
-/// Rows and fields, without the layout.
-fn describe(dataset: &Dataset, wanted: &Wanted) -> Result<(Table, Vec<String>), String> {
+/// Rows and fields, without the layout. The type tells whether rows can be read without libhdf5.
+fn describe(dataset: &Dataset, wanted: &Wanted, address_bytes: usize) -> Result<(Table, Vec<String>, RowType), String> {
     let shape = dataset.shape();
-    let dtype = dataset.dtype().map_err(|error| error.to_string())?;
-    let descriptor = dtype.to_descriptor().map_err(|error| format!("dataset {}: {error}", wanted.dataset))?;
-    let order = match dtype.byte_order() {
-        ByteOrder::LittleEndian => Some(Order::Little),
-        ByteOrder::BigEndian => Some(Order::Big),
-        _ => None,
-    };
+    let row = types::of(dataset, address_bytes).map_err(|error| format!("dataset {}: {error}", wanted.dataset))?;
+    let bytes = row.bytes.unwrap_or(row.memory_bytes);
     let mut table = Table {
         path: Default::default(),
         dataset: String::new(),
         rows: shape.first().copied().unwrap_or(0) as u64,
-        row_bytes: descriptor.size(),
-        element_bytes: descriptor.size(),
+        row_bytes: bytes,
+        element_bytes: bytes,
         plain: false,
         members: Vec::new(),
-        // Mixed byte order is left to libhdf5, which then yields native numbers.
-        layout: match order {
-            Some(_) => Layout::Contiguous { addr: 0 },
-            None => Layout::Library { chunk_rows: 0, reason: "mixed byte order".into() },
-        },
+        layout: Layout::Contiguous { addr: 0 },
+        unwritten: Vec::new(),
+        others: Vec::new(),
         file_bytes: 0,
         modified_ns: 0,
     };
-    let native = order.unwrap_or(if cfg!(target_endian = "big") { Order::Big } else { Order::Little });
-    let names = match (&descriptor, shape.len()) {
-        (TypeDescriptor::Compound(compound), 1) => {
-            let names: Vec<String> = compound.fields.iter().map(|field| field.name.clone()).collect();
-            for (name, len) in &wanted.fields {
-                let field = compound.fields.iter().find(|field| field.name == *name);
-                let field = field.ok_or_else(|| format!("no field {name}: rows hold {}", names.join(", ")))?;
-                table.members.push(member(name, &field.ty, field.offset, native, *len)?);
-            }
-            names
+    let names = match (&row.fields, &row.whole.element, shape.len()) {
+        (Some(fields), _, 1) => compound(&mut table, fields, wanted)?,
+        (None, Element::Ieee(..) | Element::OtherFloat(_), 2) if row.whole.dims.is_empty() => {
+            plain(&mut table, &row.whole.element, shape[1], wanted)?
         }
-        (TypeDescriptor::Float(size), 2) => plain(&mut table, *size, shape[1], native, wanted)?,
         _ => {
+            let found = dataset.dtype().map(|dtype| dtype.to_string()).unwrap_or_default();
             return Err(format!(
-                "dataset {} has shape {shape:?} of {descriptor}: expected rows of a compound type, or a 2-D dataset of floats",
+                "dataset {} has shape {shape:?} of {found}: expected rows of a compound type, or a 2-D dataset of floats",
                 wanted.dataset
             ));
         }
     };
-    if table.rows == 0 {
-        return Err(format!("dataset {} has no rows", wanted.dataset));
+    if let (Layout::Contiguous { .. }, None) = (&table.layout, row.bytes) {
+        table.layout = by_library("rows hold references whose size in the file is not certain");
     }
-    Ok((table, names))
+    if let Layout::Library { .. } = &table.layout {
+        pack(&mut table);
+    }
+    Ok((table, names, row))
 }
 
-fn member(name: &str, ty: &TypeDescriptor, offset: usize, order: Order, len: usize) -> Result<Member, String> {
-    let (element, found) = match ty {
-        TypeDescriptor::FixedArray(element, found) => (&**element, *found),
-        scalar => (scalar, 1),
-    };
-    let TypeDescriptor::Float(size) = element else {
-        return Err(format!("field {name} is {ty}: expected f4 or f8"));
-    };
-    if found != len {
-        return Err(format!(
-            "field {name} has {found} channels, {len} expected (data.emg_channels, data.joint_angles_channels)"
-        ));
-    }
-    Ok(Member { name: name.into(), offset, scalar: scalar(*size), order, len })
+pub(super) fn by_library(reason: &str) -> Layout {
+    Layout::Library { chunk_rows: 0, reason: reason.into(), runs: Vec::new() }
 }
 
-fn scalar(size: FloatSize) -> Scalar {
-    match size {
-        FloatSize::U4 => Scalar::F32,
-        FloatSize::U8 => Scalar::F64,
+/// libhdf5 gives the members one after the other, whatever lies between them in the file.
+fn pack(table: &mut Table) {
+    let mut offset = 0;
+    for member in &mut table.members {
+        member.offset = offset;
+        offset += member.width();
+    }
+    table.row_bytes = table.row_bytes.max(offset);
+    table.element_bytes = table.row_bytes;
+}
+
+fn compound(table: &mut Table, fields: &[Field], wanted: &Wanted) -> Result<Vec<String>, String> {
+    let names: Vec<String> = fields.iter().map(|field| field.name.clone()).collect();
+    for (name, len) in &wanted.fields {
+        let field = fields.iter().find(|field| field.name == *name);
+        let field = field.ok_or_else(|| format!("no field {name}: rows hold {}", names.join(", ")))?;
+        let (scalar, order) = number(name, &field.element, &field.dims)?;
+        let found = field.dims.iter().try_fold(1usize, |cells, dim| cells.checked_mul(*dim));
+        if found != Some(*len) {
+            return Err(format!(
+                "field {name} has {} channels, {len} expected (data.emg_channels, data.joint_angles_channels)",
+                found.map_or("too many".into(), |found| found.to_string())
+            ));
+        }
+        match (&field.element, field.offset) {
+            (Element::OtherFloat(bytes), _) => {
+                table.layout =
+                    by_library(&format!("field {name} holds floats of {bytes} bytes in a format of their own"));
+            }
+            (_, None) => table.layout = by_library(&format!("the place of field {name} in a row is not certain")),
+            _ => {}
+        }
+        let offset = field.offset.unwrap_or(0);
+        table.members.push(Member { name: name.clone(), offset, scalar, order, len: *len });
+    }
+    Ok(names)
+}
+
+/// Type of a field's numbers as they are read.
+fn number(name: &str, element: &Element, dims: &[usize]) -> Result<(Scalar, Order), String> {
+    match element {
+        Element::Ieee(scalar, order) => Ok((*scalar, *order)),
+        Element::OtherFloat(bytes) => Ok((if *bytes <= 4 { Scalar::F32 } else { Scalar::F64 }, Order::NATIVE)),
+        Element::NoFloat(words) => {
+            let dims: Vec<String> = dims.iter().map(|dim| dim.to_string()).collect();
+            let found = if dims.is_empty() { words.clone() } else { format!("[{words}; {}]", dims.join(", ")) };
+            Err(format!("field {name} is {found}: expected f4 or f8"))
+        }
     }
 }
 
-fn plain(
-    table: &mut Table,
-    size: FloatSize,
-    columns: usize,
-    order: Order,
-    wanted: &Wanted,
-) -> Result<Vec<String>, String> {
+fn plain(table: &mut Table, element: &Element, columns: usize, wanted: &Wanted) -> Result<Vec<String>, String> {
     let needed: usize = wanted.fields.iter().map(|(_, len)| len).sum();
     if columns < needed {
         return Err(format!("dataset {} has {columns} columns, at least {needed} expected", wanted.dataset));
     }
+    let (scalar, order) = number(&wanted.dataset, element, &[])?;
+    if let Element::OtherFloat(bytes) = element {
+        table.layout = by_library(&format!("floats of {bytes} bytes in a format of their own"));
+    }
     let mut offset = 0;
     for (name, len) in &wanted.fields {
-        table.members.push(Member { name: name.clone(), offset, scalar: scalar(size), order, len: *len });
-        offset += len * scalar(size).bytes();
+        table.members.push(Member { name: name.clone(), offset, scalar, order, len: *len });
+        offset += len * scalar.bytes();
     }
     table.plain = true;
-    table.row_bytes = columns * scalar(size).bytes();
+    let row_bytes = columns.checked_mul(scalar.bytes()).ok_or("rows of more bytes than can be counted")?;
+    table.row_bytes = row_bytes;
+    table.element_bytes = scalar.bytes();
     Ok((0..columns).map(|column| format!("column {column}")).collect())
-}
-
-/// Where the rows lie, and through which filters.
-fn layout(dataset: &Dataset, table: &Table) -> Result<Layout, String> {
-    let library = |reason: &str, chunk_rows| Ok(Layout::Library { chunk_rows, reason: reason.into() });
-    let some_rows = (table.rows as usize).clamp(1, 2048);
-    let stored = dataset.layout();
-    let chunk = dataset.chunk();
-    let chunk_rows = chunk.as_ref().and_then(|shape| shape.first().copied()).unwrap_or(some_rows);
-    refuse_unknown_filters(dataset)?;
-    if let Layout::Library { reason, .. } = &table.layout {
-        return library(reason, chunk_rows);
-    }
-    match stored {
-        // Rows in other files have no address here.
-        H5Layout::Contiguous => match dataset.offset() {
-            Some(addr) if !external(dataset) => Ok(Layout::Contiguous { addr }),
-            _ => library("rows outside the file or not yet written", some_rows),
-        },
-        H5Layout::Chunked => {
-            if table.plain && chunk.is_some_and(|shape| shape.get(1) != Some(&(table.row_bytes / table.element_bytes)))
-            {
-                return library("chunks that cut rows", chunk_rows);
-            }
-            match filters(dataset) {
-                Ok(filters) => Ok(Layout::Chunked { chunk_rows, chunks: chunks(dataset, table, chunk_rows)?, filters }),
-                Err(name) => library(&name, chunk_rows),
-            }
-        }
-        H5Layout::Compact => library("compact layout", some_rows),
-        H5Layout::Virtual => library("virtual dataset", some_rows),
-    }
-}
-
-fn external(dataset: &Dataset) -> bool {
-    dataset.dcpl().is_ok_and(|plist| !plist.external().is_empty())
-}
-
-/// The filters that are decoded here, or the name of the first that is not.
-fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
-    let mut found = Vec::new();
-    for filter in dataset.filters() {
-        let known = match filter {
-            H5Filter::Deflate(_) => Filter::Deflate,
-            H5Filter::Shuffle => Filter::Shuffle,
-            H5Filter::Fletcher32 => Filter::Fletcher32,
-            H5Filter::User(LZF_ID, _) => Filter::Lzf,
-            H5Filter::User(LZ4_ID, _) => Filter::Lz4,
-            other => return Err(filter_name(&other)),
-        };
-        if found.contains(&known) {
-            return Err(format!("{known:?} applied twice"));
-        }
-        found.push(known);
-    }
-    Ok(found)
-}
-
-/// The filters that neither Headroom nor this libhdf5 can undo.
-///
-/// # Errors
-/// Names them, and the way out.
-fn refuse_unknown_filters(dataset: &Dataset) -> Result<(), String> {
-    let here = |filter: &H5Filter| matches!(filter.id(), LZF_ID | LZ4_ID) || filter.is_available();
-    let unknown: Vec<String> = dataset.filters().iter().filter(|filter| !here(filter)).map(filter_name).collect();
-    if unknown.is_empty() {
-        return Ok(());
-    }
-    Err(format!(
-        "compressed by {}, which neither Headroom nor its libhdf5 decodes: write it again with gzip, lzf or lz4 (h5repack -f GZIP=4)",
-        unknown.join(" and ")
-    ))
-}
-
-/// For people: HDF5's registered filters by their usual names.
-fn filter_name(filter: &H5Filter) -> String {
-    let id = filter.id();
-    let name = match id {
-        4 => "szip",
-        5 => "nbit",
-        6 => "scale-offset",
-        307 => "bzip2",
-        32001 => "blosc",
-        32008 => "bitshuffle",
-        32013 => "zfp",
-        32015 => "zstd",
-        32026 => "blosc2",
-        _ => "an unknown filter",
-    };
-    format!("{name} (filter {id})")
-}
-
-/// Whether an incomplete last chunk is stored without its filters.
-fn last_chunk_is_raw(dataset: &Dataset, rows: u64, chunk_rows: usize) -> bool {
-    let raw = |opts: ChunkOpts| opts.contains(ChunkOpts::DONT_FILTER_PARTIAL_CHUNKS);
-    !rows.is_multiple_of(chunk_rows as u64) && dataset.dcpl().ok().and_then(|plist| plist.chunk_opts()).is_some_and(raw)
-}
-
-fn chunks(dataset: &Dataset, table: &Table, chunk_rows: usize) -> Result<Box<[ChunkAt]>, String> {
-    table.validate_chunk_rows(chunk_rows)?;
-    let mut chunks = vec![ChunkAt::default(); table.rows.div_ceil(chunk_rows as u64) as usize];
-    let mut problem = None;
-    let visited = dataset.chunks_visit(|info| {
-        let row = info.offset.first().copied().unwrap_or(u64::MAX);
-        let slot = (row.is_multiple_of(chunk_rows as u64))
-            .then(|| chunks.get_mut((row / chunk_rows as u64) as usize))
-            .flatten();
-        match (slot, u32::try_from(info.size)) {
-            (Some(slot), Ok(stored_bytes)) if stored_bytes > 0 => {
-                *slot = ChunkAt { addr: info.addr, stored_bytes, filter_mask: info.filter_mask };
-            }
-            _ => problem = Some(format!("a chunk of {} bytes at row {row} is not credible", info.size)),
-        }
-        0
-    });
-    visited.map_err(|error| format!("its list of chunks cannot be read ({error}): replace it or leave it out"))?;
-    if let Some(problem) = problem {
-        return Err(problem);
-    }
-    if last_chunk_is_raw(dataset, table.rows, chunk_rows)
-        && let Some(last) = chunks.last_mut()
-    {
-        last.filter_mask = u32::MAX;
-    }
-    Ok(chunks.into())
 }
 
 /// The group's attributes; those of types that make no sense here are left out.

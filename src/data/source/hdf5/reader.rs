@@ -5,11 +5,11 @@ mod piece;
 use super::decode::{self, Inflater};
 use super::gather::{Transform, gather};
 use super::open::stamp_of;
-use super::{ChunkAt, Layout, Member, Order, Scalar, Table};
+use super::types::{self, Selected};
+use super::{ChunkAt, Layout, Member, Table, library, parts, runs};
 use crate::data::source::chunks::ChunkStore;
 use crate::data::source::{Identity, file_error};
 use crate::data::{DataError, Scratch};
-use ::hdf5::H5Type;
 use lru::LruCache;
 use spec::contract::USERS;
 use std::any::Any;
@@ -56,7 +56,8 @@ pub struct Reader {
     identities: Vec<Identity>,
     store: Arc<dyn ChunkStore>,
     files: Mutex<LruCache<usize, Arc<File>>>,
-    datasets: Mutex<LruCache<usize, ::hdf5::Dataset>>,
+    /// By file, and 0 for its own dataset or 1 + the place of a part.
+    datasets: Mutex<LruCache<(usize, usize), ::hdf5::Dataset>>,
     rows: AtomicU64,
     bytes: AtomicU64,
     decoded_chunks: AtomicU64,
@@ -365,34 +366,34 @@ impl Reader {
         out: &mut [u8],
     ) -> Result<(), String> {
         warn_once(table);
-        let words = |error: ::hdf5::Error| format!("cannot be read by libhdf5: {error}");
+        let rows = first..(first + block_rows as u64).min(table.rows);
+        let mut packed = vec![0; (rows.end - rows.start) as usize * table.used_row_bytes()];
         let mut datasets = self.datasets.lock().unwrap_or_else(PoisonError::into_inner);
-        let dataset = datasets.try_get_or_insert(file, || {
-            ::hdf5::File::open(&table.path).and_then(|opened| opened.dataset(&table.dataset)).map_err(words)
-        })?;
-        let rows = (table.rows - first).min(block_rows as u64) as usize;
-        let range = first as usize..first as usize + rows;
-        // Rows behind the file's end.
-        out.fill(0);
-        if table.plain {
-            let values = dataset.read_slice_2d::<f64, _>((range, ..)).map_err(words)?;
-            let first_of = |n: usize| table.members[..n].iter().map(|member| member.len).sum::<usize>();
-            let firsts: Vec<usize> = (0..table.members.len()).map(first_of).collect();
-            fill_columns(table, block_rows, rows, out, |n, row, channel| values[[row, firsts[n] + channel]]);
-        } else {
-            let [emg, angles] = &table.members[..] else {
-                return Err("needs two fields".into());
-            };
-            if (emg.name.as_str(), emg.len, angles.name.as_str(), angles.len) != ("emg", 16, "joint_angles", 20) {
-                return Err("can only be read by libhdf5, and only with 16 EMG channels and 20 joint angles".into());
+        match &table.layout {
+            Layout::Library { runs: mapped, .. } if !mapped.is_empty() => {
+                for run in runs::touching(mapped, rows.clone()) {
+                    let other = &table.others[run.part];
+                    let dataset = datasets.try_get_or_insert((file, run.part + 1), || parts::open_part(other))?;
+                    parts::read_run(dataset, table, run, rows.clone(), &mut packed)
+                        .map_err(|error| parts::unreadable(&other.path, &error.to_string()))?;
+                }
             }
-            let values = dataset.read_slice_1d::<LibraryRow, _>(range).map_err(words)?;
-            fill_columns(table, block_rows, rows, out, |n, row, channel| {
-                if n == 0 { values[row].emg[channel] } else { values[row].joint_angles[channel] }
-            });
+            _ => {
+                parts::check_others(table)?;
+                let dataset = datasets.try_get_or_insert((file, 0), || open_dataset(table))?;
+                let columns = table.plain.then(|| 0..table.columns());
+                types::read_rows(dataset, &Selected { members: &table.members, columns }, rows, &mut packed)
+                    .map_err(|error| format!("cannot be read by libhdf5: {error}"))?;
+            }
         }
+        split_columns(table, block_rows, &packed, out);
         Ok(())
     }
+}
+
+fn open_dataset(table: &Table) -> Result<::hdf5::Dataset, String> {
+    let opened = library::open(&table.path).map_err(|fault| fault.into_words(&table.path))?;
+    opened.dataset(&table.dataset).map_err(|error| format!("cannot be read by libhdf5: {error}"))
 }
 
 /// Gathers rows `first..` of an entry's columns, `entry_rows` long, into rows `into` of each target.
@@ -413,34 +414,17 @@ fn columns_to_targets(
     }
 }
 
-/// A row in memory when libhdf5 reads it; it converts type, byte order and order of members by name.
-#[derive(Clone, Copy, H5Type)]
-#[repr(C)]
-struct LibraryRow {
-    emg: [f64; 16],
-    joint_angles: [f64; 20],
-}
-
-/// Writes `value(member, row, channel)` into the columns, in the table's types.
-fn fill_columns(
-    table: &Table,
-    block_rows: usize,
-    rows: usize,
-    out: &mut [u8],
-    value: impl Fn(usize, usize, usize) -> f64,
-) {
-    let mut rest = out;
-    for (n, member) in table.members.iter().enumerate() {
+/// Splits packed rows, as many as there are, into columns of `block_rows` rows; rows behind the last are zero.
+fn split_columns(table: &Table, block_rows: usize, packed: &[u8], out: &mut [u8]) {
+    out.fill(0);
+    let (mut rest, mut at) = (out, 0);
+    for member in &table.members {
         let (column, tail) = std::mem::take(&mut rest).split_at_mut(block_rows * member.width());
-        for (i, cell) in column.chunks_exact_mut(member.scalar.bytes()).take(rows * member.len).enumerate() {
-            let number = value(n, i / member.len, i % member.len);
-            match (member.scalar, member.order) {
-                (Scalar::F32, Order::Little) => cell.copy_from_slice(&(number as f32).to_le_bytes()),
-                (Scalar::F32, Order::Big) => cell.copy_from_slice(&(number as f32).to_be_bytes()),
-                (Scalar::F64, Order::Little) => cell.copy_from_slice(&number.to_le_bytes()),
-                (Scalar::F64, Order::Big) => cell.copy_from_slice(&number.to_be_bytes()),
-            }
+        let rows = packed.chunks_exact(table.used_row_bytes());
+        for (row, cells) in rows.zip(column.chunks_exact_mut(member.width())) {
+            cells.copy_from_slice(&row[at..at + member.width()]);
         }
+        at += member.width();
         rest = tail;
     }
 }

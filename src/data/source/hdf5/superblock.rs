@@ -1,5 +1,6 @@
 //! A look at a file's first bytes before libhdf5 sees them: what it would spend long on, or say in many words.
 
+use super::library::Fault;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -9,16 +10,16 @@ const SIGNATURE: [u8; 8] = *b"\x89HDF\r\n\x1a\n";
 ///
 /// # Errors
 /// No HDF5 file, a version or sizes that no writer gives, or a file shorter than it says. Without path and file size.
-pub fn check(file: &File, file_bytes: u64) -> Result<u64, String> {
+pub fn check(file: &File, file_bytes: u64) -> Result<u64, Fault> {
     let mut head = [0; 64];
     let mut at = 0;
     loop {
         if at + head.len() as u64 > file_bytes {
-            return Err("cannot be read as HDF5: no signature".into());
+            return Err(Fault::content("cannot be read as HDF5: no signature"));
         }
-        file.read_exact_at(&mut head, at).map_err(|error| error.to_string())?;
+        file.read_exact_at(&mut head, at).map_err(|error| Fault::of_io(&error))?;
         if head.starts_with(&SIGNATURE) {
-            return fields(&head, at, file_bytes).map(|()| at);
+            return fields(&head, at, file_bytes).map(|()| at).map_err(Fault::content);
         }
         at = if at == 0 { 512 } else { at * 2 };
     }

@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Raised when the scan finds out something else. An index of another version is made anew.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Longest line that is read.
 const MAX_LINE_BYTES: u64 = 256 << 20;
 
@@ -114,10 +114,11 @@ fn read_line(text: &mut impl BufRead, line: &mut Vec<u8>) -> Result<(), String> 
     Ok(())
 }
 
-/// The file still is as it was when these facts were found: neither path, size nor times say so alone, since an archive may
-/// restore all of them with other content.
+/// The file, and each other file that holds rows of it, still is as it was when these facts were found: neither path, size nor
+/// times say so alone, since an archive may restore all of them with other content.
 pub fn current(file: &FileFacts) -> bool {
-    Identity::now(&file.table.path).is_ok_and(|now| now == file.identity)
+    let same = |path: &Path, known: &Identity| Identity::now(path).is_ok_and(|now| now == *known);
+    same(&file.table.path, &file.identity) && file.table.others.iter().all(|other| same(&other.path, &other.identity))
 }
 
 /// Writes the index beside its place and renames it.

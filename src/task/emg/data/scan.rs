@@ -99,7 +99,9 @@ impl FileFacts {
         self.table.validate()?;
         let lens: Vec<usize> = self.table.members.iter().map(|member| member.len).collect();
         let sorted = self.valid.iter().flatten().is_sorted_by(|a, b| a < b);
-        let inside = self.valid.last().is_none_or(|block| block[1] <= self.table.rows);
+        let written = self.table.written();
+        let within = |block: &[u64; 2]| written.iter().any(|run| run[0] <= block[0] && block[1] <= run[1]);
+        let inside = self.valid.iter().all(within);
         let stats = self.emg.mean.len() == facts.emg_channels && self.emg.m2.len() == facts.emg_channels;
         if lens != [facts.emg_channels, facts.angle_channels] || !sorted || !inside || !stats {
             return Err("facts that do not fit the file".into());
@@ -108,6 +110,11 @@ impl FileFacts {
             return Err("angles that do not fit the file".into());
         }
         Ok(())
+    }
+
+    /// Rows that were written, though inverse kinematics failed there.
+    pub fn failed_rows(&self) -> u64 {
+        self.table.written_rows() - self.valid_rows()
     }
 
     pub fn valid_rows(&self) -> u64 {
@@ -120,8 +127,13 @@ impl FileFacts {
 /// # Errors
 /// Whatever [`open::open`] refuses, chunks that do not decode, NaN or infinite samples, and a file that changes meanwhile.
 pub fn scan_file(path: &Path, facts: &ScanFacts) -> Result<FileFacts, DataError> {
-    let identity = Identity::now(path)?;
+    // Opened first: that refuses a pipe, which would never be read.
     let table = open::open(path, &facts.wanted())?.table;
+    let identity = Identity::now(path)?;
+    if table.written_rows() == 0 {
+        let problem = format!("none of its {} rows was ever written: leave it out", table.rows);
+        return Err(DataError::File { path: path.to_owned(), problem });
+    }
     let mut pass = Pass::new(&table, facts);
     let step = table.chunk_rows().unwrap_or(BLOCK_ROWS).clamp(1, BLOCK_ROWS) as u64;
     // One chunk is enough: rows come in order.
@@ -129,9 +141,8 @@ pub fn scan_file(path: &Path, facts: &ScanFacts) -> Result<FileFacts, DataError>
     let reader = Reader::new(vec![table.clone()], Arc::new(LruChunks::new(chunk_bytes as u64)));
     let mut scratch = Scratch::default();
     let (mut emg, mut angles) = (Vec::new(), Vec::new());
-    let mut row = 0;
-    while row < table.rows {
-        let rows = step.min(table.rows - row) as usize;
+    // Rows that were never written are no data: neither statistics nor windows know of them.
+    for (row, rows) in blocks_of(&table.written(), step) {
         emg.resize(rows * facts.emg_channels * 4, 0);
         angles.resize(rows * facts.angle_channels * 4, 0);
         let transform = &Transform::IDENTITY;
@@ -140,13 +151,25 @@ pub fn scan_file(path: &Path, facts: &ScanFacts) -> Result<FileFacts, DataError>
         reader.read(0, row, rows, &mut targets, &mut scratch)?;
         let refused = |problem| DataError::File { path: path.to_owned(), problem };
         pass.block(row, &floats(&emg), &floats(&angles)).map_err(refused)?;
-        row += rows as u64;
     }
     if Identity::now(path)? != identity {
         let problem = "changed while it was looked at: start again when nobody writes there".into();
         return Err(DataError::File { path: path.to_owned(), problem });
     }
     Ok(pass.finish(table, identity))
+}
+
+/// First row and number of rows of each block; a block ends where a step or a run ends.
+fn blocks_of(runs: &[[u64; 2]], step: u64) -> impl Iterator<Item = (u64, usize)> {
+    let next = move |row: u64, end: u64| ((row / step + 1) * step).min(end);
+    runs.iter().flat_map(move |[start, end]| {
+        let (mut row, end) = (*start, *end);
+        std::iter::from_fn(move || {
+            let first = (row < end).then_some(row)?;
+            row = next(first, end);
+            Some((first, (row - first) as usize))
+        })
+    })
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
@@ -194,6 +217,11 @@ impl<'a> Pass<'a> {
             let at = sampled_row(self.next_sample, self.samples, self.rows);
             if at >= first + rows {
                 break;
+            }
+            // It lies among rows that were never written.
+            if at < first {
+                self.next_sample += 1;
+                continue;
             }
             let channels = &emg[(at - first) as usize * self.facts.emg_channels..][..self.facts.emg_channels];
             let rectify = self.facts.rectify;

@@ -20,7 +20,21 @@ use std::sync::{Mutex, PoisonError};
 const ROUND_FILES: usize = 32;
 
 /// Facts about a file, or why there are none.
-pub type Found = Result<FileFacts, String>;
+pub type Found = Result<FileFacts, Refused>;
+
+/// Why there are no facts about a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    pub problem: String,
+    /// [`DataError::Lack`]: the file is not to blame, so it is not left out.
+    pub lack: bool,
+}
+
+impl From<DataError> for Refused {
+    fn from(error: DataError) -> Self {
+        Self { problem: error.to_string(), lack: matches!(error, DataError::Lack { .. }) }
+    }
+}
 
 /// What a rank tells the others first.
 #[derive(Default, Serialize, Deserialize)]
@@ -87,7 +101,7 @@ fn scan_all(files: &[(usize, &Path)], facts: &ScanFacts, team: &Team) -> Vec<(us
                 let mut probe = Probe::new(facts.wanted());
                 while let Some((n, path)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = probe.check(path).and_then(|()| scan_file(path, facts));
-                    let result = result.map_err(|error| error.to_string());
+                    let result = result.map_err(Refused::from);
                     results.lock().unwrap_or_else(PoisonError::into_inner).push((*n, result));
                 }
             });
