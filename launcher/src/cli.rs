@@ -22,7 +22,13 @@ Examples:
 const PLAN_EXAMPLES: &str = "\
 Examples:
   launch plan --gpus 3 --config default
-  launch plan --ranks 2 --config low_memory --set memory.budget=4GiB";
+  launch plan --ranks 2 --config low_memory --set memory.budget=4GiB
+  launch plan --write-machine node7.json           on the other machine; then here:
+  launch plan --machine node7.json --gpus 3 --config default
+
+The sizes of a model are measured once, by running passes on made-up samples (at most 30 s and a quarter of the
+budget), and kept in $XDG_CACHE_HOME/headroom or ~/.cache/headroom. A plan for another machine rests on what was
+measured here where no device of its kind is here; its lines say so.";
 
 const SAMPLE_EXAMPLES: &str = "\
 Example:
@@ -58,7 +64,7 @@ struct Cli {
 enum Verb {
     /// Print the memory plan of a run; start nothing
     #[command(after_help = PLAN_EXAMPLES)]
-    Plan(RunArgs),
+    Plan(PlanArgs),
     /// Write sample data in a task's true format
     #[command(after_help = SAMPLE_EXAMPLES)]
     SampleData(SampleDataArgs),
@@ -230,6 +236,18 @@ pub struct RunArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Plan for the machine described in FILE instead of this one
+    #[arg(long, value_name = "FILE", conflicts_with = "write_machine")]
+    pub machine: Option<PathBuf>,
+    /// Write what a plan must know of this machine to FILE; needs no config
+    #[arg(long, value_name = "FILE")]
+    pub write_machine: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct SampleDataArgs {
     /// The task whose format is written
     #[arg(long, value_name = "TASK")]
@@ -297,7 +315,7 @@ pub struct BatchArgs {
 #[derive(Clone, Debug)]
 pub enum Command {
     Train(RunArgs),
-    Plan(RunArgs),
+    Plan(PlanArgs),
     SampleData(SampleDataArgs),
     Batch(BatchArgs),
     Recommend(RecommendArgs),
@@ -339,7 +357,7 @@ impl Command {
         let cli = definition().try_get_matches_from(head).and_then(|found| Cli::from_arg_matches(&found));
         let cli = cli.map_err(shown)?;
         let command = match (cli.verb, tail) {
-            (Some(Verb::Plan(run)), _) => Command::Plan(run),
+            (Some(Verb::Plan(args)), _) => Command::Plan(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
             (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
@@ -364,14 +382,16 @@ impl Command {
     /// `--log-level`, where the verb has it.
     pub fn log_level(&self) -> Option<&str> {
         match self {
-            Command::Train(run) | Command::Plan(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            Command::Train(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            Command::Plan(args) => args.run.log_level.as_deref(),
             _ => None,
         }
     }
 
     fn check(&self) -> Result<(), CliError> {
         match self {
-            Command::Train(run) | Command::Plan(run) => {
+            Command::Plan(PlanArgs { run, write_machine: Some(_), .. }) if run.config.config.is_none() => Ok(()),
+            Command::Train(run) | Command::Plan(PlanArgs { run, .. }) => {
                 run.config.need()?;
                 run.check_nodes()?;
                 let unnamed = run.nnodes > 1 && run.name.is_none() && !matches!(run.resume(), Resume::Path(_));
@@ -562,7 +582,7 @@ mod tests {
         assert_eq!(run.resume_split, None);
         let Command::Train(run) = parse("--config a --resume auto --resume-split keep").unwrap() else { panic!() };
         assert_eq!(run.resume_split, Some(SplitChoice::Keep));
-        assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(run) if run.gpus == Some(2)));
+        assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(args) if args.run.gpus == Some(2)));
         assert!(
             matches!(parse("sample-data --task emg --out d").unwrap(), Command::SampleData(args) if args.seed == 42)
         );
@@ -593,6 +613,8 @@ mod tests {
             ("--ranks 2 --exec", "--exec needs a program"),
             ("--config a --ranks 2 --exec p", "do not go together"),
             ("plan --exec p", "unexpected argument '--exec'"),
+            ("plan", "no config: name one with --config"),
+            ("plan --machine a --write-machine b", "cannot be used with"),
             ("--config a --nnodes 2 --node-rank 2", "--node-rank 2 of --nnodes 2"),
             ("--config a --nnodes 2", "needs --master-addr and --master-port"),
             ("--config a --nnodes 2 --master-addr h --master-port 1", "needs --name"),
@@ -604,6 +626,7 @@ mod tests {
         assert!(wrong("bench-memory --steps 0").contains("--steps"));
         let help = |line: &str| parse(line).unwrap_err().to_string();
         assert!(help("--help").contains("--max-restarts") && !help("plan --help").contains("--max-restarts"));
+        assert!(parse("plan --write-machine a").is_ok() && parse("plan --config a --machine b").is_ok());
         assert!(help("plan --help").contains("--strict") && parse("plan --config a --smart").is_ok());
         assert!(matches!(parse("--help"), Err(CliError::Shown(text)) if text.contains("sample-data")));
     }

@@ -5,13 +5,14 @@ mod early;
 mod exec;
 mod figures;
 mod helper;
+mod measure;
 mod nodes;
 mod print;
 mod smart;
 mod tools;
 
 use crate::advise;
-use crate::cli::{self, BatchArgs, CliError, Command, RunArgs, SampleDataArgs};
+use crate::cli::{self, BatchArgs, CliError, Command, PlanArgs, RunArgs, SampleDataArgs};
 use crate::console::{self, Console, cache_stats, closing_table};
 use crate::logging;
 use crate::machine::ProcessLimits;
@@ -24,7 +25,7 @@ use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
 use early::{Early, Undo};
 use spec::config::{Config, ConfigError, DeviceChoice, data_name};
-use spec::contract::{CacheSummary, LineId, Machine, RunStatus, Summary, env, exit};
+use spec::contract::{CacheSummary, LineId, Machine, Measured, RunStatus, Summary, env, exit};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -48,6 +49,9 @@ enum Error {
     Plot(#[from] PlotError),
     #[error("{0}")]
     Data(String),
+    /// `rank describe` could not build the model.
+    #[error("{text}")]
+    Model { code: u8, text: String },
     #[error("{0}")]
     Target(String),
     #[error(transparent)]
@@ -72,7 +76,7 @@ impl Error {
             Error::Data(_) | Error::Log(_) => exit::DATA,
             Error::Meet(_) | Error::Node { .. } => exit::COMM,
             Error::Plot(_) => exit::INTERNAL,
-            Error::Io { code, .. } => *code,
+            Error::Io { code, .. } | Error::Model { code, .. } => *code,
         }
     }
 }
@@ -99,8 +103,8 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     let inherited = supervise::set_defaults();
     let result = Command::parse(line).map_err(Error::from).and_then(|command| show_logs(&command).map(|()| command));
     let result = result.and_then(|command| match command {
-        Command::Train(run) if run.dry_run => show_plan(&run),
-        Command::Plan(run) => show_plan(&run),
+        Command::Train(run) if run.dry_run => show_plan(&run, None),
+        Command::Plan(args) => plan_verb(&args),
         Command::Train(run) if run.smart => smart::smart(&run, early(true, &inherited)?),
         Command::Train(run) => train(&run, early(true, &inherited)?),
         Command::Exec { run, program, args } => exec::exec(&run, program, args, early(false, &inherited)?),
@@ -155,7 +159,10 @@ fn early(trains: bool, inherited: &[String]) -> Result<Early, Error> {
 /// A config with the machine's facts: what the plan is made from.
 struct Ready {
     config: Config,
+    /// The machine that is planned for.
     machine: Machine,
+    /// This machine, on which sizes are measured.
+    here: Machine,
     request: Request,
     /// Gets what is half done while a signal may end the program.
     undo: Undo,
@@ -168,14 +175,25 @@ fn here() -> Result<(PathBuf, PathBuf), Error> {
 }
 
 fn prepare(config: &cli::ConfigArgs, request: Request, undo: &Undo) -> Result<Ready, Error> {
+    prepare_for(config, request, undo, None)
+}
+
+/// `machine`: another one than this.
+fn prepare_for(
+    config: &cli::ConfigArgs,
+    request: Request,
+    undo: &Undo,
+    machine: Option<Machine>,
+) -> Result<Ready, Error> {
     let (exe, cwd) = here()?;
-    let machine = machine::probe();
+    let here = machine::probe();
+    let machine = machine.unwrap_or_else(|| here.clone());
     let gpu = CUDA_TRAINS && !machine.gpus.is_empty();
     let prepared = config.prepare(gpu, &cwd, cli::home(&exe).as_deref())?;
     for note in &prepared.notes {
         print::note(note);
     }
-    Ok(Ready { config: prepared.config, machine, request, undo: undo.clone() })
+    Ok(Ready { config: prepared.config, machine, here, request, undo: undo.clone() })
 }
 
 fn request(run: &RunArgs) -> Request {
@@ -192,8 +210,8 @@ fn request(run: &RunArgs) -> Request {
 
 impl Ready {
     fn plan(&self) -> Result<Plan, Error> {
-        let facts = dataset_facts(&self.config.data.dataset_path);
-        Ok(plan::plan(&self.config, &self.machine, &facts, &self.request)?)
+        let measured = measure::measured(self)?;
+        Ok(plan::plan(&self.config, &self.machine, &measured, &self.request)?)
     }
 
     /// Refuses a plan that the limits of this process make impossible; says which others may matter.
@@ -272,10 +290,25 @@ fn text_of(plan: &Plan) -> String {
     format!("{}\n{}", plan.table_at(width), plan.notes_at(width))
 }
 
-fn show_plan(run: &RunArgs) -> Result<u8, Error> {
-    let mut ready = prepare(&run.config, request(run), &Undo::default())?;
+fn plan_verb(args: &PlanArgs) -> Result<u8, Error> {
+    if let Some(path) = &args.write_machine {
+        measure::write_machine(&machine::probe(), path)?;
+        print::note(format_args!("this machine is in {}; plan for it elsewhere with --machine", shown(path)));
+        if args.run.config.config.is_none() {
+            return Ok(exit::OK);
+        }
+    }
+    let machine = args.machine.as_deref().map(measure::read_machine).transpose()?;
+    show_plan(&args.run, machine)
+}
+
+fn show_plan(run: &RunArgs, machine: Option<Machine>) -> Result<u8, Error> {
+    let is_here = machine.is_none();
+    let mut ready = prepare_for(&run.config, request(run), &Undo::default(), machine)?;
     let plan = ready.eased_plan()?;
-    ready.check_limits(&plan)?;
+    if is_here {
+        ready.check_limits(&plan)?;
+    }
     print::out(text_of(&plan))?;
     Ok(exit::OK)
 }
@@ -336,7 +369,11 @@ impl Setup {
         if !last.is_some_and(|last| last.killed_for_memory) {
             return;
         }
-        match self.smaller(&machine::probe(), &ready.request) {
+        let measured = match measure::measured(ready) {
+            Ok(measured) => measured,
+            Err(error) => return console.note(&format!("{error}: starting again as it was")),
+        };
+        match self.smaller(&machine::probe(), &measured, &ready.request) {
             Ok(smaller) => {
                 console.note(&format!("with less memory: {}", smaller.changes.join(", ")));
                 self.reduced.extend(smaller.changes);
@@ -347,12 +384,11 @@ impl Setup {
     }
 
     /// What needs less; else why there is nothing.
-    fn smaller(&self, machine: &Machine, request: &Request) -> Result<plan::Smaller, String> {
+    fn smaller(&self, machine: &Machine, measured: &Measured, request: &Request) -> Result<plan::Smaller, String> {
         if request.nnodes > 1 {
             return Err("one of several nodes is not made smaller alone, since all have the same plan".into());
         }
-        let facts = dataset_facts(&self.config.data.dataset_path);
-        match plan::smaller(&self.config, machine, &facts, request, &self.plan) {
+        match plan::smaller(&self.config, machine, measured, request, &self.plan) {
             Ok(Some(smaller)) => Ok(smaller),
             Ok(None) => Err("nothing is left to make smaller".into()),
             Err(error) => Err(format!("no smaller plan fits now ({error})")),
@@ -628,15 +664,15 @@ mod tests {
     fn one_of_several_nodes_is_not_made_smaller_alone() {
         let machine =
             Machine { cores: 8, memory_total_bytes: 16 << 30, memory_available_bytes: 15 << 30, ..Machine::default() };
-        let mut config = Config::default();
-        // Cargo.toml and what lies beside it: any bytes will do.
-        config.data.dataset_path = env!("CARGO_MANIFEST_DIR").into();
+        let config = Config::default();
+        let mut measured = Measured::default();
+        (measured.data.useful_bytes, measured.data.auto_policy) = (1 << 20, spec::contract::CacheMode::Pin);
         let mut request = Request { ranks: Some(2), ..Request::default() };
-        let plan = plan::plan(&config, &machine, &dataset_facts(&config.data.dataset_path), &request).unwrap();
+        let plan = plan::plan(&config, &machine, &measured, &request).unwrap();
         let setup = Setup { config, plan, reduced: Vec::new() };
-        assert!(!setup.smaller(&machine, &request).unwrap().changes.is_empty());
+        assert!(!setup.smaller(&machine, &measured, &request).unwrap().changes.is_empty());
         request.nnodes = 2;
-        let why = setup.smaller(&machine, &request).unwrap_err();
+        let why = setup.smaller(&machine, &measured, &request).unwrap_err();
         assert!(why.starts_with("one of several nodes is not made smaller alone"), "{why}");
     }
 }

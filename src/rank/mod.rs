@@ -1,6 +1,7 @@
 //! Wiring of one rank and its exit code: environment and job in, rooms connected, errors to codes out.
 
 mod batch;
+mod describe;
 mod device;
 mod error;
 mod log;
@@ -39,6 +40,9 @@ enum Verb {
     OpenAhead,
     /// Write the tensors of one rank at one step to a safetensors file.
     Batch(batch::Request),
+    /// Measure the model and the data of a config for a plan; reads its job from standard input, answers in JSON.
+    #[command(hide = true)]
+    Describe,
 }
 
 /// Runs the command line of the `rank` program; returns its exit code.
@@ -63,6 +67,7 @@ pub fn main() -> u8 {
         Verb::SampleData(request) => sample_data(request),
         Verb::Batch(request) => batch::write(request),
         Verb::OpenAhead => probe::serve().map_err(|e| RankError::system("opening files ahead", e)),
+        Verb::Describe => describe::run(),
     });
     let result = result.unwrap_or_else(|_| Err(RankError::Panic(panic_text())));
     match result {

@@ -412,7 +412,7 @@ fn resume_from(loaded: Loaded, facts: &Facts, params: &[(String, Tensor)]) -> Re
 }
 
 /// Trainable parameters with their names, in the order in which the model registered them.
-fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
+pub(super) fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
     let names: std::collections::BTreeMap<usize, String> =
         vs.variables().into_iter().map(|(name, tensor)| (tensor.data_ptr() as usize, name)).collect();
     let of = |tensor: Tensor| names.get(&(tensor.data_ptr() as usize)).map(|name| (name.clone(), tensor));

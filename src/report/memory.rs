@@ -119,7 +119,7 @@ pub fn free_bytes() -> Result<u64, procfs::ProcError> {
 }
 
 /// The kernel's peak starts anew from what is resident now. Where it refuses, peaks are since the process began.
-fn forget_peak() {
+pub(crate) fn forget_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 

@@ -9,11 +9,13 @@
 
 pub mod deblur;
 pub mod emg;
+pub mod outline;
 pub mod sample;
 
 use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
 use cache::client::CacheClient;
+use outline::Outline;
 use spec::config::Config;
 use std::any::Any;
 use std::path::{Path, PathBuf};
@@ -123,12 +125,24 @@ pub struct Team<'a> {
     pub kept: Option<&'a KeptSplit>,
 }
 
-/// A task. Adding one touches its own room, [`TASKS`], and the names and sizes that the launcher knows
-/// (`spec::config::TASKS`, `spec::plan`).
+/// A task. Adding one touches its own room, [`TASKS`], and the names that the launcher knows (`spec::config::TASKS`).
 pub trait Task: Send + Sync {
     fn name(&self) -> &'static str;
     /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.
     fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError>;
+    /// Shapes of samples and sizes of the data set, for a plan. By default the data sets are opened; a task that knows them
+    /// from names and headers answers faster, and where there are no files yet.
+    ///
+    /// # Errors
+    /// As [`Task::open`].
+    fn outline(&self, config: &Config, index_dir: &Path) -> Result<Outline, DataError> {
+        Ok(Outline::of_open(self.open(config, &Team::alone(), index_dir)?))
+    }
+    /// The config with smaller samples, and how many times larger its own samples are. Passes of large samples are measured
+    /// with small ones first. `None`: its samples are small, or have one size.
+    fn shrunk(&self, _config: &Config) -> Option<(Config, f64)> {
+        None
+    }
     /// Builds the model's parameters under `vs`, named as PyTorch's `state_dict` would.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod fit;
 mod graph;
 mod input;
 pub mod optimizer;
+mod rehearse;
 mod scaler;
 pub mod schedule;
 mod state;
@@ -24,6 +25,7 @@ pub use controls::{Controls, Order};
 pub use device::DeviceOptions;
 pub use fit::{Finished, Fit, Resume, Status};
 pub use input::to_tensors;
+pub use rehearse::Rehearsal;
 pub use scaler::ScalerState;
 pub use state::LoopState;
 

@@ -31,7 +31,7 @@ const RANK: Rooms = &[
             "launcher::machine",
         ],
     ),
-    ("task", &["torch", "data", "cache", "spec::config", "spec::contract"]),
+    ("task", &["torch", "data", "cache", "spec::config", "spec::contract", "spec::plan"]),
     ("report", &["spec::contract", "spec::config", "launcher::journal"]),
     ("own_loop", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
     (

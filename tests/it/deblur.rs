@@ -5,9 +5,10 @@ use crate::support::{Ended, folder, launch_program, read_lines, run};
 use cache::PolicyKind;
 use headroom::data::loader::{Order, Shuffle};
 use headroom::data::source::video::npy;
+use headroom::task::deblur::outline;
 use headroom::task::deblur::sample::{SampleSpec, write_sample_data};
 use spec::config::RawConfig;
-use spec::contract::{DatasetFacts, FrameFacts, Gpu, Machine};
+use spec::contract::{Gpu, Machine, Measured};
 use spec::plan::{Plan, Request, plan};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,17 +32,16 @@ fn guide_plan(sets: &[&str]) -> Plan {
         gpus: (0..3).map(gpu).collect(),
         ..Machine::default()
     };
-    let frames = FrameFacts {
+    let seen = outline::Seen {
         images: 2 * 2222,
         height: 720,
         width: 1280,
-        spike_files: 2222,
         spike_file_bytes: 66 * 360 * 640 / 8,
-        ..FrameFacts::default()
+        ..outline::Seen::default()
     };
-    let facts = DatasetFacts { exists: true, frames, ..DatasetFacts::default() };
+    let data = outline::of_files(&config, &seen).unwrap().sizes;
     let request = Request { gpus: Some(3), ..Request::default() };
-    plan(&config, &machine, &facts, &request).unwrap()
+    plan(&config, &machine, &Measured { data, ..Measured::default() }, &request).unwrap()
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The plan of shipped configs against what short runs of them use. `scripts/bench plan_truth` does so for all of them.
 
-use crate::support::{folder, launch_program, run, sample_data};
+use crate::support::{Ended, Runs, folder, launch_program, run, sample_data};
 use cache::Directory;
 use serde_json::Value;
 use spec::plan::DIRECTORY_ENTRY_BYTES;
@@ -78,4 +78,114 @@ fn no_line_of_the_plan_is_below_what_the_video_model_uses() {
 fn the_plan_has_room_for_the_directory_of_the_page_cache() {
     let table = Directory::PLACE_BYTES as u64 * 16 / 7 * 3 / 2;
     assert!(table + 48 + 2 * 16 <= DIRECTORY_ENTRY_BYTES, "{table}");
+}
+
+/// `launch plan` of the tiny config, measurements kept in a folder of its own.
+fn plan_of(runs: &Runs, words: &[&str]) -> Ended {
+    let mut command = runs.command(&["plan"]);
+    command.args(["--ranks", "1", "--device", "cpu"]).args(words).env("XDG_CACHE_HOME", runs.path().join("cache"));
+    run(&mut command, runs.path())
+}
+
+fn table_line<'a>(ended: &'a Ended, name: &str) -> &'a str {
+    let start = format!("  {name} ");
+    ended.out.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("no line {name}: {ended}"))
+}
+
+#[test]
+fn a_model_is_measured_once_and_files_of_data_are_looked_at_each_time() {
+    let data = folder();
+    let of = format!("data.dataset_path={}", data.path().display());
+    let runs = Runs::new(&[&of]);
+    let first = plan_of(&runs, &[]);
+    assert_eq!(first.code, Some(0), "{first}");
+    assert!(first.err.contains("measuring the model") && first.err.contains("measured in "), "{first}");
+    assert!(table_line(&first, "activations").contains("4 samples × "), "{first}");
+    assert!(table_line(&first, "page cache").contains("no data set to keep"), "{first}");
+    let second = plan_of(&runs, &[]);
+    assert_eq!((second.code, &second.out), (Some(0), &first.out), "{second}");
+    assert!(!second.err.contains("measur"), "{second}");
+    // Neither another batch nor another learning rate is another model; another width is.
+    assert!(
+        !plan_of(&runs, &["--set", "train.batch_size=7", "--set", "train.learning_rate=0.1"]).err.contains("measur")
+    );
+    assert!(plan_of(&runs, &["--set", "model.decoder_hidden_size=17"]).err.contains("measured in "));
+    std::fs::copy(sample_data().join(first_file(sample_data())), data.path().join("one.h5")).unwrap();
+    let third = plan_of(&runs, &[]);
+    assert!(!third.err.contains("measuring"), "{third}");
+    assert!(table_line(&third, "page cache").contains("policy next_use"), "{third}");
+    assert_eq!(table_line(&third, "activations"), table_line(&first, "activations"));
+}
+
+fn first_file(folder: &Path) -> String {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with("hdf5") || name.ends_with("h5")).min().unwrap()
+}
+
+#[test]
+fn a_plan_for_another_machine_needs_its_file_alone() {
+    let runs = Runs::new(&[]);
+    let file = runs.path().join("machine.json");
+    let mut command = Command::new(launch_program());
+    command.args(["plan", "--write-machine"]).arg(&file);
+    let written = run(&mut command, runs.path());
+    assert_eq!(written.code, Some(0), "{written}");
+    let mut machine: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let gpu = serde_json::json!({ "index": 0, "name": "a card that is not here", "memory_total_bytes": 24_u64 << 30, "memory_free_bytes": 23_u64 << 30 });
+    machine["gpus"] = Value::Array(vec![gpu]);
+    machine["memory_total_bytes"] = (64_u64 << 30).into();
+    machine["memory_available_bytes"] = (60_u64 << 30).into();
+    machine["cgroup_limit_bytes"] = Value::Null;
+    machine["cgroup_room_bytes"] = Value::Null;
+    std::fs::write(&file, machine.to_string()).unwrap();
+    let mut command = runs.command(&["plan", "--gpus", "1", "--machine"]);
+    let planned = run(command.arg(&file), runs.path());
+    assert_eq!(planned.code, Some(0), "{planned}");
+    for part in ["1 on CUDA", "51.20 GiB (80 % of 64.00 GiB memory)", "each GPU: 23.00 GiB free", "assumed"] {
+        assert!(planned.out.contains(part), "{part} is missing: {planned}");
+    }
+    std::fs::write(&file, "{}").unwrap();
+    let mut command = runs.command(&["plan", "--machine"]);
+    let refused = run(command.arg(&file), runs.path());
+    assert_eq!(refused.code, Some(2), "{refused}");
+    assert!(refused.err.contains("launch plan --write-machine FILE"), "{refused}");
+}
+
+#[test]
+fn a_model_that_cannot_be_built_is_refused_by_the_plan() {
+    let folder = folder();
+    let mut command = Command::new(launch_program());
+    command.args(["plan", "--device", "cpu", "--config", "baseline", "--set", "model.vrt.heads=3"]);
+    let ended = run(command.current_dir(env!("CARGO_MANIFEST_DIR")), folder.path());
+    assert_eq!(ended.code, Some(4), "{ended}");
+    assert!(ended.err.contains("error: model.vrt") && ended.err.contains("heads"), "{ended}");
+}
+
+#[test]
+fn samples_beyond_any_machine_are_refused_by_the_plan() {
+    let runs = Runs::new(&["data.window_size=4000000000000000"]);
+    let ended = plan_of(&runs, &[]);
+    assert_eq!(ended.code, Some(3), "{ended}");
+    assert!(ended.err.contains("beyond any machine"), "{ended}");
+}
+
+/// Half a budget of passes is more than the quarter that a measurement may take: the plan says what it rests on.
+#[test]
+fn a_measurement_keeps_to_a_quarter_of_the_budget() {
+    let runs =
+        Runs::new(&["memory.budget=1GiB", "data.window_size=2000000", "data.stride=2000000", "train.batch_size=1"]);
+    let ended = plan_of(&runs, &[]);
+    assert!(ended.out.contains("model sizes: ") || ended.err.contains("does not fit"), "{ended}");
+    assert!(!ended.out.contains("4 samples"), "{ended}");
+}
+
+/// A rank program that knows no measurement, or dies in it, leaves a plan that says so.
+#[test]
+fn a_rank_program_without_an_answer_leaves_assumptions() {
+    let runs = Runs::new(&[]);
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/script_rank.py");
+    let mut command = runs.command(&["plan"]);
+    let ended = run(command.env("HEADROOM_RANK", program), runs.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert!(ended.out.contains("not measured (rank describe: exit status: 64)"), "{ended}");
 }

@@ -196,6 +196,10 @@ impl Running {
         let files = tempfile::tempdir_in(folder).unwrap();
         let file = |name: &str| File::create(files.path().join(name)).unwrap();
         command.stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
+        // Measurements of models are kept between tests, and apart from the user's.
+        if !command.get_envs().any(|(name, _)| name == "XDG_CACHE_HOME") {
+            command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
+        }
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Self { child, files, done: false }
     }

@@ -283,7 +283,9 @@ fn this_machine_is_probed_and_can_be_planned_for() {
     assert!(machine.memory_total_bytes > 0 && machine.page_bytes.is_power_of_two());
     let mut config = spec::config::Config::default();
     let request = spec::plan::Request { gpus: Some(3), ..Default::default() };
-    let refused = |config: &_| spec::plan::plan(config, &machine, &Default::default(), &request).err();
+    let mut measured = spec::contract::Measured::default();
+    measured.model.train.fields = vec![1000];
+    let refused = |config: &_| spec::plan::plan(config, &machine, &measured, &request).err();
     assert!(refused(&config).is_none_or(|error| !error.to_string().is_empty()));
     config.train.batch_size = 1 << 40;
     assert!(refused(&config).is_some());

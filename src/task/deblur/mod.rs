@@ -14,6 +14,7 @@ pub mod lpips;
 pub mod metrics;
 pub mod model;
 mod net;
+pub mod outline;
 pub mod quality;
 pub mod sample;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub mod vgg;
 pub use metrics::DeblurMetrics;
 pub use net::{DeblurNet, shape};
 
+use super::outline::Outline;
 use super::{Datasets, Gallery, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::video::{Layout, SpikeEncoding, SpikeInput, VideoSpec};
@@ -51,6 +53,14 @@ impl Task for Deblur {
         let opened = data::open_clips(&clip_spec(config), config.seed, team, Some(&config.data))?;
         let facts = FrameFacts { image_width: opened.frames.image().width };
         Ok(Datasets { facts: Some(Arc::new(facts)), ..opened.datasets })
+    }
+
+    fn outline(&self, config: &Config, _index_dir: &Path) -> Result<Outline, DataError> {
+        outline::outline(config)
+    }
+
+    fn shrunk(&self, config: &Config) -> Option<(Config, f64)> {
+        outline::shrunk(config)
     }
 
     fn model(&self, config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {

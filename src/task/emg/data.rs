@@ -307,11 +307,16 @@ fn list_windows(split: &[usize], limit: usize, files: &[FileFacts], config: &Dat
     windows
 }
 
-fn dataset(windows: WindowSet, config: &DataConfig, emg: &Transform, seed: u64) -> Arc<dyn Dataset> {
+/// A window's EMG `[T, 16]` and joint angles `[T, 20]`.
+pub(super) fn fields(config: &DataConfig) -> [FieldSpec; 2] {
     let field = |name, channels| FieldSpec { name, shape: vec![config.window_size, channels], dtype: Dtype::F32 };
+    [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)]
+}
+
+fn dataset(windows: WindowSet, config: &DataConfig, emg: &Transform, seed: u64) -> Arc<dyn Dataset> {
     Arc::new(EmgDataset {
         windows,
-        fields: [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)],
+        fields: fields(config),
         emg: emg.clone(),
         shuffle_emg: config.shuffle_emg.then_some(seed ^ SHUFFLE_EMG_SEED),
     })

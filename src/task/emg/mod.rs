@@ -15,6 +15,7 @@ pub mod joints;
 pub mod loss;
 pub mod metrics;
 pub mod model;
+mod outline;
 pub mod resample;
 pub mod sample;
 pub mod tds;
@@ -24,6 +25,7 @@ mod tests;
 pub use metrics::EmgMetrics;
 pub use model::EmgNet;
 
+use super::outline::Outline;
 use super::{Datasets, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::hdf5::write::Storage;
@@ -42,6 +44,10 @@ impl Task for Emg {
     fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError> {
         let opened = data::open_datasets(&config.data, config.seed, team, index_dir)?;
         Ok(Datasets { baseline: Some(opened.mean_pose), ..opened.datasets })
+    }
+
+    fn outline(&self, config: &Config, _index_dir: &Path) -> Result<Outline, DataError> {
+        outline::outline(config)
     }
 
     fn model(&self, config: &Config, _: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {

@@ -347,19 +347,33 @@ fn live_peak(config: &ModelConfig, loss: LossType, samples: i64) -> i64 {
     watch.peak()
 }
 
-/// Never below, and at most 15 % above.
+/// Planned from passes of few windows, activations of many are never below what a step holds, and at most 15 % above.
 #[test]
-fn the_planners_activations_are_those_of_a_step() {
-    use spec::plan::emg::{activation_scalars, parameters};
+fn activations_planned_from_small_passes_are_those_of_large_ones() {
+    use spec::contract::{Machine, Measured, Pass};
+    use spec::plan::{Request, plan};
+    let machine =
+        Machine { cores: 4, memory_total_bytes: 64 << 30, memory_available_bytes: 64 << 30, ..Machine::default() };
     for (name, config, loss) in [
         ("default", ModelConfig::default(), LossType::MseMae),
         ("high_performance", ModelConfig { dropout: 0.1, ..high_performance() }, LossType::MseMae),
         ("quick_demo", ModelConfig { dropout: 0.1, ..quick_demo() }, LossType::Mse),
     ] {
-        for samples in [16, 64] {
-            let live = live_peak(&config, loss, samples);
-            let windows = activation_scalars(&config, 500).unwrap() * samples as u64;
-            let planned = 4 * (windows + parameters(&config).unwrap() * 13 / 5);
+        let pass = |samples: u64| {
+            let tensor_bytes = live_peak(&config, loss, samples as i64) as u64;
+            Pass { samples, tensor_bytes, beside_bytes: 0 }
+        };
+        let mut measured = Measured::default();
+        measured.model.train.seen = [1, 2, 8].map(pass).to_vec();
+        for samples in [4, 64] {
+            let mut config = spec::config::Config::default();
+            config.train.batch_size = samples;
+            let request = Request { ranks: Some(1), ..Request::default() };
+            let planned = plan(&config, &machine, &measured, &request)
+                .unwrap()
+                .budget
+                .line_bytes(spec::contract::LineId::Activations);
+            let live = pass(samples as u64).tensor_bytes;
             let ratio = planned as f64 / live as f64;
             println!("{name}, {samples} windows: {live} bytes live, {planned} planned, {ratio:.3}");
             assert!((1.0..1.15).contains(&ratio), "{name}, {samples} windows: {planned} planned for {live} live bytes");

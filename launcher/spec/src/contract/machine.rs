@@ -59,40 +59,14 @@ impl Machine {
     }
 }
 
-/// Facts on a data set. Bytes are those on disk, compressed where files are.
+/// Facts on a data set that need no knowledge of its format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatasetFacts {
-    /// Something is at the path, be it without recordings.
+    /// Something is at the path, even if it holds no file.
     pub exists: bool,
-    /// Files `.h5` and `.hdf5`.
     pub files: usize,
     pub bytes: u64,
-    pub largest_file_bytes: u64,
-    /// Pictures and what belongs to them.
-    #[serde(default)]
-    pub frames: FrameFacts,
-}
-
-/// Facts on a data set of pictures with a spike camera's streams.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FrameFacts {
-    /// Files `.png`, `.jpg` and `.jpeg`.
-    pub images: usize,
-    /// Rows and columns by the header of one `.png`; 0: there is none.
-    pub height: usize,
-    pub width: usize,
-    /// Files `.dat`, and the size of the largest.
-    pub spike_files: usize,
-    pub spike_file_bytes: u64,
-    /// The largest of them holds a byte per spike, not a bit: see [`super::files::SpikeBytes`].
-    pub spikes_are_bytes: bool,
-    /// Files `.npy`, all together.
-    pub voxel_bytes: u64,
-}
-
-impl DatasetFacts {
-    /// No file of any task's data is there.
-    pub fn is_empty(&self) -> bool {
-        self.files == 0 && self.bytes == 0 && self.frames.images == 0
-    }
+    /// Checksum of the path and of every file's name, size and time of change: a file that comes, goes or changes gives
+    /// another one.
+    pub digest: u64,
 }

@@ -8,17 +8,15 @@ pub(super) const TIB: u64 = 1 << 40;
 /// Whether ranks can train on CUDA devices; if false, `auto` and `cuda` become CPU ranks, with a note.
 pub const CUDA_TRAINS: bool = true;
 
-/// The launcher's resident memory, whatever it supervises: program, heap, threads. Source: PSS of 3.9 to 4.4 MiB with one
+/// The launcher's resident memory, whatever it supervises: program, heap, threads. Source: PSS of 4.2 to 4.6 MiB with one
 /// to three ranks.
-pub(super) const LAUNCHER_BYTES: u64 = 4352 * KIB;
+pub(super) const LAUNCHER_BYTES: u64 = 4608 * KIB;
 /// What supervising a rank adds: sockets' buffers, its last lines, its samples. Source: as above.
 pub(super) const LAUNCHER_PER_RANK_BYTES: u64 = 16 * KIB;
 
-/// Pages of libtorch's and the rank's own files that CPU ranks map: the same in all, so once per node. The kernel maps
-/// as many neighbours of a page as its file cache holds, and takes pages back when memory is short: a bound. Source: 174 to
-/// 177 MiB for the EMG model with all of the file cached, 75 to 79 MiB with a part of it; 200 to 205 MiB for the VRT.
-pub(super) const LIBRARY_BYTES: u64 = 184 * MIB;
-pub(super) const VIDEO_LIBRARY_BYTES: u64 = 212 * MIB;
+/// Pages of libtorch's and the rank's own files that CPU ranks map, where they were not measured. All ranks map the same
+/// pages, so they count once per node. Source: 174 to 205 MiB over the shipped configs with all of the files cached.
+pub(super) const LIBRARY_BYTES: u64 = 212 * MIB;
 
 /// One CPU rank's part of the memory that ranks meet in: a stage of 1 MiB and headers. Source: `comm::shm`.
 pub(super) const MEETING_BYTES: u64 = MIB + 40 * KIB;
@@ -39,36 +37,29 @@ pub(super) const RUNTIME_CUDA_HOST_BYTES: u64 = 1536 * MIB;
 /// CUDA context, cuBLAS and cuDNN workspaces on the device. Source: an assumption.
 pub(super) const RUNTIME_CUDA_DEVICE_BYTES: u64 = 768 * MIB;
 
-/// Raw and decoded bytes of the chunk that a loader thread has in hand: sessions come in chunks of some 2,000 rows of
-/// 232 B (453 KiB); four times that, twice. Source: the format's sample files; larger chunks are read all the same.
-pub(super) const DECODE_SCRATCH_BYTES: u64 = 4 * MIB;
+/// Tensors of a run over those of the measured pass with as many samples, as a fraction: what a step makes beside forward
+/// and backward. Source: `scripts/bench plan_truth`.
+pub(super) const TENSOR_MARGIN: (u64, u64) = (33, 32);
 
-/// A rank's heap over the tensors that its formula counts at the peak of a step, as a fraction: freed pieces that fit nothing,
-/// and buffers of libraries that grow with the tensors. Source: `scripts/bench plan_truth`, all shipped configs of the task
-/// with 1 to 3 ranks.
-pub(super) const HEAP_FACTOR: (u64, u64) = (37, 32);
-pub(super) const VIDEO_HEAP_FACTOR: (u64, u64) = (27, 20);
-/// Whole frames between crops: pieces of a heap that steps have cut up. Source: frames of 96×128 beside crops of 48, 405 to
-/// 411 MiB of heap for 139 MiB of live tensors.
-pub(super) const VIDEO_VAL_HEAP_FACTOR: (u64, u64) = (14, 5);
+/// Own memory at the peak of training over tensors and heap of the one pass that was measured, as a fraction: further steps cut
+/// the heap into more pieces. And the same of evaluation, whose heap holds what training left in it. Source: `scripts/bench
+/// plan_truth`, all shipped configs with 1 to 3 ranks.
+pub(super) const TRAIN_HEAP: (u64, u64) = (7, 5);
+pub(super) const VAL_HEAP: (u64, u64) = (17, 16);
 
-/// Device memory of a step over what is live, as a fraction: the allocator keeps pieces. Sources: assumptions.
-pub(super) const DEVICE_FACTOR: (u64, u64) = (11, 10);
-pub(super) const VIDEO_DEVICE_FACTOR: (u64, u64) = (3, 2);
+/// Device memory of a step over the tensors that were measured on a CPU, as a fraction: other kernels run there, and the
+/// allocator keeps pieces. Source: an assumption.
+pub(super) const DEVICE_FACTOR: (u64, u64) = (3, 2);
 
-/// What a step makes of the EMG model's weights, in weights: rows of convolutions, joined matrices of the LSTM, and their
-/// gradients, as a fraction. Source: the part of a step's live tensors that does not grow with the batch, 2.5 times the
-/// weights for `default` and `high_performance`.
-pub(super) const WEIGHT_COPIES: (u64, u64) = (13, 5);
+/// Bytes of tensors of one sample for each byte of its fields, where no pass was measured. Source: an assumption, ten times
+/// what the shipped configs need with the samples of their CPU profiles.
+pub(super) const ASSUMED_PER_FIELD_BYTE: u64 = 256;
 
 /// What the first steps leave in a CPU rank beside tensors: kernels compiled for their shapes, the graph's nodes, heaps of the
 /// loader's and the cache's threads; and what each further compute thread adds. Source: as above; from run to run this part varies by
 /// up to 6 MiB, of which the most counts.
 pub(super) const STEP_CPU_BYTES: u64 = 8 * MIB;
 pub(super) const STEP_CPU_PER_THREAD_BYTES: u64 = 5 * MIB;
-
-/// Decoded recordings over files on disk. Source: full data set, 575 GiB of rows in 431 GiB of files (1.34), rounded up.
-pub(super) const DECODED_OVER_DISK: u64 = 2;
 
 /// Safety margin: this share of the budget (1 in 50), within the two bounds below. Source: a choice.
 pub(super) const MARGIN_DIVISOR: u64 = 50;
@@ -94,7 +85,5 @@ pub(super) const PAGE_BYTES: u64 = 4096;
 /// Bytes of an f32.
 pub(super) const F32_BYTES: u64 = 4;
 
-/// Bytes of an entry of the page cache, about: a page of rows without chunks. Chunks are of like size; no file is opened here.
-pub const ENTRY_BYTES: u64 = 512 << 10;
 /// `block`: windows of pages that the cache should hold, for those of all loader threads and ranks and of batches ahead.
 pub const WINDOWS_HELD: u64 = 4;

@@ -1,31 +1,34 @@
 #![doc = include_str!("README.md")]
 //!
-//! `topology` decides ranks and batch, `task` sizes of model and samples, `budget` weighs the lines, `suggest` finds what
-//! would fit, `table` prints.
+//! `topology` decides ranks and batch, `budget` adds up the lines (`passes`, `model`, `page_cache`), `suggest` finds what would
+//! fit, `table` prints. Sizes of a task's model and data are measured by `rank describe` and come in as [`Measured`]: no task
+//! is named here.
 
 mod budget;
 mod constants;
-pub mod deblur;
-pub mod emg;
 mod error;
+mod model;
+mod page_cache;
+mod passes;
+mod shapes;
+mod sizes;
 mod smaller;
 mod suggest;
 mod table;
-mod task;
 #[cfg(test)]
 mod tests;
 mod topology;
-mod vrt;
 
 pub use constants::{CUDA_TRAINS, DIRECTORY_ENTRY_BYTES};
 pub use error::PlanError;
+pub use shapes::Shape;
 pub use smaller::{Smaller, smaller};
 pub use suggest::{Change, Suggestion};
 pub use table::bytes_text;
 pub use topology::{choose_device, node_share};
 
 use crate::config::{Config, DeviceChoice};
-use crate::contract::{CacheMode, DatasetFacts, Device, LineId, Machine};
+use crate::contract::{CacheMode, Device, LineId, Machine, Measured};
 use serde::{Deserialize, Serialize};
 
 /// What the command line asks for. Absent: decided by config and machine.
@@ -65,30 +68,43 @@ impl Default for Request {
 /// # Errors
 /// A device is missing (`strict`), the lines do not fit (with the smallest single changes that do), or the config asks
 /// for the impossible.
-pub fn plan(config: &Config, machine: &Machine, dataset: &DatasetFacts, request: &Request) -> Result<Plan, PlanError> {
-    let draft = draft(config, machine, dataset, request)?;
+pub fn plan(config: &Config, machine: &Machine, measured: &Measured, request: &Request) -> Result<Plan, PlanError> {
+    let draft = draft(config, machine, measured, request)?;
     let need_bytes = draft.budget.need_bytes();
     if need_bytes > draft.budget.total_bytes {
-        let suggestions = suggest::all(config, machine, dataset, request, &draft);
+        let suggestions = suggest::all(config, machine, measured, request, &draft);
         return Err(PlanError::does_not_fit(draft, suggestions));
     }
     match &draft.budget.gpu {
         Some(gpu) if gpu.need_bytes() > gpu.total_bytes => {
-            let suggestions = suggest::all(config, machine, dataset, request, &draft);
+            let suggestions = suggest::all(config, machine, measured, request, &draft);
             Err(PlanError::gpu_does_not_fit(gpu, suggestions))
         }
         _ => Ok(draft),
     }
 }
 
+/// Bytes that Headroom may use of `machine`: `memory.budget` of the smaller of physical memory and cgroup limit.
+///
+/// # Errors
+/// The budget is none that this machine can give.
+pub fn budget_bytes(config: &Config, machine: &Machine) -> Result<u64, PlanError> {
+    Ok(budget::total(config, machine)?.0)
+}
+
+/// Device on which ranks train.
+pub fn device_of(config: &Config, machine: &Machine, request: &Request) -> Device {
+    topology::device_of(config, machine, request)
+}
+
 /// A plan with all its lines, whether or not they fit.
-fn draft(config: &Config, machine: &Machine, dataset: &DatasetFacts, request: &Request) -> Result<Plan, PlanError> {
+fn draft(config: &Config, machine: &Machine, measured: &Measured, request: &Request) -> Result<Plan, PlanError> {
     let mut notes = Vec::new();
     let topology = topology::topology(config, machine, request, &mut notes)?;
     let batch = topology::batch(config, request, &topology)?;
-    let loader = topology::loader(config, machine, &topology, &mut notes)?;
+    let loader = topology::loader(config, machine, measured, &topology, &mut notes)?;
     let mut plan = Plan { topology, batch, loader, budget: BudgetPlan::default(), notes, data: Vec::new() };
-    plan.budget = budget::budget(config, machine, dataset, &mut plan)?;
+    plan.budget = budget::budget(config, machine, measured, &mut plan)?;
     Ok(plan)
 }
 

@@ -3,7 +3,7 @@
 use super::suggest::Change;
 use super::{Plan, PlanError, Request, plan, table::bytes_text};
 use crate::config::{CachePolicy, Config};
-use crate::contract::{DatasetFacts, Machine};
+use crate::contract::{Machine, Measured};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -24,7 +24,7 @@ pub struct Smaller {
 pub fn smaller(
     config: &Config,
     machine: &Machine,
-    dataset: &DatasetFacts,
+    measured: &Measured,
     request: &Request,
     now: &Plan,
 ) -> Result<Option<Smaller>, PlanError> {
@@ -64,7 +64,7 @@ pub fn smaller(
     if changes.is_empty() {
         return Ok(None);
     }
-    let plan = plan(&config, machine, dataset, &request)?;
+    let plan = plan(&config, machine, measured, &request)?;
     Ok(Some(Smaller { config, plan, changes }))
 }
 
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_restart_needs_less_and_keeps_the_global_batch() {
-        let dataset = DatasetFacts { exists: true, files: 4, bytes: 2 << 30, ..DatasetFacts::default() };
+        let dataset = crate::plan::tests::with_data(&Config::default(), 2 << 30);
         let (mut config, request) = (Config::default(), Request { ranks: Some(2), ..Request::default() });
         config.train.num_workers = Some(4);
         let mut now = plan(&config, &machine(), &dataset, &request).unwrap();

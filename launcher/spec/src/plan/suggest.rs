@@ -4,7 +4,7 @@ use super::constants::MIB;
 use super::table::bytes_text;
 use super::{Plan, Request, draft, fits};
 use crate::config::{Budget, Config};
-use crate::contract::{DatasetFacts, Machine};
+use crate::contract::{Machine, Measured};
 use std::fmt;
 
 /// One change that fits on its own.
@@ -90,11 +90,11 @@ const TRIED_ONE_BY_ONE: u64 = 2048;
 pub(super) fn all(
     config: &Config,
     machine: &Machine,
-    dataset: &DatasetFacts,
+    measured: &Measured,
     request: &Request,
     refused: &Plan,
 ) -> Vec<Suggestion> {
-    let search = Search { config, machine, dataset, request };
+    let search = Search { config, machine, measured, request };
     let batch = config.train.batch_size as u64;
     let lower = [
         (Change::Microbatch, refused.batch.micro_batch as u64, 1),
@@ -114,7 +114,7 @@ pub(super) fn all(
 struct Search<'a> {
     config: &'a Config,
     machine: &'a Machine,
-    dataset: &'a DatasetFacts,
+    measured: &'a Measured,
     request: &'a Request,
 }
 
@@ -123,7 +123,7 @@ impl Search<'_> {
     fn need(&self, change: Change, value: u64) -> Option<u64> {
         let (mut config, mut request) = (self.config.clone(), self.request.clone());
         change.apply(value, &mut config, &mut request);
-        let plan = draft(&config, self.machine, self.dataset, &request).ok()?;
+        let plan = draft(&config, self.machine, self.measured, &request).ok()?;
         fits(&plan).then(|| plan.budget.least_bytes())
     }
 

@@ -1,10 +1,9 @@
 //! Ranks, devices, batch and loader threads, and what to do when less is there than was asked for.
 
 use super::constants::{CUDA_TRAINS, EXTRA_SLOTS, LOADER_THREADS_PER_RANK};
-use super::task::chunk_cache_bytes;
 use super::{BatchPlan, LoaderPlan, NodeShare, PlanError, Request, Topology};
 use crate::config::{Config, DeviceChoice};
-use crate::contract::{Device, Machine};
+use crate::contract::{Device, Machine, Measured};
 
 /// Device that a run with this choice trains on here. Needed before the config is resolved, to pick its device profile.
 pub fn choose_device(choice: DeviceChoice, machine: &Machine) -> Device {
@@ -14,6 +13,11 @@ pub fn choose_device(choice: DeviceChoice, machine: &Machine) -> Device {
 fn device(choice: DeviceChoice, machine: &Machine, cuda_trains: bool) -> Device {
     let possible = cuda_trains && !machine.gpus.is_empty();
     if possible && choice != DeviceChoice::Cpu { Device::Cuda } else { Device::Cpu }
+}
+
+/// Device on which ranks of this request train.
+pub(super) fn device_of(config: &Config, machine: &Machine, request: &Request) -> Device {
+    device(choice(config, request), machine, CUDA_TRAINS)
 }
 
 /// The command line's device wins over the config's.
@@ -220,6 +224,7 @@ pub(super) fn batch(config: &Config, request: &Request, topology: &Topology) -> 
 pub(super) fn loader(
     config: &Config,
     machine: &Machine,
+    measured: &Measured,
     topology: &Topology,
     notes: &mut Vec<String>,
 ) -> Result<LoaderPlan, PlanError> {
@@ -236,7 +241,9 @@ pub(super) fn loader(
     let slots = slots.and_then(|slots| slots.checked_add(EXTRA_SLOTS)).and_then(|slots| usize::try_from(slots).ok());
     let overflow =
         PlanError::Overflow { what: "the number of batch slots", keys: "train.prefetch_factor and train.num_workers" };
-    Ok(LoaderPlan { threads, slots: slots.ok_or(overflow)?, chunk_cache_bytes: chunk_cache_bytes(config) })
+    // Only a data set of chunks keeps any.
+    let chunk_cache_bytes = if measured.data.chunk_bytes.is_some() { config.data.chunk_cache_size } else { 0 };
+    Ok(LoaderPlan { threads, slots: slots.ok_or(overflow)?, chunk_cache_bytes })
 }
 
 #[cfg(test)]

@@ -567,13 +567,13 @@ fn pieces_cover_their_windows_and_are_offered_by_their_next_use() {
             .collect();
         wanted.sort_unstable();
         assert_eq!(
-            offers.iter().map(|offer| offer.next_use).collect::<Vec<_>>(),
+            offers.iter().map(|offer| offer.item.next_use).collect::<Vec<_>>(),
             wanted.iter().map(|w| w.0).collect::<Vec<_>>()
         );
         for (offer, (next_use, index)) in offers.iter().zip(wanted) {
             let piece = pieces.of(index, reader).find(|piece| piece.chunk == 7).unwrap();
-            assert_eq!((offer.key, offer.due), (piece.key, next_use <= due));
-            assert_eq!(offer.bytes as usize, piece.rows.len() * reader.tables()[0].used_row_bytes());
+            assert_eq!((offer.item.key, offer.due), (piece.key, next_use <= due));
+            assert_eq!(offer.item.bytes as usize, piece.rows.len() * reader.tables()[0].used_row_bytes());
         }
     };
     check(300, 309);

@@ -1,0 +1,128 @@
+//! Lines that the model and its batches decide: weights, passes, batch slots, copies for a checkpoint.
+
+use super::constants::*;
+use super::passes::{Taken, slot_bytes};
+use super::sizes::{OVERFLOW, once, per_rank, product, sum, times};
+use super::table::{bytes_text, count, grouped};
+use super::{BudgetLine, Plan, PlanError};
+use crate::config::{Config, OptimizerKind};
+use crate::contract::{LineId, ModelSizes, Passes};
+
+/// What a model weighs, and what the config adds to each of its parameters.
+pub(super) struct ModelLines<'a> {
+    model: &'a ModelSizes,
+    /// Optimizer moments per parameter.
+    moments: u64,
+    ema: u64,
+}
+
+impl<'a> ModelLines<'a> {
+    pub fn new(config: &Config, model: &'a ModelSizes) -> Self {
+        let moments = match config.train.optimizer {
+            OptimizerKind::Adam | OptimizerKind::Adamw => 2,
+            OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
+        };
+        Self { model, moments, ema: u64::from(config.train.ema_decay.is_some()) }
+    }
+
+    /// Weights, gradients, moments and moving average, all f32.
+    pub fn state(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
+        let copies = 2 + self.moments + self.ema;
+        let bytes = product(&[self.model.parameters, F32_BYTES, copies])?;
+        let ema = if self.ema > 0 { " + EMA" } else { "" };
+        let formula = format!(
+            "{} parameters × 4 B × {copies} (weights + gradients + {} moments{ema})",
+            grouped(self.model.parameters),
+            self.moments
+        );
+        per_rank(LineId::ModelState, bytes, ranks, formula)
+    }
+
+    /// A step of training and a batch of evaluation.
+    fn passes(&self, draft: &Plan) -> Result<[Taken; 2], PlanError> {
+        let of = |passes: &Passes, samples| Taken::of(self.model, passes, samples);
+        Ok([of(&self.model.train, draft.batch.micro_batch)?, of(&self.model.val, draft.batch.val_batch)?])
+    }
+
+    /// The words on the larger one of training and evaluation.
+    fn formula(&self, larger: &Taken, is_training: bool) -> String {
+        let one = if is_training { "sample" } else { "validation sample" };
+        let mut text = format!("{} × {}", count(larger.samples as usize, one), bytes_text(larger.each));
+        let fixed = larger.fixed();
+        if fixed > 0 {
+            text += &format!(" + {} whatever the batch", bytes_text(fixed));
+        }
+        let passes = if is_training { &self.model.train } else { &self.model.val };
+        match passes.seen.last() {
+            None => text + ", assumed: not measured",
+            Some(_) if self.model.enlarged > 1.0 => {
+                text + &format!(", measured with samples of 1/{:.1} the size", self.model.enlarged)
+            }
+            Some(_) => text,
+        }
+    }
+
+    /// What tensors of a pass hold at once on a CPU: the larger of training and evaluation, which keeps nothing for the
+    /// backward pass. And what the heap takes beside them: pieces that fit nothing, and what libraries keep from the first
+    /// step on.
+    pub fn activations(&self, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
+        let [training, validation] = self.passes(draft)?;
+        let is_training = training.tensors >= validation.tensors;
+        let held = if is_training { training } else { validation };
+        let activations = per_rank(LineId::Activations, held.tensors, ranks, self.formula(&held, is_training))?;
+        let further = (draft.topology.threads_per_rank as u64).saturating_sub(self.model.threads.max(1));
+        let total = times(training.total, TRAIN_HEAP)?.max(times(validation.total, VAL_HEAP)?);
+        let beside = total.saturating_sub(held.tensors);
+        let heap = sum(&[beside, STEP_CPU_BYTES, product(&[further, STEP_CPU_PER_THREAD_BYTES])?])?;
+        // How tensors of one step after the other fall into place differs from run to run.
+        let formula = "pieces between tensors, and what libraries keep; a bound".to_owned();
+        Ok([activations, per_rank(LineId::Heap, heap, ranks, formula)?.bounded()])
+    }
+
+    /// The same on a device, with the pieces that its allocator keeps.
+    pub fn device_activations(&self, draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
+        let [training, validation] = self.passes(draft)?;
+        let is_training = training.total >= validation.total;
+        let held = if is_training { training } else { validation };
+        let formula = self.formula(&held, is_training);
+        if self.model.gpu.is_some() {
+            let kept = held.total.saturating_sub(held.tensors);
+            let formula = format!("{formula} + {} that the allocator keeps", bytes_text(kept));
+            return per_rank(LineId::Activations, held.total, ranks, formula);
+        }
+        let (numerator, denominator) = DEVICE_FACTOR;
+        let factor = numerator as f64 / denominator as f64;
+        let formula = format!("{formula}, × {factor} assumed, since measured without this device");
+        per_rank(LineId::Activations, times(held.tensors, DEVICE_FACTOR)?, ranks, formula)
+    }
+
+    /// Slots of the training and the validation loader; the latter keeps none ahead but one per thread.
+    pub fn staging(&self, config: &Config, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
+        let (batch, loader) = (&draft.batch, &draft.loader);
+        let val_slots = (loader.threads as u64).checked_add(EXTRA_SLOTS).ok_or(OVERFLOW)?;
+        let val_batch = match config.data.max_val_windows {
+            0 => batch.val_batch,
+            most => batch.val_batch.min(most),
+        };
+        let line = |name: LineId, slots: u64, samples: usize, passes: &Passes| {
+            let bytes = product(&[slots, slot_bytes(&passes.fields, samples as u64)?])?;
+            let sample = grouped(sum(&passes.fields)?);
+            per_rank(name, bytes, ranks, format!("{slots} slots × {} × {sample} B", count(samples, "sample")))
+        };
+        Ok([
+            line(LineId::StagingSlots, loader.slots as u64, batch.micro_batch, &self.model.train)?,
+            line(LineId::ValidationSlots, val_slots, val_batch, &self.model.val)?,
+        ])
+    }
+
+    /// Rank 0 copies what it saves, so that training continues while a thread writes. Gradients are not saved.
+    pub fn checkpoint(&self) -> Result<BudgetLine, PlanError> {
+        let copies = 1 + self.moments + self.ema;
+        let bytes = product(&[self.model.parameters, F32_BYTES, copies])?;
+        // Names and places of all tensors: a few KiB, and more where there are many small ones.
+        let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
+        let formula =
+            format!("rank 0: {} parameters × 4 B × {copies}, and their names", grouped(self.model.parameters));
+        Ok(once(LineId::CheckpointStaging, sum(&[bytes, names])?, formula))
+    }
+}

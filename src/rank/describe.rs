@@ -1,0 +1,334 @@
+//! `rank describe`: sizes of a task's model and data for a plan, measured by running passes on made-up samples.
+//!
+//! ```text
+//! outline of the data ─► model ─► passes of 1, 2, … samples: training, evaluation ─► one line of JSON per stage
+//! ```
+//! A launcher starts it before it plans, ends it when its time is up, and reads the last whole line. Large samples are measured
+//! in smaller versions first ([`crate::task::Task::shrunk`]), so that a line is there even where the real ones are too much.
+
+mod gauge;
+mod pages;
+
+use super::RankError;
+use super::train::named;
+use crate::data::FieldSpec;
+use crate::task::outline::{Outline, made_up};
+use crate::task::{self, Task};
+use crate::torch::{TorchError, count_tensors, device};
+use crate::train::{Rehearsal, TrainError};
+use gauge::{Gauge, Limits};
+use spec::config::Config;
+use spec::contract::{FileStamp, GpuSizes, Measured, ModelSizes, Pass, VERSION};
+use spec::job::DescribeJob;
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tch::{Device, nn};
+
+/// Numbers of samples that are measured. The first two always are, within the limits; the others where they are cheap.
+const SAMPLES: [u64; 4] = [1, 2, 8, 32];
+/// Elements of a sample above which a smaller version is measured first.
+const LARGE_ELEMENTS: u64 = 128 << 10;
+
+/// One version of the samples: the config with which they have their size, and how many times larger real ones are.
+struct Level {
+    config: Config,
+    outline: Outline,
+    enlarged: f64,
+}
+
+/// Reads the job on standard input and answers on standard output.
+///
+/// # Errors
+/// No job, or a model that cannot be built at all. That a limit was reached is no error: the answer says so.
+pub fn run() -> Result<(), RankError> {
+    let began = Instant::now();
+    let job = read_job()?;
+    count_tensors();
+    let on = ready(&job)?;
+    let task = task::find(&job.config.task).map_err(RankError::Usage)?;
+    let mut answer = Measured { library: library(), ..Measured::default() };
+    let levels = levels(task, &job.config)?;
+    let real = &levels[0];
+    answer.data = real.outline.sizes.clone();
+    answer.model = ModelSizes {
+        device: job.device.as_ref().map_or_else(|| "cpu".into(), |gpu| gpu.name.clone()),
+        threads: job.threads as u64,
+        enlarged: 1.0,
+        short: Some("the model was not built in time".into()),
+        ..ModelSizes::default()
+    };
+    answer.model.train.fields = bytes_of(real.outline.datasets.train.fields())?;
+    answer.model.val.fields = bytes_of(real.outline.datasets.val.fields())?;
+    if let Some(known) = job.known.filter(|known| is_alike(&known.model, &answer.model)) {
+        answer.model = known.model;
+        return tell(&answer);
+    }
+    tell(&answer)?;
+    // As in training: a CUDA graph cannot be recorded on the default stream.
+    let _stream = super::device::own_stream(on)?;
+    let limits = Limits::new(began, job.limit_s, job.limit_bytes, on)?;
+    measure_all(task, &levels, (on, &limits), &mut answer)?;
+    if let Some(gpu) = job.device {
+        answer.model.gpu = gpu_sizes(on, gpu.memory_free_bytes);
+    }
+    tell(&answer)
+}
+
+fn read_job() -> Result<DescribeJob, RankError> {
+    let mut text = String::new();
+    let refused = |problem: String| RankError::Usage(format!("rank describe, the job on standard input: {problem}"));
+    std::io::stdin().read_to_string(&mut text).map_err(|e| refused(e.to_string()))?;
+    let job: DescribeJob = serde_json::from_str(&text).map_err(|e| refused(e.to_string()))?;
+    if job.version != VERSION {
+        return Err(refused(format!("written by a launcher of contract {}, this rank speaks {VERSION}", job.version)));
+    }
+    Ok(job)
+}
+
+/// Readies the device. Before any tensor is made: libtorch asks once whether there is CUDA.
+fn ready(job: &DescribeJob) -> Result<Device, RankError> {
+    let threads = job.threads.clamp(1, usize::from(u16::MAX)) as u16;
+    let on = match &job.device {
+        None => Device::Cpu,
+        Some(gpu) => {
+            let index = gpu.index as usize;
+            device::load_cuda().and_then(|()| device::set_device(index)).map_err(TrainError::from)?;
+            Device::Cuda(index)
+        }
+    };
+    crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
+    Ok(on)
+}
+
+fn library() -> Option<FileStamp> {
+    let path = device::libtorch_folder()?.join("libtorch_cpu.so");
+    let file = std::fs::metadata(&path).ok()?;
+    let modified_ns = u64::try_from(file.mtime()).ok()?.checked_mul(1_000_000_000)? + file.mtime_nsec() as u64;
+    Some(FileStamp { path: path.display().to_string(), bytes: file.len(), modified_ns })
+}
+
+/// Writes one line of the answer.
+fn tell(answer: &Measured) -> Result<(), RankError> {
+    let io = |e: std::io::Error| RankError::system("rank describe, its answer", e);
+    let mut line = serde_json::to_vec(answer).map_err(|e| io(e.into()))?;
+    line.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    out.write_all(&line).and_then(|()| out.flush()).map_err(io)
+}
+
+/// Real samples first, then ever smaller ones.
+fn levels(task: &dyn Task, config: &Config) -> Result<Vec<Level>, RankError> {
+    let index: PathBuf = config.log.runs_dir.join(".index");
+    let level = |config: Config, enlarged| -> Result<Level, RankError> {
+        let outline = task.outline(&config, &index)?;
+        Ok(Level { config, outline, enlarged })
+    };
+    let mut levels = vec![level(config.clone(), 1.0)?];
+    while let Some(last) = levels.last() {
+        let elements: u64 = elements(last.outline.datasets.train.fields())?;
+        let Some((smaller, factor)) = (elements > LARGE_ELEMENTS).then(|| task.shrunk(&last.config)).flatten() else {
+            break;
+        };
+        let enlarged = last.enlarged * factor;
+        levels.push(level(smaller, enlarged)?);
+    }
+    Ok(levels)
+}
+
+fn bytes_of(fields: &[FieldSpec]) -> Result<Vec<u64>, RankError> {
+    let bytes = |field: &FieldSpec| elements_of(field).and_then(|n| n.checked_mul(field.dtype.bytes() as u64));
+    fields.iter().map(|field| bytes(field).ok_or_else(|| absurd(field))).collect()
+}
+
+fn elements(fields: &[FieldSpec]) -> Result<u64, RankError> {
+    let add = |sum: u64, field| sum.checked_add(elements_of(field)?);
+    fields.iter().try_fold(0, add).ok_or_else(|| absurd(&fields[0]))
+}
+
+fn elements_of(field: &FieldSpec) -> Option<u64> {
+    field.shape.iter().try_fold(1u64, |n, side| n.checked_mul(*side as u64)).filter(|n| *n < 1 << 56)
+}
+
+fn absurd(field: &FieldSpec) -> RankError {
+    RankError::NoRoom(format!(
+        "a sample's {} of shape {:?} is beyond any machine: the number of bytes overflows; check the sizes of samples in \
+         the config",
+        field.name, field.shape
+    ))
+}
+
+/// Whether passes of a `known` model are those of this one.
+fn is_alike(known: &ModelSizes, here: &ModelSizes) -> bool {
+    let fields = |model: &ModelSizes| [model.train.fields.clone(), model.val.fields.clone()];
+    known.device == here.device && known.short.is_none() && fields(known) == fields(here)
+}
+
+/// Measures the smallest samples first and goes on to larger ones while the limits allow it.
+fn measure_all(
+    task: &dyn Task,
+    levels: &[Level],
+    (on, limits): (Device, &Limits),
+    answer: &mut Measured,
+) -> Result<(), RankError> {
+    let mut before: Option<(f64, Pass, f64)> = None;
+    for level in levels.iter().rev() {
+        if let Some((enlarged, pass, seconds)) = before {
+            let ratio = enlarged / level.enlarged;
+            if let Some(why) = limits.forbid(pass.tensor_bytes as f64 * ratio, seconds * ratio) {
+                answer.model.short = Some(format!("{why} with samples of their real size"));
+                return Ok(());
+            }
+        }
+        let stage = Stage { task, level, on, limits };
+        match stage.measure(answer) {
+            Ok(seconds) => {
+                let Some(last) = answer.model.train.seen.first() else { return Ok(()) };
+                before = Some((level.enlarged, *last, seconds));
+                tell(answer)?;
+            }
+            Err(error) if is_short(&error) => {
+                let why = format!("memory ran out within the limit of {} MiB", limits.bytes() >> 20);
+                let known = before.map_or("", |_| " with samples of their real size");
+                answer.model.short = Some(format!("{why}{known}"));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn is_short(error: &RankError) -> bool {
+    matches!(error, RankError::Train(TrainError::Torch(TorchError::OutOfMemory { .. })))
+}
+
+/// One size of samples to measure with.
+struct Stage<'a> {
+    task: &'a dyn Task,
+    level: &'a Level,
+    on: Device,
+    limits: &'a Limits,
+}
+
+impl Stage<'_> {
+    /// Builds the model and runs passes; seconds that the first pair of passes took.
+    fn measure(&self, answer: &mut Measured) -> Result<f64, RankError> {
+        let Level { config, outline, enlarged } = self.level;
+        let mut vs = nn::VarStore::new(self.on);
+        let built = crate::torch::catch_out_of_memory(|| self.task.model(config, &outline.datasets, &vs.root()));
+        let model = built.map_err(TrainError::from)??;
+        let params = named(&mut vs);
+        let parameters: u64 = params.iter().map(|(_, tensor)| tensor.numel() as u64).sum();
+        let found = &mut answer.model;
+        (found.parameters, found.short) = (parameters, Some("no pass was made in time".into()));
+        tell(answer)?;
+        let metrics = self.task.metrics(config, &outline.datasets)?;
+        let mut rehearsal = Rehearsal::new(config, model.as_ref(), params, metrics, self.on)?;
+        let gauge = Gauge::start(self.on, parameters * 4 * 2);
+        let mut seen = Seen::default();
+        let (seconds, cut) = self.passes(&mut rehearsal, &gauge, &mut seen)?;
+        let found = &mut answer.model;
+        (found.train.seen, found.val.seen) = (seen.train, seen.val);
+        (found.enlarged, found.short) = (*enlarged, cut);
+        if self.on == Device::Cpu {
+            found.runtime_bytes = gauge.runtime_bytes();
+            found.library_bytes = pages::library_bytes(Path::new("/proc/self"));
+        }
+        Ok(seconds)
+    }
+
+    /// Passes of every number of samples that is allowed; seconds of the first pair, and why there are fewer than two.
+    fn passes(
+        &self,
+        rehearsal: &mut Rehearsal,
+        gauge: &Gauge,
+        seen: &mut Seen,
+    ) -> Result<(f64, Option<String>), RankError> {
+        let mut first_s = 0.0;
+        for samples in SAMPLES {
+            let (began, computed_s) = (Instant::now(), gauge::computed_s());
+            if let Some(last) = seen.train.last() {
+                let ratio = samples as f64 / last.samples as f64;
+                let (bytes, seconds) = (last.tensor_bytes as f64 * ratio, seen.last_s * ratio);
+                if samples > 2 && self.limits.is_dear(bytes, seen.computed_s * ratio) {
+                    break;
+                }
+                // The plan then takes all of one sample's bytes as growing with the samples.
+                if samples == 2 && gauge::is_slow(seen.computed_s * ratio) {
+                    break;
+                }
+                if let Some(why) = self.limits.forbid(bytes, seconds) {
+                    let cut = (samples == 2).then(|| format!("{why} with more than 1 sample"));
+                    return Ok((first_s, cut));
+                }
+            }
+            self.pair(rehearsal, gauge, samples, seen)?;
+            (seen.last_s, seen.computed_s) = (began.elapsed().as_secs_f64(), gauge::computed_s() - computed_s);
+            if samples == 1 {
+                first_s = seen.last_s;
+            }
+        }
+        Ok((first_s, None))
+    }
+
+    /// A training pass and one of evaluation.
+    fn pair(&self, rehearsal: &mut Rehearsal, gauge: &Gauge, samples: u64, seen: &mut Seen) -> Result<(), RankError> {
+        let sets = &self.level.outline.datasets;
+        let of = |fields: &[FieldSpec]| Rehearsal::batch(|| made_up(fields, samples as usize, self.on));
+        let computed_s = gauge::computed_s();
+        if samples == 1 {
+            // Gradients are put in the order in which they come after the first pass, and libraries make their kernels.
+            gauge.begin(true);
+            rehearsal.train(&of(sets.train.fields())?)?;
+            let first = gauge.end(samples);
+            if gauge::is_slow(4.0 * (gauge::computed_s() - computed_s)) {
+                seen.train.push(first);
+            }
+        }
+        if seen.train.last().is_none_or(|last| last.samples < samples) {
+            self.train_once(rehearsal, gauge, samples, seen)?;
+        }
+        // The heap stays as the training pass left it.
+        gauge.begin(false);
+        rehearsal.evaluate(&of(sets.val.fields())?)?;
+        seen.val.push(gauge.end(samples));
+        Ok(())
+    }
+
+    fn train_once(
+        &self,
+        rehearsal: &mut Rehearsal,
+        gauge: &Gauge,
+        samples: u64,
+        seen: &mut Seen,
+    ) -> Result<(), RankError> {
+        let fields = self.level.outline.datasets.train.fields();
+        gauge.begin(true);
+        let batch = Rehearsal::batch(|| made_up(fields, samples as usize, self.on))?;
+        rehearsal.train(&batch)?;
+        let _graph = rehearsal.record(&batch);
+        seen.train.push(gauge.end(samples));
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    train: Vec<Pass>,
+    val: Vec<Pass>,
+    /// Seconds of the last pair of passes, by the clock and of all threads.
+    last_s: f64,
+    computed_s: f64,
+}
+
+/// What CUDA takes beside tensors: `free_before` bytes of the device were free before this process began.
+fn gpu_sizes(on: Device, free_before: u64) -> Option<GpuSizes> {
+    let Device::Cuda(index) = on else { return None };
+    let (stats, (free, _)) = (device::device_stats(index).ok()?, device::device_memory(index).ok()?);
+    Some(GpuSizes {
+        context_bytes: free_before.saturating_sub(free).saturating_sub(stats.reserved_bytes),
+        host_bytes: gauge::own_bytes(),
+    })
+}

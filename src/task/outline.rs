@@ -1,0 +1,109 @@
+//! Data sets without their samples: shapes and sizes, for a plan.
+
+use super::{Batch, Datasets, Team};
+use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
+use spec::contract::{CacheMode, DataSizes};
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
+
+/// Bytes that a loader thread has in hand at the least while it decodes. Source: chunks of the sample files, raw and decoded,
+/// are 1 MiB together; larger ones are read all the same.
+pub const SCRATCH_BYTES: u64 = 4 << 20;
+
+/// Shapes of a task's samples, and sizes of its data set.
+pub struct Outline {
+    /// What [`super::Task::model`] and [`super::Task::metrics`] are built for. Nothing is read from them.
+    pub datasets: Datasets,
+    pub sizes: DataSizes,
+}
+
+impl Outline {
+    /// For samples of these fields in training, and in evaluation.
+    pub fn new(train: Vec<FieldSpec>, val: Vec<FieldSpec>, sizes: DataSizes) -> Self {
+        let [train, val, test] =
+            [train, val.clone(), val].map(|fields| -> Arc<dyn Dataset> { Arc::new(Shapes(fields)) });
+        Self { datasets: Datasets::new(train, val, test), sizes }
+    }
+
+    /// Of data sets that are open: each sample counts as an entry of the page cache.
+    pub fn of_open(datasets: Datasets) -> Self {
+        let bytes = |data: &dyn Dataset| data.fields().iter().map(|field| field.sample_bytes() as u64).sum::<u64>();
+        let sample = bytes(datasets.train.as_ref());
+        let all = [&datasets.train, &datasets.val, &datasets.test];
+        let useful_bytes = all.iter().map(|data| bytes(data.as_ref()).saturating_mul(data.len() as u64)).sum();
+        let samples: usize = all.iter().map(|data| data.len()).sum();
+        let sizes = DataSizes {
+            entry_bytes: [sample; 2],
+            scratch_bytes: sample.max(SCRATCH_BYTES),
+            useful_bytes,
+            useful: format!("{samples} samples of {sample} B"),
+            auto_policy: CacheMode::Pin,
+            ..DataSizes::default()
+        };
+        Self { datasets, sizes }
+    }
+}
+
+impl Team<'_> {
+    /// A team of one rank without a page cache.
+    pub fn alone() -> Team<'static> {
+        Team { rank: 0, world_size: 1, gather: &|bytes: &[u8]| Ok(vec![bytes.to_vec()]), cache: None, kept: None }
+    }
+}
+
+/// A batch of `samples` made-up samples: numbers between 0 and 1, random bytes, zeros for whole numbers.
+///
+/// # Errors
+/// There is no memory for it.
+pub fn made_up(fields: &[FieldSpec], samples: usize, device: Device) -> Result<Batch, tch::TchError> {
+    let tensor = |field: &FieldSpec| {
+        let shape: Vec<i64> = std::iter::once(samples).chain(field.shape.iter().copied()).map(|n| n as i64).collect();
+        match field.dtype {
+            Dtype::U8 => Tensor::f_randint(256, &shape, (Kind::Uint8, device)),
+            Dtype::F32 => Tensor::f_rand(&shape, (Kind::Float, device)),
+            Dtype::I64 => Tensor::f_zeros(&shape, (Kind::Int64, device)),
+        }
+    };
+    Ok(Batch {
+        fields: fields.iter().map(tensor).collect::<Result<_, _>>()?,
+        sample_ids: (0..samples as u64).collect(),
+    })
+}
+
+/// Fields without samples.
+struct Shapes(Vec<FieldSpec>);
+
+impl Dataset for Shapes {
+    fn len(&self) -> usize {
+        0
+    }
+
+    fn fields(&self) -> &[FieldSpec] {
+        &self.0
+    }
+
+    fn read(&self, request: ReadRequest, _: &mut [&mut [u8]], _: &mut Scratch) -> Result<(), DataError> {
+        Err(DataError::NothingUsable(format!("sample {} of an outline, which has none", request.index)))
+    }
+
+    fn describe(&self, index: usize) -> String {
+        format!("sample {index} of an outline")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_batches_have_the_shapes_and_types_of_their_fields() {
+        let field = |name, shape: &[usize], dtype| FieldSpec { name, shape: shape.to_vec(), dtype };
+        let fields = [field("x", &[3, 2], Dtype::F32), field("y", &[5], Dtype::U8), field("label", &[], Dtype::I64)];
+        let batch = made_up(&fields, 4, Device::Cpu).unwrap();
+        let shapes: Vec<Vec<i64>> = batch.fields.iter().map(Tensor::size).collect();
+        assert_eq!(shapes, [vec![4, 3, 2], vec![4, 5], vec![4]]);
+        let kinds: Vec<Kind> = batch.fields.iter().map(Tensor::kind).collect();
+        assert_eq!(kinds, [Kind::Float, Kind::Uint8, Kind::Int64]);
+        assert_eq!(batch.len(), 4);
+    }
+}

@@ -1,0 +1,105 @@
+//! Passes of a model on made-up batches, as a step and an evaluation run them: for measuring what they take.
+
+use super::ddp::{Ddp, DdpOptions};
+use super::scaler::tch_error;
+use super::{TrainError, amp};
+use crate::comm::Solo;
+use crate::task::{Batch, Metrics, Model};
+use crate::torch::graph::Graph;
+use crate::torch::{self, TorchError};
+use spec::config::{Config, CudaGraph};
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// A model with its gradients' buckets, without an optimizer.
+pub struct Rehearsal<'a> {
+    model: &'a dyn Model,
+    metrics: Box<dyn Metrics>,
+    /// Whether training counts its metrics.
+    online: bool,
+    ddp: Ddp,
+    /// Element type of autocast; `None`: off.
+    narrow: Option<Kind>,
+    /// Steps are recorded as a CUDA graph where that is possible.
+    records: bool,
+}
+
+impl<'a> Rehearsal<'a> {
+    /// Takes the trainable `params` over, as training does.
+    ///
+    /// # Errors
+    /// As [`Ddp::new`].
+    pub fn new(
+        config: &Config,
+        model: &'a dyn Model,
+        params: Vec<(String, Tensor)>,
+        metrics: Box<dyn Metrics>,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let options = DdpOptions { bucket_mb: config.ddp.bucket_mb, ..DdpOptions::default() };
+        let ddp = Ddp::new(params, Arc::new(Solo::new(device)), options)?;
+        let (narrow, _) = amp::narrow_kind(config.train.amp, device.is_cuda());
+        let records = device.is_cuda() && config.train.cuda_graph != CudaGraph::Off;
+        Ok(Self { model, metrics, online: config.train.compute_metrics_online, ddp, narrow, records })
+    }
+
+    /// Forward and backward pass of one micro-batch, and the reduction of its gradients.
+    ///
+    /// # Errors
+    /// [`TorchError::OutOfMemory`] where memory runs out.
+    pub fn train(&mut self, batch: &Batch) -> Result<(), TrainError> {
+        self.ddp.zero_grad()?;
+        self.ddp.set_sync(true);
+        caught(|| {
+            let output = amp::forward(self.model, batch, true, self.narrow)?;
+            let _value = output.loss.double_value(&[]);
+            if self.online {
+                self.metrics.update(batch, &output);
+            }
+            let scaled = output.loss * 1.0;
+            scaled.f_backward().map_err(|error| torch::error_of("backward", &error))
+        })?;
+        Ok(self.ddp.finish()?)
+    }
+
+    /// The pass of [`Rehearsal::train`] as a CUDA graph, whose pool of memory is apart from the allocator's; `None` where
+    /// steps are not recorded.
+    pub fn record(&mut self, batch: &Batch) -> Option<Graph> {
+        let work = || -> Result<(), TrainError> {
+            self.ddp.zero_grad()?;
+            self.ddp.set_sync(true);
+            caught(|| {
+                let output = amp::forward(self.model, batch, true, self.narrow)?;
+                output.loss.f_backward().map_err(|error| torch::error_of("backward", &error))
+            })?;
+            Ok(self.ddp.finish_on_device()?)
+        };
+        let made = self.records.then(|| Graph::record(work))?;
+        // What a failed recording took is not needed again.
+        made.inspect_err(|_| torch::release_caches()).ok().map(|(graph, ())| graph)
+    }
+
+    /// Forward pass of one batch of an evaluation, with its metrics.
+    ///
+    /// # Errors
+    /// As [`Rehearsal::train`].
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<(), TrainError> {
+        caught(|| {
+            let output = no_grad(|| amp::forward(self.model, batch, false, self.narrow))?;
+            self.metrics.update(batch, &output);
+            Ok(())
+        })
+    }
+
+    /// A batch from `make`, which fails as an allocator does where memory runs out.
+    ///
+    /// # Errors
+    /// As [`Rehearsal::train`].
+    pub fn batch(make: impl FnOnce() -> Result<Batch, tch::TchError>) -> Result<Batch, TrainError> {
+        make().map_err(tch_error).map_err(TrainError::from)
+    }
+}
+
+fn caught(pass: impl FnOnce() -> Result<(), TorchError>) -> Result<(), TrainError> {
+    Ok(torch::catch_out_of_memory(pass).and_then(|inner| inner)?)
+}
