@@ -617,12 +617,12 @@ fn without_summary(outcome: &Outcome, resumed_step: Option<u64>) -> Summary {
     let (failed, last) = (outcome.first_failure.is_some(), outcome.progress.as_ref());
     let (status, reason) = match outcome.stopped_by {
         _ if failed => (RunStatus::Failed, None),
+        _ if outcome.exit_code == exit::OK => (RunStatus::Finished, None),
         Some(signal) => {
             let moment =
                 if last.is_some() { "before its last checkpoint was written" } else { "before the first step" };
             (RunStatus::Stopped, Some(format!("stopped by {} {moment}", supervise::signal_name(signal))))
         }
-        None if outcome.exit_code == exit::OK => (RunStatus::Finished, None),
         None if outcome.exit_code == exit::STOPPED => (RunStatus::Stopped, None),
         None => (RunStatus::Failed, None),
     };
