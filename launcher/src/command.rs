@@ -76,7 +76,8 @@ impl Error {
             Error::RunDir(error) => error.exit_code(),
             Error::Data(_) | Error::Log(_) => exit::DATA,
             Error::Meet(_) | Error::Node { .. } => exit::COMM,
-            Error::Plot(_) => exit::INTERNAL,
+            Error::Plot(PlotError::Draw { .. }) => exit::INTERNAL,
+            Error::Plot(_) => exit::DATA,
             Error::Io { code, .. } | Error::Model { code, .. } => *code,
         }
     }
