@@ -149,7 +149,7 @@ fn a_file_that_may_not_grow_is_named_and_no_signal_ends_the_run() {
     let run = runs.run("grows");
     let size = |name: &str| run.path.join(name).metadata().map_or(0, |facts| facts.len());
     let full = || ["metrics.jsonl", "memory.rank0.jsonl", "rank0.log"].iter().any(|name| size(name) >= limit);
-    running.until("a full file", || full());
+    running.until("a full file", full);
     // Whatever the run does about its records, it is no death by SIGXFSZ, and the fault is named.
     let files = running.files();
     let says = |name: &str| fs::read_to_string(files.join(name)).is_ok_and(|text| text.contains("File too large"));

@@ -14,7 +14,10 @@ const EPERM: i32 = 1;
 const ENOSYS: i32 = 38;
 const CACHED: [&str; 2] = ["data.cache=pin", "data.cache_size_gb=0.00390625"];
 
-fn start(runs: &Runs, name: &str, refused: &[(&Call, i32)], words: &[&str]) -> Running {
+/// Calls, and the error that each ends with.
+type Refused<'a> = &'a [(&'a Call, i32)];
+
+fn start(runs: &Runs, name: &str, refused: Refused, words: &[&str]) -> Running {
     let mut command = runs.command(&[]);
     command.args(["--name", name, "--ranks", "2"]).args(words);
     sandboxed(&mut command, refused);
@@ -30,7 +33,7 @@ fn said(ended: &Ended, call: &Call) -> usize {
 fn a_run_without_these_calls_is_the_same_run_and_says_so_once() {
     let runs = Runs::new(&CACHED);
     let reference = runs.finish("reference", &["--ranks", "2"]);
-    let calls: [(&str, &[(&Call, i32)], [usize; 3]); 6] = [
+    let calls: [(&str, Refused, [usize; 3]); 6] = [
         ("pidfd", &[(&PIDFD_OPEN, ENOSYS)], [1, 0, 0]),
         ("memfd", &[(&MEMFD_CREATE, EPERM)], [0, 1, 0]),
         ("prctl", &[(&PRCTL, EPERM)], [0, 0, 1]),
