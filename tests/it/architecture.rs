@@ -50,6 +50,7 @@ const RANK: Rooms = &[
             "spec::config",
             "spec::plan",
             "spec::job",
+            "spec::task",
             "cache",
             "launcher::console",
             "launcher::journal",
