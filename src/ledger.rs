@@ -1,4 +1,4 @@
-//! What this rank holds, by the plan's lines: counted where it is allocated, so that the plan can be held against it.
+//! Memory of this rank by the plan's lines, counted where it is allocated, so that the plan can be compared with it.
 //!
 //! Architecture invariant: numbers alone. Nothing is decided by them.
 

@@ -333,7 +333,7 @@ pub struct BatchArgs {
     pub out: PathBuf,
 }
 
-/// What is to be done.
+/// Parsed command.
 #[derive(Clone, Debug)]
 pub enum Command {
     Train(RunArgs),

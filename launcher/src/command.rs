@@ -1,4 +1,4 @@
-//! What `launch` does, verb by verb: the other rooms joined. Errors are printed here, once.
+//! The verbs of `launch`: the other rooms joined. Errors are printed here, once.
 
 mod bench;
 mod early;
@@ -284,7 +284,7 @@ fn rank_command(words: &[OsString]) -> Result<std::process::Command, Error> {
     Ok(command)
 }
 
-/// Columns of the terminal, 80 where there is none.
+/// Columns of the terminal; 80 without a terminal.
 fn columns() -> usize {
     rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(40))
 }
@@ -360,7 +360,7 @@ fn open_folder(run: &RunArgs, ready: &Ready) -> Result<(RunDir, RunLock), Error>
     Ok((folder, lock))
 }
 
-/// What an attempt runs with: as asked for, or smaller after a kill for memory.
+/// Settings of an attempt: as asked for, or smaller after a kill for memory.
 struct Setup {
     config: Config,
     plan: Plan,
@@ -388,7 +388,10 @@ impl Setup {
         }
     }
 
-    /// What needs less; else why there is nothing.
+    /// Plan that needs less memory.
+    ///
+    /// # Errors
+    /// The reason why none can be made.
     fn smaller(&self, machine: &Machine, measured: &Measured, request: &Request) -> Result<plan::Smaller, String> {
         if request.nnodes > 1 {
             return Err("one of several nodes is not made smaller alone, since all have the same plan".into());
@@ -517,7 +520,7 @@ fn cache_spec(plan: &Plan) -> Option<CacheSpec> {
     (capacity_bytes > 0).then_some(CacheSpec { capacity_bytes, policy })
 }
 
-/// What libtorch wants of its surroundings, where the user has not said otherwise.
+/// Environment that suits libtorch, where the user has not set it.
 ///
 /// libtorch's own chatter is for its developers. A step's tensors are given back and asked for again in every step: the
 /// C library would hand the large ones to the kernel each time and get zeroed pages for them. With these thresholds
@@ -609,7 +612,7 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     }
     if outcome.exit_code == exit::STOPPED {
         let name = folder.name();
-        print::say(format_args!("stopped after a checkpoint; to go on, add: --name {name} --resume auto"));
+        print::say(format_args!("stopped after a checkpoint; to continue, add: --name {name} --resume auto"));
     }
 }
 

@@ -63,14 +63,14 @@ impl RunDirError {
 pub enum Resume {
     #[default]
     No,
-    /// The newest complete checkpoint of the named run, or of the newest run of the config. Starts afresh where there
-    /// is none, so that a job that is queued again after any kind of end needs no other command.
+    /// The newest complete checkpoint of the named run, or of the newest run of the config. Without one a new training
+    /// starts, so that a job that is queued again needs no other command.
     Auto,
     /// A run folder (its newest complete checkpoint) or a checkpoint folder.
     Path(PathBuf),
 }
 
-/// What decides on the folder.
+/// Inputs that decide on the folder.
 #[derive(Clone, Debug)]
 pub struct Ask<'a> {
     pub runs_dir: &'a Path,
@@ -212,7 +212,7 @@ pub fn newest_checkpoint(run_dir: &Path) -> Option<PathBuf> {
     complete.filter_map(|path| Some((step_of(&path)?, path))).max_by_key(|(step, _)| *step).map(|(_, path)| path)
 }
 
-/// Epochs that a checkpoint has behind it, their validations included; absent: it does not say.
+/// Epochs completed before the checkpoint, validations included. `None` means that it does not say.
 pub fn epochs_done(checkpoint: &Path) -> Option<u64> {
     let text = std::fs::read(checkpoint.join("state.json")).ok()?;
     let whole: serde_json::Value = serde_json::from_slice(&text).ok()?;
@@ -297,7 +297,7 @@ fn make_fresh(runs_dir: &Path, ask: &Ask) -> Result<PathBuf, RunDirError> {
     Ok(path)
 }
 
-/// Whether the folder was made; false: it was there.
+/// Creates the folder. Returns false if it existed.
 fn make(runs_dir: &Path, path: &Path) -> Result<bool, RunDirError> {
     std::fs::create_dir_all(runs_dir).map_err(|source| io_error("make", runs_dir, source))?;
     match std::fs::create_dir(path) {

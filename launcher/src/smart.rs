@@ -28,11 +28,11 @@ pub struct Target {
     pub metric: String,
     /// Higher is better.
     pub rises: bool,
-    /// Absent: only its progress counts.
+    /// `None` means that only its progress counts.
     pub value: Option<f64>,
 }
 
-/// What is to be done after a leg.
+/// Decision after a leg.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "decision", rename_all = "snake_case")]
 pub enum Decision {
@@ -141,7 +141,7 @@ impl Target {
         }
     }
 
-    /// Absent: fewer than two values.
+    /// `None` means fewer than two values.
     fn gain(&self, values: &[f64], window: usize) -> Option<f64> {
         let recent = &values[values.len().saturating_sub(window)..];
         (recent.len() >= 2).then_some(())?;
@@ -152,7 +152,7 @@ impl Target {
     }
 }
 
-/// Whether every named target is among the metrics of `records`, once there was a validation.
+/// Checks that every named target is among the metrics of `records`, once there was a validation.
 ///
 /// # Errors
 /// One is not: a loop that waits for it would train to the last epoch.
@@ -180,7 +180,7 @@ pub fn judge(config: &SmartConfig, targets: &[Target], records: &[MetricsRecord]
     let gains: Vec<Option<f64>> =
         targets.iter().zip(&all).map(|(target, values)| target.gain(values, config.window)).collect();
     let met = targets.iter().zip(&all).all(|(target, values)| target.is_met(values));
-    // What has one value so far cannot be called stuck; what has none says nothing.
+    // A metric with one value cannot be called stuck; one without values says nothing.
     let measured = || gains.iter().zip(&all).filter(|(_, values)| !values.is_empty());
     let goes_on = |gain: &Option<f64>| gain.is_none_or(|gain| gain > config.threshold);
     let progress = measured().next().is_none() || measured().any(|(gain, _)| goes_on(gain));
@@ -198,7 +198,7 @@ pub fn judge(config: &SmartConfig, targets: &[Target], records: &[MetricsRecord]
     Leg { epochs, values: named(last), gains: named(gains), decision }
 }
 
-/// What a leg came to, for people.
+/// Summary of a leg, for the user.
 pub fn said(language: Language, leg: &Leg) -> String {
     let zh = language == Language::Zh;
     let epochs = leg.epochs;

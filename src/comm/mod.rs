@@ -50,11 +50,11 @@ pub trait Collective: Send + Sync {
         let _ = exact;
         self.all_reduce_sum(tensor)
     }
-    /// Whether reductions that are not exact travel narrowed, so that exact ones must be begun apart.
+    /// True if inexact reductions travel narrowed, so that exact ones must be started apart.
     fn narrows(&self) -> bool {
         false
     }
-    /// What this thread's device stream is given from now on comes after all reductions begun. The host does not wait.
+    /// Orders later work of this thread's device stream after all reductions begun so far. The host does not wait.
     ///
     /// # Errors
     /// The collective was aborted.

@@ -32,11 +32,11 @@ use tch::{Device, Kind, Tensor};
 const PREFLIGHT_LIMIT: Duration = Duration::from_secs(120);
 /// Time that saying goodbye may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
-/// What to try when ranks cannot reach each other.
+/// Advice when ranks cannot reach each other.
 const HINTS: &str = "try NCCL_P2P_DISABLE=1 (GPUs that cannot reach each other), NCCL_SOCKET_IFNAME=<interface> (the wrong \
                      network), the same NCCL version on all nodes; NCCL_DEBUG=INFO tells more";
 
-/// What names one communicator: made by rank 0, the same on all ranks.
+/// Identity of one communicator: made by rank 0, the same on all ranks.
 pub type UniqueId = [u8; sys::UNIQUE_ID_BYTES];
 
 /// An NCCL library in this process.
@@ -47,7 +47,7 @@ impl Nccl {
     /// The library that libtorch mapped, else `named` (`HEADROOM_NCCL`), else the wheel's.
     ///
     /// # Errors
-    /// There is none, or it is too old.
+    /// The library is missing or too old.
     pub fn load(named: Option<PathBuf>) -> Result<Nccl, NcclError> {
         sys::load(&sys::SearchPaths { named, torch: torch::device::libtorch_folder() }).map(Nccl)
     }
@@ -168,8 +168,8 @@ impl NcclCollective {
         Ok(new)
     }
 
-    /// Gives a communicator up that cannot go on: it could not say goodbye, and the device would wait for peers for good.
-    /// Not with the lock held.
+    /// Aborts a communicator that failed: it cannot be finalized, and the device would wait for peers forever. Must be
+    /// called without the lock.
     fn or_abort(&self, result: Result<(), CommError>) -> Result<(), CommError> {
         result.inspect_err(|error| self.abort(error.clone()))
     }

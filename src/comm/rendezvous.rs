@@ -44,7 +44,7 @@ const OPEN_MPI: Names = Names {
     local_world: "OMPI_COMM_WORLD_LOCAL_SIZE",
     node: None,
 };
-/// Of a job step (srun); a batch script alone has SLURM_PROCID too, but no step to share.
+/// Variables of a job step (srun). A batch script alone has SLURM_PROCID too, but no step to share.
 const SLURM: Names = Names {
     rank: "SLURM_PROCID",
     local_rank: "SLURM_LOCALID",
@@ -72,7 +72,7 @@ pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<RankEnv, Comm
     let local_world_size = match lookup(names.local_world) {
         Some(value) if names.rank == SLURM.rank => slurm_tasks(&value, group_rank.unwrap_or(0))?,
         Some(value) => parse(names.local_world, &value)?,
-        // Of one node when the numbers agree with it; else the caller must say.
+        // Assume one node if that is consistent; otherwise LOCAL_WORLD_SIZE is required.
         None if local_rank.is_none_or(|local| local == rank) => world_size,
         None => return Err(missing(names.local_world, names.local_rank)),
     };

@@ -331,7 +331,7 @@ fn check_tensor(tensor: &Tensor) -> Result<(), CommError> {
     Ok(())
 }
 
-/// Every rank's error number of a growth; the first that is none of zero is everybody's error.
+/// Checks every rank's error number of a growth; the first non-zero one is returned on every rank.
 fn check_growth(codes: &[u64], bytes: usize) -> Result<(), CommError> {
     match codes.iter().find(|&&code| code != 0) {
         Some(&code) => Err(no_room(bytes, Errno::from_raw_os_error(code as i32))),

@@ -113,14 +113,15 @@ pub trait Dataset: Send + Sync {
     fn take_left_out(&self) -> Option<Vec<String>> {
         None
     }
-    /// Where sample `index` comes from, for people: `s03.hdf5 rows 500..1000`.
+    /// Origin of sample `index`, for messages: `s03.hdf5 rows 500..1000`.
     fn describe(&self, index: usize) -> String;
     /// The samples of `batch` will be read; called in the order of batches, before any of its samples is read. Ids may
     /// be out of range: such a batch is refused later.
     fn announce(&self, _batch: BatchAhead) {}
     /// The batch was read, failed or was cancelled: once for each [`Dataset::announce`], after its last read.
     fn retire(&self, _batch: BatchAhead) {}
-    /// Does a piece of work ahead of need; false: there is none. Called by threads that have nothing to read.
+    /// Does a piece of work ahead of need. Returns false if there was no work. Called by threads that have nothing to
+    /// read.
     fn work_ahead(&self, _scratch: &mut Scratch) -> bool {
         false
     }
@@ -154,7 +155,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Tells the ledger how large the buffers are by now.
+    /// Reports the present size of the buffers to the ledger.
     pub fn count(&mut self) {
         let bytes = (self.raw.capacity() + self.decoded.capacity()) as u64;
         self.held.get_or_insert_with(|| ledger::hold(Part::Scratch, 0)).set(bytes);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::fmt;
 
 const MIB: f64 = 1024.0 * 1024.0;
-/// What people may change when memory ran out, in this order. A smaller micro-batch needs less memory, not a larger one.
+/// Suggestions after memory ran out, in this order. A smaller micro-batch needs less memory.
 pub const SUGGESTIONS: [&str; 4] = [
     "1. Reduce --batch_size",
     "2. Set a smaller positive --microbatch",
@@ -43,7 +43,7 @@ impl fmt::Display for MemorySummary {
 }
 
 impl MemorySummary {
-    /// Of this process, now; zeros where that is unknown.
+    /// Memory of this process now; zeros where that is unknown.
     pub fn now() -> Self {
         snapshot().map_or_else(|_| Self::default(), |now| Self::of(&now, now.rss_peak_bytes, 0))
     }
@@ -89,8 +89,8 @@ pub fn explain(message: &str, summary: &MemorySummary) -> Vec<String> {
     lines
 }
 
-/// Runs `work`. Where libtorch runs out of memory within it, on the device or on the host: what happened and what to change
-/// is printed to stderr, caches are released, and the error comes back instead of a panic. Other panics go on.
+/// Runs `work`. Where libtorch runs out of memory within it, on the device or on the host, the cause and the remedy are
+/// printed to stderr, caches are released, and the error is returned instead of a panic. Other panics continue.
 ///
 /// # Errors
 /// [`OutOfMemory`].

@@ -61,7 +61,7 @@ pub struct MemoryInfo {
     pub gpu: Option<GpuInfo>,
 }
 
-/// What libtorch's allocator holds on the device.
+/// Memory that libtorch's allocator holds on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct GpuInfo {
     pub allocated_mb: f64,
@@ -69,7 +69,7 @@ pub struct GpuInfo {
     pub max_allocated_mb: f64,
 }
 
-/// What a clean-up did.
+/// Effects of a clean-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleanup {
     pub rss_before_bytes: u64,
@@ -92,7 +92,7 @@ fn snapshot() -> Result<MemorySnapshot, procfs::ProcError> {
     Ok(now)
 }
 
-/// What was seen so far.
+/// Peaks and samples so far.
 #[derive(Default)]
 struct Seen {
     /// When, and RSS in bytes.
@@ -148,7 +148,7 @@ impl MemoryMonitor {
         self
     }
 
-    /// Samples every `period` on a thread of its own; does nothing while one runs.
+    /// Samples every `period` on a separate thread; does nothing while one runs.
     ///
     /// # Errors
     /// No thread can be started.
@@ -215,7 +215,7 @@ impl MemoryMonitor {
         })
     }
 
-    /// A few lines for people: RAM, this process, the device, the trend.
+    /// Describes RAM, this process, the device and the trend in a few lines.
     pub fn report(&self) -> String {
         let info = match self.get_memory_info() {
             Ok(info) => info,

@@ -1,4 +1,4 @@
-//! `rank batch`: the tensors that a rank would train on at one step, for people who want to look.
+//! `rank batch`: the tensors that a rank would train on at one step, for inspection.
 
 use super::{RankError, read_job};
 use crate::data::DataError;

@@ -42,12 +42,12 @@ pub fn own_stream(on: Device) -> Result<Option<StreamGuard>, RankError> {
     Ok(Some(enter().map_err(TrainError::from)?))
 }
 
-/// What libtorch's device allocator was told by the user, such as `max_split_size_mb:128`.
+/// User's setting of libtorch's device allocator, such as `max_split_size_mb:128`.
 pub fn allocator() -> Option<String> {
     std::env::var("PYTORCH_CUDA_ALLOC_CONF").or_else(|_| std::env::var("PYTORCH_ALLOC_CONF")).ok()
 }
 
-/// One line for people about the device and the user's setting of its allocator.
+/// Describes the device and the user's setting of its allocator in one line.
 pub fn told(on: Device, allocator: Option<&str>) -> String {
     let allocator = allocator.map(|conf| format!(", PYTORCH_CUDA_ALLOC_CONF={conf}")).unwrap_or_default();
     let Device::Cuda(index) = on else {
@@ -72,7 +72,7 @@ pub fn see_memory(on: Device, now: &mut MemorySnapshot) {
     (now.gpu_used_bytes, now.gpu_total_bytes) = (total.saturating_sub(free), total);
 }
 
-/// What tests ask of this rank's steps.
+/// Options that tests set for this rank's steps.
 pub fn options(rank: usize) -> DeviceOptions {
     let named = |name| std::env::var(name).ok();
     let at = |name| {

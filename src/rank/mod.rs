@@ -93,7 +93,7 @@ fn keep_panic(info: &std::panic::PanicHookInfo) {
         eprintln!("{text}\n{stack}");
     }
     let mut first = PANIC.lock().unwrap_or_else(PoisonError::into_inner);
-    // Training goes on after memory ran out: such a panic is not what the rank ends with if another one follows.
+    // Training continues after memory ran out: if another panic follows, that one ends the rank.
     if first.as_deref().is_none_or(is_out_of_memory) {
         *first = Some(text);
     }

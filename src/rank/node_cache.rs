@@ -32,14 +32,14 @@ pub struct NodeCache {
     host: Option<Host>,
 }
 
-/// The directory in this process, and the thread that tells what it notes.
+/// The directory in this process, and the thread that prints its notes.
 struct Host {
     directory: Arc<CacheHost>,
     teller: Option<JoinHandle<()>>,
 }
 
 impl NodeCache {
-    /// Joins the page cache that the launcher made, or, where `links` tell of ranks without one, makes it with them.
+    /// Joins the page cache that the launcher made, or, where `links` connect ranks without one, makes it with them.
     /// `None`: the plan has none. Losing the directory aborts `collective`.
     ///
     /// # Errors

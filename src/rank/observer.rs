@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What rank `rank` tells.
+/// Observer of rank `rank`.
 pub struct RankObserver {
     pub rank: usize,
     pub reporter: Reporter,

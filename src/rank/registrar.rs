@@ -19,7 +19,8 @@ struct DeviceRegistrar {
 
 impl Registrar for DeviceRegistrar {
     fn register(&self, address: usize, bytes: usize) -> Result<(), String> {
-        // The calling thread is the cache's own: without a device of its own it would make a context on the first one.
+        // The calling thread belongs to the cache: without selecting the device it would make a context on the first
+        // one.
         let pin = device::set_device(self.device).and_then(|()| HostPin::new(address, bytes, usize::MAX));
         let pin = pin.map_err(|e| e.to_string())?;
         self.pins.lock().unwrap_or_else(PoisonError::into_inner).push((address, pin));
@@ -52,7 +53,7 @@ impl Registrar for Nothing {
 /// Registers the page cache with `on`; on a CPU only where its steps are those of a device (`always`).
 ///
 /// # Errors
-/// No thread for it. What the device refuses is a line, and training goes on without.
+/// No thread for it. A refusal of the device is reported in a line, and training continues without.
 pub fn register(cache: &CacheClient, on: Device, always: bool, reporter: &Reporter) -> Result<(), RankError> {
     let sizes = Registration { slab_bytes: SLAB_BYTES, ..Registration::default() };
     let (registrar, sizes): (Arc<dyn Registrar>, _) = match on {

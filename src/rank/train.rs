@@ -40,13 +40,13 @@ const MEMORY_PERIOD: Duration = Duration::from_secs(2);
 /// Files left out that are named one by one.
 const SKIPPED_SHOWN: usize = 20;
 
-/// What is known before anything is opened.
+/// Facts known before anything is opened.
 struct Start {
     job: Job,
     env: RankEnv,
     device: Device,
     collective: Arc<dyn Collective>,
-    /// To the node's other ranks, where no launcher of ours started them.
+    /// Links to the node's other ranks, where our launcher did not start them.
     links: Option<Links>,
     reporter: Reporter,
     controls: Arc<Controls>,
@@ -54,7 +54,7 @@ struct Start {
     began: Instant,
 }
 
-/// Trains what the environment names; returns the exit code. Errors are told to the launcher, once.
+/// Trains the run that the environment names; returns the exit code. Errors are reported to the launcher once.
 pub fn main(inherited: Vec<String>) -> u8 {
     let began = Instant::now();
     if let Err(error) = awake::watch_own() {
@@ -150,7 +150,7 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
     Ok(Start { job, env, device, collective, links, reporter, controls, stop, began })
 }
 
-/// Speaks with the launcher over the inherited socket; prints where there is none.
+/// Reports to the launcher over the inherited socket; prints where there is no launcher.
 fn reporter(
     rank: u32,
     on_peer_failed: impl Fn(u32, String) + Send + 'static,
@@ -393,7 +393,7 @@ fn tell_skipped(skipped: &[String], reporter: &Reporter) {
     }
 }
 
-/// What a checkpoint must share with this run.
+/// Facts that a checkpoint must share with this run.
 fn facts(start: &Start, task: &dyn task::Task) -> Facts {
     let config = &start.job.config;
     Facts {

@@ -1,4 +1,4 @@
-//! What this process and this machine use, off the step thread.
+//! Memory of this process and this machine, sampled off the step thread.
 //!
 //! The printed line shows RSS, as the user's guides do. Records and peaks hold PSS as well: RSS summed over ranks
 //! counts every shared page once per rank.
@@ -41,7 +41,7 @@ impl DerefMut for MemorySnapshot {
     }
 }
 
-/// What `/proc/self/status` says of memory, bytes; reading it costs microseconds.
+/// Memory by `/proc/self/status`, bytes; reading it costs microseconds.
 #[derive(Clone, Copy)]
 struct Status {
     peak: u64,
@@ -357,7 +357,7 @@ struct Latest {
     cost: Duration,
 }
 
-/// What the sampling thread owns.
+/// State of the sampling thread.
 struct Room {
     latest: Option<Latest>,
     step: Arc<AtomicU64>,

@@ -87,7 +87,7 @@ impl Reporter {
         Ok(Self { out, failed: Arc::default(), progress, gaps: Arc::default() })
     }
 
-    /// One line for people; the launcher adds the rank's prefix.
+    /// Prints one line; the launcher adds the rank's prefix.
     pub fn line(&self, text: impl Into<String>) {
         let text = shorten(text.into());
         self.send(FromRank::Line { text });
@@ -112,7 +112,7 @@ impl Reporter {
         self.send(FromRank::Summary(Box::new(summary)));
     }
 
-    /// What came of an order.
+    /// Reports the result of an order.
     pub fn relieved(&self, answer: Relieved) {
         self.send(FromRank::Relieved(answer));
     }
@@ -136,7 +136,7 @@ impl Reporter {
         self.flush();
     }
 
-    /// Whether last words were said.
+    /// True once the final message was sent.
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
@@ -180,7 +180,7 @@ enum Sink {
 struct Speaker {
     sink: Sink,
     every: Duration,
-    /// When progress was last told.
+    /// Time of the last progress message.
     last: Option<Instant>,
     progress: Arc<Mutex<Option<Progress>>>,
 }
@@ -195,7 +195,7 @@ impl Speaker {
             };
             match next {
                 Ok(Out::Message(message)) => {
-                    // Progress told before a line must not come after it.
+                    // Progress sent before a line must not arrive after it.
                     if matches!(message, FromRank::Done | FromRank::Failed { .. }) {
                         self.tell_progress();
                         due = None;

@@ -187,7 +187,7 @@ fn rewrite(path: &Path, last: u64) -> Result<(), RecordError> {
     })
 }
 
-/// Of one name for all processes, of which one at a time writes: what a killed rank left is replaced by the next.
+/// Name shared by all processes, of which one at a time writes: the next one replaces the remains of a killed rank.
 fn sibling(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());

@@ -42,7 +42,7 @@ pub struct Datasets {
     pub skipped: Vec<String>,
     /// Facts worth a line at the start, e.g. how many windows of how many files.
     pub notes: Vec<String>,
-    /// What the task's model wants to know of the files, in a type of its own.
+    /// Facts on the files that the task's model needs, in the task's own type.
     pub facts: Option<Arc<dyn Any + Send + Sync>>,
     /// Which files each split has, for checkpoints; `None`: the task keeps no account of them.
     pub split: Option<SplitList>,
@@ -71,11 +71,11 @@ impl Batch {
     }
 }
 
-/// What a forward pass yields.
+/// Result of a forward pass.
 pub struct Output {
     /// Scalar: mean of the loss over the micro-batch's samples.
     pub loss: Tensor,
-    /// What the metrics read; no gradient is taken through it.
+    /// Prediction that the metrics read; no gradient is taken through it.
     pub prediction: Tensor,
 }
 
@@ -99,11 +99,11 @@ pub trait Metrics: Send {
     fn reset(&mut self);
 }
 
-/// Pictures of validation samples, for people. Rank 0 has one.
+/// Pictures of validation samples. Rank 0 has one.
 pub trait Gallery {
     /// A batch of the validation split: takes what it wants to show, until it has enough.
     fn look(&mut self, batch: &Batch, output: &Output);
-    /// A PNG of what was taken since the last call; `None`: nothing was.
+    /// Draws a PNG of the samples taken since the last call. `None` means no new samples.
     ///
     /// # Errors
     /// It cannot be drawn; training goes on without it.
@@ -174,7 +174,7 @@ pub const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur];
 /// The task called `name`.
 ///
 /// # Errors
-/// There is none; the message lists those there are.
+/// No task has that name; the message lists all tasks.
 pub fn find(name: &str) -> Result<&'static dyn Task, String> {
     TASKS.iter().find(|task| task.name() == name).copied().ok_or_else(|| {
         let known: Vec<&str> = TASKS.iter().map(|task| task.name()).collect();
@@ -182,7 +182,7 @@ pub fn find(name: &str) -> Result<&'static dyn Task, String> {
     })
 }
 
-/// What sample data to write, and where to.
+/// Kind and place of sample data.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SampleRequest {
     #[arg(long, default_value = "emg")]

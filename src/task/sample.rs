@@ -1,4 +1,4 @@
-//! What the makers of sample data share.
+//! Helpers of the makers of sample data.
 
 use crate::data::DataError;
 use crate::data::loader::mix;
@@ -20,7 +20,7 @@ pub fn new_folder(out: &Path, write: impl FnOnce(&Path) -> Result<(), DataError>
     std::fs::create_dir_all(&beside).map_err(failed)?;
     let written = write(&beside).and_then(|()| std::fs::rename(&beside, out).map_err(failed));
     if written.is_err() {
-        // What is left of a failed attempt is of no use; the error that matters is the first one.
+        // The remains of a failed attempt are useless; the first error is the one that matters.
         let _ = std::fs::remove_dir_all(&beside);
     }
     written

@@ -42,13 +42,13 @@ pub struct DeviceMemory {
     pub peak_bytes: u64,
 }
 
-/// Whether libtorch's words tell of memory that ran out, on the device or on the host.
+/// True if a message of libtorch reports that memory ran out, on the device or on the host.
 pub fn is_out_of_memory(text: &str) -> bool {
     OUT_OF_MEMORY.iter().any(|words| text.contains(words))
 }
 
-/// Runs `body`. Memory that runs out within it comes back as [`TorchError::OutOfMemory`]; whatever else panics goes on
-/// panicking. tch panics where it has no error values, so that a model's forward pass needs this.
+/// Runs `body`. Memory that runs out within it comes back as [`TorchError::OutOfMemory`]; other panics continue. tch
+/// panics where it has no error values, so that a model's forward pass needs this.
 ///
 /// # Errors
 /// [`TorchError::OutOfMemory`] with the first line of what the allocator said.
@@ -76,7 +76,7 @@ fn first_line(text: &str) -> String {
     line.split("\\n").next().unwrap_or_default().trim_end_matches("\")").to_owned()
 }
 
-/// An error of tch as one of ours, memory that ran out told apart.
+/// Converts an error of tch, with memory that ran out as a separate case.
 pub fn error_of(call: &'static str, error: &tch::TchError) -> TorchError {
     let text = match error {
         tch::TchError::Torch(text) => text.clone(),
@@ -110,7 +110,7 @@ pub fn most_tensor_bytes() -> u64 {
     u64::try_from(unsafe { hr_most_tensor_bytes() }).unwrap_or(0)
 }
 
-/// Memory of device `index`; `None` where there is none, or none was used yet.
+/// Memory of device `index`. `None` means that the device is missing or unused so far.
 pub fn device_memory(index: usize) -> Option<DeviceMemory> {
     let mut out = [0_i64; 3];
     // SAFETY: three places, of which the shim writes three.

@@ -22,14 +22,14 @@ use std::ffi::{CStr, c_char, c_double, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::{Device, Kind, Tensor};
 
-/// What libtorch had to say.
+/// Errors of libtorch.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TorchError {
     #[error("libtorch, {call}: {message}")]
     Cpp { call: &'static str, message: String },
     #[error("{call}: {problem}")]
     Argument { call: &'static str, problem: String },
-    /// Of the device, or of the host.
+    /// Memory of the device, or of the host.
     #[error("out of memory: {message}")]
     OutOfMemory { message: String },
 }
@@ -305,7 +305,7 @@ pub fn set_flush_denormal(on: bool) -> bool {
     unsafe { hr_set_flush_denormal(on.into()) != 0 }
 }
 
-/// Asks operators for run-to-run equal results; those that have none warn and go on.
+/// Asks operators for run-to-run equal results; operators without such a variant warn and continue.
 ///
 /// # Errors
 /// libtorch refuses.

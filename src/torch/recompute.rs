@@ -22,15 +22,15 @@ unsafe extern "C" {
 
 type Part = Box<dyn Fn(&[Tensor]) -> Tensor + Send>;
 
-/// What C++ holds for a part: its closure, and a place for the panic of a run on the caller's own thread.
+/// State that C++ holds for a part: its closure, and a place for the panic of a run on the caller's thread.
 struct Context {
     part: Part,
     panic: std::sync::Arc<Mutex<Option<Box<dyn Any + Send>>>>,
 }
 
-/// Runs `part` on `inputs` without keeping its intermediate results. Backward runs it again on the same inputs, with the
-/// autocast of now, and differentiates that run: gradients of the inputs flow on, those of parameters that `part` holds
-/// add up in their own `.grad`, whose hooks fire then. Without gradients it is a plain call.
+/// Runs `part` on `inputs` without keeping its intermediate results. Backward runs it again on the same inputs, with
+/// the autocast of now, and differentiates that run: gradients of the inputs are passed on, those of parameters that
+/// `part` holds add up in their own `.grad`, whose hooks fire then. Without gradients it is a plain call.
 ///
 /// - `part` must give the same result twice: draw random masks before, and let it hold them.
 /// - A parameter should belong to one part and to nothing outside: else its hooks fire once for each.

@@ -8,8 +8,8 @@ use crate::torch::{Autocast, TorchError};
 use spec::config::Amp;
 use tch::{Device, Kind};
 
-/// Element type of autocast for `train.amp`, absent: none; and a line for people where the wish is not met. `on_device`:
-/// steps keep their numbers on the device, which a loss scale needs. `auto` starts without.
+/// Element type of autocast for `train.amp`, or `None` without autocast; and a line where the wish is not met.
+/// `on_device`: steps keep their numbers on the device, which a loss scale needs. `auto` starts without.
 pub fn narrow_kind(amp: Amp, on_device: bool) -> (Option<Kind>, Option<&'static str>) {
     match amp {
         Amp::Off | Amp::Auto => (None, None),

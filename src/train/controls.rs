@@ -1,4 +1,5 @@
-//! What others ask of a running loop: to stop, and to give memory back. Asked from any thread, done between two steps.
+//! Requests to a running loop: to stop, and to give memory back. They come from any thread and are carried out between
+//! two steps.
 
 use crate::data::loader::Throttle;
 use spec::contract::Relief;
@@ -37,7 +38,7 @@ impl Controls {
         locked(&self.orders).push_back(Order { number, action });
     }
 
-    /// Whether this rank was asked to stop.
+    /// True if this rank was asked to stop.
     pub fn stops(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -47,7 +48,7 @@ impl Controls {
         locked(&self.reason).clone()
     }
 
-    /// What all loaders of the rank heed.
+    /// Throttle that all loaders of the rank obey.
     pub fn throttle(&self) -> &Arc<Throttle> {
         &self.throttle
     }

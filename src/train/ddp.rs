@@ -22,7 +22,7 @@ pub const VOTES: usize = 16;
 /// The vote by which a rank has all ranks forget the step: it is to be repeated, so no layout follows from it.
 pub const DISCARD: usize = VOTES - 2;
 
-/// What can go wrong with parallel gradients.
+/// Errors of parallel gradients.
 #[derive(Debug, thiserror::Error)]
 pub enum DdpError {
     #[error(transparent)]
@@ -44,8 +44,8 @@ pub enum DdpError {
 pub struct DdpOptions {
     /// Largest bucket after the first, MiB (`ddp.bucket_mb`).
     pub bucket_mb: f64,
-    /// Reduce on a thread of its own while backward goes on; else inside the hook. Off is no slower while CPU ranks
-    /// take all cores: a reduction costs about one copy of the bucket, and a rank that waits frees its core.
+    /// Reduce on a separate thread during backward; otherwise inside the hook. Off is no slower while CPU ranks take
+    /// all cores: a reduction costs about one copy of the bucket, and a rank that waits frees its core.
     pub overlap: bool,
 }
 
@@ -137,7 +137,8 @@ impl Ddp {
         Ok(())
     }
 
-    /// Whether the next backward pass is the last of its step, so that full buckets are reduced at once. False at first.
+    /// Announces whether the next backward pass is the last of its step, so that full buckets are reduced at once.
+    /// False at first.
     pub fn set_sync(&mut self, sync: bool) {
         self.reducer.set_sync(sync);
     }
@@ -240,7 +241,7 @@ impl Ddp {
         Ok(())
     }
 
-    /// Whether all ranks hold the same parameters, bit for bit; else the first rank that differs from rank 0. Every rank
+    /// Compares the parameters of all ranks bit for bit; returns the first rank that differs from rank 0. Every rank
     /// calls it. The parameters are copied to the host.
     ///
     /// # Errors

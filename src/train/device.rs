@@ -1,7 +1,7 @@
 //! A step whose numbers stay on the device.
 //!
-//! Loss, votes, gradient norm, clipping, skipping and the loss scale are tensors; the host gives out work and reads what
-//! came of step k while step k + 1 is under way. It waits for a step itself only where somebody asks for exact numbers:
+//! Loss, votes, gradient norm, clipping, skipping and the loss scale are tensors; the host issues work and reads the
+//! result of step k while step k + 1 is under way. It waits for a step itself only where somebody asks for exact numbers:
 //! at the steps that are logged, and at the end of an epoch.
 //!
 //! Two flags on the device keep the optimizer from changing anything, on every rank alike. `found` is of one step: its
@@ -35,7 +35,7 @@ const AHEAD: usize = 1;
 /// A loss scale below this helps nothing any more: what overflows is no number at any scale.
 const LEAST_SCALE: f32 = 1.0;
 
-/// What a run wants of its device.
+/// Device options of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceOptions {
     /// Keep a step's numbers on the device on a CPU too, where that is of no use but for tests.
@@ -54,7 +54,7 @@ struct Pending {
     ids: Vec<u64>,
 }
 
-/// What the step reads and writes besides model and optimizer, in its place for good. f32.
+/// Tensors that the step reads and writes besides model and optimizer, at fixed addresses. f32.
 struct Cells {
     /// Scalar.
     lr: Tensor,
@@ -79,9 +79,9 @@ pub struct DeviceStep {
     places: Vec<(Tensor, Option<Event>)>,
     pending: VecDeque<Pending>,
     latest: StepOutcome,
-    /// What `cells.votes` holds.
+    /// Content of `cells.votes`.
     voted: Wishes,
-    /// What the allocator said when this rank's memory ran out, until the step is repeated.
+    /// Allocator's message when this rank's memory ran out, until the step is repeated.
     short: Option<String>,
     good_step: u64,
     steps_here: u64,
@@ -146,7 +146,7 @@ impl DeviceStep {
         Ok(())
     }
 
-    /// Runs the step. With `exact` what came of it is this step's, else that of the step before. After
+    /// Runs the step. With `exact` the result is that of this step, otherwise that of the step before. After
     /// [`Attempt::OutOfMemory`] the step to repeat is [`DeviceStep::good_step`].
     ///
     /// # Errors
@@ -277,8 +277,8 @@ impl DeviceStep {
         })?
     }
 
-    /// Takes a batch to its place and replays the graph; records it first where there is none yet. Where recording fails
-    /// on some rank the step runs as it is written, on all.
+    /// Copies a batch to its place and replays the graph; records it first where there is no graph yet. Where recording
+    /// fails on some rank the step runs eagerly on all.
     fn graphed(
         &mut self,
         runner: &StepRunner,
@@ -304,7 +304,7 @@ impl DeviceStep {
         let replayed = graph.replay(&taken.batch, if online { Some(&mut *metrics) } else { None });
         self.graph = graph;
         if !replayed? {
-            // What was begun for the recording is begun anew; what went wrong in it has been told.
+            // Work begun for the recording is begun anew; its error has been reported.
             let _ = ddp.zero_grad();
             self.open(ddp)?;
             match self.pass(runner, ddp, &taken, metrics, (0, 1)) {
@@ -465,7 +465,7 @@ impl DeviceStep {
         self.good_step
     }
 
-    /// Lines for people since the last call.
+    /// Lines since the last call.
     pub fn take_lines(&mut self) -> Vec<String> {
         std::mem::take(&mut self.lines)
     }

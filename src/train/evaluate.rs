@@ -20,7 +20,7 @@ pub struct EvalSpec {
     pub batch: usize,
     pub threads: usize,
     pub device: Device,
-    /// Element type of autocast; absent: none.
+    /// Element type of autocast. `None` means no autocast.
     pub narrow: Option<Kind>,
     pub throttle: Arc<Throttle>,
 }
@@ -31,7 +31,7 @@ pub struct Watch<'a> {
     pub gallery: Option<&'a mut (dyn Gallery + 'static)>,
 }
 
-/// What came of an evaluation, the same on every rank.
+/// Result of an evaluation; identical on every rank.
 pub enum Evaluated {
     Values(BTreeMap<String, f64>),
     /// A rank was asked to stop before its share was done.

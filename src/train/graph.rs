@@ -17,7 +17,7 @@ use tch::{Device, Tensor};
 /// Steps as written before one is recorded: buckets are rebuilt after the first, libraries choose their algorithms.
 const WARM_UP: u64 = 3;
 
-/// A recorded step, or why there is none.
+/// A recorded step, or the reason why there is none.
 #[derive(Default)]
 pub struct StepGraph {
     wanted: bool,
@@ -40,7 +40,8 @@ impl StepGraph {
         StepGraph { wanted, must: wish == CudaGraph::On, recorded: None }
     }
 
-    /// Whether this step is one for the graph: warmed up, in one micro-batch, and nothing is injected later on.
+    /// True if this step can be recorded or replayed: warmed up, in one micro-batch, and without injected failures
+    /// later on.
     pub fn serves(&mut self, runner: &StepRunner, steps_here: u64, micros: u64, injects: bool) -> bool {
         self.wanted && !runner.trial && !injects && steps_here >= WARM_UP && micros == 1
     }
@@ -55,7 +56,7 @@ impl StepGraph {
     }
 
     /// Records `work` on a batch like this one; all ranks call it together, and either all have a graph or none has.
-    /// Gives a line for people: that it is recorded, or the reason why not.
+    /// Returns a line: that it is recorded, or the reason why not.
     ///
     /// # Errors
     /// A peer failed, or the config insists on a graph.
@@ -73,7 +74,7 @@ impl StepGraph {
         let failed = all.iter().position(|text| !text.is_empty());
         if let Some(rank) = failed {
             self.wanted = false;
-            // What the failed recording took is not needed again.
+            // Memory of the failed recording is not needed again.
             release_caches();
             let reason = String::from_utf8_lossy(&all[rank]).into_owned();
             if self.must {
@@ -87,7 +88,8 @@ impl StepGraph {
         Ok("cuda graph: the step is recorded and replayed from here on".to_owned())
     }
 
-    /// Copies the batch to its place and runs the graph. False: there is none for such a batch; run the step as written.
+    /// Copies the batch to its place and runs the graph. Returns false if no graph fits such a batch: run the step
+    /// eagerly.
     ///
     /// # Errors
     /// CUDA refuses.

@@ -1,5 +1,5 @@
-//! From a batch slot, and from the page cache, to tensors on the rank's device: at once, or ahead of need on a stream of its
-//! own.
+//! Copies from a batch slot, and from the page cache, to tensors on the rank's device: at once, or ahead of need on a
+//! separate stream.
 
 use super::TrainError;
 use super::scaler::tch_error;
@@ -36,7 +36,7 @@ fn kind(field: &FieldSpec) -> Kind {
 }
 
 impl HostMemory for HostBatch {
-    /// What is lent, as it lies in the page cache, and between it what is in the slot.
+    /// Parts of the batch in order: lent ones in the page cache, the others in the slot.
     fn parts(&self) -> Vec<HostPart<'_>> {
         let mut parts = Vec::new();
         let mut lent = self.lent().iter().peekable();
@@ -62,7 +62,7 @@ impl HostMemory for HostBatch {
     }
 }
 
-/// What was copied to the device.
+/// Bytes copied to the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Copied {
     pub bytes: u64,
@@ -101,7 +101,7 @@ pub struct Taken {
 
 /// Brings micro-batches to the device ahead of need.
 ///
-/// A batch is copied by a stream of its own while the step before it computes. Its slot goes back to the loader when the
+/// A batch is copied on a separate stream during the previous step. Its slot goes back to the loader when the
 /// copy's event has passed. On a CPU the same code copies at once.
 pub struct Input {
     device: Device,
@@ -144,8 +144,8 @@ impl Input {
         })
     }
 
-    /// Registers the loader's slots with the device, so that copies from them need no staging and no waiting. A line for
-    /// people where that fails: training goes on, more slowly.
+    /// Registers the loader's slots with the device, so that copies from them need no staging and no waiting. Returns a
+    /// line where that fails: training continues, more slowly.
     pub fn pin(&mut self, range: (usize, usize)) -> Option<String> {
         self.streams?;
         if self.pin.as_ref().is_some_and(|(pinned, _)| *pinned == range) {
@@ -190,7 +190,8 @@ impl Input {
         self.copying.clear();
     }
 
-    /// The next micro-batch; absent: the stream has ended. Waits for the loader where none was fetched ahead.
+    /// Returns the next micro-batch, or `None` at the end of the stream. Waits for the loader where none was fetched
+    /// ahead.
     ///
     /// # Errors
     /// A batch cannot be read, or the device refuses.
@@ -241,7 +242,7 @@ impl Input {
         std::mem::take(&mut self.waited_s)
     }
 
-    /// What was copied since the last call.
+    /// Copies since the last call.
     pub fn take_copied(&mut self) -> Copied {
         std::mem::take(&mut self.copied)
     }

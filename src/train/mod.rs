@@ -36,7 +36,7 @@ use checkpoint::CheckpointError;
 use ddp::DdpError;
 use spec::contract::{MetricsRecord, Phase, Progress, Relieved};
 
-/// What ends training early.
+/// Reasons why training ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     #[error(transparent)]
@@ -65,7 +65,7 @@ pub enum TrainError {
     OutOfMemory { step: u64, rank: usize, message: String, good: u64 },
 }
 
-/// Where the loop tells what happens. Called on the step's thread: implementations must not block.
+/// Receiver of the loop's reports. Called on the step's thread: implementations must not block.
 pub trait Observer {
     /// A new phase begins: `train`, `val`, `checkpoint`, `test`.
     fn phase(&mut self, phase: Phase, step: u64);
@@ -81,14 +81,14 @@ pub trait Observer {
         _picture: Option<Result<Vec<u8>, String>>,
     ) {
     }
-    /// One line for people; rank 0 only.
+    /// Prints one line; rank 0 only.
     fn line(&mut self, text: String);
     /// Bytes of this process alone, now; 0 where that is unknown. Called on relief only: it may take milliseconds.
     fn uss_bytes(&mut self) -> u64;
-    /// Training ends with this error. Told while everything is still held: giving it back may wait for the device, which
-    /// may wait for other ranks. Where that can be, the implementation ends the collective.
+    /// Reports the error that ends training, while everything is still held: giving it back may wait for the device,
+    /// which may wait for other ranks. Where that can be, the implementation ends the collective.
     fn failing(&mut self, _error: &TrainError) {}
-    /// The same for a panic, which goes on once this returns.
+    /// Reports a panic in the same way; the panic continues once this returns.
     fn panicking(&mut self) {}
     /// An order was done.
     fn relieved(&mut self, answer: Relieved);

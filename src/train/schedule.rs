@@ -35,7 +35,7 @@ pub struct Schedule {
     state: ScheduleState,
 }
 
-/// What a checkpoint keeps of a [`Schedule`]; the rest follows from config and step.
+/// State of a [`Schedule`] in a checkpoint; the rest follows from config and step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScheduleState {
     /// `plateau`: the rate now.
@@ -48,7 +48,7 @@ impl Schedule {
     /// `steps_per_epoch`: optimizer steps; 0 counts as 1.
     pub fn new(config: &TrainConfig, steps_per_epoch: u64) -> Self {
         let steps_per_epoch = steps_per_epoch.max(1);
-        // Float to integer casts saturate: a negative warm-up is none.
+        // Float to integer casts saturate: a negative warm-up becomes zero.
         let by_epochs = (config.warmup_epochs * steps_per_epoch as f64).round() as u64;
         let all_epochs = (config.num_epochs as u64).saturating_mul(steps_per_epoch);
         Self {
@@ -97,8 +97,8 @@ impl Schedule {
         }
     }
 
-    /// Tells the schedule the watched metric of an epoch that ended after `steps_done` optimizer steps. Only `plateau`
-    /// listens, and not to epochs that end inside warm-up.
+    /// Passes the watched metric of an epoch that ended after `steps_done` optimizer steps to the schedule. Only
+    /// `plateau` uses it, and ignores epochs that end inside warm-up.
     pub fn end_epoch(&mut self, steps_done: u64, metric: f64) {
         if self.kind != SchedulerKind::Plateau || steps_done <= self.warmup_steps && self.warmup_steps > 0 {
             return;
@@ -123,12 +123,12 @@ impl Schedule {
         }
     }
 
-    /// What a checkpoint keeps.
+    /// State for a checkpoint.
     pub fn state(&self) -> &ScheduleState {
         &self.state
     }
 
-    /// Goes on from a checkpoint.
+    /// Restores the state from a checkpoint.
     pub fn restore(&mut self, state: ScheduleState) {
         self.state = state;
     }
@@ -144,7 +144,7 @@ pub struct Monitor {
     state: MonitorState,
 }
 
-/// What a checkpoint keeps of a [`Monitor`].
+/// State of a [`Monitor`] in a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MonitorState {
     pub best: Option<f64>,
@@ -153,7 +153,7 @@ pub struct MonitorState {
     pub bad_epochs: usize,
 }
 
-/// What an epoch's metric means.
+/// Verdict on an epoch's metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Better than the best so far by more than `min_delta`: these weights are to be kept.
@@ -192,12 +192,12 @@ impl Monitor {
         self.patience.is_some_and(|patience| self.state.bad_epochs > 0 && self.state.bad_epochs >= patience)
     }
 
-    /// What a checkpoint keeps.
+    /// State for a checkpoint.
     pub fn state(&self) -> &MonitorState {
         &self.state
     }
 
-    /// Goes on from a checkpoint.
+    /// Restores the state from a checkpoint.
     pub fn restore(&mut self, state: MonitorState) {
         self.state = state;
     }

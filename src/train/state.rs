@@ -1,4 +1,4 @@
-//! What the loop keeps besides tensors: the part of a checkpoint that says where it stands.
+//! State of the loop besides tensors: the part of a checkpoint that holds its position.
 
 use super::scaler::ScalerState;
 use super::schedule::{MonitorState, ScheduleState};
@@ -37,8 +37,8 @@ pub struct LoopState {
     pub reduced: Option<Reduced>,
 }
 
-/// Micro-batch that memory left of the planned one. A resumed run goes on with `now` where it plans the same again; another
-/// plan (`train.microbatch`, `train.batch_size`, other devices) wins.
+/// Micro-batch that memory left of the planned one. A resumed run continues with `now` where it plans the same again;
+/// another plan (`train.microbatch`, `train.batch_size`, other devices) wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reduced {
     pub planned: u64,

@@ -22,13 +22,13 @@ pub(super) const LOSS: usize = 2;
 pub(super) const HALVE: usize = 3;
 pub(super) const OVERDUE: usize = 4;
 
-/// What a step needs to read.
+/// Inputs of a step.
 pub struct StepRunner<'a> {
     pub config: &'a Config,
     pub planner: &'a BatchPlanner,
     pub model: &'a dyn Model,
     pub device: Device,
-    /// Element type of autocast; absent: none.
+    /// Element type of autocast. `None` means no autocast.
     pub narrow: Option<Kind>,
     pub collective: &'a dyn Collective,
     /// Optimizer steps done before this one.
@@ -39,18 +39,18 @@ pub struct StepRunner<'a> {
     pub trial: bool,
 }
 
-/// What this rank was asked for, to be agreed on with the others.
+/// Requests to this rank, to be agreed on with the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
-    /// To stop after this step: one rank is enough.
+    /// Stop after this step: one rank is enough.
     pub stop: bool,
-    /// To halve the micro-batch after this step, once every rank was asked to.
+    /// Halve the micro-batch after this step, once every rank was asked to.
     pub halve: bool,
     /// The same, and some rank seems not to be asked at all: do not wait for it.
     pub overdue: bool,
 }
 
-/// What came of a step, the same on every rank.
+/// Result of a step; identical on every rank.
 pub enum Attempt {
     Done(StepOutcome),
     /// Memory ran out on some rank: nothing has changed, repeat the step with smaller micro-batches. `message`: what
@@ -60,7 +60,7 @@ pub enum Attempt {
     },
 }
 
-/// What a step yields; the same on every rank but for `data_wait_s` and `step_s`.
+/// Measurements of a step; identical on every rank except `data_wait_s` and `step_s`.
 #[derive(Clone, Debug, Default)]
 pub struct StepOutcome {
     /// Mean over the samples of the global batch.
@@ -86,7 +86,7 @@ struct Passes {
     /// The first loss that is not finite, and its samples.
     bad: Option<(f64, Vec<u64>)>,
     data_wait_s: f64,
-    /// What the allocator said when memory ran out.
+    /// Allocator's message when memory ran out.
     short: Option<String>,
 }
 

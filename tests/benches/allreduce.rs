@@ -22,7 +22,7 @@ fn main() -> Result<()> {
         let numbers: std::result::Result<Vec<usize>, _> = identity.split(' ').map(str::parse).collect();
         return rank(&numbers?);
     }
-    // cargo bench adds flags of its own.
+    // cargo bench adds flags.
     let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<usize>().ok());
     let (ranks, mib) = (numbers.next().unwrap_or(3), numbers.next().unwrap_or(25));
     parent(ranks, mib)

@@ -135,7 +135,7 @@ impl Rank {
     }
 }
 
-/// What a model would be given: frames and voxels as f32.
+/// Input that a model would get: frames and voxels as f32.
 fn widen(batch: &HostBatch, fields: &[FieldSpec], voxeliser: Voxeliser) {
     let tensor = |n: usize| {
         let shape = std::iter::once(batch.len()).chain(fields[n].shape.iter().copied());

@@ -134,7 +134,7 @@ fn extent(reader: &Reader, train: &dyn Dataset) -> (Vec<String>, u64, u64) {
     (files, entries, bytes)
 }
 
-/// What a rank saw of an epoch.
+/// One rank's measurements of an epoch.
 struct Epoch {
     samples: u64,
     seconds: f64,
@@ -217,7 +217,7 @@ fn hit_us(options: &Options, rank: &Rank) -> Result<f64> {
     let train = &rank.data.datasets.train;
     let mut slots: Vec<Vec<u8>> = train.fields().iter().map(|field| vec![0; field.sample_bytes()]).collect();
     let mut scratch = Scratch::default();
-    // Of the last epoch, of which every entry is known.
+    // The last epoch, whose every entry is known.
     let epoch = options.epochs - 1;
     let order = rank.order.epoch(epoch);
     let ids: Vec<u64> = (0..train.len() as u64).filter_map(|position| order.at(position)).collect();

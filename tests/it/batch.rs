@@ -12,7 +12,7 @@ struct Row {
     joint_angles: [f32; 20],
 }
 
-/// What `rank` of `world` trains on: by sample id, in order, the bytes of `emg` and `joint_angles`.
+/// Samples that `rank` of `world` trains on: by sample id, in order, the bytes of `emg` and `joint_angles`.
 type Samples = Vec<(i64, Vec<u8>, Vec<u8>)>;
 
 fn batch(runs: &Runs, world: usize, rank: usize, sets: &[&str]) -> Samples {

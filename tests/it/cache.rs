@@ -68,7 +68,7 @@ fn own(storage: &Storage) -> (TempDir, String) {
     (folder, set)
 }
 
-/// `launch` with checksums on, and a folder for temporary files of its own.
+/// `launch` with checksums on, and a separate folder for temporary files.
 fn command(runs: &Runs, name: &str, words: &[&str]) -> Command {
     let mut command = runs.command(&[]);
     let temporary = runs.path().join("tmp");
@@ -101,7 +101,7 @@ fn processes() -> impl Iterator<Item = (i32, PathBuf)> {
     entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
 }
 
-/// What a job holds that must be gone after it.
+/// Resources of a job that must be gone after it.
 #[derive(Default)]
 pub struct Traces {
     /// Device and inode of memory without a name.

@@ -147,8 +147,8 @@ fn baseline_in(folder: &Path, data: &Path, name: &str, words: &[&str], env: &[(&
     (run(&mut command, folder), folder.join("runs").join(name))
 }
 
-/// The command of the README with everything small: sample data are made, all is there that a person looks at, and the
-/// run goes on from its checkpoint with other tiles.
+/// The command of the README with everything small: sample data are made, every file that a user looks at exists, and
+/// the run resumes from its checkpoint with other tiles.
 #[test]
 fn the_baseline_runs_from_nothing_to_pictures_and_resumes() {
     let folder = folder();

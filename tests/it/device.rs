@@ -1,4 +1,4 @@
-//! What training on a device adds, as far as it shows on a machine without one. The rest is checked by
+//! Additions for training on a device, as far as they can be tested without one. The rest is checked by
 //! `scripts/check-gpu`, whose dry run is a test here too.
 
 use crate::support::{Runs, distance, folder, launch_program, rank_program, run};

@@ -358,7 +358,7 @@ fn checkpoints_that_do_not_fit_are_refused_and_stay() {
     resume("train.batch_size=4").fails(5, &["optimizer.safetensors", "missing", earlier]);
     std::fs::rename(&away, &optimizer).unwrap();
     assert_eq!(checkpoints("saved"), [1, 2, 3], "refusals leave all as it was");
-    // Another world size with the same global batch goes on.
+    // Another world size with the same global batch resumes.
     let ended = end(training("saved", "1", &["train.max_steps=4", "train.batch_size=8"], &["--resume", "auto"]));
     assert_eq!(ended.code, 0, "{}", ended.err);
 }

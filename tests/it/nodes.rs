@@ -92,7 +92,7 @@ fn nodes_plan_for_the_ranks_of_all_and_share_one_folder() {
     assert_eq!(fs::read_dir(job.path.parent().unwrap()).unwrap().count(), 1);
 }
 
-/// What fails on one node before its plan is known to the others, too.
+/// A failure on one node before its plan is known ends the others, too.
 #[test]
 fn what_fails_on_one_node_alone_is_told_to_the_others_at_once() {
     let (runs, port) = (Runs::new(&[]), free_port());
@@ -101,7 +101,7 @@ fn what_fails_on_one_node_alone_is_told_to_the_others_at_once() {
     let [first, second] = both([first, train(&runs, 1, "1", port)], &runs);
     assert_eq!((first.code, second.code), (Some(8), Some(6)), "{first}\n{second}");
     assert!(second.err.contains("node 0 cannot take part"), "{second}");
-    // A place for runs that is none, on the other node.
+    // A runs folder that cannot be used, on the other node.
     let (runs, port) = (Runs::new(&[]), free_port());
     let file = runs.path().join("file");
     fs::write(&file, "").unwrap();

@@ -62,7 +62,7 @@ impl Limited {
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
     }
 
-    /// Fills the group to what it is told, and again whatever is given back.
+    /// Fills the group to the given level, and again whatever is given back.
     fn hog(&self, folder: &Path) -> Hog<'_> {
         let wanted = folder.join("wanted");
         fs::write(&wanted, "0").unwrap();
@@ -247,7 +247,7 @@ fn real_pressure_takes_every_rung_in_order_is_recovered_from_and_changes_no_loss
     assert!(losses.len() >= halved + 20 && furthest < 1e-5, "{furthest}");
 }
 
-/// What the guides started from: every window a copy of its own in memory.
+/// Starting point of the guides: every window a separate copy in memory.
 const NAIVE: &str = r#"
 import pathlib, sys
 window, stride = 200 * 232, 10 * 232

@@ -1,4 +1,4 @@
-//! Runs that are killed or stopped, and go on.
+//! Runs that are killed or stopped, and resumed.
 
 use crate::support::{Run, Runs, assert_same_checkpoint, distance};
 use rustix::process::{Signal, kill_process};
@@ -33,7 +33,7 @@ enum Moment {
     Writing(usize),
 }
 
-/// A number below `end` that differs from run to run; what came of it is in every failure's text.
+/// Random number below `end`; it is named in every failure's text.
 fn random(end: usize) -> usize {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     (u64::from(now.subsec_nanos()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % end
@@ -64,7 +64,7 @@ fn kill(runs: &Runs, name: &str, ranks: &str, rank: Option<usize>, moment: &Mome
     }
 }
 
-/// Kills a run and resumes it: it ends with the bits of `reference`, each step told once.
+/// Kills a run and resumes it: it ends with the bits of `reference`, each step reported once.
 fn kill_and_resume(runs: &Runs, reference: &Run, name: &str, ranks: &str, rank: Option<usize>, moment: &Moment) {
     kill(runs, name, ranks, rank, moment);
     let before = runs.run(name).steps_so_far();
@@ -163,7 +163,7 @@ fn a_signal_saves_one_common_step_and_the_run_goes_on() {
         running.signal(signal);
         let ended = running.wait();
         assert_eq!(ended.code, Some(75), "{name}: {ended}");
-        assert!(ended.out.contains(&format!("to go on, add: --name {name} --resume auto")), "{ended}");
+        assert!(ended.out.contains(&format!("to continue, add: --name {name} --resume auto")), "{ended}");
         let summary = run.summary();
         let step = summary["steps"].as_u64().unwrap();
         assert_eq!(summary["status"], "stopped");

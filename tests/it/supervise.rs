@@ -18,7 +18,7 @@ struct Job {
     runs: Runs,
 }
 
-/// What ranks of these tests need: their number, and control messages.
+/// Helpers of these tests' ranks: their number, and control messages.
 const PRELUDE: &str = r#"
 import json, os, signal, socket, struct, sys, time
 rank = int(os.environ["RANK"])

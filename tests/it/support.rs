@@ -1,4 +1,4 @@
-//! What the integration tests share: the programs, sample data, runs with a guard against hangs, readers.
+//! Shared parts of the integration tests: the programs, sample data, runs with a guard against hangs, readers.
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -98,7 +98,7 @@ impl Runs {
         let mut all = vec![
             format!("data.dataset_path={}", sample_data().display()),
             format!("log.runs_dir={}", folder.path().join("runs").display()),
-            // What a test finds does not depend on how full the machine is.
+            // Results do not depend on how full the machine is.
             "watch.ease=false".into(),
         ];
         all.extend(sets.iter().map(|set| set.to_string()));
@@ -329,7 +329,7 @@ pub fn distance(a: &Tensors, b: &Tensors) -> Distance {
     most
 }
 
-/// Whether the checkpoint of `step` holds the same bytes in both runs: tensors and loop state (but for times).
+/// Checks that the checkpoint of `step` holds the same bytes in both runs: tensors and loop state (except times).
 pub fn assert_same_checkpoint(a: &Run, b: &Run, step: u64, what: &str) {
     for file in ["model.safetensors", "optimizer.safetensors", "ema.safetensors"] {
         let read = |run: &Run| fs::read(run.checkpoint(step).join(file)).ok();

@@ -13,7 +13,7 @@ use spec::plan::{BatchPlan, LoaderPlan, Plan};
 use std::sync::Arc;
 use tch::{Device, nn};
 
-/// Keeps what the loop tells.
+/// Observer that keeps all reports.
 #[derive(Default)]
 struct Told {
     lines: Vec<String>,

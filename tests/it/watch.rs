@@ -172,7 +172,7 @@ fn hog(group: &Path) -> Child {
     Command::new("python3").args(["-c", take]).arg(procs).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// The kernel ends a rank at the group's limit; the restart goes on from the checkpoint with a smaller plan.
+/// The kernel ends a rank at the group's limit; the restart resumes from the checkpoint with a smaller plan.
 #[test]
 fn a_rank_killed_for_memory_is_explained_and_started_again_with_less() {
     let runs = runs(&["train.max_steps=100000", "log.save_every_steps=10", "memory.budget=1GiB"]);

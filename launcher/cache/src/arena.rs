@@ -84,7 +84,7 @@ impl Arena {
         if let Some(len) = rounded(bytes) {
             debug_assert!(len <= self.used_bytes);
             self.used_bytes = self.used_bytes.saturating_sub(len);
-            // What lies beyond a cut does not come back.
+            // Space beyond a cut does not come back.
             let end = (offset + len).min(self.size_bytes);
             if offset < end {
                 self.join(offset, end - offset);

@@ -81,7 +81,7 @@ struct Inner {
     /// There is something to do for a device's slabs, or it is time to end.
     registering: Condvar,
     wakers: Mutex<Vec<Weak<dyn Wake>>>,
-    /// Told, once, when the directory is gone.
+    /// Called once when the directory is gone.
     lost: Mutex<Option<Lost>>,
 }
 
@@ -93,7 +93,7 @@ pub struct CacheClient {
     map: Arc<SharedMap>,
     socket: UnixStream,
     threads: Vec<JoinHandle<()>>,
-    /// Tells a device of the mapping, where there is one.
+    /// Thread that registers the mapping with a device, if any.
     registering: Mutex<Option<JoinHandle<()>>>,
     closing: Arc<AtomicBool>,
     verify: bool,
@@ -257,7 +257,8 @@ impl CacheClient {
         wakers.push(waker);
     }
 
-    /// `tell` is called once, with what happened, as soon as the directory is gone: at once if it is already.
+    /// Registers `tell`, which is called once with the reason as soon as the directory is gone, or at once if it is
+    /// gone already.
     pub fn when_lost(&self, tell: impl FnOnce(String) + Send + 'static) {
         *self.inner.lost() = Some(Box::new(tell));
         let problem = self.inner.lock().failed.clone();

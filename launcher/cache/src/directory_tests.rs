@@ -187,7 +187,7 @@ fn bytes_of(key: u64) -> u64 {
     64 * (key % 3 + 1) - key % 5
 }
 
-/// What the ranks hold, and one word per line of the mapping: the key last written there, 0 for half-written.
+/// References of the ranks, and one word per line of the mapping: the key last written there, 0 for half-written.
 struct World {
     directory: Directory,
     lines: [u64; LINES],

@@ -56,7 +56,7 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// State that the host and its threads share.
 struct Shared {
-    /// Of all ranks together, as of the last batch of messages.
+    /// Statistics of all ranks together, as of the last batch of messages.
     stats: Mutex<CacheStats>,
     by_rank: Mutex<Vec<(u32, CacheStats)>>,
     memory: Mutex<Memory>,
@@ -418,7 +418,7 @@ impl Server {
             }
             self.fit();
             self.publish_stats();
-            // Not before `wake` is read: it may have been for an end asked for just then, and nothing else tells of that.
+            // Checked only after `wake` is read: it may have announced an end that nothing else announces.
             if self.shared.stop.load(Ordering::Acquire) {
                 return Ok(());
             }

@@ -179,7 +179,7 @@ fn memory_grows_behind_the_first_slab() {
     assert_eq!(host.notes(), Vec::<String>::new());
 }
 
-/// A rank that gives back what it holds beyond the limit when it is told to, and what it holds is punched only then.
+/// A rank gives back what it holds beyond the limit when asked, and only then is that punched.
 #[test]
 fn shrinking_gives_pages_back_once_ranks_have_let_go_and_growth_brings_them_again() {
     let capacity_bytes = 8 << 20;
@@ -274,7 +274,7 @@ fn shrinking_that_a_rank_holds_up_is_called_off_by_growth() {
     assert_eq!(host.notes(), Vec::<String>::new());
 }
 
-/// What a dead rank held does not keep memory from being given back.
+/// References of a dead rank do not keep memory from being given back.
 #[test]
 fn a_rank_that_dies_holds_up_no_shrinking() {
     let plan = HostPlan { capacity_bytes: 8 << 20, policy: PolicyKind::Pin, ranks: vec![0, 1] };
@@ -296,7 +296,7 @@ fn a_rank_that_dies_holds_up_no_shrinking() {
     }
 }
 
-/// A device may be told of memory that has its pages, and of no other: pages that it faults in are nobody's plan.
+/// Only memory that has its pages is announced to a device: pages that it faults in are in nobody's plan.
 #[test]
 fn ranks_that_register_hear_how_much_has_pages_and_others_do_not() {
     let plan = HostPlan { capacity_bytes: 8 << 20, policy: PolicyKind::Pin, ranks: vec![0, 1] };

@@ -15,7 +15,7 @@ pub struct Job {
     pub plan: Plan,
     /// `runs/<name>`, absolute.
     pub run_dir: PathBuf,
-    /// Checkpoint folder to resume from, absolute; absent: start afresh.
+    /// Checkpoint folder to resume from, absolute. `None` starts a new training.
     pub resume: Option<PathBuf>,
     /// Names this start of the run: its summary carries the same name. Empty in jobs of earlier versions.
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! What the records of a run say in numbers: range, trend, peaks by phase, and the plan against the truth.
+//! Numbers from a run's records: range, trend, peaks by phase, and the plan against the truth.
 
 use super::growth::Growth;
 use super::log::{Run, starts};
@@ -31,7 +31,7 @@ pub struct Check {
 /// Planned over measured up to which a line counts as true.
 const TRUE_UP_TO: f64 = 1.15;
 
-/// What a check says of its line.
+/// Verdict on one line of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -73,7 +73,7 @@ impl Check {
         }
     }
 
-    /// Planned over measured; absent: nothing was measured.
+    /// Planned over measured. `None` means that nothing was measured.
     pub fn ratio(&self) -> Option<f64> {
         (self.measured_bytes > 0).then(|| self.planned_bytes as f64 / self.measured_bytes as f64)
     }
@@ -107,11 +107,11 @@ pub struct Analysis {
     /// Highest own (unique) bytes of any rank, by phase, the first phase first.
     #[serde(serialize_with = "as_map")]
     pub by_phase: Vec<(Phase, u64)>,
-    /// Of the last start alone, which the plan on disk is of.
+    /// Checks of the last start alone, because plan.json describes that one.
     pub checks: Vec<Check>,
     /// How often the ranks were started.
     pub starts: usize,
-    /// What was said or done: seconds since the start, text. Plots number them in this order, from 1.
+    /// Messages and actions: seconds since the start, text. Plots number them in this order, from 1.
     pub events: Vec<(f64, String)>,
 }
 
@@ -157,7 +157,7 @@ fn machine_percent(run: &Run) -> Option<Range> {
     Range::of(&monitor.chain(ranks).collect::<Vec<_>>())
 }
 
-/// Of the fullest device at each moment.
+/// Use of the fullest device at each moment.
 fn gpu_percent(run: &Run) -> Option<Range> {
     let monitor = run.monitor.iter().filter_map(|sample| sample.gpu_memory_percent);
     let fullest =
@@ -187,7 +187,7 @@ fn in_start(records: &[MemoryRecord]) -> impl Iterator<Item = bool> {
     records.iter().map(|record| record.phase == Phase::Start)
 }
 
-/// What the last start left: the plan on disk is of that one, since each start writes its own.
+/// Records of the last start. The plan on disk belongs to it, since each start writes a plan.
 struct Last<'a> {
     /// By rank; steps count from the one that it went on from.
     memory: Vec<Vec<MemoryRecord>>,
@@ -246,7 +246,7 @@ fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
         Some(Check { bound: line.bound, ..Check::new(line.name.text(), planned, measured(line)?) })
     };
     let mut checks: Vec<Check> = plan.budget.lines.iter().filter(|line| line.bytes > 0).filter_map(check).collect();
-    // Of bounds the sums count what was used.
+    // Sums use the measured bytes for lines that are bounds.
     let claimed = |line: &BudgetLine, planned: u64| match measured(line) {
         Some(used) if line.bound => used.min(planned),
         _ => planned,
@@ -308,7 +308,7 @@ struct RankUse {
     runtime: u64,
     /// Tensors of a step at once, without the model's.
     activations: u64,
-    /// What came on top with the steps: the kernel's peak, without all of these.
+    /// Memory added by the steps: the kernel's peak minus all of these.
     heap: u64,
     held: Held,
     libraries: u64,
@@ -538,7 +538,7 @@ mod tests {
         assert_eq!(seen("launcher"), (5, Verdict::TooLarge));
         assert_eq!(seen("page cache"), (512, Verdict::TooLarge));
         assert_eq!(seen("a rank, in all").0, 277);
-        // What was sampled is more than launcher, libraries, cache and both ranks.
+        // The sampled sum is more than launcher, libraries, cache and both ranks.
         assert_eq!(seen("all of the job").0, 3 << 10);
         let text = found.to_string();
         assert!(text.contains("heap                    60.0 MiB    71.0 MiB  0.85  too small\n"), "{text}");

@@ -8,7 +8,7 @@ use super::growth::Growth;
 use super::log::Run;
 use spec::config::Language;
 
-/// One thing found. All three are sentences for people, a cause perhaps of several lines.
+/// One finding. All three are sentences for the user; a cause may have several lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// `unfinished`, `failed`, `killed`, `oom`, `stopped`, `pressure`, `data_wait`, `hit_rate`, `slower`, `leak`, `skipped`.

@@ -1,4 +1,4 @@
-//! Whether what was watched grows without end: a rank over its steps, or a monitor's log over time.
+//! Search for growth without end: of a rank over its steps, or of a monitor's log over time.
 
 use super::log::Run;
 use crate::watch::Trend;
@@ -10,17 +10,17 @@ const GIB: f64 = (1u64 << 30) as f64;
 /// A log's clock in whole steps of a trend, per second.
 const TICKS: f64 = 1000.0;
 
-/// What can be said of growth.
+/// Verdict on growth.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum Growth {
     /// Too little to judge by.
     NotJudged { samples: u64, needed: u64 },
-    /// None that goes on.
+    /// No lasting growth.
     None,
     /// A rank's own memory grows.
     Rank { rank: usize, bytes_per_step: f64 },
-    /// What a monitor watched grows: the job where it knew one, else the machine.
+    /// The target of a monitor grows: the job where it knew one, else the machine.
     Watched { job: bool, bytes_per_hour: f64 },
 }
 
@@ -47,7 +47,7 @@ impl Growth {
         none(samples)
     }
 
-    /// What grows, and how fast.
+    /// Name of what grows, and its rate.
     pub fn rate(&self) -> Option<(String, String)> {
         match self {
             Self::NotJudged { .. } | Self::None => None,
@@ -86,7 +86,7 @@ impl Display for Growth {
             (Self::NotJudged { samples, needed }, _) => {
                 write!(f, "not judged: {samples} samples at different steps, {needed} are needed")
             }
-            _ => write!(f, "no growth that goes on"),
+            _ => write!(f, "no lasting growth"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What there is to read: a run's folder, or the JSON log of a monitor.
+//! Records to read: a run's folder, or the JSON log of a monitor.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -59,7 +59,7 @@ pub struct Run {
     pub monitor: Vec<MonitorSample>,
     /// The log ends within a sample, which is left out.
     pub cut_short: bool,
-    /// There is no summary of the last start: it still goes on, or nobody could write one.
+    /// The last start has no summary: it is still running, or nothing could write one.
     pub open_ended: bool,
     /// Its processes are alive.
     pub living: bool,
@@ -135,7 +135,7 @@ impl Run {
         Ok(Self { path, monitor, cut_short, ..Self::default() })
     }
 
-    /// The first moment that records tell of, seconds since the Unix epoch: zero of every clock that people are shown.
+    /// First moment in the records, seconds since the Unix epoch: zero of every clock shown to the user.
     pub fn began(&self) -> f64 {
         let ranks = self.memory.iter().filter_map(|records| records.first()).map(|record| record.t);
         let node = self.node.first().map(|record| record.t);

@@ -27,7 +27,7 @@ pub const DEVICE_PROFILES: [DeviceProfile; 2] = [
     DeviceProfile { device: "cuda", batch_size: 16, workers: 8, cache: true, amp: true, pin_memory: true },
 ];
 
-/// What to set, and why. GB are GiB, as in the guides.
+/// Recommended settings and the reasons. GB are GiB, as in the guides.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Recommendation {
     pub memory_gb: f64,
@@ -36,11 +36,11 @@ pub struct Recommendation {
     pub gpu_memory_gb: Option<f64>,
     /// Name in `configs/`.
     pub config: &'static str,
-    /// What the guide expects that config to use, GB.
+    /// Memory that the guide expects that config to use, GB.
     pub expected_gb: &'static str,
     /// `train.num_workers`, per rank.
     pub num_workers: usize,
-    /// `data.cache_size_gb`, from and to; absent: leave it to the plan.
+    /// `data.cache_size_gb`, from and to. `None` leaves it to the plan.
     pub cache_gb: Option<(f64, f64)>,
     /// Profile of the device: `cpu` or `cuda`.
     pub device: &'static str,

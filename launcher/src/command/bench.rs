@@ -23,7 +23,7 @@ struct Feature {
     /// The guides' words.
     claim: &'static str,
     ranks: usize,
-    /// The phase whose memory it concerns; absent: all.
+    /// Phase whose memory is compared; `None` compares all.
     phase: Option<Phase>,
     /// Keys of both runs, then of the one without and of the one with it.
     common: &'static [&'static str],
@@ -121,13 +121,13 @@ struct Row {
     feature: &'static str,
     claim: &'static str,
     ranks: usize,
-    /// Phase of the records that `peak_rank_bytes` is of; absent: all.
+    /// Phase of the records behind `peak_rank_bytes`; `None` means all.
     phase: Option<Phase>,
     off: Measured,
     on: Measured,
 }
 
-/// What the runs share.
+/// State shared by the runs.
 struct Bench<'a> {
     helpers: Helpers,
     folder: &'a Path,
@@ -145,7 +145,7 @@ pub(super) fn bench_memory(args: &BenchMemoryArgs) -> Result<u8, Error> {
     let mut bench = Bench { helpers, folder: &folder, data, steps: args.steps };
     let measured = bench.measure_all(args, &features);
     let _ = std::fs::remove_dir_all(&folder);
-    // What a run says that was asked to end is no error of the bench.
+    // Errors of a run that was asked to end are not errors of the bench.
     if let Some(code) = bench.helpers.asked_to_end() {
         return Ok(code);
     }
@@ -195,7 +195,7 @@ impl Bench<'_> {
         }
     }
 
-    /// One run. Each has runs_dir and index of its own, so that none profits from another's.
+    /// Makes one run with a runs_dir and an index of its own, so that no run profits from another's.
     fn measure(&mut self, feature: &Feature, on: bool) -> Result<Measured, Error> {
         let (exe, _) = here()?;
         let name = format!("{}-{}", feature.name.replace(' ', "-"), if on { "on" } else { "off" });
@@ -228,7 +228,7 @@ impl Bench<'_> {
         }
         let run = advise::Run::read(&runs.join(&name), Path::new(""))?;
         let summary = run.summary.unwrap_or_default();
-        // What is measured is read: runs are not kept beside each other.
+        // The figures are read by now; runs are not kept.
         let _ = std::fs::remove_dir_all(&runs);
         Ok(Measured {
             peak_node_bytes: summary.peak_node_bytes,
@@ -251,7 +251,7 @@ fn own_peak(memory: &[Vec<MemoryRecord>], phase: Option<Phase>) -> u64 {
     most.unwrap_or(0)
 }
 
-/// What was run, and the table's head, 100 columns at most.
+/// Description of the runs and the table's head, 100 columns at most.
 fn head(steps: u64, data_bytes: u64, data: Option<&Path>) -> String {
     let data = data.map_or("sample data".into(), |path| shown(path).to_string());
     let size = bytes_text(data_bytes);

@@ -1,4 +1,4 @@
-//! A job of several nodes: what their launchers tell each other before any rank starts.
+//! A job of several nodes: the launchers' exchange before any rank starts.
 
 use super::{Error, Ready, open_folder};
 use crate::cli::RunArgs;
@@ -34,7 +34,7 @@ const SHOWN: usize = 3;
 /// Keys that all nodes must have alike, with their values as JSON; empty under `--exec`.
 type Keys = BTreeMap<String, String>;
 
-/// What a node says first: short, since all that nodes say together has a limit.
+/// First message of a node. It is short, since all messages together have a limit.
 #[derive(Debug, Serialize, Deserialize)]
 struct Facts {
     share: NodeShare,
@@ -86,7 +86,8 @@ pub(super) fn together(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir
     Ok((plan, folder, lock))
 }
 
-/// What this node brings. Node 0 makes sample data before the others look for them, in a folder that they may share.
+/// Contribution of this node. Node 0 makes sample data before the others look for them, in a folder that they may
+/// share.
 fn own_part(run: &RunArgs, ready: &Ready) -> Result<NodeShare, Error> {
     let share = plan::node_share(&ready.config, &ready.machine, &ready.request)?;
     if run.node_rank == 0 {
@@ -134,11 +135,11 @@ fn disagreement(first: &Keys, other: &Keys, node: usize) -> String {
     format!("the nodes have different configs: {}{more}; give all nodes the same", told.join(", "))
 }
 
-/// Goes on only where every node's part went well.
+/// Continues only if every node's part succeeded.
 fn all_or_none<T>(nodes: &mut Nodes, own: Result<T, Error>) -> Result<T, Error> {
     let text = own.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let all = nodes.all_gather(&text);
-    // What this node has to say is of more use than that others heard of it.
+    // The error of this node matters more than delivery to the others.
     let own = own?;
     match all?.into_iter().enumerate().find(|(_, problem)| !problem.is_empty()) {
         Some((node, problem)) => Err(Error::Node { node, problem }),

@@ -1,4 +1,4 @@
-//! What the verbs print. A reader that has gone away (`| head -1`) has seen what it wanted: no error, and no panic.
+//! Output of the verbs. A closed pipe (`| head -1`) is no error and no panic.
 
 use super::{Error, io};
 use spec::contract::exit;
@@ -10,7 +10,7 @@ pub(super) fn out(text: impl Display) -> Result<(), Error> {
     write(std::io::stdout().lock(), text).map_err(io("cannot print the result", exit::INTERNAL))
 }
 
-/// As [`out`], beside a run: it goes on whoever reads.
+/// As [`out`], beside a run, which continues even if nobody reads.
 pub(super) fn say(text: impl Display) {
     let _ = write(std::io::stdout().lock(), text);
 }

@@ -1,4 +1,4 @@
-//! `launch --smart`: legs of training, each by new processes that go on from the last checkpoint.
+//! `launch --smart`: legs of training, each by new processes that continue from the last checkpoint.
 
 use super::early::Early;
 use super::{
@@ -70,7 +70,7 @@ pub(super) fn smart(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
     }
 }
 
-/// What an earlier call has left about the first `done` epochs.
+/// Report of an earlier call on the first `done` epochs.
 fn behind(folder: &RunDir, done: usize) -> Report {
     let path = folder.path.join("smart_report.json");
     let text = std::fs::read(&path).ok().filter(|_| done > 0);

@@ -38,7 +38,7 @@ pub(super) fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
 fn looked_at(run: &advise::Run) -> String {
     if run.monitor.is_empty() {
         let (steps, yet) = (run.metrics.last().map_or(0, |record| record.step), run.living && run.open_ended);
-        return format!("{steps} steps{}", if yet { " so far; the run goes on" } else { "" });
+        return format!("{steps} steps{}", if yet { " so far; the run is still training" } else { "" });
     }
     match advise::Growth::of(run) {
         growth @ advise::Growth::NotJudged { .. } => format!("{} samples; growth: {growth}", run.monitor.len()),

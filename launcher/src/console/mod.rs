@@ -1,4 +1,4 @@
-//! What a person sees of a job: prefixed lines, one progress bar, a closing table.
+//! Terminal output of a job: prefixed lines, one progress bar, a closing table.
 //!
 //! A thread of its own writes, so that a terminal that takes no more never holds up supervision.
 
@@ -144,7 +144,7 @@ impl Message {
 fn write_all(receiver: &Receiver<Message>, waiting: &AtomicUsize) {
     let mut screen = Screen::new();
     while let Ok(first) = receiver.recv() {
-        // What came in one go is written in one go, and the bar drawn once.
+        // A burst of messages is written at once, and the bar is drawn once.
         let batch: Vec<Message> = std::iter::once(first).chain(receiver.try_iter().take(256)).collect();
         let cost: usize = batch.iter().map(Message::cost).sum();
         let now = Instant::now();

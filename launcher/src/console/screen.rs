@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Without a terminal, progress is a plain line at most this often; less often in long runs.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 const PLAIN_EVERY_LATER: Duration = Duration::from_secs(60);
-/// Steps from which on the time left is told: the first ones are slow.
+/// Steps before the remaining time is shown: the first ones are slow.
 const ETA_STEPS: u64 = 3;
 
 pub struct Screen {
@@ -32,7 +32,7 @@ struct Pending {
     colour: bool,
 }
 
-/// Where the count of steps began, to tell the time left.
+/// Start of the step count, for the remaining time.
 struct Pace {
     since: Instant,
     step: u64,

@@ -1,7 +1,7 @@
 //! Control groups, v1, v2 and both at once (hybrid): memory limits and CPU quotas that bind this process.
 //!
-//! A process is in one group per hierarchy (`/proc/self/cgroup`); where a hierarchy can be seen is told by
-//! `/proc/self/mountinfo`. Every ancestor binds too, so each look-up walks from the own group up to the mount point.
+//! A process is in one group per hierarchy (`/proc/self/cgroup`); `/proc/self/mountinfo` shows where a hierarchy is
+//! mounted. Every ancestor binds too, so each look-up walks from the own group up to the mount point.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub(super) struct Mount {
     pub options: Vec<String>,
 }
 
-/// What binds this process's memory. Bytes.
+/// Limits on this process's memory. Bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct MemoryLimit {
     pub version: Option<u32>,
@@ -155,7 +155,7 @@ pub(super) fn memory_groups(root: &Path, members: &[Membership], mounts: &[Mount
     controller_chain(root, members, mounts, "memory").filter(|(_, folders)| !folders.is_empty())
 }
 
-/// The limit of one group; absent: none.
+/// Limit of one group. `None` means no limit.
 pub(super) fn limit_bytes(folder: &Path, version: u32) -> Option<u64> {
     if version == 1 { v1_limit(folder) } else { v2_limit(folder) }
 }
@@ -187,7 +187,7 @@ pub(super) fn used_bytes(folder: &Path, version: u32) -> u64 {
     number(&read(folder, file)).unwrap_or(0).saturating_sub(cached)
 }
 
-/// Whole cores that the tightest CPU quota grants, at least 1; absent: no quota.
+/// Whole cores that the tightest CPU quota grants, at least 1. `None` means no quota.
 pub(super) fn cpu_quota(root: &Path, members: &[Membership], mounts: &[Mount]) -> Option<usize> {
     let (version, folders) = controller_chain(root, members, mounts, "cpu")?;
     let quota = |folder: &PathBuf| {

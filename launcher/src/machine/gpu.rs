@@ -4,7 +4,7 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use spec::contract::Gpu;
 
-/// GPUs in the order CUDA will number them, and why there are none although a driver is present.
+/// GPUs in the order of CUDA's numbers, and the reason if there are none although a driver is present.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Found {
     pub gpus: Vec<Gpu>,

@@ -4,14 +4,14 @@ use super::cgroup::{self, Membership, Mount};
 use super::probe::{Probe, meminfo_bytes};
 use std::path::{Path, PathBuf};
 
-/// What the node's memory looks like at one moment. Bytes.
+/// Memory of the node at one moment. Bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MemoryNow {
     pub total_bytes: u64,
     pub available_bytes: u64,
     /// Kernel's file cache without shared memory.
     pub file_cache_bytes: u64,
-    /// The group with the least room; absent: no memory controller.
+    /// The group with the least room. `None` means no memory controller.
     pub group: Option<GroupNow>,
     pub pressure: Option<Pressure>,
     /// Processes that the kernel killed for memory since boot, in any group.
@@ -62,7 +62,7 @@ impl MemoryMeter {
         Self { root: probe.root.clone(), version, groups, child: child.map(Path::to_owned), pressure }
     }
 
-    /// What cannot be read is zero or absent.
+    /// Unreadable values are zero or `None`.
     pub fn read(&self) -> MemoryNow {
         let text = |path: &str| std::fs::read_to_string(self.root.join(path)).unwrap_or_default();
         let meminfo = text("proc/meminfo");

@@ -46,7 +46,7 @@ impl Probe {
         }
     }
 
-    /// Folder of this process's own memory cgroup, and the version; absent: no memory controller can be seen.
+    /// Folder of this process's memory cgroup, and the version. `None` means that no memory controller can be seen.
     pub fn memory_group(&self) -> Option<(u32, PathBuf)> {
         let members = cgroup::parse_memberships(&self.text("proc/self/cgroup"));
         let mounts = cgroup::parse_mounts(&self.text("proc/self/mountinfo"));
@@ -81,8 +81,8 @@ pub(super) fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
     rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Bytes that an unprivileged process may still write below `path`, or below its nearest existing ancestor; absent:
-/// the file system does not say.
+/// Bytes that an unprivileged process may still write below `path`, or below its nearest existing ancestor. `None`
+/// means that the file system does not say.
 pub fn free_disk_bytes(path: &Path) -> Option<u64> {
     // The last ancestor of a relative path is empty: the working folder.
     let folders = path.ancestors().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });

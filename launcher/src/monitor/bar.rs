@@ -19,9 +19,9 @@ pub struct Bar<'a> {
     pub total: u64,
     /// Bytes at which a line stands in the bar.
     pub mark: Option<u64>,
-    /// What `total` is, in a word; may be empty.
+    /// Name of `total` in a word; may be empty.
     pub of: &'a str,
-    /// Red and bold from this share on, percent; absent: never.
+    /// Percentage from which the bar is red and bold. `None` means never.
     pub alarm: Option<f64>,
 }
 

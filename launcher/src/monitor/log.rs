@@ -71,7 +71,7 @@ pub struct Report {
     pub max_ram_gb: f64,
     pub max_gpu_percent: Option<f64>,
     pub max_gpu_gb: Option<f64>,
-    /// Of the watched processes and their page cache together.
+    /// The watched processes and their page cache together.
     pub max_job_gb: Option<f64>,
     /// Mean over the samples in which there were any.
     pub avg_job_gb: Option<f64>,

@@ -33,21 +33,21 @@ use subject::{Launcher, Member};
 const LIVE_S: f64 = 1.0;
 const PLAIN_S: f64 = 5.0;
 
-/// What is to be watched, how long, and where the files go.
+/// Target of the monitor, its duration, and the place of its files.
 pub struct Options<'a> {
     pub subject: Subject,
-    /// Absent: until a signal, or until what is watched has ended.
+    /// `None` watches until a signal, or until the target has ended.
     pub duration_s: Option<f64>,
-    /// Seconds between two looks; absent: as the terminal suggests.
+    /// Seconds between two looks. `None` depends on the terminal.
     pub interval_s: Option<f64>,
-    /// Seconds between two plots; absent: one at the end.
+    /// Seconds between two plots. `None` makes one at the end.
     pub plot_interval_s: Option<f64>,
     pub out: PathBuf,
     /// Draws the log (first path) as PNG (second path).
     pub draw: &'a dyn Fn(&Path, &Path) -> io::Result<()>,
 }
 
-/// What a monitor leaves behind.
+/// Results of a monitor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Done {
     pub log: PathBuf,
@@ -55,7 +55,7 @@ pub struct Done {
     pub plots: Vec<PathBuf>,
     /// Peaks and means, as in the report.
     pub found: Report,
-    /// How what was watched ended, in words; absent: it goes on.
+    /// How the target ended, in words. `None` means that it is still running.
     pub end: Option<String>,
 }
 

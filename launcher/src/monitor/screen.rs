@@ -74,7 +74,7 @@ impl Drop for Screen {
     }
 }
 
-/// Whether the terminal is this process's to draw on.
+/// True if this process may draw on the terminal.
 fn in_foreground() -> bool {
     // An error: it controls no session, such as one made by a script, and nobody else draws.
     rustix::termios::tcgetpgrp(io::stdout()).map_or(true, |group| group == rustix::process::getpgrp())

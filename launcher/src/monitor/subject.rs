@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 /// Longest line of a record that is looked for at the end of a file.
 const LAST_BYTES: u64 = 64 << 10;
 
-/// What is watched.
+/// Target of the monitor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A run by its folder, absolute and without links.
@@ -33,7 +33,7 @@ pub struct Member {
     pub pid: i32,
 }
 
-/// What a run's records say last.
+/// Latest values in a run's records.
 #[derive(Clone, Debug, Default)]
 pub struct RunNow {
     pub plan: Option<Plan>,
@@ -120,8 +120,8 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// Of the rank `pid`. A rank whose launcher was killed has another parent until it ends itself: the launcher is
-    /// known by its name, which is this program's.
+    /// Finds the run of the rank `pid`. After its launcher was killed a rank has another parent until it ends: the
+    /// launcher is recognised by its name, which is this program's.
     pub fn of(pid: i32) -> Option<Self> {
         let stat = |pid: i32| Process::new(pid).and_then(|process| process.stat()).ok();
         let (parent, own) = (stat(stat(pid)?.ppid)?, stat(i32::try_from(std::process::id()).ok()?)?);
@@ -133,7 +133,7 @@ impl Launcher {
         stat.is_ok_and(|stat| stat.starttime == self.started && stat.state != 'Z')
     }
 
-    /// What PSS leaves out of its memory since this monitor, where it is the same program, maps the program as well.
+    /// Bytes that PSS leaves out because this monitor maps the same program.
     pub fn lent_bytes(&self) -> u64 {
         lent_bytes(self.pid)
     }

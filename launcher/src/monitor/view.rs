@@ -1,4 +1,4 @@
-//! What the monitor shows: bars on a terminal, one line without. Pure; what it shows fits the size it is told.
+//! Display of the monitor: bars on a terminal, single lines without one. Pure; the output fits the given size.
 
 use super::bar::{Bar, Ink, LABEL, Widths, columns, cut, percent};
 use super::subject::RunNow;
@@ -12,9 +12,9 @@ use spec::plan::{Plan, bytes_text};
 const MOST_BARS: usize = 16;
 /// Most columns of a process's name and number.
 const MOST_LABEL: usize = 22;
-const HINT: &str = "Ctrl-C ends the monitor; what it watches goes on";
+const HINT: &str = "Ctrl-C ends the monitor; its target keeps running";
 
-/// What a line is, in the order in which lines are left out where rows are few.
+/// Kinds of lines, in the order in which they are dropped where rows are few.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Launcher,
@@ -42,13 +42,13 @@ pub struct Look {
 }
 
 impl Look {
-    /// Memory of all that is watched, shared pages once; absent: the machine alone is watched.
+    /// Memory of the whole target, shared pages counted once. `None` means that the machine alone is watched.
     pub fn job_bytes(&self) -> Option<u64> {
         let all: u64 = self.members.iter().map(|(_, now)| self.bytes_of(now)).sum();
         (!self.members.is_empty()).then(|| all + self.sample.cache_bytes)
     }
 
-    /// What counts as a process's own: of a run the page cache and the ranks' meeting place are counted once, for all.
+    /// Bytes counted for one process. The page cache and the ranks' shared memory are counted once for the run.
     fn bytes_of(&self, now: &ProcessNow) -> u64 {
         if self.is_run() { now.own_bytes } else { now.pss_bytes }
     }
@@ -70,7 +70,7 @@ impl Look {
             ram_total_gb: gb(memory.total_bytes),
             ram_percent: percent(used, memory.total_bytes),
             timestamp: timestamp.into(),
-            // From outside a process, allocated and reserved cannot be told apart.
+            // From outside a process, allocated and reserved bytes cannot be distinguished.
             gpu_allocated_gb: gpu.then(|| gb(gpu_used)),
             gpu_reserved_gb: gpu.then(|| gb(gpu_used)),
             gpu_total_gb: gpu.then(|| gb(gpu_total)),

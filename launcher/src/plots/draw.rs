@@ -19,7 +19,7 @@ const FONT: &str = "headroom-sans";
 const INK: RGBColor = RGBColor(51, 51, 51);
 const FAINT: RGBColor = RGBColor(228, 228, 228);
 const ALERT: RGBColor = RGBColor(179, 0, 0);
-/// Told apart by most colour-blind readers (Okabe and Ito).
+/// Colours distinguishable with most kinds of colour blindness (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -61,7 +61,7 @@ impl Curve {
         Self { dots: true, ..Self::line(name, history, colour) }
     }
 
-    /// Largest value; 0 where there is none.
+    /// Largest value; 0 without values.
     pub(super) fn highest(&self) -> f64 {
         self.history.points.iter().map(|p| p.1).fold(0.0, f64::max)
     }
@@ -211,7 +211,7 @@ fn draw_names(area: &Area, frame: &Frame, panel: &Panel) -> Drawn {
     area.draw(&Text::new(panel.y.clone(), beside, upwards)).map_err(text)
 }
 
-/// The legend has a line of its own between title and plot area: it can cover no data.
+/// Draws the legend on a line between title and plot area, where it can cover no data.
 fn draw_legend(area: &Area, panel: &Panel) -> Drawn {
     let mut x = LEFT;
     for curve in panel.curves.iter().filter(|c| !c.history.points.is_empty() || c.history.lost > 0) {
@@ -289,7 +289,7 @@ fn draw_marks(area: &Area, frame: &Frame, xs: &Axis, marks: &[f64]) -> Drawn {
     Ok(())
 }
 
-/// What stands over marks, and where, pixels from the left; those that stand too close for two numbers share one text.
+/// Labels over marks, and their places, pixels from the left. Marks too close for two numbers share one label.
 fn numbers(marks: &[(usize, i32)]) -> Vec<(String, i32)> {
     let close = |a: &(usize, i32), b: &(usize, i32)| b.1 - a.1 < NUMBER_WIDTH;
     let of = |group: &[(usize, i32)]| match group {

@@ -177,8 +177,8 @@ fn read(run_dir: &Path, rank: usize) -> RankSeries {
     series
 }
 
-/// What the rank holds for itself. Pages of the page cache that no other rank has touched yet are unique to it as well, and
-/// are drawn with the cache.
+/// Memory that the rank holds for itself. Pages of the page cache that no other rank has touched yet are unique to it
+/// as well, and are drawn with the cache.
 fn own_bytes(record: &MemoryRecord) -> u64 {
     match record.anon_bytes + record.file_bytes {
         // Records of earlier versions.
@@ -226,8 +226,8 @@ fn cache(ranks: &[RankSeries], node: &NodeSeries, times: &[f64], alive: &[Vec<bo
 }
 
 impl RankSeries {
-    /// At each moment, whether one of its processes was there: from its first record to a while after its last, of an earlier
-    /// process to the event that tells of its end.
+    /// True at each moment where one of its processes existed: from its first record to a while after its last, for an
+    /// earlier process to the event that reports its end.
     fn alive(&self, events: &[f64], times: &[f64]) -> Vec<bool> {
         let ends = self.starts.iter().skip(1).copied().chain([self.uss.len()]);
         let spans = self.starts.iter().zip(ends).filter_map(|(first, end)| {

@@ -42,7 +42,7 @@ impl Cgroup {
         if dir.exists()
             && let Some(earlier) = Self::at(&dir)
         {
-            // Of this launcher's last attempt, whose members took long to go.
+            // The group of this launcher's last attempt, whose members took long to end.
             earlier.end(5000);
         }
         fs::create_dir(&dir)?;

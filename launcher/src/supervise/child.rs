@@ -38,10 +38,10 @@ pub struct Child {
     pub gaps: Vec<RecordGap>,
 }
 
-/// What all ranks of a job share when they start.
+/// State that all ranks of a job share when they start.
 pub struct Shared<'a> {
     pub spec: &'a Spec,
-    /// Of the job; each rank joins all.
+    /// Groups of the job; each rank joins all of them.
     pub cgroups: &'a [Cgroup],
     /// The memfd of `HEADROOM_COMM_FD`.
     pub comm: Option<&'a OwnedFd>,
@@ -117,12 +117,12 @@ impl Child {
         !self.ended && self.pidfd.is_err()
     }
 
-    /// To the rank and whatever it started in its process group, which may outlive it.
+    /// Signals the rank and whatever it started in its process group, which may outlive it.
     pub fn signal_group(&self, signal: Signal) {
         let _ = rustix::process::kill_process_group(self.pid, signal);
     }
 
-    /// False: the rank cannot be told this way.
+    /// Sends a message. Returns false if the rank has no control channel.
     pub fn tell(&self, message: &ToRank) -> bool {
         let (Some(control), Ok(frame)) = (&self.control, contract::encode(message)) else {
             return false;
@@ -186,7 +186,7 @@ impl Child {
         }
     }
 
-    /// What stands without a line break, after everything else.
+    /// Passes on the last line without a line break, after everything else.
     pub fn finish(&mut self, watcher: &dyn Watcher) {
         self.drain(watcher);
         let (rank, tail) = (self.rank, &mut self.tail);

@@ -15,9 +15,9 @@ pub struct Meeting {
     pub node_rank: usize,
     /// Ranks of each node; empty: as many as here.
     pub node_ranks: Vec<usize>,
-    /// Absent: this machine.
+    /// `None` means this machine.
     pub master_addr: Option<String>,
-    /// Absent: a free one, chosen now.
+    /// `None` means a free port, chosen now.
     pub master_port: Option<u16>,
     /// `OMP_NUM_THREADS` where the caller's environment does not set it.
     pub threads_per_rank: usize,

@@ -14,7 +14,7 @@ pub struct Failure {
     pub step: Option<u64>,
     /// In the rank's words.
     pub error: Option<String>,
-    /// What is known of a rank that was killed, one fact per line.
+    /// Facts about a killed rank, one per line.
     pub explanation: Vec<String>,
     /// The end of its output, oldest first.
     pub last_lines: Vec<String>,

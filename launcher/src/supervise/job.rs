@@ -52,7 +52,7 @@ struct Job<'a> {
     guard: &'a Guard,
     cache: Option<&'a CacheHost>,
     orders: &'a OrderQueue<'a>,
-    /// To the watch.
+    /// Channel to the watch.
     tell: Sender<Told>,
     children: Vec<Child>,
     urgent: OwnedFd,
@@ -310,7 +310,7 @@ impl<'a> Job<'a> {
     }
 
     fn tell_watch(&self, told: Told) {
-        // It may have ended by an error of its own, which does not concern the job.
+        // The watch may have failed by itself, which does not concern the job.
         let _ = self.tell.send(told);
     }
 
@@ -364,7 +364,7 @@ impl<'a> Job<'a> {
         if self.children[index].ended {
             return Ok(());
         }
-        // What it said before it ended comes first.
+        // Its last messages are read before its exit is handled.
         self.take_control(index);
         let child = &mut self.children[index];
         // While it is not reaped its number is still its own; whatever it left in its group ends now.

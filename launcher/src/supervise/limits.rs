@@ -23,7 +23,7 @@ pub struct MemoryGroup {
 
 impl MemoryGroup {
     /// # Errors
-    /// In words, why there is none.
+    /// The reason, in words.
     pub fn make(limits: Limits) -> Result<Self, String> {
         let (version, own) = Probe::default().memory_group().ok_or("this system shows no memory cgroup")?;
         Self::make_below(&own, version, limits)

@@ -1,4 +1,4 @@
-//! Bytes of a rank's output, cut into lines for people.
+//! Bytes of a rank's output, cut into lines.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

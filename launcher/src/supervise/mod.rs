@@ -84,7 +84,7 @@ pub enum Stream {
     Control,
 }
 
-/// What a job shows while it runs. Calls must not block: `ready` says when output has to wait.
+/// Display of a running job. Calls must not block: `ready` says when output has to wait.
 pub trait Watcher: Sync {
     fn line(&self, rank: u32, stream: Stream, text: &str);
     /// The launcher's own words.
@@ -103,10 +103,10 @@ pub trait Watcher: Sync {
 /// How a job went.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What the launcher should exit with.
+    /// Exit code for the launcher.
     pub exit_code: u8,
     pub first_failure: Option<Failure>,
-    /// Of each attempt that failed, this one among them.
+    /// Every attempt that failed, this one included.
     pub ended: Vec<Ended>,
     /// First signal that the user sent to stop the job.
     pub stopped_by: Option<i32>,
@@ -117,7 +117,7 @@ pub struct Outcome {
     /// Over all attempts, as are the peaks.
     pub wall: Duration,
     pub peaks: Peaks,
-    /// Of the last attempt alone: only its plan is beside them.
+    /// Peaks of the last attempt, because the plan beside them is that of the last attempt.
     pub last_peaks: Peaks,
     /// How often the job was started again.
     pub restarts: u32,
@@ -157,7 +157,7 @@ impl Outcome {
         }
     }
 
-    /// How this attempt failed; absent: it did not.
+    /// Description of the failure, or `None` if the attempt succeeded.
     fn ended(&self, attempt: u32) -> Option<Ended> {
         let failure = self.first_failure.as_ref()?;
         Some(Ended {

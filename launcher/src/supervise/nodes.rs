@@ -56,7 +56,7 @@ enum Word {
 }
 
 enum Links {
-    /// Of node 0: to every other node, by number from 1 on.
+    /// Links of node 0 to every other node, by number from 1 on.
     Host(Vec<TcpStream>),
     Guest(TcpStream),
 }
@@ -114,7 +114,8 @@ impl Nodes {
         Ok(Nodes { place, links })
     }
 
-    /// What every node says, by number. All call it together; what all say together is at most 1 MiB.
+    /// Exchanges one text per node and returns all, by node number. All nodes call it together. All texts together are
+    /// at most 1 MiB.
     ///
     /// # Errors
     /// A node ended, or said nothing in time, or all said too much.
@@ -166,7 +167,7 @@ impl Drop for Nodes {
     }
 }
 
-/// Gives what all said to all; those that can be told are told before one that cannot is an error.
+/// Sends every node's text to all nodes. Nodes that can be reached are served before the first failure is reported.
 fn tell_all(place: &NodePlace, guests: &mut [TcpStream], texts: &[String]) -> Result<(), MeetError> {
     let frame = match encode(&Word::All { texts: texts.to_vec() }) {
         Ok(frame) => frame,
@@ -268,7 +269,7 @@ fn host(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
     Ok(Links::Host(guests))
 }
 
-/// Whether every seat has a guest; once it seems so, those that ended while they waited give theirs up.
+/// True if every seat has a guest. Once all seats are taken, those whose guests ended meanwhile are freed.
 fn all_present(seats: &mut [Option<TcpStream>]) -> bool {
     if seats.iter().all(Option::is_some) {
         seats.iter_mut().for_each(|seat| *seat = seat.take().filter(is_there));
@@ -276,14 +277,15 @@ fn all_present(seats: &mut [Option<TcpStream>]) -> bool {
     seats.iter().all(Option::is_some)
 }
 
-/// Whether the other side is there still, as far as this kernel has heard; it waits and has nothing to say.
+/// True if the other side still exists, as far as this kernel knows; it waits silently.
 fn is_there(guest: &TcpStream) -> bool {
     let seen = guest.set_nonblocking(true).and_then(|()| guest.peek(&mut [0]));
     let there = seen.map_or_else(|e| e.kind() == io::ErrorKind::WouldBlock, |bytes| bytes > 0);
     guest.set_nonblocking(false).is_ok() && there
 }
 
-/// Who connected; `None`: no launcher. `Err`: one that contradicts this job, which it is told.
+/// Identifies a connection. `None` means no launcher. `Err` means a launcher that contradicts this job; it receives the
+/// reason.
 fn seat(
     place: &NodePlace,
     guest: TcpStream,
@@ -296,7 +298,7 @@ fn seat(
     // One that is started again takes the seat of the one that ended.
     let taken = || seats[node_rank - 1].as_ref().is_some_and(is_there);
     let problem = if job != place.job {
-        // A job of its own, which this one does not end for.
+        // Another job, which is no reason to end this one.
         let problem = format!("the port belongs to the run {:?}, node {node_rank} is to join {job:?}", place.job);
         refuse(&mut [guest], &problem);
         return Ok(None);
@@ -334,7 +336,7 @@ fn visit(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
     let mut host = loop {
         match connect(&place.master_addr, place.master_port, deadline) {
             Ok(host) => break host,
-            // Not there yet, and nothing tells when it will be.
+            // Node 0 is not listening yet, and nothing announces when it will.
             Err(_) if !deadline.is_over() => std::thread::sleep(PAUSE),
             Err(e) => {
                 let error = place.late("node 0");
@@ -460,7 +462,7 @@ mod tests {
             let stranger = NodePlace { job: "day".into(), ..place(1, 2, port, 60.0) };
             let text = error(stranger);
             assert!(text.contains("belongs to the run \"night\"") && text.contains("\"day\""), "{text}");
-            // Goes on waiting for its own node, which comes and dies.
+            // Continues to wait for its own node, which connects and dies.
             drop(Nodes::meet(place(1, 2, port, 60.0)).unwrap());
             let text = zero.join().unwrap().unwrap().unwrap_err().to_string();
             assert!(text.contains("the launcher of node 1 ended"), "{text}");
@@ -572,7 +574,7 @@ mod tests {
     #[test]
     fn an_address_that_never_answers_is_given_up_in_time() {
         let began = Instant::now();
-        // Of a network that is for documents alone.
+        // An address reserved for documentation.
         let text = error(NodePlace { master_addr: "192.0.2.1".into(), ..place(1, 2, 9, 0.5) });
         assert!(text.contains("node 0 did not come within 0.5 s"), "{text}");
         assert!(began.elapsed() < Duration::from_secs(20));

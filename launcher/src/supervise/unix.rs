@@ -93,7 +93,7 @@ extern "C" fn on_signal(number: i32) {
 pub struct Signals {
     pub pipe: OwnedFd,
     _writer: OwnedFd,
-    /// What each of [`TAKEN`] did before.
+    /// Earlier handler of each of [`TAKEN`].
     before: [usize; TAKEN.len()],
 }
 
@@ -110,7 +110,7 @@ impl Signals {
         for (old, number) in before.iter_mut().zip(TAKEN) {
             // SAFETY: `on_signal` only loads an atomic and makes one system call, so it may run at any point.
             *old = unsafe { signal(number.as_raw(), on_signal as *const () as usize) };
-            // `nohup launch …` must go on to ignore the hang-up; other signals are taken even from a background shell.
+            // `nohup launch …` must keep ignoring the hang-up; other signals are taken even from a background shell.
             if *old == SIG_IGN && number == Signal::HUP {
                 // SAFETY: ignoring a signal runs no code.
                 unsafe { signal(number.as_raw(), SIG_IGN) };
@@ -154,8 +154,8 @@ impl Drop for Signals {
     }
 }
 
-/// Lets `command` start a program that is asked to end (SIGTERM) when the thread that spawns it has ended. It has a process
-/// group of its own: a terminal's signals reach it through its parent alone.
+/// Prepares `command` to start a program that receives SIGTERM when the thread that spawned it has ended. The program
+/// gets a process group, so that a terminal's signals reach it through its parent alone.
 pub fn prepare_helper(command: &mut Command) {
     let parent = getpid();
     command.process_group(0);

@@ -64,7 +64,7 @@ pub fn signal_name(number: i32) -> String {
     name.unwrap_or_else(|| format!("signal {number}"))
 }
 
-/// What a rank said of its own failure before it ended.
+/// A rank's own report of its failure before it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
     pub code: u8,
@@ -140,7 +140,7 @@ impl Verdict {
             || (end == End::Code(exit::STOPPED) && (self.headroom[index] || !self.forwarded.is_empty()))
             || (self.is_early_stop(end) && asked)
             || self.forwarded.iter().any(|number| end.is_by(*number))
-            // What we send ourselves: SIGTERM to ranks that do not listen, SIGKILL after the grace.
+            // Signals that the launcher sends: SIGTERM to ranks that do not listen, SIGKILL after the grace.
             || (asked && end == End::Signal(Signal::KILL.as_raw()))
             || (self.told && end.is_by(Signal::TERM.as_raw()))
     }

@@ -7,12 +7,12 @@ use spec::config::Language;
 use spec::contract::Program;
 use std::path::Path;
 
-/// What is known of a rank that was ended by SIGKILL.
+/// Facts about a rank that was ended by SIGKILL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Killed {
     /// The kernel counted a kill for memory meanwhile.
     pub for_memory: bool,
-    /// For people, one fact per line.
+    /// Lines for the user, one fact each.
     pub lines: Vec<String>,
 }
 
@@ -25,7 +25,7 @@ pub struct After {
 }
 
 impl Findings {
-    /// What is known of the rank at `index` (in the job's list), which was ended by SIGKILL just now.
+    /// Explains the SIGKILL of the rank at `index` (in the job's list), which has just ended.
     pub fn explain_kill(&self, index: usize) -> Killed {
         let largest = self.fullest.as_ref().and_then(|fullest| fullest.largest_other.as_ref());
         let after = After {
@@ -36,7 +36,7 @@ impl Findings {
     }
 }
 
-/// What is known when the rank at `index` has ended by SIGKILL.
+/// Explains the SIGKILL of the rank at `index`.
 pub fn killed(findings: &Findings, index: usize, after: &After) -> Killed {
     let (in_group, on_node) = kills(findings, &after.memory);
     let for_memory = in_group > 0 || on_node > 0;
@@ -181,7 +181,7 @@ mod tests {
                 ..Planned::default()
             },
             base: Some(sample(1 << 30)),
-            // What the kill left.
+            // State after the kill.
             last: Some(sample(600 << 20)),
             fullest: Some(Fullest {
                 sample: sample(2 << 30),

@@ -1,4 +1,4 @@
-//! What a watch has found when it ends: peaks, and what explains a kill.
+//! Results of a watch: peaks, and the facts that explain a kill.
 
 use super::Planned;
 use super::records::{Records, record};
@@ -15,13 +15,13 @@ pub struct Peaks {
     pub pss_bytes_per_rank: Vec<u64>,
     /// The same without shared memory.
     pub own_bytes_per_rank: Vec<u64>,
-    /// Of the sum over all ranks and the launcher.
+    /// Peak of the sum over all ranks and the launcher.
     pub node_bytes: u64,
     pub launcher_bytes: u64,
 }
 
 impl Peaks {
-    /// To what `other` has reached.
+    /// Raises each peak to at least that of `other`.
     pub fn raise(&mut self, other: &Peaks) {
         let of_ranks = |peaks: &mut Vec<u64>, others: &[u64]| {
             peaks.resize(peaks.len().max(others.len()), 0);
@@ -68,7 +68,7 @@ pub struct Fullest {
     pub largest_other: Option<Program>,
 }
 
-/// What the watch knows at the end.
+/// Results of the watch at its end.
 #[derive(Clone, Debug)]
 pub struct Findings {
     pub peaks: Peaks,

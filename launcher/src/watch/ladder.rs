@@ -26,10 +26,10 @@ const MANUAL_HOLD_S: f64 = 600.0;
 /// Decoders left under pressure. Source: the guides' "at most 2 workers".
 const FEW_DECODERS: usize = 2;
 
-/// What the ladder decides on.
+/// Inputs of the ladder's decision.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct View {
-    /// Of the fullest source, as it is now.
+    /// Present level of the fullest source.
     pub level: Level,
     /// That source is a device.
     pub gpu: bool,
@@ -37,17 +37,17 @@ pub struct View {
     pub budget_only: bool,
     /// Fuller than `watch.stop_percent`.
     pub last: bool,
-    /// What the page cache should have now and as planned; 0: there is none.
+    /// Present and planned size of the page cache; 0 means no page cache.
     pub cache_bytes: u64,
     pub cache_capacity_bytes: u64,
     /// Bytes that may be taken before the first threshold.
     pub room_bytes: u64,
 }
 
-/// What is to be done.
+/// Action of the ladder.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Act {
-    /// To every rank.
+    /// Order to every rank.
     Ranks(Relief),
     /// The page cache's new size.
     Cache { bytes: u64 },
@@ -102,7 +102,7 @@ impl Ladder {
         }
     }
 
-    /// What to do at second `now`.
+    /// Decides on the action at second `now`.
     pub fn step(&mut self, now: f64, view: &View) -> Option<Act> {
         if self.stopped {
             return None;
@@ -155,7 +155,7 @@ impl Ladder {
                     self.next = Rung::Halve;
                     return self.act(now, SETTLE_S, Relief::TrimAllocators);
                 }
-                // What is left costs speed: not while there is only a warning.
+                // The remaining rungs cost speed: they are not used for a mere warning.
                 _ if view.level < Level::Critical || view.budget_only => {
                     // Grown again since, or critical only now.
                     if view.level == Level::Critical && view.cache_bytes > 0 && !view.gpu {

@@ -1,4 +1,4 @@
-//! Whether a rank's own memory grows without end: a robust slope over steps.
+//! Detection of endless growth of a rank's memory: a robust slope over steps.
 //!
 //! Theil and Sen's estimate is the median of the slopes between all pairs of points; outliers up to 29 % of the points
 //! do not move it. Mann and Kendall's count of rising pairs says whether there is a trend at all. A warm-up rises too,
@@ -8,20 +8,20 @@
 const MOST: usize = 256;
 /// Points from which on a verdict is given.
 const LEAST: usize = 100;
-/// Of all points the first are not looked at: start-up is no leak.
+/// Share of the first points that are skipped: start-up is no leak.
 const SKIPPED_SHARE: usize = 5;
 /// Growth over the points looked at, bytes, below which nothing is said.
 const LEAST_GROWTH_BYTES: f64 = (8 << 20) as f64;
 /// Deviations of the Mann-Kendall count from chance.
 const LEAST_TREND: f64 = 5.0;
-/// What the last third rises, of what all rise: 1 for a straight line, and about 0 at the end of a warm-up.
+/// Rise of the last third over that of all points: 1 for a straight line, and about 0 at the end of a warm-up.
 const LEAST_CONTINUED: f64 = 0.6;
 /// Equal parts of the points, each higher than the one before by this share at least of what the slope says: a heap that grew
 /// twice, at the ends of two epochs, has a slope too.
 const PARTS: usize = 6;
 const LEAST_PART: f64 = 0.25;
 
-/// A growth that goes on.
+/// A lasting growth.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Leak {
     pub bytes_per_step: f64,
@@ -50,7 +50,7 @@ impl Trend {
     /// Samples from which on a verdict is given.
     pub const NEEDED: u64 = ((LEAST * SKIPPED_SHARE - 1) / (SKIPPED_SHARE - 1)) as u64;
 
-    /// Adds a sample. Samples without a new step tell nothing about growth per step and are passed over.
+    /// Adds a sample. Samples without a new step say nothing about growth per step and are skipped.
     pub fn add(&mut self, step: u64, bytes: u64) {
         if self.points.last().is_some_and(|(last, _)| step as f64 <= *last) {
             return;
@@ -71,7 +71,7 @@ impl Trend {
         self.seen
     }
 
-    /// The growth, where there is one that goes on. Looks at some 30,000 pairs: about half a millisecond.
+    /// Finds a lasting growth, if any. Compares some 30,000 pairs: about half a millisecond.
     pub fn leak(&self) -> Option<Leak> {
         let points = self.points.get(self.points.len() / SKIPPED_SHARE..)?;
         if points.len() < LEAST {
@@ -88,7 +88,7 @@ impl Trend {
     }
 }
 
-/// Whether each part of the points is higher than the one before, by their medians.
+/// True if each part of the points is higher than the one before, by their medians.
 fn rises_throughout(points: &[(f64, f64)], slope: f64) -> bool {
     let middle = |part: &[(f64, f64)]| {
         let mut values: Vec<f64> = part.iter().map(|point| point.1).collect();

@@ -17,7 +17,7 @@ pub struct Scale {
     pub source: Source,
     pub used_bytes: u64,
     pub total_bytes: u64,
-    /// What is used when all goes as planned.
+    /// Bytes used when all runs as planned.
     pub planned_bytes: u64,
 }
 

@@ -38,7 +38,7 @@ use spec::contract::{LineId, Relief, Relieved};
 use spec::plan::Plan;
 use std::path::{Path, PathBuf};
 
-/// What the watch needs to know of a job.
+/// Facts about a job that the watch needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WatchSpec {
     /// Warn and respond; else memory is only measured.
@@ -52,9 +52,9 @@ pub struct WatchSpec {
     pub period_s: f64,
     pub recover_s: f64,
     pub language: Language,
-    /// Gets `memory.node.jsonl`; absent: no records.
+    /// Folder for `memory.node.jsonl`. `None` means no records.
     pub run_dir: Option<PathBuf>,
-    /// The run goes on, in new processes: the records say so.
+    /// The run continues in new processes: the records say so.
     pub again: bool,
     pub planned: Planned,
 }
@@ -65,7 +65,7 @@ pub struct Planned {
     pub budget_bytes: u64,
     /// Lines of ranks, launcher and page cache: the budget without its reserve.
     pub job_bytes: u64,
-    /// What one rank may have of its own: see [`Plan::rank_bytes`].
+    /// Memory that one rank may have for itself: see [`Plan::rank_bytes`].
     pub rank_bytes: u64,
     /// Its lines, for explanations.
     pub rank_lines: Vec<(LineId, u64)>,
@@ -121,7 +121,7 @@ impl Planned {
     }
 }
 
-/// What the watch is told while it runs.
+/// Messages to the running watch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Told {
     /// Rank 0 has done this step.
@@ -136,17 +136,17 @@ pub enum Told {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheNow {
     pub capacity_bytes: u64,
-    /// What it should come to, and what is there.
+    /// Wanted and present size.
     pub wanted_bytes: u64,
     pub resident_bytes: u64,
 }
 
-/// What the watch can do. Calls must not block.
+/// Actions of the watch. Calls must not block.
 pub trait Hands: Sync {
     fn say(&self, text: &str);
     /// Memory of the job, for the progress bar.
     fn job_bytes(&self, bytes: u64);
-    /// To every rank.
+    /// Sends an order to every rank.
     fn relieve(&self, order: u64, action: &Relief);
     /// Ranks that did not obey [`Relief::Stop`] are asked by a signal.
     fn stop(&self);

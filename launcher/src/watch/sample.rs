@@ -69,12 +69,12 @@ impl Sample {
         group.map_or(node, |group| group.max(node))
     }
 
-    /// Whether a cgroup's limit binds.
+    /// True if a cgroup's limit binds.
     pub fn is_limited(&self) -> bool {
         self.memory.group.is_some_and(|group| group.limit_bytes.is_some())
     }
 
-    /// What others on the node use, physical memory.
+    /// Physical memory that others use on the node.
     pub fn others_bytes(&self) -> u64 {
         let used = self.memory.total_bytes.saturating_sub(self.memory.available_bytes);
         used.saturating_sub(self.job_bytes())
@@ -116,7 +116,7 @@ pub struct Sampler {
     gpu: Option<GpuMeter>,
     launcher: Subject,
     ranks: Vec<Subject>,
-    /// When page tables were last read, and what that cost; absent: never.
+    /// Time and cost of the last reading of page tables. `None` means never.
     read: Option<(Instant, Duration)>,
 }
 

@@ -16,9 +16,9 @@ const LEAST_SAVE_EVERY: u64 = 20;
 pub struct Before {
     /// Bytes that can still be had.
     pub available_bytes: u64,
-    /// Of physical memory or of the cgroup's limit, whichever is fuller.
+    /// Use of physical memory or of the cgroup's limit, whichever is fuller.
     pub percent: f64,
-    /// Of the fullest device; absent: none is used.
+    /// Use of the fullest device. `None` means that no device is used.
     pub gpu_percent: Option<f64>,
 }
 
@@ -48,9 +48,10 @@ impl Before {
     }
 }
 
-/// What training begins with where memory is fuller than 80 %: half the batch per pass (the accumulation doubles, so that
-/// the global batch stays), at most two loader threads, no cache, fewer checkpoints, no plots. The second is the line that
-/// says so. `None`: there is room, `watch.ease` is off, or all is that small already.
+/// Smaller settings to begin with where memory is fuller than 80 %: half the batch per pass (the accumulation doubles,
+/// so that the global batch stays), at most two loader threads, no cache, fewer checkpoints, no plots. The second value
+/// is the line that announces them. `None` means that there is room, `watch.ease` is off, or the settings are that
+/// small already.
 pub fn ease(config: &Config, plan: &Plan, before: &Before) -> Option<(Config, String)> {
     let watch = &config.watch;
     if !(watch.enabled && watch.ease && before.fullest() > FULL_PERCENT) {

@@ -20,7 +20,7 @@ const HURRY: f64 = 5.0;
 const REPEAT_S: f64 = 600.0;
 /// How long ranks and page cache may take before the bytes are taken as they are, seconds.
 const ANSWER_S: f64 = 10.0;
-/// After that long ranks that were told to stop are asked by a signal, seconds.
+/// Seconds after which ranks that were asked to stop receive a signal.
 const STOP_S: f64 = 15.0;
 /// A level falls after a share of `watch.recover` without pressure, at most after so long, seconds.
 const CALM_SHARE: f64 = 1.0 / 3.0;
@@ -59,7 +59,7 @@ pub struct Watch<'a> {
     /// When a line about a source and a level was last said.
     said: BTreeMap<(Source, Level), f64>,
     trends: Vec<(Trend, bool)>,
-    /// Of rank 0, and when its first one was told.
+    /// Step of rank 0, and the time of its first step.
     step: u64,
     first_step: Option<(u64, f64)>,
     orders: u64,
@@ -138,7 +138,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Until `told` is closed.
+    /// Runs until the channel is closed.
     pub fn run(mut self, told: &Receiver<Told>) -> Findings {
         let period = Duration::from_secs_f64(self.spec.period_s.clamp(0.01, 3600.0));
         let mut clock = Clock::start(period);
@@ -254,7 +254,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// What an explanation of a kill goes by: samples from after it show what it left.
+    /// Keeps the fullest sample, which explains a kill: later samples show the state after it.
     fn remember_fullest(&mut self, sample: &Sample, pressed: bool, now: f64) {
         let ended = |(seen, rank): (&Seen, &ProcessNow)| seen.last.is_some() && rank.rss_bytes == 0;
         let share = sample.share();
@@ -374,7 +374,7 @@ impl<'a> Watch<'a> {
         Some(event)
     }
 
-    /// What stands out beside what was planned.
+    /// Finds what exceeds the plan.
     fn cause(&self, scale: &Scale, sample: &Sample) -> Cause {
         if is_gpu(scale.source) {
             return Cause::Device;

@@ -286,7 +286,7 @@ pub fn stopped(language: Language, reason: &str) -> String {
     }
 }
 
-/// Why the run stops, for people and `summary.json`.
+/// Reason for stopping the run, for the console and `summary.json`.
 pub fn stop_reason(language: Language, at: &Fill, cause: &Cause) -> String {
     let (full, advice) = (fullness(language, at), advice(language, cause));
     match language {

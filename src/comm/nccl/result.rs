@@ -28,7 +28,7 @@ unsafe fn text(from: *const std::ffi::c_char) -> String {
     unsafe { CStr::from_ptr(from) }.to_string_lossy().trim().replace('\n', "; ")
 }
 
-/// Asks until the communicator has done what it was told without waiting, `stop` says otherwise, or time is over.
+/// Polls until the communicator has finished a non-blocking call, `stop` says otherwise, or time is over.
 pub fn settle(
     api: &Api,
     comm: RawComm,

@@ -141,7 +141,7 @@ pub struct SearchPaths {
 /// calls get the first answer.
 ///
 /// # Errors
-/// There is none, or it is too old.
+/// The library is missing or too old.
 pub fn load(places: &SearchPaths) -> Result<&'static Loaded, NcclError> {
     static LOADED: OnceLock<Result<Loaded, NcclError>> = OnceLock::new();
     LOADED.get_or_init(|| find(places)).as_ref().map_err(Clone::clone)

@@ -14,7 +14,7 @@ fn wheel() -> Option<PathBuf> {
 
 #[test]
 fn the_config_has_the_layout_of_the_header() {
-    // Of `ncclConfig_v22800` as C lays it out on 64-bit Linux.
+    // Layout of `ncclConfig_v22800` in C on 64-bit Linux.
     assert_eq!((size_of::<sys::Config>(), std::mem::offset_of!(sys::Config, blocking)), (80, 16));
     assert_eq!(size_of::<RawUniqueId>(), 128);
 }
@@ -34,7 +34,7 @@ fn a_missing_library_and_one_that_is_not_nccl_are_error_values() {
     assert!(wrong.contains("no function ncclGetVersion"), "{wrong}");
 }
 
-/// In a process of its own: a library that is loaded stays, and would be found by the other tests.
+/// Runs in a separate process: a loaded library stays loaded, and other tests would find it.
 #[test]
 fn the_wheel_loads_and_refuses_a_world_without_a_device_with_an_error() {
     let Some(path) = wheel() else {

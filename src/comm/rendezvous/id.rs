@@ -10,7 +10,7 @@ use std::time::Duration;
 const ID_MAGIC: [u8; 8] = *b"hr-id-01";
 
 /// Gives every rank of the job what rank 0 brings, over TCP at the job's meeting point: for ranks of several nodes.
-/// `run_id` tells jobs apart that share a port; it may be empty. Rank 0's `own` counts, others' is ignored.
+/// `run_id` separates jobs that share a port; it may be empty. Rank 0's `own` counts, others' is ignored.
 ///
 /// # Errors
 /// The port is in use, another job is there, or ranks do not come within `timeout`.
@@ -97,7 +97,7 @@ fn fetch_id(
             if is_over(deadline) {
                 return Ok(Err(late("rendezvous", "0".to_owned(), timeout)));
             }
-            // Rank 0 is not there yet, and nothing tells when it will be.
+            // Rank 0 is not listening yet, and nothing announces when it will.
             std::thread::sleep(Duration::from_millis(5));
             continue;
         };

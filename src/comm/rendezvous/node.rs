@@ -28,7 +28,7 @@ pub struct Node {
 
 /// Connected stream sockets between local rank 0 and the others. An end that closes says that its rank has ended.
 pub enum Links {
-    /// Of local rank 0: global rank and link of every other rank, by local rank from 1 on.
+    /// Links of local rank 0: global rank and link of every other rank, by local rank from 1 on.
     Host(Vec<(u32, OwnedFd)>),
     Guest(OwnedFd),
 }
@@ -86,8 +86,8 @@ impl MeetingPoint {
     }
 }
 
-/// Meets the ranks of this node: local rank 0 makes a memfd and hands it to the others over an abstract socket named after
-/// port, run and node. `run_id` tells jobs apart that share a port; it may be empty.
+/// Meets the ranks of this node: local rank 0 makes a memfd and hands it to the others over an abstract socket named
+/// after port, run and node. `run_id` separates jobs that share a port; it may be empty.
 ///
 /// # Errors
 /// The name is in use, two processes have the same local rank, or ranks do not come within `timeout`.
@@ -152,7 +152,7 @@ fn visit(socket: OwnedFd, place: &MeetingPoint, env: &RankEnv) -> Result<Node, C
     loop {
         match connect(&socket, &place.address) {
             Ok(()) => break,
-            // Rank 0 is not there yet, and nothing tells when it will be.
+            // Rank 0 is not listening yet, and nothing announces when it will.
             Err(Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) if !is_over(&place.deadline) => {
                 std::thread::sleep(Duration::from_millis(2));
             }

@@ -17,11 +17,11 @@ const PAGE: usize = 4096;
 /// offsets: loads would wait for stores of another slice.
 const STAGGER: usize = 1088;
 
-/// A word on a cache line of its own.
+/// A word on a separate cache line.
 #[repr(C, align(128))]
 pub(super) struct Line(pub AtomicU32);
 
-/// What one rank tells the others.
+/// Messages of one rank to the others.
 #[repr(C, align(128))]
 pub(super) struct RankLine {
     /// The generation that the last barrier this rank came to will end with.
@@ -34,7 +34,8 @@ pub(super) struct RankLine {
     pub status: AtomicI32,
     /// Inode of its process-id namespace: process ids mean nothing across two.
     pub pid_namespace: AtomicU64,
-    /// What the rank calls, for barriers of even and odd generations: a rank may be one barrier ahead, never two.
+    /// Arguments of the rank's call, for barriers of even and odd generations: a rank may be one barrier ahead, never
+    /// two.
     pub call: [[AtomicU64; 4]; 2],
 }
 
@@ -95,7 +96,7 @@ impl Segment {
 
     /// Reserves memory for a region, so that touching it later cannot fail.
     pub fn reserve(&self, offset: usize, bytes: usize) -> Result<(), Errno> {
-        // A memfd has no size limit of its own: fallocate would go on until the kernel kills somebody.
+        // A memfd has no size limit: fallocate would continue until the kernel kills a process.
         if available_bytes().is_some_and(|available| bytes as u64 > available) {
             return Err(Errno::NOMEM);
         }

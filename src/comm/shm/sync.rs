@@ -17,7 +17,7 @@ pub(super) const POISON: u32 = 1;
 const SLICE: Duration = Duration::from_millis(50);
 const SPINS: u32 = 4000;
 
-/// What a rank calls: kind, element bytes, place, length. Equal on all ranks of a correct program.
+/// Arguments of a rank's call: kind, element bytes, place, length. Equal on all ranks of a correct program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Call {
     pub name: Name,

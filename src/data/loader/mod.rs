@@ -4,7 +4,7 @@
 //! BatchPlanner::requests ─► BatchStream ─► threads: Dataset::read into chunks of a slot ─► HostBatch, in order
 //! ```
 //!
-//! Threads claim a few samples of the earliest unfinished batch, so all of them work on the first batch, and go on to
+//! Threads claim a few samples of the earliest unfinished batch, so all of them work on the first batch, then on
 //! the next free slots. A batch's bytes are fixed by its request: they never depend on the number of threads.
 //!
 //! Architecture invariant: the loader reads samples by [`Dataset::read`] alone and knows no files.
@@ -53,7 +53,7 @@ pub struct LoaderSpec {
     pub persistent: bool,
     /// How long [`BatchStream::next`] waits while the consumer's side holds every slot, in seconds.
     pub held_timeout_s: f64,
-    /// What memory allows; the same for all loaders of a rank.
+    /// Limits that memory sets; the same for all loaders of a rank.
     pub throttle: Arc<Throttle>,
     /// Slots may give their pages back to the system. Not where a device knows their addresses.
     pub gives_back: bool,
@@ -97,7 +97,7 @@ pub struct Loader {
     spec: LoaderSpec,
     workers: Vec<Worker>,
     next_worker: u64,
-    /// Of the consumer's thread, where it reads itself.
+    /// Buffers of the consumer's thread, where it reads itself.
     scratch: Scratch,
     job: Job,
 }
@@ -348,7 +348,7 @@ impl HostBatch {
         &self.request.sample_ids
     }
 
-    /// What was asked for: epoch, step, micro-batch and samples.
+    /// The request: epoch, step, micro-batch and samples.
     pub fn request(&self) -> &BatchRequest {
         &self.request
     }

@@ -83,7 +83,7 @@ struct Flight {
     returned: usize,
     /// The data set knows that it will not be read any more.
     retired: bool,
-    /// Of the lowest failing chunk: every chunk below it was claimed before, so this does not depend on timing.
+    /// Error of the lowest failing chunk: every chunk below it was claimed before, so this does not depend on timing.
     error: Option<(usize, DataError)>,
 }
 
@@ -100,13 +100,13 @@ impl Flight {
         self.idle() && !self.may_claim()
     }
 
-    /// What the data set is to be told, once, when nothing of the batch will be read any more.
+    /// Returns, once, the message to the data set when nothing of the batch will be read any more.
     fn retire(&mut self) -> Option<Retired> {
         (!std::mem::replace(&mut self.retired, true)).then(|| Retired::of(&self.request))
     }
 }
 
-/// A batch that will not be read any more; the data set is told without the lock.
+/// A batch that will not be read any more. The data set is informed without the lock.
 pub(super) struct Retired {
     epoch: u64,
     ids: Vec<u64>,
@@ -127,7 +127,7 @@ pub(super) struct Job {
     pub(super) ids: Vec<u64>,
     /// Place of the first of them in the batch.
     pub(super) first: usize,
-    /// What was lent instead of being written, by its place in the batch.
+    /// Parts that were lent instead of written, by their place in the batch.
     pub(super) lent: Vec<LentPart>,
     /// One piece per field, room for at least `ids.len()` samples.
     pub(super) pieces: Vec<Piece>,
@@ -138,7 +138,8 @@ pub(super) struct State {
     free: Vec<Slot>,
     /// Requests known ahead of their batches.
     upcoming: VecDeque<BatchRequest>,
-    /// Of these so many, the first, are not announced: memory is short, and they are announced when they begin.
+    /// Number of batches, from the first, that are not announced: memory is short, and they are announced when they
+    /// begin.
     withdrawn: usize,
     /// Batches of the current run, in request order.
     flights: VecDeque<Flight>,
@@ -178,7 +179,7 @@ pub(super) struct Shared {
     pub(super) ready: Condvar,
 }
 
-/// What the consumer finds.
+/// State that the consumer finds.
 pub(super) enum Next {
     Batch(Slot, Vec<LentPart>, BatchRequest),
     Failed(DataError),
@@ -235,7 +236,7 @@ impl Shared {
         ahead.saturating_sub(self.lock().upcoming.len())
     }
 
-    /// What the data set holds ahead for batches that have not begun goes back; they are announced again as they begin.
+    /// Withdraws the announcements of batches that have not begun; they are announced again as they begin.
     fn withdraw(&self) {
         let mut state = self.lock();
         let announced: Vec<Retired> = state.upcoming.iter().skip(state.withdrawn).map(Retired::of).collect();

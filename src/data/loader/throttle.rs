@@ -27,7 +27,7 @@ impl Throttle {
         self.decoders.store(threads.map_or(0, |n| n.max(1)), Ordering::Relaxed);
     }
 
-    /// Whether the thread with this place among its loader's may read.
+    /// True if the thread with this place among its loader's threads may read.
     pub(super) fn may_read(&self, place: usize) -> bool {
         match self.decoders.load(Ordering::Relaxed) {
             0 => true,

@@ -1,4 +1,4 @@
-//! Reading chunks: the body of a loader thread, and of the caller's own thread where there are none.
+//! Reading of chunks: the body of a loader thread, and of the caller's thread where there are no threads.
 
 use super::slots::{Job, Shared};
 use crate::data::{DataError, FieldSpec, ReadRequest, Scratch};
@@ -34,7 +34,7 @@ impl Worker {
     }
 }
 
-/// Tells the consumer when the thread dies of anything but closing: it would wait forever.
+/// Reports to the consumer that the thread died of anything but closing: it would wait forever.
 struct DeathGuard {
     id: u64,
     shared: Arc<Shared>,
@@ -72,8 +72,8 @@ fn work(shared: &Shared, place: usize) {
                 break;
             }
             if state.wakes != wakes {
-                // Nothing to read: work ahead, a piece at a time, until there is none. Paused or not: another rank may
-                // be waiting for what this one was granted to fill.
+                // With nothing to read, work ahead, one piece at a time. Paused or not: another rank may be waiting for
+                // an entry that this one was granted.
                 let heard = state.wakes;
                 drop(state);
                 if !shared.dataset.work_ahead(&mut scratch) {

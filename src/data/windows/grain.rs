@@ -1,4 +1,4 @@
-//! What an entry of the page cache holds: a chunk, or one window's part of a chunk.
+//! Content of an entry of the page cache: a chunk, or one window's part of a chunk.
 //!
 //! By chunk, a decoded chunk stays as a whole or not at all. By window, those windows of it stay that are needed soonest,
 //! so that one decode serves them all: worth it where the cache holds a part of the chunks and windows overlap little

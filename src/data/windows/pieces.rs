@@ -1,7 +1,7 @@
 //! Windows as entries of the page cache: a window, or its part in each chunk that it lies in.
 //!
 //! A piece lies in one chunk, so a decoded chunk holds all that its pieces need. It is used once per epoch, at a position
-//! that the order tells.
+//! given by the order.
 
 use super::index::Windows;
 use crate::data::loader::Order;

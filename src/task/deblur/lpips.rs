@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 /// The convolutions whose ReLUs are compared (relu1_2, 2_2, 3_3, 4_3, 5_3), and their channels.
 const TAPS: [(usize, i64); 5] = [(2, 64), (7, 128), (14, 256), (21, 512), (28, 512)];
-/// Of R, G and B in -1..1.
+/// Offsets of R, G and B in -1..1.
 const SHIFT: [f32; 3] = [-0.030, -0.088, -0.188];
 const SCALE: [f32; 3] = [0.458, 0.448, 0.450];
 /// Smaller frames vanish on the way to the last features.

@@ -43,7 +43,7 @@ impl DeblurMetrics {
     /// # Errors
     /// See [`Lpips::load`].
     pub fn new(lpips: Option<&Path>) -> Result<Self, DataError> {
-        // Frames tell later on which device it is wanted.
+        // The frames decide later which device it is needed on.
         let lpips = lpips.map(|path| Lpips::load(path, Device::Cpu)).transpose()?;
         Ok(Self { lpips, ..Self::default() })
     }

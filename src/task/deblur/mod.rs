@@ -38,7 +38,7 @@ use tch::nn;
 /// The task, as the registry knows it.
 pub struct Deblur;
 
-/// What model and metrics want to know of the files.
+/// Facts on the files that model and metrics need.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameFacts {
     /// Columns of a whole frame.

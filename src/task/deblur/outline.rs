@@ -19,7 +19,7 @@ const GUIDE_WORKERS: u64 = 36 * 3;
 const USUAL_PLANES: usize = 66;
 /// Pixels of a frame for each of the spike camera, along a side, where there is no file: 720×1280 beside 360×640.
 const USUAL_SCALE: usize = 2;
-/// Bytes of a spike file that are looked at to tell its encoding.
+/// Bytes of a spike file that are read to detect its encoding.
 const PEEKED_BYTES: u64 = 64 << 10;
 /// Entries of the page cache start on cache lines.
 const LINE_BYTES: usize = 64;
@@ -34,7 +34,7 @@ const SMALLEST_SIDE: usize = 64;
 pub struct Seen {
     /// Files `.png`, `.jpg` and `.jpeg`.
     pub images: usize,
-    /// Rows and columns by the header of one `.png`; 0: there is none.
+    /// Rows and columns by the header of one `.png`. 0 means that no `.png` was found.
     pub height: usize,
     pub width: usize,
     /// Size of the largest `.dat` file.

@@ -29,14 +29,14 @@ const COLOUR: f64 = 0.2;
 /// Motion during one exposure, pixels.
 const MOTION: (f64, f64) = (3.0, 12.0);
 
-/// What to write.
+/// Request for sample data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleSpec {
     /// Sequences of training, validation and test.
     pub sequences: [usize; 3],
     /// Frames of a sequence.
     pub frames: usize,
-    /// Of frames; the spike camera has half as many rows and columns.
+    /// Size of frames; the spike camera has half as many rows and columns.
     pub size: ImageSize,
     pub layout: Layout,
     pub encoding: SpikeEncoding,
@@ -267,7 +267,7 @@ struct Rectangle {
     colour: [f32; 3],
 }
 
-/// What the cameras see.
+/// Scene before the cameras.
 struct Scene {
     texture: Texture,
     pan: Motion,

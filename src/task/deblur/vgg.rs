@@ -162,7 +162,7 @@ pub(super) mod golden {
         (numbers(&[2, 3, 32, 48], 1.0, 0.0), numbers(&[2, 3, 32, 48], 0.9, -0.05).flip([3]))
     }
 
-    /// What PyTorch found.
+    /// Values computed by PyTorch.
     pub fn values(name: &str) -> Vec<f64> {
         let all: serde_json::Value =
             serde_json::from_str(include_str!("../../../tests/fixtures/vgg_golden.json")).unwrap();

@@ -28,14 +28,14 @@ use std::sync::{Arc, Weak};
 /// Seeds differ by use, so that the split says nothing about the control experiment's pairs.
 const SHUFFLE_EMG_SEED: u64 = 0x5348_5546;
 
-/// What opening yields beside the data sets.
+/// Result of opening besides the data sets.
 pub struct EmgData {
     pub datasets: Datasets,
     /// Mean of each joint angle over the training files, radians: the baseline "always the mean pose".
     pub mean_pose: Vec<f64>,
     /// EMG statistics of the training files, after rectification when on.
     pub statistics: Moments,
-    /// Shared by the three data sets; tells rows, bytes, chunks and cache hits so far.
+    /// Shared by the three data sets; counts rows, bytes, chunks and cache hits so far.
     pub reader: Arc<Reader>,
 }
 

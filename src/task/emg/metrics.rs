@@ -29,7 +29,7 @@ pub struct EmgMetrics {
     joints: usize,
     mean_pose: Option<Tensor>,
     sums: Vec<f64>,
-    /// What batches on a device added, f64 there, so that no step waits for it; laid out as by `reduce`.
+    /// Sums of batches on a device, f64 there, so that no step waits for them; laid out as by `reduce`.
     pending: Option<Tensor>,
 }
 
@@ -41,7 +41,8 @@ impl EmgMetrics {
         Self { rate, joints, mean_pose, sums: vec![0.0; JOINT + joints], pending: None }
     }
 
-    /// What one batch adds, as one tensor: the loss, |Δ¹e|, |Δ²e|, |Δ³e|, |target − mean pose|, then |e| per joint.
+    /// Contribution of one batch as one tensor: the loss, |Δ¹e|, |Δ²e|, |Δ³e|, |target − mean pose|, then |e| per
+    /// joint.
     fn reduce(&self, target: &Tensor, output: &Output) -> Tensor {
         let error = output.prediction.to_kind(Kind::Float) - target;
         let time = error.size()[1];

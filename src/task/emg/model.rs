@@ -28,7 +28,7 @@ pub struct EmgNet {
 /// How windows of one length are resampled.
 struct Timing {
     window: i64,
-    /// Encoder frames that the rollout reads; absent: all.
+    /// Encoder frames that the rollout reads; `None` means all.
     frames: Option<Tensor>,
     /// `[S, N]`: those frames to rollout steps.
     down: Tensor,

@@ -23,7 +23,7 @@ const HAND_SEED: u64 = 0x0045_4D47;
 /// 2024-01-01 12:00 UTC.
 const FIRST_START_S: f64 = 1_704_110_400.0;
 
-/// What to write.
+/// Request for sample data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleSpec {
     pub sessions: usize,

@@ -39,8 +39,8 @@ impl Encoder {
         self.stages.iter().fold(window, |t, stage| stage.frames(t))
     }
 
-    /// `[B, T, inputs]` to `[B, N, features]`: the encoder's frames named by `wanted` (`[N]`, i64; absent: all). What
-    /// acts on one frame alone is computed for those frames alone.
+    /// `[B, T, inputs]` to `[B, N, features]`: the encoder's frames named by `wanted` (`[N]`, i64; `None` means all).
+    /// Layers that act on single frames are computed for those frames alone.
     pub fn forward(&self, x: &Tensor, wanted: Option<&Tensor>, train: bool) -> Tensor {
         let last = self.stages.len().saturating_sub(1);
         let mut x = x.shallow_clone();
@@ -178,7 +178,7 @@ struct Toeplitz {
     kernel: i64,
     tile: i64,
     left: i64,
-    /// `[3p × p]`: tap that joins an input frame to an output frame; `k` where there is none.
+    /// `[3p × p]`: tap that joins an input frame to an output frame; `k` means no tap.
     taps: Tensor,
 }
 

@@ -1,4 +1,4 @@
-//! What the allocator and the driver say of a device's memory.
+//! Memory of a device by the allocator and the driver.
 
 use crate::torch::{TorchError, check};
 use std::ffi::{c_char, c_int};
@@ -10,7 +10,7 @@ unsafe extern "C" {
     fn hr_reset_peak(device: c_int) -> *mut c_char;
 }
 
-/// What libtorch's allocator holds of a device.
+/// Memory that libtorch's allocator holds on a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceStats {
     pub allocated_bytes: u64,

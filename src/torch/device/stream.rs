@@ -124,7 +124,7 @@ impl Event {
         check("record event", unsafe { hr_event_record(self.0, stream.device, stream.id) })
     }
 
-    /// `stream` goes on only after the marked work; the host does not wait.
+    /// Makes `stream` wait for the marked work; the host does not wait.
     ///
     /// # Errors
     /// CUDA refuses.
@@ -133,7 +133,7 @@ impl Event {
         check("wait for event", unsafe { hr_event_block(self.0, stream.device, stream.id) })
     }
 
-    /// Whether the marked work is done; true when nothing was marked.
+    /// True if the marked work is done or nothing was marked.
     ///
     /// # Errors
     /// Work on the device failed.

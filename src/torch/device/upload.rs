@@ -35,8 +35,8 @@ pub struct Upload<H: HostMemory> {
     done: Option<Event>,
 }
 
-/// Begins to copy the parts of `host` into the contiguous tensors `into`, on `stream`; absent: tensors on the CPU, copied
-/// at once. Asynchronous where the memory is page-locked.
+/// Begins to copy the parts of `host` into the contiguous tensors `into`, on `stream`. `None` means tensors on the CPU,
+/// copied at once. Asynchronous where the memory is page-locked.
 ///
 /// # Errors
 /// The parts are not what the tensors hold, or CUDA refuses.
@@ -97,7 +97,7 @@ fn check_parts(parts: &[HostPart], into: &[Tensor]) -> Result<(), TorchError> {
 }
 
 impl<H: HostMemory> Upload<H> {
-    /// What `stream` is given from now on sees the copied bytes.
+    /// Orders later work of `stream` after the copy.
     ///
     /// # Errors
     /// CUDA refuses.
@@ -105,7 +105,7 @@ impl<H: HostMemory> Upload<H> {
         self.done.as_ref().map_or(Ok(()), |event| event.block(stream))
     }
 
-    /// Whether the host memory is free again.
+    /// True once the host memory is free again.
     ///
     /// # Errors
     /// The copy failed.

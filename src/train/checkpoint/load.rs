@@ -28,7 +28,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Whether a run with these facts may go on from here. The world size is free.
+    /// Checks that a run with these facts may resume from here. The world size is free.
     ///
     /// # Errors
     /// Another model, global batch or seed; the error names both values.
@@ -206,7 +206,7 @@ pub fn load_weights(path: &Path) -> Result<Vec<(String, Tensor)>, CheckpointErro
     Ok(tensors)
 }
 
-/// Whether `found` has exactly the names, shapes and types of `expected`.
+/// Checks that `found` has exactly the names, shapes and types of `expected`.
 ///
 /// # Errors
 /// Lists the first differences: missing, unexpected, another shape or type.

@@ -26,7 +26,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const EMA: &str = "ema.safetensors";
 const SPLIT: &str = "split.json";
 
-/// What can go wrong with checkpoints.
+/// Errors of checkpoints.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("{path}: {action}: {source}", path = path.display())]
@@ -46,7 +46,7 @@ pub enum CheckpointError {
     Tensor { step: u64, name: String, problem: String },
 }
 
-/// What a run that resumes must share with the run that saved. The world size may differ.
+/// Facts that a resumed run must share with the run that saved. The world size may differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Names the model and its sizes.
@@ -54,7 +54,7 @@ pub struct Facts {
     /// Samples of one optimizer step over the whole job.
     pub global_batch: u64,
     pub seed: u64,
-    /// For people; not compared.
+    /// For information; not compared.
     pub world_size: u64,
 }
 

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tch::Tensor;
 
-/// What a checkpoint holds. Tensors may lie on any device.
+/// Content of a checkpoint. Tensors may lie on any device.
 pub struct Content<'a> {
     pub step: u64,
     /// Named as PyTorch's `state_dict` names them.
@@ -28,7 +28,7 @@ pub struct Content<'a> {
     pub facts: Facts,
     /// Best value of the monitored metric so far: kept until a better one comes.
     pub best: bool,
-    /// Everything else that the loop needs to go on.
+    /// Everything else that the loop needs to resume.
     pub state: serde_json::Value,
     /// The run ends with it: a full disk is waited for, a few seconds.
     pub last: bool,
@@ -222,7 +222,7 @@ fn publish(
         .and_then(|()| replace(&sibling, path))
         .and_then(|()| sync(dir));
     done.map_err(|source| {
-        // What lies there is incomplete, or the checkpoint that was replaced.
+        // That folder is incomplete, or the checkpoint that was replaced.
         let _ = fs::remove_dir_all(&sibling);
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {

@@ -242,7 +242,7 @@ fn weights_of_half_width_become_f32() {
     assert!(error.contains("is no safetensors file"), "{error}");
 }
 
-/// What a PyTorch user does: `safetensors.torch.save_file(model.state_dict(), path)`, then `train.init_from: path`. The
+/// Usage by a PyTorch user: `safetensors.torch.save_file(model.state_dict(), path)`, then `train.init_from: path`. The
 /// fixture holds weights and outputs of the PyTorch model.
 #[test]
 fn weights_from_pytorch_give_pytorchs_outputs() {

@@ -72,7 +72,7 @@ impl Loop<'_, '_> {
         let dataset = Arc::clone(&self.fit.datasets.val);
         let values = self.evaluate(dataset, "val.")?;
         self.tell_left_out()?;
-        // Of a validation that was broken off nothing is shown.
+        // A validation that was broken off shows no pictures.
         let picture = self.fit.gallery.as_mut().and_then(|gallery| gallery.picture());
         if let Some(values) = &values {
             self.observer.validated(self.state.step, values, picture);
@@ -114,8 +114,8 @@ impl Loop<'_, '_> {
         evaluated
     }
 
-    /// Whether an evaluation's batch has more bytes than a step's, as whole frames have more than crops. Tensors of the one
-    /// then do not fit where those of the other were, and a CPU's heap would hold both from the first evaluation on.
+    /// True if an evaluation's batch has more bytes than a step's, as whole frames have more than crops. Tensors of the
+    /// one then do not fit in the place of the other, and a CPU's heap would hold both from the first evaluation on.
     fn evaluation_is_larger(&self) -> bool {
         let bytes = |data: &Arc<dyn Dataset>| data.fields().iter().map(FieldSpec::sample_bytes).sum::<usize>() as u64;
         let (train, val) = (bytes(&self.fit.datasets.train), bytes(&self.fit.datasets.val));
@@ -219,7 +219,7 @@ impl Loop<'_, '_> {
             self.observer.phase(Phase::Test, self.state.step);
             match self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")? {
                 Some(values) => self.last_values.extend(values),
-                // All is trained and saved; a resumed run goes on here.
+                // All is trained and saved; a resumed run continues here.
                 None => status = Status::Stopped,
             }
             self.tell_left_out()?;

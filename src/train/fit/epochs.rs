@@ -185,7 +185,7 @@ impl Loop<'_, '_> {
         };
         let mut outcome = match result {
             Err(error @ TrainError::NonFinite { good, .. }) => {
-                // A device tells of it a step late; the weights are those of `good` all the same.
+                // A device reports it a step late; the weights are those of `good` all the same.
                 self.state.step = good;
                 // The failed step counts for nothing: its sums may be no numbers, which JSON cannot hold.
                 self.forget_step(sums);
@@ -213,7 +213,7 @@ impl Loop<'_, '_> {
         Ok(Some(outcome))
     }
 
-    /// What a device and a trial of precisions have to say after a step.
+    /// Reports lines of the device and of a trial of precisions after a step.
     fn tell_device(&mut self, step_s: f64) -> Result<(), TrainError> {
         for line in self.on_device.iter_mut().flat_map(DeviceStep::take_lines) {
             self.observer.line(line);

@@ -1,6 +1,6 @@
 //! The loop: epochs of steps, evaluation, schedule, early stopping, checkpoints.
 //!
-//! `epochs` runs the steps, `close` ends epochs and runs, `relief` gives memory back, `tell` says what happens.
+//! `epochs` runs the steps, `close` ends epochs and runs, `relief` gives memory back, `tell` reports.
 
 mod close;
 mod epochs;
@@ -60,7 +60,7 @@ pub struct Finished {
     pub files_skipped: u64,
 }
 
-/// Where a resumed run goes on.
+/// Position at which a resumed run continues.
 pub struct Resume {
     pub state: LoopState,
     pub optimizer: Vec<(String, Tensor)>,
@@ -97,7 +97,7 @@ struct Loop<'a, 'o> {
     planner: BatchPlanner,
     /// Samples of an evaluation's forward pass.
     val_batch: usize,
-    /// Element type of autocast; absent: none.
+    /// Element type of autocast. `None` means no autocast.
     narrow: Option<Kind>,
     /// `train.amp: auto`, while it tries and after.
     trial: Option<AmpTrial>,

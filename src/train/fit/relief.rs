@@ -1,4 +1,4 @@
-//! Giving memory back while training goes on: orders from outside, and memory that ran out.
+//! Returning of memory during training: orders from outside, and memory that ran out.
 
 use super::Loop;
 use crate::data::loader::BatchStream;
@@ -71,7 +71,7 @@ impl Orders {
         }
     }
 
-    /// What this rank has to say in the next step's vote.
+    /// Vote of this rank in the next step.
     pub fn wishes(&self, step: u64) -> Wishes {
         let oldest = self.halvings.first().map(|pending| pending.since_step);
         Wishes {
@@ -103,7 +103,7 @@ fn answer(pending: Pending, step: u64, text: String, effect: Effect, observer: &
     observer.relieved(Relieved { order: number, step, uss_before_bytes, uss_after_bytes, text, effect });
 }
 
-/// What changed, for people; `None`: nothing.
+/// Describes the change. `None` means no change.
 fn halved_text(effect: &Effect) -> Option<String> {
     match effect {
         Effect::Halved { micro_batch: [before, now], accumulation: [was, is] } => {

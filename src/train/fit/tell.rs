@@ -1,4 +1,4 @@
-//! What the loop says: progress, records, lines for people.
+//! Messages of the loop: progress, records, lines.
 
 use super::Loop;
 use crate::task::Datasets;
@@ -109,7 +109,7 @@ impl Loop<'_, '_> {
         }
     }
 
-    /// One line for people: `epoch 3/10, val: loss 0.1234, mae_deg 6.789 (best)`.
+    /// Prints one line: `epoch 3/10, val: loss 0.1234, mae_deg 6.789 (best)`.
     pub(super) fn tell_epoch(&mut self, epoch: u64, improved: bool) {
         let epochs = self.steps_total().div_ceil(self.state.steps_per_epoch);
         let best = if improved { " (best)" } else { "" };

@@ -139,11 +139,11 @@ impl Metrics for Losses {
     }
 }
 
-/// What a run tells its observer.
+/// Messages of a run to its observer.
 enum Event {
     Phase(Phase),
     Step(u64),
-    /// Whether the run still holds what it was given.
+    /// True while the run still holds its resources.
     Panicking(bool),
 }
 
@@ -209,7 +209,7 @@ struct Job {
     /// Samples of the training set: three epochs of these many fit most tests.
     samples: usize,
     dir: std::path::PathBuf,
-    /// Checkpoint to go on from.
+    /// Checkpoint to resume from.
     resume: Option<u64>,
     /// By rank.
     faults: Vec<Vec<(usize, Place)>>,
@@ -244,7 +244,7 @@ impl Job {
         config.train.early_stopping = false;
         config.train.warmup_epochs = 0.0;
         config.train.restore_best_weights = false;
-        // Every parameter has a bucket of its own: peers wait in the reduction of one while a rank fails in the next.
+        // Every parameter has a separate bucket: peers wait in the reduction of one while a rank fails in the next.
         config.ddp.bucket_mb = 1e-5;
         config.log.log_every = 1;
         config.log.save_every = 0;
@@ -261,7 +261,7 @@ impl Job {
     }
 }
 
-/// What one rank's run came to.
+/// Result of one rank's run.
 struct Ended {
     result: Result<Finished, TrainError>,
     told: Told,

@@ -72,7 +72,7 @@ struct Way {
 const PLAIN: Way =
     Way { micro_batch: 64, threads: 0, slots: 2, persistent: false, narrow: None, dropout: 0.0, online: true };
 
-/// What is left after the steps.
+/// State after the steps.
 struct Trained {
     losses: Vec<f64>,
     metrics: Vec<f64>,

@@ -74,7 +74,9 @@ impl Drop for Lent {
 }
 
 impl CacheClient {
-    /// Makes the mapping known to a device, slab by slab, as far as it has pages. Slabs come and go with the cache's size. `tell` hears of what the device refuses: no more slabs are tried then, and nothing of them is lent.
+    /// Registers the mapping with a device, slab by slab, as far as it has pages. Slabs come and go with the cache's
+    /// size. `tell` receives the reason if the device refuses a slab: then no more slabs are tried, and nothing of them
+    /// is lent.
     ///
     /// # Errors
     /// A second call, or a thread that does not start.

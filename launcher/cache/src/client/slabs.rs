@@ -200,7 +200,7 @@ mod tests {
         Some(Work::Unregister { start, end })
     }
 
-    /// Of 100 bytes, over a mapping of so many.
+    /// Slabs of 100 bytes over a mapping of `map_bytes`.
     fn over(map_bytes: u64) -> Slabs {
         Slabs::new(map_bytes, Registration { slab_bytes: 100, lend_bytes: 5 }, u64::MAX)
     }

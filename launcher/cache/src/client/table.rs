@@ -1,4 +1,4 @@
-//! What this rank knows of the directory: the entries it asked for, and which of its batches still need them.
+//! A rank's view of the directory: the entries it asked for, and which of its batches still need them.
 //!
 //! Pure state: messages in, messages out. An entry is acquired once however many batches in flight need it, and released
 //! after the last of them.

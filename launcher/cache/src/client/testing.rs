@@ -115,7 +115,7 @@ impl State {
             if item.offer {
                 return Grant::Bypass;
             }
-            // What a rank fills for an offer it may need as well.
+            // A rank may need the entries that it fills for an offer.
             assert!(!entry.ready || !entry.users.contains(&rank), "rank {rank} acquires {} twice", item.key);
             if entry.ready {
                 self.stats.hits += 1;

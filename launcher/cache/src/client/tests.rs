@@ -122,7 +122,7 @@ fn a_failed_or_panicking_fill_is_abandoned_and_its_reader_bypasses() {
     assert!(panics.is_err());
     wait_for(|| directory.references() == 0);
     assert!(read(&client, 1).unwrap() && read(&client, 2).unwrap(), "both can be filled later");
-    // What fails ahead of need is met by its reader.
+    // An error ahead of need is met by its reader.
     client.announce(&[want(3)]);
     wait_for(|| client.work_ahead(&mut broken));
     assert!(!read(&client, 3).unwrap());
@@ -221,7 +221,7 @@ fn a_failed_or_panicking_offer_leaves_nothing_behind() {
     wait_for(|| directory.references() == 0 && client.inner.lock().idle());
     let unfilled = client.read::<FillError>(want(1), &mut |_, _| panic!("it was whole")).unwrap().is_some();
     assert!(unfilled && read(&client, 2).unwrap() && read(&client, 5).unwrap());
-    // What this rank was granted for a batch is filled by the same call.
+    // The same call fills what this rank was granted for a batch.
     client.announce(&[want(8)]);
     let mut filled = 0;
     wait_for(|| {

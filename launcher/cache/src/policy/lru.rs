@@ -32,7 +32,7 @@ impl Policy for Lru {
         if item.offer {
             return None;
         }
-        // What is referred to was used lately, so few are passed over.
+        // Entries with references were used lately, so few are skipped.
         self.order.iter().rev().map(|(key, ())| *key).find(|key| entries.evictable(*key).is_some())
     }
 }

@@ -66,7 +66,7 @@ pub trait Entries {
     fn count(&self) -> usize;
 }
 
-/// Told of every use; asked for victims. The directory evicts what it is given.
+/// Hears of every use and names victims. The directory evicts what it names.
 pub trait Policy: Send {
     /// A rank was given the entry, or fills it.
     fn used(&mut self, _key: u64) {}

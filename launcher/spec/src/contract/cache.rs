@@ -68,7 +68,7 @@ pub enum FromDirectory {
         ticket: u64,
         grants: Vec<Grant>,
     },
-    /// What became of a `Wait`.
+    /// Outcome of a `Wait`.
     Settled {
         key: u64,
         grant: Grant,
@@ -84,14 +84,14 @@ pub enum FromDirectory {
         ticket: u64,
         bytes: u64,
     },
-    /// The first `bytes` of the mapping have their pages: a device may be told of them. To ranks that said
+    /// The first `bytes` of the mapping have their pages, so a device may register them. Sent to ranks that said
     /// [`ToDirectory::Registers`], whenever it changes.
     Present {
         bytes: u64,
     },
 }
 
-/// What a rank may do with one key.
+/// Permission that a rank gets for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// Read `bytes` at this offset of the mapping until released.

@@ -18,7 +18,7 @@ pub const JOB: &str = "HEADROOM_JOB";
 pub const RUN_ID: &str = "HEADROOM_RUN_ID";
 /// How often this run was restarted.
 pub const RESTARTS: &str = "HEADROOM_RESTARTS";
-/// Number of the inherited socket to the page cache's directory; absent: no shared cache.
+/// Number of the inherited socket to the page cache's directory. Unset means no shared cache.
 pub const CACHE_FD: &str = "HEADROOM_CACHE_FD";
 /// Level or filter of log lines; a level such as `debug`, or targets and levels.
 pub const LOG: &str = "HEADROOM_LOG";

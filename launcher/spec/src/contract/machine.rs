@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What the planner needs to know of a node. Bytes throughout.
+/// Facts on a node that the planner needs. Bytes throughout.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Cores this process may run on (affinity and cgroup quota).
@@ -12,23 +12,24 @@ pub struct Machine {
     /// `MemAvailable`.
     pub memory_available_bytes: u64,
     pub swap_total_bytes: u64,
-    /// Tightest memory limit of this process's cgroup and its ancestors; absent: none.
+    /// Tightest memory limit of this process's cgroup and its ancestors. `None` means no limit.
     pub cgroup_limit_bytes: Option<u64>,
     /// Bytes in use in the cgroup that sets the limit, page cache that can be reclaimed left out.
     pub cgroup_used_bytes: Option<u64>,
     /// Least room (limit less use) over this cgroup and its ancestors: siblings may fill an ancestor whose limit is not
-    /// the tightest. Absent: no limit.
+    /// the tightest. `None` means no limit.
     #[serde(default)]
     pub cgroup_room_bytes: Option<u64>,
-    /// 1 or 2; absent: no memory controller found.
+    /// 1 or 2. `None` means that no memory controller was found.
     pub cgroup_version: Option<u32>,
     /// Size of a page, bytes.
     pub page_bytes: u64,
     pub gpus: Vec<Gpu>,
-    /// Why no GPU is usable although a driver is present; absent: none was tried or all is well.
+    /// Reason why no GPU is usable although a driver is present. `None` means that no driver was found or all GPUs
+    /// work.
     pub gpu_note: Option<String>,
     pub numa_nodes: usize,
-    /// Free bytes of the tmpfs at `/dev/shm`; absent: not mounted. A memfd is not bound by it: see
+    /// Free bytes of the tmpfs at `/dev/shm`. `None` means that it is not mounted. It does not bound a memfd: see
     /// [`Machine::memfd_room_bytes`].
     #[serde(default)]
     pub shm_room_bytes: Option<u64>,

@@ -16,7 +16,7 @@ pub enum FromRank {
     },
     /// Where the run stands; sent by rank 0 after a step, at most some ten times per second.
     Progress(Progress),
-    /// One line for people, to be printed above the progress bar with the rank's prefix.
+    /// One line of text, printed above the progress bar with the rank's prefix.
     Line {
         text: String,
     },
@@ -26,7 +26,7 @@ pub enum FromRank {
         step: Option<u64>,
         error: String,
     },
-    /// What came of a [`ToRank::Relieve`].
+    /// Result of a [`ToRank::Relieve`].
     Relieved(Relieved),
     /// A file of records could not be written for a time.
     Gap(RecordGap),
@@ -59,7 +59,7 @@ pub enum Relief {
     TrimAllocators,
     /// Half the micro-batch, twice the accumulation: the same global batch in the same order.
     HalveMicroBatch,
-    /// A checkpoint, then a clean end; `reason` is for people.
+    /// Write a checkpoint, then end cleanly. `reason` is shown to the user.
     Stop { reason: String },
     /// Pressure is over: prefetching and decoders as planned. The micro-batch stays.
     Resume,
@@ -72,13 +72,13 @@ pub struct Relieved {
     pub step: u64,
     pub uss_before_bytes: u64,
     pub uss_after_bytes: u64,
-    /// What was done, for the rank's log: `micro-batch 64 → 32, accumulation 1 → 2`.
+    /// Description of the change, for the rank's log: `micro-batch 64 → 32, accumulation 1 → 2`.
     pub text: String,
     #[serde(default)]
     pub effect: Effect,
 }
 
-/// What a [`Relief`] came to, beside its bytes.
+/// Effects of a [`Relief`] besides the bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
@@ -92,7 +92,7 @@ pub enum Effect {
     NotDone,
 }
 
-/// What the progress bar shows.
+/// State shown by the progress bar.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     pub phase: Phase,

@@ -51,7 +51,7 @@ fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, f64>, 
     Ok(found.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
 }
 
-/// What rank 0 copied to its device since the record before.
+/// Copies by rank 0 to its device since the previous record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InputRecord {
     pub bytes: u64,
@@ -77,7 +77,7 @@ pub struct MemoryRecord {
     pub gpu_allocated_bytes: u64,
     pub gpu_reserved_bytes: u64,
     pub gpu_peak_bytes: u64,
-    /// Of the device, by all processes, as the driver counts.
+    /// Bytes in use on the device by all processes, as the driver counts.
     #[serde(default)]
     pub gpu_used_bytes: u64,
     #[serde(default)]
@@ -99,7 +99,7 @@ pub struct MemoryRecord {
     /// Most own memory since the phase began, by the kernel's peak; 0: not known.
     #[serde(default)]
     pub anon_peak_bytes: u64,
-    /// Of it, what is counted where it is held.
+    /// The part that Headroom accounts for itself; see [`Held`].
     #[serde(default)]
     pub held: Held,
 }
@@ -110,7 +110,7 @@ pub struct MemoryRecord {
 pub struct Held {
     /// Weights, gradients, moments and moving average; none where they lie on a device.
     pub model_bytes: u64,
-    /// Of these, what lies in memory that the node's ranks share: gradients, where ranks meet there.
+    /// The part of the model that lies in memory shared by the node's ranks: gradients, where ranks meet there.
     pub model_shared_bytes: u64,
     /// Batch slots of the training loader, and of validation while it lasts.
     pub slots_bytes: u64,
@@ -143,7 +143,7 @@ impl Held {
         }
     }
 
-    /// What of it is the rank's own, tensors of steps left out.
+    /// Bytes that belong to this rank alone, without the tensors of steps.
     pub fn own_bytes(&self) -> u64 {
         let model = self.model_bytes.saturating_sub(self.model_shared_bytes);
         model + self.slots_bytes + self.val_slots_bytes + self.scratch_bytes + self.chunks_bytes + self.staging_bytes
@@ -154,7 +154,7 @@ impl Held {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeRecord {
     pub t: f64,
-    /// The last step that rank 0 told of.
+    /// Last step that rank 0 reported.
     pub step: u64,
     pub level: Level,
     pub system_total_bytes: u64,

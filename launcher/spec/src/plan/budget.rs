@@ -72,7 +72,7 @@ pub(super) fn total(config: &Config, machine: &Machine) -> Result<(u64, String),
             let bytes = ((basis as f64 * percent / 100.0) as u64).min(basis);
             Ok((bytes, format!("{percent} % of {} {source}", bytes_text(basis))))
         }
-        Budget::Percent(percent) => Err(PlanError::Budget(format!("{percent} % is no share: write 1 % to 100 %"))),
+        Budget::Percent(percent) => Err(PlanError::Budget(format!("{percent} % is out of range: use 1 % to 100 %"))),
     }
 }
 
@@ -93,10 +93,10 @@ fn check_cache_size(config: &Config, machine: &Machine) -> Result<(), PlanError>
     Ok(())
 }
 
-/// What others use already beyond what the budget leaves to them, and a margin. Others count against physical memory
-/// and against the cgroup's limit; the worse of the two binds.
+/// Bytes that others use beyond what the budget leaves to them, and a margin. Others count against physical memory and
+/// against the cgroup's limit; the worse of the two binds.
 fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
-    // What can be had now, beside the budget's complement.
+    // Bytes available now, compared with the budget's complement.
     let beyond = |basis: u64, room: u64| total_bytes.saturating_sub(room.min(basis));
     let physical = match machine.memory_total_bytes {
         0 => 0,
@@ -128,7 +128,7 @@ fn launcher(ranks: u64, entries: u64) -> BudgetLine {
     if directory > own / 10 { line.bounded() } else { line }
 }
 
-/// What ranks are before they hold a model or a sample.
+/// Memory of ranks before they hold a model or a sample.
 fn runtime(draft: &Plan, model: &ModelSizes, cuda: bool, ranks: u64) -> Result<Vec<BudgetLine>, PlanError> {
     if cuda {
         let (bytes, basis) = match model.gpu {

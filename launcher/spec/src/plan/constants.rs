@@ -5,13 +5,13 @@ pub(super) const MIB: u64 = 1 << 20;
 pub(super) const GIB: u64 = 1 << 30;
 pub(super) const TIB: u64 = 1 << 40;
 
-/// Whether ranks can train on CUDA devices; if false, `auto` and `cuda` become CPU ranks, with a note.
+/// CUDA devices can train. If false, `auto` and `cuda` become CPU ranks, with a note.
 pub const CUDA_TRAINS: bool = true;
 
 /// The launcher's resident memory, whatever it supervises: program, heap, threads. Source: PSS of 4.2 to 4.6 MiB with one
 /// to three ranks.
 pub(super) const LAUNCHER_BYTES: u64 = 4608 * KIB;
-/// What supervising a rank adds: sockets' buffers, its last lines, its samples. Source: as above.
+/// Cost of supervising one rank: socket buffers, its last lines, its samples. Source: as above.
 pub(super) const LAUNCHER_PER_RANK_BYTES: u64 = 16 * KIB;
 
 /// Pages of libtorch's and the rank's own files that CPU ranks map, where they were not measured. All ranks map the same
@@ -21,14 +21,14 @@ pub(super) const LIBRARY_BYTES: u64 = 212 * MIB;
 /// One CPU rank's part of the memory that ranks meet in: a stage of 1 MiB and headers. Source: `comm::shm`.
 pub(super) const MEETING_BYTES: u64 = MIB + 40 * KIB;
 
-/// What the directory of the page cache keeps of an entry at the most. Source: its table of 97 B per place is filled to
-/// between 7/16 and 7/8 and doubles beside the old one; 48 B for holders, 32 B of the policy. A test weighs it.
+/// Most that the page cache's directory keeps per entry. Source: its table of 97 B per place is filled to between 7/16
+/// and 7/8 and doubles beside the old one; 48 B for holders, 32 B of the policy. A test weighs it.
 pub const DIRECTORY_ENTRY_BYTES: u64 = 448;
 
 /// Own memory of a CPU rank before its first step, without model and slots: relocated tables of libtorch, registrations of
 /// its operators, heap of the rank itself. Source: 59 to 63 MiB over the shipped configs.
 pub(super) const RUNTIME_CPU_BYTES: u64 = 63 * MIB;
-/// What each thread adds: the touched part of its stack, and its heap. Source: runs with 1 to 8 loader threads.
+/// Cost of one thread: the touched part of its stack, and its heap. Source: runs with 1 to 8 loader threads.
 pub(super) const THREAD_BYTES: u64 = 256 * KIB;
 
 /// The same for a CUDA rank on the host: the driver's context and kernels come on top. Source: an assumption.

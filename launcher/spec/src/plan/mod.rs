@@ -31,7 +31,7 @@ use crate::config::{Config, DeviceChoice};
 use crate::contract::{CacheMode, Device, LineId, Machine, Measured};
 use serde::{Deserialize, Serialize};
 
-/// What the command line asks for. Absent: decided by config and machine.
+/// Wishes of the command line. `None` leaves the choice to config and machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// `--gpus`: ranks per node, one per GPU; CPU ranks where there is no GPU.
@@ -44,11 +44,11 @@ pub struct Request {
     pub strict: bool,
     pub nnodes: usize,
     pub node_rank: usize,
-    /// What each node brings, as the launchers told each other; empty: as much as this one.
+    /// Ranks of each node, as the launchers exchanged them. Empty means that every node equals this one.
     pub nodes: Vec<NodeShare>,
 }
 
-/// What a node brings to a job of several.
+/// Contribution of one node to a job of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeShare {
     pub ranks: usize,
@@ -108,7 +108,7 @@ fn draft(config: &Config, machine: &Machine, measured: &Measured, request: &Requ
     Ok(plan)
 }
 
-/// Whether the drafted lines fit, host and GPU.
+/// Checks that the drafted lines fit, on host and GPU.
 fn fits(plan: &Plan) -> bool {
     let gpu = plan.budget.gpu.as_ref().is_none_or(|gpu| gpu.need_bytes() <= gpu.total_bytes);
     plan.budget.need_bytes() <= plan.budget.total_bytes && gpu
@@ -121,7 +121,7 @@ pub struct Plan {
     pub batch: BatchPlan,
     pub loader: LoaderPlan,
     pub budget: BudgetPlan,
-    /// What was changed or is worth knowing, one sentence each, printed once.
+    /// Changes and facts worth knowing, one sentence each, printed once.
     pub notes: Vec<String>,
     /// The data set's arithmetic, one sentence each, where the task has any.
     #[serde(default)]
@@ -129,8 +129,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What one rank may have of its own: its lines, copies for a checkpoint, and its share of the libraries, whose pages all
-    /// ranks map. The measure beside it is PSS without shared memory: that has no part of the page cache.
+    /// Memory that one rank may have for itself: its lines, copies for a checkpoint, and its share of the libraries,
+    /// whose pages all ranks map. Compare it with PSS without shared memory, which has no part of the page cache.
     pub fn rank_bytes(&self) -> u64 {
         let own: u64 = self.budget.lines.iter().filter_map(|line| line.per_rank_bytes).sum();
         let libraries = self.budget.line_bytes(LineId::Libraries) / self.topology.local_world_size.max(1) as u64;
@@ -179,7 +179,7 @@ pub struct LoaderPlan {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BudgetPlan {
-    /// What Headroom may use of this node.
+    /// Bytes that Headroom may use on this node.
     pub total_bytes: u64,
     pub lines: Vec<BudgetLine>,
     /// Bytes of the line `page cache`: what is left after every other line, as far as it is of use.
@@ -205,7 +205,7 @@ impl BudgetPlan {
         self.lines.iter().find(|line| line.name == name).map_or(0, |line| line.bytes)
     }
 
-    /// What training needs at the least: all lines but the page cache, which takes what is left.
+    /// Least bytes that training needs: all lines but the page cache, which takes the rest.
     pub fn least_bytes(&self) -> u64 {
         self.need_bytes().saturating_sub(self.page_cache_bytes)
     }

@@ -24,7 +24,7 @@ impl<'a> PageCache<'a> {
         cache_bytes.div_ceil(if holds_all { all } else { short }.max(1))
     }
 
-    /// What `room` has for entries, when each also takes a place in the launcher's directory.
+    /// Part of `room` left for entries, since each entry also takes a place in the launcher's directory.
     fn beside_directory(&self, room: u64) -> u64 {
         let each = self.data.entry_bytes[1].max(1);
         let share = u128::from(room) * u128::from(each) / u128::from(each.saturating_add(DIRECTORY_ENTRY_BYTES));

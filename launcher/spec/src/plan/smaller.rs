@@ -12,7 +12,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 pub struct Smaller {
     pub config: Config,
     pub plan: Plan,
-    /// Each change, for people.
+    /// Description of each change, for the user.
     pub changes: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ pub fn smaller(
     }
     let cache = now.budget.page_cache_bytes;
     if cache > 0 {
-        // What is left of less than 64 MiB is not worth its pages.
+        // Less than 64 MiB left is not worth its pages.
         let half = if cache < 64 << 20 { 0 } else { cache / 2 };
         match half {
             0 => config.data.cache = CachePolicy::Off,

@@ -15,7 +15,7 @@ pub struct Suggestion {
     pub from: u64,
     /// Nearest value that fits.
     pub to: u64,
-    /// What the changed plan needs, bytes of the node.
+    /// Bytes that the changed plan needs on the node.
     pub need_bytes: u64,
 }
 

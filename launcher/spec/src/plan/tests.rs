@@ -407,7 +407,7 @@ proptest! {
             let budget = &plan.budget;
             prop_assert!(budget.need_bytes() <= budget.total_bytes);
             prop_assert!(budget.total_bytes <= machine.memory_bytes());
-            // What Headroom itself takes is free now.
+            // Headroom's own lines are free now.
             let own = budget.need_bytes() - line(&plan, "reserve").bytes;
             prop_assert!(own <= machine.memory_available_bytes);
             for line in &budget.lines {

@@ -30,7 +30,7 @@ fn asked(request: &Request) -> Option<usize> {
     request.gpus.or(request.ranks)
 }
 
-/// What this node brings, without a look at the others.
+/// Contribution of this node, decided without knowledge of the others.
 ///
 /// # Errors
 /// A device is missing (`strict`), or no ranks are asked for.
@@ -127,13 +127,13 @@ fn check(request: &Request) -> Result<(), PlanError> {
             bad(format!("--node-rank {node_rank} of --nnodes {nnodes}: node ranks count from 0 to {}", nnodes - 1))
         }
         Request { nnodes, nodes, .. } if !nodes.is_empty() && nodes.len() != *nnodes => {
-            bad(format!("--nnodes {nnodes}, but {} nodes told what they bring", nodes.len()))
+            bad(format!("--nnodes {nnodes}, but {} nodes announced themselves", nodes.len()))
         }
         _ => Ok(()),
     }
 }
 
-/// What was asked for and is not there.
+/// Difference between the devices asked for and those present.
 struct Shortage {
     problem: String,
     fallback: String,

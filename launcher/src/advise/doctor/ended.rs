@@ -4,7 +4,7 @@ use super::{Finding, finding, say};
 use crate::advise::log::Run;
 use spec::contract::{Ended, Level, RunStatus, exit};
 
-/// Of SIGKILL.
+/// Exit code after SIGKILL.
 const KILLED: u8 = exit::SIGNAL_BASE + 9;
 
 pub(super) fn ended(run: &Run, zh: bool) -> Vec<Finding> {
@@ -42,7 +42,7 @@ fn unfinished(run: &Run, zh: bool) -> Option<Finding> {
         cause,
         say(
             zh,
-            format!("go on from the newest checkpoint: --name {} --resume auto", name(run)),
+            format!("resume from the newest checkpoint: --name {} --resume auto", name(run)),
             format!("从最新检查点继续：--name {} --resume auto", name(run)),
         ),
     )
@@ -61,7 +61,7 @@ fn untold(run: &Run, zh: bool) -> Option<Finding> {
         "failed",
         say(zh, format!("the run failed at step {}", summary.steps), format!("运行在第 {} 步失败", summary.steps)),
         reason.unwrap_or_else(|| say(zh, "rank<R>.log has the error", "错误见 rank<R>.log")),
-        say(zh, "what the error names; then --resume auto goes on", "按错误提示处理，然后用 --resume auto 继续"),
+        say(zh, "what the error names; then continue with --resume auto", "按错误提示处理，然后用 --resume auto 继续"),
     )
 }
 
@@ -80,7 +80,7 @@ fn stopped(run: &Run, zh: bool) -> Option<Finding> {
         reason,
         say(
             zh,
-            format!("make room or lower memory.budget, then go on: --name {name} --resume auto"),
+            format!("make room or lower memory.budget, then continue: --name {name} --resume auto"),
             format!("释放内存或降低 memory.budget，然后继续：--name {name} --resume auto"),
         ),
     )
@@ -132,12 +132,12 @@ fn advice(ended: &Ended, zh: bool) -> String {
     match ended.code {
         _ if ended.for_memory => say(
             zh,
-            "lower memory.budget, or take a smaller config (low_memory); --max-restarts 1 goes on with a smaller plan by itself",
+            "lower memory.budget, or take a smaller config (low_memory); --max-restarts 1 resumes with a smaller plan automatically",
             "降低 memory.budget，或使用更小的配置（low_memory）；--max-restarts 1 会自动以更小的计划继续",
         ),
         KILLED => say(
             zh,
-            "find who sent SIGKILL (a person, a job manager's limit): no setting of memory is at fault; --resume auto goes on",
+            "find who sent SIGKILL (a person, a job manager's limit): no setting of memory is at fault; continue with --resume auto",
             "查明是谁发送了 SIGKILL（人为或作业管理器的限制）：与内存设置无关；--resume auto 继续",
         ),
         exit::NONFINITE => say(
@@ -158,7 +158,7 @@ fn advice(ended: &Ended, zh: bool) -> String {
         ),
         _ => say(
             zh,
-            "what the error names; rank<R>.log holds all that the rank printed; --resume auto goes on from the last checkpoint",
+            "what the error names; rank<R>.log holds the rank's whole output; continue from the last checkpoint with --resume auto",
             "按错误提示处理；rank<R>.log 保存该进程的全部输出；--resume auto 从最后的检查点继续",
         ),
     }

@@ -17,7 +17,7 @@ const CROWDED: f64 = 0.5;
 const LOG_RAM_PERCENT: f64 = 80.0;
 const LOG_GPU_PERCENT: f64 = 90.0;
 
-/// What can fill up: of the machine, or of the cgroup that binds closer. Bytes.
+/// Memory that can fill up: the machine's, or that of the cgroup that binds closer. Bytes.
 struct Room {
     group: bool,
     used: u64,
@@ -206,7 +206,7 @@ fn change(cause: &Cause, zh: bool) -> String {
     }
 }
 
-/// A monitor's log: levels alone, since it tells of no causes.
+/// Finding from a monitor's log, which holds levels but no causes.
 pub(super) fn of_log(run: &Run, zh: bool) -> Option<Finding> {
     let ram = run.monitor.iter().map(|sample| sample.ram_percent).reduce(f64::max)?;
     let gpu = run.monitor.iter().filter_map(|sample| sample.gpu_memory_percent).fold(0.0, f64::max);

@@ -1,4 +1,4 @@
-//! What makes a run slow: waiting for data, a low hit rate, slowing down.
+//! Reasons why a run is slow: waiting for data, a low hit rate, slowing down.
 
 use super::{Finding, finding, say};
 use crate::advise::log::Run;
@@ -44,7 +44,7 @@ fn within(spans: &[(f64, f64)], record: &MetricsRecord) -> bool {
     spans.iter().any(|(from, to)| record.t >= *from && record.t - record.step_s <= *to)
 }
 
-/// Share of the steps spent waiting; `None`: too few to tell.
+/// Share of the steps spent waiting. `None` means too few steps to judge.
 fn wait_share<'a>(records: impl Iterator<Item = &'a MetricsRecord>) -> Option<f64> {
     let (count, wait, step) = records.fold((0, 0.0, 0.0), |(n, w, s), r| (n + 1, w + r.data_wait_s, s + r.step_s));
     (count >= LEAST_RECORDS && step > 0.0).then(|| wait / step)

@@ -1,4 +1,4 @@
-//! What reaches the loop from outside: signals, the page cache's notes, messages of the ranks; and what it adds up to.
+//! Input of the loop: signals, notes of the page cache, messages of the ranks; and the outcome.
 
 use super::Job;
 use crate::machine::ProcessLimits;
@@ -90,7 +90,8 @@ impl Job<'_> {
             epoll::delete(&self.urgent, &host.alarm)?;
             if let Some(index) = self.children.iter().position(|child| !child.ended) {
                 let why = notes.last().map(|note| format!(": {note}")).unwrap_or_default();
-                let error = format!("the page cache's directory in the launcher is gone, and no rank can go on{why}");
+                let error =
+                    format!("the page cache's directory in the launcher is gone, and no rank can continue{why}");
                 self.fail(index, exit::INTERNAL, error);
             }
         }
@@ -108,7 +109,7 @@ impl Job<'_> {
                 Ok(n @ 1..) => self.children[index].decoder.push(&bytes[..n]),
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => return,
-                // Closed. That is no failure as such: its exit tells.
+                // A closed channel is no failure: the exit status decides.
                 Ok(_) | Err(_) => return self.close_control(index),
             }
             loop {

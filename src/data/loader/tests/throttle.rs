@@ -44,7 +44,7 @@ fn a_paused_loader_begins_no_batch_ahead_and_gives_the_same_ones() {
         if threads > 0 {
             stream.next().unwrap().unwrap();
             left -= 1;
-            // Prefetching goes on after the pause, sooner or later.
+            // Prefetching resumes after the pause, sooner or later.
             while stream.stats().most_ahead < 2 {
                 std::thread::yield_now();
             }

@@ -8,7 +8,7 @@ use super::shuffle::unshuffle;
 use super::{Filter, Table};
 use libdeflater::{DecompressionError, Decompressor};
 
-/// What a thread keeps for decoding.
+/// Decoder that a thread keeps.
 pub struct Inflater(Decompressor);
 
 impl Default for Inflater {

@@ -4,7 +4,7 @@
 
 use super::{Member, Order, Scalar};
 
-/// What happens to a number between file and batch: `(rectify(x) - mean) * inverse_std`, per channel.
+/// Transformation of a number between file and batch: `(rectify(x) - mean) * inverse_std`, per channel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Transform {
     /// Full-wave rectification, before normalisation.

@@ -182,7 +182,7 @@ pub fn refuse_unknown_filters(dataset: &Dataset) -> Result<(), String> {
     ))
 }
 
-/// For people: HDF5's registered filters by their usual names.
+/// Usual names of HDF5's registered filters.
 fn filter_name(filter: &H5Filter) -> String {
     let id = filter.id();
     let name = match id {
@@ -200,7 +200,7 @@ fn filter_name(filter: &H5Filter) -> String {
     format!("{name} (filter {id})")
 }
 
-/// Whether an incomplete last chunk is stored without its filters.
+/// True if an incomplete last chunk is stored without its filters.
 fn last_chunk_is_raw(dataset: &Dataset, rows: u64, chunk_rows: usize) -> bool {
     let raw = |opts: ChunkOpts| opts.contains(ChunkOpts::DONT_FILTER_PARTIAL_CHUNKS);
     !rows.is_multiple_of(chunk_rows as u64) && dataset.dcpl().ok().and_then(|plist| plist.chunk_opts()).is_some_and(raw)

@@ -1,6 +1,6 @@
 //! Recordings in HDF5: one row per sample, compound or plain 2-D.
 //!
-//! [`open`](open::open) asks libhdf5 for metadata; [`Reader`] reads rows by `pread`; [`SessionData`] is one file for people.
+//! [`open`](open::open) asks libhdf5 for metadata; [`Reader`] reads rows by `pread`; [`SessionData`] is one file for tools.
 
 mod compress;
 pub mod decode;
@@ -312,7 +312,7 @@ impl Table {
             ));
         }
         let chunks = self.rows.div_ceil(chunk_rows as u64);
-        // A written chunk has a byte of its own at least.
+        // A written chunk has at least one byte.
         let most = MAX_CHUNKS.min(self.file_bytes.saturating_add(MAX_UNSTORED_CHUNKS));
         if chunks > most {
             return Err(format!("{chunks} chunks, at most {most} are accepted: write larger chunks"));

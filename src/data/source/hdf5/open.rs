@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// What a file must hold.
+/// Required content of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     pub group: String,
@@ -30,7 +30,7 @@ pub enum Attribute {
     Integer(i64),
 }
 
-/// What opening a file tells.
+/// Result of opening a file.
 pub struct Opened {
     pub table: Table,
     /// Every field of the compound (or `column 0..n` of a 2-D dataset), in the file's order.
@@ -142,7 +142,7 @@ fn not_hdf5(file_bytes: u64, error: &str) -> String {
                 the mark (h5clear -s)"
             .into();
     }
-    // libhdf5 tells call by call; what went wrong comes last.
+    // libhdf5 reports call by call; the cause comes last.
     let reason = error.rsplit(": ").next().unwrap_or(error);
     format!("cannot be read as HDF5 ({file_bytes} bytes, {reason}): replace it or leave it out")
 }

@@ -138,7 +138,7 @@ impl Running {
 /// The companion's work: opens each path that comes on stdin and answers with a byte. Ends with its input.
 ///
 /// # Errors
-/// Input that is none of [`Probe`]'s.
+/// Input that does not come from [`Probe`].
 pub fn serve() -> io::Result<()> {
     // If the rank dies while libhdf5 goes in circles here, nobody else ends this process; nobody wants its core either.
     // Where a sandbox refuses prctl, the end of the input ends it too, once libhdf5 returns.

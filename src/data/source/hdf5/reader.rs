@@ -36,7 +36,7 @@ pub struct Target<'a> {
     pub out: &'a mut [u8],
 }
 
-/// What was read so far.
+/// Reads so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadStats {
     /// Rows handed out, once per field.
@@ -126,8 +126,8 @@ impl Reader {
         }
     }
 
-    /// Reads entry `index` of `file` into `out`, [`Reader::entry_bytes`] long. It is kept there, so the kernel is told to
-    /// drop its copy of the file's bytes.
+    /// Reads entry `index` of `file` into `out`, [`Reader::entry_bytes`] long. It is kept there, so the kernel may drop
+    /// its copy of the file's bytes.
     ///
     /// # Errors
     /// As [`Reader::read`]; `out` holds anything then.

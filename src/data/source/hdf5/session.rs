@@ -1,4 +1,4 @@
-//! One recording, for people and tools: length, field names, attributes, windows.
+//! One recording, for tools: length, field names, attributes, windows.
 
 use super::gather::Transform;
 use super::open::{self, Attribute, Wanted};

@@ -20,7 +20,7 @@ fn transpose_into(src: &[u8], width: usize, elements: usize, dst: &mut [u8]) {
             }
         }
     }
-    // What is left at the right and at the bottom.
+    // The remainder at the right and at the bottom.
     single(src, width, elements, dst, 0..rows, bytes);
     single(src, width, elements, dst, rows..elements, 0);
 }

@@ -24,7 +24,7 @@ pub struct Row {
 pub struct Storage {
     pub group: String,
     pub dataset: String,
-    /// Rows per chunk; absent: contiguous.
+    /// Rows per chunk. `None` means contiguous.
     pub chunk_rows: Option<usize>,
     /// Deflate level; needs chunks.
     pub gzip: Option<u8>,

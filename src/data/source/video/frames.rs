@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What an entry holds.
+/// Content of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Modality {
     /// u8 `[H, W, 3]`.
@@ -65,7 +65,7 @@ impl Frames {
         self.spikes
     }
 
-    /// What an entry of each frame holds.
+    /// Content of the entries of each frame.
     pub fn modalities(&self) -> &'static [Modality] {
         if self.spikes.is_some() { &Modality::ALL } else { &Modality::ALL[..2] }
     }

@@ -16,7 +16,7 @@ use zune_jpeg::JpegDecoder;
 
 /// Largest frame that is taken for one: far above any camera, far below a decompression bomb.
 const MAX_PIXELS: u64 = 1 << 27;
-/// What decoders may allocate beside the pixels.
+/// Bytes that decoders may allocate beside the pixels.
 const SLACK_BYTES: usize = 16 << 20;
 /// Segments and chunks of a file's header that are looked at: far above any real file's.
 const MAX_PARTS: usize = 1 << 20;

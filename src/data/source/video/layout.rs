@@ -113,7 +113,7 @@ pub struct SequencePaths {
     /// `train/GOPR0372_07_00`.
     pub name: String,
     pub frames: Vec<FramePaths>,
-    /// What `meta_info` says of its frames.
+    /// Frame size by `meta_info`.
     pub size: Option<ImageSize>,
     pub remarks: Vec<(Remark, String)>,
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 /// Longest header that is read: NumPy's own are of 118 bytes.
 const MAX_HEADER_BYTES: usize = 1 << 16;
 
-/// What the header says.
+/// Content of the header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NpyFacts {
     /// `[K, H, W]`.

@@ -1,4 +1,4 @@
-//! What opening finds out about frames, from headers and sizes alone: which are usable, and what they have in common.
+//! Facts about frames that opening finds from headers and sizes alone: which are usable, and their common size.
 
 use super::super::{Identity, file_error, in_threads};
 use super::image::{self, ImageSize};
@@ -33,7 +33,7 @@ pub struct Frame {
     pub spikes: Option<Stamp>,
 }
 
-/// What spikes are in entries and batches.
+/// Form of spikes in entries and batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpikeForm {
     /// u8 `[S, H, ceil(W/8)]`, a bit per spike.
@@ -85,7 +85,7 @@ pub struct Scan {
 struct Seen {
     frame: Frame,
     sizes: [ImageSize; 2],
-    /// Of a `.npy` file.
+    /// Shape of a `.npy` file.
     voxels: Option<Vec<usize>>,
 }
 
@@ -195,7 +195,7 @@ fn no_planes(first: Option<&Stamp>, encoding: SpikeEncoding, height: usize, widt
     }
 }
 
-/// Whether a frame is like the others.
+/// True if a frame is like the others.
 fn alike(
     seen: &Seen,
     image: ImageSize,

@@ -9,7 +9,7 @@ use crate::data::DataError;
 use spec::contract::files::{SpikeBytes, SpikeVerdict};
 use std::path::{Path, PathBuf};
 
-/// Files that are looked into to tell the encoding.
+/// Files that are read to detect the encoding.
 const INSPECTED: usize = 16;
 
 /// How a `.dat` file holds spikes.
@@ -102,7 +102,7 @@ fn example(files: &[(PathBuf, u64)], height: usize, width: usize) -> String {
     })
 }
 
-/// What is wrong with a file of `bytes` bytes, and which sizes are right.
+/// Message about a file of `bytes` bytes, with the sizes that are right.
 pub fn wrong_size(bytes: u64, encoding: Option<SpikeEncoding>, height: usize, width: usize) -> String {
     let plane = (height * width) as f64;
     let sizes = match encoding {
@@ -233,7 +233,7 @@ mod tests {
         for value in [1, 3, 255] {
             assert_eq!(tell(&[vec![0; 64], vec![value; 64]]), Ok(SpikeEncoding::Bytes), "0 and {value} alone");
         }
-        // Four bytes are one packed plane, and no whole plane of bytes: tiny and dark, yet told by its size.
+        // Four bytes are one packed plane, and no whole plane of bytes: the size decides.
         assert_eq!(tell(&[vec![0; 4]]), Ok(SpikeEncoding::Packed));
         for doubtful in
             [vec![vec![0; 64]], vec![vec![0; 64], vec![255; 64], vec![1; 64]], vec![vec![0, 1, 2, 2].repeat(16)]]

@@ -106,7 +106,7 @@ fn hostile_images_are_refused_with_their_name() {
     for cut in (0..good.len()).step_by(7).chain([good.len() - 1]) {
         assert!(size(&good[..cut]).is_err(), "cut at {cut}");
         let error = decoded(&good[..cut]);
-        // What the pixels do not need may be missing.
+        // Bytes after the pixels may be missing.
         assert!(error.is_err() || cut > good.len() - 16, "cut at {cut}");
         assert!(error.err().is_none_or(|error| error.contains("a.png")));
     }

@@ -65,7 +65,7 @@ impl Crop {
         self.size
     }
 
-    /// The same of spike planes; `None`: there are none.
+    /// Crop of the spike planes. `None` means no spikes.
     pub fn spike_size(&self) -> Option<ImageSize> {
         self.spikes.map(|camera| ImageSize {
             height: self.size.height * camera.height / self.image.height,

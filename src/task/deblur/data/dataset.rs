@@ -23,13 +23,12 @@ pub struct ClipDataset {
     crop: Crop,
     /// Seed of random crops, in training; `None`: from the middle, in evaluation.
     random: Option<u64>,
-    /// The order in which clips are read, in training the same way in every epoch, where the page cache is told of next
-    /// uses.
+    /// Order in which clips are read, in training the same way in every epoch, where the page cache receives next uses.
     order: Option<Order>,
     fields: Vec<FieldSpec>,
 }
 
-/// A clip that takes another's place in a batch: what the page cache was not told of.
+/// A clip that takes another's place in a batch without an announcement to the page cache.
 #[derive(Clone, Copy)]
 struct StandIn {
     epoch: u64,
@@ -114,7 +113,7 @@ impl ClipDataset {
             }
             (Modality::Spikes, Some(form), Some(size)) => {
                 let whole = size == form.size() && self.crop.spike_place(place) == Corner::default();
-                // What files hold in the bits that fill up a row is cut off on the way into a batch.
+                // Bits that fill up a row in the files are cut off on the way into a batch.
                 let filled = matches!(form, SpikeForm::Planes(form) if !form.width.is_multiple_of(8));
                 (whole && !filled).then(|| 0..self.frames().bytes(modality))
             }
@@ -132,7 +131,7 @@ impl ClipDataset {
         scratch: &mut Scratch,
     ) -> Result<Option<Lent>, DataError> {
         if let Some(cached) = &self.source.cached {
-            // Of announced entries the cache knows it already.
+            // The cache already knows the next use of announced entries.
             let next_use = stand_in.map_or(u64::MAX, |by| self.next_use(key, by.epoch, by.position));
             // A part that is empty is never lent.
             let part = if lends { self.whole_part(modality, place).unwrap_or_default() } else { 0..0 };
@@ -184,7 +183,7 @@ impl ClipDataset {
                         return Ok(false);
                     }
                     Err(DataError::Content { path, problem }) => {
-                        let problem = format!("{problem} (data.skip_bad: true goes on without such frames)");
+                        let problem = format!("{problem} (data.skip_bad: true drops such frames)");
                         return Err(DataError::Content { path, problem });
                     }
                     Err(error) => return Err(error),
@@ -272,7 +271,7 @@ impl ClipDataset {
             return base + position;
         }
         if self.random.is_none() {
-            // The next evaluation is an epoch away, in a count of its own.
+            // The next evaluation is an epoch away, in a separate count.
             return u64::MAX;
         }
         first_in(epoch + 1, 0).map_or(u64::MAX, |position| base + order.len + position)

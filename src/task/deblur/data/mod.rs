@@ -66,10 +66,10 @@ impl ClipSpec {
     }
 }
 
-/// What opening yields.
+/// Result of opening.
 pub struct ClipData {
     pub datasets: Datasets,
-    /// Shared by the three data sets; tells files decoded and bytes read so far.
+    /// Shared by the three data sets; counts files decoded and bytes read so far.
     pub frames: Arc<Frames>,
 }
 
@@ -162,7 +162,7 @@ impl EntrySource for Entries {
         self.frames.entry_bytes(key)
     }
 
-    /// What could not be decoded once is not tried again.
+    /// A file that could not be decoded once is not tried again.
     fn fill_entry(&self, key: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
         if let Some((path, problem)) = self.unreadable.problem(key) {
             return Err(DataError::Content { path, problem });

@@ -61,7 +61,7 @@ fn both_encodings_and_both_layouts_give_the_same_clips() {
     .map(|(name, encoding, layout)| {
         let root = dir.path().join(name);
         sample(&root, |spec| (spec.encoding, spec.layout) = (encoding, layout));
-        // Told from the files, and as the key says.
+        // Detected from the files, and as the key says.
         let data = open(&clips(&root, dat(None), Some(16)), &alone()).unwrap();
         let told = open(&clips(&root, dat(Some(encoding)), Some(16)), &alone()).unwrap();
         assert_eq!((data.datasets.train.len(), data.datasets.val.len(), data.datasets.test.len()), (10, 5, 5));
@@ -541,7 +541,7 @@ fn frames_of_the_guides_size_are_compact_and_read_once() {
     }
 }
 
-/// What is worked out for an announcement does not grow with the data set.
+/// The work for an announcement does not grow with the data set.
 #[test]
 fn next_uses_of_a_hundred_thousand_frames_are_cheap() {
     let dir = tempfile::tempdir().unwrap();

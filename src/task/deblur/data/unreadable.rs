@@ -28,7 +28,7 @@ struct State {
     news: Vec<String>,
 }
 
-/// What one rank found so far, by entries' keys.
+/// Findings of one rank so far, by entries' keys.
 #[derive(Default)]
 pub(super) struct Unreadable {
     /// Some were found: reading takes no lock before.
@@ -70,7 +70,7 @@ impl Unreadable {
         self.some.store(true, Ordering::Release);
     }
 
-    /// A sample met it: `line` is kept for people, once for each entry.
+    /// Records that a sample met it: `line` is kept once for each entry.
     pub fn tell(&self, key: u64, line: impl FnOnce() -> String) {
         let mut state = self.lock();
         let told = state.by_key.get_mut(&key).map(|found| std::mem::replace(&mut found.told, true));

@@ -5,7 +5,7 @@ use super::layers::{Draws, Geglu, Norm, child, maybe_recompute};
 use super::window::Geometries;
 use tch::{Tensor, nn};
 
-/// What a forward pass needs besides its tensors.
+/// Arguments of a forward pass besides its tensors.
 pub struct Context<'a> {
     pub geometries: &'a Geometries,
     /// Where drop-path draws from.

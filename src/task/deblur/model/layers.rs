@@ -196,8 +196,8 @@ impl Draws {
         ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Factors `[B, 1, 1, 1, 1]` that drop a residual branch of whole samples with probability `rate` and keep its mean;
-    /// absent: nothing is dropped. Taken before the branch runs, so that one that is recomputed meets the same factors.
+    /// Factors `[B, 1, 1, 1, 1]` that drop a residual branch of whole samples with probability `rate` and keep its
+    /// mean; `None` drops nothing. Taken before the branch runs, so that one that is recomputed meets the same factors.
     pub fn drop_path(&self, rate: f64, batch: i64, device: Device) -> Option<Shared> {
         let seed = self.seed.filter(|_| rate > 0.0)?;
         let kept = (1.0 / (1.0 - rate)) as f32;

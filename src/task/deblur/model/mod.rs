@@ -35,7 +35,7 @@ const STAGES: usize = 7;
 const MULTIPLE: i64 = 8;
 /// Image channels, with the four pixels around each neighbour's: 3 · (1 + 2 · 4).
 const INPUTS: i64 = 27;
-/// What the last convolution's usual initial range is multiplied by: an untrained model gives nearly its input.
+/// Factor on the last convolution's usual initial range: an untrained model returns nearly its input.
 const LAST_GAIN: f64 = 0.1;
 
 /// Where optical flow comes from.
@@ -128,7 +128,7 @@ impl VrtShape {
         }
     }
 
-    /// What is wrong with these numbers.
+    /// Checks these numbers.
     ///
     /// # Errors
     /// The first problem, naming the field, the value found and what is expected.
@@ -257,7 +257,7 @@ impl Vrt {
         self.forward_seeded(blur, spikes, train.then(draw))
     }
 
-    /// [`Vrt::forward`] with drop-path drawn from `seed`; absent: off.
+    /// [`Vrt::forward`] with drop-path drawn from `seed`; `None` turns it off.
     pub fn forward_seeded(&self, blur: &Tensor, spikes: Option<&Tensor>, seed: Option<u64>) -> Tensor {
         let size = blur.size();
         let clip = pad(blur);

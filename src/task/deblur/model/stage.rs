@@ -104,7 +104,7 @@ impl Stage {
         maybe_recompute(context.checkpoint_ffn, &[x, &next, &last], move |x| fuse.forward(&Tensor::cat(x, 4)))
     }
 
-    /// For each frame the next one and the one before, aligned to it: `[B, T, H, W, C]` each, zero where there is none.
+    /// Next and previous frame for each frame, aligned to it: `[B, T, H, W, C]` each, zero at the ends.
     fn neighbours(&self, x: &Tensor, flow: Option<ScaleFlow>, context: &Context, zero: &Tensor) -> (Tensor, Tensor) {
         let size = x.size();
         let (b, pairs, h, w, c) = (size[0], size[1] - 1, size[2], size[3], size[4]);

@@ -11,7 +11,7 @@ const BORDER: i64 = 1;
 /// Elements of a sampled tensor above which images are taken one by one: 1 GiB of f32.
 const MOST_SAMPLED: i64 = 1 << 28;
 
-/// What is read outside the image.
+/// Values read outside the image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outside {
     Zeros,

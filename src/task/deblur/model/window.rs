@@ -4,7 +4,7 @@ use super::layers::Shared;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
-/// What keeps tokens of a shifted window apart that are no neighbours.
+/// Bias that keeps tokens of a shifted window apart that are no neighbours.
 const APART: f32 = -100.0;
 
 /// How `[B, D, H, W, C]` is cut into windows.
@@ -138,7 +138,7 @@ fn relative_rows(size: [i64; 3], window: [i64; 3]) -> Vec<i64> {
     positions(size).flat_map(|a| positions(size).map(move |b| row(a, b))).collect()
 }
 
-/// What a geometry is made from: dims, window, shifted.
+/// Key of a geometry: dims, window, shifted.
 type Key = ([i64; 3], [i64; 3], bool);
 
 /// Geometries of a model's last inputs: they depend on sizes only.

@@ -14,7 +14,7 @@ const ZERO_RAD: f32 = 1e-8;
 /// Rows read at a time.
 const BLOCK_ROWS: usize = 4096;
 
-/// What the scan depends on besides the file.
+/// Settings that the scan depends on besides the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScanFacts {
     pub group: String,
@@ -79,14 +79,14 @@ impl Moments {
     }
 }
 
-/// What one pass over a file tells.
+/// Facts from one pass over a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileFacts {
     pub table: Table,
     pub identity: Identity,
     /// Runs of rows `[start, end)` where inverse kinematics succeeded.
     pub valid: Vec<[u64; 2]>,
-    /// Of sampled EMG rows, after rectification when on.
+    /// Moments of sampled EMG rows, after rectification when on.
     pub emg: Moments,
     /// Sum of the angles over all rows, radians.
     pub angle_sum: Vec<f64>,

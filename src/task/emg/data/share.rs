@@ -1,4 +1,4 @@
-//! The scan of a data set's files, divided among ranks, and what each tells the others.
+//! The scan of a data set's files, divided among ranks, and the exchange of results.
 //!
 //! Facts travel in rounds of a few files per rank, so that what is on the way stays small with tens of thousands of files.
 
@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 /// Files of each rank whose facts go out at a time.
 const ROUND_FILES: usize = 32;
 
-/// Facts about a file, or why there are none.
+/// Facts about a file, or the reason why they could not be found.
 pub type Found = Result<FileFacts, Refused>;
 
 /// Why there are no facts about a file.
@@ -36,7 +36,7 @@ impl From<DataError> for Refused {
     }
 }
 
-/// What a rank tells the others first.
+/// First message of a rank.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Head {
     /// Files this rank sees, as a count and a checksum of their paths.
@@ -48,7 +48,7 @@ pub struct Head {
     scanned: usize,
 }
 
-/// What a rank found out: about file `rank`, `rank + world_size`, and so on.
+/// Findings of a rank: about file `rank`, `rank + world_size`, and so on.
 #[derive(Default)]
 pub struct Share {
     head: Head,
@@ -149,7 +149,7 @@ pub fn share(own: Share, team: &Team) -> Result<(Vec<Found>, usize), DataError> 
     Ok((all, scanned))
 }
 
-/// What every rank says, by rank.
+/// Gathers one value per rank, in rank order.
 fn gather<T: Serialize + DeserializeOwned>(own: &T, team: &Team) -> Result<Vec<T>, DataError> {
     let bytes = serde_json::to_vec(own).map_err(DataError::Gathered)?;
     let gathered = (team.gather)(&bytes)?;

@@ -434,7 +434,7 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
                 }
             }
         }
-        // Windows as entries: chosen by the rule where chunks are shared, refused where there are none.
+        // Windows as entries: chosen by the rule where chunks are shared, refused without shared chunks.
         for capacity in [100_000, 600_000] {
             let (host, clients) = hosted(capacity, PolicyKind::NextUse, 2);
             let config = with(&config, |keys| keys.data.cache_entries = CacheEntries::Sample);

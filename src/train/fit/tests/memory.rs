@@ -118,7 +118,7 @@ const ALONE: &str = "HEADROOM_TEST_ALONE";
 #[test]
 fn experiments_in_one_process_with_a_clean_up_between_stay_flat() {
     if std::env::var_os(ALONE).is_none() {
-        // In a process of its own: other tests take memory and give it back meanwhile.
+        // In a separate process: other tests take memory and give it back meanwhile.
         let path = module_path!().split_once("::").unwrap().1;
         let name = format!("{path}::experiments_in_one_process_with_a_clean_up_between_stay_flat");
         let mut alone = std::process::Command::new(std::env::current_exe().unwrap());

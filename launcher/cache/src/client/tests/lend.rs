@@ -1,4 +1,4 @@
-//! Entries lent to a device that only writes down what it is told: nothing goes before it has been forgotten.
+//! Entries lent to a model of a device that records registrations: memory is returned only after it was unregistered.
 
 use super::*;
 use crate::CacheHost;
@@ -50,7 +50,7 @@ impl Recorder {
     }
 }
 
-/// What the device does with a part while it has it.
+/// Work of the device on a part while it has it.
 struct DeviceRead<'a> {
     recorder: &'a Recorder,
     at: usize,
@@ -154,7 +154,7 @@ fn pages_go_only_when_nothing_of_them_is_lent_and_the_device_has_forgotten_them(
     wait_for(|| host.resident_bytes() == CAPACITY / 2);
     assert_eq!(recorder.forgotten.load(Ordering::SeqCst), 4);
     wait_for(|| recorder.bytes() == CAPACITY / 2);
-    // What is left is lent, and what grows back is known again and lent.
+    // The remaining entries are lent, and regrown ones are registered and lent again.
     assert!((0..14).any(|key| lend(&client, key).is_some()));
     host.resize(CAPACITY);
     wait_for(|| recorder.bytes() == CAPACITY);

@@ -44,7 +44,7 @@ fn defaults_are_valid_and_every_word_of_a_choice_loads() {
             for (word, _) in words {
                 let set = format!("{}={word}", key.path);
                 let raw = parse_config(&format!("task: {task}\n"), "a.yaml").unwrap();
-                raw.resolve("cuda", &[set.clone()]).unwrap_or_else(|e| panic!("{set}: {e}"));
+                raw.resolve("cuda", std::slice::from_ref(&set)).unwrap_or_else(|e| panic!("{set}: {e}"));
             }
         }
     }
