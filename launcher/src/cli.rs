@@ -3,7 +3,7 @@
 use crate::logging::LEVELS;
 use crate::run_dir::{Resume, SplitChoice};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use spec::config::{Config, ConfigError, DeviceChoice, RawConfig};
+use spec::config::{Config, ConfigError, DeviceChoice, Folders};
 use spec::contract::{env, shown as shown_path};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -40,16 +40,22 @@ Examples:
   launch monitor --run night --duration 3600 --plot-interval 60
   launch monitor --pid 4242                     any program, with its children";
 
+const HELP_EXAMPLES: &str = "\
+Examples:
+  launch help train                             the keys of a section
+  launch help train.batch_size                  a key: type, default, range, other names
+  launch help exit-codes";
+
 const BATCH_EXAMPLES: &str = "\
 Example:
   launch batch --config quick_demo --step 0 --rank 0 --world 3 --out batch.safetensors";
 
 /// Trains on every GPU of this machine, within a memory budget planned first.
 #[derive(Debug, Parser)]
-#[command(name = "launch", version, args_conflicts_with_subcommands = true)]
+#[command(name = "launch", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -85,6 +91,22 @@ enum Verb {
     Plot(PlotArgs),
     /// Measure what each memory feature saves here: short runs with it off and on
     BenchMemory(BenchMemoryArgs),
+    /// Explain a key or section of a config, a verb, or exit-codes
+    #[command(after_help = HELP_EXAMPLES)]
+    Help(HelpArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct HelpArgs {
+    /// A key, a section, a verb, or exit-codes [default: the sections]
+    #[arg(value_name = "TOPIC")]
+    pub topic: Option<String>,
+    /// All keys as Markdown, as in configs/README.md
+    #[arg(long, conflicts_with_all = ["topic", "schema"])]
+    pub markdown: bool,
+    /// All keys as JSON Schema, as in configs/schema.json
+    #[arg(long, conflicts_with = "topic")]
+    pub schema: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -258,7 +280,7 @@ pub struct SampleDataArgs {
     /// Seed of the data
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
-    /// emg: gzip (chunked, shuffled) or contiguous [default: gzip]; deblur: packed, bytes or kair [default: packed]
+    /// Layout of the files
     #[arg(long, value_name = "LAYOUT")]
     pub layout: Option<String>,
     /// Sessions to write [default: the task's]
@@ -324,6 +346,7 @@ pub enum Command {
     Monitor(MonitorArgs),
     Plot(PlotArgs),
     BenchMemory(BenchMemoryArgs),
+    Help(HelpArgs),
     Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
 }
 
@@ -366,6 +389,7 @@ impl Command {
             (Some(Verb::Monitor(args)), _) => Command::Monitor(args),
             (Some(Verb::Plot(args)), _) => Command::Plot(args),
             (Some(Verb::BenchMemory(args)), _) => Command::BenchMemory(args),
+            (Some(Verb::Help(args)), _) => Command::Help(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
                 Command::Exec { run: cli.run, program, args: tail }
@@ -405,7 +429,11 @@ impl Command {
             }
             Command::Batch(args) => args.config.need(),
             Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
-            Command::Analyze(_) | Command::Monitor(_) | Command::Plot(_) | Command::BenchMemory(_) => Ok(()),
+            Command::Analyze(_)
+            | Command::Monitor(_)
+            | Command::Plot(_)
+            | Command::BenchMemory(_)
+            | Command::Help(_) => Ok(()),
             Command::Exec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }
@@ -455,20 +483,15 @@ impl ConfigArgs {
     }
 
     /// Finds the config and resolves it with the profile of the device that will be used: `cuda` if one is present
-    /// and not declined. `home`: Headroom's own folder, see [`home`].
+    /// and not declined.
     ///
     /// # Errors
-    /// As [`RawConfig::find_in`] and [`RawConfig::resolve`].
-    pub fn prepare(&self, gpu_present: bool, cwd: &Path, home: Option<&Path>) -> Result<Prepared, ConfigError> {
-        let raw = RawConfig::find_in(self.config.as_deref().unwrap_or("default"), cwd, home)?;
+    /// As [`spec::config::RawConfig::find`] and [`spec::config::RawConfig::resolve`].
+    pub fn prepare(&self, gpu_present: bool, folders: &Folders) -> Result<Prepared, ConfigError> {
+        let raw = spec::task::find_config(self.config.as_deref().unwrap_or("default"), folders)?;
         let mut sets = self.set.clone();
         if let Some(device) = self.device {
-            let word = match device {
-                DeviceChoice::Auto => "auto",
-                DeviceChoice::Cpu => "cpu",
-                DeviceChoice::Cuda => "cuda",
-            };
-            sets.push(format!("train.device={word}"));
+            sets.push(format!("train.device={}", device.word()));
         }
         let cuda = gpu_present && raw.device(&sets)? != DeviceChoice::Cpu;
         let (config, notes) = raw.resolve_with_notes(if cuda { "cuda" } else { "cpu" }, &sets)?;
@@ -501,8 +524,15 @@ pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliE
 fn definition() -> clap::Command {
     const OF_TRAINING: [&str; 7] =
         ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
+    let layouts = spec::task::TASKS.iter().map(|task| (task.name(), task.sample_layouts()));
+    let layouts: Vec<String> = layouts
+        .filter_map(|(task, layouts)| Some(format!("{task}: {} [default: {}]", layouts.join(", "), layouts.first()?)))
+        .collect();
+    let layouts = layouts.join("; ");
     let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
-    Cli::command().mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))
+    Cli::command()
+        .mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))
+        .mut_subcommand("sample-data", |sample| sample.mut_arg("layout", |arg| arg.help(layouts)))
 }
 
 /// Cuts the line behind the first `--exec`, so that the program's own options are never taken for ours.
@@ -527,12 +557,7 @@ fn usage(text: impl Into<String>) -> CliError {
 }
 
 fn device(text: &str) -> Result<DeviceChoice, String> {
-    match text {
-        "auto" => Ok(DeviceChoice::Auto),
-        "cpu" => Ok(DeviceChoice::Cpu),
-        "cuda" => Ok(DeviceChoice::Cuda),
-        _ => Err("expected auto, cpu or cuda".into()),
-    }
+    text.parse().map_err(|_| "expected auto, cpu or cuda".into())
 }
 
 fn split_choice(text: &str) -> Result<SplitChoice, String> {
@@ -638,7 +663,7 @@ mod tests {
         std::fs::write(cwd.path().join("a.yaml"), text).unwrap();
         let seed = |gpu, device| {
             let args = ConfigArgs { config: Some("a".into()), set: vec![], device };
-            args.prepare(gpu, cwd.path(), None).unwrap().config.seed
+            args.prepare(gpu, &Folders { cwd: cwd.path(), headroom: None, home: None }).unwrap().config.seed
         };
         assert_eq!((seed(true, None), seed(false, None)), (2, 1));
         assert_eq!((seed(true, Some(DeviceChoice::Cpu)), seed(false, Some(DeviceChoice::Cuda))), (1, 1));

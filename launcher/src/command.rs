@@ -4,6 +4,7 @@ mod bench;
 mod early;
 mod exec;
 mod figures;
+mod help;
 mod helper;
 mod measure;
 mod nodes;
@@ -24,7 +25,7 @@ use crate::watch::{self, Before, WatchSpec};
 use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
 use early::{Early, Undo};
-use spec::config::{Config, ConfigError, DeviceChoice, data_name};
+use spec::config::{Config, ConfigError, DeviceChoice, Folders};
 use spec::contract::{CacheSummary, LineId, Machine, Measured, RunStatus, Summary, env, exit};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
@@ -116,6 +117,7 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Monitor(args) => tools::monitor_memory(&args),
         Command::Plot(args) => figures::plot(&args),
         Command::BenchMemory(args) => bench::bench_memory(&args),
+        Command::Help(args) => help::help(&args),
     });
     match result {
         Ok(code) => code,
@@ -189,7 +191,9 @@ fn prepare_for(
     let here = machine::probe();
     let machine = machine.unwrap_or_else(|| here.clone());
     let gpu = CUDA_TRAINS && !machine.gpus.is_empty();
-    let prepared = config.prepare(gpu, &cwd, cli::home(&exe).as_deref())?;
+    let (headroom, home) = (cli::home(&exe), std::env::home_dir());
+    let folders = Folders { cwd: &cwd, headroom: headroom.as_deref(), home: home.as_deref() };
+    let prepared = config.prepare(gpu, &folders)?;
     for note in &prepared.notes {
         print::note(note);
     }
@@ -581,7 +585,7 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
         print::note(format_args!("{:#}; the run itself ended as shown here", anyhow::Error::from(error)));
     }
     if let Some(stats) = &outcome.cache {
-        print::say(cache_stats(data_name(&config.task), stats));
+        print::say(cache_stats(spec::task::data_name(&config.task), stats));
     }
     if config.log.plots && outcome.first_failure.is_none() && plan.topology.node_rank == 0 {
         figures::of_run(&folder.path);

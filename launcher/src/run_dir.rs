@@ -378,7 +378,7 @@ mod tests {
     }
 
     fn demo() -> Config {
-        Config { name: "demo".into(), ..Config::default() }
+        Config { name: "demo".into(), ..spec::task::config("emg") }
     }
 
     #[test]
@@ -509,7 +509,7 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Job>(&fs::read(path).unwrap()).unwrap(), job);
         assert_eq!(job.run_dir, run.path);
         let text = fs::read_to_string(run.path.join("config.yaml")).unwrap();
-        let again = spec::config::RawConfig::parse(&text, "config.yaml").unwrap().resolve("cpu", &[]).unwrap();
+        let again = spec::task::parse_config(&text, "config.yaml").unwrap().resolve("cpu", &[]).unwrap();
         assert_eq!(again, demo());
         let mut names: Vec<_> = fs::read_dir(&run.path).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();

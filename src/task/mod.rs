@@ -125,7 +125,7 @@ pub struct Team<'a> {
     pub kept: Option<&'a KeptSplit>,
 }
 
-/// A task. Adding one touches its own room, [`TASKS`], and the names that the launcher knows (`spec::config::TASKS`).
+/// A task. Adding one touches its own room, [`TASKS`], and its half in `spec::task`.
 pub trait Task: Send + Sync {
     fn name(&self) -> &'static str;
     /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.
@@ -151,9 +151,9 @@ pub trait Task: Send + Sync {
     /// # Errors
     /// As [`Task::model`].
     fn metrics(&self, config: &Config, datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError>;
-    /// What a checkpoint must share with a run that goes on from it: everything that shapes the parameters.
+    /// Everything that shapes the parameters: a checkpoint of another architecture is refused. Left out, the task's section.
     fn architecture(&self, config: &Config) -> String {
-        serde_json::to_string(&config.model).unwrap_or_default()
+        config.task_section().to_string()
     }
     /// Pictures after each validation, where the task has any.
     fn gallery(&self, _config: &Config) -> Option<Box<dyn Gallery>> {

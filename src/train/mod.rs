@@ -58,8 +58,8 @@ pub enum TrainError {
     NonFinite { step: u64, rank: usize, value: String, samples: String, good: u64 },
     /// With micro-batches of one sample: there is nothing left to halve.
     #[error(
-        "out of memory at step {step} on rank {rank} with micro-batches of 1 sample ({message}): make the model or \
-         data.window_size smaller, set train.amp: bf16, or use a device with more memory; the last good state is in \
+        "out of memory at step {step} on rank {rank} with micro-batches of 1 sample ({message}): make the model or its samples \
+         (windows, clips, crops) smaller, set train.amp: bf16, or use a device with more memory; the last good state is in \
          checkpoints/step-{good}"
     )]
     OutOfMemory { step: u64, rank: usize, message: String, good: u64 },

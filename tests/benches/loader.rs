@@ -18,11 +18,12 @@ use headroom::data::loader::{BatchPlanner, Loader, LoaderSpec, Order, train_orde
 use headroom::data::source::hdf5::Reader;
 use headroom::data::{BatchAhead, DataError, Dataset, FieldSpec, ReadRequest, Scratch};
 use headroom::task::Team;
-use headroom::task::emg::data::{EmgData, open_datasets};
+use headroom::task::emg::data::{EmgData, WindowKeys, open_datasets};
 use serde_json::{Value, json};
 use simulate::{Grain, Trace, Walk};
 use spec::config::{CacheEntries, CachePolicy, DataConfig, ShuffleMode};
 use spec::contract::cache::CacheStats;
+use spec::task::emg::EmgConfig;
 use std::error::Error;
 use std::fs::File;
 use std::path::Path;
@@ -47,7 +48,7 @@ struct Options {
     memcpy: bool,
     hits: bool,
     loader: LoaderSpec,
-    config: DataConfig,
+    config: WindowKeys,
 }
 
 fn options() -> Result<Options> {
@@ -73,9 +74,9 @@ fn options() -> Result<Options> {
         PolicyKind::NextUse => CachePolicy::NextUse,
     };
     let (batch, threads) = (number("--batch", "64")?, number("--threads", "2")?);
-    let config = DataConfig {
+    let emg = EmgConfig { window_size: number("--window", "500")?, skip_ik_failures: false, ..EmgConfig::default() };
+    let order = DataConfig {
         dataset_path: data.clone().into(),
-        window_size: number("--window", "500")?,
         stride: number("--stride", "50")?,
         // As many files for training as there can be.
         split_ratio: [0.98, 0.01, 0.01],
@@ -88,7 +89,6 @@ fn options() -> Result<Options> {
             "sample" => CacheEntries::Sample,
             _ => CacheEntries::Auto,
         },
-        skip_ik_failures: false,
         ..DataConfig::default()
     };
     Ok(Options {
@@ -103,7 +103,7 @@ fn options() -> Result<Options> {
         memcpy: number("--memcpy", "0")? > 0,
         hits: number("--hits", "0")? > 0,
         loader: LoaderSpec { threads, slots: number("--slots", "6")?, micro_batch: batch, ..LoaderSpec::default() },
-        config,
+        config: WindowKeys { data: order, emg },
     })
 }
 
@@ -111,7 +111,7 @@ fn alone(bytes: &[u8]) -> std::result::Result<Vec<Vec<u8>>, DataError> {
     Ok(vec![bytes.to_vec()])
 }
 
-fn open(config: &DataConfig, index: &Path, cache: Option<Arc<CacheClient>>) -> Result<EmgData> {
+fn open(config: &WindowKeys, index: &Path, cache: Option<Arc<CacheClient>>) -> Result<EmgData> {
     Ok(open_datasets(config, SEED, &Team { rank: 0, world_size: 1, gather: &alone, cache, kept: None }, index)?)
 }
 
@@ -321,7 +321,7 @@ fn main() -> Result<()> {
             None => None,
         };
         let data = open(&options.config, &index, client)?;
-        let order = train_order(&*data.datasets.train, &options.config, SEED)?;
+        let order = train_order(&*data.datasets.train, &options.config.data, SEED)?;
         let loader = Loader::new(Arc::clone(&data.datasets.train), options.loader.clone())?;
         ranks.push(Rank { data, order, loader });
     }

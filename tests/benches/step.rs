@@ -2,7 +2,7 @@
 //! `step --config default --batch 32 --window 500 --steps 10 --threads 1`.
 
 use headroom::task::{Batch, Metrics, Model, emg};
-use spec::config::{ModelConfig, TdsStage, TrainConfig};
+use spec::task::emg::{EmgLoss, EmgModel, TdsStage};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -11,15 +11,15 @@ fn stage(in_conv_kernel: usize, in_conv_stride: usize, num_blocks: usize, size: 
     TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
 }
 
-fn config(name: &str) -> ModelConfig {
+fn config(name: &str) -> EmgModel {
     let (tds_stages, decoder_hidden_size, decoder_num_layers) = match name {
         "high_performance" => {
             (vec![stage(7, 2, 2, [8, 8, 21]), stage(5, 2, 2, [8, 8, 11]), stage(3, 2, 2, [8, 8, 7])], 256, 3)
         }
         "quick_demo" => (vec![stage(5, 4, 1, [4, 4, 11])], 64, 1),
-        _ => return ModelConfig::default(),
+        _ => return EmgModel::default(),
     };
-    ModelConfig { tds_stages, decoder_hidden_size, decoder_num_layers, ..ModelConfig::default() }
+    EmgModel { tds_stages, decoder_hidden_size, decoder_num_layers, ..EmgModel::default() }
 }
 
 fn median(mut times: Vec<f64>) -> f64 {
@@ -39,7 +39,12 @@ fn main() {
     tch::set_num_threads(number("--threads", "1") as i32);
     tch::manual_seed(0);
     let vs = nn::VarStore::new(Device::Cpu);
-    let net = emg::EmgNet::new(&config(&name), &TrainConfig::default(), window as usize, &vs.root());
+    let net = emg::EmgNet::new(
+        &config(&name),
+        emg::loss::Loss { kind: EmgLoss::MseMae, mae_weight: 0.5 },
+        window as usize,
+        &vs.root(),
+    );
     let emg = Tensor::randn([size, window, 16], (Kind::Float, Device::Cpu));
     let target = Tensor::randn([size, window, 20], (Kind::Float, Device::Cpu)) * 0.3;
     let batch = Batch { fields: vec![emg, target], sample_ids: (0..size as u64).collect() };

@@ -8,7 +8,8 @@ type Rooms = &'static [(&'static str, &'static [&'static str])];
 const SPEC: Rooms = &[
     ("contract", &[]),
     ("config", &["contract"]),
-    ("plan", &["contract", "config"]),
+    ("task", &["contract", "config"]),
+    ("plan", &["contract", "config", "task"]),
     ("job", &["contract", "config", "plan"]),
 ];
 const RANK: Rooms = &[
@@ -31,7 +32,7 @@ const RANK: Rooms = &[
             "launcher::machine",
         ],
     ),
-    ("task", &["torch", "data", "cache", "spec::config", "spec::contract", "spec::plan"]),
+    ("task", &["torch", "data", "cache", "spec::config", "spec::contract", "spec::plan", "spec::task"]),
     ("report", &["spec::contract", "spec::config", "launcher::journal"]),
     ("own_loop", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
     (
@@ -68,7 +69,7 @@ const LAUNCHER: Rooms = &[
     ("supervise", &["cache", "journal", "machine", "watch", "spec::contract"]),
     ("console", &["supervise", "spec::contract", "spec::plan", "spec::config"]),
     ("run_dir", &["journal", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
-    ("cli", &["logging", "run_dir", "spec::config", "spec::contract", "spec::plan"]),
+    ("cli", &["logging", "run_dir", "spec::config", "spec::contract", "spec::plan", "spec::task"]),
     ("advise", &["machine", "watch", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
     ("plots", &["advise", "spec::contract", "spec::plan", "spec::job"]),
     ("smart", &["spec::contract", "spec::config"]),
@@ -104,6 +105,7 @@ const LAUNCHER: Rooms = &[
             "spec::contract",
             "spec::config",
             "spec::plan",
+            "spec::task",
             "spec::job",
         ],
     ),

@@ -7,7 +7,7 @@ use headroom::data::loader::{Order, Shuffle};
 use headroom::data::source::video::npy;
 use headroom::task::deblur::outline;
 use headroom::task::deblur::sample::{SampleSpec, write_sample_data};
-use spec::config::RawConfig;
+use spec::config::Folders;
 use spec::contract::{Gpu, Machine, Measured};
 use spec::plan::{Plan, Request, plan};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,8 @@ fn root() -> &'static Path {
 /// The guide's machine and data set: 256 GB, 2,222 frames of 720×1280 with a spike stream each.
 fn guide_plan(sets: &[&str]) -> Plan {
     let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    let config = RawConfig::find("baseline", root()).unwrap().resolve("cuda", &sets).unwrap();
+    let here = Folders { cwd: root(), headroom: None, home: None };
+    let config = spec::task::find_config("baseline", &here).unwrap().resolve("cuda", &sets).unwrap();
     let gpu = |index| Gpu { index, name: "card".into(), memory_total_bytes: 48 * GIB, memory_free_bytes: 47 * GIB };
     let machine = Machine {
         cores: 40,

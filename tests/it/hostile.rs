@@ -208,7 +208,7 @@ fn a_data_set_without_a_usable_file_is_refused() {
     run("e2", &["data.dataset_path=nowhere"]).fails(4, &["nowhere", "data.sample_if_missing"]);
     run("e3", &["data.dataset_path=all_bad"]).fails(4, &["none of 2 files is usable", "0.hdf5"]);
     run("e4", &["data.emg_channels=8", "model.input_size=8"]).fails(4, &["field emg has 16 channels, 8 expected"]);
-    run("e5", &["data.window_size=5000"]).fails(4, &["too short", "data.window_size"]);
+    run("e5", &["data.window_size=5000"]).fails(4, &["too short", "emg.window_size"]);
     run("e6", &["train.batch_size=500"]).fails(4, &["fewer than one global batch of 1000", "train.batch_size"]);
 }
 

@@ -104,5 +104,5 @@ fn the_minimal_task_of_the_readme_learns_its_line() {
 #[test]
 fn launcher_and_rank_know_the_same_tasks() {
     let names: Vec<&str> = headroom::task::TASKS.iter().map(|task| task.name()).collect();
-    assert_eq!(names, spec::config::TASKS);
+    assert_eq!(names, spec::task::names());
 }

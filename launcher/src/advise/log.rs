@@ -158,7 +158,9 @@ impl Run {
 
 /// Language of a run's messages, by its `job.json`.
 pub fn language(run_dir: &Path) -> Option<Language> {
-    json::<Job>(&run_dir.join("job.json")).map(|job| job.config.log.language)
+    // Runs of other versions too, whose other keys may have moved.
+    let job: serde_json::Value = json(&run_dir.join("job.json"))?;
+    Language::deserialize(job.pointer("/config/log/language")?).ok()
 }
 
 /// Where a rank's processes begin in its records: each begins with [`spec::contract::Phase::Start`], and these tell which are of it.

@@ -281,14 +281,13 @@ fn line(row: &Row) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spec::config::RawConfig;
 
     #[test]
     fn every_features_keys_are_known_and_differ() {
         for feature in FEATURES {
             let set = |last: &[&str]| {
                 let sets: Vec<String> = feature.common.iter().chain(last).map(|set| set.to_string()).collect();
-                RawConfig::parse("task: emg\n", "default.yaml").unwrap().resolve("cpu", &sets).unwrap()
+                spec::task::parse_config("task: emg\n", "default.yaml").unwrap().resolve("cpu", &sets).unwrap()
             };
             assert_ne!(set(feature.off), set(feature.on), "{}", feature.name);
         }

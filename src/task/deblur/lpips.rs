@@ -1,6 +1,6 @@
 //! LPIPS (Zhang et al. 2018, version 0.1, VGG16): distance of frames as people see it, from 0, the same, upwards.
 //!
-//! Weights are not part of Headroom: `train.lpips_file` names a safetensors file with torchvision's `features.N.weight` and
+//! Weights are not part of Headroom: `deblur.loss.lpips_file` names a safetensors file with torchvision's `features.N.weight` and
 //! `.bias` of all thirteen convolutions, and the five `linN.model.1.weight` of the `lpips` package.
 
 use super::vgg::{Convolutions, Weights, channels};
@@ -29,7 +29,7 @@ impl Lpips {
     /// # Errors
     /// The file cannot be read, lacks a tensor, or holds one of another shape.
     pub fn load(path: &Path, device: Device) -> Result<Self, DataError> {
-        let mut weights = Weights::read(path, device, ("train.lpips_file", "VGG16's and LPIPS's weights"))?;
+        let mut weights = Weights::read(path, device, ("deblur.loss.lpips_file", "VGG16's and LPIPS's weights"))?;
         let convolutions = Convolutions::take(&mut weights, TAPS[TAPS.len() - 1].0)?;
         let lin = |(n, (_, width)): (usize, &(usize, i64))| {
             weights.take(format!("lin{n}.model.1.weight"), &[1, *width, 1, 1])
@@ -101,6 +101,6 @@ pub(super) mod tests {
         let error = Lpips::load(&path, Device::Cpu).err().unwrap().to_string();
         assert!(error.contains("lpips.safetensors: no tensor lin3.model.1.weight, of shape [1, 512, 1, 1]"), "{error}");
         let error = Lpips::load(Path::new("no/such/file"), Device::Cpu).err().unwrap().to_string();
-        assert!(error.contains("no/such/file: no such file: it is train.lpips_file"), "{error}");
+        assert!(error.contains("no/such/file: no such file: it is deblur.loss.lpips_file"), "{error}");
     }
 }

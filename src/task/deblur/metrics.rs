@@ -6,7 +6,7 @@
 //! | `psnr_rgb`, `psnr_y` | dB of the output against the sharp frame, mean over frames; RGB and luma |
 //! | `ssim_rgb`, `ssim_y` | Gaussian SSIM of 8-bit frames, mean over frames |
 //! | `psnr_blur_rgb`, … | the same of the blurred input |
-//! | `lpips` | where `train.lpips_file` is given, in evaluation: mean over frames, 0 is the same |
+//! | `lpips` | where `deblur.loss.lpips_file` is given, in evaluation: mean over frames, 0 is the same |
 //! | `psnr_gain_db` | `psnr_rgb - psnr_blur_rgb`: above 0 the output is nearer to the sharp frame than the input |
 
 use super::data::voxel;

@@ -29,7 +29,8 @@ use super::{Datasets, Gallery, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::video::{Layout, SpikeEncoding, SpikeInput, VideoSpec};
 use data::ClipSpec;
-use spec::config::{ClipLayout, Config, SpikeEncoding as Encoding};
+use spec::config::Config;
+use spec::task::deblur::{ClipLayout, DeblurConfig, SpikeEncoding as Encoding};
 use std::path::Path;
 use std::sync::Arc;
 use tch::nn;
@@ -66,23 +67,24 @@ impl Task for Deblur {
     fn model(&self, config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
         let facts = datasets.facts.as_ref().and_then(|facts| facts.downcast_ref::<FrameFacts>());
         // Without a camera to compare with, spikes are taken to be as wide as frames.
-        let image_width = facts.map_or(config.data.deblur.spike_w, |facts| facts.image_width);
+        let image_width = facts.map_or_else(|| config.section::<DeblurConfig>().spike_w, |facts| facts.image_width);
         Ok(Box::new(DeblurNet::new(config, image_width, vs)?))
     }
 
     fn metrics(&self, config: &Config, _datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
-        Ok(Box::new(DeblurMetrics::new(config.train.lpips_file.as_deref())?))
+        Ok(Box::new(DeblurMetrics::new(config.section::<DeblurConfig>().loss.lpips_file.as_deref())?))
     }
 
     /// Sizes alone: tiles and recomputation change no parameter.
     fn architecture(&self, config: &Config) -> String {
-        let mut keys = serde_json::to_value(&config.model.vrt).unwrap_or_default();
+        let deblur: DeblurConfig = config.section();
+        let mut keys = serde_json::to_value(&deblur.vrt).unwrap_or_default();
         if let Some(keys) = keys.as_object_mut() {
             for free in ["max_batch_tokens", "chunk_size", "checkpoint_attn", "checkpoint_ffn", "drop_path"] {
                 keys.remove(free);
             }
         }
-        format!("{keys} bins {}", config.data.deblur.voxel_bins)
+        format!("{keys} bins {}", deblur.voxel_bins)
     }
 
     fn gallery(&self, config: &Config) -> Option<Box<dyn Gallery>> {
@@ -94,15 +96,15 @@ impl Task for Deblur {
     }
 }
 
-/// `data.deblur` as the data set wants it.
+/// The section `deblur` as the data set wants it.
 fn clip_spec(config: &Config) -> ClipSpec {
-    let (data, clips) = (&config.data, &config.data.deblur);
+    let (data, clips) = (&config.data, config.section::<DeblurConfig>());
     let encoding = match clips.spike_encoding {
         Encoding::Auto => None,
         Encoding::Packed => Some(SpikeEncoding::Packed),
         Encoding::Bytes => Some(SpikeEncoding::Bytes),
     };
-    let spikes = match (config.model.vrt.use_spike, clips.use_precomputed_voxels) {
+    let spikes = match (clips.vrt.use_spike, clips.use_precomputed_voxels) {
         (false, _) => SpikeInput::None,
         (true, true) => SpikeInput::Voxels { counts: clips.log1p },
         (true, false) => SpikeInput::Dat { encoding, height: clips.spike_h, width: clips.spike_w },

@@ -5,7 +5,8 @@ use super::loss::Loss;
 use super::model::{Flow, SpikeShape, Vrt, VrtShape};
 use crate::data::DataError;
 use crate::task::{Batch, Model, Output};
-use spec::config::{Config, FlowKind, VrtModel};
+use spec::config::Config;
+use spec::task::deblur::{DeblurConfig, DeblurLoss, FlowKind, VrtModel};
 use tch::{Tensor, nn};
 
 /// Bytes in, restored frames and loss out.
@@ -23,14 +24,19 @@ impl DeblurNet {
     /// # Errors
     /// The loss needs a file that cannot be used.
     pub fn new(config: &Config, image_width: usize, vs: &nn::Path) -> Result<Self, DataError> {
-        let data = &config.data.deblur;
-        let shape = shape(&config.model.vrt, data.voxel_bins);
-        shape.check().map_err(|problem| DataError::setting("model.vrt", format!("model.vrt, {problem}")))?;
+        let data: DeblurConfig = config.section();
+        let shape = shape(&data.vrt, data.voxel_bins);
+        shape.check().map_err(|problem| DataError::setting("deblur.vrt", format!("deblur.vrt, {problem}")))?;
+        let name = &config.train.loss_type;
+        let loss: Result<DeblurLoss, String> = name.parse();
+        let loss = loss.map_err(|problem| {
+            DataError::setting("train.loss_type", format!("train.loss_type is {name}: {problem}"))
+        })?;
         let norm = ((data.norm_mean, data.norm_std) != (0.0, 1.0)).then_some((data.norm_mean, data.norm_std));
         let spec = VoxelSpec { bins: data.voxel_bins as i64, log1p: data.log1p, norm };
         Ok(Self {
             vrt: Vrt::new(vs, &shape),
-            loss: Loss::new(&config.train, vs.device())?,
+            loss: Loss::new(loss, &data.loss, vs.device())?,
             voxels: Voxeliser::new(spec, data.spike_w, image_width),
             precomputed: data.use_precomputed_voxels,
         })
@@ -43,7 +49,7 @@ impl DeblurNet {
     }
 }
 
-/// `model.vrt` as the model wants it, with `bins` voxels per frame.
+/// `deblur.vrt` as the model wants it, with `bins` voxels per frame.
 pub fn shape(model: &VrtModel, bins: usize) -> VrtShape {
     let whole = |values: &[usize]| values.iter().map(|value| *value as i64).collect::<Vec<i64>>();
     let side = |n: usize| model.window.get(n).map_or(1, |side| *side as i64);

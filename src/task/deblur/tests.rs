@@ -2,22 +2,25 @@
 
 use super::*;
 use crate::task::Batch;
-use spec::config::{FlowKind, LossType};
+use spec::task::deblur::{DeblurLoss, FlowKind};
 use tch::{Device, Kind, Tensor};
 
 /// A model of a few thousand parameters.
 fn tiny() -> Config {
-    let mut config = Config::of_task("deblur");
-    let vrt = &mut config.model.vrt;
+    let mut config = spec::task::config("deblur");
+    config.with_section(shrink);
+    config
+}
+
+fn shrink(deblur: &mut DeblurConfig) {
+    let vrt = &mut deblur.vrt;
     vrt.dims = vec![8; 8];
     vrt.depths = vec![2, 1, 1, 1, 1, 1, 2, 1];
     (vrt.heads, vrt.deform_groups, vrt.tsa_heads, vrt.fuse_heads) = (2, 2, 2, 2);
     vrt.window = vec![2, 4, 4];
     (vrt.independent_groups, vrt.flow, vrt.drop_path) = (vec![7], FlowKind::Zero, 0.0);
     (vrt.checkpoint_attn, vrt.checkpoint_ffn) = (false, false);
-    config.data.deblur.voxel_bins = 4;
-    config.data.deblur.spike_w = 16;
-    config
+    (deblur.voxel_bins, deblur.spike_w) = (4, 16);
 }
 
 fn parameters(config: &Config) -> u64 {
@@ -28,9 +31,9 @@ fn parameters(config: &Config) -> u64 {
 
 #[test]
 fn the_baseline_has_the_parameters_that_its_config_says() {
-    let mut config = Config::of_task("deblur");
+    let mut config = spec::task::config("deblur");
     assert_eq!(parameters(&config), 23_675_463);
-    config.model.vrt.use_spike = false;
+    config.with_section(|deblur: &mut DeblurConfig| deblur.vrt.use_spike = false);
     assert_eq!(parameters(&config), 18_263_751);
 }
 
@@ -47,9 +50,9 @@ fn batch(clips: i64, h: i64, w: i64) -> Batch {
 /// Some steps of plain gradient descent on one batch: the loss falls, with each loss and from spikes too.
 #[test]
 fn bytes_go_in_and_a_gradient_reaches_every_parameter() {
-    for kind in [LossType::Charbonnier, LossType::Mse] {
+    for kind in [DeblurLoss::Charbonnier, DeblurLoss::Mse] {
         let mut config = tiny();
-        config.train.loss_type = kind;
+        config.train.loss_type = kind.word().into();
         tch::manual_seed(5);
         let vs = nn::VarStore::new(Device::Cpu);
         let net = DeblurNet::new(&config, 32, &vs.root()).unwrap();
@@ -76,32 +79,32 @@ fn bytes_go_in_and_a_gradient_reaches_every_parameter() {
 #[test]
 fn sizes_that_no_model_has_are_an_error_that_names_the_key() {
     let mut config = tiny();
-    config.model.vrt.heads = 3;
+    config.with_section(|deblur: &mut DeblurConfig| deblur.vrt.heads = 3);
     let vs = nn::VarStore::new(Device::Cpu);
     let error = DeblurNet::new(&config, 32, &vs.root()).err().unwrap().to_string();
-    assert!(error.contains("model.vrt") && error.contains("heads"), "{error}");
+    assert!(error.contains("deblur.vrt") && error.contains("heads"), "{error}");
 }
 
 #[test]
 fn tiles_and_recomputation_may_change_from_run_to_run_and_sizes_may_not() {
     let (task, config) = (Deblur, tiny());
-    let changed = |change: fn(&mut Config)| {
+    let changed = |change: fn(&mut DeblurConfig)| {
         let mut config = config.clone();
-        change(&mut config);
+        config.with_section(change);
         task.architecture(&config) != task.architecture(&tiny())
     };
-    assert!(!changed(|config| config.model.vrt.chunk_size = 7));
-    assert!(!changed(|config| config.model.vrt.checkpoint_attn = true));
-    assert!(changed(|config| config.model.vrt.dims[0] = 16));
-    assert!(changed(|config| config.data.deblur.voxel_bins = 5));
-    assert!(!changed(|config| config.model.dropout = 0.5));
+    assert!(!changed(|deblur| deblur.vrt.chunk_size = 7));
+    assert!(!changed(|deblur| deblur.vrt.checkpoint_attn = true));
+    assert!(changed(|deblur| deblur.vrt.dims[0] = 16));
+    assert!(changed(|deblur| deblur.voxel_bins = 5));
+    assert!(!changed(|deblur| deblur.loss.perceptual_weight = 0.5));
 }
 
 /// Bytes of live tensors at the peak of a pass over `clips` clips of `side` pixels, their bytes and metrics included.
 fn live_peak(config: &Config, clips: i64, side: i64, train: bool) -> i64 {
     let vs = nn::VarStore::new(Device::Cpu);
     let net = DeblurNet::new(config, 128, &vs.root()).unwrap();
-    let clip = config.data.deblur.clip_len as i64;
+    let clip = config.section::<DeblurConfig>().clip_len as i64;
     let bytes = |shape: &[i64]| Tensor::randint(255, shape, (Kind::Uint8, Device::Cpu));
     let mut metrics = DeblurMetrics::new(None).unwrap();
     let mut pass = || {
@@ -128,8 +131,8 @@ fn live_peak(config: &Config, clips: i64, side: i64, train: bool) -> i64 {
 #[test]
 fn live_bytes_grow_with_clips_and_with_pixels() {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/baseline.yaml")).unwrap();
-    let raw = spec::config::RawConfig::parse(&text, "baseline.yaml").unwrap();
-    for sets in [vec![], vec!["model.vrt.checkpoint_attn=true".into(), "model.vrt.checkpoint_ffn=true".into()]] {
+    let raw = spec::task::parse_config(&text, "baseline.yaml").unwrap();
+    for sets in [vec![], vec!["deblur.vrt.checkpoint_attn=true".into(), "deblur.vrt.checkpoint_ffn=true".into()]] {
         let config = raw.resolve("cpu", &sets).unwrap();
         for train in [true, false] {
             let live = |clips, side| live_peak(&config, clips, side, train) as f64;

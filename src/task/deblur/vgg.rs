@@ -1,7 +1,7 @@
 //! Features of VGG16 (Simonyan and Zisserman 2015): up to relu3_3 for the perceptual term of the loss (Johnson et al. 2016),
 //! all of them for [`super::lpips`].
 //!
-//! Its weights are not part of Headroom: `train.perceptual_file` names a safetensors file with the tensors
+//! Its weights are not part of Headroom: `deblur.loss.perceptual_file` names a safetensors file with the tensors
 //! `features.N.weight` and `features.N.bias` of torchvision's `vgg16`, N = 0, 2, 5, 7, 10, 12, 14. They stay as they are.
 
 use crate::data::DataError;
@@ -116,7 +116,7 @@ impl Vgg {
     /// # Errors
     /// The file cannot be read, lacks a tensor, or holds one of another shape.
     pub fn load(path: &Path, device: Device) -> Result<Self, DataError> {
-        let mut weights = Weights::read(path, device, ("train.perceptual_file", "VGG16's weights"))?;
+        let mut weights = Weights::read(path, device, ("deblur.loss.perceptual_file", "VGG16's weights"))?;
         let convolutions = Convolutions::take(&mut weights, RELU3_3)?;
         Ok(Self { convolutions, mean: channels(MEAN, device), deviation: channels(DEVIATION, device) })
     }

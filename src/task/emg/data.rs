@@ -19,8 +19,9 @@ use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadR
 use crate::task::{Datasets, Team};
 use scan::{FileFacts, Moments, ScanFacts};
 use share::{scan_share, share};
-use spec::config::DataConfig;
+use spec::config::{Config, DataConfig};
 use spec::contract::USERS;
+use spec::task::emg::EmgConfig;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
@@ -112,19 +113,32 @@ impl Dataset for EmgDataset {
     }
 }
 
+/// Keys that the data set reads.
+#[derive(Clone, Debug, Default)]
+pub struct WindowKeys {
+    pub data: DataConfig,
+    pub emg: EmgConfig,
+}
+
+impl WindowKeys {
+    pub fn of(config: &Config) -> Self {
+        Self { data: config.data.clone(), emg: config.section() }
+    }
+}
+
 /// Opens the data sets of a run. Every rank of `team` calls it; each scans its share of the files that `index_dir` does not
 /// know yet, then all know all.
 ///
 /// # Errors
 /// No files, none usable, a bad file when `data.skip_bad` is off, or ranks that see different files. All ranks fail alike.
-pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Path) -> Result<EmgData, DataError> {
+pub fn open_datasets(config: &WindowKeys, seed: u64, team: &Team, index_dir: &Path) -> Result<EmgData, DataError> {
     let facts = scan_facts(config)?;
-    let index_path = index::path(index_dir, &facts, &config.dataset_path);
-    let found = find_files(&config.dataset_path, &["hdf5", "h5"]);
+    let index_path = index::path(index_dir, &facts, &config.data.dataset_path);
+    let found = find_files(&config.data.dataset_path, &["hdf5", "h5"]);
     let own = scan_share(found.as_ref().map(|found| found.files.as_slice()), &facts, &index_path, team);
     let (results, scanned) = share(own, team)?;
     let Listing { files, unreadable: mut skipped, no_data } = found?;
-    let no_data = no_data_line(&config.dataset_path, &no_data);
+    let no_data = no_data_line(&config.data.dataset_path, &no_data);
     if files.is_empty() {
         let left_out = no_data.map(|line| format!(" ({line})")).unwrap_or_default();
         return Err(no_files(config, &format!("no .hdf5 or .h5 file{left_out}")));
@@ -150,43 +164,43 @@ pub fn open_datasets(config: &DataConfig, seed: u64, team: &Team, index_dir: &Pa
     Ok(data)
 }
 
-fn scan_facts(config: &DataConfig) -> Result<ScanFacts, DataError> {
+fn scan_facts(config: &WindowKeys) -> Result<ScanFacts, DataError> {
     for (key, value) in [
-        ("data.window_size", config.window_size),
-        ("data.stride", config.stride),
-        ("data.emg_channels", config.emg_channels),
-        ("data.joint_angles_channels", config.joint_angles_channels),
+        ("emg.window_size", config.emg.window_size),
+        ("data.stride", config.data.stride),
+        ("emg.emg_channels", config.emg.emg_channels),
+        ("emg.joint_angles_channels", config.emg.joint_angles_channels),
     ] {
         if value == 0 {
             return Err(DataError::setting(key, format!("{key} is 0: expected at least 1")));
         }
     }
     Ok(ScanFacts {
-        group: config.hdf5_group.clone(),
-        table: config.table_name.clone(),
-        emg_channels: config.emg_channels,
-        angle_channels: config.joint_angles_channels,
-        rectify: config.rectify,
-        max_samples: config.max_samples_for_normalize,
+        group: config.emg.hdf5_group.clone(),
+        table: config.emg.table_name.clone(),
+        emg_channels: config.emg.emg_channels,
+        angle_channels: config.emg.joint_angles_channels,
+        rectify: config.emg.rectify,
+        max_samples: config.emg.max_samples_for_normalize,
     })
 }
 
-fn no_files(config: &DataConfig, problem: &str) -> DataError {
+fn no_files(config: &WindowKeys, problem: &str) -> DataError {
     let way_out = "set data.dataset_path to a folder of recordings, or data.sample_if_missing: true, with which \
                    scripts/launch makes sample data in a folder that does not exist yet";
-    file_error(&config.dataset_path, format!("{problem}: {way_out}"))
+    file_error(&config.data.dataset_path, format!("{problem}: {way_out}"))
 }
 
 fn keep_good(
     results: Vec<Result<FileFacts, String>>,
-    config: &DataConfig,
+    config: &WindowKeys,
     skipped: &mut Vec<String>,
 ) -> Result<Vec<FileFacts>, DataError> {
     let mut good = Vec::with_capacity(results.len());
     for result in results {
         match result {
             Ok(file) => good.push(file),
-            Err(problem) if config.skip_bad => skipped.push(problem),
+            Err(problem) if config.data.skip_bad => skipped.push(problem),
             Err(problem) => {
                 return Err(DataError::Bad { what: "files", error: problem.into() });
             }
@@ -196,8 +210,8 @@ fn keep_good(
 }
 
 /// Leaves out files without a single window.
-fn keep_long(files: Vec<FileFacts>, config: &DataConfig, skipped: &mut Vec<String>) -> Vec<FileFacts> {
-    let (window, stride) = (config.window_size as u64, config.stride as u64);
+fn keep_long(files: Vec<FileFacts>, config: &WindowKeys, skipped: &mut Vec<String>) -> Vec<FileFacts> {
+    let (window, stride) = (config.emg.window_size as u64, config.data.stride as u64);
     let mut long = Vec::with_capacity(files.len());
     for file in files {
         let some = blocks(&file, config).iter().any(|block| windows_in(*block, window, stride).1 > 0);
@@ -208,7 +222,7 @@ fn keep_long(files: Vec<FileFacts>, config: &DataConfig, skipped: &mut Vec<Strin
         let failed = file.table.rows - file.valid_rows();
         let failures = if failed > 0 { format!(", {failed} of them IK failures") } else { String::new() };
         skipped.push(format!(
-            "{}: too short for one window: {} rows{failures}, data.window_size is {window}",
+            "{}: too short for one window: {} rows{failures}, emg.window_size is {window}",
             file.table.path.display(),
             file.table.rows
         ));
@@ -217,14 +231,14 @@ fn keep_long(files: Vec<FileFacts>, config: &DataConfig, skipped: &mut Vec<Strin
 }
 
 /// Runs of rows that windows may lie in.
-fn blocks(file: &FileFacts, config: &DataConfig) -> Vec<[u64; 2]> {
-    if config.skip_ik_failures { file.valid.clone() } else { vec![[0, file.table.rows]] }
+fn blocks(file: &FileFacts, config: &WindowKeys) -> Vec<[u64; 2]> {
+    if config.emg.skip_ik_failures { file.valid.clone() } else { vec![[0, file.table.rows]] }
 }
 
 /// Splits files, adds up statistics of the training files, and lists windows.
 fn assemble(
     files: Vec<FileFacts>,
-    config: &DataConfig,
+    config: &WindowKeys,
     seed: u64,
     skipped: Vec<String>,
     team: &Team,
@@ -233,33 +247,33 @@ fn assemble(
     let Resolved { order, splits, list, lines } = resolve(&units, team.kept)?;
     let equal = equal_content(&list.units);
     let files = in_order(files, &order);
-    let mut statistics = Moments::new(config.emg_channels);
-    let mut mean_pose = vec![0.0; config.joint_angles_channels];
+    let mut statistics = Moments::new(config.emg.emg_channels);
+    let mut mean_pose = vec![0.0; config.emg.joint_angles_channels];
     let mut rows = 0;
     for file in splits[0].iter().map(|n| &files[*n]) {
         statistics.merge(&file.emg);
         mean_pose.iter_mut().zip(&file.angle_sum).for_each(|(sum, x)| *sum += x);
         // Failed rows are zero: they add nothing to the sum, and count only when they are trained on.
-        rows += if config.skip_ik_failures { file.valid_rows() } else { file.table.rows };
+        rows += if config.emg.skip_ik_failures { file.valid_rows() } else { file.table.rows };
     }
     mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
-    let listed = [(0, config.max_train_windows), (1, config.max_val_windows), (2, config.max_val_windows)]
+    let listed = [(0, config.data.max_train_windows), (1, config.data.max_val_windows), (2, config.data.max_val_windows)]
         .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
     let mut notes = notes(&files, &splits, &listed, config, &skipped);
     notes.extend(lines.into_iter().chain(equal));
     let (tables, identities) = files.into_iter().map(|file| (file.table, file.identity)).unzip();
     let reading = Reading {
-        config,
+        config: &config.data,
         identities,
-        rows: config.window_size,
+        rows: config.emg.window_size,
         seed,
         world_size: team.world_size,
         cache: team.cache.clone(),
-        alone: !config.shuffle_emg,
+        alone: !config.emg.shuffle_emg,
     };
     let WindowSets { reader, sets, note } = WindowSets::open(tables, listed, reading)?;
     notes.extend(note);
-    let emg = Transform { rectify: config.rectify, normalise: config.normalize.then(|| affine(&statistics)) };
+    let emg = Transform { rectify: config.emg.rectify, normalise: config.emg.normalize.then(|| affine(&statistics)) };
     let [train, val, test] = sets.map(|windows| dataset(windows, config, &emg, seed));
     Ok(EmgData {
         datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None, split: Some(list) },
@@ -270,14 +284,14 @@ fn assemble(
 }
 
 /// The files with the split of a new run.
-fn units(files: &[FileFacts], config: &DataConfig, seed: u64) -> Vec<Unit> {
+fn units(files: &[FileFacts], config: &WindowKeys, seed: u64) -> Vec<Unit> {
     let unit = |file: &FileFacts| Unit {
-        name: relative_name(&config.dataset_path, &file.table.path),
+        name: relative_name(&config.data.dataset_path, &file.table.path),
         prints: vec![Print(file.identity.print)],
         splits: [false; 3],
     };
     let mut units: Vec<Unit> = files.iter().map(unit).collect();
-    for (split, numbers) in split_files(files.len(), config.split_ratio, seed).iter().enumerate() {
+    for (split, numbers) in split_files(files.len(), config.data.split_ratio, seed).iter().enumerate() {
         numbers.iter().for_each(|n| units[*n].splits[split] = true);
     }
     units
@@ -296,11 +310,11 @@ fn affine(statistics: &Moments) -> Affine {
     }
 }
 
-fn list_windows(split: &[usize], limit: usize, files: &[FileFacts], config: &DataConfig) -> Windows {
-    let mut windows = Windows::new(config.stride as u64);
+fn list_windows(split: &[usize], limit: usize, files: &[FileFacts], config: &WindowKeys) -> Windows {
+    let mut windows = Windows::new(config.data.stride as u64);
     for n in split {
         for block in blocks(&files[*n], config) {
-            windows.add(*n as u32, block, config.window_size as u64);
+            windows.add(*n as u32, block, config.emg.window_size as u64);
         }
     }
     windows.limit(limit);
@@ -308,17 +322,17 @@ fn list_windows(split: &[usize], limit: usize, files: &[FileFacts], config: &Dat
 }
 
 /// A window's EMG `[T, 16]` and joint angles `[T, 20]`.
-pub(super) fn fields(config: &DataConfig) -> [FieldSpec; 2] {
-    let field = |name, channels| FieldSpec { name, shape: vec![config.window_size, channels], dtype: Dtype::F32 };
-    [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)]
+pub(super) fn fields(config: &WindowKeys) -> [FieldSpec; 2] {
+    let field = |name, channels| FieldSpec { name, shape: vec![config.emg.window_size, channels], dtype: Dtype::F32 };
+    [field("emg", config.emg.emg_channels), field("joint_angles", config.emg.joint_angles_channels)]
 }
 
-fn dataset(windows: WindowSet, config: &DataConfig, emg: &Transform, seed: u64) -> Arc<dyn Dataset> {
+fn dataset(windows: WindowSet, config: &WindowKeys, emg: &Transform, seed: u64) -> Arc<dyn Dataset> {
     Arc::new(EmgDataset {
         windows,
         fields: fields(config),
         emg: emg.clone(),
-        shuffle_emg: config.shuffle_emg.then_some(seed ^ SHUFFLE_EMG_SEED),
+        shuffle_emg: config.emg.shuffle_emg.then_some(seed ^ SHUFFLE_EMG_SEED),
     })
 }
 
@@ -326,7 +340,7 @@ fn notes(
     files: &[FileFacts],
     splits: &[Vec<usize>; 3],
     listed: &[Windows; 3],
-    config: &DataConfig,
+    config: &WindowKeys,
     skipped: &[String],
 ) -> Vec<String> {
     let mut notes = Vec::new();
@@ -338,11 +352,11 @@ fn notes(
         };
         notes.push(format!("{name}: {} windows{part} of {} files", windows.len(), split.len()));
     }
-    notes.push(format!("windows of {} samples, stride {}", config.window_size, config.stride));
+    notes.push(format!("windows of {} samples, stride {}", config.emg.window_size, config.data.stride));
     let failed: u64 = files.iter().map(|file| file.table.rows - file.valid_rows()).sum();
     if failed > 0 {
-        let done = if config.skip_ik_failures { "windows there are left out" } else { "kept" };
-        notes.push(format!("{failed} samples where inverse kinematics failed: {done} (data.skip_ik_failures)"));
+        let done = if config.emg.skip_ik_failures { "windows there are left out" } else { "kept" };
+        notes.push(format!("{failed} samples where inverse kinematics failed: {done} (emg.skip_ik_failures)"));
     }
     match files.len() {
         1 => notes.push("one file: train, val and test are the same, metrics say nothing about new sessions".into()),
@@ -352,8 +366,8 @@ fn notes(
     if !skipped.is_empty() {
         notes.push(format!("{} files left out", skipped.len()));
     }
-    if config.shuffle_emg {
-        notes.push("control experiment: every window has another window's EMG (data.shuffle_emg)".into());
+    if config.emg.shuffle_emg {
+        notes.push("control experiment: every window has another window's EMG (emg.shuffle_emg)".into());
     }
     notes
 }

@@ -1,7 +1,7 @@
 //! The decoder: one pose per rollout step, fed back into the next step.
 
 use super::{init, tds::Linear};
-use spec::config::{DecoderType, ModelConfig};
+use spec::task::emg::{DecoderType, EmgModel};
 use tch::{Tensor, nn};
 
 const LEAKY_SLOPE: f64 = 0.1;
@@ -43,7 +43,7 @@ impl LstmLayer {
 }
 
 impl Decoder {
-    pub fn new(vs: &nn::Path, features: i64, config: &ModelConfig) -> Self {
+    pub fn new(vs: &nn::Path, features: i64, config: &EmgModel) -> Self {
         let poses = config.output_size as i64;
         let inputs = features + if config.decoder_state_condition { poses } else { 0 };
         let (core, hidden) = match config.decoder_type {
@@ -59,13 +59,13 @@ impl Decoder {
         }
     }
 
-    fn lstm(vs: &nn::Path, inputs: i64, config: &ModelConfig) -> (Core, i64) {
+    fn lstm(vs: &nn::Path, inputs: i64, config: &EmgModel) -> (Core, i64) {
         let hidden = config.decoder_hidden_size as i64;
         let layer = |index| LstmLayer::new(vs, index, if index == 0 { inputs } else { hidden }, hidden);
         (Core::Lstm((0..config.decoder_num_layers.max(1)).map(layer).collect()), hidden)
     }
 
-    fn mlp(vs: &nn::Path, inputs: i64, config: &ModelConfig) -> (Core, i64) {
+    fn mlp(vs: &nn::Path, inputs: i64, config: &EmgModel) -> (Core, i64) {
         let mut width = inputs;
         let layer = |(index, &outputs): (usize, &usize)| {
             let linear = Linear::new(&(vs / index), width, outputs as i64);

@@ -1,24 +1,32 @@
 //! Losses over whole windows: mean over all elements.
 
 use crate::torch::Autocast;
-use spec::config::LossType;
+use spec::task::emg::EmgLoss;
 use tch::{Kind, Tensor, no_grad};
 
 /// Which loss, and the weight of its MAE term.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Loss {
-    pub kind: LossType,
+    pub kind: EmgLoss,
     pub mae_weight: f64,
 }
 
 impl Loss {
+    /// The loss called `name`.
+    ///
+    /// # Errors
+    /// This task has no such loss.
+    pub fn of(name: &str, mae_weight: f64) -> Result<Self, String> {
+        let kind = name.parse().map_err(|problem| format!("train.loss_type is {name}: {problem}"))?;
+        Ok(Self { kind, mae_weight })
+    }
+
     /// Factors of mean squared and mean absolute error.
     fn weights(self) -> (f64, f64) {
         match self.kind {
-            LossType::Mse => (1.0, 0.0),
-            // The config refuses charbonnier for this task; its limit is the mean absolute error.
-            LossType::Mae | LossType::Charbonnier => (0.0, 1.0),
-            LossType::MseMae => (1.0, self.mae_weight),
+            EmgLoss::Mse => (1.0, 0.0),
+            EmgLoss::Mae => (0.0, 1.0),
+            EmgLoss::MseMae => (1.0, self.mae_weight),
         }
     }
 

@@ -30,6 +30,7 @@ use super::{Datasets, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::hdf5::write::Storage;
 use spec::config::Config;
+use spec::task::emg::{EmgConfig, EmgModel};
 use std::path::Path;
 use tch::nn;
 
@@ -42,7 +43,7 @@ impl Task for Emg {
     }
 
     fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError> {
-        let opened = data::open_datasets(&config.data, config.seed, team, index_dir)?;
+        let opened = data::open_datasets(&data::WindowKeys::of(config), config.seed, team, index_dir)?;
         Ok(Datasets { baseline: Some(opened.mean_pose), ..opened.datasets })
     }
 
@@ -51,21 +52,19 @@ impl Task for Emg {
     }
 
     fn model(&self, config: &Config, _: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
-        Ok(model::build(&config.model, &config.train, config.data.window_size, vs))
+        let emg: EmgConfig = config.section();
+        let loss = loss::Loss::of(&config.train.loss_type, emg.mae_weight).map_err(DataError::Other)?;
+        Ok(model::build(&emg.model, loss, emg.window_size, vs))
     }
 
-    /// The keys of `model` without those of other tasks.
     fn architecture(&self, config: &Config) -> String {
-        let mut keys = serde_json::to_value(&config.model).unwrap_or_default();
-        if let Some(keys) = keys.as_object_mut() {
-            keys.remove("vrt");
-        }
-        keys.to_string()
+        let model: EmgModel = config.section::<EmgConfig>().model;
+        serde_json::to_value(model).unwrap_or_default().to_string()
     }
 
     fn metrics(&self, config: &Config, datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
-        let rate = config.model.original_sampling_rate;
-        Ok(Box::new(EmgMetrics::new(config.model.output_size, rate, datasets.baseline.as_deref())))
+        let EmgModel { output_size, original_sampling_rate: rate, .. } = config.section::<EmgConfig>().model;
+        Ok(Box::new(EmgMetrics::new(output_size, rate, datasets.baseline.as_deref())))
     }
 
     fn sample_data(&self, request: &SampleRequest) -> Result<(), DataError> {

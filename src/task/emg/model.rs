@@ -7,12 +7,12 @@
 
 use super::{decoder::Decoder, loss::Loss, resample, tds::Encoder};
 use crate::task::{Batch, Model, Output};
-use spec::config::{ModelConfig, TrainConfig};
+use spec::task::emg::EmgModel;
 use tch::{Device, Tensor, nn};
 
 /// Builds the model under `vs` for windows of `window_size` samples; initial values come from torch's generator.
-pub fn build(config: &ModelConfig, train: &TrainConfig, window_size: usize, vs: &nn::Path) -> Box<dyn Model> {
-    Box::new(EmgNet::new(config, train, window_size, vs))
+pub fn build(config: &EmgModel, loss: Loss, window_size: usize, vs: &nn::Path) -> Box<dyn Model> {
+    Box::new(EmgNet::new(config, loss, window_size, vs))
 }
 
 /// Encoder, decoder and loss.
@@ -45,12 +45,11 @@ impl Timing {
 }
 
 impl EmgNet {
-    pub fn new(config: &ModelConfig, train: &TrainConfig, window_size: usize, vs: &nn::Path) -> Self {
+    pub fn new(config: &EmgModel, loss: Loss, window_size: usize, vs: &nn::Path) -> Self {
         let encoder = Encoder::new(&(vs / "encoder"), config.input_size, &config.tds_stages, config.dropout);
         let decoder = Decoder::new(&(vs / "decoder"), encoder.features(), config);
         let (rate, freq) = (config.original_sampling_rate, config.rollout_freq);
         let timing = Timing::new(&encoder, window_size as i64, rate, freq, vs.device());
-        let loss = Loss { kind: train.loss_type, mae_weight: train.mae_weight };
         Self { encoder, decoder, loss, rate, freq, timing }
     }
 

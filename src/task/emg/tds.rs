@@ -5,7 +5,7 @@
 //! sides, `(k-1)/2` on the left), so any window passes through any kernel and frame `i` stays over sample `i × stride`.
 
 use super::init;
-use spec::config::TdsStage;
+use spec::task::emg::TdsStage;
 use tch::{Device, IndexOp, Kind, Tensor, nn};
 
 const LAYER_NORM_EPS: f64 = 1e-5;

@@ -2,7 +2,7 @@
 
 use super::{EmgMetrics, EmgNet, decoder::Decoder, joints, loss::Loss, resample};
 use crate::task::{Batch, Metrics, Model, Output};
-use spec::config::{DecoderType, LossType, ModelConfig, TdsStage, TrainConfig};
+use spec::task::emg::{DecoderType, EmgLoss, EmgModel, TdsStage};
 use std::{collections::HashMap, path::Path};
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
@@ -14,28 +14,27 @@ fn stage(numbers: [usize; 6]) -> TdsStage {
     TdsStage { in_conv_kernel, in_conv_stride, num_blocks, channels, feature_width, kernel_width }
 }
 
-fn config(stages: &[[usize; 6]], hidden: usize, layers: usize) -> ModelConfig {
-    ModelConfig {
+fn config(stages: &[[usize; 6]], hidden: usize, layers: usize) -> EmgModel {
+    EmgModel {
         tds_stages: stages.iter().copied().map(stage).collect(),
         decoder_hidden_size: hidden,
         decoder_num_layers: layers,
         dropout: 0.0,
-        ..ModelConfig::default()
+        ..EmgModel::default()
     }
 }
 
-fn quick_demo() -> ModelConfig {
+fn quick_demo() -> EmgModel {
     config(&[[5, 4, 1, 4, 4, 11]], 64, 1)
 }
 
-fn high_performance() -> ModelConfig {
+fn high_performance() -> EmgModel {
     config(&[[7, 2, 2, 8, 8, 21], [5, 2, 2, 8, 8, 11], [3, 2, 2, 8, 8, 7]], 256, 3)
 }
 
-fn net(config: &ModelConfig, loss: LossType, window: usize) -> (nn::VarStore, EmgNet) {
+fn net(config: &EmgModel, loss: EmgLoss, window: usize) -> (nn::VarStore, EmgNet) {
     let vs = nn::VarStore::new(Device::Cpu);
-    let train = TrainConfig { loss_type: loss, ..TrainConfig::default() };
-    let net = EmgNet::new(config, &train, window, &vs.root());
+    let net = EmgNet::new(config, Loss { kind: loss, mae_weight: 0.5 }, window, &vs.root());
     (vs, net)
 }
 
@@ -55,7 +54,7 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Prediction, loss and every gradient equal PyTorch's within 1e-5; names are the `state_dict`'s.
-fn equals_twin(case: &str, config: &ModelConfig, loss: LossType) {
+fn equals_twin(case: &str, config: &EmgModel, loss: EmgLoss) {
     let golden = golden();
     let get = |name: &str| golden[&format!("{case}/{name}")].shallow_clone();
     let (vs, net) = net(config, loss, get("emg").size()[1] as usize);
@@ -84,34 +83,34 @@ fn equals_twin(case: &str, config: &ModelConfig, loss: LossType) {
 
 #[test]
 fn quick_demo_equals_pytorch() {
-    equals_twin("quick_demo", &quick_demo(), LossType::MseMae);
+    equals_twin("quick_demo", &quick_demo(), EmgLoss::MseMae);
 }
 
 #[test]
 fn velocity_mode_equals_pytorch() {
     let config = config(&[[5, 2, 2, 4, 3, 21], [3, 2, 1, 2, 5, 4]], 12, 2);
-    equals_twin("velocity", &ModelConfig { predict_velocity: true, output_scale: 0.1, ..config }, LossType::Mae);
+    equals_twin("velocity", &EmgModel { predict_velocity: true, output_scale: 0.1, ..config }, EmgLoss::Mae);
 }
 
 #[test]
 fn mlp_decoder_equals_pytorch() {
     let config = config(&[[4, 3, 1, 3, 2, 5]], 0, 0);
-    let config = ModelConfig { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: vec![10, 6], ..config };
-    equals_twin("mlp", &config, LossType::Mse);
+    let config = EmgModel { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: vec![10, 6], ..config };
+    equals_twin("mlp", &config, EmgLoss::Mse);
 }
 
 #[test]
 fn unconditioned_decoder_equals_pytorch() {
     let config = config(&[[7, 2, 1, 2, 3, 3]], 8, 2);
-    let config = ModelConfig { decoder_state_condition: false, output_scale: 0.5, ..config };
-    equals_twin("unconditioned", &config, LossType::MseMae);
+    let config = EmgModel { decoder_state_condition: false, output_scale: 0.5, ..config };
+    equals_twin("unconditioned", &config, EmgLoss::MseMae);
 }
 
 /// A resumed run can only equal an unbroken one when the same step gives the same bits.
 #[test]
 fn gradients_repeat_bit_for_bit() {
-    let config = ModelConfig { dropout: 0.0, ..ModelConfig::default() };
-    let (vs, net) = net(&config, LossType::MseMae, 500);
+    let config = EmgModel { dropout: 0.0, ..EmgModel::default() };
+    let (vs, net) = net(&config, EmgLoss::MseMae, 500);
     let batch = batch(Tensor::randn([4, 500, 16], CPU), Tensor::randn([4, 500, 20], CPU));
     let gradients = || {
         let output = net.forward(&batch, true);
@@ -124,9 +123,9 @@ fn gradients_repeat_bit_for_bit() {
 /// Defect (a): time kernels were clamped to the width of a group. The counts hold only with the configured kernels.
 #[test]
 fn time_kernels_are_not_clamped() {
-    let expected = [(ModelConfig::default(), 282_996), (high_performance(), 1_504_836), (quick_demo(), 29_512)];
+    let expected = [(EmgModel::default(), 282_996), (high_performance(), 1_504_836), (quick_demo(), 29_512)];
     for (config, parameters) in expected {
-        let (vs, _) = net(&config, LossType::Mse, 500);
+        let (vs, _) = net(&config, EmgLoss::Mse, 500);
         assert_eq!(vs.trainable_variables().iter().map(Tensor::numel).sum::<usize>(), parameters);
         let kernel = vs.variables()["encoder.stages.0.blocks.0.tds.conv.weight"].size()[3];
         assert_eq!(kernel as usize, config.tds_stages[0].kernel_width);
@@ -138,8 +137,8 @@ fn time_kernels_are_not_clamped() {
 fn rollout_length_follows_the_window() {
     let steps = |window| resample::rollout_steps(window, 2000.0, 50.0);
     assert_eq!([steps(500), steps(540), steps(1000), steps(10_000), steps(10)], [12, 14, 25, 250, 1]);
-    for config in [ModelConfig::default(), high_performance(), quick_demo()] {
-        let (_vs, net) = net(&config, LossType::Mse, 500);
+    for config in [EmgModel::default(), high_performance(), quick_demo()] {
+        let (_vs, net) = net(&config, EmgLoss::Mse, 500);
         assert_eq!(net.rollout_of(&Tensor::randn([2, 500, 16], CPU)).size(), [2, 12, 20]);
     }
 }
@@ -205,7 +204,7 @@ fn losses_equal_autograd() {
     tch::manual_seed(5);
     let target = Tensor::randn([4, 30, 20], CPU);
     let upsample = resample::matrix(6, 30, Device::Cpu);
-    for (kind, mse, mae) in [(LossType::Mse, 1.0, 0.0), (LossType::Mae, 0.0, 1.0), (LossType::MseMae, 1.0, 0.3)] {
+    for (kind, mse, mae) in [(EmgLoss::Mse, 1.0, 0.0), (EmgLoss::Mae, 0.0, 1.0), (EmgLoss::MseMae, 1.0, 0.3)] {
         let poses = Tensor::randn([4, 6, 20], CPU).set_requires_grad(true);
         let error = upsample.matmul(&poses) - &target;
         let plain = error.square().mean(Kind::Float) * mse + error.abs().mean(Kind::Float) * mae;
@@ -231,7 +230,7 @@ fn interpolation_equals_pytorch() {
 
 #[test]
 fn windows_of_another_length_pass() {
-    let (_vs, net) = net(&ModelConfig::default(), LossType::Mse, 500);
+    let (_vs, net) = net(&EmgModel::default(), EmgLoss::Mse, 500);
     for window in [1, 37, 1000] {
         assert_eq!(net.predict(&Tensor::randn([2, window, 16], CPU), false).size(), [2, window, 20]);
     }
@@ -239,7 +238,7 @@ fn windows_of_another_length_pass() {
 
 fn initial(seed: i64) -> HashMap<String, Tensor> {
     tch::manual_seed(seed);
-    net(&ModelConfig::default(), LossType::Mse, 500).0.variables()
+    net(&EmgModel::default(), EmgLoss::Mse, 500).0.variables()
 }
 
 /// The same seed gives the same weights. Tests beside this one draw from the same generator, so that a pair may be
@@ -284,8 +283,7 @@ fn dropout_keeps_the_mean() {
 #[test]
 fn decoder_without_hidden_layers_is_linear() {
     let vs = nn::VarStore::new(Device::Cpu);
-    let config =
-        ModelConfig { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: Vec::new(), ..ModelConfig::default() };
+    let config = EmgModel { decoder_type: DecoderType::Mlp, decoder_mlp_hidden: Vec::new(), ..EmgModel::default() };
     let decoder = Decoder::new(&vs.root(), 64, &config);
     assert_eq!(decoder.forward(&Tensor::randn([3, 2, 64], CPU)).size(), [2, 3, 20]);
 }
@@ -302,7 +300,7 @@ fn joint_groups_cover_every_joint_twice() {
 /// Losses are f32 whatever the targets' type led to in the originals; autocast narrows the products alone.
 #[test]
 fn losses_and_gradients_are_f32() {
-    let (vs, net) = net(&quick_demo(), LossType::MseMae, 500);
+    let (vs, net) = net(&quick_demo(), EmgLoss::MseMae, 500);
     let batch = batch(Tensor::randn([2, 500, 16], CPU), Tensor::randn([2, 500, 20], CPU));
     let full = net.forward(&batch, false);
     let narrow = {
@@ -321,8 +319,8 @@ fn losses_and_gradients_are_f32() {
 #[test]
 fn a_smaller_decoder_has_fewer_parameters() {
     let count = |hidden| {
-        let config = ModelConfig { decoder_hidden_size: hidden, ..ModelConfig::default() };
-        net(&config, LossType::Mse, 500).0.trainable_variables().iter().map(Tensor::numel).sum::<usize>()
+        let config = EmgModel { decoder_hidden_size: hidden, ..EmgModel::default() };
+        net(&config, EmgLoss::Mse, 500).0.trainable_variables().iter().map(Tensor::numel).sum::<usize>()
     };
     // Two layers of 4h rows: 84 + h and 2h inputs, two biases each; the head's 20 rows of h and their biases.
     let decoder = |h: usize| 4 * h * (84 + h + 2 * h + 4) + 20 * (h + 1);
@@ -330,7 +328,7 @@ fn a_smaller_decoder_has_fewer_parameters() {
 }
 
 /// Bytes of live tensors at the peak of a training step of `samples` windows, batch included.
-fn live_peak(config: &ModelConfig, loss: LossType, samples: i64) -> i64 {
+fn live_peak(config: &EmgModel, loss: EmgLoss, samples: i64) -> i64 {
     let (vs, net) = net(config, loss, 500);
     let mut metrics = EmgMetrics::new(20, 2000.0, None);
     let mut step = || {
@@ -355,9 +353,9 @@ fn activations_planned_from_small_passes_are_those_of_large_ones() {
     let machine =
         Machine { cores: 4, memory_total_bytes: 64 << 30, memory_available_bytes: 64 << 30, ..Machine::default() };
     for (name, config, loss) in [
-        ("default", ModelConfig::default(), LossType::MseMae),
-        ("high_performance", ModelConfig { dropout: 0.1, ..high_performance() }, LossType::MseMae),
-        ("quick_demo", ModelConfig { dropout: 0.1, ..quick_demo() }, LossType::Mse),
+        ("default", EmgModel::default(), EmgLoss::MseMae),
+        ("high_performance", EmgModel { dropout: 0.1, ..high_performance() }, EmgLoss::MseMae),
+        ("quick_demo", EmgModel { dropout: 0.1, ..quick_demo() }, EmgLoss::Mse),
     ] {
         let pass = |samples: u64| {
             let tensor_bytes = live_peak(&config, loss, samples as i64) as u64;

@@ -247,7 +247,8 @@ fn weights_of_half_width_become_f32() {
 #[test]
 fn weights_from_pytorch_give_pytorchs_outputs() {
     use crate::task::emg::EmgNet;
-    use spec::config::{ModelConfig, TdsStage, TrainConfig};
+    use crate::task::emg::loss::Loss;
+    use spec::task::emg::{EmgLoss, EmgModel, TdsStage};
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/emg_golden.safetensors");
     let golden = Tensor::read_safetensors(fixture).unwrap();
     let part = |prefix: &str| -> Vec<(String, Tensor)> {
@@ -267,14 +268,10 @@ fn weights_from_pytorch_give_pytorchs_outputs() {
         feature_width: 4,
         kernel_width: 11,
     };
-    let config = ModelConfig {
-        tds_stages: vec![stage],
-        decoder_hidden_size: 64,
-        decoder_num_layers: 1,
-        ..ModelConfig::default()
-    };
+    let config =
+        EmgModel { tds_stages: vec![stage], decoder_hidden_size: 64, decoder_num_layers: 1, ..EmgModel::default() };
     let vs = tch::nn::VarStore::new(Device::Cpu);
-    let net = EmgNet::new(&config, &TrainConfig::default(), 500, &vs.root());
+    let net = EmgNet::new(&config, Loss { kind: EmgLoss::MseMae, mae_weight: 0.5 }, 500, &vs.root());
     let params: Vec<_> = vs.variables().into_iter().collect();
     apply(&path, &load_weights(&path).unwrap(), &params).unwrap();
     let data: std::collections::HashMap<_, _> = part("quick_demo/").into_iter().collect();

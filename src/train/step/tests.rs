@@ -4,10 +4,11 @@ use super::*;
 use crate::comm::Solo;
 use crate::data::loader::{Loader, LoaderSpec, Order};
 use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
+use crate::task::emg::loss::Loss;
 use crate::task::emg::{EmgMetrics, EmgNet};
 use crate::train::ddp::DdpOptions;
 use crate::train::optimizer::Rule;
-use spec::config::TdsStage;
+use spec::task::emg::{EmgConfig, EmgLoss, EmgModel, TdsStage};
 use std::sync::Arc;
 use tch::{Tensor, nn};
 
@@ -79,7 +80,7 @@ struct Trained {
 }
 
 fn config(way: Way) -> Config {
-    let mut config = Config::default();
+    let mut config = spec::task::config("emg");
     config.train.compute_metrics_online = way.online;
     let stage = TdsStage {
         in_conv_kernel: 5,
@@ -89,9 +90,14 @@ fn config(way: Way) -> Config {
         feature_width: 4,
         kernel_width: 11,
     };
-    config.model.tds_stages = vec![stage];
-    (config.model.decoder_hidden_size, config.model.decoder_num_layers) = (32, 1);
-    config.model.dropout = way.dropout;
+    let model = EmgModel {
+        tds_stages: vec![stage],
+        decoder_hidden_size: 32,
+        decoder_num_layers: 1,
+        dropout: way.dropout,
+        ..EmgModel::default()
+    };
+    config.set_section(&EmgConfig { model, ..EmgConfig::default() });
     config
 }
 
@@ -99,7 +105,8 @@ fn config(way: Way) -> Config {
 fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
     let config = config(way);
     let vs = nn::VarStore::new(Device::Cpu);
-    let net = EmgNet::new(&config.model, &config.train, WINDOW, &vs.root());
+    let loss = Loss { kind: EmgLoss::MseMae, mae_weight: 0.5 };
+    let net = EmgNet::new(&config.section::<EmgConfig>().model, loss, WINDOW, &vs.root());
     let mut params: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
     params.sort_by(|a, b| a.0.cmp(&b.0));
     for (index, (name, tensor)) in params.iter_mut().enumerate() {

@@ -34,30 +34,35 @@ impl std::str::FromStr for Budget {
             let sensible = percent > 0.0 && percent <= 100.0;
             return sensible.then_some(Budget::Percent(percent)).ok_or_else(|| bad(text));
         }
-        // A plain number of bytes stays exact beyond 2^53.
-        if let Ok(bytes @ 1..) = trimmed.parse::<u64>() {
-            return Ok(Budget::Bytes(bytes));
-        }
-        let split = trimmed.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(trimmed.len());
-        let (number, unit) = trimmed.split_at(split);
-        let number: f64 = number.trim().parse().map_err(|_| bad(text))?;
-        let factor = match unit.to_ascii_lowercase().as_str() {
-            "" | "b" => 1.0,
-            "k" | "kib" => 1024.0,
-            "m" | "mib" => 1024f64.powi(2),
-            "g" | "gib" => 1024f64.powi(3),
-            "t" | "tib" => 1024f64.powi(4),
-            "kb" => 1e3,
-            "mb" => 1e6,
-            "gb" => 1e9,
-            "tb" => 1e12,
-            _ => return Err(bad(text)),
-        };
-        let bytes = number * factor;
-        (bytes >= 1.0 && bytes < 2f64.powi(63)).then_some(Budget::Bytes(bytes as u64)).ok_or_else(|| bad(text))
+        bytes(trimmed).filter(|bytes| *bytes > 0).map(Budget::Bytes).ok_or_else(|| bad(text))
     }
 }
 
+/// A number of bytes: plain, or with a unit.
+pub(super) fn bytes(text: &str) -> Option<u64> {
+    // A plain number stays exact beyond 2^53.
+    if let Some(bytes) = super::literal::whole(text) {
+        return Some(bytes);
+    }
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.trim().parse().ok()?;
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024f64.powi(2),
+        "g" | "gib" => 1024f64.powi(3),
+        "t" | "tib" => 1024f64.powi(4),
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        _ => return None,
+    };
+    let bytes = number * factor;
+    (bytes >= 1.0 && bytes < 2f64.powi(63)).then_some(bytes as u64)
+}
+
 fn bad(text: &str) -> String {
-    format!("{text} is no memory budget: write a share such as 80% or a size such as 20GiB")
+    format!("{text} is not a memory budget: write a share such as 80% or a size such as 20GiB")
 }

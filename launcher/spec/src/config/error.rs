@@ -1,5 +1,6 @@
 //! What is wrong with a config, and where.
 
+use super::tree::Mark;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -30,9 +31,9 @@ pub struct Problem {
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    Line {
+    Mark {
         file: String,
-        line: usize,
+        at: Mark,
     },
     /// An override, as typed after `--set`.
     Set(String),
@@ -51,7 +52,7 @@ impl Problem {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Line { file, line } => write!(f, "{file}:{line}"),
+            Place::Mark { file, at } => write!(f, "{file}:{}:{}", at.line, at.column),
             Place::Set(text) => write!(f, "--set {text}"),
             Place::Resolved { file } => f.write_str(file),
         }

@@ -1,88 +1,150 @@
 //! Types of keys: how a written value becomes a JSON value, and what to say when it does not.
 
+use super::keys::{Keys, Section};
+use super::literal::{flag, number, whole};
 use super::schema;
 use super::tree::{Body, Fault, Node};
 use serde_json::{Map, Value};
+use std::path::PathBuf;
 
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+#[derive(Debug)]
+pub enum Kind {
     Text,
-    OptionalText,
+    /// Text in any case, kept in lower case.
+    Word,
+    /// A path; `~` at its beginning is the home folder.
+    Path,
     Flag,
     /// A whole number, 0 or more.
     Whole,
-    OptionalWhole,
+    /// A whole number of bytes, or a size such as `64MiB`.
+    Bytes,
     Number,
-    OptionalNumber,
-    Choice(&'static [&'static str]),
+    /// The kind, or null.
+    Optional(&'static Kind),
+    /// Words with their meaning, empty where the word says it.
+    Choice(&'static [(&'static str, &'static str)]),
     /// A list of exactly so many numbers.
     Numbers(usize),
-    Wholes,
-    Texts,
-    /// `model.tds_stages`.
-    Stages,
+    List(&'static Kind),
+    /// A section whose keys are all needed.
+    Record(&'static Section),
     /// `memory.budget`.
     Size,
     /// A metric's name; `val_loss` is read as `val.loss`.
     Metric,
 }
 
-/// Keys of one entry of `model.tds_stages`; all are needed.
-const STAGE: &[&str] = &["in_conv_kernel", "in_conv_stride", "num_blocks", "channels", "feature_width", "kernel_width"];
+/// A Rust type that a key can have.
+pub trait Typed {
+    const KIND: Kind;
+}
+
+macro_rules! typed {
+    ($($type:ty => $kind:expr),* $(,)?) => {
+        $(impl Typed for $type {
+            const KIND: Kind = $kind;
+        })*
+    };
+}
+
+typed! {
+    bool => Kind::Flag,
+    usize => Kind::Whole,
+    u64 => Kind::Whole,
+    f64 => Kind::Number,
+    String => Kind::Text,
+    PathBuf => Kind::Path,
+    super::Budget => Kind::Size,
+}
+
+impl<T: Typed> Typed for Option<T> {
+    const KIND: Kind = Kind::Optional(&T::KIND);
+}
+
+impl<T: Typed> Typed for Vec<T> {
+    const KIND: Kind = Kind::List(&T::KIND);
+}
+
+impl<const N: usize> Typed for [f64; N] {
+    const KIND: Kind = Kind::Numbers(N);
+}
+
+/// A struct of keys inside a list.
+pub const fn record<T: Keys>() -> Kind {
+    Kind::Record(T::SECTION)
+}
 
 impl Kind {
     /// Reads `node` as the value of `key`.
     ///
     /// # Errors
-    /// Every fault with its line: value found, what was expected.
-    pub fn read(self, key: &str, node: &Node) -> Result<Value, Vec<Fault>> {
-        if let (Kind::Stages, Body::List(stages)) = (self, &node.body) {
-            return read_stages(key, stages);
+    /// Every fault with its place: value found, what was expected.
+    pub(super) fn read(&self, key: &str, node: &Node) -> Result<Value, Vec<Fault>> {
+        match (self, &node.body) {
+            (Kind::List(Kind::Record(section)), Body::List(nodes)) => return read_records(section, key, nodes),
+            (kind, Body::Scalar { text, .. }) if kind.is_path() => {
+                if let Some(problem) = super::literal::unexpanded(text) {
+                    return Err(vec![(node.at, format!("{key}: {problem}"))]);
+                }
+            }
+            _ => {}
         }
         self.read_plain(node).ok_or_else(|| {
             let found = describe(node);
-            vec![(node.line, format!("{key}: expected {}, found {found}", self.expected()))]
+            vec![(node.at, format!("{key}: expected {}, found {found}", self.expected()))]
         })
     }
 
-    fn expected(self) -> String {
+    /// A path, or a path or null.
+    pub fn is_path(&self) -> bool {
+        matches!(self, Kind::Path | Kind::Optional(Kind::Path))
+    }
+
+    /// The type in words.
+    pub fn expected(&self) -> String {
         match self {
-            Kind::Text => "text on one line".into(),
-            Kind::OptionalText => "text on one line, or null".into(),
+            Kind::Text | Kind::Word => "text on one line".into(),
+            Kind::Path => "a path".into(),
             Kind::Flag => "true or false".into(),
             Kind::Whole => "a whole number of 0 or more".into(),
-            Kind::OptionalWhole => "a whole number of 0 or more, or null".into(),
+            Kind::Bytes => "a whole number of bytes, or a size such as 64MiB".into(),
             Kind::Number => "a number".into(),
-            Kind::OptionalNumber => "a number or null".into(),
-            Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::Optional(kind) => format!("{}, or null", kind.expected()),
+            Kind::Choice(words) => {
+                format!("one of {}", words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", "))
+            }
             Kind::Numbers(count) => format!("a list of {count} numbers"),
-            Kind::Wholes => "a list of whole numbers".into(),
-            Kind::Texts => "a list of texts".into(),
-            Kind::Stages => format!("a list of stages, each with {}", STAGE.join(", ")),
+            Kind::List(Kind::Whole) => "a list of whole numbers".into(),
+            Kind::List(Kind::Record(section)) => {
+                format!("a list of sections, each with {}", leaves(section).join(", "))
+            }
+            Kind::List(_) => "a list of texts".into(),
+            Kind::Record(section) => format!("a section with {}", leaves(section).join(", ")),
             Kind::Size => "a share such as 80% or a size such as 20GiB".into(),
             Kind::Metric => "the name of a metric such as val.loss".into(),
         }
     }
 
-    fn read_plain(self, node: &Node) -> Option<Value> {
+    fn read_plain(&self, node: &Node) -> Option<Value> {
         let null = node.is_null();
         match (self, &node.body) {
-            (Kind::OptionalText | Kind::OptionalWhole | Kind::OptionalNumber, _) if null => Some(Value::Null),
+            (Kind::Optional(_), _) if null => Some(Value::Null),
             // `num_workers: auto` says what leaving it out does.
-            (Kind::OptionalWhole, Body::Scalar { text, .. }) if text == "auto" => Some(Value::Null),
+            (Kind::Optional(Kind::Whole), Body::Scalar { text, .. }) if text == "auto" => Some(Value::Null),
+            (Kind::Optional(kind), _) => kind.read_plain(node),
             (Kind::Choice(words), Body::Scalar { text, plain }) => choose(words, text, *plain, null),
             (_, Body::Scalar { .. }) if null => None,
-            (Kind::Text | Kind::OptionalText, Body::Scalar { text, .. }) => {
-                one_line(text).then(|| text.as_str().into())
-            }
+            (Kind::Text | Kind::Path, Body::Scalar { text, .. }) => one_line(text).then(|| text.as_str().into()),
+            (Kind::Word, Body::Scalar { text, .. }) => one_line(text).then(|| text.to_lowercase().into()),
             (Kind::Metric, Body::Scalar { text, .. }) => Some(metric(text).into()),
             (Kind::Flag, Body::Scalar { text, plain: true }) => flag(text).map(Value::Bool),
-            (Kind::Whole | Kind::OptionalWhole, Body::Scalar { text, plain: true }) => whole(text).map(Value::from),
-            (Kind::Number | Kind::OptionalNumber, Body::Scalar { text, plain: true }) => number(text).map(Value::from),
+            (Kind::Whole, Body::Scalar { text, plain: true }) => whole(text).map(Value::from),
+            (Kind::Bytes, Body::Scalar { text, .. }) => super::budget::bytes(text).map(Value::from),
+            (Kind::Number, Body::Scalar { text, plain: true }) => number(text).map(Value::from),
             (Kind::Size, Body::Scalar { text, .. }) => text.parse::<super::Budget>().ok().map(Value::from),
-            (Kind::Numbers(count), Body::List(nodes)) if nodes.len() == count => list(nodes, Kind::Number),
-            (Kind::Wholes, Body::List(nodes)) => list(nodes, Kind::Whole),
-            (Kind::Texts, Body::List(nodes)) => list(nodes, Kind::Text),
+            (Kind::Numbers(count), Body::List(nodes)) if nodes.len() == *count => list(nodes, &Kind::Number),
+            (Kind::List(kind), Body::List(nodes)) => list(nodes, kind),
             _ => None,
         }
     }
@@ -93,13 +155,13 @@ fn one_line(text: &str) -> bool {
     !text.contains(|c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
 }
 
-fn list(nodes: &[Node], kind: Kind) -> Option<Value> {
+fn list(nodes: &[Node], kind: &Kind) -> Option<Value> {
     nodes.iter().map(|node| kind.read_plain(node)).collect::<Option<Vec<_>>>().map(Value::Array)
 }
 
 /// One of `words`, in any case. A flag or nothing means what it must: `amp: false` is `off`, `scheduler: null` is
 /// `none`, `cache: true` is `auto`.
-fn choose(words: &[&str], text: &str, plain: bool, null: bool) -> Option<Value> {
+fn choose(words: &[(&str, &str)], text: &str, plain: bool, null: bool) -> Option<Value> {
     let lower = text.to_lowercase();
     let word = match lower.as_str() {
         _ if null => "none",
@@ -107,27 +169,7 @@ fn choose(words: &[&str], text: &str, plain: bool, null: bool) -> Option<Value> 
         "false" if plain => "off",
         other => other,
     };
-    words.contains(&word).then(|| word.into())
-}
-
-fn flag(text: &str) -> Option<bool> {
-    match text {
-        "true" | "True" | "TRUE" => Some(true),
-        "false" | "False" | "FALSE" => Some(false),
-        _ => None,
-    }
-}
-
-/// `1e4` and `10.0` are whole too.
-fn whole(text: &str) -> Option<u64> {
-    let exact = |value: f64| (value.fract() == 0.0 && (0.0..2f64.powi(53)).contains(&value)).then_some(value as u64);
-    text.parse::<u64>().ok().or_else(|| number(text).and_then(exact))
-}
-
-fn number(text: &str) -> Option<f64> {
-    // Rust would also read `inf` and `nan`, which YAML holds for text.
-    let numeric = text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
-    text.parse::<f64>().ok().filter(|value| numeric && value.is_finite())
+    words.iter().any(|(known, _)| *known == word).then(|| word.into())
 }
 
 /// `val_loss` and `train_loss` are the guides' way of writing `val.loss` and `train.loss`.
@@ -136,39 +178,44 @@ fn metric(text: &str) -> String {
     split("val").or_else(|| split("train")).unwrap_or_else(|| text.to_string())
 }
 
-fn read_stages(key: &str, stages: &[Node]) -> Result<Value, Vec<Fault>> {
+fn leaves(section: &Section) -> Vec<&'static str> {
+    section.keys.iter().map(super::keys::Key::leaf).collect()
+}
+
+fn read_records(section: &'static Section, key: &str, nodes: &[Node]) -> Result<Value, Vec<Fault>> {
     let mut faults = Vec::new();
     let mut values = Vec::new();
-    for (i, stage) in stages.iter().enumerate() {
-        values.push(Value::Object(read_stage(&format!("{key}[{i}]"), stage, &mut faults)));
+    for (i, node) in nodes.iter().enumerate() {
+        values.push(Value::Object(read_record(section, &format!("{key}[{i}]"), node, &mut faults)));
     }
     if faults.is_empty() { Ok(Value::Array(values)) } else { Err(faults) }
 }
 
-fn read_stage(key: &str, stage: &Node, faults: &mut Vec<Fault>) -> Map<String, Value> {
+fn read_record(section: &'static Section, key: &str, node: &Node, faults: &mut Vec<Fault>) -> Map<String, Value> {
     let mut values = Map::new();
-    let Body::Map(entries) = &stage.body else {
-        faults.push((
-            stage.line,
-            format!("{key}: expected a section with {}, found {}", STAGE.join(", "), describe(stage)),
-        ));
+    let known = leaves(section);
+    let Body::Map(entries) = &node.body else {
+        let expected = Kind::Record(section).expected();
+        faults.push((node.at, format!("{key}: expected {expected}, found {}", describe(node))));
         return values;
     };
     for entry in entries {
         let name = schema::canonical(&entry.key);
-        if !STAGE.contains(&name.as_str()) {
-            let near = STAGE.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &name)).unwrap_or(&"");
-            faults.push((entry.line, format!("unknown key {key}.{}; did you mean {key}.{near}?", entry.key)));
+        let Some(declared) = section.keys.iter().find(|known| known.leaf() == name) else {
+            let near = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &name)).unwrap_or(&"");
+            faults.push((entry.at, format!("unknown key {key}.{}; did you mean {key}.{near}?", entry.key)));
             continue;
-        }
-        match Kind::Whole.read(&format!("{key}.{name}"), &entry.value) {
+        };
+        match declared.kind.read(&format!("{key}.{name}"), &entry.value) {
+            // What a merge brings comes last and gives way.
+            Ok(value) if entry.merged => drop(values.entry(name).or_insert(value)),
             Ok(value) => drop(values.insert(name, value)),
             Err(more) => faults.extend(more),
         }
     }
     let written: Vec<String> = entries.iter().map(|entry| schema::canonical(&entry.key)).collect();
-    for name in STAGE.iter().filter(|name| !written.iter().any(|w| w == *name)) {
-        faults.push((stage.line, format!("{key}: {name} is missing")));
+    for name in known.iter().filter(|name| !written.iter().any(|w| w == *name)) {
+        faults.push((node.at, format!("{key}: {name} is missing")));
     }
     values
 }

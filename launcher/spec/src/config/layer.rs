@@ -1,8 +1,9 @@
 //! One layer of a config: canonical keys with checked values, each with the place it was written at.
 
 use super::error::{Place, Problem};
-use super::schema::{self, Alias};
-use super::tree::{Body, Entry, Node};
+use super::keys::Key;
+use super::schema::{self, Alias, Schema};
+use super::tree::{Body, Entry, Mark};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -14,9 +15,9 @@ pub(super) enum Source<'a> {
 }
 
 impl Source<'_> {
-    pub fn place(&self, line: usize) -> Place {
+    pub fn place(&self, at: Mark) -> Place {
         match self {
-            Source::File(file) => Place::Line { file: file.to_string(), line },
+            Source::File(file) => Place::Mark { file: file.to_string(), at },
             Source::Set(text) => Place::Set(text.to_string()),
         }
     }
@@ -33,13 +34,20 @@ struct Found {
     value: Value,
     written: String,
     place: Place,
+    merged: bool,
 }
 
 impl Layer {
     /// Reads a mapping. Every fault is added to `problems`; `inside` precedes keys in messages.
-    pub fn read(entries: &[Entry], inside: &str, source: &Source, problems: &mut Vec<Problem>) -> Self {
-        let mut reader = Reader { layer: Layer::default(), inside, source, problems };
-        reader.section("", entries);
+    pub fn read(
+        schema: &Schema,
+        entries: &[Entry],
+        inside: &str,
+        source: &Source,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
+        let mut reader = Reader { schema, layer: Layer::default(), inside, source, problems };
+        reader.section("", entries, false);
         reader.layer
     }
 
@@ -47,14 +55,14 @@ impl Layer {
         self.values.get(key).map(|found| &found.value)
     }
 
-    /// Each key with the place it was written at.
-    pub fn places(&self) -> impl Iterator<Item = (&'static str, &Place)> {
-        self.values.iter().map(|(key, found)| (*key, &found.place))
+    /// Place at which a key was written.
+    pub fn place(&self, key: &str) -> Option<&Place> {
+        self.values.get(key).map(|found| &found.place)
     }
 
-    /// Whether a key was written that only `deblur` has.
-    pub fn speaks_of_clips(&self) -> bool {
-        self.values.keys().any(|key| key.starts_with("data.deblur.") || key.starts_with("model.vrt."))
+    /// Keys that were written.
+    pub fn keys(&self) -> impl Iterator<Item = &'static str> {
+        self.values.keys().copied()
     }
 
     /// Keys that were accepted and have no effect.
@@ -62,10 +70,10 @@ impl Layer {
         &self.notes
     }
 
-    /// Writes this layer's values over those of a serialised `Config`.
+    /// Writes this layer's values over those of a serialised `Config`. Sections that it lacks are other tasks'.
     pub fn write_over(&self, config: &mut Value) {
         for (key, found) in &self.values {
-            if let Some(slot) = config.pointer_mut(&format!("/{}", key.replace('.', "/"))) {
+            if let Some(slot) = config.pointer_mut(&schema::pointer(key)) {
                 *slot = found.value.clone();
             }
         }
@@ -73,6 +81,7 @@ impl Layer {
 }
 
 struct Reader<'a> {
+    schema: &'a Schema,
     layer: Layer,
     inside: &'a str,
     source: &'a Source<'a>,
@@ -80,52 +89,55 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn section(&mut self, prefix: &str, entries: &[Entry]) {
+    /// `merged`: the entries were brought by a merge key.
+    fn section(&mut self, prefix: &str, entries: &[Entry], merged: bool) {
         for entry in entries {
-            self.entry(&format!("{prefix}{}", entry.key), entry);
+            self.entry(&format!("{prefix}{}", entry.key), entry, merged || entry.merged);
         }
     }
 
     /// `written`: the key with its sections, as typed.
-    fn entry(&mut self, written: &str, entry: &Entry) {
+    fn entry(&mut self, written: &str, entry: &Entry, merged: bool) {
         let key = schema::canonical(written);
-        if schema::is_section(&key) {
+        if self.schema.is_section(&key) {
             match &entry.value.body {
-                Body::Map(inner) => self.section(&format!("{written}."), inner),
+                Body::Map(inner) => self.section(&format!("{written}."), inner, merged),
                 _ if entry.value.is_null() => {}
                 _ => {
                     let found = super::kind::describe(&entry.value);
-                    self.problem(
-                        entry.value.line,
-                        format!("{}{written}: expected a section, found {found}", self.inside),
-                    );
+                    let text = format!("{}{written}: expected a section, found {found}", self.inside);
+                    self.problem(entry.value.at, text);
                 }
             }
-        } else if let Some((key, _)) = schema::kind(&key) {
-            self.value(key, written, entry);
+        } else if let Some(key) = self.schema.key(&key) {
+            self.value(key, written, entry, merged);
         } else {
-            match schema::alias(&key) {
-                Some(Alias::To(target)) => self.value(target, written, entry),
+            match self.schema.alias(&key) {
+                Some(Alias::To(target)) => self.value(target, written, entry, merged),
                 Some(Alias::Inert(why)) => {
-                    let note = format!("{}{written} {why}", self.inside);
-                    self.layer.notes.push(Problem::new(self.source.place(entry.line), note));
+                    let note = format!("{}{written} has no effect: {why}", self.inside);
+                    self.layer.notes.push(Problem::new(self.source.place(entry.at), note));
                 }
-                None => self.unknown(&key, written, entry.line),
+                None => self.unknown(&key, written, entry.at),
             }
         }
     }
 
-    fn unknown(&mut self, key: &str, written: &str, line: usize) {
-        let near = schema::nearest(key, !self.inside.is_empty());
-        self.problem(line, format!("unknown key {}{written}; did you mean {}{near}?", self.inside, self.inside));
+    fn unknown(&mut self, key: &str, written: &str, at: Mark) {
+        let near = self.schema.nearest(key, !self.inside.is_empty());
+        self.problem(at, format!("unknown key {}{written}; did you mean {}{near}?", self.inside, self.inside));
     }
 
-    fn value(&mut self, key: &'static str, written: &str, entry: &Entry) {
-        let Some(value) = self.typed(key, written, &entry.value) else {
-            return;
+    fn value(&mut self, key: &'static Key, written: &str, entry: &Entry, merged: bool) {
+        let value = match key.kind.read(&format!("{}{written}", self.inside), &entry.value) {
+            Ok(value) => value,
+            Err(faults) => return faults.into_iter().for_each(|(at, text)| self.problem(at, text)),
         };
-        let place = self.source.place(entry.line);
-        match self.layer.values.get(key) {
+        let place = self.source.place(entry.at);
+        match self.layer.values.get(key.path) {
+            // A key written beside a merge wins, under whichever name.
+            Some(_) if merged => {}
+            Some(earlier) if earlier.merged => self.insert(key, value, written, place, merged),
             // The guides' files name the watched metric twice; the same value twice is no contradiction.
             Some(earlier) if earlier.value == value && earlier.written != written => {}
             Some(earlier) => {
@@ -133,27 +145,18 @@ impl Reader<'_> {
                     "{}{written} says again what {} says at {}; keep one of them",
                     self.inside, earlier.written, earlier.place
                 );
-                self.problem(entry.line, text);
+                self.problem(entry.at, text);
             }
-            None => {
-                let written = written.to_string();
-                self.layer.values.insert(key, Found { value, written, place });
-            }
+            None => self.insert(key, value, written, place, merged),
         }
     }
 
-    fn typed(&mut self, key: &str, written: &str, node: &Node) -> Option<Value> {
-        let (_, kind) = schema::kind(key)?;
-        match kind.read(&format!("{}{written}", self.inside), node) {
-            Ok(value) => Some(value),
-            Err(faults) => {
-                faults.into_iter().for_each(|(line, text)| self.problem(line, text));
-                None
-            }
-        }
+    fn insert(&mut self, key: &'static Key, value: Value, written: &str, place: Place, merged: bool) {
+        let written = written.to_string();
+        self.layer.values.insert(key.path, Found { value, written, place, merged });
     }
 
-    fn problem(&mut self, line: usize, text: String) {
-        self.problems.push(Problem::new(self.source.place(line), text));
+    fn problem(&mut self, at: Mark, text: String) {
+        self.problems.push(Problem::new(self.source.place(at), text));
     }
 }

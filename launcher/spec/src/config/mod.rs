@@ -4,27 +4,41 @@
 //! text ──► tree (lines) ──► layer (keys, types) ──► RawConfig ──resolve(profile, sets)──► check ──► Config
 //! ```
 //!
-//! Two stages: [`RawConfig`] holds what was written; [`RawConfig::resolve`] puts defaults, file, device profile and
+//! Two stages: [`RawConfig`] holds the text as written; [`RawConfig::resolve`] puts defaults, file, device profile and
 //! overrides on top of each other, in this order.
+//!
+//! Every key is declared once: general keys in `sections.rs`, a task's in its folder (see [`TaskSpec`]). Reading, checks,
+//! [`mod@reference`] and [`json_schema`] come from the declarations.
 //!
 //! Architecture invariant: no environment, clock, /proc or GPU here; the same text and arguments give the same config.
 
 mod budget;
 mod check;
-mod defaults;
 mod error;
+mod json_schema;
+mod keys;
 mod kind;
 mod layer;
+mod literal;
 mod model;
+mod range;
 mod raw;
+pub mod reference;
 mod schema;
+mod sections;
+mod task;
 mod tree;
 
-#[cfg(test)]
-mod tests;
-
-pub use check::is_folder_name;
+pub use check::{Verdict, is_folder_name};
 pub use error::{ConfigError, Place, Problem};
-pub use model::*;
-pub use raw::RawConfig;
-pub use schema::{PROFILES, TASKS, data_name};
+pub use json_schema::json_schema;
+pub use keys::{Inert, Key, Keys, Section, defaults_of, normal_of};
+pub(crate) use keys::{choices, keys};
+pub use kind::{Kind, Typed, record};
+pub use model::{Config, TaskSections};
+pub use range::Range;
+pub use raw::{Folders, RawConfig};
+pub use schema::{PROFILES, Schema};
+pub use sections::*;
+pub use task::TaskSpec;
+pub use tree::Mark;

@@ -1,98 +1,123 @@
 //! First stage: a config as written. It is checked key by key where it stands; nothing is combined yet.
 
 use super::layer::{Layer, Source};
-use super::tree::{self, Body, Node};
-use super::{Config, ConfigError, DeviceChoice, PROFILES, Place, Problem, check};
+use super::schema::{self, Schema};
+use super::task::TaskSpec;
+use super::tree::{self, Body, Mark, Node};
+use super::{Config, ConfigError, DeviceChoice, PROFILES, Place, Problem, check, literal};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Folders that decide which file a name means, and what `~` is: given by the caller, who may ask the environment.
+#[derive(Clone, Copy, Debug)]
+pub struct Folders<'a> {
+    /// The working folder.
+    pub cwd: &'a Path,
+    /// The folder that Headroom itself lives in, with `configs/`.
+    pub headroom: Option<&'a Path>,
+    /// The user's home folder.
+    pub home: Option<&'a Path>,
+}
 
 /// A config file, parsed and free of unknown keys and wrong types, before profile and overrides.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RawConfig {
+    schema: Arc<Schema>,
     file: String,
+    /// The meaning of `~` in paths.
+    home: Option<PathBuf>,
     base: Layer,
     profiles: BTreeMap<String, Layer>,
 }
 
 impl RawConfig {
-    /// Finds and parses a config: as given, then in `configs/` below `cwd`, each with and without `.yaml`.
+    /// Finds and parses a config: as given, then in `configs/` below the working folder and below Headroom's own, each
+    /// with and without `.yaml`.
     ///
     /// # Errors
     /// [`ConfigError::NotFound`] lists the names there are; otherwise as [`RawConfig::parse`].
-    pub fn find(name: &str, cwd: &Path) -> Result<Self, ConfigError> {
-        Self::find_in(name, cwd, None)
-    }
-
-    /// As [`RawConfig::find`], then in `configs/` below `home`, the folder Headroom itself lives in.
-    pub fn find_in(name: &str, cwd: &Path, home: Option<&Path>) -> Result<Self, ConfigError> {
-        let home = home.filter(|home| *home != cwd);
-        let folders: Vec<PathBuf> = [Some(cwd), home].into_iter().flatten().map(|root| root.join("configs")).collect();
-        let stems = std::iter::once(cwd.join(name)).chain(folders.iter().map(|folder| folder.join(name)));
+    pub fn find(name: &str, folders: &Folders, tasks: &'static [&'static dyn TaskSpec]) -> Result<Self, ConfigError> {
+        let cwd = folders.cwd;
+        let headroom = folders.headroom.filter(|headroom| *headroom != cwd);
+        let places: Vec<PathBuf> =
+            [Some(cwd), headroom].into_iter().flatten().map(|root| root.join("configs")).collect();
+        let given = folders.home.and_then(|home| literal::at_home(name, home)).unwrap_or_else(|| cwd.join(name));
+        let stems = std::iter::once(given).chain(places.iter().map(|folder| folder.join(name)));
         let candidates = stems.flat_map(|stem| {
             let mut with = stem.clone().into_os_string();
             with.push(".yaml");
             [stem, PathBuf::from(with)]
         });
         let Some(path) = candidates.into_iter().find(|path| path.is_file()) else {
-            return Err(not_found(name, &folders));
+            return Err(not_found(name, &places));
         };
         let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
         let shown = path.strip_prefix(cwd).unwrap_or(&path);
-        Self::parse(&text, &shown.display().to_string())
+        let raw = Self::parse(&text, &shown.display().to_string(), tasks)?;
+        Ok(raw.with_home(folders.home))
     }
 
     /// Parses YAML. `file` names the text in messages; its stem is the config's name where the text gives none.
     ///
     /// # Errors
-    /// Broken YAML, duplicate keys; all unknown keys and wrong types at once, each with its line.
-    pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
-        let at = |line| Place::Line { file: file.to_string(), line };
-        let fault = |(line, text)| ConfigError::Problems(vec![Problem::new(at(line), text)]);
-        let mut raw = Self { file: file.to_string(), base: Layer::default(), profiles: BTreeMap::new() };
+    /// Broken YAML, duplicate keys; all unknown keys and wrong types at once, each with its place.
+    pub fn parse(text: &str, file: &str, tasks: &'static [&'static dyn TaskSpec]) -> Result<Self, ConfigError> {
+        let place = |at| Place::Mark { file: file.to_string(), at };
+        let fault = |(at, text)| ConfigError::Problems(vec![Problem::new(place(at), text)]);
+        let (schema, base, profiles) = (Arc::new(Schema::of(tasks)), Layer::default(), BTreeMap::new());
+        let mut raw = Self { schema, file: file.to_string(), home: None, base, profiles };
         let mut problems = Vec::new();
         let root = tree::parse(text).map_err(fault)?;
-        match root.map(|node| (node.line, node.is_null(), node.body)) {
+        match root.map(|node| (node.at, node.is_null(), node.body)) {
             None | Some((_, true, _)) => {}
             Some((_, _, Body::Map(entries))) => {
                 let (profiles, base): (Vec<_>, Vec<_>) =
-                    entries.into_iter().partition(|entry| super::schema::canonical(&entry.key) == "profiles");
-                raw.base = Layer::read(&base, "", &Source::File(file), &mut problems);
+                    entries.into_iter().partition(|entry| schema::canonical(&entry.key) == "profiles");
+                raw.base = Layer::read(&raw.schema, &base, "", &Source::File(file), &mut problems);
                 profiles.iter().for_each(|entry| raw.take_profiles(&entry.value, &mut problems));
             }
-            Some((line, _, _)) => {
-                problems.push(Problem::new(at(line), "expected keys such as data: and train:, found no mapping"))
+            Some((at, _, _)) => {
+                problems.push(Problem::new(place(at), "expected keys such as data: and train:, found no mapping"))
             }
         }
         if problems.is_empty() { Ok(raw) } else { Err(ConfigError::Problems(problems)) }
     }
 
+    /// Sets the folder that `~` stands for in paths.
+    pub fn with_home(self, home: Option<&Path>) -> Self {
+        Self { home: home.map(Path::to_path_buf), ..self }
+    }
+
     fn take_profiles(&mut self, node: &Node, problems: &mut Vec<Problem>) {
         let file = self.file.clone();
-        let mut bad = |line, text: String| problems.push(Problem::new(Place::Line { file: file.clone(), line }, text));
+        let mut bad = |at, text: String| problems.push(Problem::new(Place::Mark { file: file.clone(), at }, text));
         let known = PROFILES.join(", ");
         let Body::Map(entries) = &node.body else {
             if !node.is_null() {
-                bad(node.line, format!("profiles: expected a section with {known}"));
+                bad(node.at, format!("profiles: expected a section with {known}"));
             }
             return;
         };
         for entry in entries {
-            let name = super::schema::canonical(&entry.key);
+            let name = schema::canonical(&entry.key);
             match &entry.value.body {
                 _ if !PROFILES.contains(&name.as_str()) => {
-                    bad(entry.line, format!("unknown profile {}; the profiles there are: {known}", entry.key))
+                    bad(entry.at, format!("unknown profile {}; the profiles there are: {known}", entry.key))
                 }
                 Body::Map(inner) => {
                     let mut found = Vec::new();
-                    let layer = Layer::read(inner, &format!("profiles.{name}."), &Source::File(&file), &mut found);
+                    let inside = format!("profiles.{name}.");
+                    let layer = Layer::read(&self.schema, inner, &inside, &Source::File(&file), &mut found);
                     found.into_iter().for_each(|problem| match problem.place {
-                        Place::Line { line, .. } => bad(line, problem.text),
-                        _ => bad(entry.line, problem.text),
+                        Place::Mark { at, .. } => bad(at, problem.text),
+                        _ => bad(entry.at, problem.text),
                     });
                     self.profiles.insert(name, layer);
                 }
                 _ if entry.value.is_null() => {}
-                _ => bad(entry.value.line, format!("profiles.{name}: expected a section")),
+                _ => bad(entry.value.at, format!("profiles.{name}: expected a section")),
             }
         }
     }
@@ -102,7 +127,7 @@ impl RawConfig {
     /// # Errors
     /// As [`RawConfig::resolve`] for `sets`.
     pub fn device(&self, sets: &[String]) -> Result<DeviceChoice, ConfigError> {
-        let overrides = read_sets(sets)?;
+        let overrides = self.read_sets(sets)?;
         let chosen = overrides.iter().rev().chain([&self.base]).find_map(|layer| layer.get("train.device"));
         Ok(chosen.and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or(DeviceChoice::Auto))
     }
@@ -122,26 +147,30 @@ impl RawConfig {
         if !PROFILES.contains(&profile) {
             return Err(fail(format!("unknown profile {profile}; the profiles there are: {}", PROFILES.join(", "))));
         }
-        let overrides = read_sets(sets)?;
-        let layers = [&self.base].into_iter().chain(self.profiles.get(profile)).chain(&overrides);
-        let mut pins = false;
-        let mut config = Config { name: self.stem(), ..Config::of_task(&task_of(layers.clone())) };
+        let overrides = self.read_sets(sets)?;
+        let layers: Vec<&Layer> =
+            [&self.base].into_iter().chain(self.profiles.get(profile)).chain(&overrides).collect();
+        let name = self.task_of(&layers);
+        let task = self.schema.task(&name);
+        let config = task.map_or_else(|| Config { task: name, ..Config::default() }, Config::of);
+        let config = Config { name: self.stem(), ..config };
         let mut notes = Vec::new();
         let mut value = serde_json::to_value(&config).map_err(|e| fail(e.to_string()))?;
-        for layer in layers {
+        for layer in &layers {
             layer.write_over(&mut value);
             notes.extend(layer.notes().iter().map(ToString::to_string));
-            pins |= layer.get("train.pin_memory").is_some();
         }
-        config = serde_json::from_value(value).map_err(|e| fail(e.to_string()))?;
-        let verdict = check::check(&config);
-        if !verdict.errors.is_empty() {
-            let blame = |text: String| Problem::new(self.place_of(&text, &overrides), text);
-            let problems = verdict.errors.into_iter().map(blame).collect();
-            return Err(ConfigError::Problems(problems));
+        let blame = |text: String| Problem::new(self.place_of(&text, &layers, &overrides), text);
+        let homeless = self.expand_home(&mut value);
+        let config: Config = serde_json::from_value(value.clone()).map_err(|e| fail(e.to_string()))?;
+        config.check_sections(self.schema.tasks()).map_err(fail)?;
+        let verdict = check::check(&config, &value, &self.schema, task);
+        let errors: Vec<Problem> = homeless.into_iter().chain(verdict.errors).map(blame).collect();
+        if !errors.is_empty() {
+            return Err(ConfigError::Problems(errors));
         }
-        let blame = |text: String| Problem::new(self.place_of(&text, &overrides), text).to_string();
-        notes.extend(verdict.warnings.into_iter().map(blame));
+        notes.extend(verdict.warnings.into_iter().map(|text| blame(text).to_string()));
+        let pins = layers.iter().any(|layer| layer.get("train.pin_memory").is_some());
         // Only where someone wrote it: it is the default.
         if pins && config.train.pin_memory && profile == "cpu" {
             let why = "train.pin_memory has no effect on CPU ranks: pinned memory is for copies to a GPU";
@@ -150,21 +179,60 @@ impl RawConfig {
         Ok((config, notes))
     }
 
-    /// Where the values were written that `text` speaks of: the overrides among them, else the file.
-    fn place_of(&self, text: &str, overrides: &[Layer]) -> Place {
+    /// Replaces `~` at the beginning of paths; returns a line for each that cannot be.
+    fn expand_home(&self, config: &mut Value) -> Vec<String> {
+        let mut problems = Vec::new();
+        for key in self.schema.keys().filter(|key| key.kind.is_path()) {
+            let Some(slot) = config.pointer_mut(&schema::pointer(key.path)) else { continue };
+            let Some(text) = slot.as_str().filter(|text| text.starts_with('~')) else { continue };
+            match self.home.as_deref().map(|home| literal::at_home(text, home)) {
+                Some(Some(path)) => *slot = path.to_string_lossy().into(),
+                Some(None) => {}
+                None => problems.push(format!(
+                    "{} is {text}; there is no home folder to put in place of ~: set HOME, or write the path out",
+                    key.path
+                )),
+            }
+        }
+        problems
+    }
+
+    /// The place at which the values were written that `text` speaks of: overrides, else a line of the file, else the
+    /// file.
+    fn place_of(&self, text: &str, layers: &[&Layer], overrides: &[Layer]) -> Place {
         let in_key = |c: char| c.is_ascii_alphanumeric() || "_.".contains(c);
         let words: Vec<&str> = text.split(|c| !in_key(c)).map(|word| word.trim_end_matches('.')).collect();
         let mut sets: Vec<&str> = Vec::new();
-        for (key, place) in overrides.iter().flat_map(Layer::places) {
-            match place {
-                Place::Set(set) if words.contains(&key) => sets.push(set),
+        for (layer, key) in overrides.iter().flat_map(|layer| layer.keys().map(move |key| (layer, key))) {
+            match layer.place(key) {
+                Some(Place::Set(set)) if words.contains(&key) => sets.push(set),
                 _ => {}
             }
         }
-        match sets[..] {
-            [] => Place::Resolved { file: self.file.clone() },
-            _ => Place::Set(sets.join(" --set ")),
+        if !sets.is_empty() {
+            return Place::Set(sets.join(" --set "));
         }
+        let written = words.iter().find_map(|word| layers.iter().rev().find_map(|layer| layer.place(word)));
+        written.cloned().unwrap_or_else(|| Place::Resolved { file: self.file.clone() })
+    }
+
+    /// The task as written last; else the task whose keys are written, as in the deblurring guide's files, which name
+    /// none; else the first.
+    fn task_of(&self, layers: &[&Layer]) -> String {
+        let written = layers.iter().rev().find_map(|layer| layer.get("task").and_then(Value::as_str));
+        let tasks = self.schema.tasks();
+        let meant = |task: &&&dyn TaskSpec| {
+            let own = |key: &str| key.split('.').next() == Some(task.name()) && task.is_meant_by(key);
+            layers.iter().any(|layer| layer.keys().any(own))
+        };
+        let name = || tasks.iter().skip(1).find(meant).or(tasks.first()).map_or("", |task| task.name());
+        written.unwrap_or_else(name).to_string()
+    }
+
+    fn read_sets(&self, sets: &[String]) -> Result<Vec<Layer>, ConfigError> {
+        let mut problems = Vec::new();
+        let layers = sets.iter().map(|set| read_set(&self.schema, set, &mut problems)).collect();
+        if problems.is_empty() { Ok(layers) } else { Err(ConfigError::Problems(problems)) }
     }
 
     fn stem(&self) -> String {
@@ -173,46 +241,23 @@ impl RawConfig {
     }
 }
 
-impl Config {
-    /// The resolved config as YAML, which loads again to an equal one.
-    ///
-    /// # Errors
-    /// A path that is no UTF-8.
-    pub fn to_yaml(&self) -> Result<String, ConfigError> {
-        serde_yaml::to_string(self).map_err(ConfigError::Write)
-    }
-}
-
-/// The task as written last. The deblurring guide's files name none: their keys tell.
-fn task_of<'a>(layers: impl DoubleEndedIterator<Item = &'a Layer> + Clone) -> String {
-    let written = layers.clone().rev().find_map(|layer| layer.get("task").and_then(|task| task.as_str()));
-    let clips = || layers.into_iter().any(Layer::speaks_of_clips);
-    written.map_or_else(|| if clips() { "deblur".into() } else { Config::default().task }, ToString::to_string)
-}
-
-fn read_sets(sets: &[String]) -> Result<Vec<Layer>, ConfigError> {
-    let mut problems = Vec::new();
-    let layers = sets.iter().map(|set| read_set(set, &mut problems)).collect();
-    if problems.is_empty() { Ok(layers) } else { Err(ConfigError::Problems(problems)) }
-}
-
 /// One `key=value`; the value is YAML, so lists work: `data.split_ratio=[0.8,0.1,0.1]`.
-fn read_set(set: &str, problems: &mut Vec<Problem>) -> Layer {
+fn read_set(schema: &Schema, set: &str, problems: &mut Vec<Problem>) -> Layer {
     let source = Source::Set(set);
     let Some((key, text)) = set.split_once('=').filter(|(key, _)| !key.trim().is_empty()) else {
-        problems.push(Problem::new(source.place(1), "expected key=value, such as train.batch_size=32"));
+        problems.push(Problem::new(source.place(Mark::default()), "expected key=value, such as train.batch_size=32"));
         return Layer::default();
     };
     let value = match tree::parse(text) {
         Ok(Some(value)) => value,
-        Ok(None) => Node { line: 1, body: Body::Scalar { text: String::new(), plain: true } },
+        Ok(None) => Node { at: Mark::default(), body: Body::Scalar { text: String::new(), plain: true } },
         Err((_, text)) => {
-            problems.push(Problem::new(source.place(1), text));
+            problems.push(Problem::new(source.place(Mark::default()), text));
             return Layer::default();
         }
     };
-    let entry = tree::Entry { key: key.trim().to_string(), line: 1, value };
-    Layer::read(&[entry], "", &source, problems)
+    let entry = tree::Entry { key: key.trim().to_string(), at: Mark::default(), value, merged: false };
+    Layer::read(schema, &[entry], "", &source, problems)
 }
 
 fn not_found(name: &str, folders: &[PathBuf]) -> ConfigError {

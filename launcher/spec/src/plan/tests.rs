@@ -5,6 +5,10 @@ use crate::config::{Budget, OptimizerKind, ShuffleMode};
 use crate::contract::{Gpu, GpuSizes};
 use proptest::prelude::*;
 
+fn emg() -> Config {
+    crate::task::config("emg")
+}
+
 fn machine(cores: usize, memory: u64) -> Machine {
     Machine {
         cores,
@@ -60,7 +64,7 @@ fn line<'a>(plan: &'a Plan, name: &str) -> &'a BudgetLine {
 
 #[test]
 fn gpus_asked_for_on_a_cpu_machine_become_cpu_ranks() {
-    let plan = planned(&Config::default(), &machine(8, 32 * GIB), &gpus(3));
+    let plan = planned(&emg(), &machine(8, 32 * GIB), &gpus(3));
     assert_eq!(plan.topology.local_world_size, 3);
     assert_eq!((plan.topology.device, plan.topology.threads_per_rank), (Device::Cpu, 2));
     assert_eq!(plan.batch, BatchPlan { global_batch: 192, micro_batch: 64, micro_steps: 1, val_batch: 64 });
@@ -73,7 +77,7 @@ fn nodes_of_unequal_ranks_make_one_world() {
     let share = |ranks, asked| NodeShare { ranks, asked };
     let job = |node_rank, nodes: &[NodeShare], request: Request| {
         let request = Request { nnodes: nodes.len(), node_rank, nodes: nodes.to_vec(), ..request };
-        planned(&Config::default(), &machine(8, 32 * GIB), &request)
+        planned(&emg(), &machine(8, 32 * GIB), &request)
     };
     let nodes = [share(2, 2), share(1, 1)];
     let (first, second) = (job(0, &nodes, ranks(2)), job(1, &nodes, ranks(1)));
@@ -86,15 +90,15 @@ fn nodes_of_unequal_ranks_make_one_world() {
     let batch = job(0, &[share(2, 2), share(1, 4)], ranks(2)).batch;
     assert_eq!((batch.global_batch, batch.micro_steps), (6 * 64, 2));
     let machine = machine(8, 32 * GIB);
-    assert_eq!(node_share(&Config::default(), &machine, &gpus(3)).unwrap(), share(3, 3));
+    assert_eq!(node_share(&emg(), &machine, &gpus(3)).unwrap(), share(3, 3));
     let stale = Request { nnodes: 3, nodes: nodes.to_vec(), ..ranks(2) };
-    assert!(refused(&Config::default(), &machine, &stale).to_string().contains("--nnodes 3, but 2 nodes"));
+    assert!(refused(&emg(), &machine, &stale).to_string().contains("--nnodes 3, but 2 nodes"));
 }
 
 #[test]
 fn ranks_override_gpus_and_keep_the_global_batch() {
     let request = Request { ranks: Some(1), ..gpus(3) };
-    let plan = planned(&Config::default(), &machine(2, 32 * GIB), &request);
+    let plan = planned(&emg(), &machine(2, 32 * GIB), &request);
     assert_eq!(plan.topology.local_world_size, 1);
     assert_eq!((plan.batch.global_batch, plan.batch.micro_batch, plan.batch.micro_steps), (192, 64, 3));
 }
@@ -102,7 +106,7 @@ fn ranks_override_gpus_and_keep_the_global_batch() {
 #[test]
 fn strict_refuses_missing_gpus() {
     let request = Request { strict: true, ..gpus(3) };
-    let error = refused(&Config::default(), &machine(8, 32 * GIB), &request);
+    let error = refused(&emg(), &machine(8, 32 * GIB), &request);
     assert!(matches!(error, PlanError::Device { .. }), "{error:?}");
     let text = "3 GPUs asked for, none present; leave out --strict to train on CPU ranks";
     assert_eq!(error.to_string(), text);
@@ -110,10 +114,10 @@ fn strict_refuses_missing_gpus() {
 
 #[test]
 fn a_present_gpu_that_cannot_train_is_named() {
-    let plan = planned(&Config::default(), &with_gpus(1), &Request::default());
+    let plan = planned(&emg(), &with_gpus(1), &Request::default());
     assert_eq!((plan.topology.device, plan.notes.len()), (Device::Cuda, 0));
     let mut notes = Vec::new();
-    let topology = topology_with(&Config::default(), &with_gpus(1), &Request::default(), &mut notes, false).unwrap();
+    let topology = topology_with(&emg(), &with_gpus(1), &Request::default(), &mut notes, false).unwrap();
     assert_eq!(topology.device, Device::Cpu);
     assert!(notes[0].contains("ranks train on the CPU only"), "{notes:?}");
 }
@@ -121,7 +125,7 @@ fn a_present_gpu_that_cannot_train_is_named() {
 #[test]
 fn ranks_beyond_the_gpus_share_them_in_turn() {
     let request = Request { ranks: Some(3), ..Request::default() };
-    let plan = planned(&Config::default(), &with_gpus(1), &request);
+    let plan = planned(&emg(), &with_gpus(1), &request);
     assert_eq!((plan.topology.world_size, plan.topology.devices.as_slice()), (3, &[0, 0, 0][..]));
     assert!(plan.notes[0].contains("3 ranks share 1 GPU"), "{:?}", plan.notes);
     assert_eq!(plan.budget.gpu.unwrap().total_bytes, 79 * GIB / 3);
@@ -130,7 +134,7 @@ fn ranks_beyond_the_gpus_share_them_in_turn() {
 #[test]
 fn fewer_gpus_than_asked_are_used() {
     let mut notes = Vec::new();
-    let config = Config::default();
+    let config = emg();
     let topology = topology_with(&config, &with_gpus(2), &gpus(3), &mut notes, true).unwrap();
     assert_eq!((topology.device, topology.devices.as_slice()), (Device::Cuda, &[0, 1][..]));
     assert_eq!(notes, ["3 GPUs asked for, 2 present: training on 2 CUDA ranks; the global batch stays"]);
@@ -143,7 +147,7 @@ fn fewer_gpus_than_asked_are_used() {
 #[test]
 fn a_cuda_plan_puts_the_model_on_the_device() {
     let mut draft = Plan::default();
-    let (config, machine) = (Config::default(), with_gpus(2));
+    let (config, machine) = (emg(), with_gpus(2));
     draft.topology = topology_with(&config, &machine, &gpus(2), &mut draft.notes, true).unwrap();
     draft.batch = topology::batch(&config, &gpus(2), &draft.topology).unwrap();
     draft.loader =
@@ -158,7 +162,7 @@ fn a_cuda_plan_puts_the_model_on_the_device() {
 
 #[test]
 fn lines_are_exact() {
-    let mut config = Config::default();
+    let mut config = emg();
     config.train.num_workers = Some(2);
     let plan = planned(&config, &machine(16, 32 * GIB), &ranks(2));
     assert_eq!(plan.loader, LoaderPlan { threads: 2, slots: 6, chunk_cache_bytes: 64 * MIB });
@@ -174,7 +178,7 @@ fn lines_are_exact() {
     assert_eq!((line(&plan, "libraries").per_rank_bytes, line(&plan, "libraries").bound), (None, true));
     assert_eq!(line(&plan, "page cache").bytes, 0);
     config.train.batch_size = 1;
-    config.data.window_size = 501;
+    config.with_section(|emg: &mut EmgConfig| emg.window_size = 501);
     // 501 × 20 × 4 B is no whole number of cache lines: 40,080 becomes 40,128.
     let odd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
     assert_eq!(line(&odd, "staging slots").per_rank_bytes, Some(6 * (501 * 64 + 40_128)));
@@ -186,7 +190,7 @@ fn lines_are_exact() {
 
 #[test]
 fn libraries_count_once_and_each_rank_and_thread_for_itself() {
-    let of = |count, cores| planned(&Config::default(), &machine(cores, 64 * GIB), &ranks(count));
+    let of = |count, cores| planned(&emg(), &machine(cores, 64 * GIB), &ranks(count));
     let (one, three) = (of(1, 3), of(3, 3));
     assert_eq!(line(&one, "libraries").bytes, line(&three, "libraries").bytes);
     let runtime = |plan: &Plan| line(plan, "runtime").per_rank_bytes.unwrap();
@@ -196,14 +200,14 @@ fn libraries_count_once_and_each_rank_and_thread_for_itself() {
     assert_eq!(heap(&one) - heap(&three), 5 * MIB);
     assert_eq!(line(&one, "activations").per_rank_bytes, line(&three, "activations").per_rank_bytes);
     assert!(!one.budget.lines.iter().any(|line| line.name == LineId::Collectives));
-    let cuda = planned(&Config::default(), &with_gpus(2), &gpus(2));
+    let cuda = planned(&emg(), &with_gpus(2), &gpus(2));
     assert!(!cuda.budget.lines.iter().any(|line| [LineId::Libraries, LineId::Collectives].contains(&line.name)));
 }
 
 #[test]
 fn the_launchers_directory_grows_with_the_page_cache() {
     let launcher = |data: u64, cap: Option<f64>| {
-        let mut config = Config::default();
+        let mut config = emg();
         config.data.cache_size_gb = cap;
         let plan = plan(&config, &machine(8, 256 * GIB), &with_data(&config, data), &ranks(2)).unwrap();
         (line(&plan, "launcher").bytes, line(&plan, "launcher").bound)
@@ -218,7 +222,7 @@ fn the_launchers_directory_grows_with_the_page_cache() {
 #[test]
 fn loader_threads_follow_the_half_of_cores_rule() {
     let threads = |cores, count, workers: Option<usize>| {
-        let mut config = Config::default();
+        let mut config = emg();
         config.train.num_workers = workers;
         let plan = planned(&config, &machine(cores, 64 * GIB), &ranks(count));
         (plan.loader.threads, plan.notes.iter().any(|note| note.contains("50 % of")))
@@ -232,7 +236,7 @@ fn loader_threads_follow_the_half_of_cores_rule() {
 
 #[test]
 fn page_cache_is_a_line_cut_by_config_and_data_set() {
-    let mut config = Config::default();
+    let mut config = emg();
     let machine = machine(8, 32 * GIB);
     let (facts, large) = (100 * MIB, 1 << 40);
     let cache = |config: &Config, bytes: &u64| {
@@ -258,7 +262,7 @@ fn page_cache_is_a_line_cut_by_config_and_data_set() {
 
 #[test]
 fn a_cache_above_half_of_the_memory_is_refused_with_the_number_that_passes() {
-    let mut config = Config::default();
+    let mut config = emg();
     config.data.cache_size_gb = Some(50.0);
     let machine = machine(8, 31 * GIB);
     let PlanError::CacheTooLarge { fits_gb, .. } = refused(&config, &machine, &ranks(1)) else { panic!() };
@@ -275,7 +279,7 @@ fn the_cgroup_limit_is_the_basis_where_it_is_smaller() {
         cgroup_version: Some(2),
         ..machine(8, 64 * GIB)
     };
-    let plan = planned(&Config::default(), &limited, &ranks(1));
+    let plan = planned(&emg(), &limited, &ranks(1));
     assert_eq!(plan.budget.total_bytes, 8 * GIB * 8 / 10);
     assert!(plan.budget.formula.contains("cgroup limit"));
 }
@@ -284,7 +288,7 @@ fn the_cgroup_limit_is_the_basis_where_it_is_smaller() {
 fn what_others_use_beyond_their_share_is_reserved() {
     let reserve = |available| {
         let machine = Machine { memory_available_bytes: available, ..machine(8, 20 * GIB) };
-        line(&planned(&Config::default(), &machine, &ranks(1)), "reserve").bytes
+        line(&planned(&emg(), &machine, &ranks(1)), "reserve").bytes
     };
     // Budget 16 GiB, margin 2 %; 4 GiB are the others' by the budget's definition.
     let margin = 16 * GIB / 50;
@@ -296,7 +300,7 @@ fn what_others_use_beyond_their_share_is_reserved() {
 #[test]
 fn too_little_available_memory_is_refused_although_the_machine_is_large() {
     let full = Machine { memory_available_bytes: 300 * MIB, ..machine(8, 64 * GIB) };
-    let error = refused(&Config::default(), &full, &ranks(2));
+    let error = refused(&emg(), &full, &ranks(2));
     assert!(!matches!(error, PlanError::Device { .. } | PlanError::Invalid(_)), "{error:?}");
     assert!(error.to_string().contains("largest lines: reserve"), "{error}");
 }
@@ -304,29 +308,29 @@ fn too_little_available_memory_is_refused_although_the_machine_is_large() {
 #[test]
 fn absurd_configs_are_errors() {
     let machine = machine(8, 32 * GIB);
-    let mut config = Config::default();
+    let mut config = emg();
     config.train.batch_size = usize::MAX;
     assert!(matches!(refused(&config, &machine, &ranks(3)), PlanError::Overflow { .. }));
     config.train.batch_size = usize::MAX / 8;
     assert!(matches!(refused(&config, &machine, &ranks(1)), PlanError::Overflow { .. }));
-    config = Config::default();
-    config.data.window_size = usize::MAX;
+    config = emg();
+    config.with_section(|emg: &mut EmgConfig| emg.window_size = usize::MAX);
     assert!(matches!(refused(&config, &machine, &ranks(1)), PlanError::Overflow { .. }));
-    config = Config::default();
+    config = emg();
     config.train.prefetch_factor = usize::MAX;
     assert!(matches!(refused(&config, &machine, &ranks(1)), PlanError::Overflow { .. }));
-    config = Config::default();
+    config = emg();
     config.train.batch_size = 0;
     assert!(matches!(refused(&config, &machine, &ranks(1)), PlanError::Invalid(_)));
-    assert!(matches!(refused(&Config::default(), &machine, &ranks(0)), PlanError::Invalid(_)));
-    config = Config::default();
+    assert!(matches!(refused(&emg(), &machine, &ranks(0)), PlanError::Invalid(_)));
+    config = emg();
     config.memory.budget = Budget::Bytes(33 * GIB);
     assert!(refused(&config, &machine, &ranks(1)).to_string().contains("set it to 32.00 GiB or less"));
 }
 
 #[test]
 fn more_ranks_than_samples_are_refused() {
-    let mut config = Config::default();
+    let mut config = emg();
     config.train.batch_size = 1;
     let request = Request { ranks: Some(3), ..gpus(1) };
     let error = refused(&config, &machine(8, 32 * GIB), &request).to_string();
@@ -335,7 +339,7 @@ fn more_ranks_than_samples_are_refused() {
 
 #[test]
 fn a_refusal_names_every_single_change_that_fits() {
-    let mut config = Config::default();
+    let mut config = emg();
     config.train.batch_size = 4096;
     config.train.num_workers = Some(8);
     let machine = machine(32, 128 * GIB);
@@ -352,7 +356,7 @@ fn a_refusal_names_every_single_change_that_fits() {
 
 #[test]
 fn tables_keep_to_their_width() {
-    let mut config = Config::default();
+    let mut config = emg();
     config.train.ema_decay = Some(0.999);
     let plan = planned(&config, &machine(2, 24 * GIB), &gpus(3));
     for width in [80, 160] {
@@ -364,7 +368,7 @@ fn tables_keep_to_their_width() {
 
 #[test]
 fn plans_survive_json() {
-    let plan = planned(&Config::default(), &machine(4, 24 * GIB), &gpus(3));
+    let plan = planned(&emg(), &machine(4, 24 * GIB), &gpus(3));
     let text = serde_json::to_string(&plan).unwrap();
     assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
 }
@@ -376,11 +380,11 @@ fn cases() -> impl Strategy<Value = (Config, Machine, Request)> {
     let node = (1usize..64, (64 * MIB)..(64 * GIB), 0u64..=100, proptest::option::of(64 * MIB..32 * GIB));
     let asked = (proptest::option::of(1usize..9), proptest::option::of(1usize..9), 1u32..=100);
     (sizes, loading, node, asked).prop_map(|(sizes, loading, node, asked)| {
-        let mut config = Config::default();
+        let mut config = emg();
         config.train.batch_size = sizes.0;
         config.train.gradient_accumulation_steps = sizes.1;
         config.train.microbatch = sizes.2;
-        config.data.window_size = sizes.3;
+        config.with_section(|emg: &mut EmgConfig| emg.window_size = sizes.3);
         config.train.num_workers = loading.0;
         config.train.prefetch_factor = loading.1;
         config.data.chunk_cache_size = loading.2;
@@ -415,7 +419,7 @@ proptest! {
     fn the_global_batch_is_the_same_for_every_world_size(
         batch in 8usize..200, accumulation in 1usize..4, asked in 1usize..9, present in 1usize..9,
     ) {
-        let mut config = Config::default();
+        let mut config = emg();
         config.train.batch_size = batch;
         config.train.gradient_accumulation_steps = accumulation;
         let request = Request { ranks: Some(present), ..gpus(asked) };
@@ -470,7 +474,7 @@ proptest! {
 #[test]
 fn a_cache_too_small_for_the_order_is_named_with_numbers() {
     let small = |mode: ShuffleMode, window: usize, cache_mib: u64| {
-        let mut config = Config::default();
+        let mut config = emg();
         config.data.shuffle_mode = mode;
         config.data.shuffle_window = window;
         config.data.cache_size_gb = Some(cache_mib as f64 / 1024.0);

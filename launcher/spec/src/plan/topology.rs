@@ -190,7 +190,6 @@ pub(super) fn batch(config: &Config, request: &Request, topology: &Topology) -> 
         ("train.gradient_accumulation_steps", Some(accumulation)),
         ("train.microbatch", train.microbatch),
         ("train.val_batch_size", train.val_batch_size),
-        ("data.window_size", Some(config.data.window_size)),
     ] {
         if value == Some(0) {
             return Err(PlanError::Invalid(format!("{key} is 0: at least 1 is needed")));

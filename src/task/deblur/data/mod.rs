@@ -82,7 +82,7 @@ pub struct ClipData {
 pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataConfig>) -> Result<ClipData, DataError> {
     if spec.clip_len == 0 || spec.strides.contains(&0) {
         let problem = "a clip has at least 1 frame, and clips start at least 1 frame apart";
-        return Err(DataError::setting("data.deblur", problem));
+        return Err(DataError::setting("deblur", problem));
     }
     let SplitFolders { found, places, mut skipped, remarks } = find_splits(spec)?;
     if let Some(first) = skipped.first()

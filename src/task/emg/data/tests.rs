@@ -16,8 +16,16 @@ fn alone() -> Team<'static> {
     Team { rank: 0, world_size: 1, gather: &solo, cache: None, kept: None }
 }
 
-fn config(path: &Path) -> DataConfig {
-    DataConfig { dataset_path: path.to_owned(), window_size: 500, stride: 100, ..Default::default() }
+fn config(path: &Path) -> WindowKeys {
+    let data = DataConfig { dataset_path: path.to_owned(), stride: 100, ..DataConfig::default() };
+    WindowKeys { data, emg: EmgConfig { window_size: 500, ..EmgConfig::default() } }
+}
+
+/// `keys` after a change.
+fn with(keys: &WindowKeys, change: impl FnOnce(&mut WindowKeys)) -> WindowKeys {
+    let mut keys = keys.clone();
+    change(&mut keys);
+    keys
 }
 
 /// Three seconds per session: small, but with several chunks.
@@ -62,7 +70,7 @@ fn windows_equal_direct_reads_and_avoid_failure_blocks() {
             seen += 1;
         }
     }
-    let all = DataConfig { skip_ik_failures: false, ..config(&path) };
+    let all = with(&config(&path), |keys| keys.emg.skip_ik_failures = false);
     let all = open_datasets(&all, 42, &alone(), dir.path()).unwrap().datasets;
     let total = all.train.len() + all.val.len() + all.test.len();
     assert_eq!(total, 6 * 56);
@@ -74,9 +82,13 @@ fn windows_equal_direct_reads_and_avoid_failure_blocks() {
 fn statistics_come_from_sampled_training_rows_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = make(dir.path(), 5);
-    let config = DataConfig { rectify: true, normalize: true, max_samples_for_normalize: 1000, ..config(&path) };
+    let config = with(&config(&path), |keys| {
+        keys.emg.rectify = true;
+        keys.emg.normalize = true;
+        keys.emg.max_samples_for_normalize = 1000;
+    });
     let data = open_datasets(&config, 7, &alone(), dir.path()).unwrap();
-    let splits = split_files(5, config.split_ratio, 7);
+    let splits = split_files(5, config.data.split_ratio, 7);
     assert_eq!(data.statistics.count, 1000 * splits[0].len() as u64, "at most max_samples rows per training file");
     // The same by two passes over direct reads.
     let (mut values, mut poses) = (vec![Vec::new(); 16], vec![Vec::new(); 20]);
@@ -102,7 +114,10 @@ fn statistics_come_from_sampled_training_rows_only() {
     for (found, poses) in data.mean_pose.iter().zip(&poses) {
         assert!((found - mean(poses)).abs() < 1e-9);
     }
-    let plain = DataConfig { rectify: false, normalize: false, ..config };
+    let plain = with(&config, |keys| {
+        keys.emg.rectify = false;
+        keys.emg.normalize = false;
+    });
     let plain = open_datasets(&plain, 7, &alone(), dir.path()).unwrap();
     let (raw, _) = window(&*plain.datasets.train, 3);
     let (normalised, _) = window(&*data.datasets.train, 3);
@@ -194,7 +209,7 @@ fn shuffled_emg_is_a_permutation_of_windows_and_leaves_angles_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = make(dir.path(), 3);
     let plain = open_datasets(&config(&path), 42, &alone(), dir.path()).unwrap().datasets.train;
-    let shuffled = DataConfig { shuffle_emg: true, ..config(&path) };
+    let shuffled = with(&config(&path), |keys| keys.emg.shuffle_emg = true);
     let shuffled = open_datasets(&shuffled, 42, &alone(), dir.path()).unwrap().datasets.train;
     let sorted = |dataset: &dyn Dataset| {
         let mut emg: Vec<_> =
@@ -212,7 +227,10 @@ fn shuffled_emg_is_a_permutation_of_windows_and_leaves_angles_alone() {
 fn an_evenly_spread_part_can_be_used() {
     let dir = tempfile::tempdir().unwrap();
     let path = make(dir.path(), 3);
-    let part = DataConfig { max_train_windows: 10, max_val_windows: 5, ..config(&path) };
+    let part = with(&config(&path), |keys| {
+        keys.data.max_train_windows = 10;
+        keys.data.max_val_windows = 5;
+    });
     let data = open_datasets(&part, 42, &alone(), dir.path()).unwrap().datasets;
     assert_eq!((data.train.len(), data.val.len()), (10, 5));
     assert!(data.notes[0].starts_with("train: 10 windows (evenly out of "), "{:?}", data.notes);
@@ -257,7 +275,7 @@ fn bad_files_are_left_out_with_one_line_each_or_stop_the_run() {
     for line in [
         "nan.hdf5: emg is NaN at row 2100, channel 5",
         "infinite.hdf5: joint_angles is inf at row 7, channel 19",
-        "short.hdf5: too short for one window: 499 rows, data.window_size is 500",
+        "short.hdf5: too short for one window: 499 rows, emg.window_size is 500",
         "failed.hdf5: too short for one window: 600 rows, 600 of them IK failures",
         "text.h5: cannot be read as HDF5",
         "cut.hdf5: ",
@@ -266,7 +284,7 @@ fn bad_files_are_left_out_with_one_line_each_or_stop_the_run() {
     }
     assert_eq!(good.datasets.skipped.len(), 6);
     assert!(good.datasets.notes.contains(&"6 files left out".to_string()));
-    let strict = DataConfig { skip_bad: false, ..config(&path) };
+    let strict = with(&config(&path), |keys| keys.data.skip_bad = false);
     let error = open_datasets(&strict, 42, &alone(), dir.path()).err().unwrap().to_string();
     assert!(error.contains("cut.hdf5") && error.contains("data.skip_bad"), "{error}");
 }
@@ -286,7 +304,7 @@ fn nothing_usable_names_the_path_and_the_way_out() {
     std::fs::create_dir(dir.path().join("bad")).unwrap();
     std::fs::write(dir.path().join("bad/a.h5"), "text").unwrap();
     refused(&dir.path().join("bad"), "none of 1 files is usable; the first:");
-    let zero = DataConfig { stride: 0, ..config(dir.path()) };
+    let zero = with(&config(dir.path()), |keys| keys.data.stride = 0);
     let error = open_datasets(&zero, 42, &alone(), dir.path()).err().unwrap().to_string();
     assert!(error.contains("data.stride is 0"), "{error}");
 }
@@ -359,7 +377,7 @@ fn batches(dataset: &Arc<dyn Dataset>, rank: u64, threads: usize, first_step: u6
 }
 
 /// Entries of all files together.
-fn plain_entries(config: &DataConfig, chunk_rows: Option<usize>) -> u64 {
+fn plain_entries(config: &WindowKeys, chunk_rows: Option<usize>) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let reader = open_datasets(config, 3, &alone(), dir.path()).unwrap().reader;
     let entries = (0..reader.tables().len()).map(|file| reader.entries(file)).sum();
@@ -372,8 +390,11 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
     let dir = tempfile::tempdir().unwrap();
     for chunk_rows in [Some(300), None] {
         let path = store(dir.path(), chunk_rows, 4);
-        let config = DataConfig { chunk_cache_size: 200_000, normalize: true, ..config(&path) };
-        let open = |config: &DataConfig, cache| {
+        let config = with(&config(&path), |keys| {
+            keys.data.chunk_cache_size = 200_000;
+            keys.emg.normalize = true;
+        });
+        let open = |config: &WindowKeys, cache| {
             let team = Team { cache, ..alone() };
             open_datasets(config, 3, &team, dir.path()).unwrap().datasets.train
         };
@@ -389,7 +410,7 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
                     _ => PolicyKind::NextUse,
                 };
                 let (host, clients) = hosted(capacity, kind, 2);
-                let config = DataConfig { cache: policy, ..config.clone() };
+                let config = with(&config, |keys| keys.data.cache = policy);
                 let [a, b] = [0, 1].map(|rank: usize| open(&config, Some(Arc::clone(&clients[rank]))));
                 let all = if policy == CachePolicy::Auto { vec![0, 1, 2, 8] } else { vec![2] };
                 for threads in all {
@@ -416,7 +437,7 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
         // Windows as entries: chosen by the rule where chunks are shared, refused where there are none.
         for capacity in [100_000, 600_000] {
             let (host, clients) = hosted(capacity, PolicyKind::NextUse, 2);
-            let config = DataConfig { cache_entries: CacheEntries::Sample, ..config.clone() };
+            let config = with(&config, |keys| keys.data.cache_entries = CacheEntries::Sample);
             let open = |rank: usize| {
                 let team = Team { cache: Some(Arc::clone(&clients[rank])), ..alone() };
                 open_datasets(&config, 3, &team, dir.path()).unwrap()
@@ -441,7 +462,7 @@ fn batches_are_the_same_with_and_without_the_page_cache() {
         }
         // `off` does not even look at it.
         let directory = TestDirectory::new(8 << 20);
-        let off = DataConfig { cache: CachePolicy::Off, ..config.clone() };
+        let off = with(&config, |keys| keys.data.cache = CachePolicy::Off);
         assert!(batches(&open(&off, Some(directory.client(0, 1 << 20, true))), 0, 2, 5) == resumed);
         assert_eq!(directory.stats().misses, 0);
     }
@@ -459,7 +480,7 @@ fn cancel_and_break(cache_entries: CacheEntries) {
     let path = store(dir.path(), Some(300), 3);
     let directory = TestDirectory::new(8 << 20);
     let team = Team { cache: Some(directory.client(0, 2 << 20, true)), ..alone() };
-    let config = DataConfig { cache_entries, ..config(&path) };
+    let config = with(&config(&path), |keys| keys.data.cache_entries = cache_entries);
     let train = open_datasets(&config, 3, &team, dir.path()).unwrap().datasets.train;
     let requests = |epoch| {
         let order = SampleOrder { len: train.len() as u64, seed: 3, shuffle: crate::data::loader::Shuffle::Global };
