@@ -4,10 +4,11 @@ use super::FrameFacts;
 use crate::data::source::find_files;
 use crate::data::{DataError, Dtype, FieldSpec};
 use crate::task::outline::{Outline, SCRATCH_BYTES};
-use spec::config::{Config, DeblurData, SpikeEncoding};
+use spec::config::Config;
 use spec::contract::files::{SpikeBytes, SpikeVerdict};
 use spec::contract::{CacheMode, DataSizes};
 use spec::plan::bytes_text;
+use spec::task::deblur::{DeblurConfig, SpikeEncoding};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,11 +100,11 @@ pub fn outline(config: &Config) -> Result<Outline, DataError> {
 /// The number of bytes overflows.
 pub fn of_files(config: &Config, seen: &Seen) -> Result<Outline, DataError> {
     let absurd =
-        || DataError::Other("clips are beyond any machine: check data.deblur and the size of its frames".into());
-    let data = &config.data.deblur;
-    let frame = Frame::of(data, seen);
-    let fields = |side| frame.cut(side).fields(config);
-    let sizes = frame.sizes(config, (seen.images / 2) as u64).ok_or_else(absurd)?;
+        || DataError::Other("clips are beyond any machine: check the section deblur and the size of its frames".into());
+    let data: DeblurConfig = config.section();
+    let frame = Frame::of(&data, seen);
+    let fields = |side| frame.cut(side).fields(&data);
+    let sizes = frame.sizes(config, &data, (seen.images / 2) as u64).ok_or_else(absurd)?;
     let mut outline = Outline::new(fields(data.crop_size), fields(data.val_crop_size), sizes);
     outline.datasets.facts = Some(Arc::new(FrameFacts { image_width: frame.width }));
     Ok(outline)
@@ -112,9 +113,8 @@ pub fn of_files(config: &Config, seen: &Seen) -> Result<Outline, DataError> {
 /// The config with clips of half the side, and how many times more pixels its own clips have; `None`: they are small
 /// already.
 pub fn shrunk(config: &Config) -> Option<(Config, f64)> {
-    let frame = Frame::of(&config.data.deblur, &Seen::below(&config.data.dataset_path));
-    let mut smaller = config.clone();
-    let data = &mut smaller.data.deblur;
+    let mut data: DeblurConfig = config.section();
+    let frame = Frame::of(&data, &Seen::below(&config.data.dataset_path));
     let mut factors = Vec::new();
     for side in [&mut data.crop_size, &mut data.val_crop_size] {
         let whole = frame.cut(*side);
@@ -125,6 +125,8 @@ pub fn shrunk(config: &Config) -> Option<(Config, f64)> {
         }
         factors.push((whole.height * whole.width) as f64 / (*side * *side) as f64);
     }
+    let mut smaller = config.clone();
+    smaller.set_section(&data);
     Some((smaller, factors[0].max(factors[1])))
 }
 
@@ -139,7 +141,7 @@ struct Frame {
 }
 
 impl Frame {
-    fn of(data: &DeblurData, seen: &Seen) -> Self {
+    fn of(data: &DeblurConfig, seen: &Seen) -> Self {
         let (spike_height, spike_width) = (data.spike_h, data.spike_w);
         let (height, width) = match (seen.height, seen.width) {
             (0, _) | (_, 0) => (spike_height.saturating_mul(USUAL_SCALE), spike_width.saturating_mul(USUAL_SCALE)),
@@ -175,11 +177,10 @@ impl Frame {
     }
 
     /// Blurred, sharp, and spikes or voxels of a clip.
-    fn fields(&self, config: &Config) -> Vec<FieldSpec> {
-        let data = &config.data.deblur;
+    fn fields(&self, data: &DeblurConfig) -> Vec<FieldSpec> {
         let image = |name| FieldSpec { name, shape: vec![data.clip_len, self.height, self.width, 3], dtype: Dtype::U8 };
         let mut fields = vec![image("blur"), image("sharp")];
-        if !config.model.vrt.use_spike {
+        if !data.vrt.use_spike {
             return fields;
         }
         fields.push(if data.use_precomputed_voxels {
@@ -193,14 +194,14 @@ impl Frame {
     }
 
     /// Bytes of one frame's entries in the page cache.
-    fn entry_bytes(&self, config: &Config) -> Option<u64> {
+    fn entry_bytes(&self, data: &DeblurConfig) -> Option<u64> {
         let entry = |field: &FieldSpec| {
             // One frame of the clip.
             let element = field.dtype.bytes();
             let bytes = field.shape[1..].iter().try_fold(element, |n, factor| n.checked_mul(*factor))?;
             bytes.checked_next_multiple_of(LINE_BYTES)
         };
-        self.fields(config).iter().try_fold(0u64, |sum, field| sum.checked_add(entry(field)? as u64))
+        self.fields(data).iter().try_fold(0u64, |sum, field| sum.checked_add(entry(field)? as u64))
     }
 
     /// As the guide's data set holds a frame: two pictures and `bins` voxels per pixel, all f32.
@@ -210,8 +211,8 @@ impl Frame {
     }
 
     /// Of a data set of `count` frames.
-    fn sizes(&self, config: &Config, count: u64) -> Option<DataSizes> {
-        let entries = self.entry_bytes(config)?;
+    fn sizes(&self, config: &Config, data: &DeblurConfig, count: u64) -> Option<DataSizes> {
+        let entries = self.entry_bytes(data)?;
         Some(DataSizes {
             // Two pictures and the spikes of a frame are entries of their own.
             entry_bytes: [entries / 3; 2],
@@ -222,18 +223,17 @@ impl Frame {
             useful_bytes: count.checked_mul(entries)?.checked_next_multiple_of(PAGE_BYTES)?,
             useful: format!("{} frames × {} B of entries", grouped(count), grouped(entries)),
             useful_is_exact: true,
-            auto_policy: auto_policy(config),
-            facts: self.facts(config, count, entries)?,
+            auto_policy: auto_policy(config.data.stride, data.clip_len),
+            facts: self.facts(config.data.cache_size_gb, data, count, entries)?,
         })
     }
 
     /// The guide's arithmetic for this data set.
-    fn facts(&self, config: &Config, count: u64, entries: u64) -> Option<Vec<String>> {
-        let data = &config.data.deblur;
+    fn facts(&self, cache_size_gb: Option<f64>, data: &DeblurConfig, count: u64, entries: u64) -> Option<Vec<String>> {
         let tensors = self.tensor_bytes(data.voxel_bins)?;
         let (all_tensors, all_entries) = (tensors.checked_mul(count)?, entries.checked_mul(count)?);
         let ratio = tensors as f64 / entries.max(1) as f64;
-        let spikes = match config.model.vrt.use_spike {
+        let spikes = match data.vrt.use_spike {
             false => String::new(),
             true if data.use_precomputed_voxels => format!(", {} voxels per pixel from files", data.voxel_bins),
             true => format!(", {} spike planes of {}×{}", self.planes, self.spike_height, self.spike_width),
@@ -246,7 +246,7 @@ impl Frame {
         let kept = all_tensors.checked_mul(GUIDE_WORKERS)?;
         let mut guide =
             format!("{GUIDE_WORKERS} worker processes that keep all tensors would hold {}", bytes_text(kept));
-        if let Some(gb) = config.data.cache_size_gb {
+        if let Some(gb) = cache_size_gb {
             let each = ((gb * f64::from(1 << 30)) as u64).min(all_tensors);
             let bounded = each.checked_mul(GUIDE_WORKERS)?;
             guide += &format!(", with {gb} GiB each {}", bytes_text(bounded));
@@ -259,8 +259,8 @@ impl Frame {
 /// Clips that overlap share frames: an entry serves up to `clip_len` clips of an epoch, so what is needed again soonest is
 /// worth more than the rest. Where each frame has one clip, all entries are read once, and what stays is as good as what
 /// goes.
-fn auto_policy(config: &Config) -> CacheMode {
-    if config.data.stride < config.data.deblur.clip_len { CacheMode::NextUse } else { CacheMode::Pin }
+fn auto_policy(stride: usize, clip_len: usize) -> CacheMode {
+    if stride < clip_len { CacheMode::NextUse } else { CacheMode::Pin }
 }
 
 /// Thousands apart: `282,996`.
@@ -276,10 +276,10 @@ mod tests {
 
     #[test]
     fn a_frame_of_the_guide_is_compact_by_the_factor_promised() {
-        let config = Config::of_task("deblur");
+        let data = DeblurConfig::default();
         let seen = Seen { images: 4444, height: 720, width: 1280, ..Seen::default() };
-        let frame = Frame::of(&config.data.deblur, &seen);
-        let (tensors, entries) = (frame.tensor_bytes(32).unwrap(), frame.entry_bytes(&config).unwrap());
+        let frame = Frame::of(&data, &seen);
+        let (tensors, entries) = (frame.tensor_bytes(32).unwrap(), frame.entry_bytes(&data).unwrap());
         assert_eq!(tensors, 140_083_200);
         assert_eq!(entries, 2 * 720 * 1280 * 3 + 66 * 360 * 80);
         assert!(tensors >= 15 * entries, "{tensors} {entries}");
@@ -287,17 +287,15 @@ mod tests {
 
     #[test]
     fn clips_that_overlap_want_a_policy_that_looks_ahead() {
-        let mut config = Config::of_task("deblur");
         use CacheMode::{NextUse, Pin};
         for (clip_len, stride, policy) in [(5, 1, NextUse), (5, 4, NextUse), (5, 5, Pin), (1, 1, Pin)] {
-            (config.data.deblur.clip_len, config.data.stride) = (clip_len, stride);
-            assert_eq!(auto_policy(&config), policy, "{clip_len} {stride}");
+            assert_eq!(auto_policy(stride, clip_len), policy, "{clip_len} {stride}");
         }
     }
 
     #[test]
     fn planes_come_from_the_file_and_its_encoding() {
-        let mut data = DeblurData { spike_h: 48, spike_w: 64, ..DeblurData::default() };
+        let mut data = DeblurConfig { spike_h: 48, spike_w: 64, ..DeblurConfig::default() };
         let mut seen = Seen { spike_file_bytes: 66 * 48 * 64 / 8, ..Seen::default() };
         assert_eq!(Frame::of(&data, &seen).planes, 66);
         seen = Seen { spike_file_bytes: 66 * 48 * 64, spikes_are_bytes: true, ..seen };
@@ -334,23 +332,28 @@ mod tests {
 
     #[test]
     fn clips_shrink_to_whole_windows_and_say_by_how_much() {
-        let mut config = Config::of_task("deblur");
+        let mut config = spec::task::config("deblur");
         config.data.dataset_path = "no/such/folder".into();
-        (config.data.deblur.crop_size, config.data.deblur.val_crop_size) = (256, 256);
+        config.with_section(|data: &mut DeblurConfig| (data.crop_size, data.val_crop_size) = (256, 256));
         let (half, factor) = shrunk(&config).unwrap();
-        assert_eq!((half.data.deblur.crop_size, half.data.deblur.val_crop_size, factor), (128, 128, 4.0));
+        let sides = |config: &Config| {
+            let data: DeblurConfig = config.section();
+            [data.crop_size, data.val_crop_size]
+        };
+        assert_eq!((sides(&half), factor), ([128, 128], 4.0));
         let (quarter, factor) = shrunk(&half).unwrap();
-        assert_eq!((quarter.data.deblur.crop_size, factor), (64, 4.0));
+        assert_eq!((sides(&quarter)[0], factor), (64, 4.0));
         assert_eq!(shrunk(&quarter), None);
     }
 
     #[test]
     fn shapes_are_those_of_the_open_data_set() {
         let folder = tempfile::tempdir().unwrap();
-        let mut config = Config::of_task("deblur");
+        let mut config = spec::task::config("deblur");
         config.data.dataset_path = folder.path().join("clips");
-        let data = &mut config.data.deblur;
-        (data.spike_h, data.spike_w, data.crop_size, data.val_crop_size, data.clip_len) = (48, 64, 48, 0, 3);
+        config.with_section(|data: &mut DeblurConfig| {
+            (data.spike_h, data.spike_w, data.crop_size, data.val_crop_size, data.clip_len) = (48, 64, 48, 0, 3);
+        });
         let request = crate::task::SampleRequest {
             task: "deblur".into(),
             out: config.data.dataset_path.clone(),

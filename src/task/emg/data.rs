@@ -257,8 +257,9 @@ fn assemble(
         rows += if config.emg.skip_ik_failures { file.valid_rows() } else { file.table.rows };
     }
     mean_pose.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
-    let listed = [(0, config.data.max_train_windows), (1, config.data.max_val_windows), (2, config.data.max_val_windows)]
-        .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
+    let listed =
+        [(0, config.data.max_train_windows), (1, config.data.max_val_windows), (2, config.data.max_val_windows)]
+            .map(|(split, limit)| list_windows(&splits[split], limit, &files, config));
     let mut notes = notes(&files, &splits, &listed, config, &skipped);
     notes.extend(lines.into_iter().chain(equal));
     let (tables, identities) = files.into_iter().map(|file| (file.table, file.identity)).unzip();

@@ -1,6 +1,6 @@
 //! Sizes of EMG recordings for a plan, from the sizes of files: no file is opened.
 
-use super::data::fields;
+use super::data::{WindowKeys, fields};
 use crate::data::DataError;
 use crate::data::source::find_files;
 use crate::task::outline::{Outline, SCRATCH_BYTES};
@@ -15,10 +15,9 @@ const CHUNK_BYTES: u64 = 512 << 10;
 
 /// Shapes by the config; bytes by the files below `data.dataset_path`, 0 where nothing is there.
 pub fn outline(config: &Config) -> Result<Outline, DataError> {
-    let data = &config.data;
-    let found = find_files(&data.dataset_path, &["h5", "hdf5"]).unwrap_or_default().files;
+    let found = find_files(&config.data.dataset_path, &["h5", "hdf5"]).unwrap_or_default().files;
     let bytes: u64 = found.iter().filter_map(|path| std::fs::metadata(path).ok()).map(|file| file.len()).sum();
-    let fields = fields(data).to_vec();
+    let fields = fields(&WindowKeys::of(config)).to_vec();
     let sample: usize = fields.iter().map(|field| field.sample_bytes()).sum();
     let sizes = DataSizes {
         // Chunks; where the cache is short of room windows, or parts of them in two chunks.

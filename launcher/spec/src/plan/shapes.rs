@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn batch_and_schedule_are_free_and_the_model_is_not() {
-        let base = Config::default();
+        let base = crate::task::config("emg");
         let changed = |change: fn(&mut Config)| {
             let mut config = base.clone();
             change(&mut config);
@@ -107,7 +107,9 @@ mod tests {
         assert_eq!(changed(|config| config.train.learning_rate *= 2.0), (false, false));
         assert_eq!(changed(|config| config.log.plots = !config.log.plots), (false, false));
         assert_eq!(changed(|config| config.data.dataset_path = "elsewhere".into()), (false, true));
-        assert_eq!(changed(|config| config.data.window_size += 1), (true, false));
+        let longer =
+            |config: &mut Config| config.with_section(|emg: &mut crate::task::emg::EmgConfig| emg.window_size += 1);
+        assert_eq!(changed(longer), (true, false));
         assert_eq!(changed(|config| config.task = "deblur".into()), (true, false));
         assert_eq!(changed(|config| config.train.compute_metrics_online ^= true), (true, false));
         assert_eq!(changed(|config| config.train.amp = crate::config::Amp::Bf16), (true, false));

@@ -78,8 +78,8 @@ mod tests {
 
     #[test]
     fn a_restart_needs_less_and_keeps_the_global_batch() {
-        let dataset = crate::plan::tests::with_data(&Config::default(), 2 << 30);
-        let (mut config, request) = (Config::default(), Request { ranks: Some(2), ..Request::default() });
+        let dataset = crate::plan::tests::with_data(&crate::task::config("emg"), 2 << 30);
+        let (mut config, request) = (crate::task::config("emg"), Request { ranks: Some(2), ..Request::default() });
         config.train.num_workers = Some(4);
         let mut now = plan(&config, &machine(), &dataset, &request).unwrap();
         let batch = now.batch.global_batch;

@@ -3,6 +3,7 @@ use super::topology::topology_with;
 use super::*;
 use crate::config::{Budget, OptimizerKind, ShuffleMode};
 use crate::contract::{Gpu, GpuSizes};
+use crate::task::emg::EmgConfig;
 use proptest::prelude::*;
 
 fn emg() -> Config {
@@ -37,7 +38,8 @@ fn ranks(count: usize) -> Request {
 pub(super) fn measured_default(config: &Config) -> Measured {
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/measured/default.json"));
     let mut measured: Measured = serde_json::from_str(text).unwrap();
-    let field = |channels: u64| (config.data.window_size as u64).saturating_mul(4 * channels);
+    let window = config.section::<EmgConfig>().window_size;
+    let field = |channels: u64| (window as u64).saturating_mul(4 * channels);
     measured.model.train.fields = vec![field(16), field(20)];
     measured.model.val.fields = measured.model.train.fields.clone();
     measured
@@ -492,7 +494,7 @@ fn a_cache_too_small_for_the_order_is_named_with_numbers() {
 
 #[test]
 fn a_measured_device_gives_its_lines_and_an_unmeasured_one_says_so() {
-    let config = Config::default();
+    let config = emg();
     let mut measured = measured_default(&config);
     let of = |measured: &Measured| plan(&config, &with_gpus(1), measured, &gpus(1)).unwrap();
     let gpu_line = |plan: &Plan, name: &str| {
@@ -511,7 +513,7 @@ fn a_measured_device_gives_its_lines_and_an_unmeasured_one_says_so() {
 
 #[test]
 fn lines_say_what_they_rest_on_where_passes_were_not_measured() {
-    let config = Config::default();
+    let config = emg();
     let mut measured = measured_default(&config);
     let whole = plan(&config, &machine(8, 64 * GIB), &measured, &ranks(1)).unwrap();
     assert!(whole.notes.is_empty(), "{:?}", whole.notes);

@@ -626,7 +626,7 @@ fn new_content_of_the_same_path_size_and_time_is_scanned_again() {
         (0..4).for_each(|n| session_of(&path.join(format!("s{n}.hdf5")), n, scale, failed.clone()));
         std::fs::metadata(path.join("s0.hdf5")).unwrap()
     };
-    let config = DataConfig { normalize: true, ..config(&path) };
+    let config = with(&config(&path), |keys| keys.emg.normalize = true);
     let opened = |index: &str| open_datasets(&config, 42, &alone(), &dir.path().join(index)).unwrap();
     let first = version(1.0, 0..0);
     let before = opened("kept");
