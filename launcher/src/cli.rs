@@ -522,13 +522,13 @@ pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliE
 /// The command line, without `launch plan`'s options that mean nothing to a plan: it takes those of training, so that a line
 /// can be tried by a word put into it.
 fn definition() -> clap::Command {
+    const OF_TRAINING: [&str; 7] =
+        ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
     let layouts = spec::task::TASKS.iter().map(|task| (task.name(), task.sample_layouts()));
     let layouts: Vec<String> = layouts
         .filter_map(|(task, layouts)| Some(format!("{task}: {} [default: {}]", layouts.join(", "), layouts.first()?)))
         .collect();
     let layouts = layouts.join("; ");
-    const OF_TRAINING: [&str; 7] =
-        ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
     let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
     Cli::command()
         .mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))

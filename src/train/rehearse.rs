@@ -96,7 +96,7 @@ impl<'a> Rehearsal<'a> {
     /// # Errors
     /// As [`Rehearsal::train`].
     pub fn batch(make: impl FnOnce() -> Result<Batch, tch::TchError>) -> Result<Batch, TrainError> {
-        make().map_err(tch_error).map_err(TrainError::from)
+        make().map_err(tch_error)
     }
 }
 

@@ -364,7 +364,7 @@ fn activations_planned_from_small_passes_are_those_of_large_ones() {
         let mut measured = Measured::default();
         measured.model.train.seen = [1, 2, 8].map(pass).to_vec();
         for samples in [4, 64] {
-            let mut config = spec::config::Config::default();
+            let mut config = spec::task::config("emg");
             config.train.batch_size = samples;
             let request = Request { ranks: Some(1), ..Request::default() };
             let planned = plan(&config, &machine, &measured, &request)

@@ -1,6 +1,6 @@
 //! Declarations of keys: the one place where a key's name, doc, type, default, range, unit and other names stand.
 //!
-//! ```ignore
+//! ```text
 //! keys! {
 //!     /// The training loop.
 //!     #[serde(default, deny_unknown_fields)]

@@ -95,11 +95,12 @@ impl Schema {
         text
     }
 
+    /// The default as a shell takes it.
     fn example(&self, key: &Key) -> String {
-        match &self.default_value(key) {
-            Value::Null => "null".into(),
-            Value::String(text) => text.clone(),
-            value => format!("'{value}'").trim_matches(|c| c == '\'' && !value.is_array()).to_string(),
+        match self.default_value(key) {
+            Value::String(text) => text,
+            Value::Array(items) => format!("'{}'", Value::Array(items)),
+            value => value.to_string(),
         }
     }
 

@@ -34,11 +34,6 @@ pub trait TaskSpec: Sync {
         self.name()
     }
 
-    /// Bytes of decoded chunks that a rank may keep.
-    fn chunk_cache_bytes(&self, _config: &Config) -> u64 {
-        0
-    }
-
     /// Layouts of sample data, for `launch sample-data --layout`; the first is the default.
     fn sample_layouts(&self) -> &'static [&'static str] {
         &[]

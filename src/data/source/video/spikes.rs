@@ -236,7 +236,7 @@ mod tests {
         // Four bytes are one packed plane, and no whole plane of bytes: the size decides.
         assert_eq!(tell(&[vec![0; 4]]), Ok(SpikeEncoding::Packed));
         for doubtful in
-            [vec![vec![0; 64]], vec![vec![0; 64], vec![255; 64], vec![1; 64]], vec![vec![0, 1, 2, 2].repeat(16)]]
+            [vec![vec![0; 64]], vec![vec![0; 64], vec![255; 64], vec![1; 64]], vec![[0, 1, 2, 2].repeat(16)]]
         {
             let error = tell(&doubtful).unwrap_err();
             assert!(error.contains("0.dat: ") && error.contains("set data.deblur.spike_encoding to packed"), "{error}");

@@ -28,11 +28,6 @@ impl TaskSpec for Emg {
         check::check(&config.section::<EmgConfig>(), verdict);
     }
 
-    /// The data set is read in chunks.
-    fn chunk_cache_bytes(&self, config: &Config) -> u64 {
-        config.data.chunk_cache_size
-    }
-
     fn sample_layouts(&self) -> &'static [&'static str] {
         &["gzip", "contiguous"]
     }
