@@ -616,7 +616,7 @@ fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     }
 }
 
-/// What the launcher knows of a run whose rank 0 left no summary; `resumed_step`: where it began.
+/// Summary of a run whose rank 0 left none; `resumed_step`: the step where it began.
 fn without_summary(outcome: &Outcome, resumed_step: Option<u64>) -> Summary {
     let (failed, last) = (outcome.first_failure.is_some(), outcome.progress.as_ref());
     let (status, reason) = match outcome.stopped_by {

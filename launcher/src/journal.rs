@@ -23,8 +23,7 @@ const ROOM_PAUSE: Duration = Duration::from_millis(100);
 /// Longest line that is looked for at the end of a file, bytes.
 const LAST_LINE_BYTES: u64 = 1 << 20;
 
-/// Whether an error of a file system may be over in a moment: no room, a quota, a failing or missing server, too many
-/// open files.
+/// True if an error of a file system may pass: no room, a quota, a failing or missing server, too many open files.
 pub fn is_passing(error: &io::Error) -> bool {
     const PASSING: [Errno; 12] = [
         Errno::NOSPC,
@@ -71,7 +70,7 @@ pub fn replace(path: &Path, sibling: &Path, bytes: &[u8], limit: Duration) -> io
     done.inspect_err(|_| drop(std::fs::remove_file(sibling)))
 }
 
-/// What a file may begin with.
+/// Ways in which a file may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begin {
     /// Empty, whatever was there.
@@ -82,7 +81,7 @@ pub enum Begin {
     AfterText,
 }
 
-/// What users must know about a file.
+/// News about a file that users must know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct News {
     pub text: String,

@@ -26,7 +26,7 @@ pub struct FilterError {
     text: String,
 }
 
-/// What to let through: `level` where one was asked for, else `variable`, the value of `HEADROOM_LOG`.
+/// Chooses the filter: `level` if one was asked for, otherwise `variable`, the value of `HEADROOM_LOG`.
 ///
 /// # Errors
 /// Neither a level nor a filter.
@@ -95,7 +95,7 @@ impl Visit for Text {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let _ = match field.name() {
             "message" => write!(self.message, "{value:?}"),
-            // What the `log` crate adds for its own use.
+            // Fields that the `log` crate adds for itself.
             name if name.starts_with("log.") => Ok(()),
             name => write!(self.fields, " {name}={value:?}"),
         };

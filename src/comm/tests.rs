@@ -1,4 +1,4 @@
-//! What every collective does alike.
+//! Behaviour common to every collective.
 
 use super::conformance::check;
 use super::{ShmCollective, Solo, shm::create_memfd};

@@ -43,7 +43,7 @@ impl TryFrom<String> for Print {
 pub struct Unit {
     /// Relative to the data set's folder.
     pub name: String,
-    /// Of its file; of a sequence, of each sharp frame.
+    /// Fingerprint of the file; for a sequence, of each sharp frame.
     pub prints: Vec<Print>,
     /// Training, validation and test use it.
     pub splits: [bool; 3],
@@ -72,7 +72,7 @@ pub struct Resolved {
     pub order: Vec<usize>,
     /// Places in `order` that each split uses, ascending.
     pub splits: [Vec<usize>; 3],
-    /// What the next checkpoint keeps.
+    /// List that the next checkpoint keeps.
     pub list: SplitList,
     /// Lines for the user.
     pub lines: Vec<String>,
@@ -135,7 +135,7 @@ fn places<'a>(units: impl Iterator<Item = &'a Unit>) -> [Vec<usize>; 3] {
     splits
 }
 
-/// What became of the units of a checkpoint.
+/// Fate of the units of a checkpoint.
 struct Match {
     /// For each of them the unit that it is now, if any.
     now: Vec<Option<usize>>,
@@ -222,7 +222,7 @@ fn keep(now: &[Unit], kept: &KeptSplit) -> Result<Resolved, DataError> {
     Ok(Resolved { lines: lines_of(now, saved, &found, &lost), order, splits, list })
 }
 
-/// What makes it uncertain on which side a file's content was: files of both sides whose content is gone or new.
+/// Files that make the side of a content uncertain: files of both sides whose content is gone or new.
 fn doubtful(saved: &[Unit], replaced: &[usize], lost: &[usize]) -> Option<String> {
     let gone = || replaced.iter().chain(lost);
     let opposite = |a: &Unit, b: &Unit| {

@@ -159,13 +159,13 @@ fn absurd(field: &FieldSpec) -> RankError {
     ))
 }
 
-/// Whether passes of a `known` model are those of this one.
+/// True if passes of a `known` model are valid for this one.
 fn is_alike(known: &ModelSizes, here: &ModelSizes) -> bool {
     let fields = |model: &ModelSizes| [model.train.fields.clone(), model.val.fields.clone()];
     known.device == here.device && known.short.is_none() && fields(known) == fields(here)
 }
 
-/// Measures the smallest samples first and goes on to larger ones while the limits allow it.
+/// Measures the smallest samples first, then larger ones while the limits allow it.
 fn measure_all(
     task: &dyn Task,
     levels: &[Level],
@@ -218,7 +218,16 @@ impl Stage<'_> {
         let Level { config, outline, enlarged } = self.level;
         let mut vs = nn::VarStore::new(self.on);
         let built = crate::torch::catch_out_of_memory(|| self.task.model(config, &outline.datasets, &vs.root()));
-        let model = built.map_err(TrainError::from)??;
+        let model = match built {
+            // Gradients and optimizer state come on top of the weights: a model beyond the limit does not train either.
+            Err(TorchError::OutOfMemory { message }) => {
+                return Err(RankError::NoRoom(format!(
+                    "the model alone does not fit the memory of its measurement, a quarter of the budget ({message}): make \
+                     the model sizes smaller, or raise memory.budget"
+                )));
+            }
+            built => built.map_err(TrainError::from)??,
+        };
         let params = named(&mut vs);
         let parameters: u64 = params.iter().map(|(_, tensor)| tensor.numel() as u64).sum();
         let found = &mut answer.model;
@@ -323,7 +332,7 @@ struct Seen {
     computed_s: f64,
 }
 
-/// What CUDA takes beside tensors: `free_before` bytes of the device were free before this process began.
+/// Memory that CUDA takes beside tensors: `free_before` bytes of the device were free before this process began.
 fn gpu_sizes(on: Device, free_before: u64) -> Option<GpuSizes> {
     let Device::Cuda(index) = on else { return None };
     let (stats, (free, _)) = (device::device_stats(index).ok()?, device::device_memory(index).ok()?);

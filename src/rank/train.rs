@@ -95,7 +95,7 @@ fn tell(reporter: &Reporter, rank: usize, error: &RankError) {
     }
 }
 
-/// Whether `launch` started this rank, and looks after limits, priorities and the run's lock.
+/// True if `launch` started this rank, and looks after limits, priorities and the run's lock.
 fn has_launcher() -> bool {
     std::env::var_os(env::CONTROL_FD).is_some()
 }
@@ -290,7 +290,7 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
         None => None,
     };
     observer.memory.stop();
-    // What they could not write is in the summary.
+    // The summary holds what they could not write.
     drop(observer.records.take());
     if env.rank == 0 {
         close(start, &finished, counted, began.elapsed())?;

@@ -148,7 +148,7 @@ fn cut_after(path: &Path, last: u64) -> Result<(), RecordError> {
     Ok(())
 }
 
-/// The next line with its end; false: there is none.
+/// Reads the next line with its end. Returns false at the end of the file.
 fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     Ok(reader.read_until(b'\n', line)? > 0)
@@ -162,7 +162,7 @@ fn keeps(line: &[u8], last: u64) -> bool {
     line.last() == Some(&b'\n') && serde_json::from_slice::<Step>(whole(line)).is_ok_and(|record| record.step <= last)
 }
 
-/// Without the zero bytes that a writer leaves which goes on at its old place in a file that was truncated.
+/// Strips the zero bytes that a writer leaves which continues at its old place in a truncated file.
 fn whole(line: &[u8]) -> &[u8] {
     &line[line.iter().position(|byte| *byte != 0).unwrap_or(line.len())..]
 }
@@ -216,7 +216,11 @@ mod tests {
     }
 
     fn read(path: &Path) -> Vec<MetricsRecord> {
-        fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        fs::read_to_string(path)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_slice(whole(line.as_bytes())).unwrap())
+            .collect()
     }
 
     fn steps(path: &Path) -> Vec<u64> {

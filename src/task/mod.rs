@@ -106,7 +106,7 @@ pub trait Gallery {
     /// Draws a PNG of the samples taken since the last call. `None` means no new samples.
     ///
     /// # Errors
-    /// It cannot be drawn; training goes on without it.
+    /// It cannot be drawn; training continues without it.
     fn picture(&mut self) -> Option<Result<Vec<u8>, String>>;
 }
 

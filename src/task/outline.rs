@@ -12,7 +12,7 @@ pub const SCRATCH_BYTES: u64 = 4 << 20;
 
 /// Shapes of a task's samples, and sizes of its data set.
 pub struct Outline {
-    /// What [`super::Task::model`] and [`super::Task::metrics`] are built for. Nothing is read from them.
+    /// Data sets that [`super::Task::model`] and [`super::Task::metrics`] are built for. Nothing is read from them.
     pub datasets: Datasets,
     pub sizes: DataSizes,
 }
@@ -25,7 +25,7 @@ impl Outline {
         Self { datasets: Datasets::new(train, val, test), sizes }
     }
 
-    /// Of data sets that are open: each sample counts as an entry of the page cache.
+    /// Outline of data sets that are open: each sample counts as an entry of the page cache.
     pub fn of_open(datasets: Datasets) -> Self {
         let bytes = |data: &dyn Dataset| data.fields().iter().map(|field| field.sample_bytes() as u64).sum::<u64>();
         let sample = bytes(datasets.train.as_ref());

@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 pub struct Rehearsal<'a> {
     model: &'a dyn Model,
     metrics: Box<dyn Metrics>,
-    /// Whether training counts its metrics.
+    /// True if training counts its metrics.
     online: bool,
     ddp: Ddp,
     /// Element type of autocast; `None`: off.
@@ -75,7 +75,7 @@ impl<'a> Rehearsal<'a> {
             Ok(self.ddp.finish_on_device()?)
         };
         let made = self.records.then(|| Graph::record(work))?;
-        // What a failed recording took is not needed again.
+        // Memory of a failed recording is not needed again.
         made.inspect_err(|_| torch::release_caches()).ok().map(|(graph, ())| graph)
     }
 

@@ -1,4 +1,4 @@
-//! What a process inherits from whoever started it: signals, limits, descriptors, rights, priorities.
+//! State that a process inherits from its parent: signals, limits, descriptors, rights, priorities.
 
 use crate::host::job_of;
 use crate::support::{Ended, Running, Runs, rank_program, run};

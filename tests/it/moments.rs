@@ -1,5 +1,5 @@
-//! What happens to a run for a moment, and must not be its end: a full disk, a suspension, rotated records, a stop while it
-//! starts, a clock that was set back; and words and names that must arrive.
+//! Momentary troubles that must not end a run: a full disk, a suspension, rotated records, a stop while it starts, a
+//! clock that was set back; and words and names that must arrive.
 
 use crate::support::{Ended, Running, Runs, folder, launch_program, read_lines, run};
 use headroom::data::source::hdf5::write::Row;
@@ -178,7 +178,10 @@ fn records_that_are_copied_and_truncated_stay_readable_and_are_gone_on_with() {
 /// A rank program that never says a word.
 fn sleeper(folder: &Path) -> PathBuf {
     let path = folder.join("sleeper");
-    fs::write(&path, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    // The plan asks the rank program to measure the model first.
+    let real = crate::support::rank_program();
+    let text = format!("#!/bin/sh\n[ \"$1\" = describe ] && exec '{}' \"$@\"\nexec sleep 1000\n", real.display());
+    fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
 }
@@ -279,7 +282,7 @@ fn words_of_ranks_arrive_with_their_prefix_at_the_level_that_was_asked_for() {
     assert_eq!(ended.code, Some(0), "{ended}");
     assert!(all(&ended).contains("[rank 0] warning: ") && all(&ended).contains("read through libhdf5"), "{ended}");
     assert!(!all(&ended).contains("debug "), "{ended}");
-    // What users must know comes at every level.
+    // Messages that users must know come at every level.
     let ended = runs.train("quiet", &["--ranks", "1", "--log-level", "off"]);
     assert!(all(&ended).contains("read through libhdf5"), "{ended}");
     let ended = runs.train("loud", &["--ranks", "1", "--log-level", "debug"]);

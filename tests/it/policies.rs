@@ -1,4 +1,4 @@
-//! What each policy of the page cache reads, against theory and against the optimum.
+//! Reads of each policy of the page cache, against theory and against the optimum.
 
 use crate::simulate::{Grain, Trace, Walk};
 use cache::PolicyKind;

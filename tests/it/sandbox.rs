@@ -1,4 +1,4 @@
-//! Kernels and containers that refuse system calls: the call is named, and the run goes on without it where that can be.
+//! Kernels and containers that refuse system calls: the call is named, and the run continues without it where possible.
 
 use crate::host::job_of;
 use crate::support::{Ended, Running, Runs, assert_same_checkpoint, rank_program};

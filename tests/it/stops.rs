@@ -92,7 +92,7 @@ fn at_any_moment_of_the_start_a_run_is_either_unstarted_or_saved() {
     }
 }
 
-/// Of a resumed run, a stop before its first step leaves what was saved.
+/// A stop before the first step of a resumed run leaves the saved state.
 #[test]
 fn a_resumed_run_that_is_stopped_early_keeps_its_checkpoint() {
     let runs = Runs::new(&["train.max_steps=4"]);
@@ -219,7 +219,7 @@ fn a_rank_of_another_launcher_says_why_it_ends_before_the_first_step() {
     let reference = runs.finish("reference", &["--ranks", "3"]);
     let job = job_of(&runs, &reference.path, "alone");
     let mut ranks = start(&runs, "alone", &job, Starter::Torchrun);
-    // Of three, one never comes: the others wait for it, with their handlers in place.
+    // One of three ranks never comes: the others wait for it, with their handlers in place.
     let missing = ranks.pop().unwrap();
     missing.signal(Signal::STOP);
     let heeds = |pid: u32| {

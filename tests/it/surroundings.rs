@@ -1,5 +1,5 @@
-//! What starts a program shapes it: inherited signals, limits, descriptors, priorities, and sandboxes that refuse calls. The
-//! tests put them in place between fork and exec.
+//! Surroundings that shape a program: inherited signals, limits, descriptors, priorities, and sandboxes that refuse
+//! calls. The tests put them in place between fork and exec.
 #![allow(unsafe_code)]
 
 use rustix::process::{Resource, Rlimit, setrlimit};

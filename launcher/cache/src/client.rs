@@ -553,7 +553,7 @@ fn write_all(to: &mut UnixStream, mut bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether the process that made the socket, which is the directory's, is stopped by a signal.
+/// True while the process that made the socket (the directory's) is stopped by a signal.
 fn is_stopped(socket: &UnixStream) -> bool {
     let Ok(peer) = rustix::net::sockopt::socket_peercred(socket) else { return false };
     let stat = std::fs::read(format!("/proc/{}/stat", peer.pid.as_raw_nonzero())).unwrap_or_default();

@@ -235,7 +235,7 @@ impl WriteSpan {
     }
 }
 
-/// Whether this is a deleted file and no memfd, which could be sealed.
+/// True for a deleted file that is no memfd, which could be sealed.
 fn is_nameless_file(file: &File) -> bool {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;

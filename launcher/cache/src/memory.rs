@@ -1,4 +1,4 @@
-//! The mapping: shared memory whose pages exist before anyone is told of them.
+//! The mapping: shared memory whose pages exist before anyone uses them.
 
 use crate::shared::{SharedMemory, shared_memory};
 use rustix::fd::AsFd;

@@ -21,7 +21,7 @@ pub const PRCTL: Call = Call { name: "prctl", since: (2, 6) };
 #[error("{0}")]
 pub struct Refused(String);
 
-/// Whether `error` means that the call cannot be had here at all.
+/// True if `error` means that the call is not available here at all.
 pub fn is_refusal(error: Errno) -> bool {
     matches!(error, Errno::NOSYS | Errno::PERM | Errno::ACCESS)
 }

@@ -60,7 +60,7 @@ fn file_in(folders: &[PathBuf], room_bytes: u64) -> io::Result<(OwnedFd, PathBuf
     Err(io::Error::other(format!("a file could not be used: {problems}; set TMPDIR to a folder with room")))
 }
 
-/// Bytes that may still be written in `folder`; `None` means that it is none.
+/// Bytes that may still be written in `folder`; `None` means that it cannot be used.
 fn free_bytes(folder: &Path) -> Option<u64> {
     let facts = rustix::fs::statvfs(folder).ok().filter(|_| folder.is_dir())?;
     facts.f_bavail.checked_mul(facts.f_frsize)

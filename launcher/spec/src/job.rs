@@ -1,4 +1,4 @@
-//! What a launcher hands to its ranks: the job to train, and the model to measure.
+//! Inputs that a launcher hands to its ranks: the job to train, and the model to measure.
 
 use crate::config::Config;
 use crate::contract::files::SplitChoice;
@@ -25,7 +25,7 @@ pub struct Job {
     pub resume_split: Option<SplitChoice>,
 }
 
-/// What a launcher asks of `rank describe`, as JSON on its standard input.
+/// Request of a launcher to `rank describe`, as JSON on its standard input.
 ///
 /// The answer is one line of JSON, a [`Measured`], for each stage of the measurement: the last whole line holds all that
 /// was measured until the process ended, or was ended.
@@ -37,7 +37,7 @@ pub struct DescribeJob {
     pub device: Option<Gpu>,
     /// Compute threads.
     pub threads: usize,
-    /// What passes may take beside the process as it is before them, bytes.
+    /// Bytes that passes may take beyond the process before them.
     pub limit_bytes: u64,
     /// Seconds in which the answer must be complete.
     pub limit_s: f64,

@@ -40,7 +40,7 @@ struct Kept {
     measured: Measured,
 }
 
-/// What one measurement is of, and what it may take.
+/// Subject and limits of one measurement.
 struct Wanted<'a> {
     config: &'a Config,
     /// `None`: on the CPU.
@@ -106,7 +106,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// What is planned with where `rank describe` gives no answer.
+/// Sizes to plan with where `rank describe` gives no answer.
 fn assumed(wanted: &Wanted, why: &str) -> Measured {
     let mut measured = Measured::default();
     measured.model.device = wanted.device.clone();

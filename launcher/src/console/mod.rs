@@ -87,7 +87,7 @@ fn current() -> MutexGuard<'static, Current> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Shows a line of the launcher above the bar of the console that is there; false: there is none.
+/// Shows a line of the launcher above the bar of the present console. Returns false if there is no console.
 pub fn note(text: &str) -> bool {
     let current = current();
     let Some((sender, waiting)) = current.as_ref() else { return false };

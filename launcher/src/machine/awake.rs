@@ -1,4 +1,4 @@
-//! Time in which processes run: suspension is told from waiting.
+//! Time in which processes run: suspension is distinguished from waiting.
 //!
 //! A process is suspended by SIGSTOP, by the freezer of its cgroup, or with its container. `CLOCK_MONOTONIC` goes on
 //! meanwhile. Whoever waits looks at the clock often: a look that comes much too late means that the process itself did
@@ -47,7 +47,7 @@ impl Deadline {
         Self::in_slices(self.left().min(limit), self.slice)
     }
 
-    /// What is left. Counts the time since the last look.
+    /// Returns the remaining time. Counts the time since the last look.
     pub fn left(&self) -> Duration {
         self.left_unless(|| false)
     }
@@ -87,12 +87,12 @@ impl Deadline {
     }
 }
 
-/// Whether a process is stopped by a signal or a debugger, or its cgroup is frozen. False where it is not known.
+/// True if a process is stopped by a signal or a debugger, or its cgroup is frozen. False where that is unknown.
 pub fn is_suspended(pid: i32) -> bool {
     matches!(state_of(Path::new("/proc"), pid), Some('T' | 't')) || is_frozen(Path::new("/"), pid)
 }
 
-/// Whether the parent of this process, or another child of it, is suspended: the launcher, and the node's other ranks.
+/// True if the parent of this process, or another child of it, is suspended: the launcher, and the node's other ranks.
 pub fn others_are_suspended() -> bool {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let Some(parent) = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) else { return false };

@@ -1,4 +1,4 @@
-//! What a data set weighs, from file names, sizes and times: nothing is opened, and no format is known.
+//! Size of a data set, from file names, sizes and times. Nothing is opened, and no format is known.
 
 use spec::contract::DatasetFacts;
 use spec::contract::files::is_no_data;

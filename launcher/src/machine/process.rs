@@ -70,8 +70,8 @@ fn memory_group_of(pid: i32) -> Option<String> {
     v1.or(groups.iter().find(|group| group.hierarchy == 0)).map(|group| group.pathname.clone())
 }
 
-/// What PSS leaves out of the memory of process `pid` since this process, where both are the same program, maps that
-/// program's file as well.
+/// Bytes that PSS leaves out of the memory of process `pid` because this process, where both are the same program, maps
+/// that program's file as well.
 pub fn lent_bytes(pid: i32) -> u64 {
     let found = || {
         let own = Process::myself().and_then(|process| Ok((process.exe()?, process.maps()?))).ok()?;

@@ -50,7 +50,7 @@ pub enum LockError {
     },
 }
 
-/// What is done when the lock is found to be another's: that one trains the run now.
+/// Action when the lock turns out to be another's, who trains the run now.
 pub type OnLoss = Box<dyn Fn(String) + Send>;
 
 /// A held lock. Dropping it removes the file.
@@ -156,7 +156,7 @@ fn heartbeat(path: &Path, own: &Holder, file: &mut File) -> Option<Holder> {
     match read(path) {
         Ok((Some(holder), _)) if holder != *own => Some(holder),
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            // Removed by hand: made again, since the run goes on.
+            // Removed by hand: made again, since the run continues.
             let place = Place { folder: path.parent()?, path };
             if let Ok(Some(made)) = place.create(&mut own.clone()) {
                 *file = made;

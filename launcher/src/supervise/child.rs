@@ -112,7 +112,7 @@ impl Child {
         }
     }
 
-    /// Whether it has to be asked if this process has ended, since nothing tells.
+    /// True if the process must be polled for its end, since no event announces it.
     pub fn is_polled(&self) -> bool {
         !self.ended && self.pidfd.is_err()
     }
@@ -207,7 +207,7 @@ impl Child {
     }
 }
 
-/// Whether a child has ended; it is not reaped.
+/// True if a child has ended; it is not reaped.
 pub fn has_ended(pid: Pid) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     !matches!(waitid(WaitId::Pid(pid), options), Ok(None))

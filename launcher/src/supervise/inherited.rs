@@ -29,7 +29,7 @@ fn own_rights() -> Option<String> {
     })
 }
 
-/// Whether this process ignores `signal`, as it does a hang-up under `nohup`.
+/// True if this process ignores `signal`, as it does a hang-up under `nohup`.
 pub fn is_ignored(signal: rustix::process::Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

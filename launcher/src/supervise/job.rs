@@ -65,7 +65,7 @@ struct Job<'a> {
     told: bool,
     interrupts: u32,
     progress: Option<Progress>,
-    /// What ranks said of their records, and the summary that rank 0 could not write.
+    /// Gaps that ranks reported of their records, and the summary that rank 0 could not write.
     gaps: Vec<RecordGap>,
     summary: Option<Summary>,
 }

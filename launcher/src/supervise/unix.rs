@@ -62,7 +62,7 @@ pub fn reset_signals() {
     unsafe { signal(Signal::XFSZ.as_raw(), SIG_IGN) };
 }
 
-/// Whether this process has the disk class `idle`, in which it waits for every other program (`ionice -c 3`).
+/// True if this process has the disk class `idle`, in which it waits for every other program (`ionice -c 3`).
 pub fn is_idle_for_disks() -> bool {
     const WHO_PROCESS: i64 = 1;
     const CLASS_SHIFT: i64 = 13;

@@ -1,5 +1,6 @@
 #![doc = include_str!("README.md")]
 //!
+//!
 //! # Parts
 //!
 //! ```text
@@ -8,7 +9,7 @@
 //!    ├──► leak (slope of each rank over steps)
 //!    └──► memory.node.jsonl, peaks, explain (after a kill)
 //! ```
-//! [`Watch::run`] is a thread's work; all that decides is pure and is told the time. [`ease`] looks once, before the start.
+//! [`Watch::run`] is a thread's work; all decisions are pure functions of time and samples. [`ease`] looks once, before the start.
 //!
 //! Architecture invariant: takes no part in training; it reaches ranks and page cache through [`Hands`] alone.
 

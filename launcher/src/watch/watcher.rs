@@ -34,7 +34,7 @@ const FULLER: f64 = 0.01;
 /// A look that comes later than its period by this much was held up by a suspension; longer ones are reported.
 const LATE: Duration = Duration::from_secs(1);
 const TOLD_S: f64 = 3.0;
-/// What was asked for.
+/// Request under way.
 enum Asked {
     Ranks { order: u64, action: Relief },
     Cache { shrinks: bool },

@@ -206,7 +206,7 @@ fn host_ended(what: &str) -> CommError {
     CommError::PeerFailed { rank: 0, error: format!("local rank 0 ended before it handed out {what}") }
 }
 
-/// Whether the time is over. Time in which the node's other ranks or their launcher are suspended does not count.
+/// True once the time is over. Time in which the node's other ranks or their launcher are suspended does not count.
 pub(super) fn is_over(deadline: &Deadline) -> bool {
     deadline.left_unless(awake::others_are_suspended).is_zero()
 }

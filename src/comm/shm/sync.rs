@@ -197,7 +197,7 @@ impl Sync {
         }
     }
 
-    /// Whether a rank that is missing, or whoever started this one, is suspended: nobody can come meanwhile.
+    /// True if a missing rank, or the process that started this one, is suspended: nobody can arrive meanwhile.
     fn is_held_up(&self, header: &Header, is_missing: impl Fn(&RankLine) -> bool) -> bool {
         let own = &header.ranks[self.rank];
         let (own_pid, namespace) = (own.pid.load(Ordering::Relaxed), own.pid_namespace.load(Ordering::Relaxed));

@@ -36,7 +36,7 @@ pub(crate) fn file_error(path: &Path, problem: impl Into<String>) -> DataError {
 pub struct Listing {
     /// In the order of their paths.
     pub files: Vec<PathBuf>,
-    /// What could not be looked at, with the reason, one line each.
+    /// Entries that could not be read, with the reason, one line each.
     pub unreadable: Vec<String>,
     /// Hidden or leftover folders and files, which are no data.
     pub no_data: Vec<PathBuf>,
@@ -81,7 +81,7 @@ fn list_folder(folder: &Path, extensions: &[&str], found: &mut Listing) -> std::
         let is_folder = facts.as_ref().is_ok_and(std::fs::Metadata::is_dir);
         let wanted = has_extension(&path, extensions);
         if path.file_name().is_some_and(is_no_data) {
-            // Of hidden files only those that would have been read are worth a line.
+            // Only hidden files that would have been read are worth a line.
             found.no_data.extend((is_folder || wanted).then_some(path));
         } else if is_folder {
             folders.push(path);

@@ -21,7 +21,7 @@ const PAGE_ROWS: usize = 4096;
 pub struct Reading<'a> {
     /// Order, chunk cache and page cache.
     pub config: &'a DataConfig,
-    /// Of each table's file, so that one that is replaced during the run is never read as the old one.
+    /// Identity of each table's file, so that a file replaced during the run is never read as the old one.
     pub identities: Vec<Identity>,
     /// Rows of a window.
     pub rows: usize,

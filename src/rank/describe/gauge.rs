@@ -1,4 +1,4 @@
-//! What a pass takes, and what it may take.
+//! Cost of a pass, and its limits.
 
 use crate::rank::RankError;
 use crate::report::memory::{MemorySnapshot, forget_peak};
@@ -54,14 +54,14 @@ impl Limits {
         (seconds > left * CAUTION).then(|| format!("not measured, since it would take more than {left:.0} s"))
     }
 
-    /// Whether a pass that is wanted for accuracy alone costs too much; `seconds` of all threads together, so that a busy
-    /// machine measures the same passes.
+    /// True if a pass that is wanted for accuracy alone costs too much; `seconds` of all threads together, so that a
+    /// busy machine measures the same passes.
     pub fn is_dear(&self, bytes: f64, seconds: f64) -> bool {
         bytes > DEAR_BYTES || seconds > DEAR_S
     }
 }
 
-/// Whether passes of this many seconds, of all threads together, are made once and for one sample only.
+/// True if passes of this many seconds, of all threads together, are made once and for one sample only.
 pub fn is_slow(seconds: f64) -> bool {
     seconds > SLOW_S
 }
@@ -90,7 +90,7 @@ pub struct Gauge {
 }
 
 impl Gauge {
-    /// To be called before the first pass, with a model in place.
+    /// Begins to measure. Must be called before the first pass, with a model in place.
     pub fn start(on: Device, model_bytes: u64) -> Self {
         release_caches();
         Self { on, model_bytes, runtime_bytes: own_bytes() }

@@ -29,7 +29,7 @@ const SHRINK: usize = 2;
 /// Smallest side of a shrunk clip, pixels: a stage at an eighth of it still has a window of its own.
 const SMALLEST_SIDE: usize = 64;
 
-/// What the files below a folder are.
+/// Findings on the files below a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Files `.png`, `.jpg` and `.jpeg`.
@@ -211,7 +211,7 @@ impl Frame {
         (self.height as u64).checked_mul(self.width as u64)?.checked_mul(per_pixel)
     }
 
-    /// Of a data set of `count` frames.
+    /// Sizes of a data set of `count` frames.
     fn sizes(&self, config: &Config, count: u64) -> Option<DataSizes> {
         let entries = self.entry_bytes(config)?;
         Some(DataSizes {

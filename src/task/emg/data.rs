@@ -156,7 +156,7 @@ pub fn open_datasets(config: &WindowKeys, seed: u64, team: &Team, index_dir: &Pa
         return Err(no_files(config, &format!("none of {} files is usable{first}", files.len())));
     }
     if team.rank == 0 {
-        // Users are told by who opens the data sets.
+        // The opener of the data sets informs users.
         skipped.iter().for_each(|line| tracing::debug!("left out: {line}"));
     }
     let mut data = assemble(usable, config, seed, skipped, team)?;

@@ -58,7 +58,7 @@ impl Runtime {
 /// Host memory that the device reads directly, registered in slabs; given back on drop.
 ///
 /// Registering locks pages and neither reads nor writes them, so any range is safe to name: one that is not mapped is an
-/// error. It must be given back before the memory behind it is punched out or unmapped, else the device goes on reading
+/// error. It must be given back before the memory behind it is punched out or unmapped, else the device keeps reading
 /// the old pages.
 #[derive(Debug, Default)]
 pub struct HostPin {

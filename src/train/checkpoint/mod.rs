@@ -77,7 +77,7 @@ struct FileFacts {
 }
 
 impl CheckpointError {
-    /// Whether a later save may go well: no room, a failing server.
+    /// True if a later save may succeed: no room, a failing server.
     pub fn is_passing(&self) -> bool {
         match self {
             CheckpointError::NoSpace { .. } => true,

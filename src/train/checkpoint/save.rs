@@ -140,7 +140,7 @@ impl Checkpointer {
         }
     }
 
-    /// Whether the checkpoint of `step` could not be written, as far as is known by now.
+    /// True if the checkpoint of `step` could not be written, as far as is known by now.
     pub fn has_lost(&self, step: u64) -> bool {
         self.lost.contains(&step)
     }
@@ -164,17 +164,17 @@ impl Checkpointer {
 
 impl Drop for Checkpointer {
     fn drop(&mut self) {
-        // The writing thread has told of a failure.
+        // The writing thread has reported a failure.
         let _ = self.wait();
     }
 }
 
-/// The next save may go well: it was told, and training continues.
+/// The next save may succeed: the failure was reported, and training continues.
 fn or_passing(result: Result<(), CheckpointError>) -> Result<(), CheckpointError> {
     result.or_else(|error| if error.is_passing() { Ok(()) } else { Err(error) })
 }
 
-/// Writes, for at most `limit` again after a failure that may pass. The first failure is told at once.
+/// Writes, and tries again for at most `limit` after a failure that may pass. The first failure is reported at once.
 fn insist(
     limit: Duration,
     tell: &dyn Fn(String),

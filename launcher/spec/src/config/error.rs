@@ -1,4 +1,4 @@
-//! What is wrong with a config, and where.
+//! Errors of a config, with their places.
 
 use super::tree::Mark;
 use std::fmt;

@@ -207,7 +207,7 @@ fn read_record(section: &'static Section, key: &str, node: &Node, faults: &mut V
             continue;
         };
         match declared.kind.read(&format!("{key}.{name}"), &entry.value) {
-            // What a merge brings comes last and gives way.
+            // Merged values come last and give way.
             Ok(value) if entry.merged => drop(values.entry(name).or_insert(value)),
             Ok(value) => drop(values.insert(name, value)),
             Err(more) => faults.extend(more),

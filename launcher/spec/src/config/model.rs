@@ -50,7 +50,7 @@ const TESTING: &str = "the test split is read as the validation split is";
 pub struct TaskSections(BTreeMap<String, Value>);
 
 impl Config {
-    /// What keys left out mean for a task.
+    /// Defaults of a task for keys that are left out.
     pub fn of(task: &dyn TaskSpec) -> Self {
         let mut config = Self { task: task.name().into(), ..Self::default() };
         config.tasks.0.insert(task.name().into(), (task.section().defaults)());

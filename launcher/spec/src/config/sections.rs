@@ -60,11 +60,11 @@ choices! {
     pub enum CachePolicy {
         /// The task's own choice.
         Auto = "auto",
-        /// What is read first stays.
+        /// The entries read first stay.
         Pin = "pin",
-        /// What was used longest ago goes.
+        /// The least recently used entry is evicted.
         Lru = "lru",
-        /// What is needed latest goes: the order of samples is known ahead.
+        /// The entry needed latest is evicted: the order of samples is known ahead.
         NextUse = "next_use",
         /// No page cache.
         Off = "off",

@@ -4,7 +4,7 @@ use super::check::Verdict;
 use super::keys::Section;
 use super::model::Config;
 
-/// What both programs know of a task: its keys, their checks, and what it is called. The rank's half is
+/// Facts on a task that both programs need: its keys, their checks, and its names. The rank's half is
 /// `headroom::task::Task`.
 pub trait TaskSpec: Sync {
     /// The task's name: the value of `task`, and the section that holds its keys.

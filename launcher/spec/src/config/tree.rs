@@ -58,7 +58,7 @@ impl Node {
     }
 }
 
-/// Parses one YAML document; `None` where there is none.
+/// Parses one YAML document; `None` means an empty text.
 pub(super) fn parse(text: &str) -> Result<Option<Node>, Fault> {
     let mut parser = Parser::new_from_str(text);
     let mut builder = Builder::default();

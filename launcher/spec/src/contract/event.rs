@@ -40,7 +40,7 @@ pub struct LevelChange {
     pub at: Fill,
 }
 
-/// What fills up.
+/// Memory that fills up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {

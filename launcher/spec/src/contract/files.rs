@@ -35,7 +35,7 @@ const LEFTOVERS: [&str; 17] = [
     "~snapshot",
 ];
 
-/// Whether a file or folder of this name below a data set's folder is no data: hidden (the name begins with a dot, as
+/// True if a file or folder of this name below a data set's folder is no data: hidden (the name begins with a dot, as
 /// `.ipynb_checkpoints`, `.Trash-1000`, `.snapshot`, `.git` and `._frame.png` do), an editor's backup or lock (`x~`,
 /// `~$x`, `#x#`), or a leftover of a file system. The name of the data set's folder itself does not matter.
 pub fn is_no_data(name: &OsStr) -> bool {

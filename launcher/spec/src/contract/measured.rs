@@ -38,7 +38,7 @@ pub struct ModelSizes {
     pub library_bytes: u64,
     /// Own memory of the process before its first pass, without the model.
     pub runtime_bytes: u64,
-    /// What the device's driver and libraries take beside tensors.
+    /// Memory that the device's driver and libraries take beside tensors.
     pub gpu: Option<GpuSizes>,
     /// Bytes of a real sample over those of the samples that were measured. 1 where real samples were measured.
     pub enlarged: f64,
@@ -52,7 +52,7 @@ pub struct ModelSizes {
 pub struct Passes {
     /// Bytes of each field of one sample, as a batch slot holds it. Real samples, whatever was measured.
     pub fields: Vec<u64>,
-    /// What was measured, by rising number of samples. Empty where nothing was.
+    /// Measured passes, by rising number of samples. Empty if none was measured.
     pub seen: Vec<Pass>,
 }
 
@@ -62,7 +62,7 @@ pub struct Pass {
     pub samples: u64,
     /// Tensors at once, on the rank's device, without parameters, gradients and optimizer state.
     pub tensor_bytes: u64,
-    /// What the heap, or the device's allocator, took beside these tensors.
+    /// Memory that the heap, or the device's allocator, took beside these tensors.
     pub beside_bytes: u64,
 }
 

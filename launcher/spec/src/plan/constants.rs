@@ -55,9 +55,9 @@ pub(super) const DEVICE_FACTOR: (u64, u64) = (3, 2);
 /// what the shipped configs need with the samples of their CPU profiles.
 pub(super) const ASSUMED_PER_FIELD_BYTE: u64 = 256;
 
-/// What the first steps leave in a CPU rank beside tensors: kernels compiled for their shapes, the graph's nodes, heaps of the
-/// loader's and the cache's threads; and what each further compute thread adds. Source: as above; from run to run this part varies by
-/// up to 6 MiB, of which the most counts.
+/// Memory that the first steps leave in a CPU rank beside tensors: kernels compiled for their shapes, the graph's
+/// nodes, heaps of the loader's and the cache's threads; and the addition of each further compute thread. Source: as
+/// above; it varies by up to 6 MiB between runs; the maximum is used.
 pub(super) const STEP_CPU_BYTES: u64 = 8 * MIB;
 pub(super) const STEP_CPU_PER_THREAD_BYTES: u64 = 5 * MIB;
 

@@ -87,7 +87,7 @@ pub fn plan(config: &Config, machine: &Machine, measured: &Measured, request: &R
 /// Bytes that Headroom may use of `machine`: `memory.budget` of the smaller of physical memory and cgroup limit.
 ///
 /// # Errors
-/// The budget is none that this machine can give.
+/// This machine cannot give the budget.
 pub fn budget_bytes(config: &Config, machine: &Machine) -> Result<u64, PlanError> {
     Ok(budget::total(config, machine)?.0)
 }

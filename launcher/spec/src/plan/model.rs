@@ -8,7 +8,7 @@ use super::{BudgetLine, Plan, PlanError};
 use crate::config::{Config, OptimizerKind};
 use crate::contract::{LineId, ModelSizes, Passes};
 
-/// What a model weighs, and what the config adds to each of its parameters.
+/// Memory of a model, and the config's additions to each of its parameters.
 pub(super) struct ModelLines<'a> {
     model: &'a ModelSizes,
     /// Optimizer moments per parameter.
@@ -62,9 +62,8 @@ impl<'a> ModelLines<'a> {
         }
     }
 
-    /// What tensors of a pass hold at once on a CPU: the larger of training and evaluation, which keeps nothing for the
-    /// backward pass. And what the heap takes beside them: pieces that fit nothing, and what libraries keep from the first
-    /// step on.
+    /// Tensors that a pass holds at once on a CPU: the larger of training and evaluation, which keeps nothing for the
+    /// backward pass. The second line is the heap beside them: fragments, and what libraries keep after the first step.
     pub fn activations(&self, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
         let [training, validation] = self.passes(draft)?;
         let is_training = training.tensors >= validation.tensors;

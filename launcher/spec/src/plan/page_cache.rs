@@ -32,7 +32,7 @@ impl<'a> PageCache<'a> {
         u64::try_from(share).unwrap_or(room).saturating_sub(DIRECTORY_ENTRY_BYTES)
     }
 
-    /// Of the node's `room` beside all other lines.
+    /// Line for the node's `room` beside all other lines.
     pub fn line(&self, room: u64) -> BudgetLine {
         let room = self.beside_directory(room);
         let cap = self.config.data.cache_size_gb.map(|gb| (gb * GIB as f64) as u64);
@@ -51,7 +51,7 @@ impl<'a> PageCache<'a> {
         let share = (bytes as f64 / useful.max(1) as f64).min(1.0);
         let exact = self.data.useful_is_exact;
         let rate = match policy {
-            // What stays is hit in every epoch.
+            // Entries that stay are hit in every epoch.
             CacheMode::Pin => format!(", steady hit rate {:.1} %", 100.0 * share),
             _ if exact && bytes >= useful => ", steady hit rate 100.0 %".into(),
             // An entry that is read several times in an epoch may hit in between, too.

@@ -9,7 +9,7 @@ use super::constants::{ASSUMED_PER_FIELD_BYTE, F32_BYTES, FIELD_ALIGN_BYTES, TEN
 use super::sizes::{OVERFLOW, product, sum, times};
 use crate::contract::{ModelSizes, Pass, Passes};
 
-/// What a pass of so many samples takes.
+/// Memory of a pass of a given number of samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     pub samples: u64,
@@ -22,7 +22,7 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    /// Of training or evaluation with `samples` samples at a time.
+    /// Memory of training or evaluation with `samples` samples at a time.
     ///
     /// # Errors
     /// The number of bytes overflows.

@@ -34,7 +34,7 @@ fn ranks(count: usize) -> Request {
     Request { ranks: Some(count), ..Request::default() }
 }
 
-/// What `rank describe` answered for configs/default.yaml on two cores, without a data set; fields by the config's window.
+/// Answer of `rank describe` for configs/default.yaml on two cores, without a data set; fields by the config's window.
 pub(super) fn measured_default(config: &Config) -> Measured {
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/measured/default.json"));
     let mut measured: Measured = serde_json::from_str(text).unwrap();

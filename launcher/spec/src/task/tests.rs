@@ -626,7 +626,7 @@ fn a_config_without_a_task_is_of_the_task_whose_keys_it_holds() {
 }
 
 proptest! {
-    /// What a run folder's config.yaml says is what ran.
+    /// The config.yaml of a run folder is the config that ran.
     #[test]
     fn resolved_config_survives_yaml(
         name in "[a-zA-Z0-9_][a-zA-Z0-9_.+=@-]{0,20}",

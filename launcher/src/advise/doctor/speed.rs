@@ -14,7 +14,7 @@ const SLOWED: f64 = 0.5;
 /// Records to look at before anything is said about speed.
 const LEAST_RECORDS: usize = 5;
 
-/// Whether an event holds the loader back from now on (true) or lets it go (false); `None` for other events.
+/// True if an event holds the loader back, false if it releases the loader; `None` for other events.
 fn loader_held(event: &Event) -> Option<bool> {
     match event {
         Event::Relieved { action, .. } | Event::Unanswered { action } => match action {

@@ -95,7 +95,7 @@ pub enum Verdict {
 /// Ways to look at a holder from here.
 pub struct Looks<'a> {
     pub process: &'a dyn Fn(u32) -> Process,
-    /// Whether the file can be locked with `flock`; `None`: unknown here.
+    /// True if the file can be locked with `flock`; `None` means unknown.
     pub flock_is_free: &'a dyn Fn() -> Option<bool>,
     /// Time since the file was touched, by the file system's clock.
     pub age: Duration,

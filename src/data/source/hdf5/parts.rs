@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 /// Most virtual datasets that lead to each other.
 const MAX_DEPTH: usize = 8;
 
-/// What was seen of a part when it was opened.
+/// State of a part when it was opened.
 struct Seen {
     shape: Vec<u64>,
     /// Runs of rows that were never written.

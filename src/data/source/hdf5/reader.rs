@@ -52,7 +52,7 @@ pub struct ReadStats {
 /// Reads rows of the files of a data set. Shared by all loader threads of a rank.
 pub struct Reader {
     tables: Vec<Table>,
-    /// Of the files, where they are known: see [`Reader::recognising`].
+    /// Identities of the files, where they are known: see [`Reader::recognising`].
     identities: Vec<Identity>,
     store: Arc<dyn ChunkStore>,
     files: Mutex<LruCache<usize, Arc<File>>>,

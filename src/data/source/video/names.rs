@@ -86,7 +86,7 @@ pub(super) fn numbers(names: &[&str]) -> Option<Vec<Number>> {
         .collect()
 }
 
-/// What a second is worth where the counting number is its fraction: behind a point, and everywhere as wide.
+/// Value of a second where the counting number is its fraction: behind a point, and everywhere as wide.
 fn fraction_scale(cut: &[Vec<&str>], columns: &[usize], counting: usize) -> Option<u128> {
     let (at, before) = (columns[counting], columns[counting.checked_sub(1)?]);
     let behind_point = before + 2 == at && cut[0][before + 1] == ".";

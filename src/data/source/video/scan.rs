@@ -89,7 +89,7 @@ struct Seen {
     voxels: Option<Vec<usize>>,
 }
 
-/// Looks at the files of all sequences. What all frames must have in common is what most of them have.
+/// Looks at the files of all sequences. The form of most frames is required of all.
 ///
 /// # Errors
 /// No usable frame; spikes whose encoding cannot be told; unless `skip_bad`, any frame that is not usable, by its file

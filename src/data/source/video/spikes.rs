@@ -147,7 +147,7 @@ impl Planes {
                 bits::copy_bits(content, stored * self.width, out, self.width);
             }),
             SpikeEncoding::Bytes => {
-                // Of every spike: 1 or, where masks were saved as pictures are, 255.
+                // Value of every spike: 1 or, where masks were saved as pictures are, 255.
                 let spike = content.iter().copied().find(|byte| *byte != 0).unwrap_or(1);
                 for ((row, out), spikes) in rows.zip(content.chunks_exact(self.width)) {
                     if let Some(at) = bits::pack(spikes, spike, out) {

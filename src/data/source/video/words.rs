@@ -3,7 +3,7 @@
 use png::DecodingError;
 use zune_jpeg::errors::DecodeErrors;
 
-/// What is wrong with a PNG file, and what to do.
+/// Message about a bad PNG file, with the remedy.
 pub(super) fn of_png(error: &DecodingError) -> &'static str {
     match error {
         DecodingError::IoError(_) => "it is cut off: copy it again, or leave it out",
@@ -31,7 +31,7 @@ fn of_format(text: &str) -> &'static str {
     )
 }
 
-/// What is wrong with a JPEG file, and what to do.
+/// Message about a bad JPEG file, with the remedy.
 pub(super) fn of_jpeg(error: &DecodeErrors) -> String {
     const AGAIN: &str = "copy it again, or leave it out";
     match error {

@@ -26,7 +26,7 @@ struct Header {
     facts: ScanFacts,
 }
 
-/// Of any version.
+/// An index of any version.
 #[derive(Deserialize)]
 struct AnyHeader {
     version: u32,

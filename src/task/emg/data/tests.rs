@@ -648,7 +648,7 @@ fn an_index_of_an_older_version_is_made_anew() {
     let facts = scan_facts(&config(&path)).unwrap();
     let index_path = index::path(dir.path(), &facts, &path);
     let text = std::fs::read_to_string(&index_path).unwrap();
-    let old = text.replacen("\"version\":2", "\"version\":1", 1);
+    let old = text.replacen("\"version\":3", "\"version\":1", 1);
     assert_ne!(old, text);
     std::fs::write(&index_path, old).unwrap();
     assert!(index::load(&index_path, &facts, |_| true).is_empty());
