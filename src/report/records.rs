@@ -301,7 +301,6 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
         assert_eq!(inode(), before, "a full disk has no room for a second file");
         fs::write(&path, "\0\0\0{\"step\":1}\n{\"step\":9}\n{\"step\":0}\n").unwrap();
-        assert_eq!(steps(&path), [1, 9, 0]);
         RecordWriter::open(&path, Some(2), drop).unwrap().close();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":0}\n");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no sibling stays");

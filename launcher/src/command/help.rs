@@ -48,6 +48,9 @@ mod tests {
         assert!(verb("plan").unwrap().contains("--gpus"));
         assert_eq!((verb("train.batch_size"), verb("--version")), (None, None));
         let text = exit_codes();
-        assert!(text.contains("\n   75  Stopped on request") && text.contains("\n    3  The memory plan"), "{text}");
+        assert!(
+            text.contains("\n   75  Stopped on request") && text.contains("\n    3  The run does not fit"),
+            "{text}"
+        );
     }
 }
