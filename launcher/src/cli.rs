@@ -237,7 +237,7 @@ pub struct RunArgs {
     /// This node's number, from 0
     #[arg(long, value_name = "R", default_value_t = 0)]
     pub node_rank: usize,
-    /// Address of node 0: a host name, or an address of IPv4 or IPv6 ([::1] and ::1 are the same)
+    /// Address of node 0: a host name, or an address of IPv4 or IPv6 (`[::1]` and `::1` are the same)
     #[arg(long, value_name = "A", value_parser = env::host)]
     pub master_addr: Option<String>,
     /// Free port on node 0

@@ -6,7 +6,7 @@ use super::task::TaskSpec;
 use super::*;
 use serde_json::Value;
 
-/// Findings of [`check`]: errors and warnings.
+/// Findings of [`check()`]: errors and warnings.
 #[derive(Debug, Default)]
 pub struct Verdict {
     pub(super) errors: Vec<String>,

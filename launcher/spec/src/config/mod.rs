@@ -8,7 +8,7 @@
 //! overrides on top of each other, in this order.
 //!
 //! Every key is declared once: general keys in `sections.rs`, a task's in its folder (see [`TaskSpec`]). Reading, checks,
-//! [`mod@reference`] and [`json_schema`] come from the declarations.
+//! [`mod@reference`] and [`mod@json_schema`] come from the declarations.
 //!
 //! Architecture invariant: no environment, clock, /proc or GPU here; the same text and arguments give the same config.
 
