@@ -17,6 +17,9 @@ use std::time::Duration;
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(150), Duration::from_millis(300), Duration::from_millis(500)];
 
+/// Lacks that every file would meet.
+const OF_PROCESS: [Errno; 3] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+
 /// Error of libhdf5 or of the system about one file.
 #[derive(Debug)]
 pub struct Fault {
@@ -48,6 +51,11 @@ impl Fault {
     /// that ends too early or holds nonsense.
     pub fn is_lack(&self) -> bool {
         self.errno.is_some()
+    }
+
+    /// A lack that every file would meet.
+    pub fn is_of_process(&self) -> bool {
+        self.errno.is_some_and(|errno| OF_PROCESS.contains(&errno))
     }
 
     fn is_locked(&self) -> bool {
@@ -121,6 +129,16 @@ impl Fault {
                 ),
             ),
         }
+    }
+}
+
+/// The error about `path` in `words`. Words that hold the system's for a lack of this process or machine are a lack, whatever
+/// part of the file was read.
+pub fn failed(path: &Path, words: String) -> DataError {
+    let number = words.rsplit("(os error ").next().and_then(|rest| rest.split(')').next()?.parse().ok());
+    match number.map(Errno::from_raw_os_error).or_else(|| errno_in(&words)) {
+        Some(errno) if OF_PROCESS.contains(&errno) => DataError::Lack { path: path.to_owned(), problem: words },
+        _ => file_error(path, words),
     }
 }
 
@@ -258,6 +276,15 @@ mod tests {
         for words in ["file signature not found", "truncated file: eof = 96, errno = 0"] {
             assert!(said(words).contains("replace it"), "{words}");
         }
+    }
+
+    #[test]
+    fn a_lack_while_rows_are_read_is_one_too() {
+        let error = |words: &str| failed(Path::new("s.hdf5"), words.into());
+        assert!(matches!(error("chunk 3: Too many open files (os error 24)"), DataError::Lack { .. }));
+        assert!(matches!(error("chunk 3: part: no memory (os error 12): start again"), DataError::Lack { .. }));
+        assert!(matches!(error("chunk 3: Input/output error (os error 5)"), DataError::File { .. }));
+        assert!(matches!(error("chunk 3: the file is damaged"), DataError::File { .. }));
     }
 
     #[test]

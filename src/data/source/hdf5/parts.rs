@@ -145,6 +145,13 @@ pub fn missing(part: &Path, problem: &str) -> String {
     format!("{}: bring it back, or leave this file out", unreadable(part, problem))
 }
 
+/// Words for a part that cannot be opened.
+fn lost(part: &Path, fault: Fault) -> String {
+    let of_process = fault.is_of_process();
+    let words = fault.into_words(part);
+    if of_process { unreadable(part, &words) } else { missing(part, &words) }
+}
+
 /// Words for a part that cannot be read.
 pub fn unreadable(part: &Path, problem: &str) -> String {
     format!("its part {} cannot be read: {problem}", shown(part))
@@ -245,7 +252,7 @@ pub fn check_others(table: &Table) -> Result<(), String> {
 
 fn check_other(other: &OtherFile) -> Result<(), String> {
     let found = library::patiently(|| File::open(&other.path).map_err(|error| Fault::of_io(&error)));
-    let file = found.map_err(|fault| missing(&other.path, &fault.into_words(&other.path)))?;
+    let file = found.map_err(|fault| lost(&other.path, fault))?;
     let same = other.identity.check(&other.path, &file);
     same.map_err(|error| format!("its part {} {}", shown(&other.path), without_path(&error)))
 }
@@ -262,7 +269,7 @@ fn identity(part: &Path) -> Result<Identity, Fault> {
 /// Names the part.
 pub fn open_part(part: &OtherFile) -> Result<Dataset, String> {
     check_other(part)?;
-    let file = library::open(&part.path).map_err(|fault| missing(&part.path, &fault.into_words(&part.path)))?;
+    let file = library::open(&part.path).map_err(|fault| lost(&part.path, fault))?;
     file.dataset(&part.dataset).map_err(|error| {
         let fault = Fault::of(&error);
         let words = if fault.is_lack() { fault.words } else { format!("it holds no dataset {}", part.dataset) };

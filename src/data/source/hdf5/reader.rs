@@ -150,7 +150,7 @@ impl Reader {
         let (at, bytes) = (addr + first * table.row_bytes as u64, rows * table.row_bytes);
         self.pread(file, at, bytes, &mut scratch.raw)
             .and_then(|()| decode::columns_of_rows(table, rows, &scratch.raw[..bytes], out))
-            .map_err(|error| file_error(&table.path, format!("rows {first}..{}: {error}", first + rows as u64)))?;
+            .map_err(|error| library::failed(&table.path, format!("rows {first}..{}: {error}", first + rows as u64)))?;
         self.forget(file, at, bytes as u64);
         Ok(())
     }
@@ -233,7 +233,7 @@ impl Reader {
             Layout::Contiguous { addr } => {
                 let bytes = rows * table.row_bytes;
                 self.pread(file, addr + start * table.row_bytes as u64, bytes, &mut scratch.raw).map_err(|error| {
-                    file_error(&table.path, format!("rows {start}..{}: {error}", start + rows as u64))
+                    library::failed(&table.path, format!("rows {start}..{}: {error}", start + rows as u64))
                 })?;
                 for target in targets {
                     let member = &table.members[target.member];
@@ -297,8 +297,9 @@ impl Reader {
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
         let first = index as u64 * chunk_rows as u64;
-        let fail =
-            |problem: String| file_error(&table.path, format!("chunk {index} (rows {first}..+{chunk_rows}) {problem}"));
+        let fail = |problem: String| {
+            library::failed(&table.path, format!("chunk {index} (rows {first}..+{chunk_rows}) {problem}"))
+        };
         if let Layout::Chunked { chunks, filters, .. } = &table.layout
             && let Some(ChunkAt { addr, stored_bytes, filter_mask }) = chunks.get(index).copied()
             && stored_bytes > 0
