@@ -189,9 +189,8 @@ fn measure_all(
                 tell(answer)?;
             }
             Err(error) if is_short(&error) => {
-                let why = format!("memory ran out within the limit of {} MiB", limits.bytes() >> 20);
-                let known = before.map_or("", |_| " with samples of their real size");
-                answer.model.short = Some(format!("{why}{known}"));
+                let of = if before.is_some() { " with samples of their real size" } else { "" };
+                answer.model.short = Some(format!("{}{of}", limits.ran_out()));
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -273,7 +272,15 @@ impl Stage<'_> {
                     return Ok((first_s, cut));
                 }
             }
-            self.pair(rehearsal, gauge, samples, seen)?;
+            match self.pair(rehearsal, gauge, samples, seen) {
+                Err(error) if samples > 1 && is_short(&error) => {
+                    // What fewer samples took is known.
+                    seen.train.truncate(seen.val.len());
+                    let cut = || format!("{} with 2 samples at a time", self.limits.ran_out());
+                    return Ok((first_s, (samples == 2).then(cut)));
+                }
+                other => other?,
+            }
             (seen.last_s, seen.computed_s) = (began.elapsed().as_secs_f64(), gauge::computed_s() - computed_s);
             if samples == 1 {
                 first_s = seen.last_s;

@@ -40,8 +40,9 @@ impl Limits {
         Ok(Self { end: began + after, bytes })
     }
 
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    /// The words where an allocation failed.
+    pub fn ran_out(&self) -> String {
+        format!("memory ran out within the limit of {} MiB", self.bytes >> 20)
     }
 
     /// Why a pass that will take so much is not made; `None`: it may be made.
