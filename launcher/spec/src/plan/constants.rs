@@ -44,7 +44,7 @@ pub(super) const TENSOR_MARGIN: (u64, u64) = (33, 32);
 /// Own memory at the peak of training over tensors and heap of the one pass that was measured, as a fraction: further steps cut
 /// the heap into more pieces. And the same of evaluation, whose heap holds what training left in it. Source: `scripts/bench
 /// plan_truth`, all shipped configs with 1 to 3 ranks.
-pub(super) const TRAIN_HEAP: (u64, u64) = (7, 5);
+pub(super) const TRAIN_HEAP: (u64, u64) = (3, 2);
 pub(super) const VAL_HEAP: (u64, u64) = (17, 16);
 
 /// Device memory of a step over the tensors that were measured on a CPU, as a fraction: other kernels run there, and the
