@@ -24,6 +24,8 @@ mod hostile;
 mod hostile_hdf5;
 #[path = "it/inherited.rs"]
 mod inherited;
+#[path = "it/key_names.rs"]
+mod key_names;
 #[path = "it/keys.rs"]
 mod keys;
 #[path = "it/lock.rs"]

@@ -93,9 +93,9 @@ impl Remark {
         let rest = match self {
             Remark::NoData => format!("hidden or leftover name{s} left out, no data; rename what is data"),
             Remark::Doubled => {
-                format!("frame{s} with several files: the ending that comes first in data.deblur.image_exts is read")
+                format!("frame{s} with several files: the ending that comes first in deblur.image_exts is read")
             }
-            Remark::OtherEnding => format!("picture{s} left out, whose ending is not in data.deblur.image_exts"),
+            Remark::OtherEnding => format!("picture{s} left out, whose ending is not in deblur.image_exts"),
             Remark::NotAlike => {
                 format!(
                     "folder{s} whose frames are not numbered alike: in natural order, missing frames cannot be seen"
@@ -238,7 +238,7 @@ fn parse_clip(line: &str) -> Option<(String, Clip)> {
 
 fn sequence(spec: &VideoSpec, folders: Folders, clip: Option<&Clip>) -> Result<SequencePaths, DataError> {
     let extensions: Vec<&str> = spec.image_exts.iter().map(String::as_str).collect();
-    let images = |folder: &Path| list(folder, &extensions, "data.deblur.image_exts");
+    let images = |folder: &Path| list(folder, &extensions, "deblur.image_exts");
     let (mut blur, mut sharp) = (images(&folders.blur)?, images(&folders.sharp)?);
     if let Some(clip) = clip {
         keep_counted(&mut blur, clip);
@@ -291,8 +291,8 @@ fn keep_counted(listed: &mut Listed, clip: &Clip) {
 /// Spike files of the frames; none where the folder cannot be listed: reading each frame's file says why.
 fn spike_files(spec: &VideoSpec, folders: &Folders) -> Result<Listed, DataError> {
     let (ending, key) = match spec.spikes {
-        SpikeInput::Voxels { .. } => ("npy", "data.deblur.voxel_dir, data.deblur.use_precomputed_voxels"),
-        _ => ("dat", "data.deblur.spike_dir, data.deblur.use_precomputed_voxels"),
+        SpikeInput::Voxels { .. } => ("npy", "deblur.voxel_dir, deblur.use_precomputed_voxels"),
+        _ => ("dat", "deblur.spike_dir, deblur.use_precomputed_voxels"),
     };
     match &folders.spikes {
         Some(folder) if folder.is_dir() => list(folder, &[ending], key),

@@ -636,7 +636,7 @@ fn spikes_of_0_and_255_are_those_of_0_and_1() {
         }
     }
     let error = open(&clips(&masks, dat(None), Some(16)), &alone()).err().unwrap();
-    assert!(error.contains("their values are 1, 2, 3") && error.contains("set data.deblur.spike_encoding"), "{error}");
+    assert!(error.contains("their values are 1, 2, 3") && error.contains("set deblur.spike_encoding"), "{error}");
 }
 
 #[test]
@@ -648,7 +648,7 @@ fn with_no_usable_sequence_the_first_reason_is_named() {
     spec.video.image_exts = vec!["jpg".into()];
     let error = open(&spec, &alone()).err().unwrap();
     assert!(error.starts_with("no frame in any sequence; the first left out: "), "{error}");
-    assert!(error.contains("(data.deblur.image_exts): the folder holds 7 .png"), "{error}");
+    assert!(error.contains("(deblur.image_exts): the folder holds 7 .png"), "{error}");
 }
 
 #[test]
@@ -679,7 +679,7 @@ fn voxels_that_no_model_can_use_name_file_and_value() {
     write("train/seq000", 1, -0.75);
     assert_eq!(first(false), Ok(()), "no logarithm is taken");
     let error = first(true).unwrap_err();
-    for part in ["train/seq000/spike_vox/000001.npy", "bin 0, row 2, column 4 is -0.75", "data.deblur.log1p"] {
+    for part in ["train/seq000/spike_vox/000001.npy", "bin 0, row 2, column 4 is -0.75", "deblur.log1p"] {
         assert!(error.contains(part), "{part} in {error}");
     }
     for value in [f32::NAN, f32::NEG_INFINITY] {
