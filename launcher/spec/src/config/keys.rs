@@ -120,6 +120,7 @@ pub fn normal_of<T: Keys>(value: &Value) -> Result<Value, String> {
 
 /// Declares a section: see the module. `earlier "model."` after the prefix accepts an older prefix for all its keys;
 /// `sections` are structs inside; `also` are fields that are no keys.
+#[macro_export]
 macro_rules! keys {
     (@option) => { None };
     (@option $some:literal) => { Some($some) };
@@ -178,6 +179,7 @@ macro_rules! keys {
 }
 
 /// Declares an enum whose variants are words of a config, each with its meaning.
+#[macro_export]
 macro_rules! choices {
     (
         $(#[doc = $doc:literal])+
@@ -220,5 +222,3 @@ macro_rules! choices {
         }
     };
 }
-
-pub(crate) use {choices, keys};

@@ -29,11 +29,11 @@ mod sections;
 mod task;
 mod tree;
 
+pub use crate::{choices, keys};
 pub use check::{Verdict, is_folder_name};
 pub use error::{ConfigError, Place, Problem};
 pub use json_schema::json_schema;
 pub use keys::{Inert, Key, Keys, Section, defaults_of, normal_of};
-pub(crate) use keys::{choices, keys};
 pub use kind::{Kind, Typed, record};
 pub use model::{Config, TaskSections};
 pub use range::Range;
