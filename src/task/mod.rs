@@ -39,14 +39,6 @@ tasks! {
     deblur: Deblur,
 }
 
-/// Which part of the files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Split {
-    Train,
-    Val,
-    Test,
-}
-
 /// Data sets of a run, as a task opens them.
 pub struct Datasets {
     pub train: Arc<dyn Dataset>,

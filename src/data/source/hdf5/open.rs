@@ -1,6 +1,6 @@
 //! Metadata of a recording, by libhdf5: type, shape, layout, filters, chunk addresses, attributes. No sample is read.
 
-use super::layout::{layout, refuse_holes};
+use super::layout::{by_library, layout, refuse_holes};
 use super::library::Fault;
 use super::types::{self, Element, Field, RowType};
 use super::{Layout, Member, Order, SUPERBLOCK_BYTES, Scalar, Table, library, links, parts, superblock};
@@ -194,10 +194,6 @@ fn describe(dataset: &Dataset, wanted: &Wanted, address_bytes: usize) -> Result<
         pack(&mut table);
     }
     Ok((table, names, row))
-}
-
-pub(super) fn by_library(reason: &str) -> Layout {
-    Layout::Library { chunk_rows: 0, reason: reason.into(), runs: Vec::new() }
 }
 
 /// libhdf5 gives the members one after the other, whatever lies between them in the file.
