@@ -6,6 +6,8 @@ mod architecture;
 mod batch;
 #[path = "it/cache.rs"]
 mod cache;
+#[path = "it/circles.rs"]
+mod circles;
 #[path = "it/deblur.rs"]
 mod deblur;
 #[path = "it/device.rs"]
@@ -24,6 +26,8 @@ mod hostile;
 mod hostile_hdf5;
 #[path = "it/inherited.rs"]
 mod inherited;
+#[path = "it/key_names.rs"]
+mod key_names;
 #[path = "it/keys.rs"]
 mod keys;
 #[path = "it/lock.rs"]

@@ -2,6 +2,7 @@
 
 use super::layer::{Layer, Source};
 use super::schema::{self, Schema};
+use super::spelling::canonical;
 use super::task::TaskSpec;
 use super::tree::{self, Body, Mark, Node};
 use super::{Config, ConfigError, DeviceChoice, PROFILES, Place, Problem, check, literal};
@@ -74,7 +75,7 @@ impl RawConfig {
             None | Some((_, true, _)) => {}
             Some((_, _, Body::Map(entries))) => {
                 let (profiles, base): (Vec<_>, Vec<_>) =
-                    entries.into_iter().partition(|entry| schema::canonical(&entry.key) == "profiles");
+                    entries.into_iter().partition(|entry| canonical(&entry.key) == "profiles");
                 raw.base = Layer::read(&raw.schema, &base, "", &Source::File(file), &mut problems);
                 profiles.iter().for_each(|entry| raw.take_profiles(&entry.value, &mut problems));
             }
@@ -101,7 +102,7 @@ impl RawConfig {
             return;
         };
         for entry in entries {
-            let name = schema::canonical(&entry.key);
+            let name = canonical(&entry.key);
             match &entry.value.body {
                 _ if !PROFILES.contains(&name.as_str()) => {
                     bad(entry.at, format!("unknown profile {}; the profiles there are: {known}", entry.key))

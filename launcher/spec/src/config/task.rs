@@ -1,8 +1,8 @@
 //! A task as a config sees it.
 
-use super::check::Verdict;
 use super::keys::Section;
 use super::model::Config;
+use super::verdict::Verdict;
 
 /// Facts on a task that both programs need: its keys, their checks, and its names. The rank's half is
 /// `headroom::task::Task`.

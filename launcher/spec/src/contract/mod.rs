@@ -11,7 +11,7 @@ mod measured;
 mod message;
 mod record;
 mod text;
-mod wire;
+pub mod wire;
 mod words;
 
 pub use event::{Cause, Event, Fill, LevelChange, Program, Source};

@@ -16,6 +16,7 @@ pub mod reader;
 mod runs;
 pub mod session;
 mod shuffle;
+mod storage;
 mod superblock;
 pub mod write;
 

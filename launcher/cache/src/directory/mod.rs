@@ -426,5 +426,4 @@ impl Directory {
 }
 
 #[cfg(test)]
-#[path = "directory_tests.rs"]
 mod tests;

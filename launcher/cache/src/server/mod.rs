@@ -9,7 +9,8 @@ use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
-use spec::contract::cache::{CacheStats, Decoder, FromDirectory, ToDirectory, encode};
+use spec::contract::cache::{CacheStats, FromDirectory, ToDirectory};
+use spec::contract::wire::{Decoder, encode};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -590,5 +591,4 @@ impl Server {
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;

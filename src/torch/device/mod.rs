@@ -1,4 +1,4 @@
-#![doc = include_str!("device/README.md")]
+#![doc = include_str!("README.md")]
 //!
 //! # Parts
 //!

@@ -549,5 +549,4 @@ impl<'a> Watch<'a> {
 }
 
 #[cfg(test)]
-#[path = "watcher_tests.rs"]
 mod tests;

@@ -226,8 +226,7 @@ impl Reader {
         targets: &mut [Target],
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
-        let table = self.table(file)?;
-        self.check(table, start, rows, targets)?;
+        let table = self.check(file, start, rows, targets)?;
         self.rows.fetch_add((rows * targets.len()) as u64, Ordering::Relaxed);
         match &table.layout {
             Layout::Contiguous { addr } => {
@@ -247,7 +246,12 @@ impl Reader {
         }
     }
 
-    fn check(&self, table: &Table, start: u64, rows: usize, targets: &[Target]) -> Result<(), DataError> {
+    /// Checks that `file` holds the rows, and that each target has room for them.
+    ///
+    /// # Errors
+    /// It holds fewer, or a target is too small.
+    pub fn check(&self, file: usize, start: u64, rows: usize, targets: &[Target]) -> Result<&Table, DataError> {
+        let table = self.table(file)?;
         if start.checked_add(rows as u64).is_none_or(|end| end > table.rows) {
             let problem = format!("rows {start}..+{rows} asked for, it has {}", table.rows);
             return Err(file_error(&table.path, problem));
@@ -259,7 +263,7 @@ impl Reader {
                 return Err(file_error(&table.path, problem));
             }
         }
-        Ok(())
+        Ok(table)
     }
 
     #[expect(clippy::too_many_arguments, reason = "a window, and where it goes")]
@@ -376,7 +380,7 @@ impl Reader {
                     let other = &table.others[run.part];
                     let dataset = datasets.try_get_or_insert((file, run.part + 1), || parts::open_part(other))?;
                     parts::read_run(dataset, table, run, rows.clone(), &mut packed)
-                        .map_err(|error| parts::unreadable(&other.path, &error.to_string()))?;
+                        .map_err(|error| library::unreadable(&other.path, &error.to_string()))?;
                 }
             }
             _ => {

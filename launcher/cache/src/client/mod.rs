@@ -29,7 +29,8 @@ pub use table::{ClientStats, Offer};
 
 use crate::mapping::{ReadSpan, SharedMap, WriteSpan};
 use spec::contract::VERSION;
-use spec::contract::cache::{CacheStats, Decoder, FromDirectory, ToDirectory, encode};
+use spec::contract::cache::{CacheStats, FromDirectory, ToDirectory};
+use spec::contract::wire::{Decoder, encode};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;

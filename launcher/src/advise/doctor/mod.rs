@@ -100,5 +100,4 @@ fn skipped(run: &Run, zh: bool) -> Option<Finding> {
 }
 
 #[cfg(test)]
-#[path = "doctor/tests.rs"]
 mod tests;

@@ -454,5 +454,4 @@ fn wait(set: &OwnedFd, timeout: Option<Duration>) -> io::Result<Vec<(u64, usize)
 }
 
 #[cfg(test)]
-#[path = "job/tests.rs"]
 mod tests;
