@@ -7,6 +7,7 @@
 #![doc = include_str!("../../tests/it/minimal_task.rs")]
 //! ```
 
+pub mod cell;
 pub mod deblur;
 pub mod emg;
 pub mod outline;

@@ -1,6 +1,7 @@
 //! The tasks: each declares its keys, their defaults and checks in a folder here, and trains in `src/task/<name>` of
 //! the rank. A task is added by its folder, a `mod` line and an entry of [`TASKS`].
 
+pub mod cell;
 pub mod deblur;
 pub mod emg;
 
