@@ -7,11 +7,17 @@
 #![doc = include_str!("../../tests/it/minimal_task.rs")]
 //! ```
 
+mod batch;
 pub mod cell;
 pub mod deblur;
 pub mod emg;
+mod groups;
+pub mod norm;
 pub mod outline;
 pub mod sample;
+
+pub use batch::{Batch, Output};
+pub use groups::{GroupSpec, ParamInfo};
 
 use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
@@ -56,34 +62,30 @@ impl Datasets {
     }
 }
 
-/// A micro-batch on the rank's device: one tensor `[B, ...]` per field of the data set.
-pub struct Batch {
-    pub fields: Vec<Tensor>,
-    pub sample_ids: Vec<u64>,
-}
-
-impl Batch {
-    pub fn len(&self) -> usize {
-        self.sample_ids.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.sample_ids.is_empty()
-    }
-}
-
-/// Result of a forward pass.
-pub struct Output {
-    /// Scalar: mean of the loss over the micro-batch's samples.
-    pub loss: Tensor,
-    /// Prediction that the metrics read; no gradient is taken through it.
-    pub prediction: Tensor,
-}
-
 /// A model with its loss.
 pub trait Model {
-    /// Forward pass and loss of one micro-batch. `train`: dropout on.
+    /// Forward pass and loss of one micro-batch. `train`: dropout on, and the statistics of [`norm::BatchNorm`] are those of
+    /// the batch.
     fn forward(&self, batch: &Batch, train: bool) -> Output;
+    /// Numbers of each sample that every rank gets after each step, with the votes of that step; 0 for none. Each forward
+    /// pass of training gives them in [`Output::share`].
+    fn share_width(&self) -> usize {
+        0
+    }
+    /// Takes what all samples of a finished step shared: f32 `[global batch, share_width]` on the rank's device, in the
+    /// order of the global batch, the same for every number of ranks. Called once per step, before the next forward pass,
+    /// and not for a step that is repeated. Changes [`Model::state`], in place and by operations on tensors alone.
+    fn shared(&self, _values: &Tensor) {}
+    /// Tensors besides parameters and buffers that the next step depends on, such as the history of [`Model::shared`]: kept
+    /// in checkpoints under these names. A resumed run copies the saved values into them before its first step.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+    /// True if a forward pass reads [`Batch::step`], [`Batch::sample_ids`] or draws of the batch: such a step is never
+    /// replayed as a CUDA graph, which repeats what the host computed when it was recorded.
+    fn reads_step(&self) -> bool {
+        false
+    }
 }
 
 /// Online metrics: fixed-length sums, so that memory does not grow with the data set and ranks add up.
@@ -155,6 +157,11 @@ pub trait Task: Send + Sync {
     /// Everything that shapes the parameters: a checkpoint of another architecture is refused. Left out, the task's section.
     fn architecture(&self, config: &Config) -> String {
         config.task_section().to_string()
+    }
+    /// Groups of parameters that the optimizer treats differently. Parameters in none of them form a group called `rest`
+    /// that follows the config. None by default: one group.
+    fn groups(&self, _config: &Config, _parameters: &[ParamInfo]) -> Vec<GroupSpec> {
+        Vec::new()
     }
     /// Pictures after each validation, where the task has any.
     fn gallery(&self, _config: &Config) -> Option<Box<dyn Gallery>> {

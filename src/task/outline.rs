@@ -64,10 +64,7 @@ pub fn made_up(fields: &[FieldSpec], samples: usize, device: Device) -> Result<B
             Dtype::I64 => Tensor::f_zeros(&shape, (Kind::Int64, device)),
         }
     };
-    Ok(Batch {
-        fields: fields.iter().map(tensor).collect::<Result<_, _>>()?,
-        sample_ids: (0..samples as u64).collect(),
-    })
+    Ok(Batch::new(fields.iter().map(tensor).collect::<Result<_, _>>()?, (0..samples as u64).collect()))
 }
 
 /// Fields without samples.

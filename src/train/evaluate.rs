@@ -23,6 +23,8 @@ pub struct EvalSpec {
     /// Element type of autocast. `None` means no autocast.
     pub narrow: Option<Kind>,
     pub throttle: Arc<Throttle>,
+    /// The config's.
+    pub seed: u64,
 }
 
 /// Who sees the outputs. Metrics are reset before and after, so that they may be those that training uses between epochs.
@@ -137,7 +139,7 @@ fn run_share(
             continue;
         }
         let passed = torch::catch_out_of_memory(|| {
-            let batch = chosen(to_tensors(&host, spec.device), &usable);
+            let batch = chosen(to_tensors(&host, spec.device).at(0, spec.seed), &usable);
             let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
             watch.metrics.update(&batch, &output);
             if let Some(gallery) = &mut watch.gallery {
@@ -159,10 +161,8 @@ fn chosen(batch: Batch, places: &[usize]) -> Batch {
     }
     let index: Vec<i64> = places.iter().map(|place| *place as i64).collect();
     let pick = |field: &Tensor| field.index_select(0, &Tensor::from_slice(&index).to_device(field.device()));
-    Batch {
-        fields: batch.fields.iter().map(pick).collect(),
-        sample_ids: places.iter().map(|place| batch.sample_ids[*place]).collect(),
-    }
+    let sample_ids = places.iter().map(|place| batch.sample_ids[*place]).collect();
+    Batch::new(batch.fields.iter().map(pick).collect(), sample_ids).at(batch.step, batch.seed)
 }
 
 /// Adds `sums` over all ranks, element by element, in f64.

@@ -20,7 +20,7 @@ pub fn to_tensors(host: &HostBatch, device: Device) -> Batch {
         let shape = shape(field, host.len());
         Tensor::from_data_size(host.field(index), &shape, kind(field)).to_device(device)
     };
-    Batch { fields: host.fields().iter().enumerate().map(tensor).collect(), sample_ids: host.sample_ids().to_vec() }
+    Batch::new(host.fields().iter().enumerate().map(tensor).collect(), host.sample_ids().to_vec())
 }
 
 fn shape(field: &FieldSpec, samples: usize) -> Vec<i64> {
@@ -97,6 +97,13 @@ struct Copying {
 pub struct Taken {
     pub batch: Batch,
     set: usize,
+}
+
+impl Taken {
+    /// The same as part of step `step` of a run with this seed.
+    pub fn at(self, step: u64, seed: u64) -> Self {
+        Self { batch: self.batch.at(step, seed), ..self }
+    }
 }
 
 /// Brings micro-batches to the device ahead of need.
@@ -206,7 +213,7 @@ impl Input {
         }
         let view = |field: &Tensor| field.f_narrow(0, 0, samples as i64).map_err(tch_error);
         let fields = self.sets[set].fields.iter().map(view).collect::<Result<_, _>>()?;
-        Ok(Some(Taken { batch: Batch { fields, sample_ids: ids }, set }))
+        Ok(Some(Taken { batch: Batch::new(fields, ids), set }))
     }
 
     /// Begins to copy the batch after the one in use, so that it is there before the step ends.

@@ -86,6 +86,6 @@ impl Model for DeblurNet {
         let size = sharp.size();
         let spikes = self.spikes(batch, (size[3], size[4]));
         let prediction = self.vrt.forward(&blur, spikes.as_ref(), train);
-        Output { loss: self.loss.of(&prediction, &sharp), prediction }
+        Output::new(self.loss.of(&prediction, &sharp), prediction)
     }
 }
