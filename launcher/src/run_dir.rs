@@ -8,7 +8,7 @@ use crate::journal;
 use spec::config::{Config, is_folder_name};
 pub use spec::contract::files::SplitChoice;
 use spec::contract::{self, exit, shown};
-use spec::job::Job;
+use spec::job::{EarlierStage, Job, Work};
 use spec::plan::Plan;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -84,7 +84,7 @@ pub struct Ask<'a> {
 }
 
 /// An existing run folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RunDir {
     /// Absolute.
     pub path: PathBuf,
@@ -92,10 +92,18 @@ pub struct RunDir {
     pub resume: Option<PathBuf>,
     /// `--resume-split`, for the job.
     pub resume_split: Option<SplitChoice>,
+    /// For the job.
+    pub work: Work,
+    pub earlier: Vec<EarlierStage>,
     node_rank: usize,
 }
 
 impl RunDir {
+    /// A folder that exists, for training from the beginning.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path, resume: None, resume_split: None, work: Work::Train, earlier: Vec::new(), node_rank: 0 }
+    }
+
     /// Finds or makes the folder.
     ///
     /// # Errors
@@ -116,7 +124,7 @@ impl RunDir {
             (Resume::No, Some(name)) => (known_or_new(runs_dir.join(name))?.0, None),
             (Resume::No, None) => (make_fresh(&runs_dir, ask)?, None),
         };
-        Ok(Self { path, resume, resume_split: None, node_rank: ask.node_rank })
+        Ok(Self { resume, node_rank: ask.node_rank, ..Self::at(path) })
     }
 
     /// Locks the folder for this process, and looks again for what there is to resume: another run may have ended in between.
@@ -147,7 +155,7 @@ impl RunDir {
     pub fn scratch(runs_dir: &Path) -> Result<Self, RunDirError> {
         let path = utf8(runs_dir.join(format!(".batch-{}", std::process::id())))?;
         std::fs::create_dir_all(&path).map_err(|source| io_error("make", &path, source))?;
-        Ok(Self { path, resume: None, resume_split: None, node_rank: 0 })
+        Ok(Self::at(path))
     }
 
     /// Removes the folder and all in it.
@@ -174,6 +182,8 @@ impl RunDir {
             resume: self.resume.clone(),
             start: new_start(),
             resume_split: self.resume_split,
+            work: self.work.clone(),
+            earlier: self.earlier.clone(),
         };
         let node = if self.node_rank == 0 { String::new() } else { format!(".node{}", self.node_rank) };
         if self.node_rank == 0 {

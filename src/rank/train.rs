@@ -15,6 +15,7 @@ use crate::ledger;
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::{RecordWriter, write_summary};
+use crate::task::pass::StageInputs;
 use crate::task::{self, Datasets, Team};
 use crate::torch::{count_tensors, most_tensor_bytes};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
@@ -350,8 +351,9 @@ fn open(
 ) -> Result<Datasets, RankError> {
     let Start { job, env, collective, .. } = start;
     let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Gather(e.into()));
-    let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache, kept };
-    let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
+    let stages = StageInputs::new(job.earlier.iter().map(|stage| (stage.name.clone(), stage.folder.clone())).collect());
+    let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache, kept, stages };
+    let index = job.runs_dir().join(".index");
     Ok(task.open(&job.config, &team, &index)?)
 }
 

@@ -14,6 +14,7 @@ pub mod emg;
 mod groups;
 pub mod norm;
 pub mod outline;
+pub mod pass;
 pub mod sample;
 
 pub use batch::{Batch, Output};
@@ -23,6 +24,7 @@ use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
 use cache::client::CacheClient;
 use outline::Outline;
+use pass::{Opening, Pass, StageInputs};
 use spec::config::Config;
 use std::any::Any;
 use std::path::{Path, PathBuf};
@@ -51,6 +53,9 @@ pub struct Datasets {
     pub notes: Vec<String>,
     /// Facts on the files that the task's model needs, in the task's own type.
     pub facts: Option<Arc<dyn Any + Send + Sync>>,
+    /// Facts on the training data that the model needs with other data, such as their mean; kept in the run's folder and
+    /// given back by [`Opening::carried`].
+    pub carried: Option<serde_json::Value>,
     /// Which files each split has, for checkpoints; `None`: the task keeps no account of them.
     pub split: Option<SplitList>,
 }
@@ -58,7 +63,17 @@ pub struct Datasets {
 impl Datasets {
     /// Three splits without anything to say of them.
     pub fn new(train: Arc<dyn Dataset>, val: Arc<dyn Dataset>, test: Arc<dyn Dataset>) -> Self {
-        Self { train, val, test, baseline: None, skipped: Vec::new(), notes: Vec::new(), facts: None, split: None }
+        Self {
+            train,
+            val,
+            test,
+            baseline: None,
+            skipped: Vec::new(),
+            notes: Vec::new(),
+            facts: None,
+            carried: None,
+            split: None,
+        }
     }
 }
 
@@ -85,6 +100,10 @@ pub trait Model {
     /// replayed as a CUDA graph, which repeats what the host computed when it was recorded.
     fn reads_step(&self) -> bool {
         false
+    }
+    /// Prediction for a micro-batch of a [`Pass`], whose fields are those of the pass: it may hold no targets.
+    fn predict(&self, batch: &Batch) -> Tensor {
+        self.forward(batch, false).prediction
     }
 }
 
@@ -126,6 +145,8 @@ pub struct Team<'a> {
     pub cache: Option<Arc<CacheClient>>,
     /// The split of the checkpoint that the run resumes from, where it has one.
     pub kept: Option<&'a KeptSplit>,
+    /// Folders of earlier stages.
+    pub stages: StageInputs,
 }
 
 /// A task. Adding one touches its own room, [`TASKS`], and its half in `spec::task`.
@@ -145,6 +166,28 @@ pub trait Task: Send + Sync {
     /// with small ones first. `None`: its samples are small, or have one size.
     fn shrunk(&self, _config: &Config) -> Option<(Config, f64)> {
         None
+    }
+    /// Opens data that are not those of training, for `launch evaluate --data`: all samples in `val`, with targets.
+    ///
+    /// # Errors
+    /// As [`Task::open`]; the task evaluates its own data alone.
+    fn evaluation(&self, _opening: &Opening) -> Result<Datasets, DataError> {
+        Err(DataError::NoPass { task: self.name(), what: "evaluates no data but those of its run: leave --data out" })
+    }
+    /// Opens data to predict for, without targets, for `launch predict`.
+    ///
+    /// # Errors
+    /// As [`Task::open`]; the task predicts nothing.
+    fn predictor(&self, _opening: &Opening) -> Result<Pass, DataError> {
+        Err(DataError::NoPass { task: self.name(), what: "has no predictions to write: use launch evaluate" })
+    }
+    /// Opens the pass of the stage `config.stage`; its outputs lie in the stage's folder.
+    ///
+    /// # Errors
+    /// As [`Task::open`]; an earlier stage is missing.
+    fn pass(&self, opening: &Opening) -> Result<Pass, DataError> {
+        let _ = opening;
+        Err(DataError::NoPass { task: self.name(), what: "has no such stage" })
     }
     /// Builds the model's parameters under `vs`, named as PyTorch's `state_dict` would.
     ///

@@ -40,5 +40,5 @@ pub use range::Range;
 pub use raw::{Folders, RawConfig};
 pub use schema::{PROFILES, Schema};
 pub use sections::*;
-pub use task::TaskSpec;
+pub use task::{StageKind, StageSpec, TaskSpec};
 pub use tree::Mark;

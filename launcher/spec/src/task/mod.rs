@@ -8,7 +8,7 @@ pub mod emg;
 #[cfg(test)]
 mod tests;
 
-pub use crate::config::TaskSpec;
+pub use crate::config::{StageKind, StageSpec, TaskSpec};
 use crate::config::{Config, ConfigError, Folders, RawConfig, Schema};
 
 /// Every task. The first is trained where a config says nothing.
