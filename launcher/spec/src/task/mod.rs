@@ -1,6 +1,7 @@
 //! The tasks: each declares its keys, their defaults and checks in a folder here, and trains in `src/task/<name>` of
 //! the rank. A task is added by its folder, a `mod` line and an entry of [`TASKS`].
 
+pub mod cell;
 pub mod deblur;
 pub mod emg;
 
@@ -11,7 +12,7 @@ pub use crate::config::TaskSpec;
 use crate::config::{Config, ConfigError, Folders, RawConfig, Schema};
 
 /// Every task. The first is trained where a config says nothing.
-pub const TASKS: &[&dyn TaskSpec] = &[&emg::Emg, &deblur::Deblur];
+pub const TASKS: &[&dyn TaskSpec] = &[&emg::Emg, &deblur::Deblur, &cell::Cell];
 
 /// The task called `name`.
 pub fn find(name: &str) -> Option<&'static dyn TaskSpec> {
