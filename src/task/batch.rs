@@ -1,9 +1,7 @@
 //! A micro-batch, the numbers that a model draws for its samples, and the result of a forward pass.
 
-use crate::data::loader::mix;
+use super::draw::Draws;
 use tch::{Device, Tensor};
-
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A micro-batch on the rank's device: one tensor `[B, ...]` per field of the data set.
 pub struct Batch {
@@ -35,49 +33,24 @@ impl Batch {
         self.sample_ids.is_empty()
     }
 
+    /// Random numbers of this batch's samples, on the device of the fields.
+    pub fn draws(&self) -> Draws {
+        let device = self.fields.first().map_or(Device::Cpu, Tensor::device);
+        let ids: Vec<i64> = self.sample_ids.iter().map(|&id| id as i64).collect();
+        Draws::new(self.seed, self.step, Tensor::from_slice(&ids).to_device(device))
+    }
+
     /// Uniform numbers in [0, 1), f32 `[B, count]`, on the device of the fields: for each sample a pure function of (seed,
     /// step, sample id, `stream`), so that every number of ranks and every micro-batch draws the same. Numbers for
     /// different purposes need different streams.
     pub fn uniform(&self, stream: u64, count: usize) -> Tensor {
-        // 24 bits: what an f32 in [0, 1) holds exactly.
-        self.draw(stream, count, |bits, out| out.extend(bits.map(|x| (x >> 40) as f32 / (1u32 << 24) as f32)))
+        self.draws().uniforms(stream, count as i64)
     }
 
-    /// Standard normal numbers, f32 `[B, count]`; otherwise as [`Batch::uniform`]. Box and Muller, 1958.
+    /// Standard normal numbers, f32 `[B, count]`; otherwise as [`Batch::uniform`].
     pub fn normal(&self, stream: u64, count: usize) -> Tensor {
-        self.draw(stream, count, |bits, out| {
-            let unit = |x: u64| ((x >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-            let (mut bits, wanted) = (bits.map(unit), out.len() + count);
-            while out.len() < wanted {
-                let (Some(u), Some(v)) = (bits.next(), bits.next()) else { break };
-                let (radius, angle) = ((-2.0 * u.ln()).sqrt(), std::f64::consts::TAU * v);
-                out.push((radius * angle.cos()) as f32);
-                if out.len() < wanted {
-                    out.push((radius * angle.sin()) as f32);
-                }
-            }
-        })
+        self.draws().normals(stream, count as i64)
     }
-
-    fn draw(&self, stream: u64, count: usize, values: impl Fn(&mut dyn Iterator<Item = u64>, &mut Vec<f32>)) -> Tensor {
-        let mut out = Vec::with_capacity(self.len() * count);
-        for id in &self.sample_ids {
-            let start = key(&[self.seed, self.step, *id, stream]);
-            // An even number: normal numbers come in pairs.
-            let mut bits =
-                (1..=count.next_multiple_of(2) as u64).map(|n| mix(start.wrapping_add(n.wrapping_mul(GOLDEN))));
-            let end = out.len() + count;
-            values(&mut bits, &mut out);
-            out.truncate(end);
-        }
-        let device = self.fields.first().map_or(Device::Cpu, Tensor::device);
-        Tensor::from_slice(&out).view([self.len() as i64, count as i64]).to_device(device)
-    }
-}
-
-/// Mixes all of `parts`: neighbouring values of any of them have nothing in common.
-fn key(parts: &[u64]) -> u64 {
-    parts.iter().fold(0, |key, part| mix(mix(key.wrapping_add(GOLDEN)).wrapping_add(part.wrapping_mul(GOLDEN))))
 }
 
 /// Result of a forward pass.

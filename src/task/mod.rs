@@ -10,6 +10,7 @@
 mod batch;
 pub mod cell;
 pub mod deblur;
+pub mod draw;
 pub mod emg;
 mod groups;
 pub mod norm;

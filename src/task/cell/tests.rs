@@ -6,7 +6,7 @@ mod parity;
 
 use super::diffusion::Diffusion;
 use super::model::{Autoencoder, CellUnet, Classifier};
-use spec::task::cell::{AutoencoderKeys, ClassifierKeys, DiffusionKeys, UnetKeys};
+use spec::task::cell::{CellAutoencoder, CellClassifier, CellDiffusion, CellUnet as UnetKeys};
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
@@ -14,15 +14,15 @@ pub const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 /// Keys of the small networks of the fixtures.
 pub fn small_unet() -> UnetKeys {
-    UnetKeys { hidden: vec![12, 8, 6, 4], dropout: 0.0 }
+    UnetKeys { hidden: vec![12, 8, 6, 4], ..UnetKeys::default() }
 }
 
-pub fn small_classifier() -> ClassifierKeys {
-    ClassifierKeys { hidden: vec![10, 8, 6], dropout: 0.0, ..ClassifierKeys::default() }
+pub fn small_classifier() -> CellClassifier {
+    CellClassifier { hidden: vec![10, 8, 6], dropout: 0.0, ..CellClassifier::default() }
 }
 
-pub fn small_autoencoder() -> AutoencoderKeys {
-    AutoencoderKeys { hidden: vec![9, 8, 7], latent: 6, ..AutoencoderKeys::default() }
+pub fn small_autoencoder() -> CellAutoencoder {
+    CellAutoencoder { hidden: vec![9, 8, 7], latent: 6, ..CellAutoencoder::default() }
 }
 
 pub fn unet(keys: &UnetKeys, latent: i64, outputs: i64) -> (nn::VarStore, CellUnet) {
@@ -31,19 +31,19 @@ pub fn unet(keys: &UnetKeys, latent: i64, outputs: i64) -> (nn::VarStore, CellUn
     (vs, network)
 }
 
-pub fn autoencoder(keys: &AutoencoderKeys, genes: i64) -> (nn::VarStore, Autoencoder) {
+pub fn autoencoder(keys: &CellAutoencoder, genes: i64) -> (nn::VarStore, Autoencoder) {
     let vs = nn::VarStore::new(Device::Cpu);
     let network = Autoencoder::new(keys, genes, &vs.root());
     (vs, network)
 }
 
-pub fn classifier(keys: &ClassifierKeys, latent: i64, classes: i64) -> (nn::VarStore, Classifier) {
+pub fn classifier(keys: &CellClassifier, latent: i64, classes: i64) -> (nn::VarStore, Classifier) {
     let vs = nn::VarStore::new(Device::Cpu);
     let network = Classifier::new(keys, latent, classes, &vs.root());
     (vs, network)
 }
 
-pub fn diffusion(keys: &DiffusionKeys) -> Diffusion {
+pub fn diffusion(keys: &CellDiffusion) -> Diffusion {
     Diffusion::new(keys, Device::Cpu).unwrap()
 }
 

@@ -8,11 +8,11 @@ pub mod emg;
 #[cfg(test)]
 mod tests;
 
-pub use crate::config::{StageKind, StageSpec, TaskSpec};
 use crate::config::{Config, ConfigError, Folders, RawConfig, Schema};
+pub use crate::config::{StageKind, StageSpec, TaskSpec};
 
 /// Every task. The first is trained where a config says nothing.
-pub const TASKS: &[&dyn TaskSpec] = &[&emg::Emg, &deblur::Deblur];
+pub const TASKS: &[&dyn TaskSpec] = &[&emg::Emg, &deblur::Deblur, &cell::Cell];
 
 /// The task called `name`.
 pub fn find(name: &str) -> Option<&'static dyn TaskSpec> {

@@ -585,12 +585,16 @@ fn a_tilde_is_the_home_folder_in_every_path_and_variables_are_refused_by_name() 
         "train.init_from",
         "deblur.loss.perceptual_file",
         "deblur.loss.lpips_file",
+        "cell.reference",
+        "cell.sample.init_cells",
     ];
     let schema = schema();
     let declared: Vec<&str> = schema.keys().filter(|key| key.kind.is_path()).map(|key| key.path).collect();
     assert_eq!(declared.len(), paths.len(), "{declared:?}");
     for key in paths {
-        let raw = parse_config("task: deblur\n", "my.yaml").unwrap().with_home(Some(Path::new("/home/ann")));
+        let task = if key.starts_with("cell.") { "cell" } else { "deblur" };
+        let text = format!("task: {task}\n");
+        let raw = parse_config(&text, "my.yaml").unwrap().with_home(Some(Path::new("/home/ann")));
         let config = raw.resolve("cpu", &sets(&[&format!("{key}=~/a/b")])).unwrap();
         let value = serde_json::to_value(&config).unwrap();
         assert_eq!(value.pointer(&format!("/{}", key.replace('.', "/"))).unwrap(), "/home/ann/a/b", "{key}");
@@ -620,6 +624,8 @@ fn a_config_without_a_task_is_of_the_task_whose_keys_it_holds() {
         ("train: {charbonnier_delta: 1e-3}\n", "emg"),
         ("task: emg\ndeblur: {clip_len: 3}\n", "emg"),
         ("TASK: Deblur\n", "deblur"),
+        ("cell: {label: null}\n", "cell"),
+        ("noise_schedule: cosine\n", "cell"),
     ] {
         assert_eq!(load(text).task, task, "{text}");
     }

@@ -4,7 +4,7 @@
 //! computed in f64.
 
 use super::schedule::Schedule;
-use spec::task::cell::DiffusionKeys;
+use spec::task::cell::CellDiffusion;
 use std::f64::consts::{LN_2, PI};
 use tch::{Device, Kind, Tensor};
 
@@ -13,7 +13,7 @@ pub type Network<'a> = dyn Fn(&Tensor, &Tensor) -> Tensor + 'a;
 
 /// Process and loss as a config describes them, on one device.
 pub struct Diffusion {
-    keys: DiffusionKeys,
+    keys: CellDiffusion,
     /// Number of each kept step among all of them.
     places: Vec<usize>,
     tables: Tables,
@@ -64,7 +64,7 @@ pub struct Losses {
 impl Diffusion {
     /// # Errors
     /// `cell.diffusion.timestep_respacing` cannot be followed.
-    pub fn new(keys: &DiffusionKeys, device: Device) -> Result<Self, String> {
+    pub fn new(keys: &CellDiffusion, device: Device) -> Result<Self, String> {
         let schedule = Schedule::new(keys)?;
         let tables = Tables::new(&schedule, keys, device);
         Ok(Self { keys: keys.clone(), places: schedule.places, tables })
@@ -81,7 +81,7 @@ impl Diffusion {
     }
 
     /// Numbers of a network's output per number of a latent: 2 where it predicts the variance too.
-    pub fn outputs_per_input(keys: &DiffusionKeys) -> i64 {
+    pub fn outputs_per_input(keys: &CellDiffusion) -> i64 {
         1 + i64::from(keys.learn_sigma)
     }
 
@@ -207,7 +207,7 @@ impl Diffusion {
 }
 
 impl Tables {
-    fn new(schedule: &Schedule, keys: &DiffusionKeys, device: Device) -> Self {
+    fn new(schedule: &Schedule, keys: &CellDiffusion, device: Device) -> Self {
         let tensor = |values: Vec<f64>| {
             Tensor::from_slice(&values.iter().map(|&value| value as f32).collect::<Vec<_>>()).to_device(device)
         };

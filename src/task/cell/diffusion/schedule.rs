@@ -3,7 +3,7 @@
 //! Schedules in f32, as a fork of the public program has them, are off by 1e-3 in `√(1/ᾱ − 1)` of the cosine schedule and divide by
 //! zero at its end.
 
-use spec::task::cell::{DiffusionKeys, NoiseSchedule, respace};
+use spec::task::cell::{CellDiffusion, NoiseSchedule, respace};
 use std::f64::consts::FRAC_PI_2;
 
 /// Largest β of the cosine schedule.
@@ -26,7 +26,7 @@ pub struct Schedule {
 impl Schedule {
     /// # Errors
     /// `timestep_respacing` cannot be followed.
-    pub fn new(keys: &DiffusionKeys) -> Result<Self, String> {
+    pub fn new(keys: &CellDiffusion) -> Result<Self, String> {
         let base = cumulative(&betas(keys.noise_schedule, keys.steps));
         let places = respace::kept_steps(keys.steps, &keys.timestep_respacing)?;
         let mut before = 1.0;
@@ -120,11 +120,11 @@ mod tests {
     use super::*;
 
     fn schedule(kind: NoiseSchedule, steps: usize, respacing: &str) -> Schedule {
-        let keys = DiffusionKeys {
+        let keys = CellDiffusion {
             steps,
             noise_schedule: kind,
             timestep_respacing: respacing.into(),
-            ..DiffusionKeys::default()
+            ..CellDiffusion::default()
         };
         Schedule::new(&keys).unwrap()
     }

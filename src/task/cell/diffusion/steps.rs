@@ -4,8 +4,9 @@
 //! uniform draw, once every step has that many; each loss is weighted by 1 / (T p), so that the mean stays the same.
 //! The published program needs a process group for it; here every rank hears every rank's losses and one rank is a group too.
 
-use super::super::draw::{Draws, Stream};
-use spec::task::cell::StepSampler;
+use crate::task::cell::stream;
+use crate::task::draw::Draws;
+use spec::task::cell::ScheduleSampler;
 use tch::{Device, Kind, Tensor};
 
 /// Losses kept per step.
@@ -15,7 +16,7 @@ const UNIFORM: f64 = 0.001;
 
 /// The distribution of steps.
 pub struct StepChoice {
-    sampler: StepSampler,
+    sampler: ScheduleSampler,
     steps: usize,
     /// Last losses of each step, oldest first: `[T × KEPT]`, and how many there are.
     losses: Vec<f32>,
@@ -26,17 +27,18 @@ pub struct StepChoice {
 }
 
 impl StepChoice {
-    pub fn new(sampler: StepSampler, steps: usize, device: Device) -> Self {
+    pub fn new(sampler: ScheduleSampler, steps: usize, device: Device) -> Self {
         let (losses, counts) = (vec![0.0; steps * KEPT], vec![0; steps]);
         Self { sampler, steps, losses, counts, device, learned: None }
     }
 
     /// Steps `[B]`, i64, and weights of their losses `[B]`, f32. Without `learned`, uniformly: for evaluation.
     pub fn draw(&self, draws: &Draws, learned: bool) -> (Tensor, Tensor) {
-        let u = draws.uniform(Stream::Step);
+        let u = draws.uniform(stream::STEP);
         match self.learned.as_ref().filter(|_| learned) {
             Some((cumulative, weights)) => {
-                let t = u.searchsorted::<Tensor>(cumulative, false, true, "right", None).clamp_max(self.steps as i64 - 1);
+                let t =
+                    u.searchsorted::<Tensor>(cumulative, false, true, "right", None).clamp_max(self.steps as i64 - 1);
                 let weights = weights.index_select(0, &t);
                 (t, weights)
             }
@@ -50,7 +52,7 @@ impl StepChoice {
 
     /// True if losses are to be heard.
     pub fn listens(&self) -> bool {
-        self.sampler == StepSampler::LossSecondMoment
+        self.sampler == ScheduleSampler::LossSecondMoment
     }
 
     /// Takes the unweighted losses of a whole step of training, of all ranks: pairs of step and loss. They are taken in an
@@ -128,7 +130,10 @@ impl StepChoice {
         let (Some(losses), Some(counts)) = (find("step_losses"), find("step_loss_counts")) else { return Ok(()) };
         if losses.size() != [self.steps as i64, KEPT as i64] || counts.size() != [self.steps as i64] {
             let shape = losses.size();
-            return Err(format!("step_losses has shape {shape:?}, expected [{}, {KEPT}]: another cell.diffusion", self.steps));
+            return Err(format!(
+                "step_losses has shape {shape:?}, expected [{}, {KEPT}]: another cell.diffusion",
+                self.steps
+            ));
         }
         let read = |error: tch::TchError| error.to_string();
         self.losses = Vec::try_from(losses.flatten(0, -1).to_kind(Kind::Float)).map_err(read)?;
@@ -144,7 +149,7 @@ mod tests {
     use super::*;
 
     fn choice(steps: usize) -> StepChoice {
-        StepChoice::new(StepSampler::LossSecondMoment, steps, Device::Cpu)
+        StepChoice::new(ScheduleSampler::LossSecondMoment, steps, Device::Cpu)
     }
 
     fn draws(count: i64) -> Draws {

@@ -10,9 +10,11 @@
 //! cells those of the generated batch, so that decoding one type alone goes wrong. Here `train` decides, and everything but
 //! training uses the running statistics.
 
-use super::layers::{BatchNorm, Linear, PRelu, dropout};
-use crate::task::cell::draw::{Draws, Stream};
-use spec::task::cell::AutoencoderKeys;
+use super::layers::{Linear, PRelu, dropout};
+use crate::task::cell::stream;
+use crate::task::draw::Draws;
+use crate::task::norm::{BatchNorm, BatchNormConfig};
+use spec::task::cell::CellAutoencoder;
 use tch::{Kind, Tensor, nn};
 
 /// Least length that a latent is divided by: `eps` of `F.normalize`.
@@ -42,10 +44,10 @@ struct Hidden {
 
 impl Autoencoder {
     /// Builds encoder and decoder under `vs` for `genes` genes.
-    pub fn new(keys: &AutoencoderKeys, genes: i64, vs: &nn::Path) -> Self {
+    pub fn new(keys: &CellAutoencoder, genes: i64, vs: &nn::Path) -> Self {
         let latent = keys.latent as i64;
         let mut sizes: Vec<i64> = keys.hidden.iter().map(|&size| size as i64).collect();
-        let dropouts = [keys.input_dropout, keys.dropout];
+        let dropouts = [keys.dropout; 2];
         let encoder = Half::new(&(vs / "encoder" / "network"), genes, &sizes, latent, dropouts, true);
         sizes.reverse();
         // The decoder's first layer has no dropout, and no place for it in the names.
@@ -90,7 +92,7 @@ impl Half {
             let layer = vs / index;
             let built = Hidden {
                 linear: Linear::new(&(&layer / first), before, size),
-                norm: BatchNorm::new(&(&layer / (first + 1)), size),
+                norm: BatchNorm::new(&(&layer / (first + 1)), size, BatchNormConfig::default()),
                 activation: PRelu::new(&(&layer / (first + 2))),
                 dropout: dropouts[usize::from(index > 0)],
                 stream: 2 * index as u64 + u64::from(encoder),
@@ -111,7 +113,7 @@ impl Half {
 impl Hidden {
     fn forward(&self, x: &Tensor, draws: Option<&Draws>) -> Tensor {
         let keep = draws.filter(|_| self.dropout > 0.0);
-        let keep = keep.map(|draws| draws.uniforms(Stream::Dropout(self.stream), x.size()[1]));
+        let keep = keep.map(|draws| draws.uniforms(stream::DROPOUT + self.stream, x.size()[1]));
         let x = self.linear.forward(&dropout(x, self.dropout, keep.as_ref()));
         self.activation.forward(&self.norm.forward(&x, draws.is_some()))
     }

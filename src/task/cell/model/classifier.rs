@@ -4,9 +4,11 @@
 //! published checkpoints, `emb_layers3` among them, which no published forward pass reads: it is kept for the files and is not
 //! trained.
 
-use super::layers::{BatchNorm, Linear, TimeEmbedding, dropout, unused_linear};
-use crate::task::cell::draw::{Draws, Stream};
-use spec::task::cell::ClassifierKeys;
+use super::layers::{Linear, TimeEmbedding, dropout, unused_linear};
+use crate::task::cell::stream;
+use crate::task::draw::Draws;
+use crate::task::norm::{BatchNorm, BatchNormConfig};
+use spec::task::cell::CellClassifier;
 use tch::{Kind, Tensor, nn};
 
 /// The network.
@@ -25,9 +27,9 @@ struct Layer {
 
 impl Classifier {
     /// For latents of `latent` numbers and so many classes.
-    pub fn new(keys: &ClassifierKeys, latent: i64, classes: i64, vs: &nn::Path) -> Self {
+    pub fn new(keys: &CellClassifier, latent: i64, classes: i64, vs: &nn::Path) -> Self {
         let size = |n: usize| keys.hidden.get(n).copied().unwrap_or(1) as i64;
-        let width = size(0);
+        let width = keys.time.map_or(size(0), |time| time as i64);
         let layer = |n: usize, inputs: i64| {
             let time = vs / format!("emb_layers{}", n + 1) / 1;
             if n == 2 {
@@ -36,7 +38,7 @@ impl Classifier {
             Layer {
                 fc: Linear::new(&(vs / format!("fc{}", n + 1)), inputs, size(n)),
                 time: (n < 2).then(|| Linear::new(&time, width, size(n))),
-                norm: BatchNorm::new(&(vs / format!("norm{}", n + 1)), size(n)),
+                norm: BatchNorm::new(&(vs / format!("norm{}", n + 1)), size(n), BatchNormConfig::default()),
             }
         };
         Self {
@@ -59,7 +61,7 @@ impl Classifier {
             }
             x = layer.norm.forward(&x, draws.is_some()).silu();
             let keep = draws.filter(|_| self.dropout > 0.0);
-            let keep = keep.map(|draws| draws.uniforms(Stream::Dropout(n as u64), x.size()[1]));
+            let keep = keep.map(|draws| draws.uniforms(stream::DROPOUT + n as u64, x.size()[1]));
             x = dropout(&x, self.dropout, keep.as_ref());
         }
         self.out.forward(&x)

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor, nn};
 
-/// `eps` of `nn.LayerNorm` and `nn.BatchNorm1d`.
+/// `eps` of `nn.LayerNorm`.
 const EPS: f64 = 1e-5;
 
 /// `nn.Linear`: uniform in `±1/√inputs`, weight and bias.
@@ -100,36 +100,5 @@ pub fn dropout(x: &Tensor, p: f64, keep: Option<&Tensor>) -> Tensor {
     match keep {
         Some(keep) if p > 0.0 => x * (keep.ge(p).to_kind(x.kind()) / (1.0 - p)),
         _ => x.shallow_clone(),
-    }
-}
-
-/// A batch norm of features `[B, F]`: `nn.BatchNorm1d`.
-pub struct BatchNorm {
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    tracked: Tensor,
-}
-
-impl BatchNorm {
-    pub fn new(vs: &nn::Path, features: i64) -> Self {
-        let tracked = Tensor::zeros([], (Kind::Int64, vs.device()));
-        Self {
-            weight: vs.ones("weight", &[features]),
-            bias: vs.zeros("bias", &[features]),
-            running_mean: vs.zeros_no_train("running_mean", &[features]),
-            running_var: vs.ones_no_train("running_var", &[features]),
-            tracked: vs.add("num_batches_tracked", tracked, false),
-        }
-    }
-
-    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        if train {
-            let _ = self.tracked.shallow_clone().g_add_scalar_(1);
-        }
-        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
-        let (mean, var) = (Some(&self.running_mean), Some(&self.running_var));
-        x.batch_norm(weight, bias, mean, var, train, 0.1, EPS, true)
     }
 }

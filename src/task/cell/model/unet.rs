@@ -8,8 +8,9 @@
 //! `reverse_layers.0.fc.weight`, `out1`, `norm_out`, `out2`.
 
 use super::layers::{LayerNorm, Linear, TimeEmbedding, dropout};
-use crate::task::cell::draw::{Draws, Stream};
-use spec::task::cell::UnetKeys;
+use crate::task::cell::stream;
+use crate::task::draw::Draws;
+use spec::task::cell::CellUnet as UnetKeys;
 use tch::{Kind, Tensor, nn};
 
 /// The network.
@@ -28,21 +29,22 @@ impl CellUnet {
     /// variance is learned.
     pub fn new(keys: &UnetKeys, latent: i64, outputs: i64, vs: &nn::Path) -> Self {
         let sizes: Vec<i64> = keys.hidden.iter().map(|&size| size as i64).collect();
-        let width = sizes[0];
+        let first = sizes.first().copied().unwrap_or(1);
+        let width = keys.time.map_or(first, |time| time as i64);
         let stack = |name: &str, pairs: Vec<(i64, i64)>| {
             let vs = vs / name;
             pairs.iter().enumerate().map(|(n, &(i, o))| Block::new(&(&vs / n), i, o, width)).collect()
         };
         let steps: Vec<(i64, i64)> = sizes.windows(2).map(|pair| (pair[0], pair[1])).collect();
-        let down = std::iter::once((latent, width)).chain(steps.iter().copied()).collect();
+        let down = std::iter::once((latent, first)).chain(steps.iter().copied()).collect();
         let up = steps.iter().rev().map(|&(outer, inner)| (inner, outer)).collect();
         // The published width of the head.
-        let head = 2 * sizes.get(1).copied().unwrap_or(width);
+        let head = 2 * sizes.get(1).copied().unwrap_or(first);
         Self {
             time: TimeEmbedding::new(&(vs / "time_embedding" / "time_embed"), width),
             down: stack("layers", down),
             up: stack("reverse_layers", up),
-            out1: Linear::new(&(vs / "out1"), width, head),
+            out1: Linear::new(&(vs / "out1"), first, head),
             norm_out: LayerNorm::new(&(vs / "norm_out"), head),
             out2: Linear::new(&(vs / "out2"), head, outputs),
             dropout: keys.dropout,
@@ -69,7 +71,7 @@ impl CellUnet {
         }
         let head = self.norm_out.forward(&self.out1.forward(&x)).silu();
         let keep = draws.filter(|_| self.dropout > 0.0);
-        let keep = keep.map(|draws| draws.uniforms(Stream::Dropout(0), head.size()[1]));
+        let keep = keep.map(|draws| draws.uniforms(stream::DROPOUT, head.size()[1]));
         self.out2.forward(&dropout(&head, self.dropout, keep.as_ref()))
     }
 }

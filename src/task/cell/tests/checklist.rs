@@ -14,7 +14,7 @@ fn peak(act: impl FnOnce()) -> i64 {
 /// 30: skip activations are freed; the output is bit-identical to a plain forward.
 #[test]
 fn checklist_30_skip_activations_are_freed_and_the_output_is_bit_identical() {
-    let keys = UnetKeys { hidden: vec![256; 8], dropout: 0.0 };
+    let keys = UnetKeys { hidden: vec![256; 8], ..UnetKeys::default() };
     let (vs, net) = unet(&keys, 16, 16);
     let (x, t) = (Tensor::randn([512, 16], CPU), Tensor::zeros([512], (Kind::Int64, Device::Cpu)));
     let variables = vs.variables();
@@ -46,10 +46,7 @@ fn checklist_30_skip_activations_are_freed_and_the_output_is_bit_identical() {
         linear(&norm(&linear(&all[all.len() - 1], "out1"), "norm_out").silu(), "out2")
     };
     no_grad(|| assert_eq!(net.forward(&x, &t, None), plain()));
-    let [freed, kept] = [
-        peak(|| no_grad(|| drop(net.forward(&x, &t, None)))),
-        peak(|| no_grad(|| drop(plain()))),
-    ];
+    let [freed, kept] = [peak(|| no_grad(|| drop(net.forward(&x, &t, None)))), peak(|| no_grad(|| drop(plain())))];
     assert!(freed + 5 * 512 * 256 * 4 < kept, "{freed} bytes against {kept}");
 }
 
@@ -61,7 +58,7 @@ fn checklist_31_memory_of_sampling_does_not_depend_on_the_number_of_steps() {
     let noise = |_: usize| Tensor::randn([256, 6], CPU);
     let walk = Walk { network: &network, guide: None, guide_below: 0, clip: false, ddim: None, noise: &noise };
     let sampled = |steps: usize| {
-        let keys = DiffusionKeys { timestep_respacing: steps.to_string(), ..DiffusionKeys::default() };
+        let keys = CellDiffusion { timestep_respacing: steps.to_string(), ..CellDiffusion::default() };
         let process = diffusion(&keys);
         peak(|| drop(process.sample(&walk, noise(0), steps, &mut || false)))
     };
@@ -74,7 +71,7 @@ fn checklist_31_memory_of_the_bits_evaluation_does_not_depend_on_the_number_of_s
     let (vs, net) = unet(&small_unet(), 6, 6);
     let x0 = Tensor::randn([256, 6], CPU);
     let measured = |steps: usize| {
-        let keys = DiffusionKeys { timestep_respacing: steps.to_string(), ..DiffusionKeys::default() };
+        let keys = CellDiffusion { timestep_respacing: steps.to_string(), ..CellDiffusion::default() };
         let process = diffusion(&keys);
         let network = |x: &Tensor, time: &Tensor| net.forward(x, time, None);
         peak(|| {
@@ -90,7 +87,7 @@ fn checklist_31_memory_of_the_bits_evaluation_does_not_depend_on_the_number_of_s
 #[test]
 fn checklist_32_losses_and_their_parts_are_f32() {
     let (_vs, net) = unet(&small_unet(), 6, 12);
-    let keys = DiffusionKeys { learn_sigma: true, ..DiffusionKeys::default() };
+    let keys = CellDiffusion { learn_sigma: true, ..CellDiffusion::default() };
     let process = diffusion(&keys);
     let (x0, noise) = (Tensor::randn([4, 6], CPU), Tensor::randn([4, 6], CPU));
     let t = Tensor::from_slice(&[0i64, 10, 500, 999]);

@@ -1,8 +1,8 @@
 //! One test for each defect of the original program that these modules could repeat.
 
 use super::*;
-use crate::task::cell::draw::Draws;
 use crate::task::cell::model::layers::time_features;
+use crate::task::draw::Draws;
 
 fn draws() -> Draws {
     Draws::new(1, 1, Tensor::arange(8, (Kind::Int64, Device::Cpu)))
@@ -11,15 +11,15 @@ fn draws() -> Draws {
 /// The counts of the published models.
 #[test]
 fn parameters_are_as_many_as_published() {
-    let (vs, _) = autoencoder(&AutoencoderKeys::default(), 18_996);
+    let (vs, _) = autoencoder(&CellAutoencoder::default(), 18_996);
     assert_eq!(count(&vs), 43_397_818);
     let (vs, _) = unet(&UnetKeys::default(), 128, 128);
     assert_eq!(count(&vs), 3_488_384);
-    let class_default = UnetKeys { hidden: vec![2000, 1000, 500, 500], dropout: 0.0 };
+    let class_default = UnetKeys { hidden: vec![2000, 1000, 500, 500], ..UnetKeys::default() };
     assert_eq!(count(&unet(&class_default, 128, 128).0), 33_052_128);
     assert_eq!(count(&unet(&class_default, 2, 2).0), 32_548_002);
-    assert_eq!(count(&unet(&UnetKeys { hidden: vec![64, 64, 32, 16], dropout: 0.0 }, 16, 16).0), 56_144);
-    let (vs, _) = classifier(&ClassifierKeys::default(), 128, 12);
+    assert_eq!(count(&unet(&UnetKeys { hidden: vec![64, 64, 32, 16], ..UnetKeys::default() }, 16, 16).0), 56_144);
+    let (vs, _) = classifier(&CellClassifier::default(), 128, 12);
     let all: usize = vs.variables().iter().filter(|(name, _)| !is_buffer(name)).map(|(_, value)| value.numel()).sum();
     assert_eq!(all, 1_647_628);
 }
@@ -32,7 +32,7 @@ fn is_buffer(name: &str) -> bool {
 #[test]
 fn names_are_those_of_published_checkpoints() {
     let names = |vs: nn::VarStore| vs.variables();
-    let found = names(autoencoder(&AutoencoderKeys::default(), 30).0);
+    let found = names(autoencoder(&CellAutoencoder::default(), 30).0);
     for (name, shape) in [
         ("encoder.network.0.1.weight", vec![1024, 30]),
         ("encoder.network.2.2.running_var", vec![1024]),
@@ -60,7 +60,7 @@ fn names_are_those_of_published_checkpoints() {
     ] {
         assert_eq!(found[name].size(), shape, "{name}");
     }
-    let found = names(classifier(&ClassifierKeys::default(), 128, 12).0);
+    let found = names(classifier(&CellClassifier::default(), 128, 12).0);
     for (name, shape) in [
         ("time_embed.2.weight", vec![512, 512]),
         ("fc3.weight", vec![256, 512]),
@@ -129,7 +129,7 @@ fn time_features_of_odd_width_end_with_a_zero() {
     assert_eq!(odd.size(), [3, 7]);
     assert_eq!(odd.narrow(1, 0, 6), even);
     assert_eq!(odd.select(1, 6), Tensor::zeros([3], CPU));
-    let keys = UnetKeys { hidden: vec![9, 5, 3], dropout: 0.0 };
+    let keys = UnetKeys { hidden: vec![9, 5, 3], ..UnetKeys::default() };
     let (_vs, net) = unet(&keys, 4, 4);
     assert_eq!(net.forward(&Tensor::randn([3, 4], CPU), &t, None).size(), [3, 4]);
 }
@@ -151,7 +151,7 @@ fn the_unused_layer_of_the_classifier_is_kept_and_not_trained() {
 /// The original's network has no output for the variance.
 #[test]
 fn learn_sigma_has_a_head_of_twice_the_width() {
-    let keys = DiffusionKeys { learn_sigma: true, ..DiffusionKeys::default() };
+    let keys = CellDiffusion { learn_sigma: true, ..CellDiffusion::default() };
     let (vs, net) = unet(&small_unet(), 6, 6 * Diffusion::outputs_per_input(&keys));
     assert_eq!(vs.variables()["out2.weight"].size(), [12, 16]);
     let process = diffusion(&keys);

@@ -1,8 +1,8 @@
 //! Parity with PyTorch from equal weights. `tests/benches/reference/cell.py` made the values.
 
 use super::*;
-use crate::task::cell::draw::Draws;
 use crate::task::cell::diffusion::Walk;
+use crate::task::draw::Draws;
 use crate::torch::{AdamState, AdamStep, fused_adam};
 use crate::train::ema::Ema;
 use spec::task::cell::NoiseSchedule;
@@ -28,7 +28,8 @@ impl Golden {
 
     /// Tensors below `prefix`, without it.
     fn below(&self, prefix: &str) -> HashMap<String, Tensor> {
-        let inside = |(name, value): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.to_owned(), value.shallow_clone()));
+        let inside =
+            |(name, value): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.to_owned(), value.shallow_clone()));
         self.0.iter().filter_map(inside).collect()
     }
 
@@ -56,7 +57,13 @@ fn no_dropout() -> Draws {
 }
 
 /// Steps of the fixtures' training: fused AdamW and the average that checkpoints hold. Returns the losses.
-fn train(golden: &Golden, vs: &nn::VarStore, case: &str, [lr, weight_decay, eps]: [f64; 3], loss: &dyn Fn(i64) -> Tensor) {
+fn train(
+    golden: &Golden,
+    vs: &nn::VarStore,
+    case: &str,
+    [lr, weight_decay, eps]: [f64; 3],
+    loss: &dyn Fn(i64) -> Tensor,
+) {
     let mut named: Vec<(String, Tensor)> = vs.variables().into_iter().filter(|(_, v)| v.requires_grad()).collect();
     named.sort_by(|a, b| a.0.cmp(&b.0));
     let params: Vec<Tensor> = named.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
@@ -117,19 +124,19 @@ fn steps_of(u: &Tensor, steps: usize) -> Tensor {
     (u * steps as f64).floor().to_kind(Kind::Int64)
 }
 
-fn variants() -> Vec<(&'static str, DiffusionKeys)> {
-    let keys = DiffusionKeys::default;
+fn variants() -> Vec<(&'static str, CellDiffusion)> {
+    let keys = CellDiffusion::default;
     vec![
         ("eps", keys()),
-        ("xstart", DiffusionKeys { predict_xstart: true, ..keys() }),
-        ("cosine", DiffusionKeys { noise_schedule: NoiseSchedule::Cosine, ..keys() }),
-        ("kl", DiffusionKeys { use_kl: true, ..keys() }),
-        ("kl_small_xstart", DiffusionKeys { use_kl: true, sigma_small: true, predict_xstart: true, ..keys() }),
-        ("learned", DiffusionKeys { learn_sigma: true, ..keys() }),
+        ("xstart", CellDiffusion { predict_xstart: true, ..keys() }),
+        ("cosine", CellDiffusion { noise_schedule: NoiseSchedule::Cosine, ..keys() }),
+        ("kl", CellDiffusion { use_kl: true, ..keys() }),
+        ("kl_small_xstart", CellDiffusion { use_kl: true, sigma_small: true, predict_xstart: true, ..keys() }),
+        ("learned", CellDiffusion { learn_sigma: true, ..keys() }),
         ("learned_rescaled", learned_rescaled()),
         (
             "learned_kl",
-            DiffusionKeys {
+            CellDiffusion {
                 learn_sigma: true,
                 use_kl: true,
                 timestep_respacing: "10,15,20".into(),
@@ -139,23 +146,18 @@ fn variants() -> Vec<(&'static str, DiffusionKeys)> {
         ),
         (
             "learned_xstart",
-            DiffusionKeys {
-                learn_sigma: true,
-                predict_xstart: true,
-                timestep_respacing: "ddim50".into(),
-                ..keys()
-            },
+            CellDiffusion { learn_sigma: true, predict_xstart: true, timestep_respacing: "ddim50".into(), ..keys() },
         ),
     ]
 }
 
-fn learned_rescaled() -> DiffusionKeys {
-    DiffusionKeys {
+fn learned_rescaled() -> CellDiffusion {
+    CellDiffusion {
         learn_sigma: true,
         rescale_learned_sigmas: true,
         rescale_timesteps: true,
         timestep_respacing: "250".into(),
-        ..DiffusionKeys::default()
+        ..CellDiffusion::default()
     }
 }
 
@@ -180,7 +182,10 @@ fn losses_of_every_variant_equal_pytorch_and_so_do_their_gradients() {
     for (name, keys) in variants() {
         let process = diffusion(&keys);
         let (vs, net) = if keys.learn_sigma { (&wide_vs, &wide) } else { (&vs, &net) };
-        let t = Tensor::cat(&[Tensor::zeros([2], (Kind::Int64, Device::Cpu)), steps_of(&u, process.steps()).narrow(0, 2, 3)], 0);
+        let t = Tensor::cat(
+            &[Tensor::zeros([2], (Kind::Int64, Device::Cpu)), steps_of(&u, process.steps()).narrow(0, 2, 3)],
+            0,
+        );
         let losses = process.losses(&|x, time| net.forward(x, time, None), &x0, &t, &noise);
         let get = |part: &str| golden.get(&format!("losses/{name}/{part}"));
         for (part, value) in [("loss", Some(&losses.loss)), ("mse", losses.mse.as_ref()), ("vb", losses.vb.as_ref())] {
@@ -207,7 +212,7 @@ fn bits_per_number_equal_pytorch() {
     let golden = Golden::read();
     let (vs, net) = unet(&small_unet(), 6, 6);
     golden.load(&vs, "unet", "param");
-    let process = diffusion(&DiffusionKeys { timestep_respacing: "ddim20".into(), ..DiffusionKeys::default() });
+    let process = diffusion(&CellDiffusion { timestep_respacing: "ddim20".into(), ..CellDiffusion::default() });
     let noise = golden.get("diffusion/noise");
     let x0 = golden.get("diffusion/x0").get(0);
     let bits = process.bits(&|x, time| net.forward(x, time, None), &x0, &|step| noise.get(step as i64), false);
@@ -217,7 +222,7 @@ fn bits_per_number_equal_pytorch() {
 #[test]
 fn diffusion_equals_pytorch_after_50_steps_with_ema() {
     let golden = Golden::read();
-    for (case, keys) in [("unet", DiffusionKeys::default()), ("wide", learned_rescaled())] {
+    for (case, keys) in [("unet", CellDiffusion::default()), ("wide", learned_rescaled())] {
         let (vs, net) = unet(&small_unet(), 6, 6 * Diffusion::outputs_per_input(&keys));
         golden.load(&vs, case, "param");
         let process = diffusion(&keys);
@@ -235,7 +240,7 @@ fn classifier_equals_pytorch_forward_gradient_and_after_50_steps_with_buffers_an
     let golden = Golden::read();
     let (vs, net) = classifier(&small_classifier(), 6, 3);
     golden.load(&vs, "classifier", "param");
-    let process = diffusion(&DiffusionKeys::default());
+    let process = diffusion(&CellDiffusion::default());
     let [x0, noise, u] = ["x0", "noise", "u"].map(|name| golden.get(&format!("diffusion/{name}")));
     let y = golden.get("classifier/y");
     let t = |step: i64| steps_of(&u.get(step), 500);
@@ -264,12 +269,12 @@ fn samples_equal_pytorch_ancestral_and_ddim_guided_and_not() {
     let guide = |x: &Tensor, time: &Tensor| judge.gradient(x, time, &y) * 2.0;
     let fresh = |step: usize| noise.get(step as i64);
     let plain = || Walk { network: &network, guide: None, guide_below: 0, clip: false, ddim: None, noise: &fresh };
-    let keys = |text: &str| DiffusionKeys { timestep_respacing: text.into(), ..DiffusionKeys::default() };
+    let keys = |text: &str| CellDiffusion { timestep_respacing: text.into(), ..CellDiffusion::default() };
     let walks = [
         ("ancestral", keys("20"), plain()),
         ("ancestral_clipped", keys("20"), Walk { clip: true, ..plain() }),
         ("ancestral_guided", keys("20"), Walk { clip: true, guide: Some(&guide), guide_below: 500, ..plain() }),
-        ("ancestral_small", DiffusionKeys { sigma_small: true, ..keys("20") }, plain()),
+        ("ancestral_small", CellDiffusion { sigma_small: true, ..keys("20") }, plain()),
         ("ddim", keys("ddim20"), Walk { ddim: Some(0.0), ..plain() }),
         ("ddim_noisy", keys("ddim20"), Walk { ddim: Some(0.7), ..plain() }),
         ("ddim_guided", keys("ddim20"), Walk { ddim: Some(0.0), clip: true, guide: Some(&guide), ..plain() }),

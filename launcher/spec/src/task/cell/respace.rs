@@ -21,7 +21,10 @@ pub fn kept_steps(steps: usize, text: &str) -> Result<Vec<usize>, String> {
     for (index, &count) in counts.iter().enumerate() {
         let size = steps / counts.len() + usize::from(index < steps % counts.len());
         if count > size {
-            return Err(format!("section {} of {text} keeps {count} of {size} steps; it can keep at most {size}", index + 1));
+            return Err(format!(
+                "section {} of {text} keeps {count} of {size} steps; it can keep at most {size}",
+                index + 1
+            ));
         }
         let stride = if count <= 1 { 1.0 } else { (size - 1) as f64 / (count - 1) as f64 };
         let mut place = 0.0f64;

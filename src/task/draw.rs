@@ -1,41 +1,15 @@
 //! Random numbers that are a pure function of (seed, step, sample): the same on every number of ranks, in every split into
 //! micro-batches, after every resume.
 //!
-//! A sample's 64 bits are SplitMix64 of its id and a key made of seed, step and stream. They are computed on the device of
-//! the batch, in integers, so that every device draws the same bits and none waits for the host.
+//! A sample's 64 bits are SplitMix64 of its id and a key made of seed, step and stream; numbers for different purposes need
+//! different streams. Bits are computed on the device of the batch, in integers, so that every device draws the same ones and
+//! none waits for the host.
 
 use tch::{Kind, Tensor};
 
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 const FIRST: u64 = 0xBF58_476D_1CE4_E5B9;
 const SECOND: u64 = 0x94D0_49BB_1331_11EB;
-
-/// Purposes that draw independently of each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
-    /// The noise step of a training sample.
-    Step,
-    /// The noise of a training sample.
-    Noise,
-    /// The beginning of a generated cell.
-    Start,
-    /// Fresh noise of a sampling step.
-    Sampling,
-    /// Dropout of one layer.
-    Dropout(u64),
-}
-
-impl Stream {
-    fn number(self) -> u64 {
-        match self {
-            Stream::Step => 1,
-            Stream::Noise => 2,
-            Stream::Start => 3,
-            Stream::Sampling => 4,
-            Stream::Dropout(layer) => 16 + layer,
-        }
-    }
-}
 
 /// Draws of one batch.
 pub struct Draws {
@@ -52,35 +26,36 @@ impl Draws {
     }
 
     /// Uniform in 0..1 without 1: `[B]`, f64.
-    pub fn uniform(&self, stream: Stream) -> Tensor {
+    pub fn uniform(&self, stream: u64) -> Tensor {
         let bits = mixed(self.base(stream));
         shifted(&bits, 11).to_kind(Kind::Double) * (1.0 / (1u64 << 53) as f64)
     }
 
     /// Uniform in 0..1 without 1: `[B, width]`, f32.
-    pub fn uniforms(&self, stream: Stream, width: i64) -> Tensor {
+    pub fn uniforms(&self, stream: u64, width: i64) -> Tensor {
         shifted(&self.words(stream, width), 40).to_kind(Kind::Float) * (1.0 / f64::from(1u32 << 24))
     }
 
-    /// Standard normal: `[B, width]`, f32. Two of them come from 64 bits, by Box and Muller.
-    pub fn normals(&self, stream: Stream, width: i64) -> Tensor {
+    /// Standard normal: `[B, width]`, f32. Two of them come from 64 bits. Box and Muller, 1958.
+    pub fn normals(&self, stream: u64, width: i64) -> Tensor {
         const UNIT: f64 = 1.0 / (1u64 << 32) as f64;
         let words = self.words(stream, (width + 1) / 2);
         // Never 0, so that the logarithm is finite.
         let first = (shifted(&words, 32).to_kind(Kind::Float) + 0.5) * UNIT;
         let second = words.bitwise_and(0xFFFF_FFFF).to_kind(Kind::Float) * (UNIT * std::f64::consts::TAU);
         let radius = (first.log() * -2.0).sqrt();
-        Tensor::cat(&[&radius * second.cos(), &radius * second.sin()], 1).narrow(1, 0, width)
+        let pairs = Tensor::stack(&[&radius * second.cos(), &radius * second.sin()], 2);
+        pairs.flatten(1, 2).narrow(1, 0, width)
     }
 
     /// 64 bits per sample, to be mixed.
-    fn base(&self, stream: Stream) -> Tensor {
-        let key = [stream.number(), self.step, self.seed].into_iter().fold(GOLDEN, |key, part| mix(key ^ mix(part)));
+    fn base(&self, stream: u64) -> Tensor {
+        let key = [stream, self.step, self.seed].into_iter().fold(GOLDEN, |key, part| mix(key ^ mix(part)));
         mixed(self.ids.bitwise_xor(key as i64))
     }
 
     /// `[B, width]` words of 64 bits.
-    fn words(&self, stream: Stream, width: i64) -> Tensor {
+    fn words(&self, stream: u64, width: i64) -> Tensor {
         let place = Tensor::arange_start(1, width + 1, (Kind::Int64, self.ids.device())) * GOLDEN as i64;
         mixed(self.base(stream).unsqueeze(1) + place.unsqueeze(0))
     }
@@ -134,25 +109,25 @@ mod tests {
         let all = draws(7, &[3, 1_000_000_000_000, 5, 0, 17, 9]);
         let part = draws(7, &[5, 9]);
         let places = Tensor::from_slice(&[2i64, 5]);
-        assert_eq!(all.uniform(Stream::Step).index_select(0, &places), part.uniform(Stream::Step));
-        let normals = all.normals(Stream::Noise, 5).index_select(0, &places);
-        assert!(numbers(&(normals - part.normals(Stream::Noise, 5))).iter().all(|d| d.abs() < 1e-6));
+        assert_eq!(all.uniform(1).index_select(0, &places), part.uniform(1));
+        let normals = all.normals(2, 5).index_select(0, &places);
+        assert!(numbers(&(normals - part.normals(2, 5))).iter().all(|d| d.abs() < 1e-6));
     }
 
     #[test]
     fn step_seed_and_stream_each_change_the_draws() {
-        let base = numbers(&draws(1, &[4]).normals(Stream::Noise, 4));
-        assert_ne!(base, numbers(&draws(2, &[4]).normals(Stream::Noise, 4)));
-        assert_ne!(base, numbers(&draws(1, &[5]).normals(Stream::Noise, 4)));
-        assert_ne!(base, numbers(&draws(1, &[4]).normals(Stream::Sampling, 4)));
-        assert_ne!(base, numbers(&Draws::new(43, 1, Tensor::from_slice(&[4i64])).normals(Stream::Noise, 4)));
-        assert_eq!(base, numbers(&draws(1, &[4]).normals(Stream::Noise, 4)));
+        let base = numbers(&draws(1, &[4]).normals(2, 4));
+        assert_ne!(base, numbers(&draws(2, &[4]).normals(2, 4)));
+        assert_ne!(base, numbers(&draws(1, &[5]).normals(2, 4)));
+        assert_ne!(base, numbers(&draws(1, &[4]).normals(3, 4)));
+        assert_ne!(base, numbers(&Draws::new(43, 1, Tensor::from_slice(&[4i64])).normals(2, 4)));
+        assert_eq!(base, numbers(&draws(1, &[4]).normals(2, 4)));
     }
 
     #[test]
     fn normals_have_the_moments_of_a_normal_distribution() {
         let ids: Vec<i64> = (0..4000).collect();
-        let x = draws(0, &ids).normals(Stream::Noise, 51).to_kind(Kind::Double);
+        let x = draws(0, &ids).normals(2, 51).to_kind(Kind::Double);
         let moment = |power: f64| x.pow_tensor_scalar(power).mean(Kind::Double).double_value(&[]);
         for (power, expected, bound) in [(1.0, 0.0, 0.01), (2.0, 1.0, 0.015), (3.0, 0.0, 0.03), (4.0, 3.0, 0.08)] {
             assert!((moment(power) - expected).abs() < bound, "moment {power}: {}", moment(power));
@@ -167,7 +142,7 @@ mod tests {
     #[test]
     fn uniform_draws_fill_their_range_evenly() {
         let ids: Vec<i64> = (0..20_000).collect();
-        for u in [draws(3, &ids).uniform(Stream::Step), draws(3, &ids[..2000]).uniforms(Stream::Dropout(1), 10).flatten(0, -1)] {
+        for u in [draws(3, &ids).uniform(1), draws(3, &ids[..2000]).uniforms(4, 10).flatten(0, -1)] {
             let counts = (u * 10.0).floor().to_kind(Kind::Int64).bincount::<Tensor>(None, 10);
             let counts = Vec::<i64>::try_from(counts).unwrap();
             assert_eq!(counts.len(), 10);
