@@ -5,10 +5,12 @@
 //! `split.json` lists the files of each split with their fingerprints ([`crate::data::split`]); older checkpoints have
 //! none. JSON has no NaN: keep values that may not be finite as `Option`, or as bits.
 
+mod choose;
 mod files;
 mod load;
 mod save;
 
+pub use choose::{Chosen, choose, split_of_run};
 pub use files::staging_bytes;
 pub use load::{Loaded, apply, check_coverage, list, load, load_weights};
 pub use save::{Checkpointer, Content};
@@ -42,6 +44,10 @@ pub enum CheckpointError {
     Mismatch { path: PathBuf, problem: String },
     #[error("train.init_from {path}: {problem}: name a safetensors file of this model, or leave the key out", path = path.display())]
     Weights { path: PathBuf, problem: String },
+    #[error("{path}: {problem}: train first, or name a file with --weights FILE", path = path.display())]
+    NothingSaved { path: PathBuf, problem: String },
+    #[error("--weights, {path}: {problem}", path = path.display())]
+    NoSuchWeights { path: PathBuf, problem: String },
     #[error("checkpoint of step {step}: tensor {name}: {problem}")]
     Tensor { step: u64, name: String, problem: String },
 }
