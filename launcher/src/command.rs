@@ -27,6 +27,7 @@ use cache::{HostError, PolicyKind};
 use early::{Early, Undo};
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};
 use spec::contract::{CacheSummary, LineId, Machine, Measured, RunStatus, Summary, env, exit};
+use spec::job::PassKind;
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -167,6 +168,8 @@ struct Ready {
     /// This machine, on which sizes are measured.
     here: Machine,
     request: Request,
+    /// Passes of the model that are planned for.
+    passes: PassKind,
     /// Gets what is half done while a signal may end the program.
     undo: Undo,
 }
@@ -198,7 +201,8 @@ fn prepare_for(
     for note in &prepared.notes {
         print::note(note);
     }
-    Ok(Ready { config: prepared.config, machine, here, request, undo: undo.clone() })
+    let passes = PassKind::Train;
+    Ok(Ready { config: prepared.config, machine, here, request, passes, undo: undo.clone() })
 }
 
 fn request(run: &RunArgs) -> Request {
@@ -209,7 +213,7 @@ fn request(run: &RunArgs) -> Request {
         strict: run.strict,
         nnodes: run.nnodes,
         node_rank: run.node_rank,
-        nodes: Vec::new(),
+        ..Request::default()
     }
 }
 

@@ -93,6 +93,10 @@ pub trait Predictor {
     fn outputs(&self) -> &[PassOutput];
     /// Most samples of a range. They are lost when a pass is stopped within it, so a range should take seconds.
     fn range_samples(&self) -> u64;
+    /// True if the part of an output's only range is the output itself, so that there is nothing to join.
+    fn parts_are_outputs(&self) -> bool {
+        false
+    }
     /// Text that differs where parts of an earlier, stopped pass must not be used: what decides samples and outputs
     /// besides weights and config, such as names and sizes of input files.
     fn identity(&self) -> String;
@@ -101,7 +105,8 @@ pub trait Predictor {
     /// # Errors
     /// It cannot be made, as in the methods below.
     fn begin(&mut self, range: &PassRange, part: &Path) -> Result<(), DataError>;
-    /// Takes the prediction for the next samples of the range.
+    /// Takes the prediction for the next samples of the range, in their order. Samples that the data set leaves out
+    /// ([`crate::data::Dataset::is_left_out`]) are not among them.
     ///
     /// # Errors
     /// As [`Predictor::begin`].

@@ -155,7 +155,7 @@ fn run_share(
 }
 
 /// The samples of `batch` at these places, which rise.
-fn chosen(batch: Batch, places: &[usize]) -> Batch {
+pub(super) fn chosen(batch: Batch, places: &[usize]) -> Batch {
     if places.len() == batch.len() {
         return batch;
     }

@@ -86,6 +86,19 @@ impl Job {
     }
 }
 
+/// Passes of a model that a job makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PassKind {
+    /// Training steps and evaluations.
+    #[default]
+    Train,
+    /// Evaluations: forward passes with loss and metrics.
+    Evaluate,
+    /// Predictions: forward passes alone.
+    Predict,
+}
+
 /// Request of a launcher to `rank describe`, as JSON on its standard input.
 ///
 /// The answer is one line of JSON, a [`Measured`], for each stage of the measurement: the last whole line holds all that
@@ -102,6 +115,9 @@ pub struct DescribeJob {
     pub limit_bytes: u64,
     /// Seconds in which the answer must be complete.
     pub limit_s: f64,
+    /// The passes that are planned for.
+    #[serde(default)]
+    pub passes: PassKind,
     /// An earlier answer for the same model: its passes serve again where samples have the same shape.
     pub known: Option<Measured>,
 }

@@ -1,7 +1,7 @@
 //! Loading: everything is checked before anything is used.
 
 use super::files::{kind_of, read_manifest};
-use super::{CheckpointError, EMA, Facts, FileFacts, MANIFEST, MODEL, OPTIMIZER, SPLIT, VERSION, io_error};
+use super::{CheckpointError, EMA, Facts, FileFacts, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION, io_error};
 use crate::data::split::SplitList;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
@@ -135,7 +135,7 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
             problem: format!("does not list {name}"),
         })
     };
-    let split = manifest.files.get(SPLIT).map(|facts| read_split(&dir.join(SPLIT), facts)).transpose()?;
+    let split = split_of(dir, &manifest)?;
     Ok(Loaded {
         split,
         path: dir.to_owned(),
@@ -165,6 +165,11 @@ pub(super) fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<u8>, C
         return corrupt(format!("its checksum is {crc32:08x}, the manifest says {:08x}: it is damaged", facts.crc32));
     }
     Ok(data)
+}
+
+/// The split of the checkpoint in `dir`; `None`: it has none.
+pub(super) fn split_of(dir: &Path, manifest: &Manifest) -> Result<Option<SplitList>, CheckpointError> {
+    manifest.files.get(SPLIT).map(|facts| read_split(&dir.join(SPLIT), facts)).transpose()
 }
 
 fn read_split(path: &Path, facts: &FileFacts) -> Result<SplitList, CheckpointError> {

@@ -5,11 +5,13 @@
 //! `split.json` lists the files of each split with their fingerprints ([`crate::data::split`]); older checkpoints have
 //! none. JSON has no NaN: keep values that may not be finite as `Option`, or as bits.
 
+mod choose;
 mod files;
 mod load;
 mod save;
 mod weights;
 
+pub use choose::{Chosen, choose, split_of_run};
 pub use files::staging_bytes;
 pub use load::{Loaded, apply, check_coverage, list, load, load_weights};
 pub use save::{Checkpointer, Content};
@@ -48,6 +50,10 @@ pub enum CheckpointError {
     Chosen { path: PathBuf, problem: String },
     #[error("--weights {wish}: {dir}: {problem}", dir = dir.display())]
     NoWeights { dir: PathBuf, wish: String, problem: String },
+    #[error("{path}: {problem}: train first, or name a file with --weights FILE", path = path.display())]
+    NothingSaved { path: PathBuf, problem: String },
+    #[error("--weights, {path}: {problem}", path = path.display())]
+    NoSuchWeights { path: PathBuf, problem: String },
     #[error("checkpoint of step {step}: tensor {name}: {problem}")]
     Tensor { step: u64, name: String, problem: String },
 }
