@@ -72,6 +72,9 @@ pub enum DataError {
     OutOfRange { what: &'static str, index: u64, place: &'static str, count: u64 },
     #[error("{asked} fields asked for, there are {count}")]
     Fields { asked: usize, count: usize },
+    /// A reader of samples of different lengths gave what cannot be: an error in the program.
+    #[error("field {field}: {bytes} bytes of a sample are no whole number of elements, or not as many as its ids have")]
+    Length { field: &'static str, bytes: usize },
     #[error("a batch of {samples} samples was asked for, slots hold {room} (micro-batch)")]
     BatchTooLarge { samples: usize, room: usize },
     #[error(

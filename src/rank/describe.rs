@@ -12,6 +12,7 @@ mod pages;
 use super::RankError;
 use super::train::named;
 use crate::data::FieldSpec;
+use crate::data::loader::slot_fields;
 use crate::task::outline::{Outline, made_up};
 use crate::task::{self, Batch, Task};
 use crate::torch::{TorchError, count_tensors, device};
@@ -137,9 +138,13 @@ fn levels(task: &dyn Task, config: &Config) -> Result<Vec<Level>, RankError> {
     Ok(levels)
 }
 
+/// Bytes of one sample as a slot holds them, offsets of ragged fields included.
 fn bytes_of(fields: &[FieldSpec]) -> Result<Vec<u64>, RankError> {
     let bytes = |field: &FieldSpec| elements_of(field).and_then(|n| n.checked_mul(field.dtype.bytes() as u64));
-    fields.iter().map(|field| bytes(field).ok_or_else(|| absurd(field))).collect()
+    if let Some(field) = fields.iter().find(|field| bytes(field).is_none()) {
+        return Err(absurd(field));
+    }
+    Ok(slot_fields(fields).map(|bytes| bytes as u64).collect())
 }
 
 fn elements(fields: &[FieldSpec]) -> Result<u64, RankError> {
@@ -148,7 +153,8 @@ fn elements(fields: &[FieldSpec]) -> Result<u64, RankError> {
 }
 
 fn elements_of(field: &FieldSpec) -> Option<u64> {
-    field.shape.iter().try_fold(1u64, |n, side| n.checked_mul(*side as u64)).filter(|n| *n < 1 << 56)
+    let most = field.most_rows() as u64;
+    field.shape.iter().try_fold(most, |n, side| n.checked_mul(*side as u64)).filter(|n| *n < 1 << 56)
 }
 
 fn absurd(field: &FieldSpec) -> RankError {

@@ -173,6 +173,7 @@ impl Inference<'_> {
                 threads: plan.loader.threads,
                 device: *device,
                 narrow,
+                seed: config.seed,
                 throttle: Arc::clone(controls.throttle()),
             };
             let mut watch = Watch { metrics: metrics.as_mut(), gallery: None };

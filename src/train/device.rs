@@ -166,7 +166,9 @@ impl DeviceStep {
         let micros = runner.planner.micro_batches(runner.step_in_epoch);
         let injects =
             [self.options.overflow_at, self.options.short_at].into_iter().flatten().any(|at| at >= runner.step);
-        let ids = if self.short.is_none() && self.graph.serves(runner, self.steps_here, micros, injects) {
+        // A graph has one shape of batch.
+        let one_shape = self.short.is_none() && !batches.is_ragged();
+        let ids = if one_shape && self.graph.serves(runner, self.steps_here, micros, injects) {
             self.graphed(runner, batches, ddp, optimizer, metrics)?
         } else {
             self.eager(runner, batches, ddp, optimizer, metrics, micros)?

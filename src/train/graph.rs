@@ -95,7 +95,8 @@ impl StepGraph {
     /// CUDA refuses.
     pub fn replay(&self, batch: &Batch, metrics: Option<&mut dyn Metrics>) -> Result<bool, TrainError> {
         let Some(Recorded { graph, batch: place, output }) = &self.recorded else { return Ok(false) };
-        if place.len() != batch.len() {
+        let alike = |(to, from): (&Tensor, &Tensor)| to.size() == from.size();
+        if place.len() != batch.len() || !place.fields.iter().zip(&batch.fields).all(alike) {
             return Ok(false);
         }
         for (to, from) in place.fields.iter().zip(&batch.fields) {

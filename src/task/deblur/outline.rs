@@ -179,17 +179,17 @@ impl Frame {
     /// Blurred, sharp, and spikes or voxels of a clip.
     fn fields(&self, config: &Config) -> Vec<FieldSpec> {
         let data = &config.section::<DeblurConfig>();
-        let image = |name| FieldSpec { name, shape: vec![data.clip_len, self.height, self.width, 3], dtype: Dtype::U8 };
+        let image = |name| FieldSpec::new(name, &[data.clip_len, self.height, self.width, 3], Dtype::U8);
         let mut fields = vec![image("blur"), image("sharp")];
         if !data.vrt.use_spike {
             return fields;
         }
         fields.push(if data.use_precomputed_voxels {
             let shape = vec![data.clip_len, data.voxel_bins, self.height, self.width];
-            FieldSpec { name: "voxels", shape, dtype: Dtype::F32 }
+            FieldSpec::new("voxels", &shape, Dtype::F32)
         } else {
             let shape = vec![data.clip_len, self.planes, self.spike_height, self.spike_width.div_ceil(8)];
-            FieldSpec { name: "spikes", shape, dtype: Dtype::U8 }
+            FieldSpec::new("spikes", &shape, Dtype::U8)
         });
         fields
     }

@@ -338,7 +338,7 @@ fn list_windows(split: &[usize], limit: usize, files: &[FileFacts], config: &Win
 
 /// A window's EMG `[T, 16]` and joint angles `[T, 20]`.
 pub(super) fn fields(config: &EmgConfig) -> [FieldSpec; 2] {
-    let field = |name, channels| FieldSpec { name, shape: vec![config.window_size, channels], dtype: Dtype::F32 };
+    let field = |name, channels| FieldSpec::new(name, &[config.window_size, channels], Dtype::F32);
     [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)]
 }
 

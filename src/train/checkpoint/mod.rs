@@ -15,7 +15,7 @@ pub use choose::{Chosen, choose, split_of_run};
 pub use files::staging_bytes;
 pub use load::{Loaded, apply, check_coverage, list, load, load_weights};
 pub use save::{Checkpointer, Content};
-pub use weights::{Chosen, Weights, choose, load_into};
+pub use weights::{Weights, load_into};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -25,7 +25,7 @@ struct Points {
 }
 
 fn points(len: usize) -> Arc<dyn Dataset> {
-    let field = |name, n| FieldSpec { name, shape: vec![n], dtype: Dtype::F32 };
+    let field = |name, n| FieldSpec::new(name, &[n], Dtype::F32);
     Arc::new(Points { len, fields: [field("x", INPUTS as usize), field("y", 1)] })
 }
 

@@ -249,7 +249,7 @@ impl Runner<'_, '_> {
                 continue;
             }
             let passed = torch::catch_out_of_memory(|| -> Result<Result<(), DataError>, TorchError> {
-                let batch = evaluate::chosen(to_tensors(&host, self.run.device), &usable);
+                let batch = evaluate::chosen(to_tensors(&host, self.run.device), host.fields(), &usable);
                 let prediction = no_grad(|| amp::predict(self.run.model, &batch, self.narrow))?;
                 Ok(self.run.pass.predictor.take(&batch, &prediction))
             });

@@ -21,7 +21,7 @@ struct Waves {
 }
 
 fn waves(len: usize) -> Arc<dyn Dataset> {
-    let field = |name, channels| FieldSpec { name, shape: vec![WINDOW, channels], dtype: Dtype::F32 };
+    let field = |name, channels| FieldSpec::new(name, &[WINDOW, channels], Dtype::F32);
     Arc::new(Waves { len, fields: [field("emg", 16), field("joint_angles", 20)] })
 }
 

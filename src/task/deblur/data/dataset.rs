@@ -46,17 +46,13 @@ impl ClipDataset {
     pub(super) fn new(source: Source, clips: Clips, crop: Crop, random: Option<u64>, order: Option<Order>) -> Self {
         let (size, t) = (crop.size(), clips.clip_len());
         let frames = &source.entries.frames;
-        let image = |name| FieldSpec { name, shape: vec![t, size.height, size.width, 3], dtype: Dtype::U8 };
+        let image = |name| FieldSpec::new(name, &[t, size.height, size.width, 3], Dtype::U8);
         let mut fields = vec![image("blur"), image("sharp")];
         if let (Some(form), Some(ImageSize { height, width })) = (frames.spikes(), crop.spike_size()) {
             fields.push(match form {
-                SpikeForm::Planes(form) => FieldSpec {
-                    name: "spikes",
-                    shape: vec![t, form.planes, height, bits::row_bytes(width)],
-                    dtype: Dtype::U8,
-                },
+                SpikeForm::Planes(form) => FieldSpec::new("spikes", &[t, form.planes, height, bits::row_bytes(width)], Dtype::U8),
                 SpikeForm::Voxels { bins, .. } => {
-                    FieldSpec { name: "voxels", shape: vec![t, bins, height, width], dtype: Dtype::F32 }
+                    FieldSpec::new("voxels", &[t, bins, height, width], Dtype::F32)
                 }
             });
         }
