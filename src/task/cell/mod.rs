@@ -1,7 +1,11 @@
 //! Task `cell`: latent diffusion on single cells.
 
+pub mod densify;
 pub mod diffusion;
+pub mod latents;
 pub mod model;
+pub mod quality;
+pub mod stage;
 #[cfg(test)]
 mod tests;
 
