@@ -4,7 +4,9 @@ pub mod densify;
 pub mod diffusion;
 pub mod latents;
 pub mod model;
+mod picture;
 pub mod quality;
+pub mod report;
 pub mod stage;
 #[cfg(test)]
 mod tests;

@@ -67,13 +67,15 @@ impl Classifier {
         self.out.forward(&x)
     }
 
-    /// Gradient by `x` of the log probability that each latent is of its class `y` (`[B]`, i64): `[B, L]`.
-    pub fn gradient(&self, x: &Tensor, t: &Tensor, y: &Tensor) -> Tensor {
+    /// Gradient by `x` of the log probability that each latent is of its class, times a scale: `[B, L]`. `targets`: classes
+    /// (`[B]`, i64) with the scale of each; gradients of several add up.
+    pub fn gradient(&self, x: &Tensor, t: &Tensor, targets: &[(&Tensor, f64)]) -> Tensor {
         tch::with_grad(|| {
             let x = x.detach().set_requires_grad(true);
             let log = self.forward(&x, t, None).log_softmax(-1, Kind::Float);
-            let chosen = log.gather(1, &y.unsqueeze(1), false).sum(Kind::Float);
-            Tensor::run_backward(&[chosen], &[&x], false, false).remove(0)
+            let chosen = |(y, scale): &(&Tensor, f64)| log.gather(1, &y.unsqueeze(1), false).sum(Kind::Float) * *scale;
+            let sum: Vec<Tensor> = targets.iter().map(chosen).collect();
+            Tensor::run_backward(&[Tensor::stack(&sum, 0).sum(Kind::Float)], &[&x], false, false).remove(0)
         })
     }
 }

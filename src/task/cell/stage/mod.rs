@@ -4,4 +4,5 @@ pub mod autoencoder;
 pub mod classifier;
 pub mod diffusion;
 pub mod latents;
+pub mod sample;
 mod sums;

@@ -252,7 +252,7 @@ fn classifier_equals_pytorch_forward_gradient_and_after_50_steps_with_buffers_an
         net.forward(&noised(step), &t(step), Some(&draws)).cross_entropy_for_logits(&y.get(step))
     });
     golden.load(&vs, "classifier", "after");
-    let gradient = net.gradient(&x0.get(0), &t(0), &y.get(0)) * 2.0;
+    let gradient = net.gradient(&x0.get(0), &t(0), &[(&y.get(0), 2.0)]);
     assert!(relative(&gradient, &golden.get("classifier/gradient")) < FORWARD);
 }
 
@@ -266,7 +266,7 @@ fn samples_equal_pytorch_ancestral_and_ddim_guided_and_not() {
     let y = golden.get("classifier/y").get(0);
     let noise = golden.get("diffusion/noise");
     let network = |x: &Tensor, time: &Tensor| net.forward(x, time, None);
-    let guide = |x: &Tensor, time: &Tensor| judge.gradient(x, time, &y) * 2.0;
+    let guide = |x: &Tensor, time: &Tensor| judge.gradient(x, time, &[(&y, 2.0)]);
     let fresh = |step: usize| noise.get(step as i64);
     let plain = || Walk { network: &network, guide: None, guide_below: 0, clip: false, ddim: None, noise: &fresh };
     let keys = |text: &str| CellDiffusion { timestep_respacing: text.into(), ..CellDiffusion::default() };
