@@ -8,7 +8,7 @@ mod table;
 mod text;
 
 pub use self::cache::cache_stats;
-pub use table::closing_table;
+pub use table::{StageEnd, closing_table, stages_table};
 
 use crate::supervise::{Stream, Watcher};
 use screen::Screen;

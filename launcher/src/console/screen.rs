@@ -153,12 +153,15 @@ fn new_bar(colour: bool) -> ProgressBar {
 
 /// `epoch 2/10, step 340/1200, loss 0.1234, 701 samples/s, ETA 12:05, 1.42 GiB`
 fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> String {
-    let mut parts = vec![
-        format!("epoch {}/{}", progress.epoch, progress.epochs),
-        format!("step {}/{}", progress.step, progress.steps),
-        format!("loss {:.4}", progress.loss),
-        format!("{:.0} samples/s", progress.samples_per_s),
-    ];
+    let mut parts = match progress.phase {
+        Phase::Predict => vec![format!("sample {}/{}", progress.step, progress.steps)],
+        _ => vec![
+            format!("epoch {}/{}", progress.epoch, progress.epochs),
+            format!("step {}/{}", progress.step, progress.steps),
+            format!("loss {:.4}", progress.loss),
+        ],
+    };
+    parts.push(format!("{:.0} samples/s", progress.samples_per_s));
     parts.extend(left_s.filter(|seconds| *seconds > 0.0).map(|seconds| format!("ETA {}", duration(seconds))));
     if memory_bytes > 0 {
         parts.push(bytes_text(memory_bytes));
@@ -194,6 +197,12 @@ mod tests {
         let phase = Progress { phase: Phase::Val, cache_hit_rate: Some(0.8245), ..at(340) };
         let text = describe(&phase, None, 0);
         assert_eq!(text, "val, epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, cache 82 %");
+    }
+
+    #[test]
+    fn a_pass_counts_samples() {
+        let pass = Progress { phase: Phase::Predict, loss: 0.0, ..at(340) };
+        assert_eq!(describe(&pass, Some(60.0), 0), "predict, sample 340/1200, 701 samples/s, ETA 1:00");
     }
 
     #[test]
