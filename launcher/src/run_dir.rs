@@ -11,6 +11,7 @@ use spec::contract::{self, exit, shown};
 use spec::job::{EarlierStage, Job, Work};
 use spec::plan::Plan;
 use serde::{Deserialize, Serialize};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,6 +106,11 @@ impl RunDir {
         Self { path, resume: None, resume_split: None, work: Work::Train, earlier: Vec::new(), node_rank: 0 }
     }
 
+    /// The same for other work than training.
+    pub fn for_work(self, work: Work) -> Self {
+        Self { work, ..self }
+    }
+
     /// Finds or makes the folder.
     ///
     /// # Errors
@@ -167,6 +173,17 @@ impl RunDir {
     /// Name of the run.
     pub fn name(&self) -> String {
         self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
+    }
+
+    /// Names the job among all of this machine: stages and predictions of several runs have folders of the same name.
+    pub fn id(&self) -> String {
+        let in_run = self.path.parent().is_some_and(|root| root.join(STAGES).is_file());
+        if self.work == Work::Train && !in_run {
+            return self.name();
+        }
+        let mut hasher = DefaultHasher::new();
+        self.path.hash(&mut hasher);
+        format!("{}-{:016x}", self.name(), hasher.finish())
     }
 
     /// Writes `config.yaml`, `plan.json` and `job.json` (on node R > 0: `plan.node<R>.json`, `job.node<R>.json`), and

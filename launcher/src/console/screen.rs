@@ -20,6 +20,7 @@ pub struct Screen {
     /// Drawn on stderr when that is a terminal, from the first progress on.
     bar: Option<ProgressBar>,
     draws: bool,
+    apart: bool,
     colour_bar: bool,
     node_bytes: u64,
     pace: Option<Pace>,
@@ -39,7 +40,8 @@ struct Pace {
 }
 
 impl Screen {
-    pub fn new() -> Self {
+    /// `apart`: nothing is written to standard output.
+    pub fn new(apart: bool) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
@@ -47,6 +49,7 @@ impl Screen {
             out: Pending { text: String::new(), colour: out && !plain },
             err: Pending { text: String::new(), colour: err && !plain },
             bar: None,
+            apart,
             draws: err && !dumb,
             colour_bar: !plain,
             node_bytes: 0,
@@ -107,7 +110,10 @@ impl Screen {
         let (out, err) = (std::mem::take(&mut self.out.text), std::mem::take(&mut self.err.text));
         // A reader that has gone away is no reason to stop the job: its output is in the log files.
         let write = || {
-            let _ = std::io::stdout().write_all(out.as_bytes()).and_then(|()| std::io::stdout().flush());
+            let _ = match self.apart {
+                true => std::io::stderr().write_all(out.as_bytes()),
+                false => std::io::stdout().write_all(out.as_bytes()).and_then(|()| std::io::stdout().flush()),
+            };
             let _ = std::io::stderr().write_all(err.as_bytes());
         };
         match &self.bar {
