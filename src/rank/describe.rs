@@ -50,7 +50,7 @@ pub fn run() -> Result<(), RankError> {
     let on = ready(&job)?;
     let task = task::find(&job.config.task).map_err(RankError::Usage)?;
     let mut answer = Measured { library: library(), ..Measured::default() };
-    let levels = levels(task, &job.config)?;
+    let levels = levels(task, &job.config, job.passes)?;
     let real = &levels[0];
     answer.data = real.outline.sizes.clone();
     answer.model = ModelSizes {
@@ -120,15 +120,20 @@ fn tell(answer: &Measured) -> Result<(), RankError> {
 }
 
 /// Real samples first, then ever smaller ones.
-fn levels(task: &dyn Task, config: &Config) -> Result<Vec<Level>, RankError> {
+fn levels(task: &dyn Task, config: &Config, kind: PassKind) -> Result<Vec<Level>, RankError> {
     let index: PathBuf = config.log.runs_dir.join(".index");
     let level = |config: Config, enlarged| -> Result<Level, RankError> {
-        let outline = task.outline(&config, &index)?;
+        let outline = match kind {
+            PassKind::Predict => task.predict_outline(&config, &index)?,
+            _ => task.outline(&config, &index)?,
+        };
         Ok(Level { config, outline, enlarged })
     };
     let mut levels = vec![level(config.clone(), 1.0)?];
     while let Some(last) = levels.last() {
-        let elements: u64 = elements(last.outline.datasets.train.fields())?;
+        let sets = &last.outline.datasets;
+        let measured = if kind == PassKind::Train { &sets.train } else { &sets.val };
+        let elements: u64 = elements(measured.fields())?;
         let Some((smaller, factor)) = (elements > LARGE_ELEMENTS).then(|| task.shrunk(&last.config)).flatten() else {
             break;
         };
@@ -342,7 +347,7 @@ impl Stage<'_> {
         for _ in 0..times {
             gauge.begin(true);
             match self.kind {
-                PassKind::Predict => rehearsal.predict(batch)?,
+                PassKind::Predict | PassKind::Stage => rehearsal.predict(batch)?,
                 _ => rehearsal.evaluate(batch)?,
             }
             pass = Some(gauge.end(batch.len() as u64));

@@ -163,6 +163,13 @@ pub trait Task: Send + Sync {
     fn outline(&self, config: &Config, index_dir: &Path) -> Result<Outline, DataError> {
         Ok(Outline::of_open(self.open(config, &Team::alone(), index_dir)?))
     }
+    /// The same for the samples of [`Task::predictor`], as those of validation.
+    ///
+    /// # Errors
+    /// As [`Task::outline`].
+    fn predict_outline(&self, config: &Config, index_dir: &Path) -> Result<Outline, DataError> {
+        self.outline(config, index_dir)
+    }
     /// The config with smaller samples, and how many times larger its own samples are. Passes of large samples are measured
     /// with small ones first. `None`: its samples are small, or have one size.
     fn shrunk(&self, _config: &Config) -> Option<(Config, f64)> {

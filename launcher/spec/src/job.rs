@@ -97,6 +97,8 @@ pub enum PassKind {
     Evaluate,
     /// Predictions: forward passes alone.
     Predict,
+    /// The pass of a stage: the same for the stage's samples.
+    Stage,
 }
 
 /// Request of a launcher to `rank describe`, as JSON on its standard input.

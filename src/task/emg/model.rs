@@ -88,4 +88,8 @@ impl Model for EmgNet {
             Output::new(loss, prediction)
         })
     }
+
+    fn predict(&self, batch: &Batch) -> Tensor {
+        Self::predict(self, &batch.fields[0], false)
+    }
 }

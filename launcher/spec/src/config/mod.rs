@@ -26,6 +26,7 @@ mod raw;
 pub mod reference;
 mod schema;
 mod sections;
+mod stages;
 mod task;
 mod tree;
 

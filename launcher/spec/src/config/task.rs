@@ -46,6 +46,9 @@ pub trait TaskSpec: Sync {
     /// Values of `train.loss_type`.
     fn losses(&self) -> &'static [&'static str];
 
+    /// Changes a run's config into that of its predictions: samples may have other sizes there.
+    fn predicts(&self, _config: &mut Config) {}
+
     /// Checks the task's values beyond the ranges of single keys.
     fn check(&self, config: &Config, verdict: &mut Verdict);
 
