@@ -56,7 +56,7 @@ fn grads(ddp: &Ddp) -> Vec<Vec<f32>> {
 
 /// Small buckets, so that this small model has several.
 fn options(overlap: bool) -> DdpOptions {
-    DdpOptions { bucket_mb: 0.002, overlap }
+    DdpOptions { bucket_mb: 0.002, overlap, ..DdpOptions::default() }
 }
 
 #[test]

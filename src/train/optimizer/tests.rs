@@ -42,7 +42,7 @@ fn run(rule: Rule, lr: f64, clip: f64) -> (Vec<f32>, f64) {
     for k in 0..3 {
         set_gradients(&ddp, k);
         norm = clip_grad_norm(&ddp, clip).unwrap();
-        optimizer.step(&ddp, lr * (k + 1) as f64).unwrap();
+        optimizer.step(&ddp, &[(lr * (k + 1) as f64).into()]).unwrap();
         if k == 0 {
             // Makes `w` ready before `b`, which swaps their places.
             ddp.set_sync(true);
@@ -97,7 +97,7 @@ fn state_survives_another_layout_bit_by_bit() {
     let mut a = Optimizer::new(rule, &one).unwrap();
     for k in 0..2 {
         set_gradients(&one, k);
-        a.step(&one, 0.01).unwrap();
+        a.step(&one, &[0.01.into()]).unwrap();
     }
     let state = a.export(&one).unwrap();
     let names: Vec<_> = state.iter().map(|(name, _)| name.as_str()).collect();
@@ -110,8 +110,8 @@ fn state_survives_another_layout_bit_by_bit() {
     }
     set_gradients(&one, 2);
     set_gradients(&other, 2);
-    a.step(&one, 0.01).unwrap();
-    b.step(&other, 0.01).unwrap();
+    a.step(&one, &[0.01.into()]).unwrap();
+    b.step(&other, &[0.01.into()]).unwrap();
     assert_eq!(b.steps_taken().unwrap(), 3);
     assert_eq!(values(&one), values(&other));
     one.zero_grad().unwrap();
@@ -123,7 +123,7 @@ fn state_of_another_model_is_refused_and_changes_nothing() {
     let rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
     let mut optimizer = Optimizer::new(rule, &ddp).unwrap();
     set_gradients(&ddp, 0);
-    optimizer.step(&ddp, 0.1).unwrap();
+    optimizer.step(&ddp, &[0.1.into()]).unwrap();
     let mut state = optimizer.export(&ddp).unwrap();
     state[0].1 = Tensor::from(7.0_f32);
     state[2].1 = Tensor::zeros([3], (Kind::Float, Device::Cpu));
@@ -150,7 +150,7 @@ fn clipping_and_the_update_take_no_memory_to_speak_of() {
         let mut ddp =
             Ddp::new(vec![("w".to_owned(), w)], Arc::new(Solo::new(Device::Cpu)), DdpOptions::default()).unwrap();
         let mut optimizer = Optimizer::new(rule, &ddp).unwrap();
-        let (lr, found) = (Tensor::from(0.1_f32), Tensor::from_slice(&[0_f32]));
+        let (lr, found) = (Tensor::from_slice(&[0.1_f32]), Tensor::from_slice(&[0_f32]));
         for on_device in [false, true] {
             ddp.zero_grad().unwrap();
             ddp.set_sync(true);
@@ -160,9 +160,9 @@ fn clipping_and_the_update_take_no_memory_to_speak_of() {
             let watch = torch::LiveBytes::start().unwrap();
             assert!(clip_grad_norm(&ddp, 1.0).unwrap() > 1.0);
             if on_device {
-                optimizer.step_unless(&ddp, &lr, &found).unwrap();
+                optimizer.step_unless(&ddp, &lr, &[0.1.into()], &found).unwrap();
             } else {
-                optimizer.step(&ddp, 0.1).unwrap();
+                optimizer.step(&ddp, &[0.1.into()]).unwrap();
             }
             assert!(watch.peak() < 4 * PARAMETERS / 256, "{rule:?}: {} bytes", watch.peak());
             assert_ne!(ddp.variables()[0].double_value(&[7]), before);

@@ -128,6 +128,7 @@ fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
         rank: 0,
         world_size: 1,
         drop_last: true,
+        cut: Default::default(),
     };
     let spec = LoaderSpec {
         threads: way.threads,
