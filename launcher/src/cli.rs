@@ -3,8 +3,8 @@
 use crate::logging::LEVELS;
 use crate::run_dir::{Resume, SplitChoice};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use spec::config::{Config, ConfigError, DeviceChoice, Folders};
-use spec::contract::{env, shown as shown_path};
+use spec::config::{Config, ConfigError, DeviceChoice, Folders, StageSpec};
+use spec::contract::{Weights, env, shown as shown_path};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,7 @@ Examples:
   launch plan --gpus 3 --config default         would it fit?
   launch --gpus 3 --config default --name night --set train.batch_size=32
   launch --gpus 3 --config default --name night --resume auto
+  launch predict night --data new --out predicted   with what was trained
   launch --ranks 3 --exec python3 worker.py     any program, with RANK set";
 
 const PLAN_EXAMPLES: &str = "\
@@ -46,6 +47,22 @@ Examples:
   launch help train.batch_size                  a key: type, default, range, other names
   launch help exit-codes";
 
+const PREDICT_EXAMPLES: &str = "\
+Examples:
+  launch predict night --data recordings --out predicted
+  launch predict runs/night --data more --out more-predicted --weights last --gpus 3
+
+The run's own config is used; --set changes keys, such as train.val_batch_size. Outputs appear whole; what is done already
+is not done again, so the same command continues a prediction that was stopped.";
+
+const EVALUATE_EXAMPLES: &str = "\
+Examples:
+  launch evaluate night                          the validation split, as training validated it
+  launch evaluate night --split test --weights last
+  launch evaluate night --data elsewhere --json  all samples of other data
+
+The result is also in RUN/evaluate/<split>-<weights>/metrics.json.";
+
 const BATCH_EXAMPLES: &str = "\
 Example:
   launch batch --config quick_demo --step 0 --rank 0 --world 3 --out batch.safetensors";
@@ -55,7 +72,7 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch predict|evaluate|plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -74,6 +91,12 @@ enum Verb {
     /// Write sample data in a task's true format
     #[command(after_help = SAMPLE_EXAMPLES)]
     SampleData(SampleDataArgs),
+    /// Predict for other data with a trained run
+    #[command(after_help = PREDICT_EXAMPLES)]
+    Predict(PredictArgs),
+    /// Measure a trained run on a split of its data, or on other data
+    #[command(after_help = EVALUATE_EXAMPLES)]
+    Evaluate(EvaluateArgs),
     /// Write the tensors that one rank trains on at one step
     #[command(after_help = BATCH_EXAMPLES)]
     Batch(BatchArgs),
@@ -249,12 +272,103 @@ pub struct RunArgs {
     /// Train in legs; after each, the metrics decide whether to go on: see the config's `smart` keys
     #[arg(long, conflicts_with = "nnodes")]
     pub smart: bool,
+    /// Run one stage of the task, in the run --name
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub stage: Option<String>,
+    /// Run this stage and those behind it
+    #[arg(long, value_name = "NAME")]
+    pub from: Option<String>,
     /// Print the plan and stop, as `launch plan`
     #[arg(long)]
     pub dry_run: bool,
     /// Log lines of launch and ranks: off, error, warn, info, debug or trace; wins over HEADROOM_LOG [default: warn]
     #[arg(long, value_name = "LEVEL", value_parser = clap::builder::PossibleValuesParser::new(LEVELS), hide_possible_values = true)]
     pub log_level: Option<String>,
+}
+
+/// A trained model, and how it is run.
+#[derive(Clone, Debug, Args)]
+pub struct TrainedArgs {
+    /// A run's folder or name
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Folder that holds the run folders
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub runs_dir: PathBuf,
+    /// Stage of the run, where it has stages [default: the last that trained]
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
+    /// best, last, ema:DECAY or a safetensors file
+    #[arg(long, value_name = "WHICH", default_value = "best")]
+    pub weights: Weights,
+    /// Override one key of the run's config
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// auto, cpu or cuda; wins over train.device
+    #[arg(long, value_name = "WHICH", value_parser = device)]
+    pub device: Option<DeviceChoice>,
+    /// GPUs to use here; where there are none, CPU ranks
+    #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "ranks")]
+    pub gpus: Option<usize>,
+    /// Ranks of this node, whatever the devices
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub ranks: Option<usize>,
+    /// Refuse to start on fewer devices than asked for
+    #[arg(long)]
+    pub strict: bool,
+    /// Restarts after failures
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub max_restarts: u32,
+    /// Print the plan and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Log lines of launch and ranks; wins over HEADROOM_LOG [default: warn]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::builder::PossibleValuesParser::new(LEVELS), hide_possible_values = true)]
+    pub log_level: Option<String>,
+}
+
+impl TrainedArgs {
+    /// The same options of a run.
+    pub fn run_args(&self) -> RunArgs {
+        let config = ConfigArgs { config: None, set: self.set.clone(), device: self.device };
+        RunArgs {
+            config,
+            gpus: self.gpus,
+            ranks: self.ranks,
+            strict: self.strict,
+            max_restarts: self.max_restarts,
+            nnodes: 1,
+            log_level: self.log_level.clone(),
+            ..RunArgs::default()
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PredictArgs {
+    #[command(flatten)]
+    pub of: TrainedArgs,
+    /// Data to predict for, a folder or a file
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// Folder of the predictions
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EvaluateArgs {
+    #[command(flatten)]
+    pub of: TrainedArgs,
+    /// Split of the run's own data: train, val or test [default: val]
+    #[arg(long, value_name = "SPLIT", value_parser = ["train", "val", "test"], hide_possible_values = true, conflicts_with = "data")]
+    pub split: Option<String>,
+    /// Other data, all of it
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -338,6 +452,8 @@ pub struct BatchArgs {
 pub enum Command {
     Train(RunArgs),
     Plan(PlanArgs),
+    Predict(PredictArgs),
+    Evaluate(EvaluateArgs),
     SampleData(SampleDataArgs),
     Batch(BatchArgs),
     Recommend(RecommendArgs),
@@ -381,6 +497,8 @@ impl Command {
         let cli = cli.map_err(shown)?;
         let command = match (cli.verb, tail) {
             (Some(Verb::Plan(args)), _) => Command::Plan(args),
+            (Some(Verb::Predict(args)), _) => Command::Predict(args),
+            (Some(Verb::Evaluate(args)), _) => Command::Evaluate(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
             (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
@@ -408,6 +526,7 @@ impl Command {
         match self {
             Command::Train(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
             Command::Plan(args) => args.run.log_level.as_deref(),
+            Command::Predict(PredictArgs { of, .. }) | Command::Evaluate(EvaluateArgs { of, .. }) => of.log_level.as_deref(),
             _ => None,
         }
     }
@@ -428,6 +547,7 @@ impl Command {
                 Err(usage(format!("--rank {} of --world {}: ranks count from 0", args.rank, args.world)))
             }
             Command::Batch(args) => args.config.need(),
+            Command::Predict(_) | Command::Evaluate(_) => Ok(()),
             Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
             Command::Analyze(_)
             | Command::Monitor(_)
@@ -474,6 +594,15 @@ pub struct Prepared {
     pub config: Config,
     /// Lines for the user.
     pub notes: Vec<String>,
+    /// The task's stages, each with its config. Empty: it has none.
+    pub stages: Vec<Stage>,
+}
+
+/// A stage of a task, ready for the plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    pub spec: StageSpec,
+    pub config: Config,
 }
 
 impl ConfigArgs {
@@ -494,8 +623,16 @@ impl ConfigArgs {
             sets.push(format!("train.device={}", device.word()));
         }
         let cuda = gpu_present && raw.device(&sets)? != DeviceChoice::Cpu;
-        let (config, notes) = raw.resolve_with_notes(if cuda { "cuda" } else { "cpu" }, &sets)?;
-        Ok(Prepared { config, notes })
+        let profile = if cuda { "cuda" } else { "cpu" };
+        let (config, mut notes) = raw.resolve_with_notes(profile, &sets)?;
+        let specs = spec::task::find(&config.task).map(|task| task.stages(&config)).unwrap_or_default();
+        let mut stages = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let (config, more) = raw.resolve_stage(profile, &sets, Some(spec.name))?;
+            notes.extend(more.into_iter().filter(|note| !notes.contains(note)).collect::<Vec<_>>());
+            stages.push(Stage { spec, config });
+        }
+        Ok(Prepared { config, notes, stages })
     }
 }
 

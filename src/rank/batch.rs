@@ -64,8 +64,8 @@ pub fn write(request: &Request) -> Result<(), RankError> {
         return Err(RankError::Usage(format!("--rank {rank} is outside --world {world}: ranks count from 0")));
     }
     let gather = |bytes: &[u8]| Ok::<_, DataError>(vec![bytes.to_vec()]);
-    let team = Team { rank: 0, world_size: 1, gather: &gather, cache: None, kept: None };
-    let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
+    let team = Team { rank: 0, world_size: 1, gather: &gather, cache: None, kept: None, stages: Default::default() };
+    let index = job.runs_dir().join(".index");
     let datasets = task::find(&job.config.task).map_err(RankError::Usage)?.open(&job.config, &team, &index)?;
     let planner = BatchPlanner {
         order: train_order(datasets.train.as_ref(), &job.config.data, job.config.seed)?,

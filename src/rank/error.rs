@@ -127,7 +127,7 @@ fn train_code(error: &TrainError) -> u8 {
         TrainError::Comm(error) => comm_code(error),
         TrainError::Checkpoint(_) => exit::CHECKPOINT,
         TrainError::NonFinite { .. } => exit::NONFINITE,
-        TrainError::OutOfMemory { .. } => exit::PLAN,
+        TrainError::OutOfMemory { .. } | TrainError::PassOutOfMemory { .. } => exit::PLAN,
         TrainError::Torch(_) | TrainError::Ddp(_) => exit::INTERNAL,
     }
 }

@@ -47,7 +47,14 @@ impl Outline {
 impl Team<'_> {
     /// A team of one rank without a page cache.
     pub fn alone() -> Team<'static> {
-        Team { rank: 0, world_size: 1, gather: &|bytes: &[u8]| Ok(vec![bytes.to_vec()]), cache: None, kept: None }
+        Team {
+            rank: 0,
+            world_size: 1,
+            gather: &|bytes: &[u8]| Ok(vec![bytes.to_vec()]),
+            cache: None,
+            kept: None,
+            stages: Default::default(),
+        }
     }
 }
 
@@ -73,10 +80,7 @@ pub fn made_up(fields: &[FieldSpec], samples: usize, device: Device) -> Result<B
         field.has_offsets().then(|| Tensor::f_arange(samples as i64 + 1, (Kind::Int64, device))?.f_mul_scalar(most))
     };
     let of = |field| std::iter::once(tensor(field)).chain(offsets(field));
-    Ok(Batch {
-        fields: fields.iter().flat_map(of).collect::<Result<_, _>>()?,
-        sample_ids: (0..samples as u64).collect(),
-    })
+    Ok(Batch::new(fields.iter().flat_map(of).collect::<Result<_, _>>()?, (0..samples as u64).collect()))
 }
 
 /// Fields without samples.

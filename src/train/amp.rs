@@ -6,7 +6,7 @@
 use crate::task::{Batch, Model, Output};
 use crate::torch::{Autocast, TorchError};
 use spec::config::Amp;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// Element type of autocast for `train.amp`, or `None` without autocast; and a line where the wish is not met.
 /// `on_device`: steps keep their numbers on the device, which a loss scale needs. `auto` starts without.
@@ -27,6 +27,16 @@ pub fn forward(model: &dyn Model, batch: &Batch, train: bool, narrow: Option<Kin
     let device = batch.fields.first().map_or(Device::Cpu, tch::Tensor::device);
     let _narrow = narrow.map(|kind| Autocast::enter(device, true, kind)).transpose()?;
     Ok(model.forward(batch, train))
+}
+
+/// Prediction for a batch of a pass, under autocast to `narrow` where there is one.
+///
+/// # Errors
+/// The device knows no autocast.
+pub fn predict(model: &dyn Model, batch: &Batch, narrow: Option<Kind>) -> Result<Tensor, TorchError> {
+    let device = batch.fields.first().map_or(Device::Cpu, Tensor::device);
+    let _narrow = narrow.map(|kind| Autocast::enter(device, true, kind)).transpose()?;
+    Ok(model.predict(batch))
 }
 
 #[cfg(test)]

@@ -240,7 +240,7 @@ impl DeviceStep {
             }
             let taken = self.input.take(batches);
             let passed = taken.and_then(|taken| {
-                let taken = taken.ok_or_else(|| runner.ran_dry())?;
+                let taken = taken.ok_or_else(|| runner.ran_dry())?.at(runner.step, runner.config.seed);
                 ids.extend_from_slice(&taken.batch.sample_ids);
                 let passed = self.pass(runner, ddp, &taken, metrics, (micro, micros));
                 self.input.release(taken)?;
@@ -289,7 +289,7 @@ impl DeviceStep {
         optimizer: &mut Optimizer,
         metrics: &mut dyn Metrics,
     ) -> Result<Vec<u64>, TrainError> {
-        let taken = self.input.take(batches)?.ok_or_else(|| runner.ran_dry())?;
+        let taken = self.input.take(batches)?.ok_or_else(|| runner.ran_dry())?.at(runner.step, runner.config.seed);
         let ids = taken.batch.sample_ids.clone();
         tch::manual_seed(runner.seed(0));
         let mut graph = std::mem::take(&mut self.graph);

@@ -23,6 +23,8 @@ pub struct EvalSpec {
     /// Element type of autocast. `None` means no autocast.
     pub narrow: Option<Kind>,
     pub throttle: Arc<Throttle>,
+    /// The config's.
+    pub seed: u64,
 }
 
 /// Who sees the outputs. Metrics are reset before and after, so that they may be those that training uses between epochs.
@@ -137,7 +139,7 @@ fn run_share(
             continue;
         }
         let passed = torch::catch_out_of_memory(|| {
-            let batch = chosen(to_tensors(&host, spec.device), host.fields(), &usable);
+            let batch = chosen(to_tensors(&host, spec.device).at(0, spec.seed), host.fields(), &usable);
             let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
             watch.metrics.update(&batch, &output);
             if let Some(gallery) = &mut watch.gallery {
@@ -153,7 +155,7 @@ fn run_share(
 }
 
 /// The samples of `batch` at these places, which rise.
-fn chosen(batch: Batch, fields: &[FieldSpec], places: &[usize]) -> Batch {
+pub(super) fn chosen(batch: Batch, fields: &[FieldSpec], places: &[usize]) -> Batch {
     if places.len() == batch.len() {
         return batch;
     }
@@ -183,10 +185,8 @@ fn chosen(batch: Batch, fields: &[FieldSpec], places: &[usize]) -> Batch {
         }
         elements.push(rows.unwrap_or_default());
     }
-    Batch {
-        fields: picked,
-        sample_ids: places.iter().map(|place| batch.sample_ids[*place]).collect(),
-    }
+    let sample_ids = places.iter().map(|place| batch.sample_ids[*place]).collect();
+    Batch::new(picked, sample_ids).at(batch.step, batch.seed)
 }
 
 /// Adds `sums` over all ranks, element by element, in f64.

@@ -27,7 +27,7 @@ pub fn to_tensors(host: &HostBatch, device: Device) -> Batch {
             fields.push(offsets.to_device(device));
         }
     }
-    Batch { fields, sample_ids: host.sample_ids().to_vec() }
+    Batch::new(fields, host.sample_ids().to_vec())
 }
 
 /// Shape of `rows` elements of a field.
@@ -132,6 +132,13 @@ struct Copying {
 pub struct Taken {
     pub batch: Batch,
     set: usize,
+}
+
+impl Taken {
+    /// The same as part of step `step` of a run with this seed.
+    pub fn at(self, step: u64, seed: u64) -> Self {
+        Self { batch: self.batch.at(step, seed), ..self }
+    }
 }
 
 /// Brings micro-batches to the device ahead of need.
@@ -240,7 +247,7 @@ impl Input {
             self.copying.push(copy);
         }
         let fields = views(&self.sets[set].fields, &extents)?;
-        Ok(Some(Taken { batch: Batch { fields, sample_ids: ids }, set }))
+        Ok(Some(Taken { batch: Batch::new(fields, ids), set }))
     }
 
     /// Begins to copy the batch after the one in use, so that it is there before the step ends.

@@ -14,6 +14,7 @@ mod fit;
 mod graph;
 mod input;
 pub mod optimizer;
+mod pass;
 mod rehearse;
 mod scaler;
 pub mod schedule;
@@ -21,10 +22,13 @@ mod state;
 mod step;
 mod trial;
 
+pub use amp::narrow_kind;
 pub use controls::{Controls, Order};
 pub use device::DeviceOptions;
 pub use fit::{Finished, Fit, Resume, Status};
+pub use evaluate::{EvalSpec, Evaluated, Watch, evaluate};
 pub use input::to_tensors;
+pub use pass::{PassRun, Passed};
 pub use rehearse::Rehearsal;
 pub use scaler::ScalerState;
 pub use state::LoopState;
@@ -63,6 +67,11 @@ pub enum TrainError {
          checkpoints/step-{good}"
     )]
     OutOfMemory { step: u64, rank: usize, message: String, good: u64 },
+    #[error(
+        "out of memory on rank {rank} with batches of 1 sample ({message}): make the model's samples smaller, set train.amp: \
+         bf16, or use a device with more memory"
+    )]
+    PassOutOfMemory { rank: usize, message: String },
 }
 
 /// Receiver of the loop's reports. Called on the step's thread: implementations must not block.

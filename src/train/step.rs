@@ -166,7 +166,7 @@ impl StepRunner<'_> {
         metrics: &mut dyn Metrics,
         passes: &mut Passes,
     ) -> Result<(), TrainError> {
-        let batch = to_tensors(&host, self.device);
+        let batch = to_tensors(&host, self.device).at(self.step, self.config.seed);
         drop(host);
         tch::manual_seed(self.seed(micro));
         let output = amp::forward(self.model, &batch, true, self.narrow)?;

@@ -32,7 +32,7 @@ struct Straight(nn::Linear);
 impl Model for Straight {
     fn forward(&self, batch: &Batch, _train: bool) -> Output {
         let prediction = batch.fields[0].apply(&self.0);
-        Output { loss: (&prediction - &batch.fields[1]).square().mean(Kind::Float), prediction }
+        Output::new((&prediction - &batch.fields[1]).square().mean(Kind::Float), prediction)
     }
 }
 

@@ -94,6 +94,21 @@ pub fn outline(config: &Config) -> Result<Outline, DataError> {
     of_files(config, &Seen::below(&config.data.dataset_path))
 }
 
+/// The same for clips to predict for: whole frames without sharp ones, as samples of validation.
+///
+/// # Errors
+/// As [`outline`].
+pub fn predict_outline(config: &Config) -> Result<Outline, DataError> {
+    let seen = Seen::below(&config.data.dataset_path);
+    let outline = of_files(config, &seen)?;
+    let fields = |data: &Arc<dyn crate::data::Dataset>| data.fields().to_vec();
+    let (train, mut val) = (fields(&outline.datasets.train), fields(&outline.datasets.val));
+    val.retain(|field| field.name != "sharp");
+    let mut blurred = Outline::new(train, val, outline.sizes);
+    blurred.datasets.facts = outline.datasets.facts;
+    Ok(blurred)
+}
+
 /// The same of files that were looked at.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Loading: everything is checked before anything is used.
 
 use super::files::{kind_of, read_manifest};
-use super::{CheckpointError, EMA, Facts, FileFacts, MANIFEST, MODEL, OPTIMIZER, SPLIT, VERSION, io_error};
+use super::{CheckpointError, EMA, Facts, FileFacts, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION, io_error};
 use crate::data::split::SplitList;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
@@ -135,7 +135,7 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
             problem: format!("does not list {name}"),
         })
     };
-    let split = manifest.files.get(SPLIT).map(|facts| read_split(&dir.join(SPLIT), facts)).transpose()?;
+    let split = split_of(dir, &manifest)?;
     Ok(Loaded {
         split,
         path: dir.to_owned(),
@@ -149,7 +149,7 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
     })
 }
 
-fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<u8>, CheckpointError> {
+pub(super) fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<u8>, CheckpointError> {
     let corrupt = |problem: String| Err(CheckpointError::Corrupt { path: path.to_owned(), problem });
     let bytes = match fs::metadata(path) {
         Ok(about) => about.len(),
@@ -167,13 +167,18 @@ fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<u8>, CheckpointEr
     Ok(data)
 }
 
+/// The split of the checkpoint in `dir`; `None`: it has none.
+pub(super) fn split_of(dir: &Path, manifest: &Manifest) -> Result<Option<SplitList>, CheckpointError> {
+    manifest.files.get(SPLIT).map(|facts| read_split(&dir.join(SPLIT), facts)).transpose()
+}
+
 fn read_split(path: &Path, facts: &FileFacts) -> Result<SplitList, CheckpointError> {
     let data = read_verified(path, facts)?;
     serde_json::from_slice(&data)
         .map_err(|e| CheckpointError::Corrupt { path: path.to_owned(), problem: format!("is no list of files: {e}") })
 }
 
-fn tensors_of(path: &Path, data: &[u8]) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+pub(super) fn tensors_of(path: &Path, data: &[u8]) -> Result<Vec<(String, Tensor)>, CheckpointError> {
     let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
     let file = SafeTensors::deserialize(data).map_err(|e| corrupt(format!("is no safetensors file: {e}")))?;
     let one = |(name, view): (&str, safetensors::tensor::TensorView)| {
@@ -193,8 +198,15 @@ fn tensors_of(path: &Path, data: &[u8]) -> Result<Vec<(String, Tensor)>, Checkpo
 /// # Errors
 /// The file cannot be read, or is no safetensors file.
 pub fn load_weights(path: &Path) -> Result<Vec<(String, Tensor)>, CheckpointError> {
-    let data = fs::read(path).map_err(io_error(path, "read the weights of train.init_from"))?;
-    let mut tensors = tensors_of(path, &data)?;
+    let data = fs::read(path).map_err(io_error(path, "read the weights"))?;
+    to_f32(path, tensors_of(path, &data)?)
+}
+
+/// The same tensors, those of f16, bf16 and f64 as f32.
+pub(super) fn to_f32(
+    path: &Path,
+    mut tensors: Vec<(String, Tensor)>,
+) -> Result<Vec<(String, Tensor)>, CheckpointError> {
     for (name, tensor) in &mut tensors {
         if matches!(tensor.kind(), Kind::Half | Kind::BFloat16 | Kind::Double) {
             *tensor = tensor.f_to_kind(Kind::Float).map_err(|e| CheckpointError::Corrupt {

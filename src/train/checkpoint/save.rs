@@ -112,6 +112,7 @@ impl Checkpointer {
             best: content.best,
             facts: content.facts,
             files: BTreeMap::new(),
+            ema: Vec::new(),
             state: content.state,
         };
         let (dir, keep_last) = (self.dir.clone(), self.keep_last);

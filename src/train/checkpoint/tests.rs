@@ -4,11 +4,11 @@ use serde_json::json;
 use std::fs;
 use tch::{Device, Kind, Tensor};
 
-fn facts() -> Facts {
+pub(super) fn facts() -> Facts {
     Facts { model: "emg 16→20".into(), global_batch: 12, seed: 7, world_size: 3 }
 }
 
-fn tensors(value: f64) -> Vec<(String, Tensor)> {
+pub(super) fn tensors(value: f64) -> Vec<(String, Tensor)> {
     let f = |shape: &[i64], kind| Tensor::full(shape, value, (kind, Device::Cpu));
     vec![
         ("encoder.0.weight".into(), f(&[4, 3], Kind::Float)),

@@ -129,6 +129,7 @@ impl Loop<'_, '_> {
             device: self.fit.device,
             narrow: self.narrow,
             throttle: Arc::clone(self.orders.controls.throttle()),
+            seed: self.fit.config.seed,
         };
         let (orders, observer, step) = (&mut self.orders, &mut *self.observer, self.state.step);
         let collective = self.fit.collective.as_ref();

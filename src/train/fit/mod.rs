@@ -23,7 +23,7 @@ use crate::data::loader::{BatchPlanner, train_order};
 use crate::ledger::{self, Holding, Part};
 use crate::task::{Datasets, Gallery, Metrics, Model};
 use crate::torch;
-use relief::Orders;
+pub(super) use relief::Orders;
 use spec::config::{Amp, Config, OptimizerKind, TrainConfig};
 use spec::plan::Plan;
 use std::collections::BTreeMap;

@@ -112,7 +112,7 @@ impl Model for Net {
         }
         let prediction = hidden.apply(&self.layers[1]);
         let loss = (&prediction - &batch.fields[1]).square().mean(Kind::Float);
-        Output { loss, prediction: prediction.detach() }
+        Output::new(loss, prediction.detach())
     }
 }
 

@@ -26,6 +26,7 @@ mod raw;
 pub mod reference;
 mod schema;
 mod sections;
+mod stages;
 mod task;
 mod tree;
 
@@ -40,5 +41,5 @@ pub use range::Range;
 pub use raw::{Folders, RawConfig};
 pub use schema::{PROFILES, Schema};
 pub use sections::*;
-pub use task::TaskSpec;
+pub use task::{StageKind, StageSpec, TaskSpec};
 pub use tree::Mark;

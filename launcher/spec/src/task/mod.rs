@@ -8,8 +8,8 @@ pub mod emg;
 #[cfg(test)]
 mod tests;
 
-pub use crate::config::TaskSpec;
 use crate::config::{Config, ConfigError, Folders, RawConfig, Schema};
+pub use crate::config::{StageKind, StageSpec, TaskSpec};
 
 /// Every task. The first is trained where a config says nothing.
 pub const TASKS: &[&dyn TaskSpec] = &[&emg::Emg, &deblur::Deblur, &cell::Cell];

@@ -18,6 +18,7 @@ mod runs;
 pub mod session;
 mod shuffle;
 mod superblock;
+pub mod trajectory;
 pub mod write;
 
 pub use library::without_locks;

@@ -24,6 +24,6 @@ mod tests;
 mod words;
 
 pub use frames::{Frames, FramesStats, Modality};
-pub use layout::{FramePaths, Layout, Remark, SequencePaths, SplitPaths, VideoSpec, find_sequences};
+pub use layout::{FramePaths, Layout, Remark, SequencePaths, SplitPaths, VideoSpec, find_blurred, find_sequences};
 pub use scan::{Frame, Scan, Sequence, SpikeForm, Stamp, scan};
 pub use spikes::{SpikeEncoding, SpikeInput};

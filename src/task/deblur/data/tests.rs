@@ -20,7 +20,7 @@ fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
 }
 
 fn alone() -> Team<'static> {
-    Team { rank: 0, world_size: 1, gather: &solo, cache: None, kept: None }
+    Team { rank: 0, world_size: 1, gather: &solo, cache: None, kept: None, stages: Default::default() }
 }
 
 fn dat(encoding: Option<SpikeEncoding>) -> SpikeInput {
@@ -355,7 +355,7 @@ fn ranks_that_see_other_files_do_not_start() {
     let dir = tempfile::tempdir().unwrap();
     sample(dir.path().join("a").as_path(), |_| ());
     let gather = |bytes: &[u8]| Ok(vec![bytes.to_vec(), vec![1, 2, 3, 4]]);
-    let team = Team { rank: 0, world_size: 2, gather: &gather, cache: None, kept: None };
+    let team = Team { rank: 0, world_size: 2, gather: &gather, cache: None, kept: None, stages: Default::default() };
     let error = open(&clips(&dir.path().join("a"), dat(None), None), &team).err().unwrap();
     assert!(error.contains("rank 1 finds other frames"), "{error}");
 }

@@ -1,10 +1,13 @@
 //! Checks of values together.
 
-use super::CellConfig;
+use super::respace::kept_steps;
+use super::{CellConfig, NoiseSchedule};
 use crate::config::Verdict;
 
 /// More layers than any model of this kind has.
 const MOST_LAYERS: usize = 64;
+/// Fewest steps of the linear schedule: with 20 the last one leaves nothing of the signal.
+const FEWEST_LINEAR: usize = 21;
 /// Hidden layers of the classifier.
 const CLASSIFIER_LAYERS: usize = 3;
 
@@ -15,6 +18,9 @@ pub(super) fn check(cell: &CellConfig, v: &mut Verdict) {
             format!("cell.{key}.hidden has {} widths; it must have 1 to {MOST_LAYERS}", hidden.len())
         });
     }
+    v.need(cell.unet.hidden.len() >= 2, || {
+        "cell.unet.hidden has one width; it must have at least 2: the second is half the head's".into()
+    });
     let widths = cell.classifier.hidden.len();
     v.need(widths == CLASSIFIER_LAYERS, || {
         format!("cell.classifier.hidden has {widths} widths; it must have {CLASSIFIER_LAYERS}")
@@ -47,19 +53,27 @@ fn times(cell: &CellConfig, v: &mut Verdict) {
         let time = cell.sample.init_time;
         format!("cell.sample.init_time is {time}; it must be below cell.diffusion.steps {steps}")
     });
-    let respacing = cell.diffusion.timestep_respacing.trim();
-    let numbers = respacing.strip_prefix("ddim").unwrap_or(respacing);
-    let counts: Option<Vec<usize>> = numbers.split(',').map(|part| part.trim().parse().ok()).collect();
-    let fits = counts.is_some_and(|counts| {
-        let ddim = respacing.starts_with("ddim");
-        counts.iter().all(|count| (1..=steps).contains(count))
-            && counts.iter().sum::<usize>() <= steps
-            && !(ddim && counts.len() != 1)
-    });
-    v.need(respacing.is_empty() || fits, || {
+    respacing(cell, v);
+}
+
+/// The process has at least two steps, and noise that neither starts nor ends at once.
+fn respacing(cell: &CellConfig, v: &mut Verdict) {
+    let diffusion = &cell.diffusion;
+    if let Err(problem) = kept_steps(diffusion.steps, &diffusion.timestep_respacing) {
+        v.need(false, || format!("cell.diffusion.timestep_respacing: {problem}"));
+    }
+    let linear = diffusion.noise_schedule == NoiseSchedule::Linear;
+    v.need(!linear || diffusion.steps >= FEWEST_LINEAR, || {
         format!(
-            "cell.diffusion.timestep_respacing is {respacing:?}; it must be a number of steps, numbers separated by commas, \
-             or ddim and a number, {steps} steps at most"
+            "cell.diffusion.steps is {}; linear noise needs at least {FEWEST_LINEAR} steps: its last one adds 20 / steps. Use \
+             noise_schedule: cosine, or keep the steps and set timestep_respacing",
+            diffusion.steps
         )
+    });
+    v.warn(!diffusion.rescale_learned_sigmas || diffusion.learn_sigma, || {
+        "cell.diffusion.rescale_learned_sigmas is set without learn_sigma: it has no effect".into()
+    });
+    v.warn(!(diffusion.sigma_small && diffusion.learn_sigma), || {
+        "cell.diffusion.sigma_small is set with learn_sigma: the variance is learned, sigma_small has no effect".into()
     });
 }

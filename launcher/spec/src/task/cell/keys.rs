@@ -85,8 +85,8 @@ keys! {
     pub struct CellUnet in "cell.unet." {
         /// Widths of the layers down; those up mirror them.
         hidden: Vec<usize> = vec![512, 512, 256, 128], range = Within(1.0, MOST), aliases = &["hidden_dim"];
-        /// Width of the embedding of time.
-        time: usize = 512, range = Within(1.0, MOST);
+        /// Width of the embedding of time. Null: that of the first layer.
+        time: Option<usize> = None, range = Within(1.0, MOST);
         /// Dropout before the last layer. The guide's code has it and does not apply it.
         dropout: f64 = 0.0, range = Share, aliases = &["dropout"];
     }
@@ -98,8 +98,8 @@ keys! {
     pub struct CellClassifier in "cell.classifier." {
         /// Widths of the three hidden layers.
         hidden: Vec<usize> = vec![512, 512, 256], range = Within(1.0, MOST);
-        /// Width of the embedding of time.
-        time: usize = 512, range = Within(1.0, MOST);
+        /// Width of the embedding of time. Null: that of the first layer.
+        time: Option<usize> = None, range = Within(1.0, MOST);
         /// Dropout after each hidden layer.
         dropout: f64 = 0.1, range = Share;
         /// Train on noised latents. False: on clean ones.
@@ -114,13 +114,15 @@ keys! {
     #[serde(default, deny_unknown_fields)]
     pub struct CellDiffusion in "cell.diffusion." {
         /// Steps of the chain.
-        steps: usize = 1000, range = Within(1.0, MOST), aliases = &["diffusion_steps"];
+        steps: usize = 1000, range = Within(2.0, MOST), aliases = &["diffusion_steps"];
         /// Course of the noise.
         noise_schedule: NoiseSchedule = NoiseSchedule::Linear, aliases = &["noise_schedule"];
         /// Steps in use: a number, numbers per section (`10,15,20`), or `ddim50`. Empty: all.
         timestep_respacing: String = String::new(), aliases = &["timestep_respacing"];
         /// Predict the variance too.
         learn_sigma: bool = false, aliases = &["learn_sigma"];
+        /// Fixed variance of a step: the posterior's, which is smaller. False: that of the noise added.
+        sigma_small: bool = false, aliases = &["sigma_small"];
         /// Train by the variational bound. False: by the mean squared error.
         use_kl: bool = false, aliases = &["use_kl"];
         /// Predict the latent instead of the noise.
@@ -157,12 +159,14 @@ keys! {
     pub struct CellSample in "cell.sample." {
         /// Cells to generate.
         num_samples: usize = 12_000, range = AtLeast(1.0), unit = "cells", aliases = &["num_samples"];
+        /// Cells to generate besides of each label in the data, guided by it. 0: none.
+        per_class: usize = 0, unit = "cells";
         /// Cells generated at a time.
         batch_size: usize = 3000, range = AtLeast(1.0), unit = "cells";
         /// DDIM instead of ancestral sampling.
         use_ddim: bool = false, aliases = &["use_ddim"];
         /// Share of ancestral noise in DDIM.
-        ddim_eta: f64 = 0.0, range = AtLeast(0.0);
+        ddim_eta: f64 = 0.0, range = Within(0.0, 1.0);
         /// Cut predicted latents to -1 to 1. Null: where a class guides.
         clip_denoised: Option<bool> = None, aliases = &["clip_denoised"];
         /// Class that guides: a label of the data. Null: unguided; `all`: each label in turn.
