@@ -212,7 +212,12 @@ pub struct Scratch {
 impl Scratch {
     /// Reports the present size of the buffers to the ledger.
     pub fn count(&mut self) {
-        let bytes = (self.raw.capacity() + self.decoded.capacity()) as u64;
+        self.count_with(0);
+    }
+
+    /// [`Scratch::count`] with so many bytes in [`Scratch::extra`].
+    pub fn count_with(&mut self, extra_bytes: usize) {
+        let bytes = (self.raw.capacity() + self.decoded.capacity() + extra_bytes) as u64;
         self.held.get_or_insert_with(|| ledger::hold(Part::Scratch, 0)).set(bytes);
     }
 }

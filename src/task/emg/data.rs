@@ -357,6 +357,7 @@ fn units(files: &[FileFacts], config: &DataConfig, seed: u64) -> Vec<Unit> {
         name: relative_name(&config.dataset_path, &file.table.path),
         prints: vec![Print(file.identity.print)],
         splits: [false; 3],
+        rows: None,
     };
     let mut units: Vec<Unit> = files.iter().map(unit).collect();
     for (split, numbers) in split_files(files.len(), config.split_ratio, seed).iter().enumerate() {

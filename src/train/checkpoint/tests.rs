@@ -293,7 +293,7 @@ fn the_split_is_kept_verified_and_may_be_missing() {
     use crate::data::split::{Print, SplitList, Unit};
     let (dir, path) = saved();
     assert_eq!(load(&path).unwrap().split, None, "as older checkpoints are");
-    let unit = Unit { name: "s0.hdf5".into(), prints: vec![Print(7)], splits: [true, false, false] };
+    let unit = Unit { name: "s0.hdf5".into(), prints: vec![Print(7)], splits: [true, false, false], rows: None };
     let list = SplitList { units: vec![unit] };
     let mut keeper = Checkpointer::open(dir.path(), 3).unwrap().with_split(Some(&list)).unwrap();
     for step in [6, 7] {

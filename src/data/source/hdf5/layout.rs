@@ -1,6 +1,6 @@
 //! Where the rows of a dataset lie, through which filters, and which of them were never written.
 
-use super::compress::{LZ4_ID, LZF_ID};
+use super::compress::{LZ4_ID, LZF_ID, ZSTD_ID};
 use super::open::by_library;
 use super::types::{RowType, shuffled_bytes};
 use super::{ChunkAt, Filter, Layout, MAX_RATIO, MAX_UNSTORED_BYTES, Table, parts};
@@ -147,7 +147,7 @@ pub fn unwritten_rows(dataset: &Dataset) -> Result<Vec<[u64; 2]>, String> {
 }
 
 /// The filters that are decoded here, or the name of the first that is not.
-fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
+pub fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
     let mut found = Vec::new();
     for filter in dataset.filters() {
         let known = match filter {
@@ -156,6 +156,7 @@ fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
             H5Filter::Fletcher32 => Filter::Fletcher32,
             H5Filter::User(LZF_ID, _) => Filter::Lzf,
             H5Filter::User(LZ4_ID, _) => Filter::Lz4,
+            H5Filter::User(ZSTD_ID, _) => Filter::Zstd,
             other => return Err(filter_name(&other)),
         };
         if found.contains(&known) {
@@ -171,7 +172,7 @@ fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
 /// # Errors
 /// Names them, and the way out.
 pub fn refuse_unknown_filters(dataset: &Dataset) -> Result<(), String> {
-    let here = |filter: &H5Filter| matches!(filter.id(), LZF_ID | LZ4_ID) || filter.is_available();
+    let here = |filter: &H5Filter| matches!(filter.id(), LZF_ID | LZ4_ID | ZSTD_ID) || filter.is_available();
     let unknown: Vec<String> = dataset.filters().iter().filter(|filter| !here(filter)).map(filter_name).collect();
     if unknown.is_empty() {
         return Ok(());
@@ -201,7 +202,7 @@ fn filter_name(filter: &H5Filter) -> String {
 }
 
 /// True if an incomplete last chunk is stored without its filters.
-fn last_chunk_is_raw(dataset: &Dataset, rows: u64, chunk_rows: usize) -> bool {
+pub fn last_chunk_is_raw(dataset: &Dataset, rows: u64, chunk_rows: usize) -> bool {
     let raw = |opts: ChunkOpts| opts.contains(ChunkOpts::DONT_FILTER_PARTIAL_CHUNKS);
     !rows.is_multiple_of(chunk_rows as u64) && dataset.dcpl().ok().and_then(|plist| plist.chunk_opts()).is_some_and(raw)
 }

@@ -15,8 +15,8 @@ keys! {
         matrix: String = "X".into(), range = Filled;
         /// Column of `obs` with each cell's label. Null: cells have no labels.
         label: Option<String> = Some("celltype".into()), range = Filled;
-        /// Genes that are expressed in fewer cells are left out.
-        min_cells: usize = 3, unit = "cells";
+        /// Genes that are expressed in fewer cells are left out, but for those of a `reference`.
+        min_cells: usize = 3, range = Within(0.0, 1000.0), unit = "cells";
         /// Cells that express fewer of the genes in use are left out.
         min_genes: usize = 10, unit = "genes";
         /// Sum that the values of a cell are scaled to. 0: they are not scaled.
