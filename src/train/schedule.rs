@@ -390,6 +390,77 @@ mod tests {
     }
 
     #[test]
+    fn linear_matches_pytorch() {
+        let to_lrf = TrainConfig { lrf: 0.01, ..config(SchedulerKind::Linear) };
+        let expected = [0.1, 0.0901, 0.0802, 0.0703, 0.0604, 0.0505, 0.0406, 0.0307, 0.0208, 0.0109, 0.001, 0.001];
+        assert_close((0..12).map(|step| made(&to_lrf, 1).rate(step)), &expected);
+        assert_close((0..12).map(|epoch| made(&to_lrf, 7).rate(epoch * 7)), &expected);
+        let to_zero = TrainConfig { max_steps: Some(8), num_epochs: 999, ..config(SchedulerKind::Linear) };
+        let expected = [0.1, 0.0875, 0.075, 0.0625, 0.05, 0.0375, 0.025, 0.0125, 0.0];
+        assert_close((0..9).map(|step| made(&to_zero, 3).rate(step)), &expected);
+        let floor = TrainConfig { min_learning_rate: 0.05, ..to_lrf };
+        assert_close([made(&floor, 1).rate(5), made(&floor, 1).rate(10)], &[0.075, 0.05]);
+        let cosine = TrainConfig { lrf: 0.1, ..config(SchedulerKind::Cosine) };
+        assert_close([made(&cosine, 1).rate(0), made(&cosine, 1).rate(10)], &[0.1, 0.01]);
+    }
+
+    /// Reference: PyTorch 2.11's SGD with `LambdaLR` by epoch and the warm-up of Ultralytics' loop, which sets each group's
+    /// rate and momentum with `numpy.interp` before every batch: 5 epochs of 6 batches, 12 of them warm-up.
+    #[test]
+    fn a_warm_up_within_the_schedule_matches_a_loop_over_batches() {
+        let config = TrainConfig {
+            learning_rate: 0.01,
+            lrf: 0.01,
+            num_epochs: 5,
+            warmup_epochs: 2.0,
+            warmup_mode: WarmupMode::Within,
+            schedule_by: ScheduleBy::Epoch,
+            ..config(SchedulerKind::Linear)
+        };
+        let momentum = Some((0.8, 0.937));
+        let (bias, others) =
+            (Course { factor: 1.0, start: 0.1, momentum }, Course { factor: 1.0, start: 0.0, momentum });
+        let schedule = made(&config, 6);
+        for (batch, of_bias, of_others, of_momentum) in [
+            (0, 0.1, 0.0, 0.8),
+            (1, 0.0925, 0.000_833_333_333_333_333_4, 0.811_416_666_666_666_7),
+            (5, 0.0625, 0.004_166_666_666_666_667, 0.857_083_333_333_333_4),
+            (6, 0.05401, 0.004_01, 0.8685),
+            (11, 0.015_684_999_999_999_99, 0.007_351_666_666_666_667, 0.925_583_333_333_333_4),
+            (12, 0.00604, 0.00604, 0.937),
+            (17, 0.00604, 0.00604, 0.937),
+            (18, 0.00406, 0.00406, 0.937),
+            (29, 0.00208, 0.00208, 0.937),
+        ] {
+            let numbers = [&bias, &others].map(|course| schedule.numbers(batch, course));
+            assert_close(numbers.map(|n| n.lr), &[of_bias, of_others]);
+            assert_close(numbers.map(|n| n.momentum.unwrap()), &[of_momentum; 2]);
+            assert_eq!(schedule.is_warming(batch), batch < 12);
+        }
+        assert_close([schedule.rate(1)], &[0.000_833_333_333_333_333_4]);
+        // Two batches a step: a step has the numbers of its last batch.
+        let pairs = TrainConfig { gradient_accumulation_steps: 2, ..config };
+        let pairs = Schedule::new(&pairs, Pace::even(3, 2));
+        assert_close(
+            (0..15).map(|step| pairs.rate(step)),
+            &(0..15).map(|s| schedule.rate(2 * s + 1)).collect::<Vec<_>>(),
+        );
+        // A group's factor is on the scheduler's rate, not on where the warm-up begins.
+        let double = Course { factor: 2.0, start: 0.1, momentum: None };
+        assert_close([0, 6, 29].map(|batch| schedule.numbers(batch, &double).lr), &[0.1, 0.05802, 0.00416]);
+    }
+
+    #[test]
+    fn before_the_schedule_groups_warm_up_by_their_factor_and_momentum_with_them() {
+        let config = TrainConfig { warmup_steps: Some(4), ..config(SchedulerKind::None) };
+        let schedule = made(&config, 2);
+        let course = Course { factor: 3.0, start: 0.7, momentum: Some((0.5, 0.9)) };
+        let numbers: Vec<_> = (0..5).map(|step| schedule.numbers(step, &course)).collect();
+        assert_close(numbers.iter().map(|n| n.lr), &[0.075, 0.15, 0.225, 0.3, 0.3]);
+        assert_close(numbers.iter().map(|n| n.momentum.unwrap()), &[0.6, 0.7, 0.8, 0.9, 0.9]);
+    }
+
+    #[test]
     fn defect_e_warm_up_and_scheduler_never_act_at_the_same_time() {
         // LinearLR(start_factor=1/4, total_iters=3) of PyTorch, for every scheduler alike.
         for kind in [SchedulerKind::None, SchedulerKind::Step, SchedulerKind::Cosine, SchedulerKind::Plateau] {

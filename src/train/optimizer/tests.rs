@@ -169,3 +169,71 @@ fn clipping_and_the_update_take_no_memory_to_speak_of() {
         }
     }
 }
+
+/// `w` in group 0 and `b` in group 1, whose rate is twice as high: otherwise as [`run`]. `momenta`: of each step.
+fn run_groups(rules: [Rule; 2], momenta: Option<[[f64; 2]; 3]>, on_device: bool) -> Vec<f32> {
+    let options = DdpOptions { groups: vec![0, 1], ..DdpOptions::default() };
+    let mut ddp = Ddp::new(variables(), Arc::new(Solo::new(Device::Cpu)), options).unwrap();
+    let mut optimizer = Optimizer::with_groups(rules.to_vec(), &ddp).unwrap();
+    for k in 0..3 {
+        set_gradients(&ddp, k);
+        let lrs = [1.0, 2.0].map(|factor| 0.01 * (k + 1) as f64 * factor);
+        let momentum = |group: usize| momenta.map(|all| all[k][group]);
+        let numbers = [0, 1].map(|group| Numbers { lr: lrs[group], momentum: momentum(group) });
+        if on_device {
+            let lrs = Tensor::from_slice(&lrs.map(|lr| lr as f32));
+            optimizer.step_unless(&ddp, &lrs, &numbers, &Tensor::from_slice(&[0_f32])).unwrap();
+            set_gradients(&ddp, 7);
+            optimizer.step_unless(&ddp, &lrs, &numbers, &Tensor::from_slice(&[1_f32])).unwrap();
+        } else {
+            optimizer.step(&ddp, &numbers).unwrap();
+        }
+        if k == 0 {
+            ddp.set_sync(true);
+            ddp.variables()[0].sum(Kind::Float).backward();
+            ddp.finish().unwrap();
+            assert_eq!(ddp.layout_version(), 1);
+        }
+    }
+    assert_eq!(optimizer.steps_taken().unwrap(), 3);
+    values(&ddp)
+}
+
+#[test]
+fn groups_with_their_own_decay_rate_and_momentum_are_pytorchs_param_groups() {
+    let sgd = |momentum, weight_decay| Rule::Sgd { momentum, nesterov: true, weight_decay };
+    let adamw = |weight_decay| Rule::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay };
+    for on_device in [false, true] {
+        close(
+            &run_groups([sgd(0.9, 0.02), sgd(0.5, 0.0)], None, on_device),
+            &[0.423_976_213, -0.692_245_543, 1.540_197_968, 0.237_939_253, 1.811_762_214, 0.127_678_290],
+        );
+        let warm = [[0.8, 0.3], [0.85, 0.4], [0.9, 0.5]];
+        close(
+            &run_groups([sgd(0.9, 0.02), sgd(0.5, 0.0)], Some(warm), on_device),
+            &[0.427_141_517, -0.699_398_160, 1.553_681_254, 0.239_384_905, 1.871_093_512, 0.123_837_508],
+        );
+        close(
+            &run_groups([adamw(0.02), adamw(0.0)], None, on_device),
+            &[0.446_098_417, -0.938_724_995, 1.938_106_537, 0.220_233_500, 2.881_293_774, -0.066_252_083],
+        );
+    }
+}
+
+#[test]
+fn neighbours_of_a_group_are_one_range_and_kinds_do_not_mix() {
+    let parameters = |n: usize| -> Vec<(String, Tensor)> {
+        let tensor = |_| Tensor::zeros([20], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        (0..n).map(|at| (format!("p{at}"), tensor(at))).collect()
+    };
+    let options = DdpOptions { groups: vec![0, 1, 0, 1, 0], ..DdpOptions::default() };
+    let ddp = Ddp::new(parameters(5), Arc::new(Solo::new(Device::Cpu)), options).unwrap();
+    assert_eq!(ranges(ddp.layout(), ddp.groups(), 0), [(0, 96)]);
+    assert_eq!(ranges(ddp.layout(), ddp.groups(), 1), [(96, 64)]);
+    assert_eq!(ranges(ddp.layout(), &[], 0), [(0, 160)]);
+    let mixed = vec![
+        Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
+        Rule::Adam { betas: [0.9, 0.9], eps: 1e-8, weight_decay: 0.0 },
+    ];
+    assert!(Optimizer::with_groups(mixed, &ddp).err().unwrap().to_string().contains("different kinds"));
+}
