@@ -83,8 +83,10 @@ pub fn open_cells(config: &Config, team: &Team, index_dir: &Path) -> Result<Cell
         }
     }
     transposed(&mut known, &keys, team, index_dir, &mut notes)?;
-    let reference = keys.cell.reference.as_deref().map(|path| Ok((path, h5ad::genes_of(path)?)));
-    let reference: Option<(&Path, Vec<String>)> = reference.transpose()?;
+    let reference = match keys.cell.reference.as_deref() {
+        Some(path) => Some((path, h5ad::genes_of(path)?)),
+        None => None,
+    };
     // A file that turns out to be bad leaves its genes as well.
     let (joined, reader, scans) = loop {
         if known.is_empty() {

@@ -2,6 +2,7 @@
 //!
 //! A part holds rows of f32: expression, latent, the classifier's verdict. Joining drops the latents that the filter refuses.
 
+use super::super::read;
 use super::super::report::{self, Cells};
 use super::sample::{VERDICT, Wanted};
 use super::sums::unreadable;
@@ -123,7 +124,8 @@ impl Predictor for CellWriter {
     fn finish(&mut self, folder: &Path) -> Result<Vec<String>, DataError> {
         let real = (self.real)()?;
         let path = folder.join(GENERATED);
-        let generated = report::read(&path, &self.shape.classes)?;
+        let column = (!self.shape.classes.is_empty()).then_some(CELLTYPE);
+        let generated = read::of_file(&path, column, &self.shape.classes)?;
         if generated.classes.is_empty() {
             return Ok(vec![format!("warning: {GENERATED} has no cells: cell.sample.filter refused all of them")]);
         }
