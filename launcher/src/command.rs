@@ -7,11 +7,13 @@ mod exec;
 mod figures;
 mod help;
 mod helper;
+mod infer;
 mod measure;
 mod nodes;
 mod print;
 mod setup;
 mod smart;
+mod stages;
 mod tools;
 
 use crate::advise;
@@ -26,11 +28,12 @@ use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, Ran
 use crate::watch::{self, Before, WatchSpec};
 use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
-use close::{close, explain};
-use early::{Early, Undo};
+use close::{close, conclude, explain, tell_end, tell_stop};
+use early::{Early, Moment, Undo};
 use setup::Setup;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};
 use spec::contract::{LineId, Machine, env, exit};
+use spec::job::{PassKind, Work};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -111,9 +114,11 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     let result = result.and_then(|command| match command {
         Command::Train(run) if run.dry_run => show_plan(&run, None),
         Command::Plan(args) => plan_verb(&args),
-        Command::Train(run) if run.smart => smart::smart(&run, early(true, &inherited)?),
-        Command::Train(run) => train(&run, early(true, &inherited)?),
-        Command::Exec { run, program, args } => exec::exec(&run, program, args, early(false, &inherited)?),
+        Command::Train(run) if run.smart => smart::smart(&run, early(Moment::BeforeRanks, &inherited)?),
+        Command::Train(run) => train(&run, early(Moment::BeforeRanks, &inherited)?),
+        Command::Predict(args) => infer::predict(&args, early(Moment::BeforeRanks, &inherited)?),
+        Command::Evaluate(args) => infer::evaluate(&args, early(Moment::BeforeRanks, &inherited)?),
+        Command::Exec { run, program, args } => exec::exec(&run, program, args, early(Moment::OfOthers, &inherited)?),
         Command::SampleData(args) => sample_data(&args),
         Command::Batch(args) => batch(&args),
         Command::Recommend(args) => tools::recommend(&args),
@@ -158,19 +163,23 @@ fn log_env(run: &RunArgs) -> Option<(String, String)> {
 }
 
 /// Takes the signals of a verb that starts ranks, and says what was inherited and slows them.
-fn early(trains: bool, inherited: &[String]) -> Result<Early, Error> {
+fn early(moment: Moment, inherited: &[String]) -> Result<Early, Error> {
     inherited.iter().for_each(print::note);
-    Early::take(trains).map_err(io("cannot take signals", exit::INTERNAL))
+    Early::take(moment).map_err(io("cannot take signals", exit::INTERNAL))
 }
 
 /// A config with the machine's facts: what the plan is made from.
 struct Ready {
     config: Config,
+    /// The task's stages; `config` is that of the one at hand, once there is one.
+    stages: Vec<cli::Stage>,
     /// The machine that is planned for.
     machine: Machine,
     /// This machine, on which sizes are measured.
     here: Machine,
     request: Request,
+    /// Passes of the model that are planned for.
+    passes: PassKind,
     /// Gets what is half done while a signal may end the program.
     undo: Undo,
 }
@@ -202,7 +211,8 @@ fn prepare_for(
     for note in &prepared.notes {
         print::note(note);
     }
-    Ok(Ready { config: prepared.config, machine, here, request, undo: undo.clone() })
+    let cli::Prepared { config, stages, .. } = prepared;
+    Ok(Ready { config, stages, machine, here, request, passes: PassKind::Train, undo: undo.clone() })
 }
 
 fn request(run: &RunArgs) -> Request {
@@ -213,7 +223,7 @@ fn request(run: &RunArgs) -> Request {
         strict: run.strict,
         nnodes: run.nnodes,
         node_rank: run.node_rank,
-        nodes: Vec::new(),
+        ..Request::default()
     }
 }
 
@@ -314,24 +324,38 @@ fn plan_verb(args: &PlanArgs) -> Result<u8, Error> {
 fn show_plan(run: &RunArgs, machine: Option<Machine>) -> Result<u8, Error> {
     let is_here = machine.is_none();
     let mut ready = prepare_for(&run.config, request(run), &Undo::default(), machine)?;
-    let plan = ready.eased_plan()?;
-    if is_here {
-        ready.check_limits(&plan)?;
+    let chosen = stages::chosen(run, &ready)?;
+    let mut plans = Vec::with_capacity(chosen.len().max(1));
+    if chosen.is_empty() {
+        plans.push((None, ready.eased_plan()?));
     }
-    print::out(text_of(&plan))?;
+    for stage in &chosen {
+        stages::enter(&mut ready, stage);
+        plans.push((Some(stage.spec.name), ready.eased_plan()?));
+    }
+    for (stage, plan) in &plans {
+        if is_here {
+            ready.check_limits(plan)?;
+        }
+        let heading = stage.map(|name| format!("stage {name}\n")).unwrap_or_default();
+        print::out(format!("{heading}{}", text_of(plan)))?;
+    }
     Ok(exit::OK)
 }
 
 fn train(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
     let mut ready = prepare(&run.config, request(run), early.undo())?;
     let program = rank_program()?;
+    if !stages::chosen(run, &ready)?.is_empty() {
+        return stages::run(run, ready, &program, early);
+    }
     let (plan, mut folder, _lock) =
         if run.nnodes > 1 { nodes::together(run, &mut ready)? } else { alone(run, &mut ready)? };
     print::say(text_of(&plan));
     announce(&folder, &run.resume());
     pre_flight(&ready, &plan);
     let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
-    let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program, early.hand_over())?;
+    let outcome = supervise_run(run, &ready, &mut setup, &mut folder, &program, early.hand_over())?;
     close(&folder, &setup, &outcome);
     Ok(outcome.exit_code)
 }
@@ -391,6 +415,9 @@ fn announce(folder: &RunDir, resume: &Resume) {
 
 /// Where a restart begins.
 fn going_on(folder: &RunDir) -> String {
+    if folder.work != Work::Train {
+        return "going on with what is not done yet".into();
+    }
     match folder.resume.as_deref().and_then(Path::file_name) {
         Some(checkpoint) => format!("going on from the checkpoint {}", checkpoint.display()),
         None => "no checkpoint yet: from the beginning".into(),
@@ -402,10 +429,11 @@ fn supervise_run(
     ready: &Ready,
     setup: &mut Setup,
     folder: &mut RunDir,
-    program: PathBuf,
+    program: &Path,
     signals: &Signals,
 ) -> Result<Outcome, Error> {
-    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let console =
+        Console::start_on(print::is_result_apart()).map_err(io("cannot start the console", exit::INTERNAL))?;
     let mut made = None;
     let spec = |restarts: u32, last: Option<&Outcome>| {
         if restarts > 0 {
@@ -413,7 +441,7 @@ fn supervise_run(
             console.note(&going_on(folder));
             setup.reduce(ready, last, &console);
         }
-        let spec = train_spec(run, setup, folder, &program, restarts);
+        let spec = train_spec(run, setup, folder, program, restarts);
         spec.map_err(|error| {
             let text = error.to_string();
             made = Some(error);
@@ -445,7 +473,7 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
     let meeting = meeting(run, topology.local_world_size, topology.node_ranks.clone(), topology.threads_per_rank);
     let mut env = vec![
         (env::JOB.to_string(), job.display().to_string()),
-        (env::RUN_ID.to_string(), folder.name()),
+        (env::RUN_ID.to_string(), folder.id()),
         (env::RESTARTS.to_string(), restarts.to_string()),
     ];
     let again = restarts > 0 || folder.resume.is_some();

@@ -4,6 +4,7 @@ mod batch;
 mod describe;
 mod device;
 mod error;
+mod infer;
 mod log;
 mod meet;
 mod node_cache;

@@ -225,6 +225,8 @@ mod tests {
             resume: None,
             start: String::new(),
             resume_split: None,
+            work: spec::job::Work::default(),
+            earlier: Vec::new(),
         }
     }
 

@@ -4,7 +4,7 @@ use crate::logging::LEVELS;
 use crate::run_dir::SplitChoice;
 use clap::Args;
 use spec::config::DeviceChoice;
-use spec::contract::env;
+use spec::contract::{Weights, env};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -161,12 +161,103 @@ pub struct RunArgs {
     /// Train in legs; after each, the metrics decide whether to go on: see the config's `smart` keys
     #[arg(long, conflicts_with = "nnodes")]
     pub smart: bool,
+    /// Run one stage of the task, in the run --name
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub stage: Option<String>,
+    /// Run this stage and those behind it
+    #[arg(long, value_name = "NAME")]
+    pub from: Option<String>,
     /// Print the plan and stop, as `launch plan`
     #[arg(long)]
     pub dry_run: bool,
     /// Log lines of launch and ranks: off, error, warn, info, debug or trace; wins over HEADROOM_LOG [default: warn]
     #[arg(long, value_name = "LEVEL", value_parser = clap::builder::PossibleValuesParser::new(LEVELS), hide_possible_values = true)]
     pub log_level: Option<String>,
+}
+
+/// A trained model, and how it is run.
+#[derive(Clone, Debug, Args)]
+pub struct TrainedArgs {
+    /// A run's folder or name
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Folder that holds the run folders
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub runs_dir: PathBuf,
+    /// Stage of the run, where it has stages [default: the last that trained]
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
+    /// best, last, ema:DECAY or a safetensors file
+    #[arg(long, value_name = "WHICH", default_value = "best")]
+    pub weights: Weights,
+    /// Override one key of the run's config
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// auto, cpu or cuda; wins over train.device
+    #[arg(long, value_name = "WHICH", value_parser = device)]
+    pub device: Option<DeviceChoice>,
+    /// GPUs to use here; where there are none, CPU ranks
+    #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "ranks")]
+    pub gpus: Option<usize>,
+    /// Ranks of this node, whatever the devices
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub ranks: Option<usize>,
+    /// Refuse to start on fewer devices than asked for
+    #[arg(long)]
+    pub strict: bool,
+    /// Restarts after failures
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub max_restarts: u32,
+    /// Print the plan and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Log lines of launch and ranks; wins over HEADROOM_LOG [default: warn]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::builder::PossibleValuesParser::new(LEVELS), hide_possible_values = true)]
+    pub log_level: Option<String>,
+}
+
+impl TrainedArgs {
+    /// The same options of a run.
+    pub fn run_args(&self) -> RunArgs {
+        let config = ConfigArgs { config: None, set: self.set.clone(), device: self.device };
+        RunArgs {
+            config,
+            gpus: self.gpus,
+            ranks: self.ranks,
+            strict: self.strict,
+            max_restarts: self.max_restarts,
+            nnodes: 1,
+            log_level: self.log_level.clone(),
+            ..RunArgs::default()
+        }
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PredictArgs {
+    #[command(flatten)]
+    pub of: TrainedArgs,
+    /// Data to predict for, a folder or a file
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// Folder of the predictions
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EvaluateArgs {
+    #[command(flatten)]
+    pub of: TrainedArgs,
+    /// Split of the run's own data: train, val or test [default: val]
+    #[arg(long, value_name = "SPLIT", value_parser = ["train", "val", "test"], hide_possible_values = true, conflicts_with = "data")]
+    pub split: Option<String>,
+    /// Other data, all of it
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -201,13 +292,19 @@ pub struct SampleDataArgs {
     /// Seconds per session [default: the task's]
     #[arg(long, value_name = "S")]
     pub seconds: Option<f64>,
+    /// Cells to write, by task cell [default: the task's]
+    #[arg(long, value_name = "N")]
+    pub cells: Option<usize>,
+    /// Genes of each cell, by task cell [default: the task's]
+    #[arg(long, value_name = "N")]
+    pub genes: Option<usize>,
 }
 
 impl SampleDataArgs {
     /// The task's usual sample data.
     pub fn of(task: &str, out: &Path, seed: u64) -> Self {
         let (task, out) = (task.to_string(), out.to_path_buf());
-        Self { task, out, seed, layout: None, sessions: None, seconds: None }
+        Self { task, out, seed, layout: None, sessions: None, seconds: None, cells: None, genes: None }
     }
 
     /// The command line of the rank program that does it.
@@ -223,6 +320,8 @@ impl SampleDataArgs {
         option("--layout", self.layout.clone());
         option("--sessions", self.sessions.map(|n| n.to_string()));
         option("--seconds", self.seconds.map(|s| s.to_string()));
+        option("--cells", self.cells.map(|n| n.to_string()));
+        option("--genes", self.genes.map(|n| n.to_string()));
         words
     }
 }

@@ -6,7 +6,7 @@ pub use args::*;
 
 use crate::run_dir::Resume;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use spec::config::{Config, ConfigError, DeviceChoice, Folders};
+use spec::config::{Config, ConfigError, DeviceChoice, Folders, StageSpec};
 use spec::contract::shown as shown_path;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ Examples:
   launch plan --gpus 3 --config default         would it fit?
   launch --gpus 3 --config default --name night --set train.batch_size=32
   launch --gpus 3 --config default --name night --resume auto
+  launch predict night --data new --out predicted   with what was trained
   launch --ranks 3 --exec python3 worker.py     any program, with RANK set";
 
 const PLAN_EXAMPLES: &str = "\
@@ -49,6 +50,22 @@ Examples:
   launch help train.batch_size                  a key: type, default, range, other names
   launch help exit-codes";
 
+const PREDICT_EXAMPLES: &str = "\
+Examples:
+  launch predict night --data recordings --out predicted
+  launch predict runs/night --data more --out more-predicted --weights last --gpus 3
+
+The run's own config is used; --set changes keys, such as train.val_batch_size. Outputs appear whole; what is done already
+is not done again, so the same command continues a prediction that was stopped.";
+
+const EVALUATE_EXAMPLES: &str = "\
+Examples:
+  launch evaluate night                          the validation split, as training validated it
+  launch evaluate night --split test --weights last
+  launch evaluate night --data elsewhere --json  all samples of other data
+
+The result is also in RUN/evaluate/<split>-<weights>/metrics.json.";
+
 const BATCH_EXAMPLES: &str = "\
 Example:
   launch batch --config quick_demo --step 0 --rank 0 --world 3 --out batch.safetensors";
@@ -58,7 +75,7 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch predict|evaluate|plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -77,6 +94,12 @@ enum Verb {
     /// Write sample data in a task's true format
     #[command(after_help = SAMPLE_EXAMPLES)]
     SampleData(SampleDataArgs),
+    /// Predict for other data with a trained run
+    #[command(after_help = PREDICT_EXAMPLES)]
+    Predict(PredictArgs),
+    /// Measure a trained run on a split of its data, or on other data
+    #[command(after_help = EVALUATE_EXAMPLES)]
+    Evaluate(EvaluateArgs),
     /// Write the tensors that one rank trains on at one step
     #[command(after_help = BATCH_EXAMPLES)]
     Batch(BatchArgs),
@@ -104,6 +127,8 @@ enum Verb {
 pub enum Command {
     Train(RunArgs),
     Plan(PlanArgs),
+    Predict(PredictArgs),
+    Evaluate(EvaluateArgs),
     SampleData(SampleDataArgs),
     Batch(BatchArgs),
     Recommend(RecommendArgs),
@@ -147,6 +172,8 @@ impl Command {
         let cli = cli.map_err(shown)?;
         let command = match (cli.verb, tail) {
             (Some(Verb::Plan(args)), _) => Command::Plan(args),
+            (Some(Verb::Predict(args)), _) => Command::Predict(args),
+            (Some(Verb::Evaluate(args)), _) => Command::Evaluate(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
             (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
@@ -174,6 +201,9 @@ impl Command {
         match self {
             Command::Train(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
             Command::Plan(args) => args.run.log_level.as_deref(),
+            Command::Predict(PredictArgs { of, .. }) | Command::Evaluate(EvaluateArgs { of, .. }) => {
+                of.log_level.as_deref()
+            }
             _ => None,
         }
     }
@@ -194,6 +224,7 @@ impl Command {
                 Err(usage(format!("--rank {} of --world {}: ranks count from 0", args.rank, args.world)))
             }
             Command::Batch(args) => args.config.need(),
+            Command::Predict(_) | Command::Evaluate(_) => Ok(()),
             Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
             Command::Analyze(_)
             | Command::Monitor(_)
@@ -240,6 +271,15 @@ pub struct Prepared {
     pub config: Config,
     /// Lines for the user.
     pub notes: Vec<String>,
+    /// The task's stages, each with its config. Empty: it has none.
+    pub stages: Vec<Stage>,
+}
+
+/// A stage of a task, ready for the plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    pub spec: StageSpec,
+    pub config: Config,
 }
 
 impl ConfigArgs {
@@ -260,8 +300,16 @@ impl ConfigArgs {
             sets.push(format!("train.device={}", device.word()));
         }
         let cuda = gpu_present && raw.device(&sets)? != DeviceChoice::Cpu;
-        let (config, notes) = raw.resolve_with_notes(if cuda { "cuda" } else { "cpu" }, &sets)?;
-        Ok(Prepared { config, notes })
+        let profile = if cuda { "cuda" } else { "cpu" };
+        let (config, mut notes) = raw.resolve_with_notes(profile, &sets)?;
+        let specs = spec::task::find(&config.task).map(|task| task.stages(&config)).unwrap_or_default();
+        let mut stages = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let (config, more) = raw.resolve_stage(profile, &sets, Some(spec.name))?;
+            notes.extend(more.into_iter().filter(|note| !notes.contains(note)).collect::<Vec<_>>());
+            stages.push(Stage { spec, config });
+        }
+        Ok(Prepared { config, notes, stages })
     }
 }
 

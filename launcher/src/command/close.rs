@@ -7,6 +7,7 @@ use crate::run_dir::{self, RunDir};
 use crate::supervise::{self, Outcome};
 use crate::watch;
 use spec::contract::{CacheSummary, RunStatus, Summary, exit};
+use spec::job::Work;
 use std::path::Path;
 
 /// Says what ended the run, where it failed.
@@ -18,7 +19,15 @@ pub(super) fn explain(outcome: &Outcome) {
 
 /// Adds what only the launcher knows to summary.json, prints the closing table.
 pub(super) fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
-    let Setup { config, plan, reduced } = setup;
+    let summary = conclude(folder, setup, outcome);
+    tell_end(folder, setup, outcome, &summary, Some(closing_table(&summary, &setup.plan)));
+    let name = folder.name();
+    tell_stop(folder, outcome, &format!("add: --name {name} --resume auto"));
+}
+
+/// Adds what only the launcher knows to summary.json.
+pub(super) fn conclude(folder: &RunDir, setup: &Setup, outcome: &Outcome) -> Summary {
+    let Setup { plan, reduced, .. } = setup;
     let path = folder.path.join("summary.json");
     let start = folder.start().unwrap_or_default();
     // One of an earlier start says nothing of this one.
@@ -51,31 +60,41 @@ pub(super) fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
     {
         print::note(format_args!("{:#}; the run itself ended as shown here", anyhow::Error::from(error)));
     }
+    summary
+}
+
+/// Prints how a run ended, errors last, where eyes are; `table`: left out where another one follows.
+pub(super) fn tell_end(folder: &RunDir, setup: &Setup, outcome: &Outcome, summary: &Summary, table: Option<String>) {
+    let Setup { config, plan, .. } = setup;
     if let Some(stats) = &outcome.cache {
         print::say(cache_stats(spec::task::data_name(&config.task), stats));
     }
     if config.log.plots && outcome.first_failure.is_none() && plan.topology.node_rank == 0 {
         figures::of_run(&folder.path);
     }
-    print::say(closing_table(&summary, plan));
-    print::say(format_args!("run folder: {}", shown(&folder.path)));
-    // Last, where eyes are.
+    if let Some(table) = table {
+        print::say(table);
+        print::say(format_args!("run folder: {}", shown(&folder.path)));
+    }
     explain(outcome);
     summary.record_gaps.iter().for_each(|gap| print::note(format_args!("warning: {gap}")));
     if let Some(reason) = &outcome.stopped_for {
         print::say(watch::stopped(config.log.language, reason));
     }
+}
+
+/// Says of a run that was stopped what stays, and how it continues.
+pub(super) fn tell_stop(folder: &RunDir, outcome: &Outcome, how: &str) {
     if outcome.exit_code == exit::UNSTARTED {
-        let name = folder.name();
         let kept = folder.resume.as_deref().and_then(Path::file_name).map(|at| format!(", {} stays", at.display()));
         let kept = kept.unwrap_or_default();
-        print::note(format_args!(
-            "stopped before the first step: nothing was trained{kept}; to start again, add: --name {name} --resume auto"
-        ));
+        let what = if folder.work == Work::Train { "trained" } else { "done" };
+        print::note(format_args!("stopped before the first step: nothing was {what}{kept}; to start again, {how}"));
     }
     if outcome.exit_code == exit::STOPPED {
-        let name = folder.name();
-        print::say(format_args!("stopped after a checkpoint; to continue, add: --name {name} --resume auto"));
+        let what =
+            if folder.work == Work::Train { "stopped after a checkpoint" } else { "stopped; what is whole stays" };
+        print::say(format_args!("{what}; to continue, {how}"));
     }
 }
 

@@ -5,11 +5,13 @@ mod lock;
 pub use lock::{LockError, RunLock};
 
 use crate::journal;
-use spec::config::{Config, is_folder_name};
+use serde::{Deserialize, Serialize};
+use spec::config::{Config, StageKind, is_folder_name};
 pub use spec::contract::files::SplitChoice;
 use spec::contract::{self, exit, shown};
-use spec::job::Job;
+use spec::job::{EarlierStage, Job, Work};
 use spec::plan::Plan;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,7 +86,7 @@ pub struct Ask<'a> {
 }
 
 /// An existing run folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RunDir {
     /// Absolute.
     pub path: PathBuf,
@@ -92,10 +94,23 @@ pub struct RunDir {
     pub resume: Option<PathBuf>,
     /// `--resume-split`, for the job.
     pub resume_split: Option<SplitChoice>,
+    /// For the job.
+    pub work: Work,
+    pub earlier: Vec<EarlierStage>,
     node_rank: usize,
 }
 
 impl RunDir {
+    /// A folder that exists, for training from the beginning.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path, resume: None, resume_split: None, work: Work::Train, earlier: Vec::new(), node_rank: 0 }
+    }
+
+    /// The same for other work than training.
+    pub fn for_work(self, work: Work) -> Self {
+        Self { work, ..self }
+    }
+
     /// Finds or makes the folder.
     ///
     /// # Errors
@@ -116,7 +131,7 @@ impl RunDir {
             (Resume::No, Some(name)) => (known_or_new(runs_dir.join(name))?.0, None),
             (Resume::No, None) => (make_fresh(&runs_dir, ask)?, None),
         };
-        Ok(Self { path, resume, resume_split: None, node_rank: ask.node_rank })
+        Ok(Self { resume, node_rank: ask.node_rank, ..Self::at(path) })
     }
 
     /// Locks the folder for this process, and looks again for what there is to resume: another run may have ended in between.
@@ -147,7 +162,7 @@ impl RunDir {
     pub fn scratch(runs_dir: &Path) -> Result<Self, RunDirError> {
         let path = utf8(runs_dir.join(format!(".batch-{}", std::process::id())))?;
         std::fs::create_dir_all(&path).map_err(|source| io_error("make", &path, source))?;
-        Ok(Self { path, resume: None, resume_split: None, node_rank: 0 })
+        Ok(Self::at(path))
     }
 
     /// Removes the folder and all in it.
@@ -158,6 +173,17 @@ impl RunDir {
     /// Name of the run.
     pub fn name(&self) -> String {
         self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
+    }
+
+    /// Names the job among all of this machine: stages and predictions of several runs have folders of the same name.
+    pub fn id(&self) -> String {
+        let in_run = self.path.parent().is_some_and(|root| root.join(STAGES).is_file());
+        if self.work == Work::Train && !in_run {
+            return self.name();
+        }
+        let mut hasher = DefaultHasher::new();
+        self.path.hash(&mut hasher);
+        format!("{}-{:016x}", self.name(), hasher.finish())
     }
 
     /// Writes `config.yaml`, `plan.json` and `job.json` (on node R > 0: `plan.node<R>.json`, `job.node<R>.json`), and
@@ -174,6 +200,8 @@ impl RunDir {
             resume: self.resume.clone(),
             start: new_start(),
             resume_split: self.resume_split,
+            work: self.work.clone(),
+            earlier: self.earlier.clone(),
         };
         let node = if self.node_rank == 0 { String::new() } else { format!(".node{}", self.node_rank) };
         if self.node_rank == 0 {
@@ -198,9 +226,62 @@ impl RunDir {
         Some(job.get("start")?.as_str()?.to_owned())
     }
 
+    /// The folder of a stage of this run, which is made if it is missing. `resumes`: from its newest complete checkpoint.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn stage(&self, name: &str, resumes: bool) -> Result<Self, RunDirError> {
+        let path = self.path.join(name);
+        std::fs::create_dir_all(&path).map_err(|source| io_error("make the folder of a stage", &path, source))?;
+        let resume = resumes.then(|| newest_checkpoint(&path)).flatten();
+        Ok(Self { resume, ..Self::at(path) })
+    }
+
     /// Continues from the newest complete checkpoint, for a restart of the same run.
     pub fn resume_newest(&mut self) {
         self.resume = newest_checkpoint(&self.path).or(self.resume.take());
+    }
+}
+
+/// Names the stages of a run, in its folder: [`StagesOf`].
+pub const STAGES: &str = "stages.json";
+
+/// `stages.json` of a run whose task has stages.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StagesOf {
+    pub config: ConfigName,
+    pub task: String,
+    /// In their order.
+    pub stages: Vec<StageOf>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigName {
+    pub name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageOf {
+    pub name: String,
+    pub kind: StageKind,
+}
+
+impl StagesOf {
+    /// Of the run in `folder`; `None`: it has no stages.
+    pub fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(folder.join(STAGES)).ok()?).ok()
+    }
+
+    /// # Errors
+    /// No room, no permission.
+    pub fn write(&self, folder: &Path) -> Result<(), RunDirError> {
+        replace(&folder.join(STAGES), &json(self, folder)?)
+    }
+
+    /// Folders of stages that have begun, in their order.
+    pub fn begun(&self, folder: &Path) -> Vec<PathBuf> {
+        let folders = self.stages.iter().map(|stage| folder.join(&stage.name));
+        folders.filter(|folder| folder.join("job.json").is_file()).collect()
     }
 }
 
@@ -217,9 +298,22 @@ pub fn epochs_done(checkpoint: &Path) -> Option<u64> {
     let text = std::fs::read(checkpoint.join("state.json")).ok()?;
     let whole: serde_json::Value = serde_json::from_slice(&text).ok()?;
     let state = whole.get("state")?;
-    let epochs = state.get("step")?.as_u64()?.checked_div(state.get("steps_per_epoch")?.as_u64()?)?;
+    let (mut steps, per_epoch) = (state.get("step")?.as_u64()?, state.get("steps_per_epoch")?.as_u64()?);
+    // The first epochs may have other numbers of steps.
+    let mut epochs = 0;
+    for early in state.get("early").and_then(|early| early.as_array()).into_iter().flatten() {
+        match steps.checked_sub(early.as_u64()?) {
+            Some(left) => (steps, epochs) = (left, epochs + 1),
+            None => return Some(finished(epochs, state)),
+        }
+    }
+    Some(finished(epochs + steps.checked_div(per_epoch)?, state))
+}
+
+/// Epochs that are behind, the last one's validation included.
+fn finished(epochs: u64, state: &serde_json::Value) -> u64 {
     let pending = state.get("unvalidated").is_some_and(|record| !record.is_null());
-    Some(epochs.saturating_sub(u64::from(pending)))
+    epochs.saturating_sub(u64::from(pending))
 }
 
 fn step_of(path: &Path) -> Option<u64> {
@@ -261,11 +355,11 @@ fn resume_from(path: &Path, name: Option<&str>) -> Result<(PathBuf, Option<PathB
     }
 }
 
-/// The run of this config whose job was written last.
+/// The run of this config whose job was written last, or whose stages began last.
 fn newest_run(runs_dir: &Path, config_name: &str) -> Option<PathBuf> {
     let runs = runs_dir.read_dir().ok()?.flatten().map(|entry| entry.path());
     let of_config = runs.filter_map(|run| {
-        let job = run.join("job.json");
+        let job = [run.join("job.json"), run.join(STAGES)].into_iter().find(|path| path.is_file())?;
         let written = job.metadata().ok()?.modified().ok()?;
         let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&job).ok()?).ok()?;
         (value.pointer("/config/name")?.as_str()? == config_name).then_some((written, run))
@@ -459,6 +553,9 @@ mod tests {
         assert_eq!(done(r#"{"step":9,"steps_per_epoch":2}"#), Some(4));
         assert_eq!(done(r#"{"step":8,"steps_per_epoch":2,"unvalidated":null}"#), Some(4));
         assert_eq!(done(r#"{"step":8,"steps_per_epoch":2,"unvalidated":{"step":8}}"#), Some(3));
+        assert_eq!(done(r#"{"step":8,"steps_per_epoch":2,"early":[4,3]}"#), Some(2));
+        assert_eq!(done(r#"{"step":9,"steps_per_epoch":2,"early":[4,3]}"#), Some(3));
+        assert_eq!(done(r#"{"step":3,"steps_per_epoch":2,"early":[4,3]}"#), Some(0));
         assert_eq!((done(r#"{"step":8,"steps_per_epoch":0}"#), done("{}")), (None, None));
     }
 

@@ -11,6 +11,7 @@
 //! announced with one warning each.
 
 pub mod chunks;
+pub mod h5ad;
 pub mod hdf5;
 mod identity;
 pub mod video;

@@ -47,6 +47,20 @@ pub struct Unit {
     pub prints: Vec<Print>,
     /// Training, validation and test use it.
     pub splits: [bool; 3],
+    /// How its samples are divided, where all splits use some of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<RowSplit>,
+}
+
+/// A split of the samples of a file: each is drawn from `key`, `seed` and its row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowSplit {
+    /// Fingerprint of the file when it was first split.
+    pub key: u64,
+    pub seed: u64,
+    /// Of all 64-bit draws those below are for training, and those from there to `val_below` for validation.
+    pub train_below: u64,
+    pub val_below: u64,
 }
 
 /// Units of all splits in the order of their samples.
@@ -199,6 +213,15 @@ fn keep(now: &[Unit], kept: &KeptSplit) -> Result<Resolved, DataError> {
         return Err(refused(format!(
             "{doubt}, so a file that was held out may now be trained on under another name: --resume-split keep keeps the \
              split by names, --resume-split new splits the files anew"
+        )));
+    }
+    if kept.choice.is_none()
+        && let Some(unit) = found.replaced.iter().map(|old| &saved[*old]).find(|unit| unit.rows.is_some())
+    {
+        return Err(refused(format!(
+            "{} has other content, so a sample that was held out may now be trained on in another row: --resume-split keep keeps \
+             the split by rows, --resume-split new splits the samples anew",
+            unit.name
         )));
     }
     for (split, name) in SPLITS.iter().enumerate() {

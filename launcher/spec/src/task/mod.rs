@@ -4,8 +4,8 @@
 #[cfg(test)]
 mod tests;
 
-pub use crate::config::TaskSpec;
 use crate::config::{Config, ConfigError, Folders, RawConfig, Schema};
+pub use crate::config::{StageKind, StageSpec, TaskSpec};
 use std::sync::OnceLock;
 
 /// Declares the module and the entry of each task.
@@ -21,6 +21,7 @@ macro_rules! tasks {
 tasks! {
     emg: Emg,
     deblur: Deblur,
+    cell: Cell,
 }
 
 /// [`TASKS`] and those of the program.

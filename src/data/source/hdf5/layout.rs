@@ -114,7 +114,7 @@ fn chunked(dataset: &Dataset, row: &RowType, table: &mut Table) -> Result<(), St
 }
 
 /// True if an incomplete last chunk is stored without its filters.
-fn last_chunk_is_raw(dataset: &Dataset, rows: u64, chunk_rows: usize) -> bool {
+pub fn last_chunk_is_raw(dataset: &Dataset, rows: u64, chunk_rows: usize) -> bool {
     let raw = |opts: ChunkOpts| opts.contains(ChunkOpts::DONT_FILTER_PARTIAL_CHUNKS);
     !rows.is_multiple_of(chunk_rows as u64) && dataset.dcpl().ok().and_then(|plist| plist.chunk_opts()).is_some_and(raw)
 }

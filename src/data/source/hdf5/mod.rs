@@ -2,6 +2,7 @@
 //!
 //! [`open`](open::open) asks libhdf5 for metadata; [`Reader`] reads rows by `pread`; [`SessionData`] is one file for tools.
 
+pub mod array;
 mod compress;
 pub mod decode;
 mod ffi;
@@ -18,6 +19,7 @@ pub mod session;
 mod shuffle;
 mod storage;
 mod superblock;
+pub mod trajectory;
 pub mod write;
 
 pub use library::without_locks;
@@ -32,6 +34,7 @@ mod tests;
 
 use crate::data::source::Identity;
 use ffi::types;
+pub use ffi::fields;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -125,6 +128,7 @@ pub enum Filter {
     /// h5py's `lzf`.
     Lzf,
     Lz4,
+    Zstd,
 }
 
 impl Filter {
@@ -142,6 +146,8 @@ impl Filter {
             // 264 bytes from three.
             Filter::Lzf => 88,
             Filter::Lz4 => 255,
+            // A block of 128 KiB of one byte in four.
+            Filter::Zstd => 1 << 15,
         }
     }
 }

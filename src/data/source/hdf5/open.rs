@@ -48,6 +48,28 @@ pub(super) fn stamp_of(facts: &std::fs::Metadata) -> i128 {
     i128::from(facts.mtime()) * 1_000_000_000 + i128::from(facts.mtime_nsec())
 }
 
+/// Opens a file by libhdf5 once its first bytes and its size are credible.
+///
+/// # Errors
+/// It is no file of HDF5, not whole, or cannot be opened.
+pub fn checked(path: &Path) -> Result<::hdf5::File, DataError> {
+    behind_checks(path).map(|(file, ..)| file)
+}
+
+/// The file, its size and time, and the place of its superblock.
+fn behind_checks(path: &Path) -> Result<(::hdf5::File, (u64, i128), u64), DataError> {
+    let bytes = library::patiently(|| library::regular(path)).map_err(|fault| fault.into_error(path, str::to_owned))?;
+    let (file_bytes, modified_ns) = stamp(path)?;
+    let facts = bytes.metadata().map_err(|error| Fault::of_io(&error).into_error(path, str::to_owned))?;
+    let superblock = superblock::check(&bytes, file_bytes).map_err(|fault| {
+        fault.into_error(path, |problem| format!("{problem} ({file_bytes} bytes): replace it or leave it out"))
+    })?;
+    drop(bytes);
+    refuse_holes(&facts).map_err(|problem| file_error(path, problem))?;
+    let file = library::open(path).map_err(|fault| fault.into_error(path, |words| not_hdf5(file_bytes, words)))?;
+    Ok((file, (file_bytes, modified_ns), superblock))
+}
+
 /// Opens `path` and describes the wanted fields. Reads metadata only.
 ///
 /// # Errors
@@ -58,15 +80,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
         fault if fault.is_lack() => fault.into_error(path, str::to_owned),
         fault => file_error(path, fault.words),
     };
-    let bytes = library::patiently(|| library::regular(path)).map_err(|fault| fault.into_error(path, str::to_owned))?;
-    let (file_bytes, modified_ns) = stamp(path)?;
-    let facts = bytes.metadata().map_err(|error| Fault::of_io(&error).into_error(path, str::to_owned))?;
-    let superblock = superblock::check(&bytes, file_bytes).map_err(|fault| {
-        fault.into_error(path, |problem| format!("{problem} ({file_bytes} bytes): replace it or leave it out"))
-    })?;
-    drop(bytes);
-    refuse_holes(&facts).map_err(&fail)?;
-    let file = library::open(path).map_err(|fault| fault.into_error(path, |words| not_hdf5(file_bytes, words)))?;
+    let (file, (file_bytes, modified_ns), superblock) = behind_checks(path)?;
     let (group, dataset) = found(&file, wanted).map_err(&fail)?;
     let address_bytes = file.fcpl().map(|plist| plist.sizes().sizeof_addr as usize).unwrap_or(8);
     let (mut table, field_names, row) = describe(&dataset, wanted, address_bytes).map_err(&fail)?;

@@ -1,7 +1,7 @@
 //! What a dataset stores: filters, and rows that were never written.
 
 use super::Filter;
-use super::compress::{LZ4_ID, LZF_ID};
+use super::compress::{LZ4_ID, LZF_ID, ZSTD_ID};
 use ::hdf5::Dataset;
 use ::hdf5::dataset::Layout as H5Layout;
 use ::hdf5::filters::Filter as H5Filter;
@@ -52,6 +52,7 @@ pub(super) fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
             H5Filter::Fletcher32 => Filter::Fletcher32,
             H5Filter::User(LZF_ID, _) => Filter::Lzf,
             H5Filter::User(LZ4_ID, _) => Filter::Lz4,
+            H5Filter::User(ZSTD_ID, _) => Filter::Zstd,
             other => return Err(filter_name(&other)),
         };
         if found.contains(&known) {
@@ -67,7 +68,7 @@ pub(super) fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
 /// # Errors
 /// Names them, and the way out.
 pub(super) fn refuse_unknown_filters(dataset: &Dataset) -> Result<(), String> {
-    let here = |filter: &H5Filter| matches!(filter.id(), LZF_ID | LZ4_ID) || filter.is_available();
+    let here = |filter: &H5Filter| matches!(filter.id(), LZF_ID | LZ4_ID | ZSTD_ID) || filter.is_available();
     let unknown: Vec<String> = dataset.filters().iter().filter(|filter| !here(filter)).map(filter_name).collect();
     if unknown.is_empty() {
         return Ok(());

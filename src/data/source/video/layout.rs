@@ -140,12 +140,72 @@ pub fn find_sequences(spec: &VideoSpec, split: &str) -> Result<Option<SplitPaths
     Ok(Some(found))
 }
 
-fn folders(spec: &VideoSpec, layout: Layout, split: &str, name: &str) -> Folders {
-    let spike_dir = match spec.spikes {
+/// Sequences of blurred frames below `root`, which need no sharp ones: folders that hold a folder `blur`, at most two levels
+/// down, or those of a folder `<split>_GT_blurred` of the layout `kair`. Sharp frames are the blurred ones here. Their names are
+/// relative to `root`; where it is a sequence itself, its name.
+///
+/// # Errors
+/// A folder cannot be read.
+pub fn find_blurred(spec: &VideoSpec) -> Result<SplitPaths, DataError> {
+    let mut found = SplitPaths::default();
+    let mut sequences: BTreeMap<PathBuf, Folders> = BTreeMap::new();
+    let mut folders = vec![(spec.root.clone(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let shown = folder.strip_prefix(&spec.root).ok().filter(|path| !path.as_os_str().is_empty());
+        let shown = shown.map_or_else(|| name.clone(), |path| path.to_string_lossy().into_owned());
+        let (blur, split) = (folder.join("blur"), name.strip_suffix("_GT_blurred"));
+        if blur.is_dir() {
+            let spikes = spike_dir(spec).map(|dir| folder.join(dir));
+            sequences.insert(folder, Folders { name: shown, blur: blur.clone(), sharp: blur, spikes });
+            continue;
+        }
+        let inner = inner_folders(&folder, &mut found)?;
+        match split {
+            Some(split) => {
+                for (path, name) in inner {
+                    let spikes = spike_dir(spec).map(|dir| folder.with_file_name(format!("{split}_{dir}")).join(&name));
+                    let folders =
+                        Folders { name: format!("{shown}/{name}"), blur: path.clone(), sharp: path.clone(), spikes };
+                    sequences.insert(path, folders);
+                }
+            }
+            None if depth < 2 => folders.extend(inner.into_iter().map(|(path, _)| (path, depth + 1))),
+            None => {}
+        }
+    }
+    found.sequences.extend(sequences.into_values().map(|folders| sequence(spec, folders, None)));
+    Ok(found)
+}
+
+/// Folders in `folder` with their names; those that are no data, or have names that are not UTF-8, are remarked on.
+fn inner_folders(folder: &Path, found: &mut SplitPaths) -> Result<Vec<(PathBuf, String)>, DataError> {
+    let failed = |e: std::io::Error| file_error(folder, e.to_string());
+    let mut inner = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (name, path) = (entry.file_name(), entry.path());
+        match name.to_str() {
+            _ if !path.is_dir() => {}
+            _ if is_no_data(&name) => found.remarks.push((Remark::NoData, path.display().to_string())),
+            Some(name) => inner.push((path.clone(), name.to_owned())),
+            None => found.sequences.push(Err(file_error(&path, "its name is not UTF-8: rename it"))),
+        }
+    }
+    Ok(inner)
+}
+
+/// The folder of spikes, beside those of frames.
+fn spike_dir(spec: &VideoSpec) -> Option<&String> {
+    match spec.spikes {
         SpikeInput::None => None,
         SpikeInput::Dat { .. } => Some(&spec.spike_dir),
         SpikeInput::Voxels { .. } => Some(&spec.voxel_dir),
-    };
+    }
+}
+
+fn folders(spec: &VideoSpec, layout: Layout, split: &str, name: &str) -> Folders {
+    let spike_dir = spike_dir(spec);
     let root = &spec.root;
     let (blur, sharp, spikes) = match layout {
         Layout::Unified => {

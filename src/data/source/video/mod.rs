@@ -25,6 +25,6 @@ mod words;
 
 pub use files::Remark;
 pub use frames::{Frames, FramesStats, Modality};
-pub use layout::{FramePaths, Layout, SequencePaths, SplitPaths, VideoSpec, find_sequences};
+pub use layout::{FramePaths, Layout, SequencePaths, SplitPaths, VideoSpec, find_blurred, find_sequences};
 pub use scan::{Frame, Scan, Sequence, SpikeForm, Stamp, scan};
 pub use spikes::{SpikeEncoding, SpikeInput};

@@ -8,7 +8,7 @@
 
 mod index;
 pub mod scan;
-mod share;
+pub(super) mod share;
 
 use crate::data::source::hdf5::gather::{Affine, Transform};
 use crate::data::source::hdf5::{Reader, Target, without_locks};
@@ -16,6 +16,8 @@ use crate::data::source::{Listing, file_error, find_files, no_data_line};
 use crate::data::split::{Print, Resolved, Unit, equal_content, relative_name, resolve};
 use crate::data::windows::{Reading, WindowSet, WindowSets, Windows, permuted, split_files, windows_in};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadRequest, Scratch, Wake};
+use crate::task::emg::Carried;
+use crate::task::pass::Opening;
 use crate::task::{Datasets, Team};
 use scan::{FileFacts, Moments, ScanFacts};
 use share::{Refused, scan_share, share};
@@ -132,6 +134,20 @@ impl WindowKeys {
 /// # Errors
 /// No files, none usable, a bad file when `data.skip_bad` is off, or ranks that see different files. All ranks fail alike.
 pub fn open_datasets(config: &WindowKeys, seed: u64, team: &Team, index_dir: &Path) -> Result<EmgData, DataError> {
+    let Usable { files, skipped, no_data } = usable_files(config, team, index_dir)?;
+    let mut data = assemble(files, config, seed, skipped, team)?;
+    data.datasets.notes.extend(no_data);
+    Ok(data)
+}
+
+/// Files with windows, those left out, and a line on names that are no data.
+struct Usable {
+    files: Vec<FileFacts>,
+    skipped: Vec<String>,
+    no_data: Option<String>,
+}
+
+fn usable_files(config: &WindowKeys, team: &Team, index_dir: &Path) -> Result<Usable, DataError> {
     let facts = scan_facts(config)?;
     let index_path = index::path(index_dir, &facts, &config.data.dataset_path);
     let found = find_files(&config.data.dataset_path, &["hdf5", "h5"]);
@@ -159,9 +175,46 @@ pub fn open_datasets(config: &WindowKeys, seed: u64, team: &Team, index_dir: &Pa
         // The opener of the data sets informs users.
         skipped.iter().for_each(|line| tracing::debug!("left out: {line}"));
     }
-    let mut data = assemble(usable, config, seed, skipped, team)?;
-    data.datasets.notes.extend(no_data);
-    Ok(data)
+    Ok(Usable { files: usable, skipped, no_data })
+}
+
+/// Opens data that are not those of training for an evaluation: all windows of all files, normalised by the training files.
+///
+/// # Errors
+/// As [`open_datasets`]; the run kept no statistics.
+pub(super) fn open_for_evaluation(config: &WindowKeys, opening: &Opening) -> Result<Datasets, DataError> {
+    let carried = Carried::read(opening.carried);
+    // Without normalisation a run of an earlier version has all that is needed, but for the baseline.
+    let carried = if config.emg.normalize { Some(carried?) } else { carried.ok() };
+    let mut config = config.clone();
+    (config.data.shuffle, config.data.max_val_windows) = (false, 0);
+    let usable = usable_files(&config, opening.team, opening.index_dir)?;
+    let Usable { files, skipped, no_data } = usable;
+    let all: Vec<usize> = (0..files.len()).collect();
+    let windows = list_windows(&all, 0, &files, &config);
+    let mut notes = vec![format!("{} windows of {} files", windows.len(), files.len())];
+    notes.extend(no_data);
+    let normalise = carried
+        .as_ref()
+        .filter(|_| config.emg.normalize)
+        .map(|Carried { mean, inverse_std, .. }| Affine { mean: mean.clone(), inverse_std: inverse_std.clone() });
+    let emg = Transform { rectify: config.emg.rectify, normalise };
+    let (tables, identities) = files.into_iter().map(|file| (file.table, file.identity)).unzip();
+    let none = || Windows::new(config.data.stride as u64);
+    let seed = opening.config.seed;
+    let reading = Reading {
+        config: &config.data,
+        identities,
+        rows: config.emg.window_size,
+        seed,
+        world_size: opening.team.world_size,
+        cache: opening.team.cache.clone(),
+        alone: !config.emg.shuffle_emg,
+    };
+    let WindowSets { sets, .. } = WindowSets::open(tables, [none(), windows, none()], reading)?;
+    let [train, val, test] = sets.map(|windows| dataset(windows, &config, &emg, seed));
+    let baseline = carried.map(|carried| carried.mean_pose);
+    Ok(Datasets { skipped, notes, baseline, ..Datasets::new(train, val, test) })
 }
 
 fn scan_facts(config: &WindowKeys) -> Result<ScanFacts, DataError> {
@@ -281,7 +334,17 @@ fn assemble(
     let emg = Transform { rectify: config.emg.rectify, normalise: config.emg.normalize.then(|| affine(&statistics)) };
     let [train, val, test] = sets.map(|windows| dataset(windows, config, &emg, seed));
     Ok(EmgData {
-        datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None, split: Some(list) },
+        datasets: Datasets {
+            train,
+            val,
+            test,
+            baseline: None,
+            skipped,
+            notes,
+            facts: None,
+            carried: None,
+            split: Some(list),
+        },
         mean_pose,
         statistics,
         reader,
@@ -294,6 +357,7 @@ fn units(files: &[FileFacts], config: &DataConfig, seed: u64) -> Vec<Unit> {
         name: relative_name(&config.dataset_path, &file.table.path),
         prints: vec![Print(file.identity.print)],
         splits: [false; 3],
+        rows: None,
     };
     let mut units: Vec<Unit> = files.iter().map(unit).collect();
     for (split, numbers) in split_files(files.len(), config.split_ratio, seed).iter().enumerate() {
@@ -308,7 +372,7 @@ fn in_order(files: Vec<FileFacts>, order: &[usize]) -> Vec<FileFacts> {
     order.iter().filter_map(|n| files[*n].take()).collect()
 }
 
-fn affine(statistics: &Moments) -> Affine {
+pub(super) fn affine(statistics: &Moments) -> Affine {
     Affine {
         mean: statistics.mean.iter().map(|mean| *mean as f32).collect(),
         inverse_std: statistics.std().iter().map(|std| (1.0 / std) as f32).collect(),
@@ -328,7 +392,7 @@ fn list_windows(split: &[usize], limit: usize, files: &[FileFacts], config: &Win
 
 /// A window's EMG `[T, 16]` and joint angles `[T, 20]`.
 pub(super) fn fields(config: &EmgConfig) -> [FieldSpec; 2] {
-    let field = |name, channels| FieldSpec { name, shape: vec![config.window_size, channels], dtype: Dtype::F32 };
+    let field = |name, channels| FieldSpec::new(name, &[config.window_size, channels], Dtype::F32);
     [field("emg", config.emg_channels), field("joint_angles", config.joint_angles_channels)]
 }
 

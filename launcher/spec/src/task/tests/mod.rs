@@ -147,6 +147,13 @@ fn values_without_sense_are_refused_with_every_factor() {
         ("train.min_learning_rate=1", "train.min_learning_rate 1 > train.learning_rate 0.0005"),
         ("train.monitor_metric=loss", "such as val.loss"),
         ("train.ema_decay=1", "train.ema_decay is 1"),
+        ("train.ema_decay=[0.9,1]", "train.ema_decay[1] is 1; it must be at least 0 and below 1"),
+        ("train.ema_decay=[0.9,0.99,0.9]", "train.ema_decay lists 0.9 twice"),
+        ("train.ema_decay=often", "expected a number, a list of numbers, or null"),
+        ("train.ema_ramp=-1", "train.ema_ramp is -1"),
+        ("train.lrf=1.5", "train.lrf is 1.5; it must be 0 to 1"),
+        ("train.warmup_momentum=1", "train.warmup_momentum is 1"),
+        ("ddp.buffers=sum", "expected one of broadcast, mean, local"),
         ("model.dropout=1", "emg.model.dropout is 1"),
         ("task=yolo9", "task is yolo9; the tasks there are: emg"),
         ("name=a/b", "name is \"a/b\""),
@@ -384,12 +391,16 @@ fn a_tilde_is_the_home_folder_in_every_path_and_variables_are_refused_by_name() 
         "train.init_from",
         "deblur.loss.perceptual_file",
         "deblur.loss.lpips_file",
+        "cell.reference",
+        "cell.sample.init_cells",
     ];
     let schema = schema();
     let declared: Vec<&str> = schema.keys().filter(|key| key.kind.is_path()).map(|key| key.path).collect();
     assert_eq!(declared.len(), paths.len(), "{declared:?}");
     for key in paths {
-        let raw = parse_config("task: deblur\n", "my.yaml").unwrap().with_home(Some(Path::new("/home/ann")));
+        let task = if key.starts_with("cell.") { "cell" } else { "deblur" };
+        let text = format!("task: {task}\n");
+        let raw = parse_config(&text, "my.yaml").unwrap().with_home(Some(Path::new("/home/ann")));
         let config = raw.resolve("cpu", &sets(&[&format!("{key}=~/a/b")])).unwrap();
         let value = serde_json::to_value(&config).unwrap();
         assert_eq!(value.pointer(&format!("/{}", key.replace('.', "/"))).unwrap(), "/home/ann/a/b", "{key}");
@@ -419,6 +430,8 @@ fn a_config_without_a_task_is_of_the_task_whose_keys_it_holds() {
         ("train: {charbonnier_delta: 1e-3}\n", "emg"),
         ("task: emg\ndeblur: {clip_len: 3}\n", "emg"),
         ("TASK: Deblur\n", "deblur"),
+        ("cell: {label: null}\n", "cell"),
+        ("noise_schedule: cosine\n", "cell"),
     ] {
         assert_eq!(load(text).task, task, "{text}");
     }

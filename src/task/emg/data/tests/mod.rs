@@ -15,7 +15,7 @@ fn solo(bytes: &[u8]) -> Result<Vec<Vec<u8>>, DataError> {
 }
 
 fn alone() -> Team<'static> {
-    Team { rank: 0, world_size: 1, gather: &solo, cache: None, kept: None }
+    Team { rank: 0, world_size: 1, gather: &solo, cache: None, kept: None, stages: Default::default() }
 }
 
 fn config(path: &Path) -> WindowKeys {
@@ -190,7 +190,14 @@ fn ranks_divide_the_scan_and_agree() {
                         barrier.wait();
                         Ok(all)
                     };
-                    let team = Team { rank, world_size: 3, gather: &gather, cache: None, kept: None };
+                    let team = Team {
+                        rank,
+                        world_size: 3,
+                        gather: &gather,
+                        cache: None,
+                        kept: None,
+                        stages: Default::default(),
+                    };
                     open_datasets(&config(path), 42, &team, &folder).unwrap()
                 })
             })

@@ -1,0 +1,116 @@
+//! The section `stages` of a file or a profile, and overrides of it: keys that one stage of a task has otherwise.
+//!
+//! ```text
+//! stages:
+//!   diffusion: {train: {num_epochs: 400}}
+//! ```
+
+use super::error::{Place, Problem};
+use super::layer::{Layer, Source};
+use super::schema::Schema;
+use super::spelling::canonical;
+use super::tree::{Body, Entry, Mark, Node};
+use std::collections::BTreeMap;
+
+/// Name of the section, in files and before the keys of overrides.
+pub(super) const SECTION: &str = "stages";
+/// Keys that all stages of a run have alike.
+const OF_THE_RUN: [&str; 3] = ["name", "task", "stage"];
+
+/// A layer for each stage that is named.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stages(BTreeMap<String, (Mark, Layer)>);
+
+impl Stages {
+    /// Splits the section off `entries`.
+    pub fn split(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
+        entries.into_iter().partition(|entry| canonical(&entry.key) == SECTION)
+    }
+
+    /// Reads sections that [`Stages::split`] found; `inside` precedes their keys in messages.
+    pub fn read(schema: &Schema, sections: &[Entry], inside: &str, file: &str, problems: &mut Vec<Problem>) -> Self {
+        let mut stages = Self::default();
+        for section in sections {
+            stages.take(schema, &section.value, inside, &Source::File(file), problems);
+        }
+        stages
+    }
+
+    fn take(&mut self, schema: &Schema, node: &Node, inside: &str, source: &Source, problems: &mut Vec<Problem>) {
+        let Body::Map(entries) = &node.body else {
+            if !node.is_null() {
+                let text = format!("{inside}stages: expected a section with names of stages");
+                problems.push(Problem::new(source.place(node.at), text));
+            }
+            return;
+        };
+        for entry in entries {
+            let name = canonical(&entry.key);
+            match &entry.value.body {
+                Body::Map(keys) => {
+                    let inside = format!("{inside}stages.{name}.");
+                    let layer = Layer::read(schema, keys, &inside, source, problems);
+                    problems.extend(of_the_run(&layer, &inside));
+                    self.0.insert(name, (entry.at, layer));
+                }
+                _ if entry.value.is_null() => {}
+                _ => {
+                    let text = format!("{inside}stages.{name}: expected a section");
+                    problems.push(Problem::new(source.place(entry.value.at), text));
+                }
+            }
+        }
+    }
+
+    pub fn layer(&self, stage: &str) -> Option<&Layer> {
+        self.0.get(stage).map(|(_, layer)| layer)
+    }
+
+    /// Stages with the places of their names.
+    pub fn names(&self) -> impl Iterator<Item = (&str, Mark)> {
+        self.0.iter().map(|(name, (at, _))| (name.as_str(), *at))
+    }
+}
+
+/// Complaints about keys that a stage cannot have otherwise.
+fn of_the_run(layer: &Layer, inside: &str) -> Vec<Problem> {
+    let own = OF_THE_RUN.iter().filter_map(|key| {
+        let place = layer.place(key)?;
+        Some(Problem::new(place.clone(), format!("{inside}{key}: all stages of a run have the same {key}")))
+    });
+    own.collect()
+}
+
+/// The stage that an override is for, and the override without it: `stages.diffusion.train.num_epochs=3`.
+pub(super) fn of_set(set: &str) -> Option<(String, &str)> {
+    let (key, _) = set.split_once('=')?;
+    let key = key.trim_start();
+    let section = key.split('.').next()?;
+    let rest = (section.to_ascii_lowercase() == SECTION).then(|| key.get(section.len() + 1..)).flatten()?;
+    let stage = rest.split('.').next().filter(|stage| stage.len() < rest.len())?;
+    let at = set.len() - set.trim_start().len() + section.len() + 1 + stage.len() + 1;
+    Some((canonical(stage), set.get(at..)?))
+}
+
+/// A complaint about a stage that the task does not have.
+pub(super) fn unknown(place: Place, stage: &str, task: &str, known: &[&str]) -> Problem {
+    let text = match known {
+        [] => format!("stages.{stage}: task {task} has no stages"),
+        known => format!("unknown stage {stage}; the stages of task {task} are: {}", known.join(", ")),
+    };
+    Problem::new(place, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overrides_of_a_stage_are_told_from_those_of_the_run() {
+        assert_eq!(of_set("stages.latents.data.stride=2"), Some(("latents".into(), "data.stride=2")));
+        assert_eq!(of_set(" STAGES.Latents.a.b = x.y=1"), Some(("Latents".into(), "a.b = x.y=1")));
+        for set in ["train.num_epochs=3", "stages=1", "stages.latents=1", "stages", "a=stages.b.c"] {
+            assert_eq!(of_set(set), None, "{set}");
+        }
+    }
+}
