@@ -8,6 +8,8 @@ mod batch;
 mod cache;
 #[path = "it/circles.rs"]
 mod circles;
+#[path = "it/cell.rs"]
+mod cell;
 #[path = "it/deblur.rs"]
 mod deblur;
 #[path = "it/device.rs"]
