@@ -403,13 +403,19 @@ pub struct SampleDataArgs {
     /// Seconds per session [default: the task's]
     #[arg(long, value_name = "S")]
     pub seconds: Option<f64>,
+    /// Cells to write, by task cell [default: the task's]
+    #[arg(long, value_name = "N")]
+    pub cells: Option<usize>,
+    /// Genes of each cell, by task cell [default: the task's]
+    #[arg(long, value_name = "N")]
+    pub genes: Option<usize>,
 }
 
 impl SampleDataArgs {
     /// The task's usual sample data.
     pub fn of(task: &str, out: &Path, seed: u64) -> Self {
         let (task, out) = (task.to_string(), out.to_path_buf());
-        Self { task, out, seed, layout: None, sessions: None, seconds: None }
+        Self { task, out, seed, layout: None, sessions: None, seconds: None, cells: None, genes: None }
     }
 
     /// The command line of the rank program that does it.
@@ -425,6 +431,8 @@ impl SampleDataArgs {
         option("--layout", self.layout.clone());
         option("--sessions", self.sessions.map(|n| n.to_string()));
         option("--seconds", self.seconds.map(|s| s.to_string()));
+        option("--cells", self.cells.map(|n| n.to_string()));
+        option("--genes", self.genes.map(|n| n.to_string()));
         words
     }
 }

@@ -251,7 +251,7 @@ pub struct SampleRequest {
     pub out: PathBuf,
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// `emg`: `gzip` (chunked, shuffled) or `contiguous`. `deblur`: `packed`, `bytes` or `kair`.
+    /// `emg`: `gzip` (chunked, shuffled) or `contiguous`. `deblur`: `packed`, `bytes` or `kair`. `cell`: `csr`, `gzip` or `dense`.
     #[arg(long)]
     pub layout: Option<String>,
     /// Sessions to write; absent: the task's own number.
@@ -260,4 +260,10 @@ pub struct SampleRequest {
     /// Length of a session in seconds; absent: the task's own.
     #[arg(long)]
     pub seconds: Option<f64>,
+    /// `cell`: cells to write; absent: the task's own number.
+    #[arg(long)]
+    pub cells: Option<usize>,
+    /// `cell`: genes of each; absent: the task's own number.
+    #[arg(long)]
+    pub genes: Option<usize>,
 }

@@ -1,5 +1,6 @@
 //! Task `cell`: latent diffusion on single cells.
 
+pub mod data;
 pub mod densify;
 pub mod diffusion;
 pub mod latents;

@@ -9,7 +9,7 @@ use crate::data::DataError;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::hdf5::array::{Array, ArrayReader, Buffers, Number, Place};
 use crate::data::source::hdf5::open::stamp;
-use crate::data::source::{Identity, file_error};
+use crate::data::source::file_error;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::ops::Range;
@@ -23,9 +23,9 @@ const HEAD_BYTES: u64 = 64;
 const BLOCK: u64 = 1 << 18;
 
 /// Where the copy of a matrix is kept.
-pub fn path(folder: &Path, source: &Identity, place: &str) -> PathBuf {
+pub fn path(folder: &Path, print: u64, place: &str) -> PathBuf {
     let place = place.replace('/', "-");
-    folder.join(format!("cell-{:016x}-{:x}-{place}.csr", source.print, source.bytes))
+    folder.join(format!("cell-{print:016x}-{place}.csr"))
 }
 
 /// The copy at `copy` of `matrix`, where it is there and whole.

@@ -83,8 +83,10 @@ pub fn open_cells(config: &Config, team: &Team, index_dir: &Path) -> Result<Cell
         }
     }
     transposed(&mut known, &keys, team, index_dir, &mut notes)?;
-    let reference = keys.cell.reference.as_deref().map(|path| Ok((path, h5ad::genes_of(path)?)));
-    let reference: Option<(&Path, Vec<String>)> = reference.transpose()?;
+    let reference = match keys.cell.reference.as_deref() {
+        Some(path) => Some((path, h5ad::genes_of(path)?)),
+        None => None,
+    };
     // A file that turns out to be bad leaves its genes as well.
     let (joined, reader, scans) = loop {
         if known.is_empty() {
@@ -159,7 +161,7 @@ fn transposed(
     notes: &mut Vec<String>,
 ) -> Result<(), DataError> {
     for file in known.iter_mut().filter(|file| file.matrix.form == Form::Csc) {
-        let copy = transpose::path(index_dir, &file.h5ad.identities[0].1, &file.matrix.place);
+        let copy = transpose::path(index_dir, file.h5ad.print, &file.matrix.place);
         let memory = keys.data.chunk_cache_size.max(16 << 20);
         let mut found = transpose::find(&copy, &file.matrix);
         let made = if found.is_none() && team.rank == 0 {
@@ -406,7 +408,7 @@ fn list_unit(units: &[Unit], at: usize, order: &[usize]) -> Option<RowSplit> {
 fn units(known: &[Known], keys: &Keys) -> Vec<Unit> {
     let (train_below, val_below) = bounds(keys.data.split_ratio);
     let unit = |file: &Known| {
-        let print = file.h5ad.identities[0].1.print;
+        let print = file.h5ad.print;
         Unit {
             name: relative_name(&keys.data.dataset_path, &file.h5ad.path),
             prints: vec![Print(print)],

@@ -2,7 +2,7 @@
 
 use super::open::{CellData, open_cells};
 use super::sample;
-use crate::data::{DataError, Dataset};
+use crate::data::DataError;
 use crate::task::Team;
 use crate::task::outline::{Outline, SCRATCH_BYTES};
 use spec::config::{Config, ShuffleMode};

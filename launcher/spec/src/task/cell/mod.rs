@@ -75,6 +75,6 @@ impl TaskSpec for Cell {
     }
 
     fn sample_layouts(&self) -> &'static [&'static str] {
-        &["csr", "gzip", "csc", "dense"]
+        &["csr", "gzip", "dense"]
     }
 }
