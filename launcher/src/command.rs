@@ -472,7 +472,8 @@ fn supervise_run(
     program: &Path,
     signals: &Signals,
 ) -> Result<Outcome, Error> {
-    let console = Console::start_on(print::is_result_apart()).map_err(io("cannot start the console", exit::INTERNAL))?;
+    let console =
+        Console::start_on(print::is_result_apart()).map_err(io("cannot start the console", exit::INTERNAL))?;
     let mut made = None;
     let spec = |restarts: u32, last: Option<&Outcome>| {
         if restarts > 0 {
@@ -655,7 +656,8 @@ fn tell_stop(folder: &RunDir, outcome: &Outcome, how: &str) {
         print::note(format_args!("stopped before the first step: nothing was {what}{kept}; to start again, {how}"));
     }
     if outcome.exit_code == exit::STOPPED {
-        let what = if folder.work == Work::Train { "stopped after a checkpoint" } else { "stopped; what is whole stays" };
+        let what =
+            if folder.work == Work::Train { "stopped after a checkpoint" } else { "stopped; what is whole stays" };
         print::say(format_args!("{what}; to continue, {how}"));
     }
 }

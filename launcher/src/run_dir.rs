@@ -5,12 +5,12 @@ mod lock;
 pub use lock::{LockError, RunLock};
 
 use crate::journal;
+use serde::{Deserialize, Serialize};
 use spec::config::{Config, StageKind, is_folder_name};
 pub use spec::contract::files::SplitChoice;
 use spec::contract::{self, exit, shown};
 use spec::job::{EarlierStage, Job, Work};
 use spec::plan::Plan;
-use serde::{Deserialize, Serialize};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! `rank batch`: the tensors that a rank would train on at one step, for inspection.
 
 use super::{RankError, read_job};
-use crate::data::{DataError, FieldSpec};
 use crate::data::loader::train_order;
 use crate::data::loader::{BatchPlanner, Loader, LoaderSpec};
+use crate::data::{DataError, FieldSpec};
 use crate::task::{self, Team};
 use crate::train::to_tensors;
 use std::path::PathBuf;

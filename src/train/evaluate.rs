@@ -160,7 +160,8 @@ pub(super) fn chosen(batch: Batch, fields: &[FieldSpec], places: &[usize]) -> Ba
         return batch;
     }
     let index: Vec<i64> = places.iter().map(|place| *place as i64).collect();
-    let select = |field: &Tensor, index: &[i64]| field.index_select(0, &Tensor::from_slice(index).to_device(field.device()));
+    let select =
+        |field: &Tensor, index: &[i64]| field.index_select(0, &Tensor::from_slice(index).to_device(field.device()));
     let (mut tensors, mut picked) = (batch.fields.iter(), Vec::with_capacity(batch.fields.len()));
     let mut elements: Vec<Vec<i64>> = Vec::new();
     for field in fields {

@@ -131,7 +131,8 @@ fn open_root(run: &RunArgs, ready: &Ready, chosen: &[Stage]) -> Result<RunDir, E
     let asked = run.resume();
     if let Resume::Path(path) = &asked {
         let Some((root, _)) = root_of(path) else {
-            let text = format!("--resume {}: no run with stages is there: give its folder, or that of a stage", shown(path));
+            let text =
+                format!("--resume {}: no run with stages is there: give its folder, or that of a stage", shown(path));
             return Err(Error::Target(text));
         };
         return Ok(RunDir::at(root));
@@ -157,7 +158,8 @@ impl Stages<'_> {
 
     fn found(&self, stage: &Stage) -> Found {
         let folder = self.folder(stage);
-        let job: Option<Job> = std::fs::read(folder.join("job.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let job: Option<Job> =
+            std::fs::read(folder.join("job.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
         if job.is_none() && !folder.join("job.json").exists() {
             return Found::New;
         }
@@ -212,9 +214,9 @@ impl Stages<'_> {
         let path = self.folder(stage).join("job.json");
         let job: Option<Job> = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let before = job.map(|job| job.earlier).unwrap_or_default();
-        let changed = before.iter().find(|before| {
-            self.earlier.iter().any(|now| now.name == before.name && now.start != before.start)
-        });
+        let changed = before
+            .iter()
+            .find(|before| self.earlier.iter().any(|now| now.name == before.name && now.start != before.start));
         match changed {
             None => Ok(()),
             Some(changed) => {

@@ -399,7 +399,8 @@ impl HostBatch {
     pub fn runs(&self, index: usize) -> impl Iterator<Item = &[u8]> {
         let field = self.shared.fields.get(index).filter(|field| field.is_ragged());
         let (row, sample) = field.map_or((0, 0), |field| (field.row_bytes(), field.sample_bytes()));
-        let (bytes, offsets) = (self.slot.as_ref().map(|slot| slot.field(index)).unwrap_or_default(), self.offsets(index));
+        let (bytes, offsets) =
+            (self.slot.as_ref().map(|slot| slot.field(index)).unwrap_or_default(), self.offsets(index));
         let chunks = (0..if field.is_some() { self.len() } else { 0 }).step_by(self.shared.chunk);
         chunks.filter_map(move |first| {
             let last = (first + self.shared.chunk).min(self.len());

@@ -23,7 +23,9 @@ pub fn slot_bytes(fields: &[FieldSpec], micro_batch: usize) -> usize {
 
 /// Bytes of one sample in a slot: those of each field, then those of its offsets where it has some.
 pub fn slot_fields(fields: &[FieldSpec]) -> impl Iterator<Item = usize> {
-    fields.iter().flat_map(|field| std::iter::once(field.sample_bytes()).chain(field.has_offsets().then_some(OFFSETS_BYTES)))
+    fields
+        .iter()
+        .flat_map(|field| std::iter::once(field.sample_bytes()).chain(field.has_offsets().then_some(OFFSETS_BYTES)))
 }
 
 fn field_bytes(sample_bytes: usize, micro_batch: usize) -> usize {
@@ -241,7 +243,10 @@ impl Shared {
         let pool_range = (pool.bytes().as_ptr() as usize, pool.bytes().len());
         let free = (0..slots)
             .map(|_| Slot {
-                whole: fields.iter().map(|field| pool.split_to(field_bytes(field.sample_bytes(), micro_batch))).collect(),
+                whole: fields
+                    .iter()
+                    .map(|field| pool.split_to(field_bytes(field.sample_bytes(), micro_batch)))
+                    .collect(),
                 offsets: (0..ragged).map(|_| pool.split_to(field_bytes(OFFSETS_BYTES, micro_batch))).collect(),
                 parts: (0..micro_batch.div_ceil(chunk)).map(|_| Vec::with_capacity(fields.len())).collect(),
             })

@@ -394,7 +394,8 @@ fn samples_of_different_lengths_follow_each_other_with_their_offsets() {
         assert_eq!(loader.pool_bytes() / spec(threads).slots, 13_usize * 48 + 16 + 128 + 256 + 128);
         for (batch, ids) in loader.run(requests(&batches).into_iter()).unwrap().zip(batches) {
             let batch = batch.unwrap();
-            let numbers: Vec<u8> = ids.iter().flat_map(|id| (*id as i32).to_ne_bytes().repeat(2 * (id % 7) as usize)).collect();
+            let numbers: Vec<u8> =
+                ids.iter().flat_map(|id| (*id as i32).to_ne_bytes().repeat(2 * (id % 7) as usize)).collect();
             let squares: Vec<u8> = ids.iter().flat_map(|id| vec![(id * id) as u8; (id % 7) as usize]).collect();
             let ends = ids.iter().scan(0, |at, id| {
                 *at += (id % 7) as i64;

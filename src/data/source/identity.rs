@@ -167,7 +167,7 @@ mod tests {
             wide_print(&path).unwrap()
         };
         let all: std::collections::BTreeSet<u64> =
-            (0..20).map(|n| print(n * 512 * 100 / 2, 512 * 1000)).chain([print(0, 1), print(5, 700), print(600, 700)]).collect();
+            (0..20).map(|n| print(n * 2000, 2000 * 256)).chain([print(0, 1), print(5, 700), print(600, 700)]).collect();
         assert_eq!(all.len(), 23);
         std::fs::write(&path, []).unwrap();
         wide_print(&path).unwrap();

@@ -15,7 +15,8 @@ pub struct Scale {
 /// Expression f32 `[B, G]`. The sum of a cell is taken in f64; a cell whose sum is 0 stays 0.
 pub fn dense(batch: &Batch, genes: i64, scale: &Scale) -> Tensor {
     let (ids, offsets, values) = (unsigned(&batch.fields[0]), &batch.fields[1], &batch.fields[2]);
-    let values = if values.kind() == Kind::Int16 { unsigned(values).to_kind(Kind::Float) } else { values.to_kind(Kind::Float) };
+    let values =
+        if values.kind() == Kind::Int16 { unsigned(values).to_kind(Kind::Float) } else { values.to_kind(Kind::Float) };
     let cells = offsets.size()[0] - 1;
     let lengths = offsets.narrow(0, 1, cells) - offsets.narrow(0, 0, cells);
     let rows = Tensor::arange(cells, (Kind::Int64, offsets.device()));

@@ -111,7 +111,11 @@ impl LatentFacts {
 
 /// Latents f32 `[B, L]` of a batch's first field.
 pub fn widened(field: &Tensor) -> Tensor {
-    if field.kind() == Kind::Uint8 { field.view_dtype(Kind::BFloat16).to_kind(Kind::Float) } else { field.shallow_clone() }
+    if field.kind() == Kind::Uint8 {
+        field.view_dtype(Kind::BFloat16).to_kind(Kind::Float)
+    } else {
+        field.shallow_clone()
+    }
 }
 
 /// The files of the stage, as entries of the page cache.
@@ -133,7 +137,8 @@ impl LatentFiles {
             let file = File::open(&path).map_err(failed)?;
             let (bytes, expected) = (file.metadata().map_err(failed)?.len(), cells * facts.row_bytes() as u64);
             if bytes != expected {
-                let problem = format!("has {bytes} bytes, expected {expected}: run the stage again with --from latents");
+                let problem =
+                    format!("has {bytes} bytes, expected {expected}: run the stage again with --from latents");
                 return Err(DataError::Content { path, problem });
             }
             Ok((path, file))
@@ -342,8 +347,11 @@ mod tests {
         let mut at = 0;
         for (split, cells) in SPLITS.iter().zip(facts.cells) {
             let part = |tensor: &Tensor| tensor.narrow(0, at, cells as i64);
-            std::fs::write(dir.path().join(format!("{split}.bin")), facts.rows(&part(&latents), &part(&classes)).unwrap())
-                .unwrap();
+            std::fs::write(
+                dir.path().join(format!("{split}.bin")),
+                facts.rows(&part(&latents), &part(&classes)).unwrap(),
+            )
+            .unwrap();
             at += cells as i64;
         }
         facts.write(dir.path()).unwrap();

@@ -75,7 +75,8 @@ fn guided(generated: &Cells, types: &Types, name: &dyn Fn(i64) -> String, values
 pub fn draw(real: &Cells, generated: &Cells, names: &[String]) -> Result<Vec<u8>, String> {
     let types = Types::new(&real.expression, &real.classes);
     let nearest = types.map_or_else(|| vec![-1; generated.classes.len()], |types| types.nearest(&generated.expression));
-    let shown: Vec<i64> = generated.classes.iter().zip(nearest).map(|(&class, near)| if class >= 0 { class } else { near }).collect();
+    let shown: Vec<i64> =
+        generated.classes.iter().zip(nearest).map(|(&class, near)| if class >= 0 { class } else { near }).collect();
     let expression = [&real.expression, &generated.expression].map(|cells| cells.to_kind(Kind::Float));
     picture::draw([&expression[0], &expression[1]], [&real.classes, &shown], names)
 }
@@ -104,7 +105,10 @@ mod tests {
     fn cells(classes: &[i64], shift: f64) -> Cells {
         tch::manual_seed(5);
         let centre = |class: i64| Tensor::full([1, 8], class as f64 * 4.0 + shift, (Kind::Float, Device::Cpu));
-        let rows: Vec<Tensor> = classes.iter().map(|&class| centre(class.max(0)) + Tensor::randn([1, 8], (Kind::Float, Device::Cpu)) * 0.3).collect();
+        let rows: Vec<Tensor> = classes
+            .iter()
+            .map(|&class| centre(class.max(0)) + Tensor::randn([1, 8], (Kind::Float, Device::Cpu)) * 0.3)
+            .collect();
         Cells { expression: Tensor::cat(&rows, 0), classes: classes.to_vec() }
     }
 

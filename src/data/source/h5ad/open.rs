@@ -69,8 +69,13 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<H5ad, DataError> {
 
 /// Files of HDF5 that hold cells in another way.
 fn refuse_others(file: &File) -> Result<(), String> {
-    if attribute(file, "encoding-type").as_deref() == Some("MuData") || file.link_exists("mod") && !file.link_exists("X") {
-        return Err("is a .h5mu of several modalities: write one of them (mudata.read(PATH)[\"rna\"].write(\"rna.h5ad\"))".into());
+    if attribute(file, "encoding-type").as_deref() == Some("MuData")
+        || file.link_exists("mod") && !file.link_exists("X")
+    {
+        return Err(
+            "is a .h5mu of several modalities: write one of them (mudata.read(PATH)[\"rna\"].write(\"rna.h5ad\"))"
+                .into(),
+        );
     }
     if let Some(encoding) = attribute(file, "encoding-type").filter(|encoding| encoding != "anndata") {
         return Err(format!("is of encoding {encoding}: expected anndata"));

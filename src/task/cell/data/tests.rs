@@ -92,7 +92,10 @@ fn sample_cells_are_filtered_labelled_and_the_same_in_every_layout() {
     let data = csr.open();
     let lines = data.datasets.notes.join("\n");
     assert!(lines.contains("cells: 395 of 400 in 1 file; genes: 100 of 120"), "{lines}");
-    assert!(lines.contains("5 cells that express few genes are left out") && lines.contains("labels: 5 classes"), "{lines}");
+    assert!(
+        lines.contains("5 cells that express few genes are left out") && lines.contains("labels: 5 classes"),
+        "{lines}"
+    );
     assert_eq!(data.facts.classes, ["B cell", "T cell", "hepatocyte", "macrophage", "neuron"]);
     assert_eq!((data.facts.cells, data.facts.genes.len(), data.all.len()), (395, 100, 395));
     let cells = all_of(&data.all);
@@ -107,7 +110,8 @@ fn sample_cells_are_filtered_labelled_and_the_same_in_every_layout() {
     assert_eq!(sizes.iter().sum::<usize>(), 395);
     assert!(sizes.iter().all(|size| *size > 10), "{sizes:?}");
     // Splits have each cell once, by its number.
-    let mut numbers: Vec<u64> = data.splits.iter().flat_map(|s| (0..s.len() as u64).map(|n| s.number(n).unwrap())).collect();
+    let mut numbers: Vec<u64> =
+        data.splits.iter().flat_map(|s| (0..s.len() as u64).map(|n| s.number(n).unwrap())).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..395).collect::<Vec<_>>());
     let mut scratch = Scratch::default();
@@ -145,7 +149,7 @@ fn the_second_start_reads_no_values() {
     assert_eq!((&first.facts, first.totals), (&second.facts, second.totals));
     assert_eq!(all_of(&first.all), all_of(&second.all));
     // Other filters are other findings only where they are looked for.
-    let folder = folder.with(|config| config.with_section(|cell: &mut CellConfig| cell.min_genes = 80));
+    let folder = folder.with(|config| config.with_section(|cell: &mut CellConfig| cell.min_genes = 98));
     let third = folder.open();
     assert!(third.store.reader.reader().stats().1 == 0 && third.facts.cells < 395);
 }
@@ -155,7 +159,8 @@ fn ranks_share_the_scan_and_agree() {
     let alone = folder(&small());
     let expected = alone.open();
     let world = 3;
-    let (gathered, barrier) = (std::sync::Mutex::new(BTreeMap::<(usize, usize), Vec<u8>>::new()), std::sync::Barrier::new(world));
+    let (gathered, barrier) =
+        (std::sync::Mutex::new(BTreeMap::<(usize, usize), Vec<u8>>::new()), std::sync::Barrier::new(world));
     let results: Vec<_> = std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..world)
             .map(|rank| {
@@ -200,7 +205,10 @@ fn several_files_are_one_data_set_joined_by_genes() {
     alone.data.dataset_path = root.join("more.h5ad");
     let second = open_cells(&alone, &Team::alone(), &folder.index()).unwrap();
     let second = named(&all_of(&second.all), &second.facts);
-    assert_eq!(&cells[cells.len() - second.len()..].iter().map(|cell| &cell.1).collect::<Vec<_>>(), &second.iter().map(|cell| &cell.1).collect::<Vec<_>>());
+    assert_eq!(
+        &cells[cells.len() - second.len()..].iter().map(|cell| &cell.1).collect::<Vec<_>>(),
+        &second.iter().map(|cell| &cell.1).collect::<Vec<_>>()
+    );
     let (joined, own) = (&cells[cells.len() - 1].0, &second[second.len() - 1].0);
     assert!(joined.iter().all(|(gene, value)| own.get(gene).is_none_or(|other| other == value)));
     // A reference decides about genes, and none of them is left out.
@@ -227,14 +235,18 @@ fn a_resumed_run_keeps_the_split_of_its_cells() {
     let folder = folder.with(|config| config.data.split_ratio = [0.2, 0.4, 0.4]);
     let again = folder.open_by(&Team { kept: Some(&kept), ..Team::alone() });
     let lines = again.datasets.notes.join("\n");
-    assert!(lines.contains("cells.h5ad is z.h5ad now") && lines.contains("1 file is new and in no split: a.h5ad"), "{lines}");
+    assert!(
+        lines.contains("cells.h5ad is z.h5ad now") && lines.contains("1 file is new and in no split: a.h5ad"),
+        "{lines}"
+    );
     let now: Vec<u64> = (0..again.splits[0].len() as u64).map(|n| again.splits[0].number(n).unwrap()).collect();
     assert_eq!(now, train);
     // Other content under the same name: rows say nothing then.
     std::fs::remove_file(root.join("a.h5ad")).unwrap();
     std::fs::rename(root.join("z.h5ad"), root.join("cells.h5ad")).unwrap();
     std::fs::copy(more.path().join("b/cells.h5ad"), root.join("cells.h5ad")).unwrap();
-    let error = open_cells(&folder.config, &Team { kept: Some(&kept), ..Team::alone() }, &folder.index()).err().unwrap();
+    let error =
+        open_cells(&folder.config, &Team { kept: Some(&kept), ..Team::alone() }, &folder.index()).err().unwrap();
     assert!(error.to_string().contains("cells.h5ad has other content"), "{error}");
 }
 

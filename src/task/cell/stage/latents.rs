@@ -87,7 +87,15 @@ impl Predictor for LatentWriter {
         self.facts.write(folder)?;
         let LatentFacts { latent, kind, cells, .. } = &self.facts;
         let cells: u64 = cells.iter().sum();
-        let bytes: u64 = SPLITS.iter().filter_map(|split| folder.join(format!("{split}.bin")).metadata().ok()).map(|f| f.len()).sum();
-        Ok(vec![format!("{cells} cells as latents of {latent} {} numbers: {}", kind.word(), spec::plan::bytes_text(bytes))])
+        let bytes: u64 = SPLITS
+            .iter()
+            .filter_map(|split| folder.join(format!("{split}.bin")).metadata().ok())
+            .map(|f| f.len())
+            .sum();
+        Ok(vec![format!(
+            "{cells} cells as latents of {latent} {} numbers: {}",
+            kind.word(),
+            spec::plan::bytes_text(bytes)
+        )])
     }
 }

@@ -194,7 +194,8 @@ impl SampleNet {
         let start = self.start(batch);
         let latents = Tensor::zeros([classes.len() as i64, self.latent], (Kind::Float, device));
         for guided in [false, true] {
-            let places: Vec<i64> = (0..).zip(&classes).filter(|(_, class)| (**class >= 0) == guided).map(|(n, _)| n).collect();
+            let places: Vec<i64> =
+                (0..).zip(&classes).filter(|(_, class)| (**class >= 0) == guided).map(|(n, _)| n).collect();
             if places.is_empty() {
                 continue;
             }

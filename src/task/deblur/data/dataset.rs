@@ -53,10 +53,10 @@ impl ClipDataset {
         let mut fields = vec![image("blur"), image("sharp")];
         if let (Some(form), Some(ImageSize { height, width })) = (frames.spikes(), crop.spike_size()) {
             fields.push(match form {
-                SpikeForm::Planes(form) => FieldSpec::new("spikes", &[t, form.planes, height, bits::row_bytes(width)], Dtype::U8),
-                SpikeForm::Voxels { bins, .. } => {
-                    FieldSpec::new("voxels", &[t, bins, height, width], Dtype::F32)
+                SpikeForm::Planes(form) => {
+                    FieldSpec::new("spikes", &[t, form.planes, height, bits::row_bytes(width)], Dtype::U8)
                 }
+                SpikeForm::Voxels { bins, .. } => FieldSpec::new("voxels", &[t, bins, height, width], Dtype::F32),
             });
         }
         Self { source, clips, crop, random, order, modalities, fields }

@@ -60,7 +60,8 @@ fn wanted(good: &Good) -> Vec<(BTreeMap<usize, u64>, Option<String>)> {
 
 fn found(data: &CellData) -> Vec<(BTreeMap<usize, u64>, Option<String>)> {
     let label = |label: i64| usize::try_from(label).ok().map(|label| data.facts.classes[label].clone());
-    let one = |(values, of): Cell| (values.into_iter().map(|(gene, value)| (gene, value.to_bits())).collect(), label(of));
+    let one =
+        |(values, of): Cell| (values.into_iter().map(|(gene, value)| (gene, value.to_bits())).collect(), label(of));
     all_of(&data.all).into_iter().map(one).collect()
 }
 
@@ -120,9 +121,8 @@ fn every_bad_file_is_refused_by_name_and_reason() {
 #[test]
 fn what_is_no_file_of_cells_is_named_with_a_way_out() {
     let dir = tempfile::tempdir().unwrap();
-    let refused = |path: &Path| {
-        open_cells(&config_of(path, "X", None), &Team::alone(), dir.path()).err().unwrap().to_string()
-    };
+    let refused =
+        |path: &Path| open_cells(&config_of(path, "X", None), &Team::alone(), dir.path()).err().unwrap().to_string();
     let absent = refused(&dir.path().join("gone"));
     assert!(absent.contains("gone") && absent.contains("data.sample_if_missing"), "{absent}");
     let folder = dir.path().join("folder.h5ad");
@@ -144,7 +144,10 @@ fn values_that_are_no_counts_are_warned_of_or_refused() {
         open_cells(&config, &Team::alone(), index.path()).map(|data| data.datasets.notes.join("\n"))
     };
     let lines = notes("layers.h5ad", &|_| {}).unwrap();
-    assert!(lines.contains("warning: layers.h5ad: X looks log-transformed") && lines.contains("layers/counts"), "{lines}");
+    assert!(
+        lines.contains("warning: layers.h5ad: X looks log-transformed") && lines.contains("layers/counts"),
+        "{lines}"
+    );
     let lines = notes("label_missing.h5ad", &|_| {}).unwrap();
     assert!(lines.contains("warning: 1 cells have no label in obs/celltype: left out"), "{lines}");
     let scaled = notes("scaled.h5ad", &|_| {}).unwrap_err().to_string();
