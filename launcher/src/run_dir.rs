@@ -298,9 +298,22 @@ pub fn epochs_done(checkpoint: &Path) -> Option<u64> {
     let text = std::fs::read(checkpoint.join("state.json")).ok()?;
     let whole: serde_json::Value = serde_json::from_slice(&text).ok()?;
     let state = whole.get("state")?;
-    let epochs = state.get("step")?.as_u64()?.checked_div(state.get("steps_per_epoch")?.as_u64()?)?;
+    let (mut steps, per_epoch) = (state.get("step")?.as_u64()?, state.get("steps_per_epoch")?.as_u64()?);
+    // The first epochs may have other numbers of steps.
+    let mut epochs = 0;
+    for early in state.get("early").and_then(|early| early.as_array()).into_iter().flatten() {
+        match steps.checked_sub(early.as_u64()?) {
+            Some(left) => (steps, epochs) = (left, epochs + 1),
+            None => return Some(finished(epochs, state)),
+        }
+    }
+    Some(finished(epochs + steps.checked_div(per_epoch)?, state))
+}
+
+/// Epochs that are behind, the last one's validation included.
+fn finished(epochs: u64, state: &serde_json::Value) -> u64 {
     let pending = state.get("unvalidated").is_some_and(|record| !record.is_null());
-    Some(epochs.saturating_sub(u64::from(pending)))
+    epochs.saturating_sub(u64::from(pending))
 }
 
 fn step_of(path: &Path) -> Option<u64> {
@@ -540,6 +553,9 @@ mod tests {
         assert_eq!(done(r#"{"step":9,"steps_per_epoch":2}"#), Some(4));
         assert_eq!(done(r#"{"step":8,"steps_per_epoch":2,"unvalidated":null}"#), Some(4));
         assert_eq!(done(r#"{"step":8,"steps_per_epoch":2,"unvalidated":{"step":8}}"#), Some(3));
+        assert_eq!(done(r#"{"step":8,"steps_per_epoch":2,"early":[4,3]}"#), Some(2));
+        assert_eq!(done(r#"{"step":9,"steps_per_epoch":2,"early":[4,3]}"#), Some(3));
+        assert_eq!(done(r#"{"step":3,"steps_per_epoch":2,"early":[4,3]}"#), Some(0));
         assert_eq!((done(r#"{"step":8,"steps_per_epoch":0}"#), done("{}")), (None, None));
     }
 

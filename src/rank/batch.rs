@@ -1,11 +1,10 @@
 //! `rank batch`: the tensors that a rank would train on at one step, for inspection.
 
 use super::{RankError, read_job};
-use crate::data::loader::train_order;
-use crate::data::loader::{BatchPlanner, Loader, LoaderSpec};
+use crate::data::loader::{Loader, LoaderSpec};
 use crate::data::{DataError, FieldSpec};
 use crate::task::{self, Team};
-use crate::train::to_tensors;
+use crate::train::{planner, to_tensors};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tch::{Device, Tensor};
@@ -67,17 +66,11 @@ pub fn write(request: &Request) -> Result<(), RankError> {
     let team = Team { rank: 0, world_size: 1, gather: &gather, cache: None, kept: None, stages: Default::default() };
     let index = job.runs_dir().join(".index");
     let datasets = task::find(&job.config.task).map_err(RankError::Usage)?.open(&job.config, &team, &index)?;
-    let planner = BatchPlanner {
-        order: train_order(datasets.train.as_ref(), &job.config.data, job.config.seed)?,
-        global_batch: job.plan.batch.global_batch as u64,
-        micro_batch: job.plan.batch.micro_batch as u64,
-        rank: request.rank as u64,
-        world_size: request.world as u64,
-        drop_last: true,
-    }
-    .checked()?;
-    let (epoch, step) = (request.step / planner.steps_per_epoch(), request.step % planner.steps_per_epoch());
-    let requests: Vec<_> = (0..planner.micro_batches(step)).map(|micro| planner.request(epoch, step, micro)).collect();
+    let place = (request.rank as u64, request.world as u64);
+    let planner = planner(&job.config, &job.plan, datasets.train.as_ref(), place)?;
+    let (epoch, step) = planner.locate(request.step);
+    let requests: Vec<_> =
+        (0..planner.micro_batches(epoch, step)).map(|micro| planner.request(epoch, step, micro)).collect();
     let spec = LoaderSpec { threads: 0, slots: 2, micro_batch: job.plan.batch.micro_batch, ..LoaderSpec::default() };
     let mut loader = Loader::new(Arc::clone(&datasets.train), spec)?;
     let names: Vec<String> = datasets.train.fields().iter().flat_map(tensor_names).collect();

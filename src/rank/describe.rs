@@ -16,6 +16,7 @@ use crate::data::loader::slot_fields;
 use crate::task::outline::{Outline, made_up};
 use crate::task::{self, Batch, Task};
 use crate::torch::{TorchError, count_tensors, device};
+use crate::train::checkpoint::staging_bytes;
 use crate::train::{Rehearsal, TrainError};
 use gauge::{Gauge, Limits};
 use spec::config::Config;
@@ -228,7 +229,7 @@ impl Stage<'_> {
     /// Builds the model and runs passes; seconds that the first pair of passes took.
     fn measure(&self, answer: &mut Measured) -> Result<f64, RankError> {
         let Level { config, outline, enlarged } = self.level;
-        let mut vs = nn::VarStore::new(self.on);
+        let vs = nn::VarStore::new(self.on);
         let built = crate::torch::catch_out_of_memory(|| self.task.model(config, &outline.datasets, &vs.root()));
         let model = match built {
             // Gradients and optimizer state come on top of the weights: a model beyond the limit does not train either.
@@ -240,9 +241,11 @@ impl Stage<'_> {
             }
             built => built.map_err(TrainError::from)??,
         };
-        let params = named(&mut vs);
+        let (params, buffers) = named(&vs);
         let parameters: u64 = params.iter().map(|(_, tensor)| tensor.numel() as u64).sum();
         let found = &mut answer.model;
+        found.buffer_bytes = staging_bytes(buffers.iter().chain(&model.state()).map(|(_, tensor)| tensor));
+        let buffer_bytes = found.buffer_bytes;
         (found.parameters, found.short) = (parameters, Some("no pass was made in time".into()));
         tell(answer)?;
         let metrics = self.task.metrics(config, &outline.datasets)?;
@@ -252,7 +255,7 @@ impl Stage<'_> {
             true => Rehearsal::new(config, model, params, metrics, self.on)?,
             false => Rehearsal::of_passes(config, model, metrics, self.on),
         };
-        let gauge = Gauge::start(self.on, parameters * 4 * if trains { 2 } else { 1 });
+        let gauge = Gauge::start(self.on, parameters * 4 * if trains { 2 } else { 1 } + buffer_bytes);
         let mut seen = Seen::default();
         let (seconds, cut) = self.passes(&mut rehearsal, &gauge, &mut seen)?;
         let found = &mut answer.model;

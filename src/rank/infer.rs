@@ -388,16 +388,11 @@ pub(super) fn stages(job: &Job) -> StageInputs {
 /// Tensors of `vs` below `prefix`, without it, that weights are loaded into: all that are trained, and those others that
 /// the weights have.
 fn below(vs: &mut nn::VarStore, prefix: &str, weights: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
-    let trained = named(vs);
-    let short = |name: &str| name.strip_prefix(prefix).map(str::to_owned);
-    let is_trained = |name: &String| trained.iter().any(|(other, _)| other == name);
+    let (trained, others) = named(vs);
+    let short = |(name, tensor): (String, Tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor));
     let has = |name: &str| weights.iter().any(|(other, _)| other == name);
-    let mut others: Vec<(String, Tensor)> = vs.variables().into_iter().filter(|(name, _)| !is_trained(name)).collect();
-    others.sort_by(|a, b| a.0.cmp(&b.0));
-    let others =
-        others.into_iter().filter_map(|(name, tensor)| Some((short(&name)?, tensor))).filter(|(name, _)| has(name));
-    let own = trained.iter().filter_map(|(name, tensor)| Some((short(name)?, tensor.shallow_clone())));
-    own.chain(others).collect()
+    let others = others.into_iter().filter_map(short).filter(|(name, _)| has(name));
+    trained.into_iter().filter_map(short).chain(others).collect()
 }
 
 fn made_from(pass: &Pass, chosen: &[Chosen], job: &Job) -> MadeFrom {

@@ -41,7 +41,9 @@ pub fn tell_failure(reporter: &Reporter, rank: usize, error: &TrainError) {
         return;
     }
     let step = match error {
-        TrainError::NonFinite { step, .. } | TrainError::OutOfMemory { step, .. } => Some(*step),
+        TrainError::NonFinite { step, .. }
+        | TrainError::OutOfMemory { step, .. }
+        | TrainError::OutOfMemoryTogether { step, .. } => Some(*step),
         _ => None,
     };
     if let TrainError::OutOfMemory { rank: at, message, .. } = error

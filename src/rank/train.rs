@@ -15,7 +15,7 @@ use crate::ledger;
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::{RecordWriter, write_summary};
-use crate::task::{self, Datasets, Team};
+use crate::task::{self, Datasets, ParamInfo, Team};
 use crate::torch::{count_tensors, most_tensor_bytes};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
@@ -254,11 +254,15 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     if env.rank == 0 && (device.is_cuda() || allocator.is_some()) {
         reporter.line(device::told(*device, allocator.as_deref()));
     }
-    let params = named(&mut vs);
+    let (params, buffers) = named(&vs);
+    let infos: Vec<ParamInfo> =
+        params.iter().map(|(name, tensor)| ParamInfo { name: name.clone(), shape: tensor.size() }).collect();
+    let groups = task.groups(config, &infos);
     let facts = facts(start, task);
+    let whole: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
     let resume = match resume {
-        Some(loaded) => Some(resume_from(loaded, &facts, &params)?),
-        None => first_weights(start, &params).map(|()| None)?,
+        Some(loaded) => Some(resume_from(loaded, &facts, &whole)?),
+        None => first_weights(start, &whole).map(|()| None)?,
     };
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
     let mut observer = observer(start, memory, recorded_step, cache)?;
@@ -277,6 +281,8 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
         datasets: &datasets,
         model: model.as_ref(),
         params,
+        buffers,
+        groups,
         metrics: task.metrics(config, &datasets)?,
         gallery: (env.rank == 0).then(|| task.gallery(config)).flatten(),
         facts,
@@ -301,9 +307,9 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
 }
 
 /// `train.init_from`, where it names a file.
-fn first_weights(start: &Start, params: &[(String, Tensor)]) -> Result<(), RankError> {
+fn first_weights(start: &Start, whole: &[(String, Tensor)]) -> Result<(), RankError> {
     let Some(path) = &start.job.config.train.init_from else { return Ok(()) };
-    let weights = checkpoint::load_weights(path).and_then(|weights| checkpoint::apply(path, &weights, params));
+    let weights = checkpoint::load_weights(path).and_then(|weights| checkpoint::apply(path, &weights, whole));
     Ok(weights.map_err(CheckpointError::of_weights)?)
 }
 
@@ -413,19 +419,26 @@ fn facts(start: &Start, task: &dyn task::Task) -> Facts {
     }
 }
 
-fn resume_from(loaded: Loaded, facts: &Facts, params: &[(String, Tensor)]) -> Result<Resume, RankError> {
+fn resume_from(loaded: Loaded, facts: &Facts, whole: &[(String, Tensor)]) -> Result<Resume, RankError> {
     loaded.check_facts(facts)?;
-    checkpoint::apply(&loaded.path, &loaded.model, params)?;
+    checkpoint::apply(&loaded.path, &loaded.model, whole)?;
     let state: LoopState = loaded.state()?;
-    Ok(Resume { state, optimizer: loaded.optimizer, ema: loaded.ema.unwrap_or_default() })
+    Ok(Resume { state, optimizer: loaded.optimizer, ema: loaded.ema, rest: loaded.rest })
 }
 
-/// Trainable parameters with their names, in the order in which the model registered them.
-pub(super) fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
+/// Tensors with their names.
+pub(super) type Named = Vec<(String, Tensor)>;
+
+/// Trainable parameters with their names, in the order in which the model registered them; and all other variables, which
+/// are buffers, by name.
+pub(super) fn named(vs: &nn::VarStore) -> (Named, Named) {
+    let mut others: std::collections::BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
     let names: std::collections::BTreeMap<usize, String> =
-        vs.variables().into_iter().map(|(name, tensor)| (tensor.data_ptr() as usize, name)).collect();
+        others.iter().map(|(name, tensor)| (tensor.data_ptr() as usize, name.clone())).collect();
     let of = |tensor: Tensor| names.get(&(tensor.data_ptr() as usize)).map(|name| (name.clone(), tensor));
-    vs.trainable_variables().into_iter().filter_map(of).collect()
+    let params: Named = vs.trainable_variables().into_iter().filter_map(of).collect();
+    params.iter().for_each(|(name, _)| drop(others.remove(name)));
+    (params, others.into_iter().collect())
 }
 
 /// Rank 0's last work: the summary. The launcher draws the figures and adds the peaks of all processes and, where it hosted the

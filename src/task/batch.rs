@@ -12,17 +12,26 @@ pub struct Batch {
     pub step: u64,
     /// The config's seed.
     pub seed: u64,
+    /// Samples of the whole step over all ranks and micro-batches. The trainer takes the mean of the loss over them: a
+    /// model whose gradients are to be sums multiplies its loss by this number.
+    pub step_samples: u64,
 }
 
 impl Batch {
     /// A batch of step 0 with seed 0.
     pub fn new(fields: Vec<Tensor>, sample_ids: Vec<u64>) -> Self {
-        Self { fields, sample_ids, step: 0, seed: 0 }
+        let step_samples = sample_ids.len() as u64;
+        Self { fields, sample_ids, step: 0, seed: 0, step_samples }
     }
 
     /// The same batch as part of step `step` of a run with this seed.
     pub fn at(self, step: u64, seed: u64) -> Self {
         Self { step, seed, ..self }
+    }
+
+    /// The same batch as part of a step of so many samples.
+    pub fn of_step(self, step_samples: u64) -> Self {
+        Self { step_samples, ..self }
     }
 
     pub fn len(&self) -> usize {

@@ -228,7 +228,7 @@ pub trait Task: Send + Sync {
 }
 
 /// Every task there is.
-pub const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur];
+pub const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur, &cell::Cell];
 
 /// The task called `name`.
 ///

@@ -207,3 +207,7 @@ fn over(x: &Tensor) -> Vec<i64> {
 fn shape(x: &Tensor, channels: i64) -> Vec<i64> {
     (0..x.dim()).map(|dim| if dim == 1 { channels } else { 1 }).collect()
 }
+
+#[cfg(test)]
+#[path = "norm_tests.rs"]
+mod tests;

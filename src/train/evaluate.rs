@@ -113,6 +113,7 @@ fn run_share(
         rank: collective.rank() as u64,
         world_size: collective.world_size() as u64,
         drop_last: false,
+        cut: Default::default(),
     }
     .checked()?;
     let loader = LoaderSpec {
@@ -140,7 +141,7 @@ fn run_share(
         }
         let passed = torch::catch_out_of_memory(|| {
             let batch = chosen(to_tensors(&host, spec.device).at(0, spec.seed), host.fields(), &usable);
-            let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
+            let output = no_grad(|| amp::forward(model, &batch, false, (spec.narrow, None)))?;
             watch.metrics.update(&batch, &output);
             if let Some(gallery) = &mut watch.gallery {
                 gallery.look(&batch, &output);
@@ -187,7 +188,7 @@ pub(super) fn chosen(batch: Batch, fields: &[FieldSpec], places: &[usize]) -> Ba
         elements.push(rows.unwrap_or_default());
     }
     let sample_ids = places.iter().map(|place| batch.sample_ids[*place]).collect();
-    Batch::new(picked, sample_ids).at(batch.step, batch.seed)
+    Batch::new(picked, sample_ids).at(batch.step, batch.seed).of_step(batch.step_samples)
 }
 
 /// Adds `sums` over all ranks, element by element, in f64.

@@ -43,7 +43,13 @@ impl StepGraph {
     /// True if this step can be recorded or replayed: warmed up, in one micro-batch, and without injected failures
     /// later on.
     pub fn serves(&mut self, runner: &StepRunner, steps_here: u64, micros: u64, injects: bool) -> bool {
-        self.wanted && !runner.model.reads_step() && !runner.trial && !injects && steps_here >= WARM_UP && micros == 1
+        self.wanted
+            && !runner.model.reads_step()
+            && !runner.warming
+            && !runner.trial
+            && !injects
+            && steps_here >= WARM_UP
+            && micros == 1
     }
 
     pub fn is_recorded(&self) -> bool {
@@ -67,7 +73,7 @@ impl StepGraph {
         work: impl FnOnce(&Batch) -> Result<Output, TrainError>,
     ) -> Result<String, TrainError> {
         let fields = like.fields.iter().map(Tensor::f_detach_copy).collect::<Result<Vec<_>, _>>().map_err(tch_error)?;
-        let batch = Batch::new(fields, like.sample_ids.clone()).at(like.step, like.seed);
+        let batch = Batch::new(fields, like.sample_ids.clone()).at(like.step, like.seed).of_step(like.step_samples);
         let made = Graph::record(|| work(&batch));
         let problem = made.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let all = collective.all_gather(problem.as_bytes())?;

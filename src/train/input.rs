@@ -135,9 +135,9 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// The same as part of step `step` of a run with this seed.
-    pub fn at(self, step: u64, seed: u64) -> Self {
-        Self { batch: self.batch.at(step, seed), ..self }
+    /// The same with a batch that knows more of its step.
+    pub fn map(self, change: impl FnOnce(Batch) -> Batch) -> Self {
+        Self { batch: change(self.batch), ..self }
     }
 }
 

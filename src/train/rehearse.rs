@@ -59,7 +59,7 @@ impl<'a> Rehearsal<'a> {
         ddp.zero_grad()?;
         ddp.set_sync(true);
         caught(|| {
-            let output = amp::forward(self.model, batch, true, self.narrow)?;
+            let output = amp::forward(self.model, batch, true, (self.narrow, None))?;
             let _value = output.loss.double_value(&[]);
             if self.online {
                 self.metrics.update(batch, &output);
@@ -78,7 +78,7 @@ impl<'a> Rehearsal<'a> {
             ddp.zero_grad()?;
             ddp.set_sync(true);
             caught(|| {
-                let output = amp::forward(self.model, batch, true, self.narrow)?;
+                let output = amp::forward(self.model, batch, true, (self.narrow, None))?;
                 output.loss.f_backward().map_err(|error| torch::error_of("backward", &error))
             })?;
             Ok(ddp.finish_on_device()?)
@@ -94,7 +94,7 @@ impl<'a> Rehearsal<'a> {
     /// As [`Rehearsal::train`].
     pub fn evaluate(&mut self, batch: &Batch) -> Result<(), TrainError> {
         caught(|| {
-            let output = no_grad(|| amp::forward(self.model, batch, false, self.narrow))?;
+            let output = no_grad(|| amp::forward(self.model, batch, false, (self.narrow, None)))?;
             self.metrics.update(batch, &output);
             Ok(())
         })

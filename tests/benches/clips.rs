@@ -117,6 +117,7 @@ impl Rank {
             rank: rank as u64,
             world_size: options.ranks as u64,
             drop_last: true,
+            cut: Default::default(),
         };
         let (voxeliser, fields) = (self.voxeliser, &self.fields);
         let (started, mut samples) = (Instant::now(), 0);

@@ -163,6 +163,7 @@ impl Rank {
             rank: rank as u64,
             world_size: options.ranks as u64,
             drop_last: true,
+            cut: Default::default(),
         };
         let steps = match options.samples {
             0 => planner.steps_per_epoch(),

@@ -81,6 +81,8 @@ fn the_minimal_task_of_the_readme_learns_its_line() {
         datasets: &datasets,
         model: model.as_ref(),
         params,
+        buffers: Vec::new(),
+        groups: Vec::new(),
         metrics: Line.metrics(&config, &datasets).unwrap(),
         gallery: Line.gallery(&config),
         facts,

@@ -10,6 +10,7 @@
 //! Architecture invariant: the loader reads samples by [`Dataset::read`] alone and knows no files.
 
 mod order;
+mod ramp;
 mod sampler;
 mod slots;
 #[cfg(test)]
@@ -18,7 +19,8 @@ mod throttle;
 mod worker;
 
 pub use order::{order_of, train_order};
-pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle, mix};
+pub use ramp::{Ramp, locate, steps_of};
+pub use sampler::{BatchPlanner, Cut, EpochOrder, Order, Paged, Shuffle, mix};
 pub use slots::{slot_bytes, slot_fields};
 pub use throttle::Throttle;
 

@@ -110,7 +110,15 @@ fn loader(dataset: &Arc<Numbers>, spec: LoaderSpec) -> Loader {
 
 fn planner(len: usize) -> BatchPlanner {
     let order = Order { len: len as u64, seed: 4, shuffle: Shuffle::Global };
-    BatchPlanner { order, global_batch: 40, micro_batch: 13, rank: 1, world_size: 2, drop_last: false }
+    BatchPlanner {
+        order,
+        global_batch: 40,
+        micro_batch: 13,
+        rank: 1,
+        world_size: 2,
+        drop_last: false,
+        cut: Default::default(),
+    }
 }
 
 fn requests(ids: &[&[u64]]) -> Vec<BatchRequest> {

@@ -1,15 +1,19 @@
 //! Latents on disk and in the page cache: what the stage `latents` writes and later stages train on.
 //!
 //! ```text
-//! runs/NAME/latents/{train,val,test}.bin     a row per cell: latent (bf16 or f32), class (i16, −1: none), little endian
-//!                   latents.json             sizes, element type, classes
+//! runs/NAME/latents/latents.bin     a row per cell, in the order of files and rows: latent (bf16 or f32), class (i16, −1: none)
+//!                   parts.bin       a byte per cell: training, validation, test, or none
+//!                   latents.json    sizes, element type, classes
 //! ```
 //! With bf16 and 128 numbers an atlas of 100 million cells is 25.8 GB.
 
 use crate::data::entries::{CachedEntries, EntrySource};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadRequest, Scratch, Wake};
+use super::data::members::{Members, Part};
+use crate::task::outline::SCRATCH_BYTES;
 use cache::client::{CacheClient, Reading};
 use serde::{Deserialize, Serialize};
+use spec::contract::{CacheMode, DataSizes};
 use spec::task::cell::LatentType;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,10 +21,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use tch::{Kind, Tensor};
 
-/// Splits, in the order of the files.
-pub const SPLITS: [&str; 3] = ["train", "val", "test"];
+/// Rows of latents.
+pub const ROWS: &str = "latents.bin";
+/// Part of each cell.
+const PARTS: &str = "parts.bin";
 /// The file with the sizes.
 const FACTS: &str = "latents.json";
+/// A way out of damaged files.
+const AGAIN: &str = "run the stage again with --from latents";
 /// Rows of an entry of the page cache.
 const ENTRY_ROWS: u64 = 4096;
 /// Bytes of a class.
@@ -34,8 +42,8 @@ pub struct LatentFacts {
     /// Numbers of a latent.
     pub latent: usize,
     pub kind: LatentType,
-    /// Cells of training, validation and test.
-    pub cells: [u64; 3],
+    /// Cells of all parts.
+    pub cells: u64,
     /// Genes that the autoencoder sees.
     pub genes: usize,
     /// Names of the classes, sorted.
@@ -49,17 +57,18 @@ impl LatentFacts {
     /// The file is missing or damaged.
     pub fn read(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join(FACTS);
-        let again = "run the stage again with --from latents";
         let text = std::fs::read_to_string(&path)
-            .map_err(|e| DataError::File { path: path.clone(), problem: format!("{e}: {again}") })?;
-        serde_json::from_str(&text).map_err(|e| DataError::Content { path, problem: format!("{e}: {again}") })
+            .map_err(|e| DataError::File { path: path.clone(), problem: format!("{e}: {AGAIN}") })?;
+        serde_json::from_str(&text).map_err(|e| DataError::Content { path, problem: format!("{e}: {AGAIN}") })
     }
 
-    /// Writes the facts into the folder of the stage.
+    /// Writes the facts, and the part of each cell, into the folder of the stage.
     ///
     /// # Errors
     /// No room or permission.
-    pub fn write(&self, folder: &Path) -> Result<(), DataError> {
+    pub fn write(&self, folder: &Path, parts: &[u8]) -> Result<(), DataError> {
+        let path = folder.join(PARTS);
+        std::fs::write(&path, parts).map_err(|e| DataError::output(&path, e))?;
         let path = folder.join(FACTS);
         let text = serde_json::to_string_pretty(self).unwrap_or_default();
         std::fs::write(&path, text + "\n").map_err(|e| DataError::output(&path, e))
@@ -72,6 +81,11 @@ impl LatentFacts {
 
     fn row_bytes(&self) -> usize {
         self.latent_bytes() + CLASS
+    }
+
+    /// Bytes of all rows.
+    pub fn bytes(&self) -> u64 {
+        self.cells * self.row_bytes() as u64
     }
 
     /// Fields of a sample: `latent` u8 `[2 L]` (bits of bf16) or f32 `[L]`; `label` i64.
@@ -118,69 +132,45 @@ pub fn widened(field: &Tensor) -> Tensor {
     }
 }
 
-/// The files of the stage, as entries of the page cache.
-pub struct LatentFiles {
+/// The rows of the stage, as entries of the page cache.
+pub struct LatentFile {
     facts: LatentFacts,
-    files: Vec<(PathBuf, File)>,
+    path: PathBuf,
+    file: File,
 }
 
-impl LatentFiles {
-    /// Opens the files in `folder`.
+impl LatentFile {
+    /// Opens the latents in `folder`.
     ///
     /// # Errors
     /// A file is missing or has another length than the facts say.
     pub fn open(folder: &Path) -> Result<Self, DataError> {
-        let facts = LatentFacts::read(folder)?;
-        let files = SPLITS.iter().zip(facts.cells).map(|(split, cells)| {
-            let path = folder.join(format!("{split}.bin"));
-            let failed = |e: std::io::Error| DataError::File { path: path.clone(), problem: e.to_string() };
-            let file = File::open(&path).map_err(failed)?;
-            let (bytes, expected) = (file.metadata().map_err(failed)?.len(), cells * facts.row_bytes() as u64);
-            if bytes != expected {
-                let problem =
-                    format!("has {bytes} bytes, expected {expected}: run the stage again with --from latents");
-                return Err(DataError::Content { path, problem });
-            }
-            Ok((path, file))
-        });
-        let files = files.collect::<Result<_, _>>()?;
-        Ok(Self { files, facts })
+        let (facts, path) = (LatentFacts::read(folder)?, folder.join(ROWS));
+        let file = File::open(&path).map_err(|e| failed(&path, &e))?;
+        let bytes = file.metadata().map_err(|e| failed(&path, &e))?.len();
+        check_length(&path, bytes, facts.bytes())?;
+        Ok(Self { facts, path, file })
     }
 
     pub fn facts(&self) -> &LatentFacts {
         &self.facts
     }
 
-    /// Entries of the splits before `split`.
-    fn base(&self, split: usize) -> u64 {
-        self.facts.cells[..split].iter().map(|cells| cells.div_ceil(ENTRY_ROWS)).sum()
+    fn read_rows(&self, row: u64, out: &mut [u8]) -> Result<(), DataError> {
+        self.file.read_exact_at(out, row * self.facts.row_bytes() as u64).map_err(|e| failed(&self.path, &e))
     }
+}
 
-    /// Split and first row of an entry.
-    fn locate(&self, key: u64) -> (usize, u64) {
-        let split = (0..SPLITS.len()).rev().find(|&split| self.base(split) <= key).unwrap_or(0);
-        (split, (key - self.base(split)) * ENTRY_ROWS)
-    }
+fn failed(path: &Path, error: &std::io::Error) -> DataError {
+    DataError::File { path: path.to_owned(), problem: format!("{error}: {AGAIN}") }
+}
 
-    fn read_rows(&self, split: usize, row: u64, out: &mut [u8]) -> Result<(), DataError> {
-        let (path, file) = &self.files[split];
-        let at = row * self.facts.row_bytes() as u64;
-        file.read_exact_at(out, at).map_err(|e| DataError::File { path: path.clone(), problem: e.to_string() })
+fn check_length(path: &Path, bytes: u64, expected: u64) -> Result<(), DataError> {
+    if bytes == expected {
+        return Ok(());
     }
-
-    /// Classes of a split's cells.
-    fn classes(&self, split: usize) -> Result<Vec<i16>, DataError> {
-        let row_bytes = self.facts.row_bytes();
-        let mut classes = Vec::with_capacity(self.facts.cells[split] as usize);
-        let mut rows = Vec::new();
-        for start in (0..self.facts.cells[split]).step_by(ENTRY_ROWS as usize) {
-            let count = ENTRY_ROWS.min(self.facts.cells[split] - start) as usize;
-            rows.resize(count * row_bytes, 0);
-            self.read_rows(split, start, &mut rows)?;
-            classes.extend(rows.chunks_exact(row_bytes).map(class_of));
-        }
-        Ok(classes)
-    }
+    let problem = format!("has {bytes} bytes, expected {expected}: {AGAIN}");
+    Err(DataError::Content { path: path.to_owned(), problem })
 }
 
 /// The class at the end of a row.
@@ -191,77 +181,77 @@ fn class_of(row: &[u8]) -> i16 {
     }
 }
 
-impl EntrySource for LatentFiles {
+impl EntrySource for LatentFile {
     fn entry_bytes(&self, key: u64) -> u64 {
-        let (split, row) = self.locate(key);
-        self.facts.cells[split].saturating_sub(row).min(ENTRY_ROWS) * self.facts.row_bytes() as u64
+        self.facts.cells.saturating_sub(key * ENTRY_ROWS).min(ENTRY_ROWS) * self.facts.row_bytes() as u64
     }
 
     fn fill_entry(&self, key: u64, out: &mut [u8], _: &mut Scratch) -> Result<(), DataError> {
-        let (split, row) = self.locate(key);
-        self.read_rows(split, row, out)
+        self.read_rows(key * ENTRY_ROWS, out)
     }
 }
 
-/// Latents of one split.
+/// Sizes of the latents for a plan.
+pub fn sizes(facts: &LatentFacts) -> DataSizes {
+    let row = facts.row_bytes() as u64;
+    DataSizes {
+        entry_bytes: [ENTRY_ROWS.min(facts.cells) * row; 2],
+        scratch_bytes: SCRATCH_BYTES,
+        useful_bytes: facts.cells * row,
+        useful: format!("{} latents of {row} B", facts.cells),
+        useful_is_exact: true,
+        auto_policy: CacheMode::Pin,
+        ..DataSizes::default()
+    }
+}
+
+/// Latents of one part of the cells.
 pub struct LatentDataset {
-    files: Arc<LatentFiles>,
-    cached: Option<Arc<CachedEntries<LatentFiles>>>,
-    split: usize,
-    /// Rows in use; `None` means all.
-    chosen: Option<Vec<u32>>,
+    file: Arc<LatentFile>,
+    cached: Option<Arc<CachedEntries<LatentFile>>>,
+    members: Members,
     fields: Vec<FieldSpec>,
 }
 
 impl LatentDataset {
-    /// The three splits. `labelled`: only cells that have a class.
+    /// Training, validation and test of the latents in `folder`.
     ///
     /// # Errors
     /// A file cannot be read.
-    pub fn splits(
-        files: &Arc<LatentFiles>,
-        cache: Option<Arc<CacheClient>>,
-        labelled: bool,
-    ) -> Result<[Arc<dyn Dataset>; 3], DataError> {
-        let cached = cache.map(|cache| Arc::new(CachedEntries::new(Arc::clone(files), cache)));
-        let split = |split| -> Result<Arc<dyn Dataset>, DataError> {
-            let chosen = if labelled { labelled_rows(&files.classes(split)?) } else { None };
-            let (files, cached) = (Arc::clone(files), cached.clone());
-            Ok(Arc::new(Self { fields: files.facts.fields(), files, cached, split, chosen }))
+    pub fn open(folder: &Path, cache: Option<Arc<CacheClient>>) -> Result<[Arc<dyn Dataset>; 3], DataError> {
+        let file = Arc::new(LatentFile::open(folder)?);
+        let path = folder.join(PARTS);
+        let parts: Arc<[u8]> = std::fs::read(&path).map_err(|e| failed(&path, &e))?.into();
+        check_length(&path, parts.len() as u64, file.facts.cells)?;
+        if let Some(cell) = parts.iter().position(|part| *part > Part::Out as u8) {
+            let problem = format!("cell {cell} is in part {}, expected 0 to 3: {AGAIN}", parts[cell]);
+            return Err(DataError::Content { path, problem });
+        }
+        let cached = cache.map(|cache| Arc::new(CachedEntries::new(Arc::clone(&file), cache)));
+        let part = |part| -> Arc<dyn Dataset> {
+            let members = Members::new(Arc::clone(&parts), &[part]);
+            Arc::new(Self { fields: file.facts.fields(), file: Arc::clone(&file), cached: cached.clone(), members })
         };
-        Ok([split(0)?, split(1)?, split(2)?])
+        Ok([part(Part::Train), part(Part::Val), part(Part::Test)])
     }
 
-    fn row(&self, index: usize) -> Result<u64, DataError> {
-        let count = self.len() as u64;
-        let row = match &self.chosen {
-            Some(rows) => rows.get(index).map(|&row| u64::from(row)),
-            None => Some(index as u64).filter(|&row| row < count),
-        };
-        row.ok_or(DataError::OutOfRange { what: "cell", index: index as u64, place: "the latents", count })
+    fn row(&self, index: u64) -> Result<u64, DataError> {
+        let count = self.members.len();
+        self.members.row(index).ok_or(DataError::OutOfRange { what: "cell", index, place: "the latents", count })
     }
 
     /// Entries that the samples lie in, each once.
     fn keys(&self, ids: &[u64]) -> Vec<u64> {
-        let rows = ids.iter().filter_map(|&id| self.row(id as usize).ok());
-        let mut keys: Vec<u64> = rows.map(|row| self.files.base(self.split) + row / ENTRY_ROWS).collect();
+        let mut keys: Vec<u64> = ids.iter().filter_map(|&id| self.members.row(id)).map(|row| row / ENTRY_ROWS).collect();
         keys.sort_unstable();
         keys.dedup();
         keys
     }
 }
 
-/// Rows with a class; `None`: all have one.
-fn labelled_rows(classes: &[i16]) -> Option<Vec<u32>> {
-    if classes.iter().all(|class| *class >= 0) {
-        return None;
-    }
-    Some((0u32..).zip(classes).filter(|(_, class)| **class >= 0).map(|(row, _)| row).collect())
-}
-
 impl Dataset for LatentDataset {
     fn len(&self) -> usize {
-        self.chosen.as_ref().map_or(self.files.facts.cells[self.split] as usize, Vec::len)
+        self.members.len() as usize
     }
 
     fn fields(&self) -> &[FieldSpec] {
@@ -269,7 +259,7 @@ impl Dataset for LatentDataset {
     }
 
     fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError> {
-        let row = self.row(request.index)?;
+        let row = self.row(request.index as u64)?;
         let [latent, label] = out else {
             return Err(DataError::Fields { asked: out.len(), count: self.fields.len() });
         };
@@ -278,18 +268,17 @@ impl Dataset for LatentDataset {
             latent.copy_from_slice(values);
             label.copy_from_slice(&i64::from(class_of(bytes)).to_ne_bytes());
         };
-        let row_bytes = self.files.facts.row_bytes();
-        if let Some(cached) = &self.cached {
-            let key = self.files.base(self.split) + row / ENTRY_ROWS;
-            if let Reading::Held(entry) = cached.read_or_lend(key, (0..0, u64::MAX), scratch)? {
-                let at = (row % ENTRY_ROWS) as usize * row_bytes;
-                put(&entry[at..at + row_bytes]);
-                return Ok(());
-            }
+        let row_bytes = self.file.facts.row_bytes();
+        if let Some(cached) = &self.cached
+            && let Reading::Held(entry) = cached.read_or_lend(row / ENTRY_ROWS, (0..0, u64::MAX), scratch)?
+        {
+            let at = (row % ENTRY_ROWS) as usize * row_bytes;
+            put(&entry[at..at + row_bytes]);
+            return Ok(());
         }
         let mut bytes = std::mem::take(&mut scratch.raw);
         bytes.resize(row_bytes, 0);
-        let read = self.files.read_rows(self.split, row, &mut bytes);
+        let read = self.file.read_rows(row, &mut bytes);
         if read.is_ok() {
             put(&bytes);
         }
@@ -299,8 +288,8 @@ impl Dataset for LatentDataset {
     }
 
     fn describe(&self, index: usize) -> String {
-        let row = self.row(index).map_or_else(|_| index.to_string(), |row| row.to_string());
-        format!("latents/{}.bin row {row}", SPLITS[self.split])
+        let row = self.row(index as u64).map_or_else(|_| index.to_string(), |row| row.to_string());
+        format!("{ROWS} row {row}")
     }
 
     fn announce(&self, batch: BatchAhead) {
@@ -326,7 +315,8 @@ impl Dataset for LatentDataset {
     }
 
     fn pages(&self) -> Option<Pages> {
-        let pages = (0..self.len() as u64).step_by(ENTRY_ROWS as usize).collect();
+        let mut pages: Vec<u64> = (0..self.file.facts.cells).step_by(ENTRY_ROWS as usize).map(|row| self.members.rank(row)).collect();
+        pages.dedup();
         Some(Pages { pages, sequences: vec![0] })
     }
 }
@@ -336,7 +326,7 @@ mod tests {
     use super::*;
 
     fn facts(kind: LatentType) -> LatentFacts {
-        LatentFacts { latent: 3, kind, cells: [5, 2, 0], genes: 7, classes: vec!["a".into(), "b".into()] }
+        LatentFacts { latent: 3, kind, cells: 7, genes: 7, classes: vec!["a".into(), "b".into()] }
     }
 
     fn written(kind: LatentType) -> (tempfile::TempDir, Tensor) {
@@ -344,17 +334,8 @@ mod tests {
         let facts = facts(kind);
         let latents = Tensor::arange(21, (Kind::Float, tch::Device::Cpu)).view([7, 3]) / 8.0;
         let classes = Tensor::from_slice(&[0i64, 1, -1, 1, 0, 1, 0]);
-        let mut at = 0;
-        for (split, cells) in SPLITS.iter().zip(facts.cells) {
-            let part = |tensor: &Tensor| tensor.narrow(0, at, cells as i64);
-            std::fs::write(
-                dir.path().join(format!("{split}.bin")),
-                facts.rows(&part(&latents), &part(&classes)).unwrap(),
-            )
-            .unwrap();
-            at += cells as i64;
-        }
-        facts.write(dir.path()).unwrap();
+        std::fs::write(dir.path().join(ROWS), facts.rows(&latents, &classes).unwrap()).unwrap();
+        facts.write(dir.path(), &[0, 0, 1, 0, 3, 1, 0]).unwrap();
         (dir, latents)
     }
 
@@ -374,45 +355,37 @@ mod tests {
     fn latents_are_read_as_they_were_written() {
         for kind in [LatentType::Bf16, LatentType::F32] {
             let (dir, latents) = written(kind);
-            let files = Arc::new(LatentFiles::open(dir.path()).unwrap());
-            let [train, val, test] = LatentDataset::splits(&files, None, false).unwrap();
-            assert_eq!([train.len(), val.len(), test.len()], [5, 2, 0]);
-            for (dataset, index, row, class) in [(&train, 0, 0, 0), (&train, 2, 2, -1), (&val, 1, 6, 0)] {
+            let [train, val, test] = LatentDataset::open(dir.path(), None).unwrap();
+            assert_eq!([train.len(), val.len(), test.len()], [4, 2, 0]);
+            for (dataset, index, row, class) in [(&train, 0, 0, 0), (&train, 3, 6, 0), (&val, 0, 2, -1), (&val, 1, 5, 1)] {
                 let (latent, label) = read(dataset.as_ref(), index).unwrap();
                 assert_eq!((latent, label), (latents.narrow(0, row, 1), class));
             }
+            assert_eq!(train.describe(2), "latents.bin row 3");
             assert!(read(val.as_ref(), 2).unwrap_err().to_string().contains("cell 2"));
         }
     }
 
     #[test]
-    fn the_classifier_sees_labelled_cells_alone() {
-        let (dir, latents) = written(LatentType::F32);
-        let files = Arc::new(LatentFiles::open(dir.path()).unwrap());
-        let [train, ..] = LatentDataset::splits(&files, None, true).unwrap();
-        assert_eq!(train.len(), 4);
-        assert_eq!(read(train.as_ref(), 2).unwrap(), (latents.narrow(0, 3, 1), 1));
-        assert_eq!(train.describe(2), "latents/train.bin row 3");
-    }
-
-    #[test]
-    fn files_of_another_length_are_refused_with_a_way_out() {
+    fn damaged_files_are_refused_with_a_way_out() {
         let (dir, _) = written(LatentType::Bf16);
-        std::fs::write(dir.path().join("val.bin"), [0; 5]).unwrap();
-        let error = LatentFiles::open(dir.path()).err().unwrap().to_string();
-        assert!(error.contains("has 5 bytes, expected 16") && error.contains("--from latents"), "{error}");
+        let refused = |dir: &Path| LatentDataset::open(dir, None).err().unwrap().to_string();
+        std::fs::write(dir.path().join(PARTS), [0, 0, 1, 0, 9, 1, 0]).unwrap();
+        assert!(refused(dir.path()).contains("cell 4 is in part 9, expected 0 to 3"), "{}", refused(dir.path()));
+        std::fs::write(dir.path().join(ROWS), [0; 5]).unwrap();
+        let error = refused(dir.path());
+        assert!(error.contains("has 5 bytes, expected 56") && error.contains("--from latents"), "{error}");
         std::fs::write(dir.path().join(FACTS), "{}").unwrap();
-        assert!(LatentFacts::read(dir.path()).unwrap_err().to_string().contains("latents.json"));
+        assert!(refused(dir.path()).contains("latents.json"));
     }
 
     #[test]
-    fn entries_are_blocks_of_rows_of_one_split() {
+    fn entries_are_blocks_of_rows() {
         let (dir, _) = written(LatentType::Bf16);
-        let files = LatentFiles::open(dir.path()).unwrap();
-        assert_eq!([files.entry_bytes(0), files.entry_bytes(1)], [5 * 8, 2 * 8]);
-        assert_eq!(files.locate(1), (1, 0));
-        let mut bytes = vec![0; 16];
-        files.fill_entry(1, &mut bytes, &mut Scratch::default()).unwrap();
-        assert_eq!(bytes, std::fs::read(dir.path().join("val.bin")).unwrap());
+        let file = LatentFile::open(dir.path()).unwrap();
+        assert_eq!([file.entry_bytes(0), file.entry_bytes(1)], [7 * 8, 0]);
+        let mut bytes = vec![0; 56];
+        file.fill_entry(0, &mut bytes, &mut Scratch::default()).unwrap();
+        assert_eq!(bytes, std::fs::read(dir.path().join(ROWS)).unwrap());
     }
 }

@@ -1,8 +1,9 @@
 //! Loading: everything is checked before anything is used.
 
 use super::files::{kind_of, read_manifest};
-use super::{CheckpointError, EMA, Facts, FileFacts, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION, io_error};
+use super::{CheckpointError, Facts, FileFacts, LOOP, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION, io_error};
 use crate::data::split::SplitList;
+use crate::train::ema::Named;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +22,10 @@ pub struct Loaded {
     pub facts: Facts,
     pub model: Vec<(String, Tensor)>,
     pub optimizer: Vec<(String, Tensor)>,
-    pub ema: Option<Vec<(String, Tensor)>>,
+    /// Averages with their rates, which older checkpoints do not name.
+    pub ema: Vec<(Option<f64>, Named)>,
+    /// Tensors besides: see [`super::Content`].
+    pub rest: Named,
     /// Files of each split; `None`: an older checkpoint, or a task that keeps no account of its files.
     pub split: Option<SplitList>,
     pub state: serde_json::Value,
@@ -135,6 +139,8 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
             problem: format!("does not list {name}"),
         })
     };
+    let average = |(file, rate): &(String, Option<f64>)| Ok((*rate, must(file)?));
+    let ema = manifest.averages().iter().map(average).collect::<Result<_, CheckpointError>>()?;
     let split = split_of(dir, &manifest)?;
     Ok(Loaded {
         split,
@@ -143,7 +149,8 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
         best: manifest.best,
         model: must(MODEL)?,
         optimizer: must(OPTIMIZER)?,
-        ema: read(EMA)?,
+        ema,
+        rest: read(LOOP)?.unwrap_or_default(),
         facts: manifest.facts,
         state: manifest.state,
     })

@@ -1,6 +1,8 @@
-//! Checkpoints: `step-<N>/{model,optimizer,ema}.safetensors` and `state.json`, whole or not there at all.
+//! Checkpoints: `step-<N>/{model,optimizer,ema,loop}.safetensors` and `state.json`, whole or not there at all.
 //!
-//! `model.safetensors` uses PyTorch's `state_dict` names, so `safetensors.torch.load_file` reads it. `state.json` is the
+//! `model.safetensors` uses PyTorch's `state_dict` names, so `safetensors.torch.load_file` reads it; buffers are among
+//! them. With several rates of averages there is an `ema-<rate>.safetensors` for each, and `loop.safetensors` holds what else
+//! a step depends on, where there is any. `state.json` is the
 //! manifest: sizes and CRC-32 of the other files, the facts a run must share to resume, and the caller's state.
 //! `split.json` lists the files of each split with their fingerprints ([`crate::data::split`]); older checkpoints have
 //! none. JSON has no NaN: keep values that may not be finite as `Option`, or as bits.
@@ -28,6 +30,7 @@ const MANIFEST: &str = "state.json";
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const EMA: &str = "ema.safetensors";
+const LOOP: &str = "loop.safetensors";
 const SPLIT: &str = "split.json";
 
 /// Errors of checkpoints.

@@ -20,13 +20,14 @@ pub(super) fn tensors(value: f64) -> Vec<(String, Tensor)> {
 }
 
 fn save(keeper: &mut Checkpointer, step: u64, best: bool) -> Result<(), CheckpointError> {
-    let (model, optimizer, ema) = (tensors(step as f64), tensors(2.0), tensors(3.0));
+    let (model, optimizer, ema) = (tensors(step as f64), tensors(2.0), [(0.999, tensors(3.0))]);
     let state = json!({"epoch": 2, "lr": 0.1 + 0.2, "best": null});
     let content = Content {
         step,
         model: &model,
         optimizer: &optimizer,
-        ema: Some(&ema),
+        ema: &ema,
+        rest: &[],
         facts: facts(),
         best,
         state,
@@ -63,7 +64,8 @@ fn what_is_saved_is_loaded_bit_for_bit() {
     for ((name, got), (_, want)) in target.iter().zip(&tensors(5.0)) {
         assert!(got.equal(want) && got.kind() == want.kind(), "{name}");
     }
-    assert_eq!(loaded.ema.unwrap().len(), 5);
+    assert_eq!((loaded.ema[0].0, loaded.ema[0].1.len(), loaded.rest.len()), (Some(0.999), 5, 0));
+    assert!(path.join("ema.safetensors").exists(), "the name that a single average has always had");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no sibling stays");
 }
 
@@ -79,7 +81,8 @@ fn saving_does_not_see_later_changes_and_the_same_step_may_be_saved_again() {
             step: 1,
             model: &model,
             optimizer: &[],
-            ema: None,
+            ema: &[],
+            rest: &[],
             facts: facts(),
             best: false,
             last: false,
@@ -90,7 +93,7 @@ fn saving_does_not_see_later_changes_and_the_same_step_may_be_saved_again() {
         keeper.wait().unwrap();
         let loaded = load(&dir.path().join("step-1")).unwrap();
         assert_eq!(loaded.model[0].1.double_value(&[99_999]), value);
-        assert!(loaded.ema.is_none());
+        assert!(loaded.ema.is_empty());
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
@@ -220,7 +223,8 @@ fn a_failed_save_is_told_at_the_next_call() {
         step: 1,
         model: &[],
         optimizer: &[],
-        ema: None,
+        ema: &[],
+        rest: &[],
         facts: facts(),
         best: false,
         last: false,

@@ -122,6 +122,10 @@ fn kind_schema(kind: &Kind, range: Range) -> Value {
             let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
             json!({ "anyOf": [{ "enum": words }, { "type": ["boolean", "null"] }] })
         }
+        Kind::Rates => {
+            let list = json!({ "type": "array", "items": number("number"), "uniqueItems": true });
+            json!({ "anyOf": [number("number"), list, { "type": "null" }] })
+        }
         Kind::Numbers(count) => {
             json!({ "type": "array", "items": number("number"), "minItems": count, "maxItems": count })
         }

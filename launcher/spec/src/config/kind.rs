@@ -24,6 +24,8 @@ pub enum Kind {
     Optional(&'static Kind),
     /// Words with their meaning, empty where the word says it.
     Choice(&'static [(&'static str, &'static str)]),
+    /// Null, a number, or a list of numbers.
+    Rates,
     /// A list of exactly so many numbers.
     Numbers(usize),
     List(&'static Kind),
@@ -56,6 +58,7 @@ typed! {
     String => Kind::Text,
     PathBuf => Kind::Path,
     super::Budget => Kind::Size,
+    super::Rates => Kind::Rates,
 }
 
 impl<T: Typed> Typed for Option<T> {
@@ -114,6 +117,7 @@ impl Kind {
             Kind::Choice(words) => {
                 format!("one of {}", words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", "))
             }
+            Kind::Rates => "a number, a list of numbers, or null".into(),
             Kind::Numbers(count) => format!("a list of {count} numbers"),
             Kind::List(Kind::Whole) => "a list of whole numbers".into(),
             Kind::List(Kind::Record(section)) => {
@@ -129,7 +133,7 @@ impl Kind {
     fn read_plain(&self, node: &Node) -> Option<Value> {
         let null = node.is_null();
         match (self, &node.body) {
-            (Kind::Optional(_), _) if null => Some(Value::Null),
+            (Kind::Optional(_) | Kind::Rates, _) if null => Some(Value::Null),
             // `num_workers: auto` says what leaving it out does.
             (Kind::Optional(Kind::Whole), Body::Scalar { text, .. }) if text == "auto" => Some(Value::Null),
             (Kind::Optional(kind), _) => kind.read_plain(node),
@@ -143,6 +147,8 @@ impl Kind {
             (Kind::Bytes, Body::Scalar { text, .. }) => super::budget::bytes(text).map(Value::from),
             (Kind::Number, Body::Scalar { text, plain: true }) => number(text).map(Value::from),
             (Kind::Size, Body::Scalar { text, .. }) => text.parse::<super::Budget>().ok().map(Value::from),
+            (Kind::Rates, Body::Scalar { text, plain: true }) => number(text).map(Value::from),
+            (Kind::Rates, Body::List(nodes)) => list(nodes, &Kind::Number),
             (Kind::Numbers(count), Body::List(nodes)) if nodes.len() == *count => list(nodes, &Kind::Number),
             (Kind::List(kind), Body::List(nodes)) => list(nodes, kind),
             _ => None,

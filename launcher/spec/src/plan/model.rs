@@ -5,7 +5,7 @@ use super::passes::{Taken, slot_bytes};
 use super::sizes::{OVERFLOW, once, per_rank, product, sum, times};
 use super::table::{bytes_text, count, grouped};
 use super::{BudgetLine, Plan, PlanError};
-use crate::config::{Config, OptimizerKind};
+use crate::config::{Config, EmaBuffers, OptimizerKind};
 use crate::contract::{LineId, ModelSizes, Passes};
 
 /// Memory of a model, and the config's additions to each of its parameters.
@@ -13,9 +13,12 @@ pub(super) struct ModelLines<'a> {
     model: &'a ModelSizes,
     /// Optimizer moments per parameter.
     moments: u64,
+    /// Averages of the weights.
     ema: u64,
     /// Nothing is trained.
     infers: bool,
+    /// Those that average the buffers too.
+    averaged_buffers: u64,
 }
 
 impl<'a> ModelLines<'a> {
@@ -24,10 +27,12 @@ impl<'a> ModelLines<'a> {
             OptimizerKind::Adam | OptimizerKind::Adamw => 2,
             OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
         };
-        Self { model, moments, ema: u64::from(config.train.ema_decay.is_some()), infers }
+        let ema = config.train.ema_decay.0.len() as u64;
+        let averaged_buffers = if config.train.ema_buffers == EmaBuffers::Average { ema } else { 0 };
+        Self { model, moments, ema, averaged_buffers, infers }
     }
 
-    /// Weights, gradients, moments and moving average, all f32.
+    /// Weights, gradients, moments and moving averages, all f32; buffers, as they are and as they were before the step.
     pub fn state(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
         if self.infers {
             let bytes = product(&[self.model.parameters, F32_BYTES])?;
@@ -35,13 +40,21 @@ impl<'a> ModelLines<'a> {
             return per_rank(LineId::ModelState, bytes, ranks, formula);
         }
         let copies = 2 + self.moments + self.ema;
-        let bytes = product(&[self.model.parameters, F32_BYTES, copies])?;
-        let ema = if self.ema > 0 { " + EMA" } else { "" };
-        let formula = format!(
+        let buffers = product(&[self.model.buffer_bytes, 2 + 2 * self.averaged_buffers])?;
+        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, buffers])?;
+        let ema = match self.ema {
+            0 => String::new(),
+            1 => " + EMA".into(),
+            several => format!(" + {several} EMA"),
+        };
+        let mut formula = format!(
             "{} parameters × 4 B × {copies} (weights + gradients + {} moments{ema})",
             grouped(self.model.parameters),
             self.moments
         );
+        if buffers > 0 {
+            formula += &format!(" + {} of buffers", bytes_text(buffers));
+        }
         per_rank(LineId::ModelState, bytes, ranks, formula)
     }
 
@@ -134,11 +147,14 @@ impl<'a> ModelLines<'a> {
             return Ok(once(LineId::CheckpointStaging, bytes, formula));
         }
         let copies = 1 + self.moments + self.ema;
-        let bytes = product(&[self.model.parameters, F32_BYTES, copies])?;
+        // Each file of weights holds the buffers.
+        let buffers = product(&[self.model.buffer_bytes, 1 + self.ema])?;
+        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, buffers])?;
         // Names and places of all tensors: a few KiB, and more where there are many small ones.
         let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
+        let more = if buffers > 0 { format!(" + {} of buffers", bytes_text(buffers)) } else { String::new() };
         let formula =
-            format!("rank 0: {} parameters × 4 B × {copies}, and their names", grouped(self.model.parameters));
+            format!("rank 0: {} parameters × 4 B × {copies}{more}, and their names", grouped(self.model.parameters));
         Ok(once(LineId::CheckpointStaging, sum(&[bytes, names])?, formula))
     }
 }

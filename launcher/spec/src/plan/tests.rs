@@ -1,7 +1,7 @@
 use super::constants::{GIB, MIB};
 use super::topology::topology_with;
 use super::*;
-use crate::config::{Budget, OptimizerKind, ShuffleMode};
+use crate::config::{Budget, OptimizerKind, Rates, ShuffleMode};
 use crate::contract::{Gpu, GpuSizes};
 use crate::task::emg::EmgConfig;
 use proptest::prelude::*;
@@ -184,7 +184,7 @@ fn lines_are_exact() {
     // 501 × 20 × 4 B is no whole number of cache lines: 40,080 becomes 40,128.
     let odd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
     assert_eq!(line(&odd, "staging slots").per_rank_bytes, Some(6 * (501 * 64 + 40_128)));
-    config.train.ema_decay = Some(0.999);
+    config.train.ema_decay = Rates::one(0.999);
     config.train.optimizer = OptimizerKind::Sgd;
     let sgd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
     assert_eq!(line(&sgd, "model state").per_rank_bytes, Some(282_996 * 4 * 4));
@@ -359,7 +359,7 @@ fn a_refusal_names_every_single_change_that_fits() {
 #[test]
 fn tables_keep_to_their_width() {
     let mut config = emg();
-    config.train.ema_decay = Some(0.999);
+    config.train.ema_decay = Rates::one(0.999);
     let plan = planned(&config, &machine(2, 24 * GIB), &gpus(3));
     for width in [80, 160] {
         let table = plan.table_at(width);

@@ -12,7 +12,7 @@ pub mod entry;
 mod filter;
 mod genes;
 mod index;
-mod members;
+pub(super) mod members;
 mod open;
 mod outline;
 pub mod sample;

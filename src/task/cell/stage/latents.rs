@@ -1,7 +1,7 @@
 //! Stage `latents`: one pass of the encoder over all cells, written as [`super::super::latents`] reads it.
 
 use super::super::densify::{Scale, dense, labels};
-use super::super::latents::{LatentFacts, SPLITS};
+use super::super::latents::{LatentFacts, ROWS};
 use super::super::model::Autoencoder;
 use super::sums::unreadable;
 use crate::data::DataError;
@@ -36,19 +36,17 @@ impl Model for EncoderNet {
 /// Writes rows of latents.
 pub struct LatentWriter {
     facts: LatentFacts,
-    outputs: Vec<PassOutput>,
+    /// Part of each cell.
+    parts: Vec<u8>,
+    outputs: [PassOutput; 1],
     part: Option<(PathBuf, BufWriter<File>)>,
 }
 
 impl LatentWriter {
-    /// For the splits' cells, one split after the other.
-    pub fn new(facts: LatentFacts) -> Self {
-        let mut at = 0;
-        let outputs = SPLITS.iter().zip(facts.cells).map(|(split, cells)| {
-            at += cells;
-            PassOutput { name: format!("{split}.bin").into(), samples: at - cells..at }
-        });
-        Self { outputs: outputs.collect(), facts, part: None }
+    /// `parts`: the part of each cell, in the order of files and rows.
+    pub fn new(facts: LatentFacts, parts: Vec<u8>) -> Self {
+        let outputs = [PassOutput { name: ROWS.into(), samples: 0..facts.cells }];
+        Self { facts, parts, outputs, part: None }
     }
 }
 
@@ -62,7 +60,8 @@ impl Predictor for LatentWriter {
     }
 
     fn identity(&self) -> String {
-        serde_json::to_string(&self.facts).unwrap_or_default()
+        let facts = serde_json::to_string(&self.facts).unwrap_or_default();
+        format!("{facts} {:08x}", libdeflater::crc32(&self.parts))
     }
 
     fn begin(&mut self, _: &PassRange, part: &Path) -> Result<(), DataError> {
@@ -84,18 +83,9 @@ impl Predictor for LatentWriter {
     }
 
     fn finish(&mut self, folder: &Path) -> Result<Vec<String>, DataError> {
-        self.facts.write(folder)?;
+        self.facts.write(folder, &self.parts)?;
         let LatentFacts { latent, kind, cells, .. } = &self.facts;
-        let cells: u64 = cells.iter().sum();
-        let bytes: u64 = SPLITS
-            .iter()
-            .filter_map(|split| folder.join(format!("{split}.bin")).metadata().ok())
-            .map(|f| f.len())
-            .sum();
-        Ok(vec![format!(
-            "{cells} cells as latents of {latent} {} numbers: {}",
-            kind.word(),
-            spec::plan::bytes_text(bytes)
-        )])
+        let bytes = spec::plan::bytes_text(self.facts.bytes());
+        Ok(vec![format!("{cells} cells as latents of {latent} {} numbers: {bytes}", kind.word())])
     }
 }

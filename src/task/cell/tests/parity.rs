@@ -70,7 +70,7 @@ fn train(
     let zeros = || -> Vec<Tensor> { params.iter().map(|param| param.detach().zeros_like()).collect() };
     let (first, second) = (zeros(), zeros());
     let steps: Vec<Tensor> = params.iter().map(|_| Tensor::zeros([], CPU)).collect();
-    let mut ema = Ema::new(0.9, &named);
+    let mut ema = Ema::new(0.9, 0.0, &named);
     let step = AdamStep { decoupled: true, lr, beta1: 0.9, beta2: 0.999, eps, weight_decay };
     let mut losses = Vec::new();
     for index in 0..50 {
@@ -83,7 +83,7 @@ fn train(
                 AdamState { params: &params, grads: &grads, exp_avgs: &first, exp_avg_sqs: &second, steps: &steps };
             fused_adam(&state, &step).unwrap();
         });
-        ema.update(&named);
+        ema.update(index as u64 + 1, &named);
     }
     let far = relative(&Tensor::stack(&losses, 0), &golden.get(&format!("{case}/losses")));
     assert!(far < TRAINED, "{case}: losses differ by {far:e}");

@@ -222,9 +222,17 @@ fn precomputed_voxels_equal_those_of_the_spikes() {
 /// All bytes of two epochs, as a loader of so many threads delivers them.
 fn delivered(data: &ClipData, threads: usize) -> Vec<u8> {
     let order = Order { len: data.datasets.train.len() as u64, seed: 5, shuffle: Shuffle::Global };
-    let planner = BatchPlanner { order, global_batch: 2, micro_batch: 2, rank: 0, world_size: 1, drop_last: true }
-        .checked()
-        .unwrap();
+    let planner = BatchPlanner {
+        order,
+        global_batch: 2,
+        micro_batch: 2,
+        rank: 0,
+        world_size: 1,
+        drop_last: true,
+        cut: Default::default(),
+    }
+    .checked()
+    .unwrap();
     let spec = LoaderSpec { threads, slots: threads + 2, micro_batch: 2, ..LoaderSpec::default() };
     let mut loader = Loader::new(Arc::clone(&data.datasets.train), spec).unwrap();
     let mut bytes = Vec::new();
@@ -336,7 +344,15 @@ fn a_bad_frame_stops_or_is_counted_and_a_file_that_changes_names_its_clip() {
     let spec_of = LoaderSpec { threads: 2, slots: 4, micro_batch: 1, ..LoaderSpec::default() };
     let mut loader = Loader::new(Arc::clone(&data.datasets.train), spec_of).unwrap();
     let order = Order { len: 10, seed: 5, shuffle: Shuffle::Off };
-    let planner = BatchPlanner { order, global_batch: 1, micro_batch: 1, rank: 0, world_size: 1, drop_last: true };
+    let planner = BatchPlanner {
+        order,
+        global_batch: 1,
+        micro_batch: 1,
+        rank: 0,
+        world_size: 1,
+        drop_last: true,
+        cut: Default::default(),
+    };
     let error = loader.run(planner.requests(0, 0)).unwrap().find_map(Result::err).unwrap().to_string();
     for part in ["clip train/seq001 frames 000002..000004", "sharp/000004.png", "changed since the run began"] {
         assert!(error.contains(part), "{part} in {error}");
@@ -480,7 +496,15 @@ fn no_clip_that_can_be_decoded_is_an_error() {
     let mut loader =
         Loader::new(Arc::clone(&data.datasets.train), LoaderSpec { micro_batch: 1, ..LoaderSpec::default() });
     let order = Order { len: 2, seed: 5, shuffle: Shuffle::Off };
-    let planner = BatchPlanner { order, global_batch: 1, micro_batch: 1, rank: 0, world_size: 1, drop_last: true };
+    let planner = BatchPlanner {
+        order,
+        global_batch: 1,
+        micro_batch: 1,
+        rank: 0,
+        world_size: 1,
+        drop_last: true,
+        cut: Default::default(),
+    };
     let error =
         loader.as_mut().unwrap().run(planner.requests(0, 0)).unwrap().find_map(Result::err).unwrap().to_string();
     assert!(error.contains("every one of 2 training clips has a frame that cannot be decoded; the first: "), "{error}");

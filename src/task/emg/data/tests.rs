@@ -370,6 +370,7 @@ fn batches(dataset: &Arc<dyn Dataset>, rank: u64, threads: usize, first_step: u6
         rank,
         world_size: 2,
         drop_last: true,
+        cut: Default::default(),
     };
     let spec = LoaderSpec { threads, slots: 2 * threads + 2, micro_batch: 8, ..Default::default() };
     let mut loader = Loader::new(Arc::clone(dataset), spec).unwrap();
@@ -491,7 +492,15 @@ fn cancel_and_break(cache_entries: CacheEntries) {
     let train = open_datasets(&config, 3, &team, dir.path()).unwrap().datasets.train;
     let requests = |epoch| {
         let order = SampleOrder { len: train.len() as u64, seed: 3, shuffle: crate::data::loader::Shuffle::Global };
-        let planner = BatchPlanner { order, global_batch: 8, micro_batch: 8, rank: 0, world_size: 1, drop_last: true };
+        let planner = BatchPlanner {
+            order,
+            global_batch: 8,
+            micro_batch: 8,
+            rank: 0,
+            world_size: 1,
+            drop_last: true,
+            cut: Default::default(),
+        };
         planner.requests(epoch, 0)
     };
     let mut loader = Loader::new(Arc::clone(&train), LoaderSpec { micro_batch: 8, ..Default::default() }).unwrap();

@@ -53,10 +53,11 @@ pub(super) fn predictor(opening: &Opening) -> Result<Pass, DataError> {
     let (tables, identities) = found.into_iter().map(|recording| (recording.table, recording.identity)).unzip();
     let reader = Reader::new(tables, Arc::new(LruChunks::new(config.data.chunk_cache_size))).recognising(identities);
     let (reader, windows) = (Arc::new(reader), Arc::new(windows));
+    let shape = vec![emg.window_size, emg.emg_channels];
     let data: Arc<dyn Dataset> = Arc::new(WindowsOfSessions {
         reader: Arc::clone(&reader),
         windows: Arc::clone(&windows),
-        fields: [FieldSpec::new("emg", &[emg.window_size, emg.emg_channels], Dtype::F32)],
+        fields: [FieldSpec::new("emg", &shape, Dtype::F32)],
         transform: Transform { rectify: emg.rectify, normalise },
     });
     let datasets = Datasets { skipped, notes, ..Datasets::new(Arc::clone(&data), Arc::clone(&data), data) };

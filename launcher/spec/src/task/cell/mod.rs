@@ -9,7 +9,7 @@ pub use keys::{
     NoiseSchedule, ScheduleSampler,
 };
 
-use crate::config::{Config, Keys, SchedulerKind, Section, StageKind, StageSpec, TaskSpec, Verdict};
+use crate::config::{Config, Keys, Rates, SchedulerKind, Section, StageKind, StageSpec, TaskSpec, Verdict};
 
 /// Losses: that of the autoencoder's genes and of the diffusion's noise.
 const LOSSES: &[&str] = &["mse"];
@@ -40,8 +40,11 @@ impl TaskSpec for Cell {
             _ => (5e-4, 0.01),
         };
         (config.train.learning_rate, config.train.weight_decay) = (rate, decay);
-        config.train.ema_decay = (config.stage.as_deref() == Some(DIFFUSION)).then_some(0.9999);
         config.train.scheduler = SchedulerKind::None;
+        if config.stage.as_deref() == Some(DIFFUSION) {
+            config.train.ema_decay = Rates(vec![0.9999]);
+            config.train.scheduler = SchedulerKind::Linear;
+        }
         config.train.warmup_epochs = 0.0;
         config.train.early_stopping = false;
         config.train.gradient_clip_norm = 0.0;
