@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 mod guides;
 mod reference;
+mod training;
 
 fn sets(sets: &[&str]) -> Vec<String> {
     sets.iter().map(ToString::to_string).collect()
