@@ -661,7 +661,7 @@ pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliE
 fn definition() -> clap::Command {
     const OF_TRAINING: [&str; 7] =
         ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
-    let layouts = spec::task::TASKS.iter().map(|task| (task.name(), task.sample_layouts()));
+    let layouts = spec::task::all().iter().map(|task| (task.name(), task.sample_layouts()));
     let layouts: Vec<String> = layouts
         .filter_map(|(task, layouts)| Some(format!("{task}: {} [default: {}]", layouts.join(", "), layouts.first()?)))
         .collect();

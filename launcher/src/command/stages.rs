@@ -94,11 +94,13 @@ pub(super) fn run(run: &RunArgs, ready: Ready, program: &Path, early: Early) -> 
     listed.write(&root.path)?;
     let ends = all.iter().map(|stage| (stage.spec.name, None)).collect();
     let mut stages = Stages { run, ready, program, early, root, earlier: Vec::new(), ends, budget_bytes: 0 };
+    let is_wanted = |stage: &Stage| chosen.iter().any(|chosen| chosen.spec == stage.spec);
+    // Stages behind the last one that is wanted do not matter.
+    let behind = all.iter().rposition(is_wanted).map_or(0, |last| last + 1);
     let mut code = exit::OK;
-    for (n, stage) in all.iter().enumerate() {
-        let wanted = chosen.iter().any(|chosen| chosen.spec == stage.spec);
-        // Stages behind the last wanted one do not matter.
-        if code != exit::OK || (!wanted && stages.earlier.len() < n) {
+    for (n, stage) in all[..behind].iter().enumerate() {
+        let wanted = is_wanted(stage);
+        if code != exit::OK {
             break;
         }
         code = if wanted { stages.stage(n, stage)? } else { stages.pass_over(n, stage, &chosen)? };
