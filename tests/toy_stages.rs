@@ -9,7 +9,7 @@ use headroom::task::pass::{Opening, PartWeights, Pass, PassOutput, PassRange, Pr
 use headroom::task::{Batch, Datasets, Metrics, Model, Output, Task, Team};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use spec::config::{Config, Section, StageKind, StageSpec, TaskSpec, Verdict};
+use spec::config::{Config, Key, Section, StageKind, StageSpec, TaskSpec, Verdict};
 use spec::contract::Weights;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -39,11 +39,11 @@ struct RelaySpec;
 static SECTION: Section = Section {
     prefix: "relay.",
     doc: "A task with stages.\n",
-    keys: &[],
+    keys: &[Key::new("relay.slope", "Slope of the line.\n", spec::config::Kind::Number)],
     nested: &[],
     inert: &[],
     earlier: None,
-    defaults: || serde_json::json!({}),
+    defaults: || serde_json::json!({"slope": 3.0}),
     normal: |value| Ok(value.clone()),
 };
 
@@ -405,7 +405,8 @@ fn stopped_in_pass() {
 fn single_stages() {
     let programs = Programs::new();
     let early = programs.train(2, &["--ranks", "1", "--name", "r", "--from", "values"]);
-    assert!(early.contains("stage values needs stage first, which is not done in run r"), "{early}");
+    assert!(early.contains("stage values needs those before it, and there is no run called r"), "{early}");
+    assert!(!programs.run("r").exists());
     programs.train(0, &["--ranks", "1", "--name", "r"]);
     let again = programs.train(2, &["--ranks", "1", "--name", "r", "--stage", "second"]);
     assert!(again.contains("stage second of run r was begun already"), "{again}");
@@ -419,6 +420,8 @@ fn single_stages() {
     assert!(text.contains("stage second: done already") && !text.contains("stage values: done"), "{text}");
     // What a stage was made from is no longer there.
     std::fs::remove_dir_all(programs.run("r/first")).unwrap();
+    let missing = programs.train(2, &["--ranks", "1", "--name", "r", "--resume", "auto", "--from", "second"]);
+    assert!(missing.contains("stage second needs stage first, which is not done in run r"), "{missing}");
     let stale = programs.train(2, &["--ranks", "1", "--name", "r", "--resume", "auto"]);
     assert!(stale.contains("stage values was made from an earlier state of stage first"), "{stale}");
 }
