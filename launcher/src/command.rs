@@ -28,7 +28,7 @@ use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, Ran
 use crate::watch::{self, Before, WatchSpec};
 use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
-use close::{close, conclude, explain, tell_end, tell_stop};
+use close::{close, explain};
 use early::{Early, Moment, Undo};
 use setup::Setup;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};

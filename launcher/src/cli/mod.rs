@@ -1,8 +1,10 @@
 //! The command line of `launch`, and what can be said of it before the machine is asked.
 
 mod args;
+mod infer;
 
 pub use args::*;
+pub use infer::{EvaluateArgs, PredictArgs, TrainedArgs};
 
 use crate::run_dir::Resume;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -50,22 +52,6 @@ Examples:
   launch help train.batch_size                  a key: type, default, range, other names
   launch help exit-codes";
 
-const PREDICT_EXAMPLES: &str = "\
-Examples:
-  launch predict night --data recordings --out predicted
-  launch predict runs/night --data more --out more-predicted --weights last --gpus 3
-
-The run's own config is used; --set changes keys, such as train.val_batch_size. Outputs appear whole; what is done already
-is not done again, so the same command continues a prediction that was stopped.";
-
-const EVALUATE_EXAMPLES: &str = "\
-Examples:
-  launch evaluate night                          the validation split, as training validated it
-  launch evaluate night --split test --weights last
-  launch evaluate night --data elsewhere --json  all samples of other data
-
-The result is also in RUN/evaluate/<split>-<weights>/metrics.json.";
-
 const BATCH_EXAMPLES: &str = "\
 Example:
   launch batch --config quick_demo --step 0 --rank 0 --world 3 --out batch.safetensors";
@@ -95,10 +81,10 @@ enum Verb {
     #[command(after_help = SAMPLE_EXAMPLES)]
     SampleData(SampleDataArgs),
     /// Predict for other data with a trained run
-    #[command(after_help = PREDICT_EXAMPLES)]
+    #[command(after_help = infer::PREDICT_EXAMPLES)]
     Predict(PredictArgs),
     /// Measure a trained run on a split of its data, or on other data
-    #[command(after_help = EVALUATE_EXAMPLES)]
+    #[command(after_help = infer::EVALUATE_EXAMPLES)]
     Evaluate(EvaluateArgs),
     /// Write the tensors that one rank trains on at one step
     #[command(after_help = BATCH_EXAMPLES)]
