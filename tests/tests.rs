@@ -6,6 +6,8 @@ mod architecture;
 mod batch;
 #[path = "it/cache.rs"]
 mod cache;
+#[path = "it/cell.rs"]
+mod cell;
 #[path = "it/deblur.rs"]
 mod deblur;
 #[path = "it/device.rs"]

@@ -29,8 +29,9 @@ const PARTS: &str = "parts.bin";
 const FACTS: &str = "latents.json";
 /// A way out of damaged files.
 const AGAIN: &str = "run the stage again with --from latents";
-/// Rows of an entry of the page cache.
-const ENTRY_ROWS: u64 = 4096;
+/// Rows of an entry of the page cache, at the least and at most; and entries of a small data set.
+const ENTRY_ROWS: [u64; 2] = [64, 4096];
+const FEW_ENTRIES: u64 = 64;
 /// Bytes of a class.
 const CLASS: usize = 2;
 /// Most classes: their numbers are i16.
@@ -81,6 +82,11 @@ impl LatentFacts {
 
     fn row_bytes(&self) -> usize {
         self.latent_bytes() + CLASS
+    }
+
+    /// Rows of an entry of the page cache.
+    fn entry_rows(&self) -> u64 {
+        self.cells.div_ceil(FEW_ENTRIES).clamp(ENTRY_ROWS[0], ENTRY_ROWS[1])
     }
 
     /// Bytes of all rows.
@@ -183,11 +189,12 @@ fn class_of(row: &[u8]) -> i16 {
 
 impl EntrySource for LatentFile {
     fn entry_bytes(&self, key: u64) -> u64 {
-        self.facts.cells.saturating_sub(key * ENTRY_ROWS).min(ENTRY_ROWS) * self.facts.row_bytes() as u64
+        let rows = self.facts.entry_rows();
+        self.facts.cells.saturating_sub(key * rows).min(rows) * self.facts.row_bytes() as u64
     }
 
     fn fill_entry(&self, key: u64, out: &mut [u8], _: &mut Scratch) -> Result<(), DataError> {
-        self.read_rows(key * ENTRY_ROWS, out)
+        self.read_rows(key * self.facts.entry_rows(), out)
     }
 }
 
@@ -195,7 +202,7 @@ impl EntrySource for LatentFile {
 pub fn sizes(facts: &LatentFacts) -> DataSizes {
     let row = facts.row_bytes() as u64;
     DataSizes {
-        entry_bytes: [ENTRY_ROWS.min(facts.cells) * row; 2],
+        entry_bytes: [facts.entry_rows().min(facts.cells) * row; 2],
         scratch_bytes: SCRATCH_BYTES,
         useful_bytes: facts.cells * row,
         useful: format!("{} latents of {row} B", facts.cells),
@@ -242,7 +249,7 @@ impl LatentDataset {
 
     /// Entries that the samples lie in, each once.
     fn keys(&self, ids: &[u64]) -> Vec<u64> {
-        let mut keys: Vec<u64> = ids.iter().filter_map(|&id| self.members.row(id)).map(|row| row / ENTRY_ROWS).collect();
+        let mut keys: Vec<u64> = ids.iter().filter_map(|&id| self.members.row(id)).map(|row| row / self.file.facts.entry_rows()).collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -268,11 +275,11 @@ impl Dataset for LatentDataset {
             latent.copy_from_slice(values);
             label.copy_from_slice(&i64::from(class_of(bytes)).to_ne_bytes());
         };
-        let row_bytes = self.file.facts.row_bytes();
+        let (row_bytes, rows) = (self.file.facts.row_bytes(), self.file.facts.entry_rows());
         if let Some(cached) = &self.cached
-            && let Reading::Held(entry) = cached.read_or_lend(row / ENTRY_ROWS, (0..0, u64::MAX), scratch)?
+            && let Reading::Held(entry) = cached.read_or_lend(row / rows, (0..0, u64::MAX), scratch)?
         {
-            let at = (row % ENTRY_ROWS) as usize * row_bytes;
+            let at = (row % rows) as usize * row_bytes;
             put(&entry[at..at + row_bytes]);
             return Ok(());
         }
@@ -315,7 +322,7 @@ impl Dataset for LatentDataset {
     }
 
     fn pages(&self) -> Option<Pages> {
-        let mut pages: Vec<u64> = (0..self.file.facts.cells).step_by(ENTRY_ROWS as usize).map(|row| self.members.rank(row)).collect();
+        let mut pages: Vec<u64> = (0..self.file.facts.cells).step_by(self.file.facts.entry_rows() as usize).map(|row| self.members.rank(row)).collect();
         pages.dedup();
         Some(Pages { pages, sequences: vec![0] })
     }

@@ -47,11 +47,12 @@ impl Model for ClassifierNet {
         let logits = self.net.forward(&x, &self.process.network_time(&t), train.then_some(&draws));
         let logits = logits.to_kind(Kind::Float);
         let losses = logits.cross_entropy_loss::<Tensor>(y, None, Reduction::None, -100, 0.0);
+        let loss = losses.mean(Kind::Float);
         no_grad(|| {
             let right = logits.argmax(-1, false).eq_tensor(y).to_kind(Kind::Float);
             let quartile = (&t * QUARTILES).divide_scalar_mode(self.below.max(1), "floor").to_kind(Kind::Float);
             let prediction = Tensor::stack(&[quartile, losses.detach(), right], 1);
-            Output::new(losses.mean(Kind::Float), prediction)
+            Output::new(loss, prediction)
         })
     }
 
