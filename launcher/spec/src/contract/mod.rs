@@ -24,4 +24,4 @@ pub use text::{USERS, shown};
 pub use words::*;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
