@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use spec::contract::cache::{CacheStats, Decoder, FromDirectory, ToDirectory, encode};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -76,6 +76,7 @@ struct Shared {
     /// Processes that come in.
     joining: Mutex<Vec<(u32, OwnedFd)>>,
     next_guest: AtomicU32,
+    guests: AtomicUsize,
     /// Memory is made when entries need it, not ahead.
     lazy: bool,
     notes: Mutex<Vec<String>>,
@@ -194,6 +195,7 @@ impl CacheHost {
             gone: Mutex::default(),
             joining: Mutex::default(),
             next_guest: AtomicU32::new(FIRST_GUEST),
+            guests: AtomicUsize::new(0),
             lazy,
             notes: Mutex::default(),
             wake,
@@ -244,6 +246,11 @@ impl CacheHost {
         self.shared.memory_changed.notify_all();
         self.shared.wake();
         wanted
+    }
+
+    /// Processes that came in later and have not left, those of this process included.
+    pub fn guests(&self) -> usize {
+        self.shared.guests.load(Ordering::Acquire) + lock(&self.shared.joining).len()
     }
 
     /// Bytes that the mapping should come to, as last set.
@@ -530,6 +537,8 @@ impl Server {
     }
 
     fn publish_stats(&self) {
+        let inside = |peer: &&Peer| peer.rank >= FIRST_GUEST && peer.socket.is_some();
+        self.shared.guests.store(self.peers.iter().filter(inside).count(), Ordering::Release);
         *lock(&self.shared.stats) = self.directory.stats();
         let mut by_rank = lock(&self.shared.by_rank);
         by_rank.clear();

@@ -106,7 +106,8 @@ class Cached:
         self.tag = _tag(dataset, self.length, name)
         self.base = self.tag >> _INDEX_BITS << _INDEX_BITS
         self.epoch, self.decodes, self.guess = 0, 0, 4096
-        self._cache = None
+        # Here, so that processes that a program starts later find this one's cache.
+        node.node()
 
     def __len__(self):
         return self.length
@@ -140,13 +141,14 @@ class Cached:
     def entry(self, index, next_use=_NO_USE):
         """The entry of a sample, decoded here if it is not stored; else its parts, where there is no room for it."""
         found = node.node()
-        if found is None:
-            maker = _Maker(self, index, -1)
-            return codec.Bytes(codec.joined((maker.make(), maker.parts)[1], maker.total))
-        maker = _Maker(self, index, found.memory)
-        stored = found.open((self.base | index, self.tag), next_use, self.guess, maker)
-        if stored is not None:
-            return stored
+        maker = _Maker(self, index, found.memory if found is not None else -1)
+        if found is not None:
+            try:
+                stored = found.open((self.base | index, self.tag), next_use, self.guess, maker)
+                if stored is not None:
+                    return stored
+            except _native.CacheLost as error:
+                node.lose(error)
         if maker.parts is None:
             maker.make()
         return codec.Bytes(codec.joined(maker.parts, maker.total))

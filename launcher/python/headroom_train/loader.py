@@ -194,6 +194,7 @@ class DataLoader:
     def _end_iteration(self):
         if self._iteration is not None:
             self._iteration.end()
+            self._iteration._replaced = True
             self._iteration = None
 
     # Workers
@@ -293,7 +294,8 @@ class _Iteration:
     def __init__(self, loader):
         self._loader = loader
         self._plan = loader._order.batches(loader.epoch, loader._position)
-        self._ends, self._over = collections.deque(), False
+        self._ends, self._over, self._replaced = collections.deque(), False, False
+        self._ended = False
 
     def __iter__(self):
         return self
@@ -303,13 +305,16 @@ class _Iteration:
 
     def __next__(self):
         loader = self._loader
+        if self._replaced and not self._ended:
+            raise RuntimeError(
+                "another loop over this loader has begun, or it was closed: make a second DataLoader to have two at once"
+            )
         if self._over:
             raise StopIteration
-        if loader._iteration is not self:
-            raise RuntimeError("another loop over this loader has begun: make a second DataLoader to have two at once")
         try:
             made, position = self._alone() if loader.num_workers == 0 else self._threaded()
         except BaseException:
+            self._ended = True
             self.end()
             raise
         loader._position = position

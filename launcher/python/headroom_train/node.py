@@ -1,9 +1,11 @@
 """This process's connection to the node's cache: one for all its data sets and loaders."""
 
+import atexit
 import os
 import re
 import sys
 import threading
+import time
 
 from . import _native
 from .place import job_name
@@ -62,11 +64,11 @@ def configure(cache=None):
     Under `launch --cache` the launcher's size counts. The first process of a node that uses the cache hosts it, and its size is
     the node's.
     """
+    size = None if cache is None else 0 if cache is False else parse_size(cache)
     with _lock:
         if os.getpid() in _found:
             raise RuntimeError("the cache is in use already: call configure() before the first data set is cached")
-        if cache is not None:
-            _settings["size"] = 0 if cache is False else parse_size(cache)
+        _settings["size"] = size
 
 
 def _size():
@@ -107,6 +109,14 @@ def node():
     return found
 
 
+def lose(error):
+    """Goes on without the cache, whose host is gone."""
+    with _lock:
+        if _found.get(os.getpid()) is not None:
+            _found[os.getpid()] = None
+            say_once(f"{error}; samples are decoded for every use from now on")
+
+
 def tell_notes(found):
     if found is not None:
         for note in found.notes():
@@ -122,6 +132,24 @@ def name_of_cache():
 def use_cache(name):
     """In a child that was started afresh: the parent's cache."""
     _settings["name"] = name
+
+
+# A host waits at its end for the other ranks, at most so long, seconds.
+_LINGER_S = 30.0
+
+
+@atexit.register
+def _linger():
+    found = _found.get(os.getpid())
+    # One that ends by an exception has its error seen at once.
+    if found is None or not found.hosts or getattr(sys, "last_type", None) is not None:
+        return
+    until, said = time.monotonic() + _LINGER_S, time.monotonic() + 3
+    while found.guests > 1 and time.monotonic() < until:
+        if time.monotonic() > said:
+            said = until
+            say(f"waiting for {found.guests - 1} processes that use the cache of this one (at most {_LINGER_S:.0f} s)")
+        time.sleep(0.01)
 
 
 def _after_fork():

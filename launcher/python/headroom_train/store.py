@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 
-from . import codec, node
+from . import _native, codec, node
 from .dataset import tag_of
 
 _NO_USE = (1 << 64) - 1
@@ -76,19 +76,24 @@ class Cache:
 
     def get(self, key, default=None, copy=False):
         """The value of a key, or `default`."""
-        found = node.node()
-        if found is None:
-            return default
-        number, tag = self._key(key)
-        entry = found.find(number, tag)
+        entry = self._find(key)
         if entry is None:
             return default
         value = codec.decode(entry)
         return codec.copied(value) if copy else value
 
-    def __contains__(self, key):
+    def _find(self, key):
         found = node.node()
-        return found is not None and found.find(*self._key(key)) is not None
+        if found is None:
+            return None
+        try:
+            return found.find(*self._key(key))
+        except _native.CacheLost as error:
+            node.lose(error)
+            return None
+
+    def __contains__(self, key):
+        return self._find(key) is not None
 
     def put(self, key, value):
         """Stores a value. False: there is no room for it. What is stored under the key already stays."""
@@ -96,14 +101,9 @@ class Cache:
 
     def get_or(self, key, make, copy=False):
         """The value of a key; one that is not stored is made by `make()`, once for all processes, and stored."""
-        found = node.node()
-        if found is not None:
-            number, tag = self._key(key)
-            entry = found.find(number, tag)
-            if entry is not None:
-                value = codec.decode(entry)
-                return codec.copied(value) if copy else value
-        entry, writer = self._store(key, make)
+        entry, writer = self._find(key), None
+        if entry is None:
+            entry, writer = self._store(key, make)
         if entry is None:
             return writer.value if writer.made else make()
         value = codec.decode(entry)
@@ -115,8 +115,11 @@ class Cache:
         writer = _Writer(make, tag, found.memory if found is not None else -1)
         if found is None:
             return None, writer
-        entry = found.open((number, tag), _NO_USE, self._guess, writer)
-        return entry, writer
+        try:
+            return found.open((number, tag), _NO_USE, self._guess, writer), writer
+        except _native.CacheLost as error:
+            node.lose(error)
+            return None, writer
 
     def __getstate__(self):
         return {"name": self.name, "cache": node.name_of_cache()}

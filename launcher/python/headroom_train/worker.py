@@ -106,7 +106,7 @@ class _Worker:
             try:
                 more = self.socket.recv_into(view[got:])
             except socket.timeout:
-                if os.getppid() != self.parent:
+                if self.parent and os.getppid() != self.parent:
                     raise _Gone from None
                 continue
             if more == 0:
@@ -178,20 +178,33 @@ class _Worker:
         return _DONE, total
 
 
+def _remade(kind, arguments, state):
+    """An exception as it was: without its __init__, which may want other arguments than those that it passed on."""
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state or {})
+    return error
+
+
 def packed(error, text):
     """An exception as bytes, with its traceback."""
+    kind = type(error)
     try:
-        data = pickle.dumps((error, text))
-        pickle.loads(data)
+        reduced = error.__reduce__()
+        if reduced[0] is kind and not isinstance(kind.__init__, type(object.__init__)):
+            made = (_remade, (kind, reduced[1], reduced[2] if len(reduced) > 2 else None), text)
+        else:
+            made = (None, error, text)
+        data = pickle.dumps(made)
+        unpacked(data)
         return data
     except Exception:
-        kind = f"{type(error).__module__}.{type(error).__qualname__}"
-        return pickle.dumps((WorkerError(f"{kind}: {error}"), text))
+        return pickle.dumps((None, WorkerError(f"{kind.__module__}.{kind.__qualname__}: {error}"), text))
 
 
 def unpacked(data):
     """The exception of a worker, whose traceback is its cause's text."""
-    error, text = pickle.loads(data)
+    remake, error, text = pickle.loads(data)
+    error = remake(*error) if remake else error
     if isinstance(error, StopIteration):
         # It would end the loop in silence.
         error = WorkerError(f"StopIteration: {error}")
@@ -221,7 +234,8 @@ def main(recipe, ends, info, init_fn, cache):
     number, count, parent, in_main = info
     if in_main and not _native.end_with_parent():
         in_main = False
-    if os.getppid() != parent:
+    # Under forkserver another process is the parent; there the socket's end tells.
+    if parent and os.getppid() != parent:
         os._exit(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for descriptor in inherited:
@@ -278,10 +292,10 @@ class Pool:
         self.numbers[number] = lane.number()
         inherited = [own for own in self.numbers if own is not None] if forks else []
         ends = (Descriptor(connection), Descriptor(lane.scratch()), self.memory and Descriptor(self.memory), inherited)
+        # A worker ends with the thread that started it: the main one, or the loader's own, which starts the later ones.
         in_main = threading.current_thread() is threading.main_thread() or self.processes[number] is not None
-        info = (number, self.count, os.getpid(), in_main and self.context.get_start_method() != "forkserver")
-        if self.context.get_start_method() == "forkserver":
-            info = (number, self.count, 0, False)
+        under_server = self.context.get_start_method() == "forkserver"
+        info = (number, self.count, 0 if under_server else os.getpid(), in_main and not under_server)
         process = self.context.Process(
             target=main, args=(self.recipe, ends, info, self.init_fn, node.name_of_cache()),
             name=f"headroom-decode-{number}", daemon=True,

@@ -161,10 +161,11 @@ impl Engine {
     /// One more batch, after those asked for before.
     pub fn push(&self, epoch: u64, ids: Vec<u64>, next_uses: Vec<u64>) {
         let shared = &self.shared;
-        if let Some(client) = shared.client() {
+        let client = shared.client();
+        if let Some(client) = client {
             client.announce_open(&shared.items(&ids, &next_uses));
         }
-        shared.lock().push(epoch, ids, next_uses);
+        shared.lock().push(epoch, ids, next_uses, client.is_some());
         shared.work.notify_all();
     }
 
@@ -179,7 +180,7 @@ impl Engine {
             return if flights.is_empty() { Next::End } else { Next::Wait };
         };
         drop(flights);
-        shared.retire(&done.ids);
+        shared.retire(&done.announced);
         match done.result {
             Ok(made) => Next::Batch(made),
             Err(failure) => Next::Failed(failure),

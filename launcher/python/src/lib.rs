@@ -32,6 +32,7 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("INDEX_BITS", engine::INDEX_BITS)?;
+    module.add("CacheLost", module.py().get_type::<node::CacheLost>())?;
     module.add_class::<node::Node>()?;
     module.add_class::<order::Order>()?;
     module.add_class::<sample::Sample>()?;

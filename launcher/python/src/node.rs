@@ -45,6 +45,15 @@ fn os(error: impl std::fmt::Display) -> PyErr {
     PyOSError::new_err(error.to_string())
 }
 
+pyo3::create_exception!(_native, CacheLost, PyOSError, "The process that hosts the cache is gone.");
+
+fn lost(error: CacheError) -> PyErr {
+    match error {
+        CacheError::Lost(_) | CacheError::Silent { .. } => CacheLost::new_err(error.to_string()),
+        error => os(error),
+    }
+}
+
 /// Joins the cache that is hosted under `name`, or hosts it.
 fn agree(name: &str, capacity: u64) -> Result<Part, String> {
     let since = Instant::now();
@@ -183,6 +192,12 @@ impl Node {
         Ok(stats)
     }
 
+    /// Processes that use the cache which this one hosts, itself included.
+    #[getter]
+    fn guests(&self) -> PyResult<usize> {
+        Ok(self.part()?.hosted.as_ref().map_or(0, |hosted| hosted.host.guests()))
+    }
+
     /// Lines for the user since the last call.
     fn notes(&self) -> PyResult<Vec<String>> {
         Ok(self.part()?.hosted.as_ref().map(|hosted| hosted.host.notes()).unwrap_or_default())
@@ -197,7 +212,7 @@ impl Node {
         };
         match found {
             Ok(taken) => taken.map(|taken| Sample::stored(taken, tag)).transpose(),
-            Err(error) => Err(os(error)),
+            Err(error) => Err(lost(error)),
         }
     }
 
@@ -225,7 +240,7 @@ impl Node {
         match opened {
             Ok(taken) => taken.map(|taken: Taken| Sample::stored(taken, tag)).transpose(),
             Err(Trouble::Python(error)) => Err(error),
-            Err(Trouble::Cache(error)) => Err(os(error)),
+            Err(Trouble::Cache(error)) => Err(lost(error)),
         }
     }
 }

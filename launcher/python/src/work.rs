@@ -31,7 +31,8 @@ pub enum Work {
 
 /// A batch that is done, well or with an error.
 pub struct Done {
-    pub ids: Vec<u64>,
+    /// Its samples that were announced to the cache.
+    pub announced: Vec<u64>,
     pub result: Result<Made, Failure>,
 }
 
@@ -40,6 +41,7 @@ struct Flight {
     epoch: u64,
     ids: Vec<u64>,
     next_uses: Vec<u64>,
+    announced: bool,
     claimed: usize,
     read: usize,
     samples: Vec<Option<Sample>>,
@@ -50,6 +52,10 @@ struct Flight {
 }
 
 impl Flight {
+    fn announced(self) -> Vec<u64> {
+        if self.announced { self.ids } else { Vec::new() }
+    }
+
     fn is_done(&self) -> bool {
         self.made.is_some() || (self.error.is_some() && self.read == self.claimed && !self.is_out())
     }
@@ -74,7 +80,7 @@ impl Flights {
         Self { flights: VecDeque::new(), threads: threads.max(1), next_sequence: 0, closing: false, wakes: 0 }
     }
 
-    pub fn push(&mut self, epoch: u64, ids: Vec<u64>, next_uses: Vec<u64>) {
+    pub fn push(&mut self, epoch: u64, ids: Vec<u64>, next_uses: Vec<u64>, announced: bool) {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         let samples = ids.iter().map(|_| None).collect();
@@ -83,6 +89,7 @@ impl Flights {
             epoch,
             ids,
             next_uses,
+            announced,
             claimed: 0,
             read: 0,
             samples,
@@ -134,18 +141,18 @@ impl Flights {
         if !self.front_is_done() {
             return None;
         }
-        let Flight { ids, made, error, .. } = self.flights.pop_front()?;
-        let result = match (made, error) {
+        let mut flight = self.flights.pop_front()?;
+        let result = match (flight.made.take(), flight.error.take()) {
             (Some(made), _) => Ok(made),
             (None, Some((_, failure))) => Err(failure),
             (None, None) => Err(Failure::Closed),
         };
-        Some(Done { ids, result })
+        Some(Done { announced: flight.announced(), result })
     }
 
-    /// Forgets all batches; returns the samples of each.
+    /// Forgets all batches; returns the announced samples of each.
     pub fn cancel(&mut self) -> Vec<Vec<u64>> {
-        self.flights.drain(..).map(|flight| flight.ids).collect()
+        self.flights.drain(..).map(Flight::announced).collect()
     }
 
     pub fn close(&mut self) {

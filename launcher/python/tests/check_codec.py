@@ -19,7 +19,9 @@ def through(value):
 
 def same(one, other):
     assert type(one) is type(other), (one, other)
-    if isinstance(one, np.ndarray):
+    if isinstance(one, np.ndarray) and one.dtype.hasobject:
+        assert one.tolist() == other.tolist()
+    elif isinstance(one, np.ndarray):
         assert one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes(), (one, other)
     elif isinstance(one, (tuple, list)):
         assert len(one) == len(other)

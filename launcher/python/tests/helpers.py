@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 
@@ -82,6 +83,18 @@ def ranks(count, script, words=(), env=(), first_port=None):
     return [json.loads(output.strip().splitlines()[-1]) for output in outputs]
 
 
+_meetings = [0]
+
+
+def together(folder, count):
+    """Waits until `count` processes are here."""
+    _meetings[0] += 1
+    name = f"here {_meetings[0]} "
+    open(os.path.join(folder, f"{name}{os.getpid()}"), "w").close()
+    while sum(file.startswith(name) for file in os.listdir(folder)) < count:
+        time.sleep(0.005)
+
+
 def raises(kind, text, call):
     try:
         call()
@@ -91,4 +104,4 @@ def raises(kind, text, call):
     raise AssertionError(f"no {kind.__name__}: {text}")
 
 
-__all__ = ["HAS_TORCH", "HERE", "Lengths", "Numbers", "headroom", "ids_of", "listed", "raises", "ranks"]
+__all__ = ["HAS_TORCH", "HERE", "Lengths", "Numbers", "headroom", "ids_of", "listed", "raises", "ranks", "together"]

@@ -265,8 +265,9 @@ impl Table {
 
     /// One use of `key` ended: a batch was read, or never will be.
     pub(super) fn leave(&mut self, key: u64) {
-        if let Some(entry) = self.entries.get_mut(&key) {
-            entry.users = entry.users.saturating_sub(1);
+        // What is kept has no users.
+        if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.users > 0) {
+            entry.users -= 1;
             if entry.users == 0 {
                 self.let_go(key);
             }
