@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import traceback
 import warnings
 
@@ -24,6 +25,8 @@ _NO_EPOCH = _SCRATCH
 _DECODE, _PLACE, _BUILD = 1, 2, 3
 _DONE, _LONG, _FAILED = 0, 1, 2
 _ANSWER = struct.Struct("<BQ")
+# A worker that is forked while another one starts would have its end of the socket, which then does not close with it.
+_starts = threading.Lock()
 # Seconds between two looks at whether the parent lives.
 _LOOK_S = 5.0
 
@@ -229,8 +232,8 @@ def _rebuilt(duplicate):
 
 
 def main(recipe, ends, info, init_fn, cache):
-    """The life of a worker. `ends`: its socket, its scratch memory, the cache's memory, and what a fork inherited."""
-    connection, scratch, memory, inherited = ends
+    """The life of a worker. `ends`: its socket, its scratch memory, the cache's memory."""
+    connection, scratch, memory = ends
     number, count, parent, in_main = info
     if in_main and not _native.end_with_parent():
         in_main = False
@@ -238,8 +241,6 @@ def main(recipe, ends, info, init_fn, cache):
     if parent and os.getppid() != parent:
         os._exit(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for descriptor in inherited:
-        os.close(descriptor)
     node.use_cache(cache)
     ours = socket.socket(fileno=connection.number)
     ours.settimeout(_LOOK_S)
@@ -280,18 +281,18 @@ class Pool:
     def __init__(self, recipe, count, context, init_fn, memory):
         self.recipe, self.count, self.context, self.init_fn = recipe, count, context, init_fn
         self.memory = memory
-        self.processes, self.numbers = [None] * count, [None] * count
+        self.processes = [None] * count
         self.closed = False
 
     def start(self, number):
         """Starts worker `number`; returns the loader's end."""
-        import threading
+        with _starts:
+            return self._start(number)
 
+    def _start(self, number):
         lane = _native.Lane()
-        connection, forks = lane.socket(), self.context.get_start_method() == "fork"
-        self.numbers[number] = lane.number()
-        inherited = [own for own in self.numbers if own is not None] if forks else []
-        ends = (Descriptor(connection), Descriptor(lane.scratch()), self.memory and Descriptor(self.memory), inherited)
+        connection = lane.socket()
+        ends = (Descriptor(connection), Descriptor(lane.scratch()), self.memory and Descriptor(self.memory))
         # A worker ends with the thread that started it: the main one, or the loader's own, which starts the later ones.
         in_main = threading.current_thread() is threading.main_thread() or self.processes[number] is not None
         under_server = self.context.get_start_method() == "forkserver"
@@ -308,6 +309,8 @@ class Pool:
         finally:
             os.close(connection)
         self.processes[number] = process
+        if not under_server:
+            lane.set_process(process.pid)
         return lane
 
     def respawn(self, number, late):
@@ -351,3 +354,11 @@ def _end_of(code):
         name = f"signal {-code}"
     hint = ": the kernel kills so when memory runs out" if -code == signal.SIGKILL else ""
     return f"was ended by {name}{hint}"
+
+
+def _after_fork():
+    global _starts
+    _starts = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -148,8 +148,8 @@ impl Engine {
             client.wake_by(Arc::downgrade(&waker));
         }
         let mut engine = Self { shared, threads: Vec::new() };
-        for (number, lane) in lanes.into_iter().enumerate() {
-            lane.limit(engine.shared.plan.timeout)?;
+        for (number, mut lane) in lanes.into_iter().enumerate() {
+            lane.limit(engine.shared.plan.timeout);
             let shared = Arc::clone(&engine.shared);
             let serve = move || Thread { shared: &shared, number, lane }.serve();
             let thread = std::thread::Builder::new().name(format!("hr-data-{number}")).stack_size(512 << 10);
@@ -448,13 +448,13 @@ impl Thread<'_> {
                 RESTART_TIME.as_secs()
             )));
         }
-        let (lane, end) = self.shared.respawn.respawn(self.number, late).map_err(Failure::Worker)?;
+        let (mut lane, end) = self.shared.respawn.respawn(self.number, late).map_err(Failure::Worker)?;
         if late {
             let limit = self.shared.plan.timeout.unwrap_or_default().as_secs_f64();
             return Err(Failure::Worker(format!("{end}: it took longer than timeout={limit} s for sample {index}")));
         }
-        let started = lane.limit(self.shared.plan.timeout).and_then(|()| lane.breaker());
-        let breaker = started.map_err(Failure::Scratch)?;
+        lane.limit(self.shared.plan.timeout);
+        let breaker = lane.breaker().map_err(Failure::Scratch)?;
         if let Some(place) =
             self.shared.breakers.lock().unwrap_or_else(PoisonError::into_inner).get_mut(self.number)
         {

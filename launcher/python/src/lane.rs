@@ -7,18 +7,22 @@
 //! Numbers are little-endian u64, after one byte of kind. The worker answers each request once: a byte of outcome, and a
 //! number or an error. It holds no mapping: it writes to the cache's memory by offset, so it has no page tables for it.
 
+use rustix::process::Pid;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const DECODE: u8 = 1;
 const PLACE: u8 = 2;
 const BUILD: u8 = 3;
 /// An offset that means the worker's scratch memory.
 const SCRATCH: u64 = u64::MAX;
+
+/// Time between two looks at whether the worker lives and is in time.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Outcome of a request.
 #[derive(Debug)]
@@ -46,6 +50,10 @@ pub struct Lane {
     socket: UnixStream,
     scratch: File,
     theirs: Option<UnixStream>,
+    /// The worker, where it is a child of this process.
+    process: Option<Pid>,
+    /// Longest time that a request may take; `None`: any.
+    limit: Option<Duration>,
 }
 
 impl Lane {
@@ -54,7 +62,8 @@ impl Lane {
     pub fn new() -> io::Result<Self> {
         let (socket, theirs) = UnixStream::pair()?;
         let scratch = File::from(cache::shared_memory("headroom-scratch", 0)?.fd);
-        Ok(Self { socket, scratch, theirs: Some(theirs) })
+        socket.set_read_timeout(Some(LOOK))?;
+        Ok(Self { socket, scratch, theirs: Some(theirs), process: None, limit: None })
     }
 
     /// The worker's end, given away; once.
@@ -67,9 +76,9 @@ impl Lane {
         self.scratch.as_raw_fd()
     }
 
-    /// Number of this end's descriptor, which a forked child has to close; it stays this one's.
-    pub fn number(&self) -> i32 {
-        self.socket.as_raw_fd()
+    /// The worker runs as child `process`.
+    pub fn set_process(&mut self, process: i32) {
+        self.process = Pid::from_raw(process);
     }
 
     /// Another handle of the same socket, to end a request from outside.
@@ -81,11 +90,8 @@ impl Lane {
     }
 
     /// Longest time that a request may take; `None`: any.
-    ///
-    /// # Errors
-    /// The system refuses the limit.
-    pub fn limit(&self, time: Option<Duration>) -> io::Result<()> {
-        self.socket.set_read_timeout(time)
+    pub fn limit(&mut self, time: Option<Duration>) {
+        self.limit = time;
     }
 
     /// Decodes sample `index` into `room` bytes at `offset` of the cache; `None`: into the scratch memory. `epoch`: for a data set
@@ -149,9 +155,31 @@ impl Lane {
         self.socket.write_all(&request)
     }
 
+    /// Reads all of `out`. A worker that ended is noticed even where another process has its end of the socket, by a fork at
+    /// the wrong moment.
+    fn receive(&mut self, mut out: &mut [u8], since: Instant) -> io::Result<()> {
+        while !out.is_empty() {
+            match self.socket.read(out) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(bytes) => out = &mut out[bytes..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    if self.limit.is_some_and(|limit| since.elapsed() >= limit) {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    if self.process.is_some_and(launcher::supervise::has_ended) {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn answer(&mut self) -> io::Result<Answer> {
-        let mut head = [0; 9];
-        self.socket.read_exact(&mut head)?;
+        let (mut head, since) = ([0; 9], Instant::now());
+        self.receive(&mut head, since)?;
         let [outcome, number @ ..] = head;
         let odd = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
         let number = usize::try_from(u64::from_le_bytes(number)).map_err(|e| odd(e.to_string()))?;
@@ -160,7 +188,7 @@ impl Lane {
             1 => Ok(Answer::Long(number)),
             2 => {
                 let mut text = vec![0; number.min(64 << 20)];
-                self.socket.read_exact(&mut text)?;
+                self.receive(&mut text, since)?;
                 Ok(Answer::Failed(text))
             }
             other => Err(odd(format!("a decode worker answered {other}: something in it writes to the descriptors of others"))),

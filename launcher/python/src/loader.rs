@@ -41,9 +41,12 @@ impl Lane {
         self.with(Raw::give_socket)
     }
 
-    /// Descriptor of this end, which a forked child closes.
-    fn number(&self) -> PyResult<i32> {
-        self.with(|lane| Some(lane.number()))
+    /// The worker runs as a child of this process.
+    fn set_process(&self, pid: i32) -> PyResult<()> {
+        self.with(|lane| {
+            lane.set_process(pid);
+            Some(())
+        })
     }
 
     /// Descriptor of the memory that the worker writes batches to; it stays this object's.
