@@ -14,20 +14,24 @@
 //! Two threads speak with the directory, so that nobody who trains or loads ever blocks on the socket. A read of an entry
 //! that was announced and granted takes two short locks and no round trip.
 
+mod fill;
 mod lend;
 mod offer;
+mod open;
 mod slabs;
 mod table;
 #[cfg(test)]
 mod testing;
 
 pub use crate::error::CacheError;
+use fill::{FillGuard, Filler};
 pub use lend::{Lent, Reading};
+pub use open::{Filling, OpenFn, Taken};
 pub use slabs::{Registrar, Registration};
 pub use spec::contract::cache::Item;
 pub use table::{ClientStats, Offer};
 
-use crate::mapping::{ReadSpan, SharedMap, WriteSpan};
+use crate::mapping::{ReadSpan, SharedMap};
 use spec::contract::VERSION;
 use spec::contract::cache::{CacheStats, FromDirectory, ToDirectory};
 use spec::contract::wire::{Decoder, encode};
@@ -40,7 +44,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use table::{Busy, Look, Table};
+use table::{Busy, Kind, Look, Table};
 
 /// Longest wait for the directory's reply to an `Acquire`.
 const REPLY_LIMIT: Duration = Duration::from_secs(30);
@@ -145,7 +149,8 @@ impl CacheClient {
     fn announce_all(&self, wants: &[Item], reserve: bool) {
         let seal = self.seal_bytes() as u64;
         let mut table = self.inner.lock();
-        table.announce(wants.iter().map(|want| Item { bytes: want.bytes + seal, ..*want }), reserve);
+        let wants = wants.iter().map(|want| Item { bytes: want.bytes + seal, ..*want });
+        table.announce(wants, reserve, Kind::Exact);
         self.inner.send(&mut table);
     }
 
@@ -178,7 +183,9 @@ impl CacheClient {
     fn hold<E: From<CacheError>>(&self, want: Item, again: bool, fill: &mut FillFn<E>) -> Result<Option<Held<'_>>, E> {
         // Made before the lock is taken, so that it ends after the lock is let go.
         let user = User { client: self, key: want.key };
-        let span = self.find(want, again, fill)?;
+        let want = Item { bytes: want.bytes + self.seal_bytes() as u64, ..want };
+        let span = self.find(want, (Kind::Exact, again), &mut Filler::Exact(fill))?;
+        let want = Item { bytes: want.bytes - self.seal_bytes() as u64, ..want };
         Ok(span.map(|span| Held { span, bytes: want.bytes as usize, user }))
     }
 
@@ -186,19 +193,18 @@ impl CacheClient {
     fn find<E: From<CacheError>>(
         &self,
         want: Item,
-        again: bool,
-        fill: &mut FillFn<E>,
+        (kind, again): (Kind, bool),
+        fill: &mut Filler<E>,
     ) -> Result<Option<Arc<ReadSpan>>, E> {
-        let want = Item { bytes: want.bytes + self.seal_bytes() as u64, ..want };
         let mut table = self.inner.lock();
-        table.enter(want);
+        table.enter(want, kind);
         self.inner.send(&mut table);
         let mut waited = Duration::ZERO;
         loop {
             if let Some(problem) = &table.failed {
                 return Err(CacheError::Lost(problem.clone()).into());
             }
-            match table.look(want.key, again) {
+            match table.look(want.key, again, kind) {
                 Look::Ready { span, checked } => {
                     drop(table);
                     if self.verify && !checked {
@@ -214,7 +220,7 @@ impl CacheClient {
                 }
                 Look::Busy(busy) => {
                     self.inner.send(&mut table);
-                    if let Some((key, span)) = table.take_fill() {
+                    if let Some((key, span)) = fill.keys().and_then(|keys| table.take_fill(keys)) {
                         drop(table);
                         // Whoever needs this one meets the error.
                         let _ = self.fill(key, span, fill);
@@ -243,11 +249,11 @@ impl CacheClient {
 
     /// Fills one granted entry that no thread fills. False means that there was no such entry.
     pub fn work_ahead<E>(&self, fill: &mut FillFn<E>) -> bool {
-        let Some((key, span)) = self.inner.lock().take_fill() else {
+        let Some((key, span)) = self.inner.lock().take_fill(0..=u64::MAX) else {
             return false;
         };
         // Whoever needs it meets the error.
-        let _ = self.fill(key, span, fill);
+        let _ = self.fill(key, span, &mut Filler::Exact(fill));
         true
     }
 
@@ -298,28 +304,6 @@ impl CacheClient {
 
     fn seal_bytes(&self) -> usize {
         if self.verify { SEAL_BYTES } else { 0 }
-    }
-
-    /// Fills and publishes; whatever goes wrong, the directory hears of it.
-    fn fill<E>(&self, key: u64, span: WriteSpan, fill: &mut FillFn<E>) -> Result<(), E> {
-        let mut guard = FillGuard { client: self, key, span: Some(span) };
-        let Some(span) = guard.span.as_mut() else {
-            return Ok(());
-        };
-        self.write(key, span, fill)?;
-        guard.publish();
-        Ok(())
-    }
-
-    /// An entry's bytes, and its seal behind them.
-    fn write<E>(&self, key: u64, span: &mut WriteSpan, fill: &mut FillFn<E>) -> Result<(), E> {
-        let bytes = span.bytes_mut();
-        let (bytes, seal) = bytes.split_at_mut(bytes.len() - self.seal_bytes());
-        fill(key, bytes)?;
-        if self.verify {
-            seal.copy_from_slice(&seal_of(key, bytes));
-        }
-        Ok(())
     }
 
     fn check(&self, key: u64, bytes: &[u8]) -> Result<(), CacheError> {
@@ -399,33 +383,6 @@ impl Drop for User<'_> {
         let mut table = self.client.inner.lock();
         table.exit(self.key);
         self.client.inner.send(&mut table);
-    }
-}
-
-/// A fill under way. Dropped without [`FillGuard::publish`], by error or panic, the entry is abandoned.
-struct FillGuard<'a> {
-    client: &'a CacheClient,
-    key: u64,
-    span: Option<WriteSpan>,
-}
-
-impl FillGuard<'_> {
-    fn publish(mut self) {
-        if let Some(span) = self.span.take() {
-            self.client.inner.lock().filled(self.key, span);
-        }
-    }
-}
-
-impl Drop for FillGuard<'_> {
-    fn drop(&mut self) {
-        let inner = &self.client.inner;
-        let mut table = inner.lock();
-        if let Some(span) = self.span.take() {
-            table.not_filled(self.key, span);
-        }
-        inner.send(&mut table);
-        inner.changed.notify_all();
     }
 }
 

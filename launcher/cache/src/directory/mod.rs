@@ -53,6 +53,10 @@ impl Entry {
         self.offset + self.bytes.max(1)
     }
 
+    fn ready(&self) -> Grant {
+        Grant::Ready { offset: self.offset, bytes: self.bytes }
+    }
+
     fn resting(&self) -> bool {
         self.filler.is_none() && self.holders.is_empty()
     }
@@ -105,6 +109,21 @@ impl Hasher for KeyHasher {
     }
 }
 
+/// How a rank asks for entries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// With their lengths.
+    Exact,
+    /// With guesses of them.
+    Open,
+    /// For what is there.
+    Find,
+}
+
+/// Makes memory for at least so many bytes more; returns where the usable part of the mapping ends then. `None`: there is
+/// no more.
+pub type More = Box<dyn FnMut(u64) -> Option<u64> + Send>;
+
 #[derive(Debug, Default)]
 struct Table {
     map: HashMap<u64, Entry, BuildHasherDefault<KeyHasher>>,
@@ -133,6 +152,10 @@ pub struct Directory {
     limit_bytes: u64,
     /// Entries that reach beyond the limit.
     beyond: usize,
+    /// Memory that is made when it is needed.
+    more: Option<More>,
+    /// There was no room for an entry: from then on entries displace each other.
+    full: bool,
 }
 
 impl Directory {
@@ -154,7 +177,19 @@ impl Directory {
             ranks: HashMap::new(),
             limit_bytes: u64::MAX,
             beyond: 0,
+            more: None,
+            full: false,
         }
+    }
+
+    /// Asks `more` for memory before an entry is displaced or refused.
+    pub fn set_more(&mut self, more: More) {
+        self.more = Some(more);
+    }
+
+    /// True once there was no room for an entry.
+    pub fn is_full(&self) -> bool {
+        self.full
     }
 
     /// The first `present_bytes` of the mapping have memory behind them now. Ends a [`Directory::shrink`], which must
@@ -219,11 +254,20 @@ impl Directory {
             }
             ToDirectory::Hello { rank: said, .. } if *said != rank => return Err(Fault::Rank { rank, said: *said }),
             ToDirectory::Hello { .. } => {}
-            ToDirectory::Acquire { ticket, items } => self.acquire_all(rank, *ticket, items, replies)?,
+            ToDirectory::Acquire { ticket, items } => self.acquire_all(rank, *ticket, items, Ask::Exact, replies)?,
+            ToDirectory::Open { ticket, items } => self.acquire_all(rank, *ticket, items, Ask::Open, replies)?,
+            ToDirectory::Find { ticket, items } => self.acquire_all(rank, *ticket, items, Ask::Find, replies)?,
             ToDirectory::Again { ticket, items } => {
                 // Counted when they were refused.
                 self.count(rank, |stats| stats.bypasses = stats.bypasses.saturating_sub(items.len() as u64));
-                self.acquire_all(rank, *ticket, items, replies)?;
+                self.acquire_all(rank, *ticket, items, Ask::Exact, replies)?;
+            }
+            ToDirectory::Enlarge { ticket, key, bytes } => {
+                let grant = self.enlarge(rank, *key, *bytes, replies)?;
+                replies.push((rank, FromDirectory::Granted { ticket: *ticket, grants: vec![grant] }));
+            }
+            ToDirectory::Length { keys } => {
+                keys.iter().try_for_each(|(key, bytes)| self.shorten(rank, *key, *bytes))?;
             }
             ToDirectory::Publish { keys } => keys.iter().try_for_each(|key| self.publish(rank, *key, replies))?,
             ToDirectory::Abandon { keys } => keys.iter().try_for_each(|key| self.abandon(rank, *key, replies))?,
@@ -256,20 +300,27 @@ impl Directory {
         }
     }
 
-    fn acquire_all(&mut self, rank: u32, ticket: u64, items: &[Item], replies: &mut Replies) -> Result<(), Fault> {
+    fn acquire_all(
+        &mut self,
+        rank: u32,
+        ticket: u64,
+        items: &[Item],
+        ask: Ask,
+        replies: &mut Replies,
+    ) -> Result<(), Fault> {
         let mut grants = Vec::with_capacity(items.len());
         for item in items {
-            grants.push(self.acquire(rank, item)?);
+            grants.push(self.acquire(rank, item, ask)?);
         }
         replies.push((rank, FromDirectory::Granted { ticket, grants }));
         Ok(())
     }
 
-    fn acquire(&mut self, rank: u32, item: &Item) -> Result<Grant, Fault> {
+    fn acquire(&mut self, rank: u32, item: &Item, ask: Ask) -> Result<Grant, Fault> {
         let Some(entry) = self.table.map.get_mut(&item.key) else {
-            return Ok(self.admit(rank, item));
+            return Ok(if ask == Ask::Find { Grant::Bypass } else { self.admit(rank, item) });
         };
-        if entry.bytes != item.bytes {
+        if ask == Ask::Exact && entry.bytes != item.bytes {
             return Err(Fault::Bytes { rank, key: item.key, asked: item.bytes, bytes: entry.bytes });
         }
         if item.offer {
@@ -287,10 +338,10 @@ impl Directory {
         }
         self.table.resting -= usize::from(entry.resting());
         entry.hold(rank);
-        let offset = entry.offset;
+        let grant = entry.ready();
         self.policy.used(item.key);
         self.count(rank, |stats| stats.hits += 1);
-        Ok(Grant::Ready { offset })
+        Ok(grant)
     }
 
     /// An entry that is not there: room for it, or none.
@@ -316,17 +367,25 @@ impl Directory {
         if !item.offer {
             self.count(rank, |stats| stats.misses += 1);
         }
-        Grant::Fill { offset }
+        Grant::Fill { offset, bytes: item.bytes }
     }
 
     fn place(&mut self, item: &Item) -> Option<u64> {
-        if !self.arena.can_hold(item.bytes) {
+        if self.more.is_none() && !self.arena.can_hold(item.bytes) {
             return None;
         }
         loop {
             if let Some(offset) = self.arena.alloc(item.bytes) {
                 return Some(offset);
             }
+            if let Some(present) = self.more.as_mut().and_then(|more| more(item.bytes)) {
+                self.arena.grow(present.min(self.total.capacity_bytes).min(self.limit_bytes));
+                continue;
+            }
+            if !self.arena.can_hold(item.bytes) {
+                return None;
+            }
+            self.full = true;
             if self.table.resting == 0 {
                 return None;
             }
@@ -340,13 +399,48 @@ impl Directory {
     fn publish(&mut self, rank: u32, key: u64, replies: &mut Replies) -> Result<(), Fault> {
         let entry = self.filled_by(rank, key)?;
         entry.filler = None;
-        let offset = entry.offset;
+        let grant = entry.ready();
         let waiters = std::mem::take(&mut entry.waiters);
         waiters.iter().for_each(|waiter| entry.hold(*waiter));
         for waiter in waiters {
             self.count(waiter, |stats| stats.hits += 1);
-            replies.push((waiter, FromDirectory::Settled { key, grant: Grant::Ready { offset } }));
+            replies.push((waiter, FromDirectory::Settled { key, grant }));
         }
+        Ok(())
+    }
+
+    /// Another, longer place for an entry that is being filled; [`Grant::Bypass`]: there is none, and the entry is gone.
+    fn enlarge(&mut self, rank: u32, key: u64, bytes: u64, replies: &mut Replies) -> Result<Grant, Fault> {
+        let entry = self.filled_by(rank, key)?;
+        let (offset, before, next_use) = (entry.offset, entry.bytes, entry.next_use);
+        let found = match self.is_beyond(key) {
+            true => None,
+            false => self.place(&Item { key, bytes, next_use, offer: false }),
+        };
+        let Some(place) = found else {
+            self.turn_away(key, replies);
+            return Ok(Grant::Bypass);
+        };
+        self.arena.free(offset, before);
+        self.total.used_bytes = self.total.used_bytes - before + bytes;
+        let entry = self.filled_by(rank, key)?;
+        (entry.offset, entry.bytes) = (place, bytes);
+        Ok(Grant::Fill { offset: place, bytes })
+    }
+
+    /// The entry that is being filled has `bytes`; what is left of its room is free.
+    fn shorten(&mut self, rank: u32, key: u64, bytes: u64) -> Result<(), Fault> {
+        let limit = self.limit_bytes;
+        let entry = self.filled_by(rank, key)?;
+        let (offset, before, was_beyond) = (entry.offset, entry.bytes, entry.end() > limit);
+        if bytes > before {
+            return Err(Fault::Bytes { rank, key, asked: bytes, bytes: before });
+        }
+        entry.bytes = bytes;
+        let leaves = was_beyond && entry.end() <= limit;
+        self.beyond -= usize::from(leaves);
+        self.arena.shorten(offset, before, bytes);
+        self.total.used_bytes -= before - bytes;
         Ok(())
     }
 
@@ -367,7 +461,7 @@ impl Directory {
         };
         entry.filler = Some(next);
         entry.hold(next);
-        let grant = Grant::Fill { offset: entry.offset };
+        let grant = Grant::Fill { offset: entry.offset, bytes: entry.bytes };
         self.count(next, |stats| stats.misses += 1);
         replies.push((next, FromDirectory::Settled { key, grant }));
     }

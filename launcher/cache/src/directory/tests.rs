@@ -38,11 +38,11 @@ fn bench(capacity: u64, policy: PolicyKind) -> Bench {
 #[test]
 fn one_decode_serves_every_rank() {
     let mut b = bench(1 << 20, PolicyKind::Pin);
-    let Grant::Fill { offset } = b.acquire(0, item(7, 1000, 9)) else { panic!() };
+    let Grant::Fill { offset, .. } = b.acquire(0, item(7, 1000, 9)) else { panic!() };
     assert_eq!([b.acquire(1, item(7, 1000, 9)), b.acquire(2, item(7, 1000, 9))], [Grant::Wait; 2]);
-    let settled = |rank| (rank, FromDirectory::Settled { key: 7, grant: Grant::Ready { offset } });
+    let settled = |rank| (rank, FromDirectory::Settled { key: 7, grant: Grant::Ready { offset, bytes: 1000 } });
     assert_eq!(b.send(0, ToDirectory::Publish { keys: vec![7] }), [settled(1), settled(2)]);
-    assert_eq!(b.acquire(3, item(7, 1000, 9)), Grant::Ready { offset });
+    assert_eq!(b.acquire(3, item(7, 1000, 9)), Grant::Ready { offset, bytes: 1000 });
     let stats = b.0.stats();
     assert_eq!((stats.hits, stats.misses, stats.bypasses, stats.used_bytes, stats.entries), (3, 1, 0, 1000, 1));
     let own = b.0.rank_stats(1);
@@ -52,9 +52,9 @@ fn one_decode_serves_every_rank() {
 #[test]
 fn a_fill_that_fails_goes_to_the_next_waiter_and_then_leaves_no_entry() {
     let mut b = bench(1 << 20, PolicyKind::NextUse);
-    let Grant::Fill { offset } = b.acquire(0, item(7, 1000, 9)) else { panic!() };
+    let Grant::Fill { offset, .. } = b.acquire(0, item(7, 1000, 9)) else { panic!() };
     assert_eq!(b.acquire(1, item(7, 1000, 9)), Grant::Wait);
-    let fill = FromDirectory::Settled { key: 7, grant: Grant::Fill { offset } };
+    let fill = FromDirectory::Settled { key: 7, grant: Grant::Fill { offset, bytes: 1000 } };
     assert_eq!(b.send(0, ToDirectory::Abandon { keys: vec![7] }), [(1, fill)]);
     assert_eq!(b.send(1, ToDirectory::Abandon { keys: vec![7] }), []);
     let stats = b.0.stats();
@@ -66,12 +66,12 @@ fn a_dead_filler_is_followed_by_a_waiter_and_its_references_are_dropped() {
     let mut b = bench(128, PolicyKind::Lru);
     b.store(item(1, 64, 9));
     assert!(matches!(b.acquire(0, item(1, 64, 9)), Grant::Ready { .. }));
-    let Grant::Fill { offset } = b.acquire(0, item(2, 64, 9)) else { panic!() };
+    let Grant::Fill { offset, .. } = b.acquire(0, item(2, 64, 9)) else { panic!() };
     assert_eq!(b.acquire(1, item(2, 64, 9)), Grant::Wait);
     assert_eq!(b.acquire(1, item(3, 64, 9)), Grant::Bypass, "both entries are in use");
     let mut replies = Vec::new();
     b.0.rank_gone(0, &mut replies);
-    assert_eq!(replies, [(1, FromDirectory::Settled { key: 2, grant: Grant::Fill { offset } })]);
+    assert_eq!(replies, [(1, FromDirectory::Settled { key: 2, grant: Grant::Fill { offset, bytes: 64 } })]);
     assert!(matches!(b.acquire(1, item(3, 64, 9)), Grant::Fill { .. }), "entry 1 may go now");
     assert_eq!(b.0.stats().evictions, 1);
 }
@@ -140,6 +140,73 @@ fn an_entry_asked_for_again_is_counted_once_by_the_last_answer() {
 }
 
 #[test]
+fn an_open_entry_is_cut_to_its_length_or_finds_a_longer_place() {
+    let mut b = bench(1024, PolicyKind::NextUse);
+    let open = |b: &mut Bench, rank, item| match b.send(rank, ToDirectory::Open { ticket: 1, items: vec![item] }).pop() {
+        Some((to, FromDirectory::Granted { ticket: 1, grants })) if to == rank => grants[0],
+        other => panic!("{other:?}"),
+    };
+    let find = |b: &mut Bench, key| match b.send(0, ToDirectory::Find { ticket: 2, items: vec![item(key, 0, 9)] }).pop() {
+        Some((0, FromDirectory::Granted { ticket: 2, grants })) => grants[0],
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(find(&mut b, 1), Grant::Bypass);
+    assert_eq!(b.0.stats().bypasses, 0, "what is only looked for is no look-up");
+    assert_eq!(open(&mut b, 0, item(1, 512, 9)), Grant::Fill { offset: 0, bytes: 512 });
+    assert_eq!((find(&mut b, 1), open(&mut b, 1, item(1, 7, 9))), (Grant::Wait, Grant::Wait));
+    b.send(0, ToDirectory::Length { keys: vec![(1, 100)] });
+    let ready = Grant::Ready { offset: 0, bytes: 100 };
+    let settled = |rank| (rank, FromDirectory::Settled { key: 1, grant: ready });
+    assert_eq!(b.send(0, ToDirectory::Publish { keys: vec![1] }), [settled(0), settled(1)]);
+    assert_eq!(find(&mut b, 1), ready);
+    // The second one is longer than was thought.
+    assert_eq!(open(&mut b, 0, item(2, 64, 9)), Grant::Fill { offset: 128, bytes: 64 });
+    let larger = b.send(0, ToDirectory::Enlarge { ticket: 3, key: 2, bytes: 700 });
+    let grants = vec![Grant::Fill { offset: 192, bytes: 700 }];
+    assert_eq!(larger, [(0, FromDirectory::Granted { ticket: 3, grants })]);
+    assert_eq!((b.0.stats().used_bytes, b.0.is_full()), (800, false));
+    // The third fits nowhere: its waiter reads for itself.
+    assert_eq!(open(&mut b, 0, item(3, 64, 9)), Grant::Fill { offset: 128, bytes: 64 });
+    assert_eq!(open(&mut b, 1, item(3, 64, 9)), Grant::Wait);
+    let none = b.send(0, ToDirectory::Enlarge { ticket: 4, key: 3, bytes: 400 });
+    let turned_away = (1, FromDirectory::Settled { key: 3, grant: Grant::Bypass });
+    assert_eq!(none, [turned_away, (0, FromDirectory::Granted { ticket: 4, grants: vec![Grant::Bypass] })]);
+    assert_eq!((b.0.stats().used_bytes, b.0.stats().entries, b.0.is_full()), (800, 2, true));
+    let mut replies = Vec::new();
+    let too_long = b.0.handle(0, &ToDirectory::Length { keys: vec![(2, 701)] }, &mut replies);
+    assert!(matches!(too_long, Err(Fault::Bytes { key: 2, .. })));
+}
+
+#[test]
+fn what_is_used_longest_ago_goes_first_where_no_order_is_known() {
+    let mut b = bench(4 * 64, PolicyKind::NextUse);
+    let item = |key| item(key, 64, u64::MAX);
+    let touch = |b: &mut Bench, key| {
+        assert!(matches!(b.acquire(0, item(key)), Grant::Ready { .. }), "{key} is there");
+        b.send(0, ToDirectory::Release { keys: vec![(key, u64::MAX)] });
+    };
+    (0..4).for_each(|key| b.store(item(key)));
+    [0, 2].into_iter().for_each(|key| touch(&mut b, key));
+    (4..6).for_each(|key| b.store(item(key)));
+    [0, 2, 4, 5].into_iter().for_each(|key| touch(&mut b, key));
+}
+
+#[test]
+fn memory_is_made_before_anything_is_displaced() {
+    let mut directory = Directory::growing(1024, 64, PolicyKind::Lru);
+    let mut present = 64;
+    directory.set_more(Box::new(move |bytes| {
+        present = 512.min(present + bytes.next_multiple_of(128));
+        (present < 512).then_some(present)
+    }));
+    let mut b = Bench(directory);
+    (0..7).for_each(|key| b.store(item(key, 64, 9)));
+    assert_eq!((b.0.stats().evictions, b.0.is_full()), (0, false));
+    b.store(item(9, 64, 9));
+    assert_eq!((b.0.stats().evictions, b.0.is_full()), (1, true), "what can be had is 448 bytes");
+}
+
+#[test]
 fn a_late_report_does_not_bring_a_past_use_back() {
     let mut b = bench(2 * 64, PolicyKind::NextUse);
     b.store(item(1, 64, 20));
@@ -205,8 +272,8 @@ impl World {
 
     fn granted(&mut self, rank: usize, key: u64, grant: Grant) {
         match grant {
-            Grant::Ready { offset } => self.held[rank].push((key, offset)),
-            Grant::Fill { offset } => {
+            Grant::Ready { offset, .. } => self.held[rank].push((key, offset)),
+            Grant::Fill { offset, .. } => {
                 for (other, at) in self.fills.iter().chain(&self.held).flatten() {
                     let (a, b) = (Self::span(*at, *other), Self::span(offset, key));
                     assert!(a.end <= b.start || b.end <= a.start, "entry {key} is put over {other}, which is in use");

@@ -1,18 +1,23 @@
 //! The directory at work: one thread that serves one stream socket per rank, and the memory behind it.
 
+mod join;
+
+pub use join::Joiner;
+
 use super::directory::{Directory, Replies};
 use super::memory::{self, MemoryError, Room};
 use super::policy::PolicyKind;
 use crate::refused::EPOLL_CREATE;
 use crate::shared::SharedMemory;
+use join::{FIRST_GUEST, STEP_BYTES, more_memory, pair};
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use spec::contract::cache::{CacheStats, FromDirectory, ToDirectory};
 use spec::contract::wire::{Decoder, encode};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -69,6 +74,12 @@ struct Shared {
     /// The server's thread serves no more.
     ended: AtomicBool,
     gone: Mutex<Vec<u32>>,
+    /// Processes that come in.
+    joining: Mutex<Vec<(u32, OwnedFd)>>,
+    next_guest: AtomicU32,
+    guests: AtomicUsize,
+    /// Memory is made when entries need it, not ahead.
+    lazy: bool,
     notes: Mutex<Vec<String>>,
     /// Makes the server look at `stop` and `gone`: both ends of a pipe, since sandboxes may refuse an eventfd.
     wake: OwnedFd,
@@ -115,7 +126,7 @@ impl Shared {
             memory.present = cleared;
             drop(memory);
             memory::punch(memfd, cleared, present).map_err(|e| (present, e))?;
-        } else if present < wanted && cleared >= wanted {
+        } else if !self.lazy && present < wanted && cleared >= wanted {
             drop(memory);
             let extended = memory::extend(memfd, present, wanted, room);
             let mut memory = lock(&self.memory);
@@ -156,8 +167,22 @@ impl CacheHost {
     /// # Errors
     /// The node has too little room; the system refuses memory, sockets or threads.
     pub fn start(plan: &HostPlan, room: Room) -> Result<Self, HostError> {
+        Self::start_with(plan, room, false)
+    }
+
+    /// As [`CacheHost::start`], with pages that are made when entries need them: for a process that does not know how much
+    /// it will store.
+    ///
+    /// # Errors
+    /// As [`CacheHost::start`].
+    pub fn start_lazily(plan: &HostPlan, room: Room) -> Result<Self, HostError> {
+        Self::start_with(plan, room, true)
+    }
+
+    fn start_with(plan: &HostPlan, room: Room, lazy: bool) -> Result<Self, HostError> {
         let SharedMemory { fd: memfd, note, .. } = memory::create(plan.capacity_bytes, room)?;
-        let present = memory::extend(&memfd, 0, plan.capacity_bytes, room)?;
+        let first = if lazy { plan.capacity_bytes.min(*STEP_BYTES.start()) } else { plan.capacity_bytes };
+        let present = memory::extend(&memfd, 0, first, room)?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK);
         let ((alarm, alarm_end), (woken, wake)) = (pipe()?, pipe()?);
         let shared = Arc::new(Shared {
@@ -169,6 +194,10 @@ impl CacheHost {
             panic: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             gone: Mutex::default(),
+            joining: Mutex::default(),
+            next_guest: AtomicU32::new(FIRST_GUEST),
+            guests: AtomicUsize::new(0),
+            lazy,
             notes: Mutex::default(),
             wake,
             woken,
@@ -177,12 +206,15 @@ impl CacheHost {
         note.into_iter().for_each(|note| shared.note(note));
         let (mut sockets, mut peers) = (Vec::new(), Vec::new());
         for rank in &plan.ranks {
-            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-            rustix::io::ioctl_fionbio(&ours, true)?;
+            let (ours, theirs) = pair()?;
             peers.push(Peer::new(*rank, ours));
             sockets.push(Some(theirs));
         }
-        let server = Server::new(plan, present, peers, Arc::clone(&shared))?;
+        let mut server = Server::new(plan, present, peers, Arc::clone(&shared))?;
+        if lazy {
+            let more = more_memory(memfd.try_clone()?, Arc::clone(&shared), plan.capacity_bytes, room);
+            server.directory.set_more(more);
+        }
         let server =
             std::thread::Builder::new().name("cache".into()).stack_size(512 << 10).spawn(move || server.run())?;
         let mut host = Self { memfd, alarm, plan: plan.clone(), sockets, shared, server: Some(server), keeper: None };
@@ -217,6 +249,11 @@ impl CacheHost {
         wanted
     }
 
+    /// Processes that came in later and have not left, those of this process included.
+    pub fn guests(&self) -> usize {
+        self.shared.guests.load(Ordering::Acquire) + lock(&self.shared.joining).len()
+    }
+
     /// Bytes that the mapping should come to, as last set.
     pub fn wanted_bytes(&self) -> u64 {
         lock(&self.shared.memory).wanted
@@ -225,6 +262,14 @@ impl CacheHost {
     /// Bytes of memory behind the mapping now, as the kernel counts them.
     pub fn resident_bytes(&self) -> u64 {
         memory::resident_bytes(&self.memfd)
+    }
+
+    /// Lets further processes in.
+    ///
+    /// # Errors
+    /// No descriptor is left for the mapping.
+    pub fn joiner(&self) -> io::Result<Joiner> {
+        Ok(Joiner { shared: Arc::clone(&self.shared), memfd: Arc::new(self.memfd.try_clone()?) })
     }
 
     /// The end of the socket that `rank` talks on, blocking; once. Whoever holds it last decides when the rank is gone.
@@ -317,12 +362,17 @@ struct Peer {
     interest: epoll::EventFlags,
     /// Present bytes in the last message to this rank. `None` means that it did not ask for such messages.
     present: Option<u64>,
+    /// It asks for entries of unknown length, and may keep what it does not need now.
+    opens: bool,
+    /// It heard that the cache is full.
+    told_full: bool,
 }
 
 impl Peer {
     fn new(rank: u32, socket: OwnedFd) -> Self {
         let interest = epoll::EventFlags::IN;
-        Self { rank, socket: Some(socket), decoder: Decoder::default(), unsent: Vec::new(), interest, present: None }
+        let (decoder, unsent) = (Decoder::default(), Vec::new());
+        Self { rank, socket: Some(socket), decoder, unsent, interest, present: None, opens: false, told_full: false }
     }
 
     /// Writes what can be written. False: the rank is gone.
@@ -413,11 +463,15 @@ impl Server {
             }
             for event in &events {
                 match event.data.u64() {
-                    WAKE => self.take_gone(),
+                    WAKE => {
+                        self.take_gone();
+                        self.let_in()?;
+                    }
                     index => self.take(index as usize, event.flags),
                 }
             }
             self.fit();
+            self.tell_full();
             self.publish_stats();
             // Checked only after `wake` is read: it may have announced an end that nothing else announces.
             if self.shared.stop.load(Ordering::Acquire) {
@@ -484,6 +538,8 @@ impl Server {
     }
 
     fn publish_stats(&self) {
+        let inside = |peer: &&Peer| peer.rank >= FIRST_GUEST && peer.socket.is_some();
+        self.shared.guests.store(self.peers.iter().filter(inside).count(), Ordering::Release);
         *lock(&self.shared.stats) = self.directory.stats();
         let mut by_rank = lock(&self.shared.by_rank);
         by_rank.clear();
@@ -528,10 +584,13 @@ impl Server {
                     peer.present = Some(0);
                     None
                 }
-                Ok(Some(message)) => match self.directory.handle(peer.rank, &message, &mut self.replies) {
-                    Ok(()) => None,
-                    Err(fault) => Some(fault.to_string()),
-                },
+                Ok(Some(message)) => {
+                    peer.opens |= matches!(message, ToDirectory::Open { .. } | ToDirectory::Find { .. });
+                    match self.directory.handle(peer.rank, &message, &mut self.replies) {
+                        Ok(()) => None,
+                        Err(fault) => Some(fault.to_string()),
+                    }
+                }
                 Ok(None) => break,
                 Err(e) => Some(format!("rank {}: {e}", peer.rank)),
             };

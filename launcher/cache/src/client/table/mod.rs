@@ -4,6 +4,7 @@
 //! after the last of them.
 
 mod offers;
+mod open;
 mod resize;
 
 use super::slabs::{Registration, Slabs};
@@ -13,10 +14,22 @@ pub use offers::Offer;
 pub(super) use offers::Offered;
 use spec::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
 use std::collections::{HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// Keys of one message: far below the longest frame.
 const MESSAGE_KEYS: usize = 1024;
+
+/// How an entry was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// With its length.
+    Exact,
+    /// With a guess of its length, which shows when it is decoded.
+    Open,
+    /// If it is there.
+    Find,
+}
 
 /// The request for an item ahead of need. An entry that is never needed again displaces nothing; its true next use is sent at
 /// release.
@@ -94,6 +107,9 @@ struct Entry {
     again: bool,
     /// A reader had to read it past the cache.
     passed: bool,
+    kind: Kind,
+    /// It was looked for, and is not there.
+    absent: bool,
 }
 
 /// Answer to a reader.
@@ -125,6 +141,10 @@ pub(super) struct Table {
     under_way: VecDeque<(u64, Asked)>,
     /// Replies to offers by ticket, in the order of the offers.
     offered: HashMap<u64, Vec<Option<WriteSpan>>>,
+    /// Replies to [`ToDirectory::Enlarge`] by ticket.
+    enlarged: HashMap<u64, Option<WriteSpan>>,
+    /// References without a user are kept while the cache has room for all.
+    keeps: bool,
     next_ticket: u64,
     deferred: VecDeque<u64>,
     /// Keys granted for filling, oldest first; some are no longer.
@@ -160,6 +180,8 @@ impl Table {
             entries: HashMap::new(),
             under_way: VecDeque::new(),
             offered: HashMap::new(),
+            enlarged: HashMap::new(),
+            keeps: false,
             next_ticket: 0,
             deferred: VecDeque::new(),
             granted: VecDeque::new(),
@@ -187,44 +209,46 @@ impl Table {
 
     /// A batch will need `wants`, each key once. Without `reserve` nothing is displaced for what is not there: room is asked
     /// for when it is read.
-    pub(super) fn announce(&mut self, wants: impl Iterator<Item = Item>, reserve: bool) {
+    pub(super) fn announce(&mut self, wants: impl Iterator<Item = Item>, reserve: bool, kind: Kind) {
         let mut items = Vec::new();
         for want in wants {
             if let Some(entry) = self.entries.get_mut(&want.key) {
-                entry.users += 1;
                 entry.next_use = want.next_use;
+                self.add_user(want.key);
                 continue;
             }
             let now = self.deferred.is_empty() && self.room_for(want.bytes);
-            self.insert(want, if now { EntryState::Asked } else { EntryState::Deferred }, reserve);
+            self.insert(want, if now { EntryState::Asked } else { EntryState::Deferred }, reserve, kind);
             if now {
                 items.push(ahead(want, reserve));
             } else {
                 self.deferred.push_back(want.key);
             }
         }
-        self.ask(items);
+        self.ask(items, kind);
     }
 
     /// A reader needs `want` now; paired with [`Table::exit`].
-    pub(super) fn enter(&mut self, want: Item) {
+    pub(super) fn enter(&mut self, want: Item, kind: Kind) {
         match self.entries.get_mut(&want.key) {
             Some(entry) => {
-                entry.users += 1;
                 entry.readers += 1;
                 if matches!(entry.place, EntryState::Deferred) {
+                    entry.users += 1;
                     entry.place = EntryState::Asked;
                     self.held_bytes += entry.bytes;
-                    let items = vec![Item { next_use: entry.next_use, ..want }];
-                    self.ask(items);
+                    let (items, kind) = (vec![Item { next_use: entry.next_use, ..want }], entry.kind);
+                    self.ask(items, kind);
+                } else {
+                    self.add_user(want.key);
                 }
             }
             None => {
-                self.insert(want, EntryState::Asked, true);
+                self.insert(want, EntryState::Asked, true, kind);
                 if let Some(entry) = self.entries.get_mut(&want.key) {
                     entry.readers = 1;
                 }
-                self.ask(vec![want]);
+                self.ask(vec![want], kind);
             }
         }
     }
@@ -241,8 +265,9 @@ impl Table {
 
     /// One use of `key` ended: a batch was read, or never will be.
     pub(super) fn leave(&mut self, key: u64) {
-        if let Some(entry) = self.entries.get_mut(&key) {
-            entry.users = entry.users.saturating_sub(1);
+        // What is kept has no users.
+        if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.users > 0) {
+            entry.users -= 1;
             if entry.users == 0 {
                 self.let_go(key);
             }
@@ -250,7 +275,7 @@ impl Table {
     }
 
     /// `again`: what was refused when it was announced is asked for once more; another rank may have stored it since.
-    pub(super) fn look(&mut self, key: u64, again: bool) -> Look {
+    pub(super) fn look(&mut self, key: u64, again: bool, kind: Kind) -> Look {
         let Some(entry) = self.entries.get_mut(&key) else {
             return Look::Bypass;
         };
@@ -261,13 +286,14 @@ impl Table {
                 entry.fresh = false;
                 Look::Ready { span: Arc::clone(span), checked: entry.checked }
             }
-            EntryState::Bypass if again && !entry.again => {
+            EntryState::Bypass if (again || (entry.absent && kind == Kind::Open)) && !entry.again => {
                 self.ask_again(key);
                 Look::Busy(Busy::Asked)
             }
             EntryState::Bypass => {
                 entry.passed = true;
-                self.stats.bypasses += 1;
+                // What is only looked for is not read.
+                self.stats.bypasses += u64::from(kind != Kind::Find);
                 Look::Bypass
             }
             EntryState::Granted(span) => {
@@ -283,9 +309,10 @@ impl Table {
         }
     }
 
-    /// The oldest grant that no thread fills.
-    pub(super) fn take_fill(&mut self) -> Option<(u64, WriteSpan)> {
-        while let Some(key) = self.granted.pop_front() {
+    /// The oldest grant of one of `keys` that no thread fills.
+    pub(super) fn take_fill(&mut self, keys: RangeInclusive<u64>) -> Option<(u64, WriteSpan)> {
+        while let Some(at) = self.granted.iter().position(|key| keys.contains(key)) {
+            let Some(key) = self.granted.remove(at) else { continue };
             let Some(Entry { place, .. }) = self.entries.get_mut(&key) else { continue };
             if matches!(place, EntryState::Granted(_))
                 && let Some(end) = place.end()
@@ -307,8 +334,9 @@ impl Table {
         }
     }
 
-    /// A thread filled `key`: every rank may read it.
+    /// A thread filled `key`, all of `span`: every rank may read it.
     pub(super) fn filled(&mut self, key: u64, span: WriteSpan) {
+        self.set_length(key, span.len() as u64);
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.place = EntryState::Ready(Arc::new(span.freeze()));
             (entry.fresh, entry.checked) = (true, true);
@@ -373,6 +401,7 @@ impl Table {
                         keys.into_iter().zip(grants).try_for_each(|(key, grant)| self.settle(key, grant))
                     }
                     Asked::Offers(items) => self.settle_offers(ticket, &items, &grants),
+                    Asked::Enlarged(key) => self.settle_enlarged(ticket, key, grants.first().copied()),
                 }
             }
             FromDirectory::Settled { key, grant } => {
@@ -390,6 +419,10 @@ impl Table {
             }
             FromDirectory::Resize { ticket, bytes } => {
                 self.resize(ticket, bytes);
+                Ok(())
+            }
+            FromDirectory::Full => {
+                self.keep_no_more();
                 Ok(())
             }
             FromDirectory::Present { bytes } => {
@@ -410,17 +443,24 @@ impl Table {
             return Err(format!("{grant:?} for entry {key}, which is settled"));
         }
         let wrong = |problem| format!("entry {key}: {problem}");
+        if let Grant::Ready { bytes, .. } | Grant::Fill { bytes, .. } = grant
+            && entry.kind != Kind::Exact
+        {
+            self.held_bytes = self.held_bytes - entry.bytes + bytes;
+            entry.bytes = bytes;
+        }
         entry.place = match grant {
-            Grant::Ready { offset } => {
+            Grant::Ready { offset, .. } => {
                 EntryState::Ready(Arc::new(self.map.read_span(offset, entry.bytes).map_err(wrong)?))
             }
-            Grant::Fill { offset } => {
+            Grant::Fill { offset, .. } => {
                 self.granted.push_back(key);
                 EntryState::Granted(self.map.write_span(offset, entry.bytes).map_err(wrong)?)
             }
             Grant::Wait => EntryState::Waiting,
             Grant::Bypass => EntryState::Bypass,
         };
+        entry.absent = entry.kind == Kind::Find && grant == Grant::Bypass;
         let unused = entry.users == 0;
         if grant == Grant::Bypass {
             self.held_bytes -= entry.bytes;
@@ -438,7 +478,7 @@ impl Table {
         self.held_bytes == 0 || self.held_bytes + bytes <= self.ahead_bytes
     }
 
-    fn insert(&mut self, want: Item, place: EntryState, reserve: bool) {
+    fn insert(&mut self, want: Item, place: EntryState, reserve: bool, kind: Kind) {
         if place.holds() {
             self.held_bytes += want.bytes;
         }
@@ -454,15 +494,21 @@ impl Table {
             reserve,
             again: false,
             passed: false,
+            kind,
+            absent: false,
         };
         self.entries.insert(key, entry);
     }
 
-    fn ask(&mut self, mut items: Vec<Item>) {
+    fn ask(&mut self, mut items: Vec<Item>, kind: Kind) {
         while !items.is_empty() {
             let rest = items.split_off(items.len().min(MESSAGE_KEYS));
             let ticket = self.await_reply(Asked::Wants(items.iter().map(|item| item.key).collect()));
-            self.out.push(ToDirectory::Acquire { ticket, items });
+            self.out.push(match kind {
+                Kind::Exact => ToDirectory::Acquire { ticket, items },
+                Kind::Open => ToDirectory::Open { ticket, items },
+                Kind::Find => ToDirectory::Find { ticket, items },
+            });
             items = rest;
         }
     }
@@ -480,21 +526,25 @@ impl Table {
         (entry.place, entry.again) = (EntryState::Asked, true);
         self.held_bytes += entry.bytes;
         let items = vec![Item { key, bytes: entry.bytes, next_use: entry.next_use, offer: false }];
+        if entry.kind != Kind::Exact {
+            entry.kind = Kind::Open;
+            return self.ask(items, Kind::Open);
+        }
         let ticket = self.await_reply(Asked::Wants(vec![key]));
         self.out.push(ToDirectory::Again { ticket, items });
     }
 
     /// Asks for what had to be put off, as far as there is room now.
     fn ask_deferred(&mut self) {
-        let mut items = Vec::new();
+        let (mut items, mut open) = (Vec::new(), Vec::new());
         while let Some(&key) = self.deferred.front() {
             let waiting = match self.entries.get(&key) {
                 Some(entry @ Entry { place: EntryState::Deferred, .. }) => {
-                    Some((entry.bytes, entry.next_use, entry.reserve))
+                    Some((entry.bytes, entry.next_use, entry.reserve, entry.kind))
                 }
                 _ => None,
             };
-            if let Some((bytes, next_use, reserve)) = waiting {
+            if let Some((bytes, next_use, reserve, kind)) = waiting {
                 if !self.room_for(bytes) {
                     break;
                 }
@@ -502,11 +552,13 @@ impl Table {
                     entry.place = EntryState::Asked;
                 }
                 self.held_bytes += bytes;
-                items.push(ahead(Item { key, bytes, next_use, offer: false }, reserve));
+                let list = if kind == Kind::Exact { &mut items } else { &mut open };
+                list.push(ahead(Item { key, bytes, next_use, offer: false }, reserve));
             }
             self.deferred.pop_front();
         }
-        self.ask(items);
+        self.ask(items, Kind::Exact);
+        self.ask(open, Kind::Open);
     }
 
     /// Gives back an entry without users. What is under way is given back once it is settled.
@@ -514,7 +566,7 @@ impl Table {
         let Some(Entry { place, .. }) = self.entries.get(&key) else {
             return;
         };
-        if matches!(place, EntryState::Asked | EntryState::Waiting | EntryState::Filling { .. }) {
+        if matches!(place, EntryState::Asked | EntryState::Waiting | EntryState::Filling { .. }) || self.keep(key) {
             return;
         }
         let Some(entry) = self.entries.remove(&key) else {

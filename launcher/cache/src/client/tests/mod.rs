@@ -1,6 +1,7 @@
 //! Ranks against a small directory, and against hostile ones.
 
 mod lend;
+mod open;
 
 use super::testing::{TestDirectory, hosted};
 use super::*;
@@ -289,7 +290,7 @@ fn hostile(memory: u64, replies: Vec<FromDirectory>) -> String {
 #[test]
 fn a_hostile_directory_is_an_error() {
     let granted = |ticket, grants: &[Grant]| FromDirectory::Granted { ticket, grants: grants.to_vec() };
-    let (ready, fill) = (|offset| Grant::Ready { offset }, |offset| Grant::Fill { offset });
+    let (ready, fill) = (|offset| Grant::Ready { offset, bytes: 1000 }, |offset| Grant::Fill { offset, bytes: 1000 });
     let settled = |key, grant| FromDirectory::Settled { key, grant };
     for (replies, problem) in [
         (vec![granted(0, &[fill(0), fill(5000)])], "the page cache has 4096"),
