@@ -6,10 +6,10 @@ mod architecture;
 mod batch;
 #[path = "it/cache.rs"]
 mod cache;
-#[path = "it/circles.rs"]
-mod circles;
 #[path = "it/cell.rs"]
 mod cell;
+#[path = "it/circles.rs"]
+mod circles;
 #[path = "it/deblur.rs"]
 mod deblur;
 #[path = "it/device.rs"]

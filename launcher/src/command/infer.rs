@@ -2,8 +2,8 @@
 //!
 //! The job of a prediction lies in `<out>/.predict`, that of an evaluation in `<run>/evaluate/<split>-<weights>`.
 
-use super::early::Early;
 use super::close::{conclude, tell_end, tell_stop};
+use super::early::Early;
 use super::{Error, Ready, Setup, io, pre_flight, print, rank_program, shown, supervise_run, text_of};
 use crate::advise;
 use crate::cli::{EvaluateArgs, PredictArgs, RunArgs, TrainedArgs};

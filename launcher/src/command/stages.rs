@@ -5,8 +5,8 @@
 //! runs/<name>/<stage>/           job.json, plan.json, checkpoints/, summary.json: as a run's folder
 //! ```
 
-use super::early::{Early, Moment};
 use super::close::{conclude, tell_end, tell_stop};
+use super::early::{Early, Moment};
 use super::{Error, Ready, Setup, io, pre_flight, print, shown, supervise_run, text_of};
 use crate::cli::{CliError, RunArgs, Stage};
 use crate::console::stages_table;
@@ -148,7 +148,9 @@ fn open_root(run: &RunArgs, ready: &Ready, chosen: &[Stage]) -> Result<RunDir, E
             None => run_dir::newest_run(&ready.config.log.runs_dir, &ready.config.name),
         };
         return match known.filter(|folder| StagesOf::read(folder).is_some()) {
-            Some(folder) => Ok(RunDir::at(std::path::absolute(&folder).map_err(io("cannot find the run", exit::USAGE))?)),
+            Some(folder) => {
+                Ok(RunDir::at(std::path::absolute(&folder).map_err(io("cannot find the run", exit::USAGE))?))
+            }
             None => {
                 let stage = chosen.first().map_or("", |stage| stage.spec.name);
                 let run = run.name.as_ref().map_or_else(|| "of this config".into(), |name| format!("called {name}"));

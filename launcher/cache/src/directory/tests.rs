@@ -142,11 +142,13 @@ fn an_entry_asked_for_again_is_counted_once_by_the_last_answer() {
 #[test]
 fn an_open_entry_is_cut_to_its_length_or_finds_a_longer_place() {
     let mut b = bench(1024, PolicyKind::NextUse);
-    let open = |b: &mut Bench, rank, item| match b.send(rank, ToDirectory::Open { ticket: 1, items: vec![item] }).pop() {
+    let open = |b: &mut Bench, rank, item| match b.send(rank, ToDirectory::Open { ticket: 1, items: vec![item] }).pop()
+    {
         Some((to, FromDirectory::Granted { ticket: 1, grants })) if to == rank => grants[0],
         other => panic!("{other:?}"),
     };
-    let find = |b: &mut Bench, key| match b.send(0, ToDirectory::Find { ticket: 2, items: vec![item(key, 0, 9)] }).pop() {
+    let find = |b: &mut Bench, key| match b.send(0, ToDirectory::Find { ticket: 2, items: vec![item(key, 0, 9)] }).pop()
+    {
         Some((0, FromDirectory::Granted { ticket: 2, grants })) => grants[0],
         other => panic!("{other:?}"),
     };
