@@ -16,7 +16,7 @@ pub mod hdf5;
 mod identity;
 pub mod video;
 
-pub use identity::Identity;
+pub use identity::{Identity, wide_print};
 
 use spec::contract::files::is_no_data;
 use std::path::{Path, PathBuf};

@@ -381,6 +381,8 @@ mod tests {
             layout: None,
             sessions: Some(1),
             seconds: None,
+            cells: None,
+            genes: None,
         };
         super::super::sample::sample_data(&request).unwrap();
         let open = crate::task::Task::open(&super::super::Deblur, &config, &crate::task::Team::alone(), folder.path());

@@ -79,7 +79,10 @@ impl CellReader {
     ///
     /// # Errors
     /// A matrix is stored by genes.
-    pub fn new(matrices: Vec<(PathBuf, Matrix)>, reader: impl FnOnce(Vec<Array>) -> ArrayReader) -> Result<Self, DataError> {
+    pub fn new(
+        matrices: Vec<(PathBuf, Matrix)>,
+        reader: impl FnOnce(Vec<Array>) -> ArrayReader,
+    ) -> Result<Self, DataError> {
         let (mut arrays, mut sources) = (Vec::new(), Vec::new());
         for (path, Matrix { form, cells, genes, place, data, indices, starts }) in matrices {
             if form == Form::Csc {
@@ -90,7 +93,17 @@ impl CellReader {
             arrays.push(data);
             let indices_at = arrays.len();
             arrays.extend(indices);
-            sources.push(Source { path, form, cells, genes, place, number, data: data_at, indices: indices_at, starts });
+            sources.push(Source {
+                path,
+                form,
+                cells,
+                genes,
+                place,
+                number,
+                data: data_at,
+                indices: indices_at,
+                starts,
+            });
         }
         Ok(Self { sources, reader: reader(arrays) })
     }
@@ -124,7 +137,13 @@ impl CellReader {
     ///
     /// # Errors
     /// The file cannot be read, or holds a gene that it does not have, or a value that is no number.
-    pub fn read(&self, file: usize, cells: Range<u64>, out: &mut Cells, buffers: &mut Buffers) -> Result<(), DataError> {
+    pub fn read(
+        &self,
+        file: usize,
+        cells: Range<u64>,
+        out: &mut Cells,
+        buffers: &mut Buffers,
+    ) -> Result<(), DataError> {
         let count = self.sources.len() as u64;
         let missing = DataError::OutOfRange { what: "file", index: file as u64, place: "the data set", count };
         let source = self.sources.get(file).ok_or(missing)?;
@@ -135,7 +154,13 @@ impl CellReader {
         }
     }
 
-    fn dense(&self, source: &Source, cells: Range<u64>, out: &mut Cells, buffers: &mut Buffers) -> Result<(), DataError> {
+    fn dense(
+        &self,
+        source: &Source,
+        cells: Range<u64>,
+        out: &mut Cells,
+        buffers: &mut Buffers,
+    ) -> Result<(), DataError> {
         out.bytes.clear();
         self.reader.read(source.data, cells.clone(), &mut out.bytes, buffers)?;
         let row_bytes = source.genes as usize * source.number.bytes();
@@ -154,7 +179,13 @@ impl CellReader {
         Ok(())
     }
 
-    fn sparse(&self, source: &Source, cells: Range<u64>, out: &mut Cells, buffers: &mut Buffers) -> Result<(), DataError> {
+    fn sparse(
+        &self,
+        source: &Source,
+        cells: Range<u64>,
+        out: &mut Cells,
+        buffers: &mut Buffers,
+    ) -> Result<(), DataError> {
         let range = source.starts.at(cells.start)..source.starts.at(cells.end);
         (out.raw_ids.clear(), out.raw_values.clear(), out.bytes.clear());
         self.reader.read(source.indices, range.clone(), &mut out.bytes, buffers)?;
@@ -224,7 +255,8 @@ fn finite(source: &Source, cell: u64, gene: u64, value: f64) -> Result<(), DataE
     if value.is_finite() {
         return Ok(());
     }
-    let problem = format!("{}: cell {cell} holds {value} for gene {gene}: replace it, or leave the cell out", source.place);
+    let problem =
+        format!("{}: cell {cell} holds {value} for gene {gene}: replace it, or leave the cell out", source.place);
     Err(DataError::Content { path: source.path.clone(), problem })
 }
 

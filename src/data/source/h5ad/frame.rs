@@ -77,7 +77,11 @@ impl Frame {
             }
             Frame::Rows(dataset) => {
                 let names = field_names(dataset);
-                ["index", "_index"].map(String::from).into_iter().find(|name| names.contains(name)).or(names.first().cloned())
+                ["index", "_index"]
+                    .map(String::from)
+                    .into_iter()
+                    .find(|name| names.contains(name))
+                    .or(names.first().cloned())
             }
         }
     }
@@ -150,16 +154,18 @@ fn group_labels(group: &Group, name: &str, len: usize) -> Result<Labels, String>
             };
             categorical(&part("codes")?, categories, len)
         }
-        Some(encoding) if !encoding.starts_with("nullable-") => {
-            Err(format!("{} is of encoding {encoding}: expected categories, text, whole numbers or flags", inner.name()))
-        }
+        Some(encoding) if !encoding.starts_with("nullable-") => Err(format!(
+            "{} is of encoding {encoding}: expected categories, text, whole numbers or flags",
+            inner.name()
+        )),
         _ => Ok(of_texts(column(group, name, len)?)),
     }
 }
 
 /// Length of categories that are nullable text.
 fn nullable_len(group: &Group) -> Result<usize, String> {
-    let values = group.dataset("categories/values").map_err(|_| format!("{}/categories has no values", group.name()))?;
+    let values =
+        group.dataset("categories/values").map_err(|_| format!("{}/categories has no values", group.name()))?;
     Ok(values.shape().first().copied().unwrap_or(0))
 }
 
@@ -175,7 +181,9 @@ fn categorical(codes: &Dataset, categories: Vec<Option<String>>, len: usize) -> 
             None if code == -1 => MISSING,
             None => {
                 let (name, count) = (codes.name(), categories.len());
-                return Err(format!("{name}: cell {cell} has code {code}, there are {count} categories: the column is damaged"));
+                return Err(format!(
+                    "{name}: cell {cell} has code {code}, there are {count} categories: the column is damaged"
+                ));
             }
         });
     }
@@ -210,7 +218,8 @@ fn field(dataset: &Dataset, name: &str, len: usize) -> Result<Vec<Option<String>
     if rows != len {
         return Err(format!("{} has {rows} rows, there are {len}", dataset.name()));
     }
-    let values = read_field(dataset, name).map_err(|error| format!("{}.{name} cannot be read: {error}", dataset.name()))?;
+    let values =
+        read_field(dataset, name).map_err(|error| format!("{}.{name} cannot be read: {error}", dataset.name()))?;
     Ok(match values {
         Values::Text(texts) => texts.into_iter().map(Some).collect(),
         Values::Whole(numbers) => numbers.into_iter().map(|number| Some(number.to_string())).collect(),
@@ -233,7 +242,8 @@ fn row_labels(file: &File, dataset: &Dataset, name: &str, len: usize) -> Result<
         Ok(Values::Whole(codes)) if codes.len() == len => codes,
         _ => return Ok(of_texts(field(dataset, name, len)?)),
     };
-    let mut labels = Labels { codes: Vec::with_capacity(len), names: names.into_iter().map(Option::unwrap_or_default).collect() };
+    let mut labels =
+        Labels { codes: Vec::with_capacity(len), names: names.into_iter().map(Option::unwrap_or_default).collect() };
     for (cell, code) in codes.into_iter().enumerate() {
         let known = u32::try_from(code).ok().filter(|code| (*code as usize) < labels.names.len());
         match known {
@@ -241,7 +251,9 @@ fn row_labels(file: &File, dataset: &Dataset, name: &str, len: usize) -> Result<
             None if code == -1 => labels.codes.push(MISSING),
             None => {
                 let count = labels.names.len();
-                return Err(format!("obs.{name}: cell {cell} has code {code}, there are {count} categories: the column is damaged"));
+                return Err(format!(
+                    "obs.{name}: cell {cell} has code {code}, there are {count} categories: the column is damaged"
+                ));
             }
         }
     }

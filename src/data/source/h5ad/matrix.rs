@@ -149,7 +149,9 @@ fn sparse(group: &Group, path: &Path, place: &str) -> Result<Matrix, String> {
         Some("csr_matrix" | "csr") => Form::Csr,
         Some("csc_matrix" | "csc") => Form::Csc,
         Some(other) => return Err(format!("{place} is of encoding {other}: expected array, csr_matrix or csc_matrix")),
-        None => return Err(format!("{place} is a group without encoding-type: expected array, csr_matrix or csc_matrix")),
+        None => {
+            return Err(format!("{place} is a group without encoding-type: expected array, csr_matrix or csc_matrix"));
+        }
     };
     let shape = whole_attribute(group, "shape").or_else(|| whole_attribute(group, "h5sparse_shape"));
     let Some([cells, genes]) = shape.as_deref() else {

@@ -17,8 +17,6 @@ mod text;
 pub mod transpose;
 pub mod write;
 
-
-
 #[cfg(test)]
 mod tests;
 

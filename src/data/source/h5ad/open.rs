@@ -6,7 +6,7 @@ use super::tenx;
 use super::text::attribute;
 use crate::data::DataError;
 use crate::data::source::hdf5::open::checked;
-use crate::data::source::{Identity, file_error};
+use crate::data::source::{Identity, file_error, wide_print};
 use ::hdf5::File;
 use serde::{Deserialize, Serialize};
 use std::io::BufRead;
@@ -27,6 +27,8 @@ pub struct H5ad {
     pub path: PathBuf,
     /// Files that hold its numbers, each as it is now: itself first.
     pub identities: Vec<(PathBuf, Identity)>,
+    /// Fingerprint of many places of the file.
+    pub print: u64,
     pub matrix: Matrix,
     pub genes: Vec<String>,
     pub labels: Option<Labels>,
@@ -62,13 +64,18 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<H5ad, DataError> {
             identities.push((array.path.clone(), Identity::now(&array.path)?));
         }
     }
-    Ok(H5ad { path: path.to_owned(), identities, matrix, genes, labels, is_log1p })
+    Ok(H5ad { path: path.to_owned(), print: wide_print(path)?, identities, matrix, genes, labels, is_log1p })
 }
 
 /// Files of HDF5 that hold cells in another way.
 fn refuse_others(file: &File) -> Result<(), String> {
-    if attribute(file, "encoding-type").as_deref() == Some("MuData") || file.link_exists("mod") && !file.link_exists("X") {
-        return Err("is a .h5mu of several modalities: write one of them (mudata.read(PATH)[\"rna\"].write(\"rna.h5ad\"))".into());
+    if attribute(file, "encoding-type").as_deref() == Some("MuData")
+        || file.link_exists("mod") && !file.link_exists("X")
+    {
+        return Err(
+            "is a .h5mu of several modalities: write one of them (mudata.read(PATH)[\"rna\"].write(\"rna.h5ad\"))"
+                .into(),
+        );
     }
     if let Some(encoding) = attribute(file, "encoding-type").filter(|encoding| encoding != "anndata") {
         return Err(format!("is of encoding {encoding}: expected anndata"));

@@ -21,8 +21,12 @@ pub fn texts(dataset: &Dataset, len: Option<usize>) -> Result<Vec<Option<String>
     match &descriptor {
         TypeDescriptor::VarLenUnicode => each(dataset, rows, |text: &VarLenUnicode| some(lossy(text.as_bytes()))),
         TypeDescriptor::VarLenAscii => each(dataset, rows, |text: &VarLenAscii| some(lossy(text.as_bytes()))),
-        TypeDescriptor::FixedAscii(n) if *n <= 64 => each(dataset, rows, |text: &FixedAscii<64>| some(lossy(text.as_bytes()))),
-        TypeDescriptor::FixedUnicode(n) if *n <= 64 => each(dataset, rows, |text: &FixedUnicode<64>| some(lossy(text.as_bytes()))),
+        TypeDescriptor::FixedAscii(n) if *n <= 64 => {
+            each(dataset, rows, |text: &FixedAscii<64>| some(lossy(text.as_bytes())))
+        }
+        TypeDescriptor::FixedUnicode(n) if *n <= 64 => {
+            each(dataset, rows, |text: &FixedUnicode<64>| some(lossy(text.as_bytes())))
+        }
         TypeDescriptor::FixedAscii(n) if *n <= LONGEST => {
             each(dataset, rows, |text: &FixedAscii<LONGEST>| some(lossy(text.as_bytes())))
         }
@@ -88,7 +92,9 @@ pub fn whole_attribute(place: &Location, name: &str) -> Option<Vec<i64>> {
 
 fn descriptor(dataset: &Dataset) -> Result<TypeDescriptor, String> {
     let dtype = dataset.dtype().map_err(|error| error.to_string())?;
-    dtype.to_descriptor().map_err(|_| format!("{} holds a type of {} bytes that is not known", dataset.name(), dtype.size()))
+    dtype
+        .to_descriptor()
+        .map_err(|_| format!("{} holds a type of {} bytes that is not known", dataset.name(), dtype.size()))
 }
 
 fn checked_len(dataset: &Dataset, len: Option<usize>) -> Result<usize, String> {

@@ -7,9 +7,9 @@ use super::cells::name_of;
 use super::matrix::{Form, Matrix, Starts};
 use crate::data::DataError;
 use crate::data::source::chunks::LruChunks;
+use crate::data::source::file_error;
 use crate::data::source::hdf5::array::{Array, ArrayReader, Buffers, Number, Place};
 use crate::data::source::hdf5::open::stamp;
-use crate::data::source::{Identity, file_error};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::ops::Range;
@@ -23,9 +23,9 @@ const HEAD_BYTES: u64 = 64;
 const BLOCK: u64 = 1 << 18;
 
 /// Where the copy of a matrix is kept.
-pub fn path(folder: &Path, source: &Identity, place: &str) -> PathBuf {
+pub fn path(folder: &Path, print: u64, place: &str) -> PathBuf {
     let place = place.replace('/', "-");
-    folder.join(format!("cell-{:016x}-{:x}-{place}.csr", source.print, source.bytes))
+    folder.join(format!("cell-{print:016x}-{place}.csr"))
 }
 
 /// The copy at `copy` of `matrix`, where it is there and whole.
@@ -35,7 +35,8 @@ pub fn find(copy: &Path, matrix: &Matrix) -> Option<Matrix> {
     file.read_exact(&mut head).ok()?;
     let number = |n: usize| head.get(8 * n..8 * n + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     let (values, width) = (matrix.values(), matrix.data.number.bytes() as u64);
-    let alike = head[..8] == MAGIC && [matrix.cells, matrix.genes, values, width].into_iter().zip(1..).all(|(n, at)| number(at) == Some(n));
+    let alike = head[..8] == MAGIC
+        && [matrix.cells, matrix.genes, values, width].into_iter().zip(1..).all(|(n, at)| number(at) == Some(n));
     let total = HEAD_BYTES + 4 * matrix.cells + values * (4 + width);
     if !alike || file.metadata().ok()?.len() != total {
         return None;
@@ -66,7 +67,10 @@ pub fn write(source: &Path, matrix: &Matrix, copy: &Path, memory: u64) -> Result
 }
 
 fn no_room(copy: &Path, error: std::io::Error) -> DataError {
-    file_error(copy, format!("the copy by cells cannot be written: {error}: make room, or write the matrix as csr_matrix"))
+    file_error(
+        copy,
+        format!("the copy by cells cannot be written: {error}: make room, or write the matrix as csr_matrix"),
+    )
 }
 
 fn of_file(copy: &Path, matrix: &Matrix, lengths: Vec<u32>) -> Result<Matrix, DataError> {
@@ -87,7 +91,15 @@ fn of_file(copy: &Path, matrix: &Matrix, lengths: Vec<u32>) -> Result<Matrix, Da
     let (data, indices) =
         (array("data", matrix.data.number, first + 4 * starts.values()), array("indices", Number::U32, first));
     let Matrix { cells, genes, place, .. } = matrix;
-    Ok(Matrix { form: Form::Csr, cells: *cells, genes: *genes, place: place.clone(), data, indices: Some(indices), starts })
+    Ok(Matrix {
+        form: Form::Csr,
+        cells: *cells,
+        genes: *genes,
+        place: place.clone(),
+        data,
+        indices: Some(indices),
+        starts,
+    })
 }
 
 fn write_beside(source: &Path, matrix: &Matrix, beside: &Path, memory: u64) -> Result<Vec<u32>, DataError> {
@@ -95,7 +107,8 @@ fn write_beside(source: &Path, matrix: &Matrix, beside: &Path, memory: u64) -> R
     let indices = matrix.indices.clone().ok_or_else(|| file_error(source, "a dense matrix is not transposed"))?;
     let kind = indices.number;
     let reader = ArrayReader::new(vec![indices, matrix.data.clone()], Vec::new(), Arc::new(LruChunks::new(16 << 20)));
-    let mut pass = Pass { source, matrix, kind, reader, buffers: Buffers::default(), bytes: Vec::new(), ids: Vec::new() };
+    let mut pass =
+        Pass { source, matrix, kind, reader, buffers: Buffers::default(), bytes: Vec::new(), ids: Vec::new() };
     let lengths = pass.lengths()?;
     if let Some(folder) = beside.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
@@ -160,7 +173,9 @@ impl Pass<'_> {
                 let Some(length) = length else {
                     let Matrix { place, cells, .. } = self.matrix;
                     let name = name_of(self.source);
-                    let problem = format!("{place}/indices: value {n} of {name} is in cell {id}, there are {cells}: it is damaged");
+                    let problem = format!(
+                        "{place}/indices: value {n} of {name} is in cell {id}, there are {cells}: it is damaged"
+                    );
                     return Err(DataError::Content { path: self.source.to_owned(), problem });
                 };
                 *length += 1;

@@ -191,7 +191,8 @@ impl Writer {
         if !fits {
             return Err(file_error(&self.path, format!("names or columns of another length than {cells} cells")));
         }
-        let numbers: Vec<String> = if names.is_none() { (0..cells).map(|n| n.to_string()).collect() } else { Vec::new() };
+        let numbers: Vec<String> =
+            if names.is_none() { (0..cells).map(|n| n.to_string()).collect() } else { Vec::new() };
         let names: Vec<&str> = names.unwrap_or(&numbers).iter().map(String::as_str).collect();
         let write = || -> ::hdf5::Result<()> {
             frame(&self.file.create_group("obs")?, &names, columns)?;

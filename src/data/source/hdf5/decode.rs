@@ -3,6 +3,7 @@
 //! Sizes are exact: a chunk that inflates to anything but its rows is an error, never a short or a padded result. Memory
 //! is bounded by the chunk's rows, whatever its bytes promise.
 
+use super::bitshuffle::unbitshuffle;
 use super::compress::{damaged, too_much, unlz4, unlzf, unzstd};
 use super::shuffle::unshuffle;
 use super::{Filter, Table};
@@ -38,7 +39,7 @@ pub fn decode_into(
     for (n, filter) in filters.iter().enumerate().rev().filter(|(n, _)| active(*n)) {
         match filter {
             Filter::Fletcher32 => check_fletcher32(stored)?,
-            Filter::Deflate | Filter::Lzf | Filter::Lz4 | Filter::Zstd => {
+            Filter::Deflate | Filter::Lzf | Filter::Lz4 | Filter::Zstd | Filter::Bitshuffle { .. } => {
                 let room = room_after(filters, n, &active, decoded_bytes);
                 inflate(*filter, stored, spare, room, inflater)?;
                 std::mem::swap(stored, spare);
@@ -126,6 +127,9 @@ fn inflate(
         Filter::Lzf => unlzf(stored, out)?,
         Filter::Lz4 => unlz4(stored, out)?,
         Filter::Zstd => unzstd(stored, out)?,
+        Filter::Bitshuffle { element_bytes, block_elements, codec } => {
+            unbitshuffle(stored, out, element_bytes as usize, block_elements as usize, codec)?
+        }
         _ => inflater.0.zlib_decompress(stored, out).map_err(|error| match error {
             DecompressionError::BadData => damaged("its deflate stream is corrupt"),
             DecompressionError::InsufficientSpace => too_much(room),
@@ -271,6 +275,7 @@ mod tests {
             Filter::Lzf => lzf(&bytes),
             Filter::Lz4 => lz4(&bytes, 100),
             Filter::Zstd => zstd::bulk::compress(&bytes, 3).unwrap(),
+            Filter::Bitshuffle { .. } => unreachable!("tested beside the filter"),
         })
     }
 

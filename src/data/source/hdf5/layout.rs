@@ -1,5 +1,6 @@
 //! Where the rows of a dataset lie, through which filters, and which of them were never written.
 
+use super::bitshuffle::{BITSHUFFLE_ID, Codec};
 use super::compress::{LZ4_ID, LZF_ID, ZSTD_ID};
 use super::open::by_library;
 use super::types::{RowType, shuffled_bytes};
@@ -157,6 +158,14 @@ pub fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
             H5Filter::User(LZF_ID, _) => Filter::Lzf,
             H5Filter::User(LZ4_ID, _) => Filter::Lz4,
             H5Filter::User(ZSTD_ID, _) => Filter::Zstd,
+            H5Filter::User(BITSHUFFLE_ID, values) => match (values.get(2), values.get(3), values.get(4)) {
+                (Some(element_bytes), Some(block_elements), codec) => {
+                    let codec =
+                        Codec::of(codec.copied().unwrap_or(0)).ok_or("bitshuffle with an unknown compressor")?;
+                    Filter::Bitshuffle { element_bytes: *element_bytes, block_elements: *block_elements, codec }
+                }
+                _ => return Err("bitshuffle without its values".into()),
+            },
             other => return Err(filter_name(&other)),
         };
         if found.contains(&known) {
@@ -172,13 +181,14 @@ pub fn filters(dataset: &Dataset) -> Result<Vec<Filter>, String> {
 /// # Errors
 /// Names them, and the way out.
 pub fn refuse_unknown_filters(dataset: &Dataset) -> Result<(), String> {
-    let here = |filter: &H5Filter| matches!(filter.id(), LZF_ID | LZ4_ID | ZSTD_ID) || filter.is_available();
+    let here =
+        |filter: &H5Filter| matches!(filter.id(), LZF_ID | LZ4_ID | ZSTD_ID | BITSHUFFLE_ID) || filter.is_available();
     let unknown: Vec<String> = dataset.filters().iter().filter(|filter| !here(filter)).map(filter_name).collect();
     if unknown.is_empty() {
         return Ok(());
     }
     Err(format!(
-        "compressed by {}, which neither Headroom nor its libhdf5 decodes: write it again with gzip, lzf or lz4 (h5repack -f GZIP=4)",
+        "compressed by {}, which neither Headroom nor its libhdf5 decodes: write it again with gzip, lzf, lz4 or zstd (h5repack -f GZIP=4)",
         unknown.join(" and ")
     ))
 }

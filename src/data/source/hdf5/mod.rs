@@ -3,6 +3,7 @@
 //! [`open`](open::open) asks libhdf5 for metadata; [`Reader`] reads rows by `pread`; [`SessionData`] is one file for tools.
 
 pub mod array;
+mod bitshuffle;
 mod compress;
 pub mod decode;
 mod ffi;
@@ -32,8 +33,8 @@ mod fixtures;
 mod tests;
 
 use crate::data::source::Identity;
-use ffi::types;
 pub use ffi::fields;
+use ffi::types;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -128,6 +129,12 @@ pub enum Filter {
     Lzf,
     Lz4,
     Zstd,
+    /// Bits shuffled in blocks that may be compressed.
+    Bitshuffle {
+        element_bytes: u32,
+        block_elements: u32,
+        codec: bitshuffle::Codec,
+    },
 }
 
 impl Filter {
@@ -144,9 +151,10 @@ impl Filter {
             Filter::Deflate => 1040,
             // 264 bytes from three.
             Filter::Lzf => 88,
-            Filter::Lz4 => 255,
+            Filter::Bitshuffle { codec: bitshuffle::Codec::None, .. } => 1,
+            Filter::Lz4 | Filter::Bitshuffle { codec: bitshuffle::Codec::Lz4, .. } => 255,
             // A block of 128 KiB of one byte in four.
-            Filter::Zstd => 1 << 15,
+            Filter::Zstd | Filter::Bitshuffle { .. } => 1 << 15,
         }
     }
 }

@@ -13,7 +13,9 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     /// u16, or u32 where there are more genes than that.
-    Plain { wide: bool },
+    Plain {
+        wide: bool,
+    },
     Gaps,
 }
 
@@ -93,12 +95,15 @@ impl<'a> Pen<'a> {
         let width = Width::of(values);
         let wide = matches!(self.coding, Coding::Plain { wide: true });
         let bytes = cell_bytes(ids, values, wide)[usize::from(self.coding == Coding::Gaps)];
-        let kind = width as u8 | match self.coding {
-            Coding::Gaps => 0,
-            Coding::Plain { wide: false } => 4,
-            Coding::Plain { wide: true } => 8,
+        let kind = width as u8
+            | match self.coding {
+                Coding::Gaps => 0,
+                Coding::Plain { wide: false } => 4,
+                Coding::Plain { wide: true } => 8,
+            };
+        let Some(out) = self.out.get_mut(self.at..self.at + bytes).filter(|_| self.cell < self.cells) else {
+            return false;
         };
-        let Some(out) = self.out.get_mut(self.at..self.at + bytes).filter(|_| self.cell < self.cells) else { return false };
         out[..4].copy_from_slice(&(ids.len() as u32).to_le_bytes());
         out[4] = kind;
         let (genes, counts) = out[HEAD_BYTES..].split_at_mut(bytes - HEAD_BYTES - values.len() * width.bytes());
@@ -156,7 +161,9 @@ pub enum Value {
 
 /// Gives the genes and values of cell `n` of an entry of `cells` cells to `sink`. False: the entry is damaged.
 pub fn read(entry: &[u8], cells: usize, n: usize, sink: &mut impl Sink) -> bool {
-    let end = |n: usize| entry.get(4 * n..4 * n + 4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    let end = |n: usize| {
+        entry.get(4 * n..4 * n + 4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    };
     let start = if n == 0 { Some(4 * cells) } else { end(n - 1).map(|at| at as usize) };
     let (Some(start), Some(end)) = (start, end(n).filter(|_| n < cells)) else { return false };
     let Some(cell) = entry.get(start..end as usize).filter(|cell| cell.len() >= HEAD_BYTES) else { return false };
@@ -167,9 +174,18 @@ pub fn read(entry: &[u8], cells: usize, n: usize, sink: &mut impl Sink) -> bool 
     let (genes, counts) = rest.split_at(split);
     match kind & 3 {
         0 => genes_of(kind, genes, counts.iter().map(|byte| Value::Count(u32::from(*byte))), sink),
-        1 => genes_of(kind, genes, counts.as_chunks::<2>().0.iter().map(|c| Value::Count(u32::from(u16::from_le_bytes(*c)))), sink),
-        2 => genes_of(kind, genes, counts.as_chunks::<4>().0.iter().map(|c| Value::Count(u32::from_le_bytes(*c))), sink),
-        _ => genes_of(kind, genes, counts.as_chunks::<4>().0.iter().map(|c| Value::Number(f32::from_le_bytes(*c))), sink),
+        1 => genes_of(
+            kind,
+            genes,
+            counts.as_chunks::<2>().0.iter().map(|c| Value::Count(u32::from(u16::from_le_bytes(*c)))),
+            sink,
+        ),
+        2 => {
+            genes_of(kind, genes, counts.as_chunks::<4>().0.iter().map(|c| Value::Count(u32::from_le_bytes(*c))), sink)
+        }
+        _ => {
+            genes_of(kind, genes, counts.as_chunks::<4>().0.iter().map(|c| Value::Number(f32::from_le_bytes(*c))), sink)
+        }
     }
 }
 
@@ -213,10 +229,13 @@ mod tests {
 
     impl Sink for Vec<(u32, f64)> {
         fn take(&mut self, gene: u32, value: Value) {
-            self.push((gene, match value {
-                Value::Count(count) => f64::from(count),
-                Value::Number(number) => f64::from(number),
-            }));
+            self.push((
+                gene,
+                match value {
+                    Value::Count(count) => f64::from(count),
+                    Value::Number(number) => f64::from(number),
+                },
+            ));
         }
     }
 
@@ -281,7 +300,9 @@ mod tests {
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 0xFF;
-            (0..2).for_each(|n| drop(read(&damaged, 2, n, &mut cell)));
+            for n in 0..2 {
+                let _ = read(&damaged, 2, n, &mut cell);
+            }
             assert!(!read(&whole[..at], 2, 1, &mut cell));
         }
     }

@@ -76,7 +76,14 @@ pub struct LeftOut {
 }
 
 /// Part of each cell of a file.
-pub fn cells(scan: &Scan, genes: &Genes, rule: &Rule, labels: Option<&Labels>, split: &RowSplit, parts: &mut Vec<u8>) -> LeftOut {
+pub fn cells(
+    scan: &Scan,
+    genes: &Genes,
+    rule: &Rule,
+    labels: Option<&Labels>,
+    split: &RowSplit,
+    parts: &mut Vec<u8>,
+) -> LeftOut {
     let mut lost: BTreeMap<u32, u16> = BTreeMap::new();
     if let Some(columns) = &genes.columns {
         let dropped = scan.rare.iter().filter(|(gene, _)| columns[*gene as usize] == NONE);
@@ -132,7 +139,8 @@ pub fn classes(labels: &[Option<Labels>], parts: &Parts) -> Result<(Vec<String>,
     let places: BTreeMap<&str, u16> = names.iter().map(String::as_str).zip(0u16..).collect();
     let mut rows = Vec::with_capacity(first);
     for labels in labels.iter().flatten() {
-        let of: Vec<u16> = labels.names.iter().map(|name| places.get(name.as_str()).copied().unwrap_or(UNLABELLED)).collect();
+        let of: Vec<u16> =
+            labels.names.iter().map(|name| places.get(name.as_str()).copied().unwrap_or(UNLABELLED)).collect();
         rows.extend(labels.codes.iter().map(|code| of.get(*code as usize).copied().unwrap_or(UNLABELLED)));
     }
     Ok((names, rows))
@@ -142,7 +150,13 @@ pub fn classes(labels: &[Option<Labels>], parts: &Parts) -> Result<(Vec<String>,
 ///
 /// # Errors
 /// Negative counts, or negative values of which a logarithm is to be taken.
-pub fn check_values(path: &Path, totals: &Totals, matrix: &str, log1p: bool, is_log1p: bool) -> Result<Option<String>, DataError> {
+pub fn check_values(
+    path: &Path,
+    totals: &Totals,
+    matrix: &str,
+    log1p: bool,
+    is_log1p: bool,
+) -> Result<Option<String>, DataError> {
     let refused = |problem: String| Err(DataError::Content { path: path.to_owned(), problem });
     let other = "set cell.matrix to the counts (layers/counts or raw/X, where the file has them)";
     match (totals.negative, totals.fraction) {

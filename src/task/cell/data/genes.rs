@@ -35,7 +35,10 @@ pub fn join(files: &[(&Path, &[String])], reference: Option<(&Path, Vec<String>)
     for (path, names) in files {
         let rest = "so genes cannot be joined by name: make them unique (adata.var_names_make_unique())";
         if let Some(twice) = repeated(names) {
-            return Err(DataError::Content { path: path.to_path_buf(), problem: format!("names two genes {twice}, {rest}") });
+            return Err(DataError::Content {
+                path: path.to_path_buf(),
+                problem: format!("names two genes {twice}, {rest}"),
+            });
         }
     }
     let (names, note) = match reference {
@@ -52,7 +55,12 @@ pub fn join(files: &[(&Path, &[String])], reference: Option<(&Path, Vec<String>)
             files.iter().flat_map(|(_, names)| names.iter()).for_each(|gene| *times.entry(gene).or_default() += 1);
             let common: Vec<String> =
                 first.iter().filter(|gene| times.get(gene.as_str()) == Some(&files.len())).cloned().collect();
-            let note = format!("genes: the {} that all {} files have, of {} in the first", common.len(), files.len(), first.len());
+            let note = format!(
+                "genes: the {} that all {} files have, of {} in the first",
+                common.len(),
+                files.len(),
+                first.len()
+            );
             (common, note)
         }
     };
@@ -80,7 +88,8 @@ pub fn join(files: &[(&Path, &[String])], reference: Option<(&Path, Vec<String>)
         Some((there, name(path)))
     });
     let missing = poorest.min().filter(|(there, _)| *there < names.len());
-    let missing = missing.map(|(there, name)| format!("; {name} has {there} of them, the others are 0")).unwrap_or_default();
+    let missing =
+        missing.map(|(there, name)| format!("; {name} has {there} of them, the others are 0")).unwrap_or_default();
     Ok(Joined { names, maps, note: Some(note + &missing) })
 }
 
@@ -99,7 +108,8 @@ mod tests {
 
     fn joined(files: &[&str], reference: Option<&str>) -> Result<Joined, DataError> {
         let files: Vec<Vec<String>> = files.iter().map(|text| names(text)).collect();
-        let files: Vec<(&Path, &[String])> = files.iter().map(|names| (Path::new("a/f.h5ad"), names.as_slice())).collect();
+        let files: Vec<(&Path, &[String])> =
+            files.iter().map(|names| (Path::new("a/f.h5ad"), names.as_slice())).collect();
         join(&files, reference.map(|text| (Path::new("r.txt"), names(text))))
     }
 

@@ -83,7 +83,8 @@ pub fn decode(bytes: &[u8]) -> Option<Scan> {
         Some(part)
     };
     let (entry_cells, totals): (u64, Totals) = serde_json::from_slice(part()?).ok()?;
-    let numbers = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|cell| u32::from_le_bytes(*cell)).collect::<Vec<_>>();
+    let numbers =
+        |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|cell| u32::from_le_bytes(*cell)).collect::<Vec<_>>();
     let expressed = part()?.as_chunks::<2>().0.iter().map(|cell| u16::from_le_bytes(*cell)).collect();
     let entries = [numbers(part()?), numbers(part()?)];
     let counts = numbers(part()?);
@@ -98,7 +99,14 @@ mod tests {
     fn some() -> Scan {
         let totals = Totals { values: 7, most: 3, max: 1e300, fraction: Some((1, 2, 0.1)), negative: None };
         let entries = [vec![100, 90], vec![70, 60]];
-        Scan { entry_cells: 2, expressed: vec![1, 65_535, 3], entries, counts: vec![2, 0, 5], rare: vec![(1, 2), (2, 0)], totals }
+        Scan {
+            entry_cells: 2,
+            expressed: vec![1, 65_535, 3],
+            entries,
+            counts: vec![2, 0, 5],
+            rare: vec![(1, 2), (2, 0)],
+            totals,
+        }
     }
 
     #[test]

@@ -161,7 +161,7 @@ fn transposed(
     notes: &mut Vec<String>,
 ) -> Result<(), DataError> {
     for file in known.iter_mut().filter(|file| file.matrix.form == Form::Csc) {
-        let copy = transpose::path(index_dir, &file.h5ad.identities[0].1, &file.matrix.place);
+        let copy = transpose::path(index_dir, file.h5ad.print, &file.matrix.place);
         let memory = keys.data.chunk_cache_size.max(16 << 20);
         let mut found = transpose::find(&copy, &file.matrix);
         let made = if found.is_none() && team.rank == 0 {
@@ -223,13 +223,7 @@ fn scanned(
     let mut scans = Vec::with_capacity(known.len());
     for (file, (of, map)) in known.iter().zip(&joined.maps).enumerate() {
         let (genes, min_cells) = (joined.names.len(), keys.cell.min_cells);
-        let key = Key {
-            matrix: &of.matrix.place,
-            min_cells,
-            files: &of.h5ad.identities,
-            map: map.as_deref(),
-            genes,
-        };
+        let key = Key { matrix: &of.matrix.place, min_cells, files: &of.h5ad.identities, map: map.as_deref(), genes };
         let path = index::path(index_dir, &key);
         let per_entry = scan::entry_cells(reader, file);
         let kept = index::load(&path).filter(|scan| scan.fits(of.matrix.cells, genes, per_entry));
@@ -252,7 +246,12 @@ fn scanned(
 }
 
 /// Findings about the entries of `file`, of which each rank scans a run.
-fn scan_together((reader, file): (&CellReader, usize), entries: u64, wanted: Scanned, team: &Team) -> Result<Scan, DataError> {
+fn scan_together(
+    (reader, file): (&CellReader, usize),
+    entries: u64,
+    wanted: Scanned,
+    team: &Team,
+) -> Result<Scan, DataError> {
     let world = team.world_size.max(1) as u64;
     let share = |rank: u64| entries * rank / world..entries * (rank + 1) / world;
     let own = scan::scan(reader, file, share(team.rank as u64), wanted, threads(team));
@@ -273,7 +272,9 @@ fn scan_together((reader, file): (&CellReader, usize), entries: u64, wanted: Sca
         match message.first() {
             Some(0) => {
                 let scan = index::decode(rest).filter(|scan| scan.counts.len() == wanted.genes);
-                let scan = scan.ok_or_else(|| DataError::RanksDiffer(format!("findings of rank {rank} about {} are damaged", shown(path))))?;
+                let scan = scan.ok_or_else(|| {
+                    DataError::RanksDiffer(format!("findings of rank {rank} about {} are damaged", shown(path)))
+                })?;
                 whole.append(scan, wanted.min_cells);
             }
             Some(2) => return Err(DataError::Lack { path: path.clone(), problem: words() }),
@@ -331,7 +332,9 @@ fn assemble(
         }
     }
     if row > u64::from(u32::MAX) {
-        return Err(DataError::NothingUsable(format!("{row} cells are more than can be numbered: train on a part of the files")));
+        return Err(DataError::NothingUsable(format!(
+            "{row} cells are more than can be numbered: train on a part of the files"
+        )));
     }
     let parts: Parts = parts.into();
     let labels: Vec<_> = known.iter().map(|file| file.h5ad.labels.clone()).collect();
@@ -359,7 +362,8 @@ fn assemble(
     let mut base = 0;
     let files = scans.into_iter().map(|scan| {
         let [plain, gaps] = scan.entries;
-        let entries = FileEntries { base, cells: scan.entry_cells, bytes: if coding == Coding::Gaps { gaps } else { plain } };
+        let entries =
+            FileEntries { base, cells: scan.entry_cells, bytes: if coding == Coding::Gaps { gaps } else { plain } };
         base += entries.bytes.len() as u64;
         entries
     });
@@ -387,13 +391,8 @@ fn assemble(
     let splits = [dataset(train, sees.then_some(order)), dataset(val, None), dataset(test, None)];
     let all = dataset(all.clone(), None);
     let [train, val, test] = splits.clone().map(|split| split as Arc<dyn Dataset>);
-    let datasets = Datasets {
-        skipped,
-        notes,
-        facts: Some(facts.clone()),
-        split: Some(list),
-        ..Datasets::new(train, val, test)
-    };
+    let datasets =
+        Datasets { skipped, notes, facts: Some(facts.clone()), split: Some(list), ..Datasets::new(train, val, test) };
     Ok(CellData { datasets, facts, store, totals, all, splits })
 }
 
@@ -408,7 +407,7 @@ fn list_unit(units: &[Unit], at: usize, order: &[usize]) -> Option<RowSplit> {
 fn units(known: &[Known], keys: &Keys) -> Vec<Unit> {
     let (train_below, val_below) = bounds(keys.data.split_ratio);
     let unit = |file: &Known| {
-        let print = file.h5ad.identities[0].1.print;
+        let print = file.h5ad.print;
         Unit {
             name: relative_name(&keys.data.dataset_path, &file.h5ad.path),
             prints: vec![Print(print)],

@@ -28,7 +28,8 @@ pub fn outline(config: &Config, index_dir: &Path) -> Result<Outline, DataError> 
     let useful_bytes: u64 = entries.iter().sum();
     let entry = useful_bytes / (entries.len() as u64).max(1);
     let arrays = store.reader.reader().arrays();
-    let chunk_bytes = arrays.iter().filter(|array| !array.is_plain()).map(|array| array.chunk_bytes()).max().unwrap_or(0);
+    let chunk_bytes =
+        arrays.iter().filter(|array| !array.is_plain()).map(|array| array.chunk_bytes()).max().unwrap_or(0);
     let most_values = store.files.iter().map(|file| file.cells * facts.most as u64).max().unwrap_or(0);
     let sizes = DataSizes {
         entry_bytes: [entry; 2],

@@ -69,7 +69,10 @@ pub fn write(request: &SampleRequest) -> Result<(), DataError> {
         "gzip" => Layout::Gzip,
         "dense" => Layout::Dense,
         other => {
-            return Err(DataError::setting("--layout", format!("--layout {other} is unknown: choose csr, gzip or dense")));
+            return Err(DataError::setting(
+                "--layout",
+                format!("--layout {other} is unknown: choose csr, gzip or dense"),
+            ));
         }
     };
     let usual = SampleSpec::default();

@@ -140,7 +140,8 @@ pub fn scan(
     }
     let few = |gene: u32| (whole.counts[gene as usize] as usize) < wanted.min_cells;
     let rare = tallies.into_iter().flat_map(|tally| tally.rare.into_iter().zip(0u32..));
-    let pairs = rare.filter(|(_, gene)| few(*gene)).flat_map(|(cells, gene)| cells.into_iter().map(move |cell| (gene, cell)));
+    let pairs =
+        rare.filter(|(_, gene)| few(*gene)).flat_map(|(cells, gene)| cells.into_iter().map(move |cell| (gene, cell)));
     whole.rare = pairs.collect();
     whole.rare.sort_unstable();
     Ok(whole)

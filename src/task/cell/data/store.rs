@@ -95,7 +95,11 @@ impl Sink for Fields<'_> {
             let room = out.get_mut(n * bytes.len()..(n + 1) * bytes.len());
             room.map(|room| room.copy_from_slice(bytes)).is_some()
         };
-        let ids = if self.short_ids { put(self.ids, &(column as u16).to_ne_bytes()) } else { put(self.ids, &column.to_ne_bytes()) };
+        let ids = if self.short_ids {
+            put(self.ids, &(column as u16).to_ne_bytes())
+        } else {
+            put(self.ids, &column.to_ne_bytes())
+        };
         let values = match (self.short_values, value) {
             (true, Value::Count(count)) => put(self.values, &(count as u16).to_ne_bytes()),
             (false, Value::Count(count)) => put(self.values, &(count as f32).to_ne_bytes()),
@@ -146,7 +150,10 @@ impl Store {
 
     /// First rows of all entries, through all files.
     pub fn entry_starts(&self) -> impl Iterator<Item = u64> {
-        self.files.iter().zip(&self.rows).flat_map(|(file, first)| (0..file.bytes.len() as u64).map(move |n| first + n * file.cells))
+        self.files
+            .iter()
+            .zip(&self.rows)
+            .flat_map(|(file, first)| (0..file.bytes.len() as u64).map(move |n| first + n * file.cells))
     }
 
     /// Slices `ids` and `values` as the target of a cell.

@@ -46,7 +46,8 @@ pub fn open(dataset: &Dataset, path: &Path, stamp: (u64, i128)) -> Result<Array,
 /// The type of the numbers, and true where they lie in the file as in memory.
 fn number(dataset: &Dataset) -> Result<(Number, bool), String> {
     let dtype = dataset.dtype().map_err(|error| error.to_string())?;
-    let descriptor = dtype.to_descriptor().map_err(|_| format!("a type of {} bytes that is not known", dtype.size()))?;
+    let descriptor =
+        dtype.to_descriptor().map_err(|_| format!("a type of {} bytes that is not known", dtype.size()))?;
     let whole = |signed: bool, size: IntSize| match (signed, size) {
         (false, IntSize::U1) => Number::U8,
         (false, IntSize::U2) => Number::U16,
@@ -140,7 +141,8 @@ fn chunks(dataset: &Dataset, array: &Array, (rows, columns): (u64, u64)) -> Resu
         };
         let column = if array.is_flat { Some(0) } else { at(1, columns) };
         let index = at(0, rows).zip(column).filter(|(_, column)| *column < across);
-        let slot = index.and_then(|(row, column)| chunks.get_mut(row.checked_mul(across)?.checked_add(column)? as usize));
+        let slot =
+            index.and_then(|(row, column)| chunks.get_mut(row.checked_mul(across)?.checked_add(column)? as usize));
         match (slot, u32::try_from(info.size)) {
             (Some(slot), Ok(stored_bytes)) if stored_bytes > 0 => {
                 *slot = ChunkAt { addr: info.addr, stored_bytes, filter_mask: info.filter_mask };
@@ -151,7 +153,9 @@ fn chunks(dataset: &Dataset, array: &Array, (rows, columns): (u64, u64)) -> Resu
         }
         0
     });
-    visited.map_err(|error| format!("the list of chunks of {} cannot be read ({error}): replace it or leave it out", array.dataset))?;
+    visited.map_err(|error| {
+        format!("the list of chunks of {} cannot be read ({error}): replace it or leave it out", array.dataset)
+    })?;
     if let Some(problem) = problem {
         return Err(problem);
     }

@@ -1,12 +1,12 @@
 //! Rows of arrays, read by `pread` and decoded in the calling thread.
 
 use super::{Array, Number, Place};
+use crate::data::DataError;
+use crate::data::source::Identity;
 use crate::data::source::chunks::{Chunk, ChunkKey, ChunkStore};
 use crate::data::source::hdf5::decode::{Inflater, Stored, undo};
 use crate::data::source::hdf5::open::stamp_of;
 use crate::data::source::hdf5::{ChunkAt, library};
-use crate::data::DataError;
-use crate::data::source::Identity;
 use ::hdf5::{Dataset, H5Type};
 use lru::LruCache;
 use spec::contract::USERS;
@@ -36,6 +36,9 @@ impl Buffers {
     }
 }
 
+/// Datasets kept open through libhdf5.
+const OPEN_DATASETS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
 /// Reads rows of the arrays of a data set. Shared by all loader threads of a rank.
 pub struct ArrayReader {
     arrays: Vec<Array>,
@@ -43,6 +46,8 @@ pub struct ArrayReader {
     identities: Vec<(PathBuf, Identity)>,
     store: Arc<dyn ChunkStore>,
     files: Mutex<LruCache<PathBuf, Arc<File>>>,
+    /// Opened by libhdf5.
+    datasets: Mutex<LruCache<(PathBuf, String), Dataset>>,
     /// Bytes that came by `pread`.
     bytes: AtomicU64,
     decoded_chunks: AtomicU64,
@@ -51,8 +56,8 @@ pub struct ArrayReader {
 impl ArrayReader {
     /// `arrays[i]` is array `i` of every later call; each must have passed [`Array::validate`].
     pub fn new(arrays: Vec<Array>, identities: Vec<(PathBuf, Identity)>, store: Arc<dyn ChunkStore>) -> Self {
-        let files = Mutex::new(LruCache::new(OPEN_FILES));
-        Self { arrays, identities, store, files, bytes: AtomicU64::new(0), decoded_chunks: AtomicU64::new(0) }
+        let (files, datasets) = (Mutex::new(LruCache::new(OPEN_FILES)), Mutex::new(LruCache::new(OPEN_DATASETS)));
+        Self { arrays, identities, store, files, datasets, bytes: AtomicU64::new(0), decoded_chunks: AtomicU64::new(0) }
     }
 
     pub fn arrays(&self) -> &[Array] {
@@ -68,6 +73,7 @@ impl ArrayReader {
     pub fn give_back(&self) {
         self.store.clear();
         self.files.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.datasets.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Appends `rows` of array `index`, row by row in its own type, to `out`.
@@ -100,7 +106,7 @@ impl ArrayReader {
             Place::Chunked { .. } => return self.read_chunks((index, array), rows.clone(), room, buffers),
             Place::Library { reason } => {
                 warn_once(array, reason);
-                by_library(array, rows.clone(), 0..array.columns, room)
+                self.by_library(array, rows.clone(), 0..array.columns, room)
             }
         }
         .map_err(fail)
@@ -163,7 +169,7 @@ impl ArrayReader {
             let first = tile.chunk / array.chunks_across(*columns) * rows + tile.first;
             for n in 0..tile.rows {
                 let row = first + n..first + n + 1;
-                place(n, out, &mut |out| by_library(array, row.clone(), tile.columns.clone(), out))?;
+                place(n, out, &mut |out| self.by_library(array, row.clone(), tile.columns.clone(), out))?;
             }
             return Ok(());
         }
@@ -238,6 +244,40 @@ impl ArrayReader {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).put(array.path.clone(), opened.clone());
         Ok(opened)
     }
+
+    /// The way through libhdf5 and its global lock.
+    fn by_library(&self, array: &Array, rows: Range<u64>, columns: Range<u64>, out: &mut [u8]) -> Result<(), String> {
+        // Its size and time are compared there.
+        self.opened(array)?;
+        let failed = |error: ::hdf5::Error| format!("cannot be read by libhdf5: {error}");
+        let mut datasets = self.datasets.lock().unwrap_or_else(PoisonError::into_inner);
+        let dataset = datasets.try_get_or_insert((array.path.clone(), array.dataset.clone()), || {
+            let opened = library::open(&array.path).map_err(|fault| fault.into_words(&array.path))?;
+            opened.dataset(&array.dataset).map_err(failed)
+        })?;
+        let rows = rows.start as usize..rows.end as usize;
+        let columns = columns.start as usize..columns.end as usize;
+        macro_rules! each {
+            ($type:ty) => {
+                numbers::<$type>(dataset, array.is_flat, rows, columns, out, |value, cell| {
+                    cell.copy_from_slice(&value.to_ne_bytes())
+                })
+            };
+        }
+        match array.number {
+            Number::U8 => each!(u8),
+            Number::I8 => each!(i8),
+            Number::U16 => each!(u16),
+            Number::I16 => each!(i16),
+            Number::U32 => each!(u32),
+            Number::I32 => each!(i32),
+            Number::U64 => each!(u64),
+            Number::I64 => each!(i64),
+            Number::F32 => each!(f32),
+            Number::F64 => each!(f64),
+        }
+        .map_err(failed)
+    }
 }
 
 /// A part of a chunk, and where it goes.
@@ -262,35 +302,6 @@ impl From<String> for Failed {
     fn from(problem: String) -> Self {
         Failed::Here(problem)
     }
-}
-
-/// The way through libhdf5 and its global lock.
-fn by_library(array: &Array, rows: Range<u64>, columns: Range<u64>, out: &mut [u8]) -> Result<(), String> {
-    let failed = |error: ::hdf5::Error| format!("cannot be read by libhdf5: {error}");
-    let opened = library::open(&array.path).map_err(|fault| fault.into_words(&array.path))?;
-    let dataset = opened.dataset(&array.dataset).map_err(failed)?;
-    let rows = rows.start as usize..rows.end as usize;
-    let columns = columns.start as usize..columns.end as usize;
-    macro_rules! each {
-        ($type:ty) => {
-            numbers::<$type>(&dataset, array.is_flat, rows, columns, out, |value, cell| {
-                cell.copy_from_slice(&value.to_ne_bytes())
-            })
-        };
-    }
-    match array.number {
-        Number::U8 => each!(u8),
-        Number::I8 => each!(i8),
-        Number::U16 => each!(u16),
-        Number::I16 => each!(i16),
-        Number::U32 => each!(u32),
-        Number::I32 => each!(i32),
-        Number::U64 => each!(u64),
-        Number::I64 => each!(i64),
-        Number::F32 => each!(f32),
-        Number::F64 => each!(f64),
-    }
-    .map_err(failed)
 }
 
 fn numbers<T: H5Type + Copy>(

@@ -1,13 +1,14 @@
 //! One field of all rows of a compound dataset, whatever the others hold.
 
 use super::datatype;
-use ::hdf5::sync::sync;
 use ::hdf5::globals::{H5T_NATIVE_DOUBLE, H5T_NATIVE_INT64};
+use ::hdf5::sync::sync;
 use ::hdf5::{Dataset, Dataspace, Result, h5check};
 use hdf5_sys::h5d::H5Dread;
 use hdf5_sys::h5p::H5P_DEFAULT;
 use hdf5_sys::h5t::{
-    H5T_class_t, H5Tcopy, H5Tcreate, H5Tget_class, H5Tget_member_index, H5Tget_member_type, H5Tinsert, H5Tis_variable_str, H5Treclaim,
+    H5T_class_t, H5Tcopy, H5Tcreate, H5Tget_class, H5Tget_member_index, H5Tget_member_type, H5Tinsert,
+    H5Tis_variable_str, H5Treclaim,
 };
 use std::ffi::{CStr, CString, c_char};
 
