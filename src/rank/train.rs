@@ -436,7 +436,9 @@ pub(super) fn named(vs: &nn::VarStore) -> (Named, Named) {
     let names: std::collections::BTreeMap<usize, String> =
         others.iter().map(|(name, tensor)| (tensor.data_ptr() as usize, name.clone())).collect();
     let of = |tensor: Tensor| names.get(&(tensor.data_ptr() as usize)).map(|name| (name.clone(), tensor));
-    let params: Named = vs.trainable_variables().into_iter().filter_map(of).collect();
+    // Frozen ones are still listed as trainable.
+    let trained = vs.trainable_variables().into_iter().filter(Tensor::requires_grad);
+    let params: Named = trained.filter_map(of).collect();
     params.iter().for_each(|(name, _)| drop(others.remove(name)));
     (params, others.into_iter().collect())
 }

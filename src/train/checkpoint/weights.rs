@@ -155,12 +155,15 @@ fn of_checkpoint(dir: &Path, manifest: &Manifest, file: &str, decay: Option<f64>
 /// # Errors
 /// The file cannot be read or is damaged, or names, shapes or types differ from the model's: nothing is changed then.
 pub fn load_into(vs: &nn::VarStore, chosen: &Chosen) -> Result<(), CheckpointError> {
+    let path = &chosen.path;
     let tensors = match &chosen.facts {
-        Some(facts) => to_f32(&chosen.path, tensors_of(&chosen.path, &read_verified(&chosen.path, facts)?)?),
-        None => load_weights(&chosen.path),
+        Some(facts) => read_verified(path, facts)
+            .and_then(|data| tensors_of(path, &data))
+            .and_then(|tensors| to_f32(path, tensors)),
+        None => load_weights(path),
     };
     let variables: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
-    tensors.and_then(|tensors| apply(&chosen.path, &tensors, &variables)).map_err(CheckpointError::of_chosen)
+    tensors.and_then(|tensors| apply(path, &tensors, &variables)).map_err(CheckpointError::of_chosen)
 }
 
 #[cfg(test)]

@@ -191,6 +191,31 @@ fn lines_are_exact() {
 }
 
 #[test]
+fn buffers_and_every_average_have_their_place_in_the_plan() {
+    let (mut config, machine) = (emg(), machine(16, 32 * GIB));
+    let bytes = |config: &Config, buffer_bytes: u64| {
+        let mut measured = measured_default(config);
+        measured.model.buffer_bytes = buffer_bytes;
+        let plan = plan(config, &machine, &measured, &ranks(2)).unwrap();
+        let state = line(&plan, "model state");
+        (state.per_rank_bytes.unwrap(), line(&plan, "checkpoint staging").bytes, state.formula.clone())
+    };
+    let (state, saved, _) = bytes(&config, 0);
+    config.train.ema_decay = Rates(vec![0.9, 0.99, 0.999]);
+    let (averaged, _, formula) = bytes(&config, 0);
+    assert_eq!(averaged - state, 3 * 4 * 282_996);
+    assert!(formula.ends_with("+ 2 moments + 3 EMA)"), "{formula}");
+    // Buffers as they are and as they were before the step; each file of weights holds them.
+    let (with, staged, formula) = bytes(&config, 1000);
+    assert_eq!(with - averaged, 2 * 1000);
+    assert!(formula.contains("of buffers"), "{formula}");
+    let copies = 4 * 282_996 * 3 + 4 * 1000;
+    assert!(staged - saved >= copies && staged - saved < copies + copies / 20, "{staged} {saved}");
+    config.train.ema_buffers = crate::config::EmaBuffers::Average;
+    assert_eq!(bytes(&config, 1000).0 - averaged, (2 + 2 * 3) * 1000);
+}
+
+#[test]
 fn libraries_count_once_and_each_rank_and_thread_for_itself() {
     let of = |count, cores| planned(&emg(), &machine(cores, 64 * GIB), &ranks(count));
     let (one, three) = (of(1, 3), of(3, 3));

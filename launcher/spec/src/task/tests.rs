@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 
 mod reference;
+mod training;
 
 fn sets(sets: &[&str]) -> Vec<String> {
     sets.iter().map(ToString::to_string).collect()
