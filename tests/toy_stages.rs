@@ -184,7 +184,9 @@ impl Task for Relay {
         let path = team.stages.folder("values")?.join("values.bin");
         let bytes = std::fs::read(&path).map_err(|e| DataError::File { path, problem: e.to_string() })?;
         let number = |cell: &[u8]| f32::from_le_bytes(cell.try_into().unwrap());
-        Ok(Pairs::splits(&bytes.chunks_exact(8).map(|pair| [number(&pair[..4]), number(&pair[4..])]).collect::<Vec<_>>()))
+        Ok(Pairs::splits(
+            &bytes.chunks_exact(8).map(|pair| [number(&pair[..4]), number(&pair[4..])]).collect::<Vec<_>>(),
+        ))
     }
     fn pass(&self, opening: &Opening) -> Result<Pass, DataError> {
         let data = || Pairs::new(Pairs::line(0, POINTS));
@@ -329,16 +331,25 @@ fn in_order() {
     assert_eq!(text.matches('┌').count(), 1, "one table: {text}");
     let (first, values) = (programs.json("r/first/summary.json"), programs.json("r/values/summary.json"));
     assert_eq!((&first["status"], &first["steps"]), (&"finished".into(), &200.into()));
-    assert_eq!((&values["status"], &values["samples"], &values["outputs"]), (&"finished".into(), &1000.into(), &1.into()));
+    assert_eq!(
+        (&values["status"], &values["samples"], &values["outputs"]),
+        (&"finished".into(), &1000.into(), &1.into())
+    );
     // Keys of the file's section, of the task for this stage, and of the run.
     let second = programs.json("r/second/job.json");
     let train = &second["config"]["train"];
-    assert_eq!((&second["config"]["stage"], &train["num_epochs"], &train["patience"]), (&"second".into(), &2.into(), &7.into()));
+    assert_eq!(
+        (&second["config"]["stage"], &train["num_epochs"], &train["patience"]),
+        (&"second".into(), &2.into(), &7.into())
+    );
     assert_eq!(programs.json("r/first/job.json")["config"]["train"]["num_epochs"], 5);
     assert_eq!(second["earlier"][1]["name"], "values");
     assert!(!programs.run("r/values/parts").exists() && !programs.run("r/values/checkpoints").exists());
-    let points: Vec<f32> =
-        programs.bytes("r/values/values.bin").chunks_exact(4).map(|cell| f32::from_le_bytes(cell.try_into().unwrap())).collect();
+    let points: Vec<f32> = programs
+        .bytes("r/values/values.bin")
+        .chunks_exact(4)
+        .map(|cell| f32::from_le_bytes(cell.try_into().unwrap()))
+        .collect();
     assert_eq!(points.len(), 2 * POINTS);
     for (n, pair) in points.chunks_exact(2).enumerate() {
         assert_eq!(pair[0], (n as f32 * 0.37).sin(), "in the order of the inputs");
@@ -347,7 +358,19 @@ fn in_order() {
 
     // The same on one rank and on three; and each stage once.
     for ranks in ["1", "3"] {
-        programs.train(0, &["--ranks", ranks, "--name", ranks, "--set", "train.batch_size=6", "--set", "stages.second.train.batch_size=6"]);
+        programs.train(
+            0,
+            &[
+                "--ranks",
+                ranks,
+                "--name",
+                ranks,
+                "--set",
+                "train.batch_size=6",
+                "--set",
+                "stages.second.train.batch_size=6",
+            ],
+        );
         let other = programs.bytes(&format!("{ranks}/values/values.bin"));
         assert_eq!(other.len(), 8 * POINTS);
     }
@@ -356,7 +379,18 @@ fn in_order() {
     let done = programs.train(0, &["--ranks", "2", "--name", "r", "--resume", "auto"]);
     assert_eq!(done.matches("done already").count(), 3, "{done}");
     // A stage that is named is looked at again.
-    let more = ["--ranks", "2", "--name", "r", "--resume", "auto", "--stage", "second", "--set", "stages.second.train.num_epochs=3"];
+    let more = [
+        "--ranks",
+        "2",
+        "--name",
+        "r",
+        "--resume",
+        "auto",
+        "--stage",
+        "second",
+        "--set",
+        "stages.second.train.num_epochs=3",
+    ];
     programs.train(0, &more);
     assert_eq!(programs.json("r/second/summary.json")["steps"], 3 * 20);
 }
@@ -388,7 +422,8 @@ fn stopped_in_pass() {
     programs.train(0, &["--ranks", "1", "--name", "whole"]);
     programs.train(0, &["--ranks", "1", "--name", "cut", "--stage", "first"]);
     let parts = programs.run("cut/values/parts");
-    let mut command = programs.command(&["--config", "relay.yaml", "--ranks", "2", "--name", "cut", "--from", "values"]);
+    let mut command =
+        programs.command(&["--config", "relay.yaml", "--ranks", "2", "--name", "cut", "--from", "values"]);
     let ended = programs.end(command.env(SLOW, "15"), |child| {
         let done = std::fs::read_dir(&parts).into_iter().flatten().flatten();
         let whole = done.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count();
@@ -432,7 +467,11 @@ fn failing() {
     let flag = programs.0.path().join("failed");
     let ended = programs.end(programs.command(&words).env(FAILS, &flag), |_| true);
     assert_eq!(ended.code, Some(4), "{}", ended.text);
-    assert!(ended.text.contains("a fault that passes") && ended.text.contains("second          not run"), "{}", ended.text);
+    assert!(
+        ended.text.contains("a fault that passes") && ended.text.contains("second          not run"),
+        "{}",
+        ended.text
+    );
     assert!(!programs.run("r/second").exists());
     std::fs::remove_file(&flag).unwrap();
     let again = [&words[..], &["--resume", "auto", "--max-restarts", "1"]].concat();
@@ -453,13 +492,17 @@ fn refused() {
         (&["--set", "stages.first.train.num_epoch=1"], "did you mean stages.first."),
         (&["--set", "stages.first.task=emg"], "all stages of a run have the same task"),
         (&["--smart"], "leave --smart out"),
-        (&["--nnodes", "2", "--node-rank", "0", "--master-addr", "::1", "--master-port", "1", "--name", "n"], "run on one node"),
+        (
+            &["--nnodes", "2", "--node-rank", "0", "--master-addr", "::1", "--master-port", "1", "--name", "n"],
+            "run on one node",
+        ),
         (&["--resume", "nowhere"], "no run with stages is there"),
     ] {
         let text = programs.train(2, &[&["--ranks", "1"], words].concat());
         assert!(text.contains(says), "{words:?}: {text}");
     }
-    std::fs::write(programs.0.path().join("emg.yaml"), "task: emg\nstages: {first: {train: {num_epochs: 1}}}\n").unwrap();
+    std::fs::write(programs.0.path().join("emg.yaml"), "task: emg\nstages: {first: {train: {num_epochs: 1}}}\n")
+        .unwrap();
     let text = programs.says(2, &["plan", "--config", "emg.yaml"]);
     assert!(text.contains("emg.yaml:2") && text.contains("task emg has no stages"), "{text}");
     let text = programs.says(2, &["plan", "--config", "relay.yaml", "--set", "task=emg", "--stage", "first"]);

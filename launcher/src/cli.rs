@@ -429,7 +429,9 @@ impl Command {
         match self {
             Command::Train(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
             Command::Plan(args) => args.run.log_level.as_deref(),
-            Command::Predict(PredictArgs { of, .. }) | Command::Evaluate(EvaluateArgs { of, .. }) => of.log_level.as_deref(),
+            Command::Predict(PredictArgs { of, .. }) | Command::Evaluate(EvaluateArgs { of, .. }) => {
+                of.log_level.as_deref()
+            }
             _ => None,
         }
     }

@@ -474,7 +474,8 @@ fn supervise_run(
     program: &Path,
     signals: &Signals,
 ) -> Result<Outcome, Error> {
-    let console = Console::start_on(print::is_result_apart()).map_err(io("cannot start the console", exit::INTERNAL))?;
+    let console =
+        Console::start_on(print::is_result_apart()).map_err(io("cannot start the console", exit::INTERNAL))?;
     let mut made = None;
     let spec = |restarts: u32, last: Option<&Outcome>| {
         if restarts > 0 {

@@ -329,13 +329,7 @@ impl Stage<'_> {
     }
 
     /// A pass without training; libraries make their kernels in the first one.
-    fn pass(
-        &self,
-        rehearsal: &mut Rehearsal,
-        gauge: &Gauge,
-        batch: &Batch,
-        seen: &mut Seen,
-    ) -> Result<(), RankError> {
+    fn pass(&self, rehearsal: &mut Rehearsal, gauge: &Gauge, batch: &Batch, seen: &mut Seen) -> Result<(), RankError> {
         let times = if seen.val.is_empty() { 2 } else { 1 };
         let mut pass = None;
         for _ in 0..times {

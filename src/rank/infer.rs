@@ -3,12 +3,12 @@
 //! Facts on the training data that a model needs with other data lie in the run's folder, [`CARRIED`].
 
 use super::RankError;
-use super::train::{Start, named, observer, tell_skipped, end_records};
+use super::train::{Start, end_records, named, observer, tell_skipped};
 use crate::data::DataError;
 use crate::data::split::KeptSplit;
 use crate::report::memory::MemorySampler;
 use crate::report::records::write_summary;
-use crate::task::pass::{Opening, Pass, PartWeights, StageInputs};
+use crate::task::pass::{Opening, PartWeights, Pass, StageInputs};
 use crate::task::{self, Datasets, Model, Task, Team};
 use crate::train::checkpoint::{self, Chosen};
 use crate::train::{EvalSpec, Evaluated, PassRun, Passed, Status, TrainError, Watch, evaluate, narrow_kind};
@@ -176,15 +176,10 @@ impl Inference<'_> {
                 throttle: Arc::clone(controls.throttle()),
             };
             let mut watch = Watch { metrics: metrics.as_mut(), gallery: None };
-            let evaluated = evaluate(
-                built.model.as_ref(),
-                &mut watch,
-                dataset,
-                &spec,
-                collective.as_ref(),
-                prefix,
-                &mut |_| controls.stops(),
-            )?;
+            let evaluated =
+                evaluate(built.model.as_ref(), &mut watch, dataset, &spec, collective.as_ref(), prefix, &mut |_| {
+                    controls.stops()
+                })?;
             match evaluated {
                 Evaluated::Values(values) => break Some(values),
                 Evaluated::Interrupted => break None,
@@ -404,7 +399,8 @@ fn below(vs: &mut nn::VarStore, prefix: &str, weights: &[(String, Tensor)]) -> V
     let has = |name: &str| weights.iter().any(|(other, _)| other == name);
     let mut others: Vec<(String, Tensor)> = vs.variables().into_iter().filter(|(name, _)| !is_trained(name)).collect();
     others.sort_by(|a, b| a.0.cmp(&b.0));
-    let others = others.into_iter().filter_map(|(name, tensor)| Some((short(&name)?, tensor))).filter(|(name, _)| has(name));
+    let others =
+        others.into_iter().filter_map(|(name, tensor)| Some((short(&name)?, tensor))).filter(|(name, _)| has(name));
     let own = trained.iter().filter_map(|(name, tensor)| Some((short(name)?, tensor.shallow_clone())));
     own.chain(others).collect()
 }

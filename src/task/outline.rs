@@ -47,7 +47,14 @@ impl Outline {
 impl Team<'_> {
     /// A team of one rank without a page cache.
     pub fn alone() -> Team<'static> {
-        Team { rank: 0, world_size: 1, gather: &|bytes: &[u8]| Ok(vec![bytes.to_vec()]), cache: None, kept: None, stages: Default::default() }
+        Team {
+            rank: 0,
+            world_size: 1,
+            gather: &|bytes: &[u8]| Ok(vec![bytes.to_vec()]),
+            cache: None,
+            kept: None,
+            stages: Default::default(),
+        }
     }
 }
 

@@ -112,7 +112,12 @@ fn alone(bytes: &[u8]) -> std::result::Result<Vec<Vec<u8>>, DataError> {
 }
 
 fn open(config: &WindowKeys, index: &Path, cache: Option<Arc<CacheClient>>) -> Result<EmgData> {
-    Ok(open_datasets(config, SEED, &Team { rank: 0, world_size: 1, gather: &alone, cache, kept: None, stages: Default::default() }, index)?)
+    Ok(open_datasets(
+        config,
+        SEED,
+        &Team { rank: 0, world_size: 1, gather: &alone, cache, kept: None, stages: Default::default() },
+        index,
+    )?)
 }
 
 /// Training files, and the entries they have and bytes of them.

@@ -84,11 +84,13 @@ fn evaluation_repeats_what_training_validated_on_any_number_of_ranks() {
         }
         let three = evaluate(&["--ranks", "3"]);
         for name in &names {
-            let (x, y) = (one["metrics"][name.as_str()].as_f64().unwrap(), three["metrics"][name.as_str()].as_f64().unwrap());
+            let (x, y) =
+                (one["metrics"][name.as_str()].as_f64().unwrap(), three["metrics"][name.as_str()].as_f64().unwrap());
             assert!((x - y).abs() <= 1e-5 * x.abs(), "{name}: {x} {y}");
         }
         assert_eq!((&one["on"], &one["step"]), (&"val".into(), &last["step"]));
-        let kept: Value = serde_json::from_slice(&fs::read(a.path.join("evaluate/val-last/metrics.json")).unwrap()).unwrap();
+        let kept: Value =
+            serde_json::from_slice(&fs::read(a.path.join("evaluate/val-last/metrics.json")).unwrap()).unwrap();
         assert_eq!(kept, three);
         // The training closed with the best weights' test metrics.
         let ended = done(runs.path(), &["evaluate", "a", "--split", "test", "--json", "--ranks", "1"]);
@@ -139,7 +141,10 @@ fn trajectories_are_the_same_bytes_on_one_and_three_ranks_and_after_a_stop() {
         outputs(&runs.path().join(out))
     };
     let one = predict("one", &["--ranks", "1"]);
-    assert_eq!(one.iter().map(|(name, _)| name.to_str().unwrap()).collect::<Vec<_>>(), ["s00.hdf5", "s01.hdf5", "s02.hdf5", "s03.hdf5"]);
+    assert_eq!(
+        one.iter().map(|(name, _)| name.to_str().unwrap()).collect::<Vec<_>>(),
+        ["s00.hdf5", "s01.hdf5", "s02.hdf5", "s03.hdf5"]
+    );
     assert!(one == predict("three", &["--ranks", "3"]), "three ranks");
     // Rows of the source, its times and attributes; every row has angles.
     let read = |path: PathBuf, fields: &[(&str, usize)]| SessionData::open(&path, &wanted(fields)).unwrap();
@@ -167,7 +172,8 @@ fn trajectories_are_the_same_bytes_on_one_and_three_ranks_and_after_a_stop() {
     let ended = running.wait();
     assert_eq!(ended.code, Some(75), "{ended}");
     assert!(ended.out.contains("stopped; what is whole stays; to continue, run the same command again"), "{ended}");
-    let again = done(runs.path(), &[&["predict", "a", "--data", &data, "--out", "cut", "--ranks", "3"], &many[..2]].concat());
+    let again =
+        done(runs.path(), &[&["predict", "a", "--data", &data, "--out", "cut", "--ranks", "3"], &many[..2]].concat());
     assert!(again.out.contains("samples are done already"), "{again}");
     assert!(whole == outputs(&runs.path().join("cut")), "stopped and continued");
     assert!(!parts.exists());
@@ -206,7 +212,8 @@ fn a_prediction_of_one_file_without_angles_equals_that_among_others() {
     let emg = source.window(0, source.len()).unwrap().remove(0);
     let file = hdf5::File::create(folder.path().join("alone.h5")).unwrap();
     let rows = emg.len() / 16;
-    let table = file.create_group("emg2pose").unwrap().new_dataset::<f32>().shape([rows, 16]).create("timeseries").unwrap();
+    let table =
+        file.create_group("emg2pose").unwrap().new_dataset::<f32>().shape([rows, 16]).create("timeseries").unwrap();
     table.write_raw(&emg).unwrap();
     drop((table, file));
     let data = folder.path().join("alone.h5").display().to_string();
@@ -242,7 +249,11 @@ fn wrong_data_weights_and_folders_are_refused_with_their_codes() {
     predict(&["a", "--data", &data, "--out", "p", "--set", "emg.model.decoder_hidden_size=8"], 5, "is of another run");
     let text = runs.path().join("text.safetensors");
     fs::write(&text, "nothing of the kind").unwrap();
-    predict(&["a", "--data", &data, "--out", "p", "--weights", text.to_str().unwrap()], 5, "name a safetensors file of this model");
+    predict(
+        &["a", "--data", &data, "--out", "p", "--weights", text.to_str().unwrap()],
+        5,
+        "name a safetensors file of this model",
+    );
     // Recordings of another number of channels.
     let other = folder();
     let file = hdf5::File::create(other.path().join("s.h5")).unwrap();
@@ -261,7 +272,8 @@ fn wrong_data_weights_and_folders_are_refused_with_their_codes() {
     fs::remove_dir_all(a.path.join("checkpoints")).unwrap();
     predict(&["a", "--data", &data, "--out", "q"], 5, "holds no checkpoint: train first");
     refused(runs.path(), &["evaluate", "a"], 5, "holds no checkpoint: train first");
-    let ended = done(runs.path(), &["predict", "a", "--data", &data, "--out", "q", "--weights", file.to_str().unwrap()]);
+    let ended =
+        done(runs.path(), &["predict", "a", "--data", &data, "--out", "q", "--weights", file.to_str().unwrap()]);
     assert!(ended.out.contains("copy.safetensors"), "{ended}");
 }
 
@@ -276,7 +288,9 @@ fn a_full_disk_ends_a_prediction_and_the_same_command_continues() {
     let mut command = Command::new("bash");
     let script = "ulimit -f 1100; exec \"$@\"";
     command.args(["-c", script, "bash"]).arg(launch_program());
-    command.args(["predict", "a", "--data", &data, "--out", "p", "--ranks", "1", "--runs-dir", "runs"]).current_dir(runs.path());
+    command
+        .args(["predict", "a", "--data", &data, "--out", "p", "--ranks", "1", "--runs-dir", "runs"])
+        .current_dir(runs.path());
     let ended = run(&mut command, runs.path());
     assert_eq!(ended.code, Some(4), "{ended}");
     assert!(ended.err.contains("cannot be written") && ended.err.contains("the same command continues"), "{ended}");
@@ -358,7 +372,12 @@ fn restored_frames_have_the_names_of_the_inputs_and_are_equal_on_one_and_three_r
         assert!(same.1 == bytes, "{}", file.display());
     }
     fs::create_dir(runs.path().join("nothing")).unwrap();
-    refused(runs.path(), &["predict", "d", "--data", "nothing", "--out", "x"], 4, "no sequence: expected folders that hold a folder blur");
+    refused(
+        runs.path(),
+        &["predict", "d", "--data", "nothing", "--out", "x"],
+        4,
+        "no sequence: expected folders that hold a folder blur",
+    );
 }
 
 #[test]

@@ -84,7 +84,8 @@ pub(super) fn tell_stop(folder: &RunDir, outcome: &Outcome, how: &str) {
         print::note(format_args!("stopped before the first step: nothing was {what}{kept}; to start again, {how}"));
     }
     if outcome.exit_code == exit::STOPPED {
-        let what = if folder.work == Work::Train { "stopped after a checkpoint" } else { "stopped; what is whole stays" };
+        let what =
+            if folder.work == Work::Train { "stopped after a checkpoint" } else { "stopped; what is whole stays" };
         print::say(format_args!("{what}; to continue, {how}"));
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! The job of a prediction lies in `<out>/.predict`, that of an evaluation in `<run>/evaluate/<split>-<weights>`.
 
-use super::early::Early;
 use super::close::{conclude, tell_end, tell_stop};
+use super::early::Early;
 use super::{Error, Ready, Setup, io, pre_flight, print, rank_program, shown, supervise_run, text_of};
-use crate::console::closing_table;
 use crate::advise;
 use crate::cli::{EvaluateArgs, PredictArgs, RunArgs, TrainedArgs};
+use crate::console::closing_table;
 use crate::machine;
 use crate::run_dir::{Resume, RunDir, StagesOf};
 use spec::config::{CachePolicy, DeviceChoice, StageKind};
@@ -95,10 +95,16 @@ fn tell(path: &Path, json: bool) -> Result<(), Error> {
     if json {
         return print::out(String::from_utf8_lossy(&text));
     }
-    let found: Evaluation =
-        serde_json::from_slice(&text).map_err(|e| io(format!("cannot read {}", shown(path)), exit::INTERNAL)(e.into()))?;
+    let found: Evaluation = serde_json::from_slice(&text)
+        .map_err(|e| io(format!("cannot read {}", shown(path)), exit::INTERNAL)(e.into()))?;
     let at = found.step.map(|step| format!(", step {step}")).unwrap_or_default();
-    print::say(format_args!("{} of {}, {} samples; {}{at}", found.on, shown(&found.data), found.samples, shown(&found.weights)));
+    print::say(format_args!(
+        "{} of {}, {} samples; {}{at}",
+        found.on,
+        shown(&found.data),
+        found.samples,
+        shown(&found.weights)
+    ));
     let width = found.metrics.keys().map(|name| name.chars().count()).max().unwrap_or(0);
     for (name, value) in &found.metrics {
         print::say(format_args!("{name:<width$}  {value}"));
@@ -156,10 +162,9 @@ fn has_weights(folder: &Path, weights: &Weights) -> Result<(), Error> {
             refuse(file, "no such file: --weights takes best, last, ema:DECAY or a safetensors file")
         }
         Weights::File(_) => Ok(()),
-        _ if crate::run_dir::newest_checkpoint(folder).is_none() => refuse(
-            &folder.join("checkpoints"),
-            "holds no checkpoint: train first, or name a file with --weights FILE",
-        ),
+        _ if crate::run_dir::newest_checkpoint(folder).is_none() => {
+            refuse(&folder.join("checkpoints"), "holds no checkpoint: train first, or name a file with --weights FILE")
+        }
         _ => Ok(()),
     }
 }
@@ -184,7 +189,11 @@ fn of_stage(folder: &Path, stage: Option<&str>) -> Result<PathBuf, Error> {
             Some(stage) => Ok(folder.join(&stage.name)),
             None => Err(Error::Model {
                 code: exit::CHECKPOINT,
-                text: format!("{}: none of its stages ({}) has a checkpoint: train first", shown(folder), names.join(", ")),
+                text: format!(
+                    "{}: none of its stages ({}) has a checkpoint: train first",
+                    shown(folder),
+                    names.join(", ")
+                ),
             }),
         },
     }

@@ -392,7 +392,14 @@ mod tests {
     #[test]
     fn words_of_the_rank_refuse_and_a_dead_rank_leaves_assumptions() {
         let config = Config::default();
-        let wanted = Wanted { config: &config, gpu: None, device: "cpu".into(), threads: 1, passes: PassKind::Train, limit_bytes: 1 };
+        let wanted = Wanted {
+            config: &config,
+            gpu: None,
+            device: "cpu".into(),
+            threads: 1,
+            passes: PassKind::Train,
+            limit_bytes: 1,
+        };
         let ended = |raw: Option<i32>, said: &str, answer: Option<Measured>| {
             let status = raw.map(ExitStatus::from_raw);
             super::answer(Ended { answer, status, said: said.into() }, &wanted)

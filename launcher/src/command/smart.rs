@@ -17,7 +17,9 @@ pub(super) fn smart(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
     let mut ready = prepare(&run.config, request(run), early.undo())?;
     if !super::stages::chosen(run, &ready)?.is_empty() {
         let task = &ready.config.task;
-        return Err(Error::Target(format!("--smart trains one model in legs, task {task} has stages: leave --smart out")));
+        return Err(Error::Target(format!(
+            "--smart trains one model in legs, task {task} has stages: leave --smart out"
+        )));
     }
     let targets = smart::targets(&ready.config).map_err(|error| Error::Target(error.to_string()))?;
     let program = rank_program()?;

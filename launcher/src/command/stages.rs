@@ -5,8 +5,8 @@
 //! runs/<name>/<stage>/           job.json, plan.json, checkpoints/, summary.json: as a run's folder
 //! ```
 
-use super::early::{Early, Moment};
 use super::close::{conclude, tell_end, tell_stop};
+use super::early::{Early, Moment};
 use super::{Error, Ready, Setup, io, pre_flight, print, shown, supervise_run, text_of};
 use crate::cli::{CliError, RunArgs, Stage};
 use crate::console::stages_table;
@@ -134,7 +134,8 @@ fn open_root(run: &RunArgs, ready: &Ready, chosen: &[Stage]) -> Result<RunDir, E
     let asked = run.resume();
     if let Resume::Path(path) = &asked {
         let Some((root, _)) = root_of(path) else {
-            let text = format!("--resume {}: no run with stages is there: give its folder, or that of a stage", shown(path));
+            let text =
+                format!("--resume {}: no run with stages is there: give its folder, or that of a stage", shown(path));
             return Err(Error::Target(text));
         };
         return Ok(RunDir::at(root));
@@ -147,7 +148,9 @@ fn open_root(run: &RunArgs, ready: &Ready, chosen: &[Stage]) -> Result<RunDir, E
             None => run_dir::newest_run(&ready.config.log.runs_dir, &ready.config.name),
         };
         return match known.filter(|folder| StagesOf::read(folder).is_some()) {
-            Some(folder) => Ok(RunDir::at(std::path::absolute(&folder).map_err(io("cannot find the run", exit::USAGE))?)),
+            Some(folder) => {
+                Ok(RunDir::at(std::path::absolute(&folder).map_err(io("cannot find the run", exit::USAGE))?))
+            }
             None => {
                 let stage = chosen.first().map_or("", |stage| stage.spec.name);
                 let run = run.name.as_ref().map_or_else(|| "of this config".into(), |name| format!("called {name}"));
@@ -177,7 +180,8 @@ impl Stages<'_> {
 
     fn found(&self, stage: &Stage) -> Found {
         let folder = self.folder(stage);
-        let job: Option<Job> = std::fs::read(folder.join("job.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let job: Option<Job> =
+            std::fs::read(folder.join("job.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
         if job.is_none() && !folder.join("job.json").exists() {
             return Found::New;
         }
@@ -232,9 +236,9 @@ impl Stages<'_> {
         let path = self.folder(stage).join("job.json");
         let job: Option<Job> = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let before = job.map(|job| job.earlier).unwrap_or_default();
-        let changed = before.iter().find(|before| {
-            self.earlier.iter().any(|now| now.name == before.name && now.start != before.start)
-        });
+        let changed = before
+            .iter()
+            .find(|before| self.earlier.iter().any(|now| now.name == before.name && now.start != before.start));
         match changed {
             None => Ok(()),
             Some(changed) => {

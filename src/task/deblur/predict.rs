@@ -60,12 +60,7 @@ pub(super) fn predictor(opening: &Opening) -> Result<Pass, DataError> {
     let outputs: Vec<PassOutput> = all.filter(|output| !output.samples.is_empty()).collect();
     let facts = FrameFacts { image_width: frames.image().width };
     let data = || -> Arc<dyn Dataset> { Arc::clone(&dataset) as Arc<dyn Dataset> };
-    let datasets = Datasets {
-        skipped,
-        notes,
-        facts: Some(Arc::new(facts)),
-        ..Datasets::new(data(), data(), data())
-    };
+    let datasets = Datasets { skipped, notes, facts: Some(Arc::new(facts)), ..Datasets::new(data(), data(), data()) };
     let predictor = Restored { dataset, frames, outputs, identity, part: PathBuf::new() };
     Ok(Pass { datasets, weights: Vec::new(), predictor: Box::new(predictor) })
 }
@@ -126,7 +121,10 @@ impl Predictor for Restored {
 
     /// Links where the file system has them, so that frames are not written twice.
     fn join(&mut self, _: &PassOutput, parts: &[PathBuf], into: &Path) -> Result<(), DataError> {
-        let failed = |path: &Path| { let path = path.to_owned(); move |e| DataError::output(&path, e) };
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |e| DataError::output(&path, e)
+        };
         std::fs::create_dir(into).map_err(failed(into))?;
         for part in parts {
             for entry in std::fs::read_dir(part).map_err(failed(part))? {

@@ -194,10 +194,10 @@ pub(super) fn open_for_evaluation(config: &WindowKeys, opening: &Opening) -> Res
     let windows = list_windows(&all, 0, &files, &config);
     let mut notes = vec![format!("{} windows of {} files", windows.len(), files.len())];
     notes.extend(no_data);
-    let normalise = carried.as_ref().filter(|_| config.emg.normalize).map(|Carried { mean, inverse_std, .. }| Affine {
-        mean: mean.clone(),
-        inverse_std: inverse_std.clone(),
-    });
+    let normalise = carried
+        .as_ref()
+        .filter(|_| config.emg.normalize)
+        .map(|Carried { mean, inverse_std, .. }| Affine { mean: mean.clone(), inverse_std: inverse_std.clone() });
     let emg = Transform { rectify: config.emg.rectify, normalise };
     let (tables, identities) = files.into_iter().map(|file| (file.table, file.identity)).unzip();
     let none = || Windows::new(config.data.stride as u64);
@@ -334,7 +334,17 @@ fn assemble(
     let emg = Transform { rectify: config.emg.rectify, normalise: config.emg.normalize.then(|| affine(&statistics)) };
     let [train, val, test] = sets.map(|windows| dataset(windows, config, &emg, seed));
     Ok(EmgData {
-        datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None, carried: None, split: Some(list) },
+        datasets: Datasets {
+            train,
+            val,
+            test,
+            baseline: None,
+            skipped,
+            notes,
+            facts: None,
+            carried: None,
+            split: Some(list),
+        },
         mean_pose,
         statistics,
         reader,

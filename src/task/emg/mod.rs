@@ -67,7 +67,8 @@ impl Carried {
     fn read(carried: Option<&Value>) -> Result<Self, DataError> {
         let way_out = "resume the run once (launch --resume RUN), which writes it";
         let value = carried.ok_or_else(|| {
-            let text = format!("the run has no carried.json, which keeps the statistics of its training files: {way_out}");
+            let text =
+                format!("the run has no carried.json, which keeps the statistics of its training files: {way_out}");
             DataError::setting("emg.normalize", text)
         })?;
         serde_json::from_value(value.clone())

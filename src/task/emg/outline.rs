@@ -1,8 +1,8 @@
 //! Sizes of EMG recordings for a plan, from the sizes of files: no file is opened.
 
 use super::data::fields;
-use crate::data::{DataError, FieldSpec};
 use crate::data::source::find_files;
+use crate::data::{DataError, FieldSpec};
 use crate::task::outline::{Outline, SCRATCH_BYTES};
 use spec::config::Config;
 use spec::contract::{CacheMode, DataSizes};

@@ -316,7 +316,10 @@ fn weights_are_chosen_as_the_command_line_names_them() {
     let run = tempfile::tempdir().unwrap();
     let checkpoints = run.path().join("checkpoints");
     let nothing = chosen(run.path(), "best").unwrap_err();
-    assert!(nothing.ends_with("checkpoints: holds no checkpoint: train first, or name a file with --weights FILE"), "{nothing}");
+    assert!(
+        nothing.ends_with("checkpoints: holds no checkpoint: train first, or name a file with --weights FILE"),
+        "{nothing}"
+    );
     let mut keeper = Checkpointer::open(&checkpoints, 9).unwrap();
     for (step, best) in [(1, true), (2, true), (3, false)] {
         save(&mut keeper, step, best).unwrap();

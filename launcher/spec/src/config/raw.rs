@@ -167,16 +167,18 @@ impl RawConfig {
         }
         let (mut overrides, of_stages) = self.read_sets(sets)?;
         let own = |stages: &Stages| stage.and_then(|stage| stages.layer(stage)).cloned().unwrap_or_default();
-        let (base, (profiled, of_profile)) = (own(&self.stages), self.profiles.get(profile).cloned().unwrap_or_default());
+        let (base, (profiled, of_profile)) =
+            (own(&self.stages), self.profiles.get(profile).cloned().unwrap_or_default());
         let of_profile = own(&of_profile);
-        overrides.extend(of_stages.iter().filter(|(name, _)| Some(name.as_str()) == stage).map(|(_, layer)| layer.clone()));
-        let layers: Vec<&Layer> =
-            [&self.base, &base, &profiled, &of_profile].into_iter().chain(&overrides).collect();
+        overrides
+            .extend(of_stages.iter().filter(|(name, _)| Some(name.as_str()) == stage).map(|(_, layer)| layer.clone()));
+        let layers: Vec<&Layer> = [&self.base, &base, &profiled, &of_profile].into_iter().chain(&overrides).collect();
         let name = self.task_of(&layers);
         let task = self.schema.task(&name);
         let written = layers.iter().rev().find_map(|layer| layer.get("stage").and_then(Value::as_str));
         let stage = stage.or(written);
-        let config = task.map_or_else(|| Config { task: name, ..Config::default() }, |task| Config::of_stage(task, stage));
+        let config =
+            task.map_or_else(|| Config { task: name, ..Config::default() }, |task| Config::of_stage(task, stage));
         let config = Config { name: self.stem(), ..config };
         let mut notes = Vec::new();
         let mut value = serde_json::to_value(&config).map_err(|e| fail(e.to_string()))?;
@@ -208,12 +210,7 @@ impl RawConfig {
     }
 
     /// Complaints about stages that the task does not have, wherever they are named.
-    fn unknown_stages(
-        &self,
-        config: &Config,
-        task: Option<&dyn TaskSpec>,
-        sets: &[(String, Layer)],
-    ) -> Vec<Problem> {
+    fn unknown_stages(&self, config: &Config, task: Option<&dyn TaskSpec>, sets: &[(String, Layer)]) -> Vec<Problem> {
         let Some(task) = task else { return Vec::new() };
         let known: Vec<&str> = task.stages(config).iter().map(|stage| stage.name).collect();
         let marks = self.stages.names().chain(self.profiles.values().flat_map(|(_, stages)| stages.names()));

@@ -103,8 +103,8 @@ pub(super) fn unknown(place: Place, stage: &str, task: &str, known: &[&str]) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::emg::EmgConfig;
     use crate::config::{Config, ConfigError, Keys, RawConfig, Section, StageKind, StageSpec, TaskSpec, Verdict};
+    use crate::task::emg::EmgConfig;
 
     #[test]
     fn overrides_of_a_stage_are_told_from_those_of_the_run() {
@@ -181,8 +181,16 @@ profiles:
             resolved.unwrap_err().to_string()
         };
         for (text, sets, says) in [
-            ("stages: {three: {train: {num_epochs: 1}}}", &[][..], "a.yaml:1:10: unknown stage three; the stages of task emg are: one, other"),
-            ("stages: {one: {train: {num_epoch: 1}}}", &[], "unknown key stages.one.train.num_epoch; did you mean stages.one.train.num_epochs?"),
+            (
+                "stages: {three: {train: {num_epochs: 1}}}",
+                &[][..],
+                "a.yaml:1:10: unknown stage three; the stages of task emg are: one, other",
+            ),
+            (
+                "stages: {one: {train: {num_epoch: 1}}}",
+                &[],
+                "unknown key stages.one.train.num_epoch; did you mean stages.one.train.num_epochs?",
+            ),
             ("stages: {one: {task: emg}}", &[], "stages.one.task: all stages of a run have the same task"),
             ("stages: [one]", &[], "stages: expected a section with names of stages"),
             ("stages: {one: 3}", &[], "stages.one: expected a section"),

@@ -7,8 +7,8 @@ pub mod emg;
 #[cfg(test)]
 mod tests;
 
-pub use crate::config::{StageKind, StageSpec, TaskSpec};
 use crate::config::{Config, ConfigError, Folders, RawConfig, Schema};
+pub use crate::config::{StageKind, StageSpec, TaskSpec};
 use std::sync::OnceLock;
 
 /// Tasks of this package. The first is trained where a config says nothing.

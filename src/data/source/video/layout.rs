@@ -201,7 +201,8 @@ pub fn find_blurred(spec: &VideoSpec) -> Result<SplitPaths, DataError> {
             Some(split) => {
                 for (path, name) in inner {
                     let spikes = spike_dir(spec).map(|dir| folder.with_file_name(format!("{split}_{dir}")).join(&name));
-                    let folders = Folders { name: format!("{shown}/{name}"), blur: path.clone(), sharp: path.clone(), spikes };
+                    let folders =
+                        Folders { name: format!("{shown}/{name}"), blur: path.clone(), sharp: path.clone(), spikes };
                     sequences.insert(path, folders);
                 }
             }

@@ -57,7 +57,11 @@ fn missing(spec: &ClipSpec, split: &str) -> DataError {
     file_error(root, format!("no folder of {split} sequences{there}: {way_out}"))
 }
 
-pub(super) fn keep_good(paths: SplitPaths, skip_bad: bool, folders: &mut SplitFolders) -> Result<Vec<SequencePaths>, DataError> {
+pub(super) fn keep_good(
+    paths: SplitPaths,
+    skip_bad: bool,
+    folders: &mut SplitFolders,
+) -> Result<Vec<SequencePaths>, DataError> {
     folders.remarks.extend(paths.remarks);
     let mut good = Vec::with_capacity(paths.sequences.len());
     for sequence in paths.sequences {

@@ -188,7 +188,14 @@ fn ranks_divide_the_scan_and_agree() {
                         barrier.wait();
                         Ok(all)
                     };
-                    let team = Team { rank, world_size: 3, gather: &gather, cache: None, kept: None, stages: Default::default() };
+                    let team = Team {
+                        rank,
+                        world_size: 3,
+                        gather: &gather,
+                        cache: None,
+                        kept: None,
+                        stages: Default::default(),
+                    };
                     open_datasets(&config(path), 42, &team, &folder).unwrap()
                 })
             })

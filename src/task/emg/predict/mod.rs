@@ -49,11 +49,7 @@ pub(super) fn predictor(opening: &Opening) -> Result<Pass, DataError> {
         identity += &format!("\n{} {} {:016x}", name.display(), recording.table.rows, recording.identity.print);
         outputs.push(PassOutput { name: name.to_owned(), samples: windows.of_file(file) });
     }
-    notes.push(format!(
-        "{} windows of {window} rows, every {stride} rows, in {} sessions",
-        windows.len(),
-        found.len()
-    ));
+    notes.push(format!("{} windows of {window} rows, every {stride} rows, in {} sessions", windows.len(), found.len()));
     let (tables, identities) = found.into_iter().map(|recording| (recording.table, recording.identity)).unzip();
     let reader = Reader::new(tables, Arc::new(LruChunks::new(config.data.chunk_cache_size))).recognising(identities);
     let (reader, windows) = (Arc::new(reader), Arc::new(windows));
@@ -191,7 +187,8 @@ impl Predictor for Trajectories {
                 None => rows.clone().map(|row| row as f64 / self.rate).collect(),
             };
             let poses = sums.angles(rows)?;
-            without += poses.chunks_exact(angles.max(1)).filter(|pose| pose.iter().any(|x| !x.is_finite())).count() as u64;
+            without +=
+                poses.chunks_exact(angles.max(1)).filter(|pose| pose.iter().any(|x| !x.is_finite())).count() as u64;
             trajectory.write(first, &seconds, &poses)?;
         }
         let without = without - without.min(table.rows - table.written_rows());

@@ -75,7 +75,8 @@ impl Parts {
             file.read_exact_at(&mut head, 0).map_err(|e| damaged(e.to_string()))?;
             let number = |at: usize| head[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
             let (first, count) = (number(0), number(8));
-            let bytes = count.checked_mul(angles as u64 + 1).and_then(|cells| cells.checked_mul(4)?.checked_add(HEAD_BYTES));
+            let bytes =
+                count.checked_mul(angles as u64 + 1).and_then(|cells| cells.checked_mul(4)?.checked_add(HEAD_BYTES));
             let length = file.metadata().map_err(|e| damaged(e.to_string()))?.len();
             match bytes {
                 Some(bytes) if bytes == length => Ok(Part { path: path.clone(), file, rows: first..first + count }),
@@ -140,7 +141,9 @@ mod tests {
             Parts::open(&paths, 1).unwrap()
         };
         let one = whole(&[&[(0, 1.0), (2, 2.0), (4, 3.0)]]).angles(0..9).unwrap();
-        let mean = |pairs: &[(f32, f32)]| pairs.iter().map(|(w, v)| w * v).sum::<f32>() / pairs.iter().map(|(w, _)| w).sum::<f32>();
+        let mean = |pairs: &[(f32, f32)]| {
+            pairs.iter().map(|(w, v)| w * v).sum::<f32>() / pairs.iter().map(|(w, _)| w).sum::<f32>()
+        };
         let expected = [1.0, 1.0, mean(&[(2.0, 1.0), (1.0, 2.0)]), mean(&[(1.0, 1.0), (2.0, 2.0)])];
         assert_eq!(&one[..4], &expected);
         assert_eq!((one[6], one[7], one[8].is_nan()), (3.0, 3.0, true));

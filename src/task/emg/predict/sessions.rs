@@ -1,10 +1,10 @@
 //! Sessions to predict for: recordings that need no angles, and their windows.
 
+use crate::data::DataError;
 use crate::data::source::hdf5::open::{self, Attribute};
 use crate::data::source::hdf5::probe::Probe;
 use crate::data::source::hdf5::{Table, Wanted};
 use crate::data::source::{Identity, Listing, file_error, find_files, in_threads, no_data_line};
-use crate::data::DataError;
 use crate::task::Team;
 use crate::task::emg::data::share::{ROUND_FILES, Refused, gather, threads};
 use serde::{Deserialize, Serialize};
@@ -59,7 +59,9 @@ pub(super) fn open_all(config: &Config, emg: &EmgConfig, team: &Team) -> Result<
             let next = all.get_mut(n % team.world_size.max(1)).and_then(Iterator::next);
             let next = next.ok_or_else(|| DataError::RanksDiffer("a rank opened fewer files than it has".into()))?;
             match next {
-                Ok(recording) if recording.table.written().iter().any(|run| run[1] - run[0] >= emg.window_size as u64) => {
+                Ok(recording)
+                    if recording.table.written().iter().any(|run| run[1] - run[0] >= emg.window_size as u64) =>
+                {
                     found.push(recording);
                 }
                 Ok(recording) => skipped.push(format!(
