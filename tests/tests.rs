@@ -42,6 +42,8 @@ mod nodes;
 mod plan_truth;
 #[path = "it/policies.rs"]
 mod policies;
+#[path = "it/predict.rs"]
+mod predict;
 #[path = "it/pressure.rs"]
 mod pressure;
 #[path = "it/readme.rs"]

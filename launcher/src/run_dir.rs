@@ -1,12 +1,13 @@
 //! A run's folder, `<log.runs_dir>/<run>/`: which one a command means, and what the launcher writes there.
 
 mod lock;
+mod stages;
 
 pub use lock::{LockError, RunLock};
+pub use stages::{ConfigName, STAGES, StageOf, StagesOf};
 
 use crate::journal;
-use serde::{Deserialize, Serialize};
-use spec::config::{Config, StageKind, is_folder_name};
+use spec::config::{Config, is_folder_name};
 pub use spec::contract::files::SplitChoice;
 use spec::contract::{self, exit, shown};
 use spec::job::{EarlierStage, Job, Work};
@@ -243,48 +244,6 @@ impl RunDir {
     }
 }
 
-/// Names the stages of a run, in its folder: [`StagesOf`].
-pub const STAGES: &str = "stages.json";
-
-/// `stages.json` of a run whose task has stages.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct StagesOf {
-    pub config: ConfigName,
-    pub task: String,
-    /// In their order.
-    pub stages: Vec<StageOf>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConfigName {
-    pub name: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StageOf {
-    pub name: String,
-    pub kind: StageKind,
-}
-
-impl StagesOf {
-    /// Of the run in `folder`; `None`: it has no stages.
-    pub fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(folder.join(STAGES)).ok()?).ok()
-    }
-
-    /// # Errors
-    /// No room, no permission.
-    pub fn write(&self, folder: &Path) -> Result<(), RunDirError> {
-        replace(&folder.join(STAGES), &json(self, folder)?)
-    }
-
-    /// Folders of stages that have begun, in their order.
-    pub fn begun(&self, folder: &Path) -> Vec<PathBuf> {
-        let folders = self.stages.iter().map(|stage| folder.join(&stage.name));
-        folders.filter(|folder| folder.join("job.json").is_file()).collect()
-    }
-}
-
 /// The complete checkpoint of a run with the highest step: `checkpoints/step-<N>/` with a readable `state.json`, which
 /// is written last.
 pub fn newest_checkpoint(run_dir: &Path) -> Option<PathBuf> {
@@ -356,7 +315,7 @@ fn resume_from(path: &Path, name: Option<&str>) -> Result<(PathBuf, Option<PathB
 }
 
 /// The run of this config whose job was written last, or whose stages began last.
-fn newest_run(runs_dir: &Path, config_name: &str) -> Option<PathBuf> {
+pub fn newest_run(runs_dir: &Path, config_name: &str) -> Option<PathBuf> {
     let runs = runs_dir.read_dir().ok()?.flatten().map(|entry| entry.path());
     let of_config = runs.filter_map(|run| {
         let job = [run.join("job.json"), run.join(STAGES)].into_iter().find(|path| path.is_file())?;

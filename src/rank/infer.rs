@@ -196,6 +196,12 @@ impl Inference<'_> {
         };
         if env.rank == 0 {
             let weights = built.chosen.first();
+            let mut headline: Vec<String> = Vec::new();
+            for name in std::iter::once(&"loss").chain(metrics.headline()).map(|name| format!("{prefix}{name}")) {
+                if values.contains_key(&name) && !headline.contains(&name) {
+                    headline.push(name);
+                }
+            }
             let result = Evaluation {
                 on: prefix.trim_end_matches('.').to_owned(),
                 data: config.data.dataset_path.clone(),
@@ -204,7 +210,7 @@ impl Inference<'_> {
                 samples: dataset.len() as u64,
                 files_skipped: datasets.skipped.len() as u64,
                 metrics: values,
-                headline: metrics.headline().iter().map(|name| format!("{prefix}{name}")).collect(),
+                headline,
             };
             self.close_evaluation(&result)?;
         }

@@ -29,7 +29,7 @@ use pass::{Opening, Pass, StageInputs};
 use spec::config::Config;
 use std::any::Any;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tch::{Tensor, nn};
 
 /// Which part of the files.
@@ -150,7 +150,7 @@ pub struct Team<'a> {
     pub stages: StageInputs,
 }
 
-/// A task. Adding one touches its own room, [`TASKS`], and its half in `spec::task`.
+/// A task. Adding one touches its own room, the list below, and its half in `spec::task`.
 pub trait Task: Send + Sync {
     fn name(&self) -> &'static str;
     /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.
@@ -227,16 +227,34 @@ pub trait Task: Send + Sync {
     }
 }
 
-/// Every task there is.
-pub const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur, &cell::Cell];
+/// Tasks of this package.
+const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur, &cell::Cell];
+
+/// [`TASKS`] and those of the program.
+static ALL: OnceLock<Vec<&'static dyn Task>> = OnceLock::new();
+
+/// Every task.
+pub fn all() -> &'static [&'static dyn Task] {
+    ALL.get_or_init(|| TASKS.to_vec())
+}
+
+/// Adds the tasks of a program that is built on this package, before any is asked for; `spec::task::add` takes their other
+/// halves.
+///
+/// # Errors
+/// Tasks were added or asked for already.
+pub fn add(own: &[&'static dyn Task]) -> Result<(), String> {
+    let tasks = [TASKS, own].concat();
+    ALL.set(tasks).map_err(|_| "tasks are added once, before any is asked for".into())
+}
 
 /// The task called `name`.
 ///
 /// # Errors
 /// No task has that name; the message lists all tasks.
 pub fn find(name: &str) -> Result<&'static dyn Task, String> {
-    TASKS.iter().find(|task| task.name() == name).copied().ok_or_else(|| {
-        let known: Vec<&str> = TASKS.iter().map(|task| task.name()).collect();
+    all().iter().find(|task| task.name() == name).copied().ok_or_else(|| {
+        let known: Vec<&str> = all().iter().map(|task| task.name()).collect();
         format!("task {name} is unknown: choose one of {}", known.join(", "))
     })
 }

@@ -2,13 +2,12 @@
 //!
 //! The job of a prediction lies in `<out>/.predict`, that of an evaluation in `<run>/evaluate/<split>-<weights>`.
 
+use super::close::{conclude, tell_end, tell_stop};
 use super::early::Early;
-use super::{
-    Error, Ready, Setup, closing_table, conclude, io, pre_flight, print, rank_program, shown, supervise_run, tell_end,
-    tell_stop, text_of,
-};
+use super::{Error, Ready, Setup, io, pre_flight, print, rank_program, shown, supervise_run, text_of};
 use crate::advise;
 use crate::cli::{EvaluateArgs, PredictArgs, RunArgs, TrainedArgs};
+use crate::console::closing_table;
 use crate::machine;
 use crate::run_dir::{Resume, RunDir, StagesOf};
 use spec::config::{CachePolicy, DeviceChoice, StageKind};

@@ -5,12 +5,13 @@
 //! runs/<name>/<stage>/           job.json, plan.json, checkpoints/, summary.json: as a run's folder
 //! ```
 
+use super::close::{conclude, tell_end, tell_stop};
 use super::early::{Early, Moment};
-use super::{Error, Ready, Setup, conclude, io, pre_flight, print, shown, supervise_run, tell_end, tell_stop, text_of};
+use super::{Error, Ready, Setup, io, pre_flight, print, shown, supervise_run, text_of};
 use crate::cli::{CliError, RunArgs, Stage};
 use crate::console::stages_table;
 use crate::machine;
-use crate::run_dir::{Ask, ConfigName, Resume, RunDir, StageOf, StagesOf};
+use crate::run_dir::{self, Ask, ConfigName, Resume, RunDir, StageOf, StagesOf};
 use spec::config::StageKind;
 use spec::contract::{RunStatus, Summary, exit};
 use spec::job::{EarlierStage, Job, PassKind, Work};
@@ -94,11 +95,13 @@ pub(super) fn run(run: &RunArgs, ready: Ready, program: &Path, early: Early) -> 
     listed.write(&root.path)?;
     let ends = all.iter().map(|stage| (stage.spec.name, None)).collect();
     let mut stages = Stages { run, ready, program, early, root, earlier: Vec::new(), ends, budget_bytes: 0 };
+    let is_wanted = |stage: &Stage| chosen.iter().any(|chosen| chosen.spec == stage.spec);
+    // Stages behind the last one that is wanted do not matter.
+    let behind = all.iter().rposition(is_wanted).map_or(0, |last| last + 1);
     let mut code = exit::OK;
-    for (n, stage) in all.iter().enumerate() {
-        let wanted = chosen.iter().any(|chosen| chosen.spec == stage.spec);
-        // Stages behind the last wanted one do not matter.
-        if code != exit::OK || (!wanted && stages.earlier.len() < n) {
+    for (n, stage) in all[..behind].iter().enumerate() {
+        let wanted = is_wanted(stage);
+        if code != exit::OK {
             break;
         }
         code = if wanted { stages.stage(n, stage)? } else { stages.pass_over(n, stage, &chosen)? };
@@ -139,7 +142,26 @@ fn open_root(run: &RunArgs, ready: &Ready, chosen: &[Stage]) -> Result<RunDir, E
     }
     // Another stage of a run goes into the folder of those before it.
     let begins = chosen.first().map(|stage| stage.spec) == ready.stages.first().map(|stage| stage.spec);
-    let resume = if begins { asked } else { Resume::Auto };
+    if !begins {
+        let known = match &run.name {
+            Some(name) => Some(ready.config.log.runs_dir.join(name)),
+            None => run_dir::newest_run(&ready.config.log.runs_dir, &ready.config.name),
+        };
+        return match known.filter(|folder| StagesOf::read(folder).is_some()) {
+            Some(folder) => {
+                Ok(RunDir::at(std::path::absolute(&folder).map_err(io("cannot find the run", exit::USAGE))?))
+            }
+            None => {
+                let stage = chosen.first().map_or("", |stage| stage.spec.name);
+                let run = run.name.as_ref().map_or_else(|| "of this config".into(), |name| format!("called {name}"));
+                Err(Error::Target(format!(
+                    "stage {stage} needs those before it, and there is no run {run}: leave --stage and --from out, or give \
+                     the --name of a run"
+                )))
+            }
+        };
+    }
+    let resume = asked;
     let ask = Ask {
         runs_dir: &ready.config.log.runs_dir,
         config_name: &ready.config.name,

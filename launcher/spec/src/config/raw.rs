@@ -280,8 +280,13 @@ impl RawConfig {
         let (mut problems, mut layers, mut of_stages) = (Vec::new(), Vec::new(), Vec::new());
         for set in sets {
             match stages::of_set(set) {
-                Some((stage, rest)) => of_stages.push((stage, read_set(&self.schema, rest, &mut problems))),
-                None => layers.push(read_set(&self.schema, set, &mut problems)),
+                Some((stage, rest)) => {
+                    let inside = format!("{}.{stage}.", stages::SECTION);
+                    let layer = read_set(&self.schema, (set, rest), &inside, &mut problems);
+                    problems.extend(stages::of_the_run(&layer, &inside));
+                    of_stages.push((stage, layer));
+                }
+                None => layers.push(read_set(&self.schema, (set, set), "", &mut problems)),
             }
         }
         if problems.is_empty() { Ok((layers, of_stages)) } else { Err(ConfigError::Problems(problems)) }
@@ -294,8 +299,10 @@ impl RawConfig {
 }
 
 /// One `key=value`; the value is YAML, so lists work: `data.split_ratio=[0.8,0.1,0.1]`.
-fn read_set(schema: &Schema, set: &str, problems: &mut Vec<Problem>) -> Layer {
-    let source = Source::Set(set);
+///
+/// `whole`: as it was typed; `set`: without what is `inside`.
+fn read_set(schema: &Schema, (whole, set): (&str, &str), inside: &str, problems: &mut Vec<Problem>) -> Layer {
+    let source = Source::Set(whole);
     let Some((key, text)) = set.split_once('=').filter(|(key, _)| !key.trim().is_empty()) else {
         problems.push(Problem::new(source.place(Mark::default()), "expected key=value, such as train.batch_size=32"));
         return Layer::default();
@@ -309,7 +316,7 @@ fn read_set(schema: &Schema, set: &str, problems: &mut Vec<Problem>) -> Layer {
         }
     };
     let entry = tree::Entry { key: key.trim().to_string(), at: Mark::default(), value, merged: false };
-    Layer::read(schema, &[entry], "", &source, problems)
+    Layer::read(schema, &[entry], inside, &source, problems)
 }
 
 fn not_found(name: &str, folders: &[PathBuf]) -> ConfigError {

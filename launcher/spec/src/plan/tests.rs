@@ -553,3 +553,26 @@ fn lines_say_what_they_rest_on_where_passes_were_not_measured() {
     assert!(line(&assumed, "activations").formula.ends_with("assumed: not measured"));
     assert!(line(&assumed, "activations").bytes > line(&whole, "activations").bytes);
 }
+
+#[test]
+fn a_pass_is_planned_without_what_only_training_needs() {
+    let (config, machine, training) = (emg(), machine(8, 32 * GIB), ranks(2));
+    let pass = Request { infers: true, ..training.clone() };
+    let (trained, passed) = (planned(&config, &machine, &training), planned(&config, &machine, &pass));
+    let of = |plan: &Plan, name: &str| line(plan, name).per_rank_bytes.unwrap();
+    // Weights, gradients and two moments; weights alone.
+    assert_eq!(of(&trained, "model state"), 4 * of(&passed, "model state"));
+    assert!(passed.budget.lines.iter().all(|line| line.name != LineId::StagingSlots));
+    assert_eq!(of(&trained, "validation slots"), of(&passed, "validation slots"));
+    assert!(of(&passed, "activations") <= of(&trained, "activations") && passed.rank_bytes() < trained.rank_bytes());
+    assert_eq!((passed.batch.global_batch, passed.batch.val_batch), (0, trained.batch.val_batch));
+    assert!(passed.table().contains("64 samples at a time on each"), "{}", passed.table());
+    // Of all changes those that shrink a pass are offered.
+    let mut tight = config.clone();
+    tight.memory.budget = crate::config::Budget::Bytes(passed.budget.least_bytes() - (16 << 20));
+    tight.train.val_batch_size = Some(512);
+    let text = refused(&tight, &machine, &pass).to_string();
+    assert!(text.contains("train.val_batch_size") && !text.contains("train.microbatch"), "{text}");
+    let less = super::smaller(&config, &machine, &with_data(&config, GIB), &pass, &passed).unwrap().unwrap();
+    assert!(less.changes.contains(&"train.val_batch_size: 64 → 32".to_owned()), "{:?}", less.changes);
+}
