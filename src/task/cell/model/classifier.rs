@@ -36,8 +36,8 @@ impl Classifier {
                 unused_linear(&time, width, size(n));
             }
             Layer {
-                fc: Linear::new(&(vs / format!("fc{}", n + 1)), inputs, size(n)),
-                time: (n < 2).then(|| Linear::new(&time, width, size(n))),
+                fc: Linear::before_norm(&(vs / format!("fc{}", n + 1)), inputs, size(n)),
+                time: (n < 2).then(|| Linear::before_norm(&time, width, size(n))),
                 norm: BatchNorm::new(&(vs / format!("norm{}", n + 1)), size(n), BatchNormConfig::default()),
             }
         };
