@@ -8,6 +8,8 @@ mod batch;
 mod cache;
 #[path = "it/cell.rs"]
 mod cell;
+#[path = "it/cell_files.rs"]
+mod cell_files;
 #[path = "it/deblur.rs"]
 mod deblur;
 #[path = "it/device.rs"]
