@@ -10,6 +10,8 @@ mod cache;
 mod cell;
 #[path = "it/circles.rs"]
 mod circles;
+#[path = "it/cell_files.rs"]
+mod cell_files;
 #[path = "it/deblur.rs"]
 mod deblur;
 #[path = "it/device.rs"]

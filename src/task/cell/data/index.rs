@@ -6,6 +6,7 @@
 use super::scan::{Scan, Totals};
 use crate::data::DataError;
 use crate::data::source::Identity;
+use crate::data::source::h5ad::Wanted;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,15 @@ pub fn path(index_dir: &Path, key: &Key) -> PathBuf {
     let mut hash = fnv::FnvHasher::default();
     std::hash::Hasher::write(&mut hash, &text);
     index_dir.join(format!("cell-{:016x}.bin", std::hash::Hasher::finish(&hash)))
+}
+
+/// A file whose presence says that `file`, as it is now, was opened without harm.
+pub fn mark(index_dir: &Path, file: &Path, wanted: &Wanted) -> PathBuf {
+    let facts = Identity::now(file).ok();
+    let text = serde_json::to_vec(&(VERSION, file, facts, wanted)).unwrap_or_default();
+    let mut hash = fnv::FnvHasher::default();
+    std::hash::Hasher::write(&mut hash, &text);
+    index_dir.join(format!("cell-{:016x}.opened", std::hash::Hasher::finish(&hash)))
 }
 
 /// The findings at `path`, where they are there and whole.

@@ -13,6 +13,7 @@ use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::h5ad::{self, CellReader, Form, H5ad, Matrix, Wanted, transpose};
 use crate::data::source::hdf5::array::ArrayReader;
+use crate::data::source::hdf5::probe::Probe;
 use crate::data::source::{Identity, Listing, file_error, find_files, no_data_line};
 use crate::data::split::{Print, Resolved, RowSplit, Unit, relative_name, resolve};
 use crate::data::{DataError, Dataset};
@@ -76,8 +77,9 @@ pub fn open_cells(config: &Config, team: &Team, index_dir: &Path) -> Result<Cell
     let (paths, mut skipped, mut notes) = listed(&keys)?;
     let mut known = Vec::with_capacity(paths.len());
     let wanted = Wanted { matrix: keys.cell.matrix.clone(), label: keys.cell.label.clone() };
+    let mut probe = Probe::new(wanted.clone());
     for path in &paths {
-        match open_one(path, &wanted) {
+        match open_one(path, &wanted, &mut probe, index_dir) {
             Ok(file) => known.push(file),
             Err(error) => leave_out(error, &keys, paths.len(), &mut skipped)?,
         }
@@ -134,8 +136,15 @@ fn no_files(keys: &Keys, problem: &str) -> DataError {
     file_error(&keys.data.dataset_path, format!("{problem}: {way_out}"))
 }
 
-fn open_one(path: &Path, wanted: &Wanted) -> Result<Known, DataError> {
+/// Opens a file; one that no earlier start has opened, in a helper process first.
+fn open_one(path: &Path, wanted: &Wanted, probe: &mut Probe, index_dir: &Path) -> Result<Known, DataError> {
+    let mark = index::mark(index_dir, path, wanted);
+    if !mark.exists() {
+        probe.check(path)?;
+    }
     let h5ad = h5ad::open(path, wanted)?;
+    // Without the mark the next start opens the file twice again, that is all.
+    let _ = std::fs::create_dir_all(index_dir).and_then(|()| std::fs::write(&mark, b""));
     Ok(Known { matrix: h5ad.matrix.clone(), h5ad })
 }
 
