@@ -8,6 +8,8 @@ mod batch;
 mod cache;
 #[path = "it/cell.rs"]
 mod cell;
+#[path = "it/circles.rs"]
+mod circles;
 #[path = "it/deblur.rs"]
 mod deblur;
 #[path = "it/device.rs"]
@@ -26,6 +28,8 @@ mod hostile;
 mod hostile_hdf5;
 #[path = "it/inherited.rs"]
 mod inherited;
+#[path = "it/key_names.rs"]
+mod key_names;
 #[path = "it/keys.rs"]
 mod keys;
 #[path = "it/lock.rs"]

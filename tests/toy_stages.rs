@@ -69,7 +69,7 @@ struct Pairs(Vec<[f32; 2]>, [FieldSpec; 2]);
 
 impl Pairs {
     fn new(pairs: Vec<[f32; 2]>) -> Arc<dyn Dataset> {
-        let field = |name| FieldSpec { name, shape: vec![1], dtype: Dtype::F32 };
+        let field = |name| FieldSpec::new(name, &[1], Dtype::F32);
         Arc::new(Self(pairs, [field("x"), field("y")]))
     }
     fn line(from: usize, to: usize) -> Vec<[f32; 2]> {
@@ -105,7 +105,8 @@ struct Straight(nn::Linear);
 impl Model for Straight {
     fn forward(&self, batch: &Batch, _train: bool) -> Output {
         let prediction = batch.fields[0].apply(&self.0);
-        Output { loss: (&prediction - &batch.fields[1]).square().mean(Kind::Float), prediction }
+        let loss = (&prediction - &batch.fields[1]).square().mean(Kind::Float);
+        Output::new(loss, prediction)
     }
 }
 

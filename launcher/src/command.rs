@@ -11,6 +11,7 @@ mod infer;
 mod measure;
 mod nodes;
 mod print;
+mod setup;
 mod smart;
 mod stages;
 mod tools;
@@ -27,10 +28,11 @@ use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, Ran
 use crate::watch::{self, Before, WatchSpec};
 use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
-use close::close;
+use close::{close, explain};
 use early::{Early, Moment, Undo};
+use setup::Setup;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};
-use spec::contract::{LineId, Machine, Measured, env, exit};
+use spec::contract::{LineId, Machine, env, exit};
 use spec::job::{PassKind, Work};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
@@ -386,50 +388,6 @@ fn open_folder(run: &RunArgs, ready: &Ready) -> Result<(RunDir, RunLock), Error>
     Ok((folder, lock))
 }
 
-/// Settings of an attempt: as asked for, or smaller after a kill for memory.
-struct Setup {
-    config: Config,
-    plan: Plan,
-    /// Each change that made it smaller.
-    reduced: Vec<String>,
-}
-
-impl Setup {
-    /// After an attempt that the kernel killed for memory: what needs less, and says so.
-    fn reduce(&mut self, ready: &Ready, last: Option<&Outcome>, console: &Console) {
-        if !last.is_some_and(|last| last.killed_for_memory) {
-            return;
-        }
-        let measured = match measure::measured(ready) {
-            Ok(measured) => measured,
-            Err(error) => return console.note(&format!("{error}: starting again as it was")),
-        };
-        match self.smaller(&machine::probe(), &measured, &ready.request) {
-            Ok(smaller) => {
-                console.note(&format!("with less memory: {}", smaller.changes.join(", ")));
-                self.reduced.extend(smaller.changes);
-                (self.config, self.plan) = (smaller.config, smaller.plan);
-            }
-            Err(why) => console.note(&format!("{why}: starting again as it was")),
-        }
-    }
-
-    /// Plan that needs less memory.
-    ///
-    /// # Errors
-    /// The reason why none can be made.
-    fn smaller(&self, machine: &Machine, measured: &Measured, request: &Request) -> Result<plan::Smaller, String> {
-        if request.nnodes > 1 {
-            return Err("one of several nodes is not made smaller alone, since all have the same plan".into());
-        }
-        match plan::smaller(&self.config, machine, measured, request, &self.plan) {
-            Ok(Some(smaller)) => Ok(smaller),
-            Ok(None) => Err("nothing is left to make smaller".into()),
-            Err(error) => Err(format!("no smaller plan fits now ({error})")),
-        }
-    }
-}
-
 /// The guides' check before training; silent where the watch is off.
 fn pre_flight(ready: &Ready, plan: &Plan) {
     if ready.config.watch.enabled
@@ -577,12 +535,6 @@ fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
     supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
 }
 
-fn explain(outcome: &Outcome) {
-    if let Some(failure) = &outcome.first_failure {
-        print::note(format_args!("error: {failure}"));
-    }
-}
-
 fn sample_data(args: &SampleDataArgs) -> Result<u8, Error> {
     let error = rank_command(&args.words())?.exec();
     Err(io("cannot start rank", exit::INTERNAL)(error))
@@ -605,25 +557,4 @@ fn batch(args: &BatchArgs) -> Result<u8, Error> {
     folder.remove();
     let status = written?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::INTERNAL))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_of_several_nodes_is_not_made_smaller_alone() {
-        let machine =
-            Machine { cores: 8, memory_total_bytes: 16 << 30, memory_available_bytes: 15 << 30, ..Machine::default() };
-        let config = spec::task::config("emg");
-        let mut measured = Measured::default();
-        (measured.data.useful_bytes, measured.data.auto_policy) = (1 << 20, spec::contract::CacheMode::Pin);
-        let mut request = Request { ranks: Some(2), ..Request::default() };
-        let plan = plan::plan(&config, &machine, &measured, &request).unwrap();
-        let setup = Setup { config, plan, reduced: Vec::new() };
-        assert!(!setup.smaller(&machine, &measured, &request).unwrap().changes.is_empty());
-        request.nnodes = 2;
-        let why = setup.smaller(&machine, &measured, &request).unwrap_err();
-        assert!(why.starts_with("one of several nodes is not made smaller alone"), "{why}");
-    }
 }

@@ -202,7 +202,8 @@ mod tests {
     use cache::client::CacheError;
     use spec::config::Config;
     use spec::contract::VERSION;
-    use spec::contract::cache::{Item, ToDirectory, encode};
+    use spec::contract::cache::{Item, ToDirectory};
+    use spec::contract::wire::encode;
     use spec::plan::{BudgetPlan, Plan};
     use std::io::{Read, Write};
     use std::time::Instant;

@@ -7,6 +7,7 @@
 pub mod device;
 mod function;
 pub mod graph;
+pub mod host;
 mod live;
 mod memory;
 mod recompute;

@@ -1,6 +1,7 @@
 //! Options of `launch predict` and `launch evaluate`.
 
-use super::{ConfigArgs, RunArgs, at_least_one, device};
+use super::args::{at_least_one, device};
+use super::{ConfigArgs, RunArgs};
 use crate::logging::LEVELS;
 use clap::Args;
 use spec::config::DeviceChoice;

@@ -1,6 +1,7 @@
-//! The end of a job: its summary, its closing table, and how it continues.
+//! The end of a run: its summary, the closing table and the last words.
 
-use super::{Setup, explain, figures, print, shown};
+use super::setup::Setup;
+use super::{figures, print, shown};
 use crate::console::{cache_stats, closing_table};
 use crate::run_dir::{self, RunDir};
 use crate::supervise::{self, Outcome};
@@ -8,6 +9,13 @@ use crate::watch;
 use spec::contract::{CacheSummary, RunStatus, Summary, exit};
 use spec::job::Work;
 use std::path::Path;
+
+/// Says what ended the run, where it failed.
+pub(super) fn explain(outcome: &Outcome) {
+    if let Some(failure) = &outcome.first_failure {
+        print::note(format_args!("error: {failure}"));
+    }
+}
 
 /// Adds what only the launcher knows to summary.json, prints the closing table.
 pub(super) fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {

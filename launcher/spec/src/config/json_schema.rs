@@ -3,7 +3,8 @@
 use super::keys::{Key, Section, one_line};
 use super::kind::Kind;
 use super::range::Range;
-use super::schema::{Alias, PROFILES, SECTION_ALIASES, Schema};
+use super::schema::{Alias, PROFILES, Schema};
+use super::spelling::SECTION_ALIASES;
 use serde_json::{Map, Value, json};
 
 /// The schema. Spellings in capitals and keys with dots are let through unchecked.

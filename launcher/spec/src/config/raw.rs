@@ -2,6 +2,7 @@
 
 use super::layer::{Layer, Source};
 use super::schema::{self, Schema};
+use super::spelling::canonical;
 use super::stages::{self, Stages};
 use super::task::TaskSpec;
 use super::tree::{self, Body, Mark, Node};
@@ -77,7 +78,7 @@ impl RawConfig {
             None | Some((_, true, _)) => {}
             Some((_, _, Body::Map(entries))) => {
                 let (profiles, base): (Vec<_>, Vec<_>) =
-                    entries.into_iter().partition(|entry| schema::canonical(&entry.key) == "profiles");
+                    entries.into_iter().partition(|entry| canonical(&entry.key) == "profiles");
                 let (stages, base) = Stages::split(base);
                 raw.base = Layer::read(&raw.schema, &base, "", &Source::File(file), &mut problems);
                 raw.stages = Stages::read(&raw.schema, &stages, "", file, &mut problems);
@@ -106,7 +107,7 @@ impl RawConfig {
             return;
         };
         for entry in entries {
-            let name = schema::canonical(&entry.key);
+            let name = canonical(&entry.key);
             match &entry.value.body {
                 _ if !PROFILES.contains(&name.as_str()) => {
                     bad(entry.at, format!("unknown profile {}; the profiles there are: {known}", entry.key))

@@ -4,6 +4,7 @@ use super::keys::{Key, Section, one_line};
 use super::kind::Kind;
 use super::model::Config;
 use super::schema::{self, Alias, Schema};
+use super::spelling::canonical;
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -33,7 +34,7 @@ impl Schema {
     /// # Errors
     /// There is no such name; the text suggests the nearest.
     pub fn help(&self, topic: &str) -> Result<String, String> {
-        let name = schema::canonical(topic.trim_end_matches('.'));
+        let name = canonical(topic.trim_end_matches('.'));
         if let Some(section) = self.sections().iter().find(|section| section.name() == name) {
             return Ok(self.section_help(section));
         }

@@ -7,7 +7,8 @@
 
 use super::error::{Place, Problem};
 use super::layer::{Layer, Source};
-use super::schema::{self, Schema};
+use super::schema::Schema;
+use super::spelling::canonical;
 use super::tree::{Body, Entry, Mark, Node};
 use std::collections::BTreeMap;
 
@@ -23,7 +24,7 @@ pub(super) struct Stages(BTreeMap<String, (Mark, Layer)>);
 impl Stages {
     /// Splits the section off `entries`.
     pub fn split(entries: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
-        entries.into_iter().partition(|entry| schema::canonical(&entry.key) == SECTION)
+        entries.into_iter().partition(|entry| canonical(&entry.key) == SECTION)
     }
 
     /// Reads sections that [`Stages::split`] found; `inside` precedes their keys in messages.
@@ -44,7 +45,7 @@ impl Stages {
             return;
         };
         for entry in entries {
-            let name = schema::canonical(&entry.key);
+            let name = canonical(&entry.key);
             match &entry.value.body {
                 Body::Map(keys) => {
                     let inside = format!("{inside}stages.{name}.");
@@ -88,7 +89,7 @@ pub(super) fn of_set(set: &str) -> Option<(String, &str)> {
     let rest = (section.to_ascii_lowercase() == SECTION).then(|| key.get(section.len() + 1..)).flatten()?;
     let stage = rest.split('.').next().filter(|stage| stage.len() < rest.len())?;
     let at = set.len() - set.trim_start().len() + section.len() + 1 + stage.len() + 1;
-    Some((schema::canonical(stage), set.get(at..)?))
+    Some((canonical(stage), set.get(at..)?))
 }
 
 /// A complaint about a stage that the task does not have.

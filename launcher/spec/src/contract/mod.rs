@@ -12,7 +12,7 @@ mod message;
 mod record;
 mod text;
 mod weights;
-mod wire;
+pub mod wire;
 mod words;
 
 pub use event::{Cause, Event, Fill, LevelChange, Program, Source};

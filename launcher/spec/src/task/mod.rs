@@ -1,9 +1,5 @@
 //! The tasks: each declares its keys, their defaults and checks in a folder here, and trains in `src/task/<name>` of
-//! the rank. A task is added by its folder, a `mod` line and an entry of `TASKS`.
-
-pub mod cell;
-pub mod deblur;
-pub mod emg;
+//! the rank. A task is added by its folder and a line in `tasks!`.
 
 #[cfg(test)]
 mod tests;
@@ -12,8 +8,21 @@ use crate::config::{Config, ConfigError, Folders, RawConfig, Schema};
 pub use crate::config::{StageKind, StageSpec, TaskSpec};
 use std::sync::OnceLock;
 
-/// Tasks of this package. The first is trained where a config says nothing.
-const TASKS: &[&dyn TaskSpec] = &[&emg::Emg, &deblur::Deblur, &cell::Cell];
+/// Declares the module and the entry of each task.
+macro_rules! tasks {
+    ($($name:ident: $task:ident,)+) => {
+        $(pub mod $name;)+
+
+        /// Tasks of this package. The first is trained where a config says nothing.
+        const TASKS: &[&dyn TaskSpec] = &[$(&$name::$task),+];
+    };
+}
+
+tasks! {
+    emg: Emg,
+    deblur: Deblur,
+    cell: Cell,
+}
 
 /// [`TASKS`] and those of the program.
 static ALL: OnceLock<Vec<&'static dyn TaskSpec>> = OnceLock::new();

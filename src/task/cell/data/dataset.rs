@@ -45,6 +45,11 @@ impl CellDataset {
         self.members.row(index).map(|row| self.all.rank(row))
     }
 
+    /// Row of cell `index` through all files.
+    pub fn row(&self, index: u64) -> Option<u64> {
+        self.members.row(index)
+    }
+
     fn place(&self, index: u64) -> Option<Place> {
         self.members.row(index).and_then(|row| self.store.place(row))
     }
