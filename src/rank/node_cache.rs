@@ -224,6 +224,8 @@ mod tests {
             resume: None,
             start: String::new(),
             resume_split: None,
+            work: spec::job::Work::Train,
+            earlier: Vec::new(),
         }
     }
 
