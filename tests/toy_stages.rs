@@ -68,7 +68,7 @@ impl TaskSpec for RelaySpec {
 struct Pairs(Vec<[f32; 2]>, [FieldSpec; 2]);
 
 impl Pairs {
-    fn new(pairs: Vec<[f32; 2]>) -> Arc<dyn Dataset> {
+    fn shared(pairs: Vec<[f32; 2]>) -> Arc<dyn Dataset> {
         let field = |name| FieldSpec::new(name, &[1], Dtype::F32);
         Arc::new(Self(pairs, [field("x"), field("y")]))
     }
@@ -77,7 +77,7 @@ impl Pairs {
         (from..to).map(|n| [x(n), 3.0 * x(n) - 1.0]).collect()
     }
     fn splits(pairs: &[[f32; 2]]) -> Datasets {
-        let part = |from: usize, to: usize| Pairs::new(pairs[from..to].to_vec());
+        let part = |from: usize, to: usize| Pairs::shared(pairs[from..to].to_vec());
         Datasets::new(part(0, 800), part(800, 900), part(900, POINTS))
     }
 }
@@ -190,7 +190,7 @@ impl Task for Relay {
         ))
     }
     fn pass(&self, opening: &Opening) -> Result<Pass, DataError> {
-        let data = || Pairs::new(Pairs::line(0, POINTS));
+        let data = || Pairs::shared(Pairs::line(0, POINTS));
         let outputs = vec![PassOutput { name: "values.bin".into(), samples: 0..POINTS as u64 }];
         let folder = opening.team.stages.folder("first")?.to_owned();
         let weights = vec![PartWeights { prefix: "first.".into(), folder, weights: Weights::Last }];

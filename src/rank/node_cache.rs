@@ -225,7 +225,7 @@ mod tests {
             resume: None,
             start: String::new(),
             resume_split: None,
-            work: spec::job::Work::default(),
+            work: spec::job::Work::Train,
             earlier: Vec::new(),
         }
     }

@@ -67,7 +67,7 @@ struct Stages<'a> {
 enum Found {
     New,
     /// It was begun; its summary, if it is of the last start.
-    Begun(Option<Summary>),
+    Begun(Option<Box<Summary>>),
 }
 
 /// Runs the stages that the command line asks for.
@@ -187,7 +187,7 @@ impl Stages<'_> {
         }
         let summary = std::fs::read(folder.join("summary.json")).ok();
         let summary: Option<Summary> = summary.and_then(|text| serde_json::from_slice(&text).ok());
-        Found::Begun(summary.filter(|summary| job.is_some_and(|job| job.start == summary.start)))
+        Found::Begun(summary.filter(|summary| job.is_some_and(|job| job.start == summary.start)).map(Box::new))
     }
 
     /// A stage that is not to be run: it must be done.
@@ -204,7 +204,7 @@ impl Stages<'_> {
             }
         };
         self.check_basis(stage)?;
-        self.done(n, stage, done);
+        self.done(n, stage, *done);
         Ok(exit::OK)
     }
 
@@ -223,7 +223,7 @@ impl Stages<'_> {
             Found::Begun(Some(summary)) if is_done(&summary) && self.run.stage.is_none() => {
                 self.check_basis(stage)?;
                 print::say(format_args!("stage {name}: done already"));
-                self.done(n, stage, summary);
+                self.done(n, stage, *summary);
                 return Ok(exit::OK);
             }
             Found::Begun(_) => self.check_basis(stage)?,

@@ -277,7 +277,7 @@ impl RawConfig {
     }
 
     /// Overrides for all stages, and those for one.
-    fn read_sets(&self, sets: &[String]) -> Result<(Vec<Layer>, Vec<OfStage>), ConfigError> {
+    fn read_sets(&self, sets: &[String]) -> Result<Overrides, ConfigError> {
         let (mut problems, mut layers, mut of_stages) = (Vec::new(), Vec::new(), Vec::new());
         for set in sets {
             match stages::of_set(set) {
@@ -299,8 +299,8 @@ impl RawConfig {
     }
 }
 
-/// A stage's name and an override of its keys.
-type OfStage = (String, Layer);
+/// Overrides for all stages, and those for one with its name.
+type Overrides = (Vec<Layer>, Vec<(String, Layer)>);
 
 /// One `key=value`; the value is YAML, so lists work: `data.split_ratio=[0.8,0.1,0.1]`.
 ///

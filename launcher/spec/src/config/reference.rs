@@ -136,7 +136,8 @@ impl Schema {
              `launch help KEY` shows one entry. `schema.json` beside this file lets editors complete and check keys: begin a \
              config with\n`# yaml-language-server: $schema=schema.json`.\n\n\
              A config is YAML 1.2. Keys that are left out keep their defaults; `--set key=value` overrides one; the section \
-             `profiles` holds\nvalues for one kind of device (`cpu`, `cuda`). Names in capitals, `training` for `train` and \
+             `profiles` holds\nvalues for one kind of device (`cpu`, `cuda`), the section `stages` those for one stage of a task that has \
+             stages\n(`--set stages.NAME.key=value`). Names in capitals, `training` for `train` and \
              `logging` for `log` work too. Merge keys\n(`<<: *base`) merge. In paths `~` is the home folder; `${{VAR}}` is \
              not expanded. Numbers may be written `1e-4`, `.5`, `10_000`.\n"
         );
