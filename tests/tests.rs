@@ -8,10 +8,10 @@ mod batch;
 mod cache;
 #[path = "it/cell.rs"]
 mod cell;
-#[path = "it/circles.rs"]
-mod circles;
 #[path = "it/cell_files.rs"]
 mod cell_files;
+#[path = "it/circles.rs"]
+mod circles;
 #[path = "it/deblur.rs"]
 mod deblur;
 #[path = "it/device.rs"]

@@ -331,10 +331,10 @@ fn weights_are_chosen_as_the_command_line_names_them() {
     // Each checkpoint's average is 3, as validation used it.
     assert_eq!(chosen(run.path(), "best"), Ok((2, 3.0)));
     assert_eq!(chosen(run.path(), "last"), Ok((3, 3.0)));
-    fs::write(run.path().join("job.json"), r#"{"config": {"train": {"ema_decay": 0.99}}}"#).unwrap();
-    assert_eq!(chosen(run.path(), "ema:0.99"), Ok((2, 3.0)));
+    fs::write(run.path().join("job.json"), r#"{"config": {"train": {"ema_decay": 0.999}}}"#).unwrap();
+    assert_eq!(chosen(run.path(), "ema:0.999"), Ok((2, 3.0)));
     let other = chosen(run.path(), "ema:0.5").unwrap_err();
-    assert!(other.contains("keeps the average with decay 0.99, not 0.5: use --weights ema:0.99"), "{other}");
+    assert!(other.contains("keeps the average with decay 0.999, not 0.5: use --weights ema:0.999"), "{other}");
     // A file is what it is: here the weights themselves, in halves.
     let file = run.path().join("halves.safetensors");
     let halves: Vec<(String, Tensor)> =
