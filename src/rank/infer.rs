@@ -3,7 +3,7 @@
 //! Facts on the training data that a model needs with other data lie in the run's folder, [`CARRIED`].
 
 use super::RankError;
-use super::train::{Start, end_records, named, observer, tell_skipped};
+use super::start::{Start, end_records, named, observer, tell_skipped};
 use crate::data::DataError;
 use crate::data::split::KeptSplit;
 use crate::report::memory::MemorySampler;

@@ -10,6 +10,7 @@ mod meet;
 mod node_cache;
 mod observer;
 mod registrar;
+mod start;
 mod stop;
 mod train;
 

@@ -130,7 +130,6 @@ pub const SOURCES: &[&str] = &["src", "launcher/src", "launcher/spec/src", "laun
 /// Modules with a folder that are not yet its `mod.rs`.
 const BESIDE_THEIR_FOLDER: &[&str] = &[
     "launcher/src/command.rs",
-    "src/data/loader/sampler.rs",
     "src/data/loader/tests.rs",
     "src/rank/describe.rs",
     "src/train/ddp.rs",

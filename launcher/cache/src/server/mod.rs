@@ -1,8 +1,10 @@
 //! The directory at work: one thread that serves one stream socket per rank, and the memory behind it.
 
 mod join;
+mod peer;
 
 pub use join::Joiner;
+use peer::Peer;
 
 use super::directory::{Directory, Replies};
 use super::memory::{self, MemoryError, Room};
@@ -13,9 +15,9 @@ use join::{FIRST_GUEST, STEP_BYTES, more_memory, pair};
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, recv};
 use spec::contract::cache::{CacheStats, FromDirectory, ToDirectory};
-use spec::contract::wire::{Decoder, encode};
+use spec::contract::wire::encode;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -348,57 +350,6 @@ impl CacheHost {
 impl Drop for CacheHost {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// The directory's side of one rank.
-struct Peer {
-    rank: u32,
-    /// `None`: the rank is gone.
-    socket: Option<OwnedFd>,
-    decoder: Decoder,
-    unsent: Vec<u8>,
-    /// Events that epoll waits for.
-    interest: epoll::EventFlags,
-    /// Present bytes in the last message to this rank. `None` means that it did not ask for such messages.
-    present: Option<u64>,
-    /// It asks for entries of unknown length, and may keep what it does not need now.
-    opens: bool,
-    /// It heard that the cache is full.
-    told_full: bool,
-}
-
-impl Peer {
-    fn new(rank: u32, socket: OwnedFd) -> Self {
-        let interest = epoll::EventFlags::IN;
-        let (decoder, unsent) = (Decoder::default(), Vec::new());
-        Self { rank, socket: Some(socket), decoder, unsent, interest, present: None, opens: false, told_full: false }
-    }
-
-    /// Writes what can be written. False: the rank is gone.
-    fn flush(&mut self) -> bool {
-        let Some(socket) = &self.socket else { return true };
-        let mut sent = 0;
-        let alive = loop {
-            if sent == self.unsent.len() {
-                break true;
-            }
-            match send(socket, &self.unsent[sent..], SendFlags::NOSIGNAL) {
-                Ok(n) => sent += n,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break true,
-                Err(_) => break false,
-            }
-        };
-        self.unsent.drain(..sent);
-        alive
-    }
-
-    fn wanted(&self) -> epoll::EventFlags {
-        let mut wanted = epoll::EventFlags::empty();
-        wanted.set(epoll::EventFlags::OUT, !self.unsent.is_empty());
-        wanted.set(epoll::EventFlags::IN, self.unsent.len() < MOST_UNSENT_BYTES);
-        wanted
     }
 }
 

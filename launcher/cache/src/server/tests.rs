@@ -2,6 +2,7 @@
 
 use super::*;
 use spec::contract::cache::{FromDirectory, Grant, Item};
+use spec::contract::wire::Decoder;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;

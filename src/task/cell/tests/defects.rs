@@ -168,7 +168,9 @@ fn biases_before_a_norm_have_a_gradient_of_exactly_zero() {
     let loss = net.forward(&(Tensor::rand([8, 20], CPU) * 5.0), Some(&draws())).square().mean(Kind::Float);
     loss.backward();
     let gradient = |name: &str| vs.variables()[name].grad();
-    for name in ["encoder.network.0.1.bias", "encoder.network.2.1.bias", "decoder.network.0.0.bias", "decoder.network.1.1.bias"] {
+    for name in
+        ["encoder.network.0.1.bias", "encoder.network.2.1.bias", "decoder.network.0.0.bias", "decoder.network.1.1.bias"]
+    {
         assert_eq!(gradient(name).abs().max().double_value(&[]), 0.0, "{name}");
     }
     for name in ["encoder.network.0.1.weight", "encoder.network.3.bias", "decoder.network.3.bias"] {

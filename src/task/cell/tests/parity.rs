@@ -54,13 +54,7 @@ fn no_dropout() -> Draws {
 }
 
 /// Steps of the fixtures' training: fused AdamW and the average that checkpoints hold. Returns the losses.
-fn train(
-    golden: &Golden,
-    vs: &nn::VarStore,
-    case: &str,
-    [lr, weight_decay]: [f64; 2],
-    loss: &dyn Fn(i64) -> Tensor,
-) {
+fn train(golden: &Golden, vs: &nn::VarStore, case: &str, [lr, weight_decay]: [f64; 2], loss: &dyn Fn(i64) -> Tensor) {
     let mut named: Vec<(String, Tensor)> = vs.variables().into_iter().filter(|(_, v)| v.requires_grad()).collect();
     named.sort_by(|a, b| a.0.cmp(&b.0));
     let params: Vec<Tensor> = named.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();

@@ -6,6 +6,7 @@
 mod offers;
 mod open;
 mod resize;
+mod stats;
 
 use super::slabs::{Registration, Slabs};
 use crate::mapping::{ReadSpan, SharedMap, WriteSpan};
@@ -13,6 +14,7 @@ use offers::Asked;
 pub use offers::Offer;
 pub(super) use offers::Offered;
 use spec::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
+pub use stats::ClientStats;
 use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -35,23 +37,6 @@ pub(super) enum Kind {
 /// release.
 fn ahead(item: Item, reserve: bool) -> Item {
     if reserve { item } else { Item { next_use: u64::MAX, ..item } }
-}
-
-/// Reads of this rank, by entry and sample: hits + misses + bypasses is their number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClientStats {
-    pub hits: u64,
-    /// Reads of what this rank had to fill.
-    pub misses: u64,
-    pub bypasses: u64,
-}
-
-impl ClientStats {
-    /// Share of reads that found their bytes; `None` before the first.
-    pub fn hit_rate(&self) -> Option<f64> {
-        let reads = self.hits + self.misses + self.bypasses;
-        (reads > 0).then(|| self.hits as f64 / reads as f64)
-    }
 }
 
 enum EntryState {
