@@ -127,7 +127,7 @@ fn on_device(batch: &Batch, genes: i64, scale: &Scale) -> Tensor {
         let sums = zeros.index_add(0, &rows, &values.to_kind(Kind::Double));
         let divisor = (sums / scale.target_sum).to_kind(Kind::Float);
         let divisor = divisor.where_self(&divisor.gt(0.0), &divisor.ones_like());
-        values = values / divisor.index_select(0, &rows);
+        values /= divisor.index_select(0, &rows);
     }
     if scale.log1p {
         values = values.log1p();

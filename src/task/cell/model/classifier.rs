@@ -57,7 +57,7 @@ impl Classifier {
         for (n, layer) in self.layers.iter().enumerate() {
             x = layer.fc.forward(&x);
             if let Some(embed) = &layer.time {
-                x = x + embed.forward(&time);
+                x += embed.forward(&time);
             }
             x = layer.norm.forward(&x, draws.is_some()).silu();
             let keep = draws.filter(|_| self.dropout > 0.0);
