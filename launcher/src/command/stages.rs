@@ -12,7 +12,7 @@ use crate::cli::{CliError, RunArgs, Stage};
 use crate::console::stages_table;
 use crate::machine;
 use crate::run_dir::{self, Ask, ConfigName, Resume, RunDir, StageOf, StagesOf};
-use spec::config::StageKind;
+use spec::config::{CachePolicy, StageKind};
 use spec::contract::{RunStatus, Summary, exit};
 use spec::job::{EarlierStage, Job, PassKind, Work};
 use std::path::{Path, PathBuf};
@@ -45,6 +45,10 @@ pub(super) fn chosen(run: &RunArgs, ready: &Ready) -> Result<Vec<Stage>, Error> 
 pub(super) fn enter(ready: &mut Ready, stage: &Stage) {
     ready.config = stage.config.clone();
     let is_pass = stage.spec.kind == StageKind::Pass;
+    if is_pass {
+        // Each sample is read once.
+        ready.config.data.cache = CachePolicy::Off;
+    }
     ready.request.infers = is_pass;
     ready.passes = if is_pass { PassKind::Stage } else { PassKind::Train };
 }

@@ -160,7 +160,7 @@ mod tests {
             }
             assert!([7, 8, 14].iter().all(|frame| clips.owner(*frame).is_none()));
         }
-        // Clips begin at 15, 18, 21 and 22: frame 18 is nearer to the middle of the first of them, frame 19 to that of the second.
+        // Clips at 15 and 18: frame 18 is the second last of the one and the first of the other, frame 19 the last and the second.
         let clips = Clips::covering(&sequences[1..], 5, 3);
         assert_eq!([15, 18, 19, 20].map(|frame| clips.owner(frame).unwrap()), [1, 1, 2, 2]);
     }
