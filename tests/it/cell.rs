@@ -57,9 +57,9 @@ fn latents(run: &Run) -> Vec<f32> {
     rows.flat_map(|row| crate::support::floats(&row[..32])).collect()
 }
 
-/// All stages on one rank; what they leave is whole and can be read.
+/// All stages on one rank, as the guide's `train.sh` (checklist 73); what they leave is whole and can be read.
 #[test]
-fn stages_lead_from_counts_to_generated_cells_that_are_read_back() {
+fn checklist_73_one_command_leads_from_counts_to_generated_cells_that_are_read_back() {
     let runs = runs(&["log.images=1"]);
     let run = runs.finish("whole", &["--ranks", "1"]);
     for name in STAGES {
@@ -200,4 +200,41 @@ fn checklist_22_micro_batches_equal_the_whole_batch_for_the_diffusion_network() 
     let found = distance(&a.tensors(60, "model.safetensors"), &b.tensors(60, "model.safetensors"));
     println!("micro-batches of 5, 5, 5, 5 and 4: {:.1e} of the norm ({})", found.norm, found.worst);
     assert!(found.norm < 1e-5, "{:e} in {}", found.norm, found.worst);
+}
+
+/// Checklist 56: the allocator's setting reaches the ranks and is said.
+#[test]
+fn checklist_56_the_allocators_setting_is_passed_and_echoed() {
+    let runs = runs(&["train.max_steps=1"]);
+    let mut command = runs.command(&["--name", "allocator", "--ranks", "1", "--stage", "autoencoder"]);
+    command.env("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64");
+    let ended = crate::support::run(&mut command, runs.path());
+    assert_eq!(ended.code, Some(0), "{ended}");
+    assert!(ended.out.contains("PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64"), "{ended}");
+}
+
+/// `launch predict` for cells of other files: one output per file, every cell, the same on one and three ranks.
+#[test]
+fn predictions_for_other_cells_are_equal_on_one_and_three_ranks() {
+    let runs = runs(&[]);
+    let run = runs.finish("trained", &["--ranks", "1"]);
+    let predict = |ranks: &str| {
+        let out = runs.path().join(format!("out{ranks}"));
+        let mut command = std::process::Command::new(crate::support::launch_program());
+        command
+            .args(["predict"])
+            .arg(&run.path)
+            .arg("--data")
+            .arg(sample_cells())
+            .arg("--out")
+            .arg(&out)
+            .args(["--ranks", ranks]);
+        let ended = crate::support::run(&mut command, runs.path());
+        assert_eq!(ended.code, Some(0), "{ended}");
+        let wanted = h5ad::Wanted { matrix: "X".into(), label: Some("celltype".into()) };
+        let file = h5ad::open(&out.join("cells.h5ad"), &wanted).unwrap();
+        assert_eq!(file.matrix.cells, 300, "no cell is left out");
+        file.labels.unwrap()
+    };
+    assert_eq!(predict("1"), predict("3"));
 }

@@ -13,6 +13,7 @@ pub mod latents;
 pub mod model;
 mod open;
 mod picture;
+mod predict;
 pub mod quality;
 mod read;
 pub mod report;
@@ -50,6 +51,10 @@ impl Task for Cell {
 
     fn pass(&self, opening: &Opening) -> Result<Pass, DataError> {
         open::pass(opening)
+    }
+
+    fn predictor(&self, opening: &Opening) -> Result<Pass, DataError> {
+        predict::predictor(opening)
     }
 
     fn model(&self, config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {

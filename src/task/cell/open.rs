@@ -6,6 +6,7 @@ use super::densify::Scale;
 use super::diffusion::{Diffusion, StepChoice};
 use super::latents::{LatentDataset, LatentFacts, MOST_CLASSES, sizes};
 use super::model::{Autoencoder, CellUnet, Classifier};
+use super::predict::PredictNet;
 use super::read;
 use super::stage::autoencoder::AutoencoderNet;
 use super::stage::classifier::ClassifierNet;
@@ -19,7 +20,7 @@ use crate::task::pass::{Opening, PartWeights, Pass};
 use crate::task::{Datasets, Model, Team};
 use spec::config::Config;
 use spec::contract::{CacheMode, DataSizes, Weights};
-use spec::task::cell::{AUTOENCODER, CLASSIFIER, CellConfig, CellDiffusion, CellSample, DIFFUSION, LATENTS, SAMPLE};
+use spec::task::cell::{AUTOENCODER, CLASSIFIER, CellConfig, CellDiffusion, CellSample, DIFFUSION, LATENTS, PREDICT, SAMPLE};
 use std::path::Path;
 use std::sync::Arc;
 use tch::nn;
@@ -98,7 +99,7 @@ pub fn outline(config: &Config, index_dir: &Path) -> Result<Outline, DataError> 
     let facts = ModelFacts { genes: found.genes.len(), classes: found.classes.clone(), planning: true };
     let cell: CellConfig = config.section();
     let mut outline = match stage(config) {
-        AUTOENCODER | LATENTS => of_cells,
+        AUTOENCODER | LATENTS | PREDICT => of_cells,
         SAMPLE => {
             let wanted = WantedCells::new(Wanted::new(&cell.sample, &facts.classes)?);
             let fields =
@@ -164,6 +165,7 @@ pub fn model(config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<
             })
         }
         SAMPLE => Box::new(sampler(config, &cell, facts, vs)?),
+        PREDICT => Box::new(PredictNet::new(&cell, facts, vs)),
         _ => Box::new(AutoencoderNet { net: autoencoder(vs), genes, scale: scale(&cell) }),
     })
 }
