@@ -157,10 +157,12 @@ fn open_root(run: &RunArgs, ready: &Ready, chosen: &[Stage]) -> Result<RunDir, E
             }
             None => {
                 let stage = chosen.first().map_or("", |stage| stage.spec.name);
+                let before = ready.stages.iter().map(|known| known.spec.name).take_while(|name| *name != stage);
+                let before = before.collect::<Vec<_>>().join(", ");
                 let run = run.name.as_ref().map_or_else(|| "of this config".into(), |name| format!("called {name}"));
                 Err(Error::Target(format!(
-                    "stage {stage} needs those before it, and there is no run {run}: leave --stage and --from out, or give \
-                     the --name of a run"
+                    "stage {stage} needs {before} before it, and there is no run {run}: leave --stage and --from out, or \
+                     give the --name of a run"
                 )))
             }
         };
