@@ -20,7 +20,9 @@ use crate::task::pass::{Opening, PartWeights, Pass};
 use crate::task::{Datasets, Model, Team};
 use spec::config::Config;
 use spec::contract::{CacheMode, DataSizes, Weights};
-use spec::task::cell::{AUTOENCODER, CLASSIFIER, CellConfig, CellDiffusion, CellSample, DIFFUSION, LATENTS, PREDICT, SAMPLE};
+use spec::task::cell::{
+    AUTOENCODER, CLASSIFIER, CellConfig, CellDiffusion, CellSample, DIFFUSION, LATENTS, PREDICT, SAMPLE,
+};
 use std::path::Path;
 use std::sync::Arc;
 use tch::nn;

@@ -74,7 +74,11 @@ pub fn predictor(opening: &Opening) -> Result<Pass, DataError> {
     let identity = outputs.iter().map(|output| format!("{} {:?}\n", output.name.display(), output.samples)).collect();
     let writer = PredictionWriter { genes, classes, outputs, identity, part: None };
     let val: Arc<dyn Dataset> = all;
-    Ok(Pass { datasets: Datasets { val, facts: Some(Arc::new(facts)), ..datasets }, weights, predictor: Box::new(writer) })
+    Ok(Pass {
+        datasets: Datasets { val, facts: Some(Arc::new(facts)), ..datasets },
+        weights,
+        predictor: Box::new(writer),
+    })
 }
 
 /// A file with the names of the genes, as `cell.reference` reads it.

@@ -106,7 +106,8 @@ impl Predictor for CellWriter {
                     continue;
                 }
                 writer.rows(&row[..self.shape.genes.len()])?;
-                guided.push(class); assigned.push(verdict);
+                guided.push(class);
+                assigned.push(verdict);
             }
         }
         let column = |name: &str, codes| Column { name: name.into(), codes, categories: self.shape.classes.clone() };

@@ -5,8 +5,8 @@ use crate::own_loop::{MemoryMonitor, SUGGESTIONS, with_memory_guard};
 use crate::task::cell::diffusion::{StepChoice, Walk};
 use crate::task::draw::Draws;
 use crate::task::{Metrics, Output};
-use std::sync::{Arc, Mutex};
 use crate::torch::LiveBytes;
+use std::sync::{Arc, Mutex};
 
 /// Most bytes of tensors alive while `act` runs.
 fn peak(act: impl FnOnce()) -> i64 {
