@@ -17,7 +17,7 @@ pub(super) const FIRST_GUEST: u32 = 1 << 24;
 /// Where memory is made as it is needed: bytes at once, growing with what is there.
 pub(super) const STEP_BYTES: std::ops::RangeInclusive<u64> = 8 << 20..=128 << 20;
 
-/// Makes memory for `asked` bytes more, at the time when they are needed; for [`Directory::set_more`].
+/// Makes memory for `asked` bytes more, at the time when they are needed; for `Directory::set_more`.
 pub(super) fn more_memory(memfd: OwnedFd, shared: Arc<Shared>, capacity: u64, room: Room) -> More {
     let mut refused = false;
     Box::new(move |asked| {
