@@ -9,6 +9,7 @@
 pub mod data;
 pub mod densify;
 pub mod diffusion;
+mod facts;
 pub mod latents;
 pub mod model;
 mod open;

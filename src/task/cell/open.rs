@@ -2,8 +2,8 @@
 
 use super::data::members::Part;
 use super::data::{self, CellData, CellFacts};
-use super::densify::Scale;
 use super::diffusion::{Diffusion, StepChoice};
+use super::facts::{ModelFacts, scale};
 use super::latents::{LatentDataset, LatentFacts, MOST_CLASSES, sizes};
 use super::model::{Autoencoder, CellUnet, Classifier};
 use super::predict::PredictNet;
@@ -30,22 +30,9 @@ use tch::nn;
 /// Cells that the plan's passes of sampling take, whatever `num_samples`.
 const PLANNED_STEPS: usize = 2;
 
-/// What the models of a stage need to know of the data.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelFacts {
-    pub genes: usize,
-    pub classes: Vec<String>,
-    /// Only sizes are of interest: sampling takes few steps.
-    pub planning: bool,
-}
-
 /// The stage that `config` is of.
 pub fn stage(config: &Config) -> &str {
     config.stage.as_deref().unwrap_or(AUTOENCODER)
-}
-
-pub fn scale(cell: &CellConfig) -> Scale {
-    Scale { target_sum: cell.target_sum, log1p: cell.log1p }
 }
 
 /// Data sets of a stage that trains.

@@ -5,8 +5,8 @@
 
 use super::data::{self, CellData};
 use super::densify::{Scale, dense};
+use super::facts::{ModelFacts, scale};
 use super::model::{Autoencoder, Classifier};
-use super::open::{ModelFacts, scale};
 use super::stage::output::{CELLTYPE, read_row};
 use super::stage::sums::unreadable;
 use crate::data::source::h5ad::write::{Column, Storage, Writer};

@@ -1,8 +1,10 @@
 //! The directory at work: one thread that serves one stream socket per rank, and the memory behind it.
 
+mod ending;
 mod join;
 mod peer;
 
+use ending::Ending;
 pub use join::Joiner;
 use peer::Peer;
 
@@ -366,20 +368,6 @@ struct Server {
     /// Ranks that have not answered the newest ticket yet.
     awaited: Vec<u32>,
     shrinking: bool,
-}
-
-/// Closes the alarm when the server's thread ends, by return or by panic.
-struct Ending(Arc<Shared>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // No alarm for this note: its reader sees it together with the end.
-            lock(&self.0.notes).push("the directory's thread ended in a panic: please report this".into());
-        }
-        self.0.ended.store(true, Ordering::Release);
-        *lock(&self.0.alarm) = None;
-    }
 }
 
 impl Server {

@@ -209,5 +209,4 @@ fn shape(x: &Tensor, channels: i64) -> Vec<i64> {
 }
 
 #[cfg(test)]
-#[path = "norm_tests.rs"]
 mod tests;
