@@ -103,12 +103,15 @@ fn checklist_73_one_command_leads_from_counts_to_generated_cells_that_are_read_b
 }
 
 /// Draws are functions of (seed, step, cell), statistics of batch norm and losses of steps are those of all ranks: every
-/// stage is the same on every number of ranks, the sampler of steps included.
+/// stage is the same on every number of ranks, the sampler of steps included. By SGD: where a gradient is next to nothing,
+/// AdamW makes a whole step of its rounding.
 #[test]
 fn one_two_and_three_ranks_are_equal_in_every_stage() {
     let runs = runs(&[]);
     let words = |ranks: usize| {
-        ["--ranks".into(), ranks.to_string(), "--set".into(), format!("train.batch_size={}", 24 / ranks)]
+        let set = || "--set".to_string();
+        let batch = format!("train.batch_size={}", 24 / ranks);
+        ["--ranks".into(), ranks.to_string(), set(), batch, set(), "train.optimizer=sgd".into()]
     };
     let run = |ranks: usize| {
         let words = words(ranks);

@@ -76,8 +76,8 @@ impl Writer {
                     let builder = file.new_dataset::<f32>().chunk((rows, genes.len().max(1)));
                     let shape = (Extent::resizable(0), Extent::fixed(genes.len()));
                     let data = match storage.gzip {
-                        Some(level) => builder.deflate(level).shape(shape).create("X")?,
-                        None => builder.shape(shape).create("X")?,
+                        Some(level) => builder.deflate(level).shape(shape).obj_track_times(false).create("X")?,
+                        None => builder.shape(shape).obj_track_times(false).create("X")?,
                     };
                     encode(&data, "array", "0.2.0")?;
                     (data, None)
@@ -206,9 +206,9 @@ impl Writer {
                 let total = self.pointers.last().copied().unwrap_or(0);
                 if i32::try_from(total).is_ok() {
                     let small: Vec<i32> = self.pointers.iter().map(|pointer| *pointer as i32).collect();
-                    group.new_dataset_builder().with_data(&small).create("indptr")?;
+                    group.new_dataset_builder().with_data(&small).obj_track_times(false).create("indptr")?;
                 } else {
-                    group.new_dataset_builder().with_data(&self.pointers).create("indptr")?;
+                    group.new_dataset_builder().with_data(&self.pointers).obj_track_times(false).create("indptr")?;
                 }
             }
             self.file.flush()
@@ -221,8 +221,8 @@ fn growing<T: H5Type>(group: &Group, name: &str, gzip: Option<u8>) -> ::hdf5::Re
     let builder = group.new_dataset::<T>().chunk(CHUNK_VALUES);
     let shape = Extent::resizable(0);
     match gzip {
-        Some(level) => builder.deflate(level).shape(shape).create(name),
-        None => builder.shape(shape).create(name),
+        Some(level) => builder.deflate(level).shape(shape).obj_track_times(false).create(name),
+        None => builder.shape(shape).obj_track_times(false).create(name),
     }
 }
 
@@ -242,9 +242,9 @@ fn frame(group: &Group, names: &[&str], columns: &[Column]) -> ::hdf5::Result<()
         let codes = match i8::try_from(column.categories.len()) {
             Ok(_) => {
                 let small: Vec<i8> = column.codes.iter().map(|code| *code as i8).collect();
-                inner.new_dataset_builder().with_data(&small).create("codes")?
+                inner.new_dataset_builder().with_data(&small).obj_track_times(false).create("codes")?
             }
-            Err(_) => inner.new_dataset_builder().with_data(&column.codes).create("codes")?,
+            Err(_) => inner.new_dataset_builder().with_data(&column.codes).obj_track_times(false).create("codes")?,
         };
         encode(&codes, "array", "0.2.0")?;
     }
@@ -254,7 +254,7 @@ fn frame(group: &Group, names: &[&str], columns: &[Column]) -> ::hdf5::Result<()
 fn strings(group: &Group, name: &str, texts: &[&str]) -> ::hdf5::Result<()> {
     /// Texts that wait to be written.
     const BLOCK: usize = 1 << 16;
-    let dataset = group.new_dataset::<VarLenUnicode>().shape(texts.len()).create(name)?;
+    let dataset = group.new_dataset::<VarLenUnicode>().shape(texts.len()).obj_track_times(false).create(name)?;
     for (n, block) in texts.chunks(BLOCK).enumerate() {
         let block: Vec<VarLenUnicode> = block.iter().map(|text| unicode(text)).collect::<Result<_, _>>()?;
         let from = n * BLOCK;
