@@ -148,6 +148,8 @@ fn every_shipped_config_is_valid_by_the_schema_and_names_it() {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("# yaml-language-server: $schema=schema.json\n"), "{path:?}");
         assert_eq!(faults(&text), Vec::<String>::new(), "{path:?}");
+    }
+    for path in shipped_earlier() {
         let earlier = root().join("tests/fixtures/configs").join(path.file_name().unwrap());
         assert_eq!(faults(&std::fs::read_to_string(earlier).unwrap()), Vec::<String>::new(), "earlier {path:?}");
     }
