@@ -24,7 +24,7 @@ use tch::{Tensor, nn};
 
 /// [`Datasets::carried`] of a run, in its folder.
 pub(super) const CARRIED: &str = "carried.json";
-/// What the parts of a pass were made from, in its folder.
+/// Origin of the parts of a pass, kept in its folder.
 const MADE_FROM: &str = "pass.json";
 /// Parts of outputs, in the pass's folder.
 const PARTS: &str = "parts";

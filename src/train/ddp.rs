@@ -227,7 +227,7 @@ impl Ddp {
         Ok(())
     }
 
-    /// What all ranks shared, f32 `[samples, width]` in the order of the global batch, after [`Ddp::finish`]; a view.
+    /// Values that all ranks shared, f32 `[samples, width]` in the order of the global batch, after [`Ddp::finish`]; a view.
     ///
     /// # Errors
     /// There are not so many.

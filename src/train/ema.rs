@@ -72,11 +72,11 @@ impl Ema {
 /// The averages of a run: one for each of `train.ema_decay`.
 pub struct Averages {
     list: Vec<Ema>,
-    /// What is averaged: parameters, and buffers of floating point where those are averaged too.
+    /// Tensors that are averaged: parameters, and buffers of floating point where those are averaged too.
     live: Named,
     /// Buffers that are copied.
     copied: Named,
-    /// Of each average, the buffers in it: ranks bring them together as they do the model's.
+    /// Buffers of each average: ranks bring them together as they do the model's.
     buffers: Vec<Buffers>,
 }
 

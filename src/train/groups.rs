@@ -16,7 +16,7 @@ pub struct Groups {
     /// Names, as metrics.jsonl has them; empty where there is one group for all.
     pub names: Vec<String>,
     pub rules: Vec<Rule>,
-    /// What the schedule makes of each.
+    /// Values of the schedule for each group.
     pub courses: Vec<Course>,
     /// Group of each parameter; empty where there is one for all.
     pub of: Vec<usize>,

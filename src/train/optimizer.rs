@@ -68,7 +68,7 @@ impl From<f64> for Numbers {
 
 /// Optimizer state in the places of the flat parameters.
 pub struct Optimizer {
-    /// Of each group.
+    /// Settings of each group.
     rules: Vec<Rule>,
     /// One flat tensor per name of [`Rule::kept`].
     kept: Vec<Tensor>,
@@ -76,7 +76,7 @@ pub struct Optimizer {
     steps: Tensor,
     layout: Layout,
     version: u64,
-    /// Of each group, where its parameters lie.
+    /// Ranges of each group's parameters.
     parts: Vec<Part>,
 }
 

@@ -46,13 +46,13 @@ pub struct StepRunner<'a> {
     pub warming: bool,
     /// Learning rate of parameters in no particular group.
     pub lr: f64,
-    /// Of each group of parameters.
+    /// Values of each group of parameters.
     pub numbers: &'a [Numbers],
     /// The ranks over which layers take statistics, where they do.
     pub peers: Option<&'a Arc<AllRanks>>,
 }
 
-/// What a step changes.
+/// State that a step changes.
 pub struct Parts<'a> {
     pub ddp: &'a mut Ddp,
     pub optimizer: &'a mut Optimizer,
@@ -87,7 +87,7 @@ pub struct StepOutcome {
     /// Mean over the samples of the global batch.
     pub loss: f64,
     pub lr: f64,
-    /// Of each group of parameters.
+    /// Learning rate of each group of parameters.
     pub lrs: Vec<f64>,
     /// Global norm of the averaged gradient before clipping.
     pub grad_norm: f64,

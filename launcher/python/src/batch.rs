@@ -21,7 +21,7 @@ pub enum Form {
     Stacked { spec: Vec<u8>, columns: Vec<Column> },
     /// Samples one behind the other: where each lies.
     Samples(Vec<(usize, usize)>),
-    /// What a worker made of the samples, as one entry.
+    /// The samples as a worker encoded them, in one entry.
     Built,
 }
 

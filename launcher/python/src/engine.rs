@@ -58,7 +58,7 @@ pub trait Respawn: Send + Sync {
     fn note(&self, text: &str);
 }
 
-/// What a loader reads, and how.
+/// Settings of a loader: the data that it reads, and how.
 pub struct Plan {
     /// `None`: nothing is cached.
     pub client: Option<Arc<CacheClient>>,
@@ -113,7 +113,7 @@ pub struct Engine {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the consumer finds.
+/// State that the consumer finds.
 pub enum Next {
     Batch(Made),
     Failed(Failure),

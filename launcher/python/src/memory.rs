@@ -11,9 +11,9 @@ use std::sync::Arc;
 /// Whose the bytes are.
 #[derive(Clone)]
 pub enum Owner {
-    /// Of a batch: whoever has it may write.
+    /// Memory of a batch; its holder may write.
     Batch(Arc<Own<Arc<Buffer>>>),
-    /// Of the cache: nobody may.
+    /// Memory of the cache, read-only.
     Stored(Arc<Own<Taken>>),
 }
 

@@ -23,7 +23,7 @@ pub struct Job {
     /// `--resume-split`; `None`: the checkpoint's split, unless a changed file makes it doubtful.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_split: Option<SplitChoice>,
-    /// What the ranks do.
+    /// Work of the ranks.
     #[serde(default)]
     pub work: Work,
     /// Stages before this one, whose folders it may read.

@@ -26,11 +26,11 @@ pub(super) struct Early {
 /// Situation in which a signal ends the program; decides on words and exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
-    /// Of a job of ranks.
+    /// A job of ranks.
     BeforeRanks,
     /// A stage is over, the next one is planned.
     BetweenStages,
-    /// Of a program under `--exec`.
+    /// A program under `--exec`.
     OfOthers,
 }
 

@@ -237,7 +237,7 @@ impl Stages<'_> {
         self.train(n, stage, asked != Resume::No)
     }
 
-    /// What a stage was made from must be what is there now.
+    /// Checks that the inputs of a finished stage are those that are there now.
     fn check_basis(&self, stage: &Stage) -> Result<(), Error> {
         let path = self.folder(stage).join("job.json");
         let job: Option<Job> = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok());

@@ -29,7 +29,7 @@ pub struct StageOf {
 }
 
 impl StagesOf {
-    /// Of the run in `folder`; `None`: it has no stages.
+    /// Reads the stages of the run in `folder`. `None` means that it has none.
     pub fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(folder.join(STAGES)).ok()?).ok()
     }

@@ -58,7 +58,7 @@ pub struct RowSplit {
     /// Fingerprint of the file when it was first split.
     pub key: u64,
     pub seed: u64,
-    /// Of all 64-bit draws those below are for training, and those from there to `val_below` for validation.
+    /// Bound of 64-bit draws: those below it are for training, and those from there to `val_below` for validation.
     pub train_below: u64,
     pub val_below: u64,
 }

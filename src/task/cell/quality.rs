@@ -109,7 +109,7 @@ pub struct Types {
 }
 
 impl Types {
-    /// Of real cells `[N, G]` and their classes `[N]` (−1: none). `None`: no cell has a class.
+    /// Measures real cells `[N, G]` with their classes `[N]` (−1: none). `None`: no cell has a class.
     pub fn new(cells: &Tensor, labels: &[i64]) -> Option<Self> {
         let mut classes: Vec<i64> = labels.iter().copied().filter(|&label| label >= 0).collect();
         classes.sort_unstable();
@@ -137,7 +137,7 @@ impl Types {
         places.iter().map(|&place| self.classes[place as usize]).collect()
     }
 
-    /// Of each class that real cells have: the class, its share of the real cells and of `cells`.
+    /// For each class that real cells have: the class, its share of the real cells and of `cells`.
     pub fn shares(&self, nearest: &[i64]) -> Vec<(i64, f64, f64)> {
         let share = |class: i64| nearest.iter().filter(|&&n| n == class).count() as f64 / nearest.len().max(1) as f64;
         self.classes.iter().zip(&self.shares).map(|(&class, &real)| (class, real, share(class))).collect()

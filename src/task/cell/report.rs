@@ -1,4 +1,4 @@
-//! What a run's generated cells are worth beside real ones: `metrics.json` and the picture of the stage `sample`.
+//! Quality of a run's generated cells beside real ones: `metrics.json` and the picture of the stage `sample`.
 
 use super::picture;
 use super::quality::{Types, gene_means, mmd, spearman};

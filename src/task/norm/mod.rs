@@ -166,7 +166,7 @@ impl Statistics {
     }
 }
 
-/// What the backward pass needs.
+/// Tensors that the backward pass needs.
 struct Saved {
     x: Tensor,
     weight: Tensor,

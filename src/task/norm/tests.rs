@@ -32,7 +32,7 @@ fn near(found: &[f32], expected: &[f32], bound: f32) {
     }
 }
 
-/// What a layer gives and keeps.
+/// Output and state of a layer.
 struct Passed {
     y: Tensor,
     dx: Tensor,

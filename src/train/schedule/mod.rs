@@ -55,7 +55,7 @@ enum Warmup {
     Within(u64),
 }
 
-/// What the schedule makes of a group of parameters.
+/// Values of the schedule for a group of parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Course {
     /// Factor on the scheduler's rate.

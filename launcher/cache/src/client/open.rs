@@ -82,7 +82,7 @@ impl<'g, 'a> Filling<'g, 'a> {
         }
     }
 
-    /// What is behind the entry's bytes goes back. An entry without bytes is abandoned.
+    /// Gives back the memory behind the entry's bytes. An entry without bytes is abandoned.
     pub(super) fn end(self) {
         match self.length {
             Some(0) => {

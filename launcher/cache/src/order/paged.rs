@@ -4,7 +4,7 @@
 //! file). Runs are permuted per epoch; `window` runs in that order make a group, and positions inside a group are
 //! permuted again. With a cache that holds a window of pages, an epoch reads each page once.
 //!
-//! What is kept: 8 bytes per run, and 8 per group for each of the last two epochs. Group sizes follow from (seed, epoch)
+//! Memory: 8 bytes per run, and 8 per group for each of the last two epochs. Group sizes follow from (seed, epoch)
 //! alone, so that an order remains a pure function of (seed, epoch, position).
 
 use super::Permutation;

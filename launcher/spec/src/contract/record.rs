@@ -225,7 +225,7 @@ pub struct Summary {
     /// Names in `metrics` that a person wants to see first.
     #[serde(default)]
     pub headline: Vec<String>,
-    /// Of a pass or an evaluation: samples that are done, and whole outputs. `None`: a training.
+    /// Progress of a pass or an evaluation: samples that are done, and whole outputs. `None`: a training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<u64>,
     #[serde(default, skip_serializing_if = "is_zero")]

@@ -1,6 +1,6 @@
 //! Cells of many files: sorted genes and values, whatever the form of the matrix.
 //!
-//! What scipy and scanpy make of a matrix holds here: values of the same gene add up, a stored zero is nothing, the order
+//! Matrices mean what they mean to scipy and scanpy: values of the same gene add up, a stored zero is nothing, the order
 //! within a cell is free.
 
 use super::matrix::{Form, Matrix, Starts};

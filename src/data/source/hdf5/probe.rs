@@ -32,7 +32,7 @@ pub fn open_ahead_by(program: PathBuf) {
     let _ = PROGRAM.set(program);
 }
 
-/// What a companion opens files for.
+/// Purpose for which a companion opens files.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Purpose {
     /// Rows of recordings.

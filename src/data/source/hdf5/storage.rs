@@ -1,4 +1,4 @@
-//! What a dataset stores: filters, and rows that were never written.
+//! Storage of a dataset: filters, and rows that were never written.
 
 use super::Filter;
 use super::bitshuffle::{BITSHUFFLE_ID, Codec};

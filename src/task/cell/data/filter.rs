@@ -26,7 +26,7 @@ pub struct CellFacts {
     pub most: usize,
 }
 
-/// What the genes and cells are filtered by.
+/// Thresholds by which genes and cells are filtered.
 pub struct Rule<'a> {
     pub min_cells: usize,
     pub min_genes: usize,

@@ -186,7 +186,7 @@ fn poisson(mean: f64, random: &mut Random) -> usize {
 
 /// Draws by weight in constant time (Walker 1977, Vose 1991).
 struct Alias {
-    /// Of each place the share that stays there, of 2³², and where the rest goes.
+    /// Share of each place that stays there, of 2³², and where the rest goes.
     places: Vec<(u32, u32)>,
 }
 

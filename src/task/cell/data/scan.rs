@@ -62,7 +62,7 @@ impl Totals {
     }
 }
 
-/// What a scan is for.
+/// Purpose of a scan.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     /// Places of the file's genes among those of the data set; `None`: the same.

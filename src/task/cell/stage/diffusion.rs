@@ -73,7 +73,7 @@ fn parts(losses: &Losses, weights: &Tensor, quartile: &Tensor) -> Tensor {
 /// Sums per quartile: samples, then each part of the loss.
 pub struct DiffusionMetrics {
     sums: Sums,
-    /// Whether the loss has a squared error and a bound.
+    /// True if the loss has a squared error and a bound.
     has: [bool; 3],
 }
 

@@ -24,7 +24,7 @@ const WEIGHTS: f64 = 10.0;
 pub struct Wanted {
     /// Cells of the first part.
     pub first: u64,
-    /// What guides them.
+    /// Guidance of these cells.
     pub class: Class,
     /// Cells of each class behind them.
     pub per_class: u64,
@@ -33,7 +33,7 @@ pub struct Wanted {
     pub second: Option<i64>,
 }
 
-/// What guides the cells of the first part.
+/// Guidance of the cells of the first part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     None,
@@ -209,7 +209,7 @@ impl SampleNet {
         latents
     }
 
-    /// What the walk begins with: noise, or noised cells.
+    /// Start of the walk: noise, or noised cells.
     fn start(&self, batch: &Batch) -> Tensor {
         let ids: Vec<i64> = batch.sample_ids.iter().map(|&id| id as i64).collect();
         let ids = Tensor::from_slice(&ids).to_device(batch.fields[0].device());

@@ -42,7 +42,7 @@ const OPEN_DATASETS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 /// Reads rows of the arrays of a data set. Shared by all loader threads of a rank.
 pub struct ArrayReader {
     arrays: Vec<Array>,
-    /// Of the files at opening: a file that was replaced is an error.
+    /// Identities of the files at opening: a file that was replaced is an error.
     identities: Vec<(PathBuf, Identity)>,
     store: Arc<dyn ChunkStore>,
     files: Mutex<LruCache<PathBuf, Arc<File>>>,
