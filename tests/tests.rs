@@ -42,6 +42,8 @@ mod plan_truth;
 mod policies;
 #[path = "it/pressure.rs"]
 mod pressure;
+#[path = "it/python.rs"]
+mod python;
 #[path = "it/readme.rs"]
 mod readme;
 #[path = "it/relief.rs"]

@@ -1,5 +1,9 @@
 //! The command line of `launch`, and what can be said of it before the machine is asked.
 
+mod program;
+
+pub use program::ProgramArgs;
+
 use crate::logging::LEVELS;
 use crate::run_dir::{Resume, SplitChoice};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -17,7 +21,11 @@ Examples:
   launch plan --gpus 3 --config default         would it fit?
   launch --gpus 3 --config default --name night --set train.batch_size=32
   launch --gpus 3 --config default --name night --resume auto
-  launch --ranks 3 --exec python3 worker.py     any program, with RANK set";
+  launch --ranks 3 --exec python3 worker.py     any program, with RANK set
+  launch --gpus 3 --cache 20GiB --name night --exec python3 train.py
+                                                the same with a page cache, a memory plan, records and a watch";
+
+const NO_PROGRAM: &str = "--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]...";
 
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -61,6 +69,8 @@ struct Cli {
     verb: Option<Verb>,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    program: ProgramArgs,
     /// Run PROGRAM as every rank; what follows is its own
     #[arg(long)]
     exec: bool,
@@ -267,6 +277,11 @@ pub struct PlanArgs {
     /// Write what a plan must know of this machine to FILE; needs no config
     #[arg(long, value_name = "FILE")]
     pub write_machine: Option<PathBuf>,
+    #[command(flatten)]
+    pub program: ProgramArgs,
+    /// Plan for PROGRAM instead of a config; what follows is its own
+    #[arg(long)]
+    pub exec: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -347,7 +362,8 @@ pub enum Command {
     Plot(PlotArgs),
     BenchMemory(BenchMemoryArgs),
     Help(HelpArgs),
-    Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
+    Exec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
+    PlanExec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
 }
 
 /// A command line that is not one.
@@ -380,7 +396,12 @@ impl Command {
         let cli = definition().try_get_matches_from(head).and_then(|found| Cli::from_arg_matches(&found));
         let cli = cli.map_err(shown)?;
         let command = match (cli.verb, tail) {
-            (Some(Verb::Plan(args)), _) => Command::Plan(args),
+            (Some(Verb::Plan(args)), Some(mut tail)) if !tail.is_empty() => {
+                let program = tail.remove(0);
+                Command::PlanExec { run: args.run, with: args.program, program, args: tail }
+            }
+            (Some(Verb::Plan(_)), Some(_)) => return Err(usage(NO_PROGRAM)),
+            (Some(Verb::Plan(args)), None) => Command::Plan(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
             (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
@@ -392,12 +413,15 @@ impl Command {
             (Some(Verb::Help(args)), _) => Command::Help(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
-                Command::Exec { run: cli.run, program, args: tail }
+                Command::Exec { run: cli.run, with: cli.program, program, args: tail }
             }
             (None, Some(_)) => {
-                return Err(usage("--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]..."));
+                return Err(usage(NO_PROGRAM));
             }
-            (None, None) => Command::Train(cli.run),
+            (None, None) => match cli.program.given() {
+                Some(option) => return Err(usage(format!("{option} goes with --exec: a config has keys for it"))),
+                None => Command::Train(cli.run),
+            },
         };
         command.check()?;
         Ok(command)
@@ -406,7 +430,7 @@ impl Command {
     /// `--log-level`, where the verb has it.
     pub fn log_level(&self) -> Option<&str> {
         match self {
-            Command::Train(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            Command::Train(run) | Command::Exec { run, .. } | Command::PlanExec { run, .. } => run.log_level.as_deref(),
             Command::Plan(args) => args.run.log_level.as_deref(),
             _ => None,
         }
@@ -434,10 +458,10 @@ impl Command {
             | Command::Plot(_)
             | Command::BenchMemory(_)
             | Command::Help(_) => Ok(()),
-            Command::Exec { run, .. } if run.config.config.is_some() => {
+            Command::Exec { run, .. } | Command::PlanExec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }
-            Command::Exec { run, .. } => run.check_nodes(),
+            Command::Exec { run, .. } | Command::PlanExec { run, .. } => run.check_nodes(),
         }
     }
 }
@@ -617,10 +641,13 @@ mod tests {
 
     #[test]
     fn everything_behind_exec_is_the_programs() {
-        let Command::Exec { run, program, args } = parse("--ranks 2 --exec prog --gpus 9 --exec -x -- y").unwrap()
+        let Command::Exec { run, with, program, args } =
+            parse("--ranks 2 --cache 1GiB --exec prog --gpus 9 --exec -x -- y").unwrap()
         else {
             panic!()
         };
+        assert_eq!(with, ProgramArgs { cache: Some(1 << 30), ..ProgramArgs::default() });
+        assert!(matches!(parse("plan --gpus 2 --exec prog -x").unwrap(), Command::PlanExec { .. }));
         assert_eq!((run.ranks, run.gpus, program), (Some(2), None, "prog".into()));
         assert_eq!(args, ["--gpus", "9", "--exec", "-x", "--", "y"]);
     }
@@ -637,7 +664,10 @@ mod tests {
             ("--config a --gpu 3", "--gpus"),
             ("--ranks 2 --exec", "--exec needs a program"),
             ("--config a --ranks 2 --exec p", "do not go together"),
-            ("plan --exec p", "unexpected argument '--exec'"),
+            ("plan --exec", "--exec needs a program"),
+            ("plan --config a --exec p", "do not go together"),
+            ("--config a --cache 1GiB", "--cache goes with --exec"),
+            ("--cache 40% --exec p", "such as 20GiB"),
             ("plan", "no config: name one with --config"),
             ("plan --machine a --write-machine b", "cannot be used with"),
             ("--config a --nnodes 2 --node-rank 2", "--node-rank 2 of --nnodes 2"),

@@ -9,6 +9,7 @@ mod helper;
 mod measure;
 mod nodes;
 mod print;
+mod program;
 mod smart;
 mod tools;
 
@@ -88,6 +89,7 @@ fn plan_exit_code(error: &PlanError) -> u8 {
     match error {
         PlanError::Device { .. } => exit::DEVICE,
         PlanError::DoesNotFit { .. }
+        | PlanError::Program { .. }
         | PlanError::CacheTooLarge { .. }
         | PlanError::Budget(_)
         | PlanError::Overflow { .. } => exit::PLAN,
@@ -109,7 +111,10 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Plan(args) => plan_verb(&args),
         Command::Train(run) if run.smart => smart::smart(&run, early(true, &inherited)?),
         Command::Train(run) => train(&run, early(true, &inherited)?),
-        Command::Exec { run, program, args } => exec::exec(&run, program, args, early(false, &inherited)?),
+        Command::Exec { run, with, program, args } => {
+            exec::exec(&run, &with, program, args, early(false, &inherited)?)
+        }
+        Command::PlanExec { run, with, program, args } => program::show(&run, &with, &program, &args),
         Command::SampleData(args) => sample_data(&args),
         Command::Batch(args) => batch(&args),
         Command::Recommend(args) => tools::recommend(&args),

@@ -262,7 +262,7 @@ fn resume_from(path: &Path, name: Option<&str>) -> Result<(PathBuf, Option<PathB
 }
 
 /// The run of this config whose job was written last.
-fn newest_run(runs_dir: &Path, config_name: &str) -> Option<PathBuf> {
+pub fn newest_run(runs_dir: &Path, config_name: &str) -> Option<PathBuf> {
     let runs = runs_dir.read_dir().ok()?.flatten().map(|entry| entry.path());
     let of_config = runs.filter_map(|run| {
         let job = run.join("job.json");
