@@ -39,7 +39,7 @@ pub(super) fn exec(
         return program::run(run, with, spec, early);
     }
     let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
-    let outcome = supervise_program(run, &spec, &console, early.hand_over())?;
+    let outcome = supervise_program(run, &spec, console, early.hand_over())?;
     explain(&outcome);
     Ok(outcome.exit_code)
 }
@@ -48,10 +48,10 @@ pub(super) fn exec(
 pub(super) fn supervise_program(
     run: &RunArgs,
     spec: &Spec,
-    console: &Console,
+    console: Console,
     signals: &Signals,
 ) -> Result<Outcome, Error> {
-    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), console, signals);
+    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console, signals);
     console.finish();
     outcome.map_err(|source| Error::Io { what: "cannot run the ranks".into(), code: start_code(&source), source })
 }

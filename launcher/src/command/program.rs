@@ -109,7 +109,7 @@ pub(super) fn run(run: &RunArgs, with: &ProgramArgs, bare: Spec, mut early: Earl
     print::say(format_args!("run {}: in {}", folder.name(), shown(&folder.path)));
     let spec = spec_of(&config, &plan, bare, &folder, &job);
     let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
-    let outcome = supervise_program(run, &spec, &console, early.hand_over())?;
+    let outcome = supervise_program(run, &spec, console, early.hand_over())?;
     close(&folder, &config, &plan, &outcome);
     Ok(outcome.exit_code)
 }
