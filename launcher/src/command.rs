@@ -1,33 +1,40 @@
 //! The verbs of `launch`: the other rooms joined. Errors are printed here, once.
 
 mod bench;
+mod close;
 mod early;
 mod exec;
 mod figures;
 mod help;
 mod helper;
+mod infer;
 mod measure;
 mod nodes;
 mod print;
 mod program;
+mod setup;
 mod smart;
+mod stages;
 mod tools;
 
 use crate::advise;
 use crate::cli::{self, BatchArgs, CliError, Command, PlanArgs, RunArgs, SampleDataArgs};
-use crate::console::{self, Console, cache_stats, closing_table};
+use crate::console::{self, Console};
 use crate::logging;
 use crate::machine::ProcessLimits;
 use crate::machine::{self, dataset_facts};
 use crate::plots::PlotError;
-use crate::run_dir::{self, Ask, Resume, RunDir, RunDirError, RunLock};
+use crate::run_dir::{Ask, Resume, RunDir, RunDirError, RunLock};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Signals, Spec, Watcher};
 use crate::watch::{self, Before, WatchSpec};
 use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
-use early::{Early, Undo};
+use close::{close, explain};
+use early::{Early, Moment, Undo};
+use setup::Setup;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};
-use spec::contract::{CacheSummary, LineId, Machine, Measured, RunStatus, Summary, env, exit};
+use spec::contract::{LineId, Machine, env, exit};
+use spec::job::{PassKind, Work};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -109,10 +116,12 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     let result = result.and_then(|command| match command {
         Command::Train(run) if run.dry_run => show_plan(&run, None),
         Command::Plan(args) => plan_verb(&args),
-        Command::Train(run) if run.smart => smart::smart(&run, early(true, &inherited)?),
-        Command::Train(run) => train(&run, early(true, &inherited)?),
+        Command::Train(run) if run.smart => smart::smart(&run, early(Moment::BeforeRanks, &inherited)?),
+        Command::Train(run) => train(&run, early(Moment::BeforeRanks, &inherited)?),
+        Command::Predict(args) => infer::predict(&args, early(Moment::BeforeRanks, &inherited)?),
+        Command::Evaluate(args) => infer::evaluate(&args, early(Moment::BeforeRanks, &inherited)?),
         Command::Exec { run, with, program, args } => {
-            exec::exec(&run, &with, program, args, early(false, &inherited)?)
+            exec::exec(&run, &with, program, args, early(Moment::OfOthers, &inherited)?)
         }
         Command::PlanExec { run, with, program, args } => program::show(&run, &with, &program, &args),
         Command::SampleData(args) => sample_data(&args),
@@ -159,19 +168,23 @@ fn log_env(run: &RunArgs) -> Option<(String, String)> {
 }
 
 /// Takes the signals of a verb that starts ranks, and says what was inherited and slows them.
-fn early(trains: bool, inherited: &[String]) -> Result<Early, Error> {
+fn early(moment: Moment, inherited: &[String]) -> Result<Early, Error> {
     inherited.iter().for_each(print::note);
-    Early::take(trains).map_err(io("cannot take signals", exit::INTERNAL))
+    Early::take(moment).map_err(io("cannot take signals", exit::INTERNAL))
 }
 
 /// A config with the machine's facts: what the plan is made from.
 struct Ready {
     config: Config,
+    /// The task's stages; `config` is that of the one at hand, once there is one.
+    stages: Vec<cli::Stage>,
     /// The machine that is planned for.
     machine: Machine,
     /// This machine, on which sizes are measured.
     here: Machine,
     request: Request,
+    /// Passes of the model that are planned for.
+    passes: PassKind,
     /// Gets what is half done while a signal may end the program.
     undo: Undo,
 }
@@ -203,7 +216,8 @@ fn prepare_for(
     for note in &prepared.notes {
         print::note(note);
     }
-    Ok(Ready { config: prepared.config, machine, here, request, undo: undo.clone() })
+    let cli::Prepared { config, stages, .. } = prepared;
+    Ok(Ready { config, stages, machine, here, request, passes: PassKind::Train, undo: undo.clone() })
 }
 
 fn request(run: &RunArgs) -> Request {
@@ -214,7 +228,7 @@ fn request(run: &RunArgs) -> Request {
         strict: run.strict,
         nnodes: run.nnodes,
         node_rank: run.node_rank,
-        nodes: Vec::new(),
+        ..Request::default()
     }
 }
 
@@ -315,24 +329,38 @@ fn plan_verb(args: &PlanArgs) -> Result<u8, Error> {
 fn show_plan(run: &RunArgs, machine: Option<Machine>) -> Result<u8, Error> {
     let is_here = machine.is_none();
     let mut ready = prepare_for(&run.config, request(run), &Undo::default(), machine)?;
-    let plan = ready.eased_plan()?;
-    if is_here {
-        ready.check_limits(&plan)?;
+    let chosen = stages::chosen(run, &ready)?;
+    let mut plans = Vec::with_capacity(chosen.len().max(1));
+    if chosen.is_empty() {
+        plans.push((None, ready.eased_plan()?));
     }
-    print::out(text_of(&plan))?;
+    for stage in &chosen {
+        stages::enter(&mut ready, stage);
+        plans.push((Some(stage.spec.name), ready.eased_plan()?));
+    }
+    for (stage, plan) in &plans {
+        if is_here {
+            ready.check_limits(plan)?;
+        }
+        let heading = stage.map(|name| format!("stage {name}\n")).unwrap_or_default();
+        print::out(format!("{heading}{}", text_of(plan)))?;
+    }
     Ok(exit::OK)
 }
 
 fn train(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
     let mut ready = prepare(&run.config, request(run), early.undo())?;
     let program = rank_program()?;
+    if !stages::chosen(run, &ready)?.is_empty() {
+        return stages::run(run, ready, &program, early);
+    }
     let (plan, mut folder, _lock) =
         if run.nnodes > 1 { nodes::together(run, &mut ready)? } else { alone(run, &mut ready)? };
     print::say(text_of(&plan));
     announce(&folder, &run.resume());
     pre_flight(&ready, &plan);
     let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
-    let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program, early.hand_over())?;
+    let outcome = supervise_run(run, &ready, &mut setup, &mut folder, &program, early.hand_over())?;
     close(&folder, &setup, &outcome);
     Ok(outcome.exit_code)
 }
@@ -365,50 +393,6 @@ fn open_folder(run: &RunArgs, ready: &Ready) -> Result<(RunDir, RunLock), Error>
     Ok((folder, lock))
 }
 
-/// Settings of an attempt: as asked for, or smaller after a kill for memory.
-struct Setup {
-    config: Config,
-    plan: Plan,
-    /// Each change that made it smaller.
-    reduced: Vec<String>,
-}
-
-impl Setup {
-    /// After an attempt that the kernel killed for memory: what needs less, and says so.
-    fn reduce(&mut self, ready: &Ready, last: Option<&Outcome>, console: &Console) {
-        if !last.is_some_and(|last| last.killed_for_memory) {
-            return;
-        }
-        let measured = match measure::measured(ready) {
-            Ok(measured) => measured,
-            Err(error) => return console.note(&format!("{error}: starting again as it was")),
-        };
-        match self.smaller(&machine::probe(), &measured, &ready.request) {
-            Ok(smaller) => {
-                console.note(&format!("with less memory: {}", smaller.changes.join(", ")));
-                self.reduced.extend(smaller.changes);
-                (self.config, self.plan) = (smaller.config, smaller.plan);
-            }
-            Err(why) => console.note(&format!("{why}: starting again as it was")),
-        }
-    }
-
-    /// Plan that needs less memory.
-    ///
-    /// # Errors
-    /// The reason why none can be made.
-    fn smaller(&self, machine: &Machine, measured: &Measured, request: &Request) -> Result<plan::Smaller, String> {
-        if request.nnodes > 1 {
-            return Err("one of several nodes is not made smaller alone, since all have the same plan".into());
-        }
-        match plan::smaller(&self.config, machine, measured, request, &self.plan) {
-            Ok(Some(smaller)) => Ok(smaller),
-            Ok(None) => Err("nothing is left to make smaller".into()),
-            Err(error) => Err(format!("no smaller plan fits now ({error})")),
-        }
-    }
-}
-
 /// The guides' check before training; silent where the watch is off.
 fn pre_flight(ready: &Ready, plan: &Plan) {
     if ready.config.watch.enabled
@@ -436,6 +420,9 @@ fn announce(folder: &RunDir, resume: &Resume) {
 
 /// Where a restart begins.
 fn going_on(folder: &RunDir) -> String {
+    if folder.work != Work::Train {
+        return "going on with what is not done yet".into();
+    }
     match folder.resume.as_deref().and_then(Path::file_name) {
         Some(checkpoint) => format!("going on from the checkpoint {}", checkpoint.display()),
         None => "no checkpoint yet: from the beginning".into(),
@@ -447,10 +434,11 @@ fn supervise_run(
     ready: &Ready,
     setup: &mut Setup,
     folder: &mut RunDir,
-    program: PathBuf,
+    program: &Path,
     signals: &Signals,
 ) -> Result<Outcome, Error> {
-    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let console =
+        Console::start_on(print::is_result_apart()).map_err(io("cannot start the console", exit::INTERNAL))?;
     let mut made = None;
     let spec = |restarts: u32, last: Option<&Outcome>| {
         if restarts > 0 {
@@ -458,7 +446,7 @@ fn supervise_run(
             console.note(&going_on(folder));
             setup.reduce(ready, last, &console);
         }
-        let spec = train_spec(run, setup, folder, &program, restarts);
+        let spec = train_spec(run, setup, folder, program, restarts);
         spec.map_err(|error| {
             let text = error.to_string();
             made = Some(error);
@@ -490,7 +478,7 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
     let meeting = meeting(run, topology.local_world_size, topology.node_ranks.clone(), topology.threads_per_rank);
     let mut env = vec![
         (env::JOB.to_string(), job.display().to_string()),
-        (env::RUN_ID.to_string(), folder.name()),
+        (env::RUN_ID.to_string(), folder.id()),
         (env::RESTARTS.to_string(), restarts.to_string()),
     ];
     let again = restarts > 0 || folder.resume.is_some();
@@ -552,99 +540,6 @@ fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
     supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
 }
 
-fn explain(outcome: &Outcome) {
-    if let Some(failure) = &outcome.first_failure {
-        print::note(format_args!("error: {failure}"));
-    }
-}
-
-/// Adds what only the launcher knows to summary.json, prints the closing table.
-fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
-    let Setup { config, plan, reduced } = setup;
-    let path = folder.path.join("summary.json");
-    let start = folder.start().unwrap_or_default();
-    // One of an earlier start says nothing of this one.
-    let read = || serde_json::from_slice::<Summary>(&std::fs::read(&path).ok()?).ok().filter(|of| of.start == start);
-    let known = outcome.first_failure.is_none().then(|| read().or_else(|| outcome.summary.clone())).flatten();
-    let mut summary = known.unwrap_or_else(|| Summary { start, ..without_summary(outcome, folder.resumed_step()) });
-    summary.wall_s = outcome.wall.as_secs_f64();
-    summary.peak_pss_bytes_per_rank = outcome.peaks.pss_bytes_per_rank.clone();
-    summary.peak_own_bytes_per_rank = outcome.last_peaks.own_bytes_per_rank.clone();
-    summary.peak_node_bytes = outcome.peaks.node_bytes;
-    summary.restarts = outcome.restarts;
-    summary.reduced = reduced.clone();
-    summary.ended = outcome.ended.clone();
-    let failed = outcome.first_failure.as_ref().map(supervise::Failure::words);
-    summary.reason = outcome.stopped_for.clone().or(failed).or(summary.reason.take());
-    if outcome.exit_code == exit::UNSTARTED {
-        let by = outcome.stopped_by.map(supervise::signal_name).unwrap_or_default();
-        (summary.status, summary.reason) = (RunStatus::Stopped, Some(format!("stopped before the first step ({by})")));
-    }
-    if let Some(stats) = &outcome.cache {
-        summary.cache = CacheSummary::of(plan.budget.cache_policy, stats);
-    }
-    for gap in &outcome.gaps {
-        if !summary.record_gaps.iter().any(|known| (&known.file, known.from_t) == (&gap.file, gap.from_t)) {
-            summary.record_gaps.push(gap.clone());
-        }
-    }
-    if let Ok(text) = serde_json::to_vec_pretty(&summary)
-        && let Err(error) = run_dir::replace(&path, &text)
-    {
-        print::note(format_args!("{:#}; the run itself ended as shown here", anyhow::Error::from(error)));
-    }
-    if let Some(stats) = &outcome.cache {
-        print::say(cache_stats(spec::task::data_name(&config.task), stats));
-    }
-    if config.log.plots && outcome.first_failure.is_none() && plan.topology.node_rank == 0 {
-        figures::of_run(&folder.path);
-    }
-    print::say(closing_table(&summary, plan));
-    print::say(format_args!("run folder: {}", shown(&folder.path)));
-    // Last, where eyes are.
-    explain(outcome);
-    summary.record_gaps.iter().for_each(|gap| print::note(format_args!("warning: {gap}")));
-    if let Some(reason) = &outcome.stopped_for {
-        print::say(watch::stopped(config.log.language, reason));
-    }
-    if outcome.exit_code == exit::UNSTARTED {
-        let name = folder.name();
-        let kept = folder.resume.as_deref().and_then(Path::file_name).map(|at| format!(", {} stays", at.display()));
-        let kept = kept.unwrap_or_default();
-        print::note(format_args!(
-            "stopped before the first step: nothing was trained{kept}; to start again, add: --name {name} --resume auto"
-        ));
-    }
-    if outcome.exit_code == exit::STOPPED {
-        let name = folder.name();
-        print::say(format_args!("stopped after a checkpoint; to continue, add: --name {name} --resume auto"));
-    }
-}
-
-/// Summary of a run whose rank 0 left none; `resumed_step`: the step where it began.
-fn without_summary(outcome: &Outcome, resumed_step: Option<u64>) -> Summary {
-    let (failed, last) = (outcome.first_failure.is_some(), outcome.progress.as_ref());
-    let (status, reason) = match outcome.stopped_by {
-        _ if failed => (RunStatus::Failed, None),
-        _ if outcome.exit_code == exit::OK => (RunStatus::Finished, None),
-        Some(signal) => {
-            let moment =
-                if last.is_some() { "before its last checkpoint was written" } else { "before the first step" };
-            (RunStatus::Stopped, Some(format!("stopped by {} {moment}", supervise::signal_name(signal))))
-        }
-        None if outcome.exit_code == exit::STOPPED => (RunStatus::Stopped, None),
-        None => (RunStatus::Failed, None),
-    };
-    Summary {
-        status,
-        reason,
-        steps: last.map_or(resumed_step.unwrap_or(0), |last| last.step),
-        // The running one is not whole.
-        epochs: last.map_or(0, |last| last.epoch.saturating_sub(1)),
-        ..Summary::default()
-    }
-}
-
 fn sample_data(args: &SampleDataArgs) -> Result<u8, Error> {
     let error = rank_command(&args.words())?.exec();
     Err(io("cannot start rank", exit::INTERNAL)(error))
@@ -667,25 +562,4 @@ fn batch(args: &BatchArgs) -> Result<u8, Error> {
     folder.remove();
     let status = written?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::INTERNAL))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_of_several_nodes_is_not_made_smaller_alone() {
-        let machine =
-            Machine { cores: 8, memory_total_bytes: 16 << 30, memory_available_bytes: 15 << 30, ..Machine::default() };
-        let config = spec::task::config("emg");
-        let mut measured = Measured::default();
-        (measured.data.useful_bytes, measured.data.auto_policy) = (1 << 20, spec::contract::CacheMode::Pin);
-        let mut request = Request { ranks: Some(2), ..Request::default() };
-        let plan = plan::plan(&config, &machine, &measured, &request).unwrap();
-        let setup = Setup { config, plan, reduced: Vec::new() };
-        assert!(!setup.smaller(&machine, &measured, &request).unwrap().changes.is_empty());
-        request.nnodes = 2;
-        let why = setup.smaller(&machine, &measured, &request).unwrap_err();
-        assert!(why.starts_with("one of several nodes is not made smaller alone"), "{why}");
-    }
 }

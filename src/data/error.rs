@@ -2,7 +2,7 @@
 
 use cache::client::CacheError;
 use spec::contract::shown;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error of any kind that caused another one.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -56,6 +56,8 @@ pub enum DataError {
     NoSampleData { task: &'static str },
     #[error(transparent)]
     Cache(#[from] CacheError),
+    #[error("task {task} {what}")]
+    NoPass { task: &'static str, what: &'static str },
     /// Ranks see different files.
     #[error("{0}")]
     RanksDiffer(String),
@@ -70,6 +72,9 @@ pub enum DataError {
     OutOfRange { what: &'static str, index: u64, place: &'static str, count: u64 },
     #[error("{asked} fields asked for, there are {count}")]
     Fields { asked: usize, count: usize },
+    /// A reader of samples of different lengths gave what cannot be: an error in the program.
+    #[error("field {field}: {bytes} bytes of a sample are no whole number of elements, or not as many as its ids have")]
+    Length { field: &'static str, bytes: usize },
     #[error("a batch of {samples} samples was asked for, slots hold {room} (micro-batch)")]
     BatchTooLarge { samples: usize, room: usize },
     #[error(
@@ -87,6 +92,13 @@ pub enum DataError {
     /// The loader has ended.
     #[error("{0}")]
     LoaderEnded(String),
+    /// A result of a pass cannot be written.
+    #[error(
+        "{path}: cannot be written: {source}; free some space or choose another folder: what is whole stays, and the same \
+         command continues with the rest",
+        path = shown(path)
+    )]
+    Output { path: PathBuf, source: std::io::Error },
     #[error("PNG: {0}")]
     Encode(#[source] Cause),
     #[error("{0}")]
@@ -97,6 +109,11 @@ impl DataError {
     /// A problem of `key` in a text that names it.
     pub fn setting(key: &'static str, problem: impl Into<String>) -> Self {
         DataError::Setting { key, problem: problem.into() }
+    }
+
+    /// A failure to write `path`.
+    pub fn output(path: &Path, source: std::io::Error) -> Self {
+        DataError::Output { path: path.to_owned(), source }
     }
 }
 

@@ -25,6 +25,8 @@ use std::sync::Weak;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     U8,
+    I16,
+    I32,
     F32,
     I64,
 }
@@ -33,25 +35,77 @@ impl Dtype {
     pub fn bytes(self) -> usize {
         match self {
             Dtype::U8 => 1,
-            Dtype::F32 => 4,
+            Dtype::I16 => 2,
+            Dtype::I32 | Dtype::F32 => 4,
             Dtype::I64 => 8,
         }
     }
 }
 
-/// One tensor of a batch: `[B, shape...]`.
+/// Elements of a field in one sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// One: the field is `[B, shape...]`.
+    One,
+    /// Any number up to `most`: the field is `[N, shape...]` with the elements of all samples one after the other, followed
+    /// in the batch by its offsets, i64 `[B + 1]`.
+    Ragged { most: usize },
+    /// As many as field `field`, a ragged one before this, whose offsets serve this one too.
+    As { field: usize, most: usize },
+}
+
+/// A field of a batch: one tensor `[B, shape...]`, or elements and offsets where samples differ in length ([`Rows`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldSpec {
     pub name: &'static str,
-    /// Shape of one sample, without the batch dimension.
+    /// Shape of one element, without the batch dimension.
     pub shape: Vec<usize>,
     pub dtype: Dtype,
+    pub rows: Rows,
 }
 
 impl FieldSpec {
-    /// Bytes of one sample.
-    pub fn sample_bytes(&self) -> usize {
+    /// A field of one element per sample.
+    pub fn new(name: &'static str, shape: &[usize], dtype: Dtype) -> Self {
+        Self { name, shape: shape.to_vec(), dtype, rows: Rows::One }
+    }
+
+    /// A field whose samples have different numbers of elements, at most `most`.
+    pub fn ragged(name: &'static str, shape: &[usize], dtype: Dtype, most: usize) -> Self {
+        Self { rows: Rows::Ragged { most }, ..Self::new(name, shape, dtype) }
+    }
+
+    /// A field with as many elements per sample as `of`, which is number `field`.
+    pub fn along(name: &'static str, shape: &[usize], dtype: Dtype, (field, of): (usize, &FieldSpec)) -> Self {
+        Self { rows: Rows::As { field, most: of.most_rows() }, ..Self::new(name, shape, dtype) }
+    }
+
+    /// Bytes of one element.
+    pub fn row_bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.bytes()
+    }
+
+    /// Most elements of one sample.
+    pub fn most_rows(&self) -> usize {
+        match self.rows {
+            Rows::One => 1,
+            Rows::Ragged { most } | Rows::As { most, .. } => most,
+        }
+    }
+
+    /// Bytes of one sample; of a ragged field, of the longest one.
+    pub fn sample_bytes(&self) -> usize {
+        self.row_bytes() * self.most_rows()
+    }
+
+    /// Samples differ in length.
+    pub fn is_ragged(&self) -> bool {
+        self.rows != Rows::One
+    }
+
+    /// The field is followed by its offsets.
+    pub fn has_offsets(&self) -> bool {
+        matches!(self.rows, Rows::Ragged { .. })
     }
 }
 
@@ -83,15 +137,16 @@ pub trait Dataset: Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Tensors of a batch, in the order of [`Dataset::read`]'s `out`.
+    /// Fields of a batch, in the order of [`Dataset::read`]'s `out`.
     fn fields(&self) -> &[FieldSpec];
-    /// Reads a sample into one slice per field, each [`FieldSpec::sample_bytes`] long, native byte order.
+    /// Reads a sample into one slice per field, each [`FieldSpec::sample_bytes`] long, native byte order. Of a ragged field
+    /// the slice is replaced by its beginning that was written: `*out = &mut std::mem::take(out)[..bytes]`.
     ///
     /// # Errors
     /// The file cannot be read or holds what it must not; the error names file and rows.
     fn read(&self, request: ReadRequest, out: &mut [&mut [u8]], scratch: &mut Scratch) -> Result<(), DataError>;
     /// As [`Dataset::read`], for a reader that copies to a device: a large part that is stored as it is wanted may be left
-    /// unwritten, and put into `lent` instead.
+    /// unwritten, and put into `lent` instead. Ragged fields are written.
     ///
     /// # Errors
     /// As [`Dataset::read`].
@@ -157,7 +212,12 @@ pub struct Scratch {
 impl Scratch {
     /// Reports the present size of the buffers to the ledger.
     pub fn count(&mut self) {
-        let bytes = (self.raw.capacity() + self.decoded.capacity()) as u64;
+        self.count_with(0);
+    }
+
+    /// [`Scratch::count`] with so many bytes in [`Scratch::extra`].
+    pub fn count_with(&mut self, extra_bytes: usize) {
+        let bytes = (self.raw.capacity() + self.decoded.capacity() + extra_bytes) as u64;
         self.held.get_or_insert_with(|| ledger::hold(Part::Scratch, 0)).set(bytes);
     }
 }

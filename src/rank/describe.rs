@@ -12,14 +12,16 @@ mod pages;
 use super::RankError;
 use super::train::named;
 use crate::data::FieldSpec;
+use crate::data::loader::slot_fields;
 use crate::task::outline::{Outline, made_up};
-use crate::task::{self, Task};
+use crate::task::{self, Batch, Task};
 use crate::torch::{TorchError, count_tensors, device};
+use crate::train::checkpoint::staging_bytes;
 use crate::train::{Rehearsal, TrainError};
 use gauge::{Gauge, Limits};
 use spec::config::Config;
 use spec::contract::{FileStamp, GpuSizes, Measured, ModelSizes, Pass, VERSION};
-use spec::job::DescribeJob;
+use spec::job::{DescribeJob, PassKind};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -49,7 +51,7 @@ pub fn run() -> Result<(), RankError> {
     let on = ready(&job)?;
     let task = task::find(&job.config.task).map_err(RankError::Usage)?;
     let mut answer = Measured { library: library(), ..Measured::default() };
-    let levels = levels(task, &job.config)?;
+    let levels = levels(task, &job.config, job.passes)?;
     let real = &levels[0];
     answer.data = real.outline.sizes.clone();
     answer.model = ModelSizes {
@@ -69,7 +71,7 @@ pub fn run() -> Result<(), RankError> {
     // As in training: a CUDA graph cannot be recorded on the default stream.
     let _stream = super::device::own_stream(on)?;
     let limits = Limits::new(began, job.limit_s, job.limit_bytes, on)?;
-    measure_all(task, &levels, (on, &limits), &mut answer)?;
+    measure_all((task, job.passes), &levels, (on, &limits), &mut answer)?;
     if let Some(gpu) = job.device {
         answer.model.gpu = gpu_sizes(on, gpu.memory_free_bytes);
     }
@@ -119,15 +121,20 @@ fn tell(answer: &Measured) -> Result<(), RankError> {
 }
 
 /// Real samples first, then ever smaller ones.
-fn levels(task: &dyn Task, config: &Config) -> Result<Vec<Level>, RankError> {
+fn levels(task: &dyn Task, config: &Config, kind: PassKind) -> Result<Vec<Level>, RankError> {
     let index: PathBuf = config.log.runs_dir.join(".index");
     let level = |config: Config, enlarged| -> Result<Level, RankError> {
-        let outline = task.outline(&config, &index)?;
+        let outline = match kind {
+            PassKind::Predict => task.predict_outline(&config, &index)?,
+            _ => task.outline(&config, &index)?,
+        };
         Ok(Level { config, outline, enlarged })
     };
     let mut levels = vec![level(config.clone(), 1.0)?];
     while let Some(last) = levels.last() {
-        let elements: u64 = elements(last.outline.datasets.train.fields())?;
+        let sets = &last.outline.datasets;
+        let measured = if kind == PassKind::Train { &sets.train } else { &sets.val };
+        let elements: u64 = elements(measured.fields())?;
         let Some((smaller, factor)) = (elements > LARGE_ELEMENTS).then(|| task.shrunk(&last.config)).flatten() else {
             break;
         };
@@ -137,9 +144,13 @@ fn levels(task: &dyn Task, config: &Config) -> Result<Vec<Level>, RankError> {
     Ok(levels)
 }
 
+/// Bytes of one sample as a slot holds them, offsets of ragged fields included.
 fn bytes_of(fields: &[FieldSpec]) -> Result<Vec<u64>, RankError> {
     let bytes = |field: &FieldSpec| elements_of(field).and_then(|n| n.checked_mul(field.dtype.bytes() as u64));
-    fields.iter().map(|field| bytes(field).ok_or_else(|| absurd(field))).collect()
+    if let Some(field) = fields.iter().find(|field| bytes(field).is_none()) {
+        return Err(absurd(field));
+    }
+    Ok(slot_fields(fields).map(|bytes| bytes as u64).collect())
 }
 
 fn elements(fields: &[FieldSpec]) -> Result<u64, RankError> {
@@ -148,7 +159,8 @@ fn elements(fields: &[FieldSpec]) -> Result<u64, RankError> {
 }
 
 fn elements_of(field: &FieldSpec) -> Option<u64> {
-    field.shape.iter().try_fold(1u64, |n, side| n.checked_mul(*side as u64)).filter(|n| *n < 1 << 56)
+    let most = field.most_rows() as u64;
+    field.shape.iter().try_fold(most, |n, side| n.checked_mul(*side as u64)).filter(|n| *n < 1 << 56)
 }
 
 fn absurd(field: &FieldSpec) -> RankError {
@@ -167,7 +179,7 @@ fn is_alike(known: &ModelSizes, here: &ModelSizes) -> bool {
 
 /// Measures the smallest samples first, then larger ones while the limits allow it.
 fn measure_all(
-    task: &dyn Task,
+    (task, kind): (&dyn Task, PassKind),
     levels: &[Level],
     (on, limits): (Device, &Limits),
     answer: &mut Measured,
@@ -181,10 +193,11 @@ fn measure_all(
                 return Ok(());
             }
         }
-        let stage = Stage { task, level, on, limits };
+        let stage = Stage { task, kind, level, on, limits };
         match stage.measure(answer) {
             Ok(seconds) => {
-                let Some(last) = answer.model.train.seen.first() else { return Ok(()) };
+                let seen = if kind == PassKind::Train { &answer.model.train.seen } else { &answer.model.val.seen };
+                let Some(last) = seen.first() else { return Ok(()) };
                 before = Some((level.enlarged, *last, seconds));
                 tell(answer)?;
             }
@@ -206,6 +219,7 @@ fn is_short(error: &RankError) -> bool {
 /// One size of samples to measure with.
 struct Stage<'a> {
     task: &'a dyn Task,
+    kind: PassKind,
     level: &'a Level,
     on: Device,
     limits: &'a Limits,
@@ -215,7 +229,7 @@ impl Stage<'_> {
     /// Builds the model and runs passes; seconds that the first pair of passes took.
     fn measure(&self, answer: &mut Measured) -> Result<f64, RankError> {
         let Level { config, outline, enlarged } = self.level;
-        let mut vs = nn::VarStore::new(self.on);
+        let vs = nn::VarStore::new(self.on);
         let built = crate::torch::catch_out_of_memory(|| self.task.model(config, &outline.datasets, &vs.root()));
         let model = match built {
             // Gradients and optimizer state come on top of the weights: a model beyond the limit does not train either.
@@ -227,14 +241,21 @@ impl Stage<'_> {
             }
             built => built.map_err(TrainError::from)??,
         };
-        let params = named(&mut vs);
+        let (params, buffers) = named(&vs);
         let parameters: u64 = params.iter().map(|(_, tensor)| tensor.numel() as u64).sum();
         let found = &mut answer.model;
+        found.buffer_bytes = staging_bytes(buffers.iter().chain(&model.state()).map(|(_, tensor)| tensor));
+        let buffer_bytes = found.buffer_bytes;
         (found.parameters, found.short) = (parameters, Some("no pass was made in time".into()));
         tell(answer)?;
         let metrics = self.task.metrics(config, &outline.datasets)?;
-        let mut rehearsal = Rehearsal::new(config, model.as_ref(), params, metrics, self.on)?;
-        let gauge = Gauge::start(self.on, parameters * 4 * 2);
+        let trains = self.kind == PassKind::Train;
+        let model = model.as_ref();
+        let mut rehearsal = match trains {
+            true => Rehearsal::new(config, model, params, metrics, self.on)?,
+            false => Rehearsal::of_passes(config, model, metrics, self.on),
+        };
+        let gauge = Gauge::start(self.on, parameters * 4 * if trains { 2 } else { 1 } + buffer_bytes);
         let mut seen = Seen::default();
         let (seconds, cut) = self.passes(&mut rehearsal, &gauge, &mut seen)?;
         let found = &mut answer.model;
@@ -257,7 +278,7 @@ impl Stage<'_> {
         let mut first_s = 0.0;
         for samples in SAMPLES {
             let (began, computed_s) = (Instant::now(), gauge::computed_s());
-            if let Some(last) = seen.train.last() {
+            if let Some(last) = seen.last(self.kind) {
                 let ratio = samples as f64 / last.samples as f64;
                 let (bytes, seconds) = (last.tensor_bytes as f64 * ratio, seen.last_s * ratio);
                 if samples > 2 && self.limits.is_dear(bytes, seen.computed_s * ratio) {
@@ -275,7 +296,7 @@ impl Stage<'_> {
             match self.pair(rehearsal, gauge, samples, seen) {
                 Err(error) if samples > 1 && is_short(&error) => {
                     // What fewer samples took is known.
-                    seen.train.truncate(seen.val.len());
+                    seen.train.truncate(if self.kind == PassKind::Train { seen.val.len() } else { 0 });
                     let cut = || format!("{} with 2 samples at a time", self.limits.ran_out());
                     return Ok((first_s, (samples == 2).then(cut)));
                 }
@@ -289,10 +310,13 @@ impl Stage<'_> {
         Ok((first_s, None))
     }
 
-    /// A training pass and one of evaluation.
+    /// A training pass and one of evaluation; the latter alone where nothing is trained.
     fn pair(&self, rehearsal: &mut Rehearsal, gauge: &Gauge, samples: u64, seen: &mut Seen) -> Result<(), RankError> {
         let sets = &self.level.outline.datasets;
         let of = |fields: &[FieldSpec]| Rehearsal::batch(|| made_up(fields, samples as usize, self.on));
+        if self.kind != PassKind::Train {
+            return self.pass(rehearsal, gauge, &of(sets.val.fields())?, seen);
+        }
         let computed_s = gauge::computed_s();
         if samples == 1 {
             // Gradients are put in the order in which they come after the first pass, and libraries make their kernels.
@@ -310,6 +334,22 @@ impl Stage<'_> {
         gauge.begin(false);
         rehearsal.evaluate(&of(sets.val.fields())?)?;
         seen.val.push(gauge.end(samples));
+        Ok(())
+    }
+
+    /// A pass without training; libraries make their kernels in the first one.
+    fn pass(&self, rehearsal: &mut Rehearsal, gauge: &Gauge, batch: &Batch, seen: &mut Seen) -> Result<(), RankError> {
+        let times = if seen.val.is_empty() { 2 } else { 1 };
+        let mut pass = None;
+        for _ in 0..times {
+            gauge.begin(true);
+            match self.kind {
+                PassKind::Predict | PassKind::Stage => rehearsal.predict(batch)?,
+                _ => rehearsal.evaluate(batch)?,
+            }
+            pass = Some(gauge.end(batch.len() as u64));
+        }
+        seen.val.extend(pass);
         Ok(())
     }
 
@@ -337,6 +377,13 @@ struct Seen {
     /// Seconds of the last pair of passes, by the clock and of all threads.
     last_s: f64,
     computed_s: f64,
+}
+
+impl Seen {
+    /// The last pass of those that cost most.
+    fn last(&self, kind: PassKind) -> Option<&Pass> {
+        if kind == PassKind::Train { self.train.last() } else { self.val.last() }
+    }
 }
 
 /// Memory that CUDA takes beside tensors: `free_before` bytes of the device were free before this process began.

@@ -127,8 +127,10 @@ fn train_code(error: &TrainError) -> u8 {
         TrainError::Comm(error) => comm_code(error),
         TrainError::Checkpoint(_) => exit::CHECKPOINT,
         TrainError::NonFinite { .. } => exit::NONFINITE,
-        TrainError::OutOfMemory { .. } => exit::PLAN,
-        TrainError::Torch(_) | TrainError::Ddp(_) => exit::INTERNAL,
+        TrainError::OutOfMemory { .. }
+        | TrainError::OutOfMemoryTogether { .. }
+        | TrainError::PassOutOfMemory { .. } => exit::PLAN,
+        TrainError::Torch(_) | TrainError::Ddp(_) | TrainError::Groups(_) | TrainError::Share { .. } => exit::INTERNAL,
     }
 }
 

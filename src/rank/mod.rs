@@ -4,6 +4,7 @@ mod batch;
 mod describe;
 mod device;
 mod error;
+mod infer;
 mod log;
 mod meet;
 mod node_cache;
@@ -118,6 +119,6 @@ fn read_job(path: Option<PathBuf>) -> Result<Job, RankError> {
     if job.version != VERSION {
         return Err(refused(format!("written by a launcher of contract {}, this rank speaks {VERSION}", job.version)));
     }
-    job.config.check_sections(spec::task::TASKS).map_err(refused)?;
+    job.config.check_sections(spec::task::all()).map_err(refused)?;
     Ok(job)
 }

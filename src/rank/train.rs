@@ -5,7 +5,7 @@ use super::meet;
 use super::node_cache::NodeCache;
 use super::observer::{RankObserver, end_device_work, tell_failure};
 use super::stop::Stop;
-use super::{RankError, read_job, registrar};
+use super::{RankError, infer, read_job, registrar};
 use crate::comm::rendezvous::{self, Links};
 use crate::comm::shm::inherit;
 use crate::comm::{Collective, CommError, RankEnv, Solo};
@@ -15,7 +15,7 @@ use crate::ledger;
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::{RecordWriter, write_summary};
-use crate::task::{self, Datasets, Team};
+use crate::task::{self, Datasets, ParamInfo, Team};
 use crate::torch::{count_tensors, most_tensor_bytes};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
@@ -26,7 +26,7 @@ use launcher::run_dir::RunLock;
 use launcher::watch;
 use spec::contract::cache::CacheStats;
 use spec::contract::{Best, CacheSummary, Held, Phase, Relief, RunStatus, Summary, env, exit};
-use spec::job::Job;
+use spec::job::{Job, Work};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -41,17 +41,17 @@ const MEMORY_PERIOD: Duration = Duration::from_secs(2);
 const SKIPPED_SHOWN: usize = 20;
 
 /// Facts known before anything is opened.
-struct Start {
-    job: Job,
-    env: RankEnv,
-    device: Device,
-    collective: Arc<dyn Collective>,
+pub(super) struct Start {
+    pub job: Job,
+    pub env: RankEnv,
+    pub device: Device,
+    pub collective: Arc<dyn Collective>,
     /// Links to the node's other ranks, where our launcher did not start them.
-    links: Option<Links>,
-    reporter: Reporter,
-    controls: Arc<Controls>,
-    stop: Stop,
-    began: Instant,
+    pub links: Option<Links>,
+    pub reporter: Reporter,
+    pub controls: Arc<Controls>,
+    pub stop: Stop,
+    pub began: Instant,
 }
 
 /// Trains the run that the environment names; returns the exit code. Errors are reported to the launcher once.
@@ -206,7 +206,7 @@ fn train(start: Start) -> Result<u8, RankError> {
     let _stream = device::own_stream(*device)?;
     let threads = job.plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
-    let resume = job.resume.as_deref().map(checkpoint::load).transpose()?;
+    let resume = job.resume.as_deref().filter(|_| job.work == Work::Train).map(checkpoint::load).transpose()?;
     let mut node = NodeCache::join(job, env, links.as_ref(), collective, reporter)?;
     let cache = node.as_ref().map(|node| Arc::clone(&node.client));
     if let Some(cache) = cache.as_ref().filter(|_| job.config.train.pin_memory) {
@@ -229,12 +229,16 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     let resumed_step = resume.as_ref().map(|loaded| loaded.step);
     let task = task::find(&config.task).map_err(RankError::Usage)?;
     let memory = memory_sampler(start, resumed_step, cache.clone())?;
+    if job.work != Work::Train {
+        return infer::run(start, memory);
+    }
     let kept = kept_split(start, resume.as_ref());
     let datasets = open(start, task, cache.clone(), kept.as_ref())?;
     memory.print("After dataset creation");
     if env.rank == 0 {
         datasets.notes.iter().for_each(|line| reporter.line(line.clone()));
         tell_skipped(&datasets.skipped, reporter);
+        infer::keep_carried(&job.run_dir, &datasets)?;
     }
 
     tch::manual_seed(config.seed as i64);
@@ -250,11 +254,15 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     if env.rank == 0 && (device.is_cuda() || allocator.is_some()) {
         reporter.line(device::told(*device, allocator.as_deref()));
     }
-    let params = named(&mut vs);
+    let (params, buffers) = named(&vs);
+    let infos: Vec<ParamInfo> =
+        params.iter().map(|(name, tensor)| ParamInfo { name: name.clone(), shape: tensor.size() }).collect();
+    let groups = task.groups(config, &infos);
     let facts = facts(start, task);
+    let whole: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
     let resume = match resume {
-        Some(loaded) => Some(resume_from(loaded, &facts, &params)?),
-        None => first_weights(start, &params).map(|()| None)?,
+        Some(loaded) => Some(resume_from(loaded, &facts, &whole)?),
+        None => first_weights(start, &whole).map(|()| None)?,
     };
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
     let mut observer = observer(start, memory, recorded_step, cache)?;
@@ -273,6 +281,8 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
         datasets: &datasets,
         model: model.as_ref(),
         params,
+        buffers,
+        groups,
         metrics: task.metrics(config, &datasets)?,
         gallery: (env.rank == 0).then(|| task.gallery(config)).flatten(),
         facts,
@@ -289,9 +299,7 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
         Some(node) => node.part(&**collective)?,
         None => None,
     };
-    observer.memory.stop();
-    // The summary holds what they could not write.
-    drop(observer.records.take());
+    end_records(observer);
     if env.rank == 0 {
         close(start, &finished, counted, began.elapsed())?;
     }
@@ -299,13 +307,13 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
 }
 
 /// `train.init_from`, where it names a file.
-fn first_weights(start: &Start, params: &[(String, Tensor)]) -> Result<(), RankError> {
+fn first_weights(start: &Start, whole: &[(String, Tensor)]) -> Result<(), RankError> {
     let Some(path) = &start.job.config.train.init_from else { return Ok(()) };
-    let weights = checkpoint::load_weights(path).and_then(|weights| checkpoint::apply(path, &weights, params));
+    let weights = checkpoint::load_weights(path).and_then(|weights| checkpoint::apply(path, &weights, whole));
     Ok(weights.map_err(CheckpointError::of_weights)?)
 }
 
-fn observer(
+pub(super) fn observer(
     start: &Start,
     memory: MemorySampler,
     recorded_step: Option<u64>,
@@ -325,6 +333,12 @@ fn observer(
         cache,
         on_device: start.device.is_cuda().then(|| Arc::clone(&start.collective)),
     })
+}
+
+/// Ends the records: the summary holds what they could not write.
+pub(super) fn end_records(observer: RankObserver) {
+    observer.memory.stop();
+    drop(observer.records);
 }
 
 /// The split of the checkpoint that this run resumes from. A checkpoint without one is from before there were any: a line
@@ -350,8 +364,9 @@ fn open(
 ) -> Result<Datasets, RankError> {
     let Start { job, env, collective, .. } = start;
     let gather = |bytes: &[u8]| collective.all_gather(bytes).map_err(|e| DataError::Gather(e.into()));
-    let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache, kept };
-    let index = job.run_dir.parent().unwrap_or(&job.run_dir).join(".index");
+    let stages = infer::stages(job);
+    let team = Team { rank: env.rank, world_size: env.world_size, gather: &gather, cache, kept, stages };
+    let index = job.runs_dir().join(".index");
     Ok(task.open(&job.config, &team, &index)?)
 }
 
@@ -384,7 +399,7 @@ fn open_records(start: &Start, name: &str, resumed_step: Option<u64>) -> Result<
 }
 
 /// One warning per file that was left out; the rest of many is counted.
-fn tell_skipped(skipped: &[String], reporter: &Reporter) {
+pub(super) fn tell_skipped(skipped: &[String], reporter: &Reporter) {
     for line in skipped.iter().take(SKIPPED_SHOWN) {
         reporter.line(format!("warning: left out: {line}"));
     }
@@ -404,19 +419,28 @@ fn facts(start: &Start, task: &dyn task::Task) -> Facts {
     }
 }
 
-fn resume_from(loaded: Loaded, facts: &Facts, params: &[(String, Tensor)]) -> Result<Resume, RankError> {
+fn resume_from(loaded: Loaded, facts: &Facts, whole: &[(String, Tensor)]) -> Result<Resume, RankError> {
     loaded.check_facts(facts)?;
-    checkpoint::apply(&loaded.path, &loaded.model, params)?;
+    checkpoint::apply(&loaded.path, &loaded.model, whole)?;
     let state: LoopState = loaded.state()?;
-    Ok(Resume { state, optimizer: loaded.optimizer, ema: loaded.ema.unwrap_or_default() })
+    Ok(Resume { state, optimizer: loaded.optimizer, ema: loaded.ema, rest: loaded.rest })
 }
 
-/// Trainable parameters with their names, in the order in which the model registered them.
-pub(super) fn named(vs: &mut nn::VarStore) -> Vec<(String, Tensor)> {
+/// Tensors with their names.
+pub(super) type Named = Vec<(String, Tensor)>;
+
+/// Trainable parameters with their names, in the order in which the model registered them; and all other variables, which
+/// are buffers, by name.
+pub(super) fn named(vs: &nn::VarStore) -> (Named, Named) {
+    let mut others: std::collections::BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
     let names: std::collections::BTreeMap<usize, String> =
-        vs.variables().into_iter().map(|(name, tensor)| (tensor.data_ptr() as usize, name)).collect();
+        others.iter().map(|(name, tensor)| (tensor.data_ptr() as usize, name.clone())).collect();
     let of = |tensor: Tensor| names.get(&(tensor.data_ptr() as usize)).map(|name| (name.clone(), tensor));
-    vs.trainable_variables().into_iter().filter_map(of).collect()
+    // Frozen ones are still listed as trainable.
+    let trained = vs.trainable_variables().into_iter().filter(Tensor::requires_grad);
+    let params: Named = trained.filter_map(of).collect();
+    params.iter().for_each(|(name, _)| drop(others.remove(name)));
+    (params, others.into_iter().collect())
 }
 
 /// Rank 0's last work: the summary. The launcher draws the figures and adds the peaks of all processes and, where it hosted the

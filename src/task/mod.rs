@@ -1,33 +1,52 @@
 //! One room per task: data set, model, loss, metrics, sample data.
 //!
 //! A task supplies data, model and metrics. The trainer does the rest: order, threads, accumulation, reduction over ranks,
-//! schedule, checkpoints, evaluation. A complete task, trained by a test:
+//! schedule, checkpoints, evaluation.
+//!
+//! A task is two folders and two lines: its keys, defaults and checks in `launcher/spec/src/task/<name>`, its data, model and
+//! metrics in `src/task/<name>`, and a line in the `tasks!` of each list. `tests/fixtures/toy_task` is such a pair of folders,
+//! planned and trained by a test. The rank's half alone, without keys:
 //!
 //! ```no_run
 #![doc = include_str!("../../tests/it/minimal_task.rs")]
 //! ```
 
-pub mod deblur;
-pub mod emg;
+mod batch;
+pub mod draw;
+mod groups;
+pub mod norm;
 pub mod outline;
+pub mod pass;
 pub mod sample;
+
+pub use batch::{Batch, Output};
+pub use groups::{GroupSpec, ParamInfo};
 
 use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
 use cache::client::CacheClient;
 use outline::Outline;
+use pass::{Opening, Pass, StageInputs};
 use spec::config::Config;
 use std::any::Any;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tch::{Tensor, nn};
 
-/// Which part of the files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Split {
-    Train,
-    Val,
-    Test,
+/// Declares the module and the entry of each task.
+macro_rules! tasks {
+    ($($name:ident: $task:ident,)+) => {
+        $(pub mod $name;)+
+
+        /// Tasks of this package.
+        const TASKS: &[&dyn Task] = &[$(&$name::$task),+];
+    };
+}
+
+tasks! {
+    emg: Emg,
+    deblur: Deblur,
+    cell: Cell,
 }
 
 /// Data sets of a run, as a task opens them.
@@ -44,6 +63,9 @@ pub struct Datasets {
     pub notes: Vec<String>,
     /// Facts on the files that the task's model needs, in the task's own type.
     pub facts: Option<Arc<dyn Any + Send + Sync>>,
+    /// Facts on the training data that the model needs with other data, such as their mean; kept in the run's folder and
+    /// given back by [`Opening::carried`].
+    pub carried: Option<serde_json::Value>,
     /// Which files each split has, for checkpoints; `None`: the task keeps no account of them.
     pub split: Option<SplitList>,
 }
@@ -51,38 +73,48 @@ pub struct Datasets {
 impl Datasets {
     /// Three splits without anything to say of them.
     pub fn new(train: Arc<dyn Dataset>, val: Arc<dyn Dataset>, test: Arc<dyn Dataset>) -> Self {
-        Self { train, val, test, baseline: None, skipped: Vec::new(), notes: Vec::new(), facts: None, split: None }
+        Self {
+            train,
+            val,
+            test,
+            baseline: None,
+            skipped: Vec::new(),
+            notes: Vec::new(),
+            facts: None,
+            carried: None,
+            split: None,
+        }
     }
-}
-
-/// A micro-batch on the rank's device: one tensor `[B, ...]` per field of the data set.
-pub struct Batch {
-    pub fields: Vec<Tensor>,
-    pub sample_ids: Vec<u64>,
-}
-
-impl Batch {
-    pub fn len(&self) -> usize {
-        self.sample_ids.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.sample_ids.is_empty()
-    }
-}
-
-/// Result of a forward pass.
-pub struct Output {
-    /// Scalar: mean of the loss over the micro-batch's samples.
-    pub loss: Tensor,
-    /// Prediction that the metrics read; no gradient is taken through it.
-    pub prediction: Tensor,
 }
 
 /// A model with its loss.
 pub trait Model {
-    /// Forward pass and loss of one micro-batch. `train`: dropout on.
+    /// Forward pass and loss of one micro-batch. `train`: dropout on, and the statistics of [`norm::BatchNorm`] are those of
+    /// the batch.
     fn forward(&self, batch: &Batch, train: bool) -> Output;
+    /// Numbers of each sample that every rank gets after each step, with the votes of that step; 0 for none. Each forward
+    /// pass of training gives them in [`Output::share`].
+    fn share_width(&self) -> usize {
+        0
+    }
+    /// Takes what all samples of a finished step shared: f32 `[global batch, share_width]` on the rank's device, in the
+    /// order of the global batch, the same for every number of ranks. Called once per step, before the next forward pass,
+    /// and not for a step that is repeated. Changes [`Model::state`], in place and by operations on tensors alone.
+    fn shared(&self, _values: &Tensor) {}
+    /// Tensors besides parameters and buffers that the next step depends on, such as the history of [`Model::shared`]: kept
+    /// in checkpoints under these names. A resumed run copies the saved values into them before its first step.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+    /// True if a forward pass reads [`Batch::step`], [`Batch::sample_ids`] or draws of the batch: such a step is never
+    /// replayed as a CUDA graph, which repeats what the host computed when it was recorded.
+    fn reads_step(&self) -> bool {
+        false
+    }
+    /// Prediction for a micro-batch of a [`Pass`], whose fields are those of the pass: it may hold no targets.
+    fn predict(&self, batch: &Batch) -> Tensor {
+        self.forward(batch, false).prediction
+    }
 }
 
 /// Online metrics: fixed-length sums, so that memory does not grow with the data set and ranks add up.
@@ -123,9 +155,11 @@ pub struct Team<'a> {
     pub cache: Option<Arc<CacheClient>>,
     /// The split of the checkpoint that the run resumes from, where it has one.
     pub kept: Option<&'a KeptSplit>,
+    /// Folders of earlier stages.
+    pub stages: StageInputs,
 }
 
-/// A task. Adding one touches its own room, [`TASKS`], and its half in `spec::task`.
+/// A task. Adding one touches its folder, the list above, and the same two places in `spec::task`.
 pub trait Task: Send + Sync {
     fn name(&self) -> &'static str;
     /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.
@@ -138,10 +172,39 @@ pub trait Task: Send + Sync {
     fn outline(&self, config: &Config, index_dir: &Path) -> Result<Outline, DataError> {
         Ok(Outline::of_open(self.open(config, &Team::alone(), index_dir)?))
     }
+    /// The same for the samples of [`Task::predictor`], as those of validation.
+    ///
+    /// # Errors
+    /// As [`Task::outline`].
+    fn predict_outline(&self, config: &Config, index_dir: &Path) -> Result<Outline, DataError> {
+        self.outline(config, index_dir)
+    }
     /// The config with smaller samples, and how many times larger its own samples are. Passes of large samples are measured
     /// with small ones first. `None`: its samples are small, or have one size.
     fn shrunk(&self, _config: &Config) -> Option<(Config, f64)> {
         None
+    }
+    /// Opens data that are not those of training, for `launch evaluate --data`: all samples in `val`, with targets.
+    ///
+    /// # Errors
+    /// As [`Task::open`]; the task evaluates its own data alone.
+    fn evaluation(&self, _opening: &Opening) -> Result<Datasets, DataError> {
+        Err(DataError::NoPass { task: self.name(), what: "evaluates no data but those of its run: leave --data out" })
+    }
+    /// Opens data to predict for, without targets, for `launch predict`.
+    ///
+    /// # Errors
+    /// As [`Task::open`]; the task predicts nothing.
+    fn predictor(&self, _opening: &Opening) -> Result<Pass, DataError> {
+        Err(DataError::NoPass { task: self.name(), what: "has no predictions to write: use launch evaluate" })
+    }
+    /// Opens the pass of the stage `config.stage`; its outputs lie in the stage's folder.
+    ///
+    /// # Errors
+    /// As [`Task::open`]; an earlier stage is missing.
+    fn pass(&self, opening: &Opening) -> Result<Pass, DataError> {
+        let _ = opening;
+        Err(DataError::NoPass { task: self.name(), what: "has no such stage" })
     }
     /// Builds the model's parameters under `vs`, named as PyTorch's `state_dict` would.
     ///
@@ -154,6 +217,11 @@ pub trait Task: Send + Sync {
     /// Everything that shapes the parameters: a checkpoint of another architecture is refused. Left out, the task's section.
     fn architecture(&self, config: &Config) -> String {
         config.task_section().to_string()
+    }
+    /// Groups of parameters that the optimizer treats differently. Parameters in none of them form a group called `rest`
+    /// that follows the config. None by default: one group.
+    fn groups(&self, _config: &Config, _parameters: &[ParamInfo]) -> Vec<GroupSpec> {
+        Vec::new()
     }
     /// Pictures after each validation, where the task has any.
     fn gallery(&self, _config: &Config) -> Option<Box<dyn Gallery>> {
@@ -168,16 +236,29 @@ pub trait Task: Send + Sync {
     }
 }
 
-/// Every task there is.
-pub const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur];
+/// [`TASKS`] and those of the program.
+static ALL: OnceLock<Vec<&'static dyn Task>> = OnceLock::new();
+
+/// Every task, in the order of `spec::task::all`.
+pub fn all() -> &'static [&'static dyn Task] {
+    ALL.get_or_init(|| TASKS.to_vec())
+}
+
+/// Adds tasks whose other halves `spec::task::add` took.
+///
+/// # Errors
+/// Tasks were added or asked for already.
+pub fn add(own: &[&'static dyn Task]) -> Result<(), String> {
+    ALL.set([TASKS, own].concat()).map_err(|_| "tasks are added once, before any is asked for".into())
+}
 
 /// The task called `name`.
 ///
 /// # Errors
 /// No task has that name; the message lists all tasks.
 pub fn find(name: &str) -> Result<&'static dyn Task, String> {
-    TASKS.iter().find(|task| task.name() == name).copied().ok_or_else(|| {
-        let known: Vec<&str> = TASKS.iter().map(|task| task.name()).collect();
+    all().iter().find(|task| task.name() == name).copied().ok_or_else(|| {
+        let known: Vec<&str> = all().iter().map(|task| task.name()).collect();
         format!("task {name} is unknown: choose one of {}", known.join(", "))
     })
 }
@@ -192,7 +273,7 @@ pub struct SampleRequest {
     pub out: PathBuf,
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// `emg`: `gzip` (chunked, shuffled) or `contiguous`. `deblur`: `packed`, `bytes` or `kair`.
+    /// `emg`: `gzip` (chunked, shuffled) or `contiguous`. `deblur`: `packed`, `bytes` or `kair`. `cell`: `csr`, `gzip` or `dense`.
     #[arg(long)]
     pub layout: Option<String>,
     /// Sessions to write; absent: the task's own number.
@@ -201,4 +282,10 @@ pub struct SampleRequest {
     /// Length of a session in seconds; absent: the task's own.
     #[arg(long)]
     pub seconds: Option<f64>,
+    /// `cell`: cells to write; absent: the task's own number.
+    #[arg(long)]
+    pub cells: Option<usize>,
+    /// `cell`: genes of each; absent: the task's own number.
+    #[arg(long)]
+    pub genes: Option<usize>,
 }

@@ -47,27 +47,40 @@ impl Outline {
 impl Team<'_> {
     /// A team of one rank without a page cache.
     pub fn alone() -> Team<'static> {
-        Team { rank: 0, world_size: 1, gather: &|bytes: &[u8]| Ok(vec![bytes.to_vec()]), cache: None, kept: None }
+        Team {
+            rank: 0,
+            world_size: 1,
+            gather: &|bytes: &[u8]| Ok(vec![bytes.to_vec()]),
+            cache: None,
+            kept: None,
+            stages: Default::default(),
+        }
     }
 }
 
-/// A batch of `samples` made-up samples: numbers between 0 and 1, random bytes, zeros for whole numbers.
+/// A batch of `samples` made-up samples: numbers between 0 and 1, random bytes, zeros for whole numbers. Ragged ones are as
+/// long as they can be.
 ///
 /// # Errors
 /// There is no memory for it.
 pub fn made_up(fields: &[FieldSpec], samples: usize, device: Device) -> Result<Batch, tch::TchError> {
     let tensor = |field: &FieldSpec| {
-        let shape: Vec<i64> = std::iter::once(samples).chain(field.shape.iter().copied()).map(|n| n as i64).collect();
+        let rows = samples * field.most_rows();
+        let shape: Vec<i64> = std::iter::once(rows).chain(field.shape.iter().copied()).map(|n| n as i64).collect();
         match field.dtype {
             Dtype::U8 => Tensor::f_randint(256, &shape, (Kind::Uint8, device)),
+            Dtype::I16 => Tensor::f_zeros(&shape, (Kind::Int16, device)),
+            Dtype::I32 => Tensor::f_zeros(&shape, (Kind::Int, device)),
             Dtype::F32 => Tensor::f_rand(&shape, (Kind::Float, device)),
             Dtype::I64 => Tensor::f_zeros(&shape, (Kind::Int64, device)),
         }
     };
-    Ok(Batch {
-        fields: fields.iter().map(tensor).collect::<Result<_, _>>()?,
-        sample_ids: (0..samples as u64).collect(),
-    })
+    let offsets = |field: &FieldSpec| {
+        let most = field.most_rows() as i64;
+        field.has_offsets().then(|| Tensor::f_arange(samples as i64 + 1, (Kind::Int64, device))?.f_mul_scalar(most))
+    };
+    let of = |field| std::iter::once(tensor(field)).chain(offsets(field));
+    Ok(Batch::new(fields.iter().flat_map(of).collect::<Result<_, _>>()?, (0..samples as u64).collect()))
 }
 
 /// Fields without samples.
@@ -97,7 +110,7 @@ mod tests {
 
     #[test]
     fn made_up_batches_have_the_shapes_and_types_of_their_fields() {
-        let field = |name, shape: &[usize], dtype| FieldSpec { name, shape: shape.to_vec(), dtype };
+        let field = |name, shape: &[usize], dtype| FieldSpec::new(name, shape, dtype);
         let fields = [field("x", &[3, 2], Dtype::F32), field("y", &[5], Dtype::U8), field("label", &[], Dtype::I64)];
         let batch = made_up(&fields, 4, Device::Cpu).unwrap();
         let shapes: Vec<Vec<i64>> = batch.fields.iter().map(Tensor::size).collect();
@@ -105,5 +118,11 @@ mod tests {
         let kinds: Vec<Kind> = batch.fields.iter().map(Tensor::kind).collect();
         assert_eq!(kinds, [Kind::Float, Kind::Uint8, Kind::Int64]);
         assert_eq!(batch.len(), 4);
+        let ids = FieldSpec::ragged("ids", &[], Dtype::I16, 7);
+        let fields = [ids.clone(), FieldSpec::along("values", &[2], Dtype::F32, (0, &ids))];
+        let batch = made_up(&fields, 3, Device::Cpu).unwrap();
+        let shapes: Vec<Vec<i64>> = batch.fields.iter().map(Tensor::size).collect();
+        assert_eq!(shapes, [vec![21], vec![4], vec![21, 2]]);
+        assert_eq!(Vec::<i64>::try_from(&batch.fields[1]).unwrap(), [0, 7, 14, 21]);
     }
 }

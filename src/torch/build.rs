@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 3] = ["src/torch/shim.cpp", "src/torch/device.cpp", "src/torch/memory.cpp"];
+const SHIM: [&str; 4] =
+    ["src/torch/shim.cpp", "src/torch/autograd.cpp", "src/torch/device.cpp", "src/torch/memory.cpp"];
 const GRAPH: &str = "src/torch/graph.cpp";
 
 fn main() {

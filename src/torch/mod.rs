@@ -5,11 +5,14 @@
 #![allow(unsafe_code)]
 
 pub mod device;
+mod function;
 pub mod graph;
+pub mod host;
 mod live;
 mod memory;
 mod recompute;
 
+pub use function::with_backward;
 pub use live::LiveBytes;
 pub use memory::{
     DeviceMemory, catch_out_of_memory, count_tensors, device_memory, device_statistics, error_of, is_out_of_memory,

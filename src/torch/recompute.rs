@@ -98,7 +98,7 @@ unsafe extern "C" fn drop_context(context: *mut c_void) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(context)));
 }
 
-fn text_of(payload: &(dyn Any + Send)) -> String {
+pub(super) fn text_of(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a recomputed part panicked").to_owned()
 }
@@ -107,7 +107,7 @@ fn text_of(payload: &(dyn Any + Send)) -> String {
 ///
 /// # Safety
 /// `at` is valid for writes of `room` bytes.
-unsafe fn write_text(text: &str, at: *mut c_char, room: usize) {
+pub(super) unsafe fn write_text(text: &str, at: *mut c_char, room: usize) {
     let length = text.len().min(room.saturating_sub(1));
     // SAFETY: length + 1 bytes at most, which the caller vouches for.
     unsafe {

@@ -3,10 +3,12 @@
 //! Parameters, gradients and optimizer state stay f32, and so does the loss. bf16 has the range of f32: it needs no loss
 //! scale. fp16 does (see `scaler`), and CPUs are slow at it, so that it is off there by rule.
 
+use crate::task::norm::{Peers, Together};
 use crate::task::{Batch, Model, Output};
 use crate::torch::{Autocast, TorchError};
 use spec::config::Amp;
-use tch::{Device, Kind};
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
 
 /// Element type of autocast for `train.amp`, or `None` without autocast; and a line where the wish is not met.
 /// `on_device`: steps keep their numbers on the device, which a loss scale needs. `auto` starts without.
@@ -19,14 +21,31 @@ pub fn narrow_kind(amp: Amp, on_device: bool) -> (Option<Kind>, Option<&'static 
     }
 }
 
-/// Forward pass and loss, under autocast to `narrow` where there is one.
+/// Forward pass and loss, under autocast to `narrow` where there is one; in training, layers take statistics over `peers`
+/// where there are any.
 ///
 /// # Errors
 /// The device knows no autocast.
-pub fn forward(model: &dyn Model, batch: &Batch, train: bool, narrow: Option<Kind>) -> Result<Output, TorchError> {
+pub fn forward(
+    model: &dyn Model,
+    batch: &Batch,
+    train: bool,
+    (narrow, peers): (Option<Kind>, Option<Arc<dyn Peers>>),
+) -> Result<Output, TorchError> {
     let device = batch.fields.first().map_or(Device::Cpu, tch::Tensor::device);
     let _narrow = narrow.map(|kind| Autocast::enter(device, true, kind)).transpose()?;
+    let _together = Together::with(peers);
     Ok(model.forward(batch, train))
+}
+
+/// Prediction for a batch of a pass, under autocast to `narrow` where there is one.
+///
+/// # Errors
+/// The device knows no autocast.
+pub fn predict(model: &dyn Model, batch: &Batch, narrow: Option<Kind>) -> Result<Tensor, TorchError> {
+    let device = batch.fields.first().map_or(Device::Cpu, Tensor::device);
+    let _narrow = narrow.map(|kind| Autocast::enter(device, true, kind)).transpose()?;
+    Ok(model.predict(batch))
 }
 
 #[cfg(test)]

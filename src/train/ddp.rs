@@ -40,18 +40,22 @@ pub enum DdpError {
 }
 
 /// How gradients are put into buckets.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DdpOptions {
     /// Largest bucket after the first, MiB (`ddp.bucket_mb`).
     pub bucket_mb: f64,
     /// Reduce on a separate thread during backward; otherwise inside the hook. Off is no slower while CPU ranks take
     /// all cores: a reduction costs about one copy of the bucket, and a rank that waits frees its core.
     pub overlap: bool,
+    /// Group of each variable, for the optimizer; empty: all are in one. Within a bucket, members of a group are neighbours.
+    pub groups: Vec<usize>,
+    /// Numbers that ranks share with each step beside the votes: see [`Ddp::share`].
+    pub shared: usize,
 }
 
 impl Default for DdpOptions {
     fn default() -> Self {
-        DdpOptions { bucket_mb: 25.0, overlap: false }
+        DdpOptions { bucket_mb: 25.0, overlap: false, groups: Vec::new(), shared: 0 }
     }
 }
 
@@ -68,8 +72,10 @@ pub struct Ddp {
     /// How often the layout changed.
     version: u64,
     flat_params: Tensor,
-    /// Gradients, then [`VOTES`] more.
+    /// Gradients, then [`VOTES`] more, then the numbers that ranks share.
     flat_grads: Tensor,
+    groups: Vec<usize>,
+    shared: usize,
     bucket_bytes: usize,
     reducer: Reducer,
     rebuilt: bool,
@@ -94,10 +100,11 @@ impl Ddp {
         // The last layer's gradient comes first.
         let order: Vec<usize> = (0..shapes.len()).rev().collect();
         let bucket_bytes = (options.bucket_mb * f64::from(1 << 20)) as usize;
-        let Plan { layout, buckets } = Plan::new(&shapes, &order, bucket_bytes);
-        let flat_grads = collective.flat_buffer(layout.len() + VOTES)?;
+        let Plan { layout, buckets } = Plan::new(&shapes, &order, bucket_bytes, &options.groups);
+        let tail = VOTES + options.shared;
+        let flat_grads = collective.flat_buffer(layout.len() + tail)?;
         let flat_params = Tensor::f_zeros([layout.len() as i64], (Kind::Float, flat_grads.device()))?;
-        let reducer = Reducer::new(collective.clone(), &flat_grads, buckets, options.overlap)?;
+        let reducer = Reducer::new(collective.clone(), (&flat_grads, tail), buckets, options.overlap)?;
         let mut ddp = Ddp {
             collective,
             names,
@@ -106,6 +113,8 @@ impl Ddp {
             version: 0,
             flat_params,
             flat_grads,
+            groups: options.groups,
+            shared: options.shared,
             bucket_bytes,
             reducer,
             rebuilt: false,
@@ -201,6 +210,41 @@ impl Ddp {
         Ok(self.flat_grads.f_narrow(0, self.layout.len() as i64, VOTES as i64)?)
     }
 
+    /// A place for this rank's part of the numbers that all ranks share: `width` numbers for each of its samples, which are
+    /// samples `first`, `first + every`, … of the global batch. Between [`Ddp::zero_grad`] and [`Ddp::finish`].
+    ///
+    /// # Errors
+    /// The samples lie outside.
+    pub fn share(&self, (first, every): (usize, usize), numbers: &Tensor) -> Result<(), DdpError> {
+        let (count, width) = numbers.size2()?;
+        let end = first as i64 + (count - 1) * every as i64 + 1;
+        if count == 0 {
+            return Ok(());
+        }
+        let rows = self.shared_rows(width, end)?;
+        let mut place = rows.f_slice(0, first as i64, end, every as i64)?;
+        place.f_copy_(&numbers.f_detach()?)?;
+        Ok(())
+    }
+
+    /// What all ranks shared, f32 `[samples, width]` in the order of the global batch, after [`Ddp::finish`]; a view.
+    ///
+    /// # Errors
+    /// There are not so many.
+    pub fn shared(&self, samples: usize, width: usize) -> Result<Tensor, DdpError> {
+        self.shared_rows(width as i64, samples as i64)
+    }
+
+    fn shared_rows(&self, width: i64, samples: i64) -> Result<Tensor, DdpError> {
+        if samples * width > self.shared as i64 {
+            let problem =
+                format!("{samples} samples share {width} numbers each, and there is room for {}", self.shared);
+            return Err(DdpError::Usage(problem));
+        }
+        let start = (self.layout.len() + VOTES) as i64;
+        Ok(self.flat_grads.f_narrow(0, start, samples * width)?.f_view([samples, width])?)
+    }
+
     fn reduce_rest(&mut self) -> Result<(), DdpError> {
         let Some(late) = self.reducer.finish()? else { return Ok(()) };
         let problem = "a gradient arrived after its bucket was reduced: only the last micro-batch of a step may sync";
@@ -223,7 +267,7 @@ impl Ddp {
         let order = bucket::complete_order(&all[0], self.variables.len())
             .ok_or_else(|| DdpError::Usage("rank 0 sent no valid order of parameters".to_owned()))?;
         let shapes: Vec<Vec<i64>> = self.variables.iter().map(Tensor::size).collect();
-        let Plan { layout, buckets } = Plan::new(&shapes, &order, self.bucket_bytes);
+        let Plan { layout, buckets } = Plan::new(&shapes, &order, self.bucket_bytes, &self.groups);
         if layout == self.layout {
             return Ok(());
         }
@@ -274,6 +318,11 @@ impl Ddp {
     /// The parameters, as given: views of [`Ddp::params`], whose `.grad` are views of [`Ddp::grads`].
     pub fn variables(&self) -> &[Tensor] {
         &self.variables
+    }
+
+    /// Group of each parameter, as given; empty: all are in one.
+    pub fn groups(&self) -> &[usize] {
+        &self.groups
     }
 
     /// Where each parameter lies.

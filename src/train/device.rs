@@ -8,15 +8,15 @@
 //! gradient overflowed under a loss scale. `hold` stays until the host has learnt of it: a loss or a norm that is no
 //! number, or memory that ran out on some rank. So the weights are the last good ones then, and the step can be repeated.
 
+use super::TrainError;
+use super::buffers::undo_where;
 use super::ddp::{DISCARD, Ddp, VOTES};
 use super::graph::StepGraph;
 use super::input::{Input, Taken};
-use super::optimizer::Optimizer;
 use super::scaler::{Scaler, ScalerState, tch_error};
-use super::step::{Attempt, HALVE, LOSS, OVERDUE, STOP, StepOutcome, StepRunner, Wishes, non_finite};
-use super::{TrainError, amp};
+use super::step::{Attempt, HALVE, LOSS, OVERDUE, Parts, STOP, StepOutcome, StepRunner, Wishes, non_finite};
 use crate::data::loader::BatchStream;
-use crate::task::{Batch, Metrics, Output};
+use crate::task::{Batch, Output};
 use crate::torch::device::{Event, Stream, copy, pinned};
 use crate::torch::{TorchError, catch_out_of_memory, total_norm};
 use spec::config::CudaGraph;
@@ -51,13 +51,14 @@ struct Pending {
     place: usize,
     step: u64,
     lr: f64,
+    lrs: Vec<f64>,
     ids: Vec<u64>,
 }
 
 /// Tensors that the step reads and writes besides model and optimizer, at fixed addresses. f32.
 struct Cells {
-    /// Scalar.
-    lr: Tensor,
+    /// `[groups]`.
+    lrs: Tensor,
     /// `[VOTES]`: this rank's votes, but for the loss.
     votes: Tensor,
     /// `[1]` each, see above; then this rank's part of the loss.
@@ -97,7 +98,7 @@ impl DeviceStep {
     pub fn new(
         device: Device,
         scaler: Option<ScalerState>,
-        graph: CudaGraph,
+        (graph, groups): (CudaGraph, usize),
         options: DeviceOptions,
     ) -> Result<DeviceStep, TrainError> {
         let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, device)).map_err(tch_error);
@@ -106,7 +107,7 @@ impl DeviceStep {
             _ => Ok::<_, TrainError>((zeros(&[NUMBERS as i64])?, None)),
         };
         let cells = Cells {
-            lr: zeros(&[])?,
+            lrs: zeros(&[groups as i64])?,
             votes: zeros(&[VOTES as i64])?,
             found: zeros(&[1])?,
             hold: zeros(&[1])?,
@@ -156,29 +157,47 @@ impl DeviceStep {
         &mut self,
         runner: &StepRunner,
         batches: &mut BatchStream,
-        ddp: &mut Ddp,
-        optimizer: &mut Optimizer,
-        metrics: &mut dyn Metrics,
-        (lr, exact): (f64, bool),
+        parts: &mut Parts,
+        exact: bool,
     ) -> Result<Attempt, TrainError> {
-        let _ = self.cells.lr.f_fill_(lr).map_err(tch_error)?;
+        for (group, numbers) in runner.numbers.iter().enumerate() {
+            let mut cell = self.cells.lrs.f_narrow(0, group as i64, 1).map_err(tch_error)?;
+            let _ = cell.f_fill_(numbers.lr).map_err(tch_error)?;
+        }
         self.wish(runner.wishes)?;
-        let micros = runner.planner.micro_batches(runner.step_in_epoch);
+        let micros = runner.planner.micro_batches(runner.epoch, runner.step_in_epoch);
         let injects =
             [self.options.overflow_at, self.options.short_at].into_iter().flatten().any(|at| at >= runner.step);
-        let ids = if self.short.is_none() && self.graph.serves(runner, self.steps_here, micros, injects) {
-            self.graphed(runner, batches, ddp, optimizer, metrics)?
+        // A graph has one shape of batch.
+        let one_shape = self.short.is_none() && !batches.is_ragged();
+        let ids = if one_shape && self.graph.serves(runner, self.steps_here, micros, injects) {
+            self.graphed(runner, batches, parts)?
         } else {
-            self.eager(runner, batches, ddp, optimizer, metrics, micros)?
+            self.eager(runner, batches, parts, micros)?
         };
+        self.hand_out(runner, parts)?;
         self.steps_here += 1;
-        self.send(runner.step, lr, ids)?;
+        self.send(runner, ids)?;
         if self.short.is_none() {
             // The next batch travels while the device computes.
             self.input.prefetch(batches)?;
         }
         let keep = if exact || self.steps_here == 1 { 0 } else { AHEAD };
         self.settle(runner, keep)
+    }
+
+    /// Gives the model what all ranks shared; undone on the device where the step changes nothing.
+    fn hand_out(&mut self, runner: &StepRunner, parts: &Parts) -> Result<(), TrainError> {
+        if runner.model.share_width() == 0 {
+            return Ok(());
+        }
+        let state = runner.model.state();
+        let before = state.iter().map(|(_, tensor)| tensor.f_detach_copy()).collect::<Result<Vec<_>, _>>();
+        let before = before.map_err(tch_error)?;
+        runner.hand_out(parts.ddp)?;
+        let _no_grad = tch::no_grad_guard();
+        let mut all = state.into_iter().zip(&before);
+        all.try_for_each(|((_, mut live), before)| undo_where(&self.cells.hold, &mut live, before))
     }
 
     /// Reads numbers until `keep` steps are under way.
@@ -222,13 +241,11 @@ impl DeviceStep {
         &mut self,
         runner: &StepRunner,
         batches: &mut BatchStream,
-        ddp: &mut Ddp,
-        optimizer: &mut Optimizer,
-        metrics: &mut dyn Metrics,
+        parts: &mut Parts,
         micros: u64,
     ) -> Result<Vec<u64>, TrainError> {
         let mut ids = Vec::new();
-        self.open(ddp)?;
+        self.open(parts.ddp)?;
         for micro in 0..micros {
             if self.short.is_some() {
                 break;
@@ -238,30 +255,33 @@ impl DeviceStep {
             }
             let taken = self.input.take(batches);
             let passed = taken.and_then(|taken| {
-                let taken = taken.ok_or_else(|| runner.ran_dry())?;
+                let taken = taken.ok_or_else(|| runner.ran_dry())?.map(|batch| runner.placed(batch));
+                let done = ids.len();
                 ids.extend_from_slice(&taken.batch.sample_ids);
-                let passed = self.pass(runner, ddp, &taken, metrics, (micro, micros));
+                let passed = self.pass(runner, parts, &taken, (micro, micros), done);
                 self.input.release(taken)?;
                 passed
             });
             match passed {
-                Err(TrainError::Torch(TorchError::OutOfMemory { message })) => self.short = Some(message),
-                other => other?,
+                Err(TrainError::Torch(TorchError::OutOfMemory { message })) => {
+                    self.short = Some(runner.may_repeat(message)?);
+                }
+                other => runner.check_peers().and(other)?,
             }
         }
         self.vote(DISCARD, self.short.is_some())?;
-        self.close(runner, ddp, optimizer)?;
+        self.close(runner, parts)?;
         Ok(ids)
     }
 
-    /// Forward and backward of one micro-batch.
+    /// Forward and backward of one micro-batch. `done`: samples of those before it.
     fn pass(
         &mut self,
         runner: &StepRunner,
-        ddp: &mut Ddp,
+        parts: &mut Parts,
         taken: &Taken,
-        metrics: &mut dyn Metrics,
         (micro, micros): (u64, u64),
+        done: usize,
     ) -> Result<(), TrainError> {
         if self.options.short_at == Some(runner.step) {
             self.options.short_at = None;
@@ -269,9 +289,9 @@ impl DeviceStep {
         }
         tch::manual_seed(runner.seed(micro));
         catch_out_of_memory(|| {
-            let output = self.forward_backward(runner, ddp, &taken.batch, micro + 1 == micros)?;
+            let output = self.forward_backward(runner, parts.ddp, &taken.batch, micro + 1 == micros, done)?;
             if runner.config.train.compute_metrics_online {
-                metrics.update(&taken.batch, &output);
+                parts.metrics.update(&taken.batch, &output);
             }
             Ok(())
         })?
@@ -283,36 +303,36 @@ impl DeviceStep {
         &mut self,
         runner: &StepRunner,
         batches: &mut BatchStream,
-        ddp: &mut Ddp,
-        optimizer: &mut Optimizer,
-        metrics: &mut dyn Metrics,
+        parts: &mut Parts,
     ) -> Result<Vec<u64>, TrainError> {
-        let taken = self.input.take(batches)?.ok_or_else(|| runner.ran_dry())?;
+        let taken = self.input.take(batches)?.ok_or_else(|| runner.ran_dry())?.map(|batch| runner.placed(batch));
         let ids = taken.batch.sample_ids.clone();
         tch::manual_seed(runner.seed(0));
         let mut graph = std::mem::take(&mut self.graph);
         if !graph.is_recorded() {
             let line = graph.record(&taken.batch, runner.collective, |batch| {
-                self.open(ddp)?;
-                let output = self.forward_backward(runner, ddp, batch, true)?;
-                self.close(runner, ddp, optimizer)?;
+                self.open(parts.ddp)?;
+                let output = self.forward_backward(runner, parts.ddp, batch, true, 0)?;
+                self.close(runner, parts)?;
                 Ok(output)
             })?;
             self.lines.push(line);
         }
         let online = runner.config.train.compute_metrics_online;
-        let replayed = graph.replay(&taken.batch, if online { Some(&mut *metrics) } else { None });
+        let replayed = graph.replay(&taken.batch, if online { Some(&mut *parts.metrics) } else { None });
         self.graph = graph;
         if !replayed? {
             // Work begun for the recording is begun anew; its error has been reported.
-            let _ = ddp.zero_grad();
-            self.open(ddp)?;
-            match self.pass(runner, ddp, &taken, metrics, (0, 1)) {
-                Err(TrainError::Torch(TorchError::OutOfMemory { message })) => self.short = Some(message),
-                other => other?,
+            let _ = parts.ddp.zero_grad();
+            self.open(parts.ddp)?;
+            match self.pass(runner, parts, &taken, (0, 1), 0) {
+                Err(TrainError::Torch(TorchError::OutOfMemory { message })) => {
+                    self.short = Some(runner.may_repeat(message)?);
+                }
+                other => runner.check_peers().and(other)?,
             }
             self.vote(DISCARD, self.short.is_some())?;
-            self.close(runner, ddp, optimizer)?;
+            self.close(runner, parts)?;
         }
         self.input.release(taken)?;
         Ok(ids)
@@ -330,10 +350,12 @@ impl DeviceStep {
         ddp: &mut Ddp,
         batch: &Batch,
         last: bool,
+        done: usize,
     ) -> Result<Output, TrainError> {
         ddp.set_sync(last);
-        let output = amp::forward(runner.model, batch, true, runner.narrow)?;
-        let share = batch.len() as f64 / runner.planner.global_batch as f64;
+        let output = runner.forward(batch)?;
+        runner.share(ddp, &output, batch, done)?;
+        let share = batch.len() as f64 / runner.samples() as f64;
         let mut loss = output.loss.f_mul_scalar(share).map_err(tch_error)?;
         let part = loss.f_detach().and_then(|part| part.f_view([1])).map_err(tch_error)?;
         let _ = self.cells.loss.f_add_(&part).map_err(tch_error)?;
@@ -352,7 +374,8 @@ impl DeviceStep {
     /// Memory that runs out in here ends the rank: votes are cast by then and others have updated their weights, so there
     /// is no step to repeat. It does not come to that: moments are there from the start, all works in place, and the few
     /// numbers beside it take less than what the backward pass has just given back to the allocator.
-    fn close(&mut self, runner: &StepRunner, ddp: &mut Ddp, optimizer: &mut Optimizer) -> Result<(), TrainError> {
+    fn close(&mut self, runner: &StepRunner, parts: &mut Parts) -> Result<(), TrainError> {
+        let ddp = &mut *parts.ddp;
         let _no_grad = tch::no_grad_guard();
         let mut votes = ddp.device_votes()?;
         votes.f_copy_(&self.cells.votes).map_err(tch_error)?;
@@ -371,7 +394,8 @@ impl DeviceStep {
             let factor = factor.and_then(|n| n.f_clamp_max(1.0)).map_err(tch_error)?;
             let _ = grads.f_mul_(&factor).map_err(tch_error)?;
         }
-        optimizer.step_unless(ddp, &self.cells.lr, &skip)?;
+        parts.optimizer.step_unless(ddp, &self.cells.lrs, runner.numbers, &skip)?;
+        parts.buffers.keep_unless(&self.cells.hold)?;
         // Before the scale moves: the record of a step holds the scale that it ran with.
         let scale = match &self.scaler {
             Some(scaler) => scaler.scale().shallow_clone(),
@@ -410,20 +434,20 @@ impl DeviceStep {
     }
 
     /// Begins to bring the step's numbers to the host.
-    fn send(&mut self, step: u64, lr: f64, ids: Vec<u64>) -> Result<(), TrainError> {
+    fn send(&mut self, runner: &StepRunner, ids: Vec<u64>) -> Result<(), TrainError> {
         let place = (self.steps_here % self.places.len() as u64) as usize;
         let (host, event) = &mut self.places[place];
         copy(host, &self.cells.numbers)?;
         if let (Some(event), Device::Cuda(index)) = (event, self.device) {
             event.record(Stream::current(index)?)?;
         }
-        self.pending.push_back(Pending { place, step, lr, ids });
+        self.pending.push_back(Pending { place, step: runner.step, lr: runner.lr, lrs: runner.lrs(), ids });
         Ok(())
     }
 
     /// Waits for the oldest step's numbers and takes them over. False: memory ran out on some rank.
     fn read(&mut self, runner: &StepRunner) -> Result<bool, TrainError> {
-        let Some(Pending { place, step, lr, ids }) = self.pending.pop_front() else { return Ok(true) };
+        let Some(Pending { place, step, lr, lrs, ids }) = self.pending.pop_front() else { return Ok(true) };
         let (host, event) = &self.places[place];
         if let Some(event) = event {
             runner.collective.wait(event, "the step")?;
@@ -450,6 +474,7 @@ impl DeviceStep {
         self.latest = StepOutcome {
             loss: f64::from(numbers[LOSS]),
             lr,
+            lrs,
             // A skipped step has no norm, and JSON no infinity.
             grad_norm: if numbers[NORM].is_finite() { f64::from(numbers[NORM]) } else { 0.0 },
             scale: f64::from(scale),

@@ -6,7 +6,7 @@
 use super::{TrainError, amp, to_tensors};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, BatchStream, Loader, LoaderSpec, Order, Shuffle, Throttle};
-use crate::data::{DataError, Dataset};
+use crate::data::{DataError, Dataset, FieldSpec, Rows};
 use crate::ledger::{self, Part};
 use crate::task::{Batch, Gallery, Metrics, Model};
 use crate::torch::{self, TorchError};
@@ -23,6 +23,8 @@ pub struct EvalSpec {
     /// Element type of autocast. `None` means no autocast.
     pub narrow: Option<Kind>,
     pub throttle: Arc<Throttle>,
+    /// The config's.
+    pub seed: u64,
 }
 
 /// Who sees the outputs. Metrics are reset before and after, so that they may be those that training uses between epochs.
@@ -111,6 +113,7 @@ fn run_share(
         rank: collective.rank() as u64,
         world_size: collective.world_size() as u64,
         drop_last: false,
+        cut: Default::default(),
     }
     .checked()?;
     let loader = LoaderSpec {
@@ -137,8 +140,8 @@ fn run_share(
             continue;
         }
         let passed = torch::catch_out_of_memory(|| {
-            let batch = chosen(to_tensors(&host, spec.device), &usable);
-            let output = no_grad(|| amp::forward(model, &batch, false, spec.narrow))?;
+            let batch = chosen(to_tensors(&host, spec.device).at(0, spec.seed), host.fields(), &usable);
+            let output = no_grad(|| amp::forward(model, &batch, false, (spec.narrow, None)))?;
             watch.metrics.update(&batch, &output);
             if let Some(gallery) = &mut watch.gallery {
                 gallery.look(&batch, &output);
@@ -153,16 +156,39 @@ fn run_share(
 }
 
 /// The samples of `batch` at these places, which rise.
-fn chosen(batch: Batch, places: &[usize]) -> Batch {
+pub(super) fn chosen(batch: Batch, fields: &[FieldSpec], places: &[usize]) -> Batch {
     if places.len() == batch.len() {
         return batch;
     }
     let index: Vec<i64> = places.iter().map(|place| *place as i64).collect();
-    let pick = |field: &Tensor| field.index_select(0, &Tensor::from_slice(&index).to_device(field.device()));
-    Batch {
-        fields: batch.fields.iter().map(pick).collect(),
-        sample_ids: places.iter().map(|place| batch.sample_ids[*place]).collect(),
+    let select =
+        |field: &Tensor, index: &[i64]| field.index_select(0, &Tensor::from_slice(index).to_device(field.device()));
+    let (mut tensors, mut picked) = (batch.fields.iter(), Vec::with_capacity(batch.fields.len()));
+    let mut elements: Vec<Vec<i64>> = Vec::new();
+    for field in fields {
+        let mut rows = None;
+        let Some(values) = tensors.next() else { break };
+        match field.rows {
+            Rows::One => picked.push(select(values, &index)),
+            Rows::As { field, .. } => picked.push(select(values, elements.get(field).map_or(&[], Vec::as_slice))),
+            Rows::Ragged { .. } => {
+                let Some(offsets) = tensors.next() else { break };
+                let ends: Vec<i64> = Vec::try_from(offsets).unwrap_or_default();
+                let of: Vec<i64> = places.iter().flat_map(|place| ends[*place]..ends[place + 1]).collect();
+                let lengths = places.iter().scan(0, |at, place| {
+                    *at += ends[place + 1] - ends[*place];
+                    Some(*at)
+                });
+                let offset: Vec<i64> = std::iter::once(0).chain(lengths).collect();
+                picked.push(select(values, &of));
+                picked.push(Tensor::from_slice(&offset).to_device(offsets.device()));
+                rows = Some(of);
+            }
+        }
+        elements.push(rows.unwrap_or_default());
     }
+    let sample_ids = places.iter().map(|place| batch.sample_ids[*place]).collect();
+    Batch::new(picked, sample_ids).at(batch.step, batch.seed).of_step(batch.step_samples)
 }
 
 /// Adds `sums` over all ranks, element by element, in f64.

@@ -43,7 +43,13 @@ impl StepGraph {
     /// True if this step can be recorded or replayed: warmed up, in one micro-batch, and without injected failures
     /// later on.
     pub fn serves(&mut self, runner: &StepRunner, steps_here: u64, micros: u64, injects: bool) -> bool {
-        self.wanted && !runner.trial && !injects && steps_here >= WARM_UP && micros == 1
+        self.wanted
+            && !runner.model.reads_step()
+            && !runner.warming
+            && !runner.trial
+            && !injects
+            && steps_here >= WARM_UP
+            && micros == 1
     }
 
     pub fn is_recorded(&self) -> bool {
@@ -67,7 +73,7 @@ impl StepGraph {
         work: impl FnOnce(&Batch) -> Result<Output, TrainError>,
     ) -> Result<String, TrainError> {
         let fields = like.fields.iter().map(Tensor::f_detach_copy).collect::<Result<Vec<_>, _>>().map_err(tch_error)?;
-        let batch = Batch { fields, sample_ids: like.sample_ids.clone() };
+        let batch = Batch::new(fields, like.sample_ids.clone()).at(like.step, like.seed).of_step(like.step_samples);
         let made = Graph::record(|| work(&batch));
         let problem = made.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let all = collective.all_gather(problem.as_bytes())?;
@@ -95,7 +101,8 @@ impl StepGraph {
     /// CUDA refuses.
     pub fn replay(&self, batch: &Batch, metrics: Option<&mut dyn Metrics>) -> Result<bool, TrainError> {
         let Some(Recorded { graph, batch: place, output }) = &self.recorded else { return Ok(false) };
-        if place.len() != batch.len() {
+        let alike = |(to, from): (&Tensor, &Tensor)| to.size() == from.size();
+        if place.len() != batch.len() || !place.fields.iter().zip(&batch.fields).all(alike) {
             return Ok(false);
         }
         for (to, from) in place.fields.iter().zip(&batch.fields) {

@@ -14,22 +14,41 @@ use tch::{Device, Kind, Tensor};
 /// Micro-batches on the device at once: one in use, one ready, one on its way.
 const SETS: usize = 3;
 
-/// Copies a micro-batch out of its slot, in which all of it is: one tensor `[B, shape...]` per field.
+/// Copies a micro-batch out of its slot, in which all of it is: per field one tensor `[B, shape...]`, or elements and offsets.
 pub fn to_tensors(host: &HostBatch, device: Device) -> Batch {
-    let tensor = |(index, field): (usize, &FieldSpec)| {
-        let shape = shape(field, host.len());
-        Tensor::from_data_size(host.field(index), &shape, kind(field)).to_device(device)
-    };
-    Batch { fields: host.fields().iter().enumerate().map(tensor).collect(), sample_ids: host.sample_ids().to_vec() }
+    let mut fields = Vec::new();
+    for (index, field) in host.fields().iter().enumerate() {
+        let runs: Vec<&[u8]> = if field.is_ragged() { host.runs(index).collect() } else { vec![host.field(index)] };
+        let gathered = if runs.len() == 1 { None } else { Some(runs.concat()) };
+        let bytes = gathered.as_deref().or(runs.first().copied()).unwrap_or_default();
+        fields.push(Tensor::from_data_size(bytes, &shape(field, host.rows(index)), kind(field)).to_device(device));
+        if field.has_offsets() {
+            let offsets = Tensor::from_data_size(host.offsets(index), &[host.len() as i64 + 1], Kind::Int64);
+            fields.push(offsets.to_device(device));
+        }
+    }
+    Batch::new(fields, host.sample_ids().to_vec())
 }
 
-fn shape(field: &FieldSpec, samples: usize) -> Vec<i64> {
-    std::iter::once(samples as i64).chain(field.shape.iter().map(|&n| n as i64)).collect()
+/// Shape of `rows` elements of a field.
+fn shape(field: &FieldSpec, rows: usize) -> Vec<i64> {
+    std::iter::once(rows as i64).chain(field.shape.iter().map(|&n| n as i64)).collect()
+}
+
+/// First extents of the tensors of a batch.
+fn extents(host: &HostBatch) -> Vec<i64> {
+    let of = |(index, field): (usize, &FieldSpec)| {
+        let offsets = field.has_offsets().then_some(host.len() as i64 + 1);
+        std::iter::once(host.rows(index) as i64).chain(offsets)
+    };
+    host.fields().iter().enumerate().flat_map(of).collect()
 }
 
 fn kind(field: &FieldSpec) -> Kind {
     match field.dtype {
         Dtype::U8 => Kind::Uint8,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I32 => Kind::Int,
         Dtype::F32 => Kind::Float,
         Dtype::I64 => Kind::Int64,
     }
@@ -40,15 +59,29 @@ impl HostMemory for HostBatch {
     fn parts(&self) -> Vec<HostPart<'_>> {
         let mut parts = Vec::new();
         let mut lent = self.lent().iter().peekable();
-        for into in 0..self.fields().len() {
-            let slot = self.field(into);
+        let mut into = 0;
+        for (index, field) in self.fields().iter().enumerate() {
+            if field.is_ragged() {
+                let mut at = 0;
+                for bytes in self.runs(index) {
+                    parts.push(HostPart { into, at, bytes });
+                    at += bytes.len();
+                }
+                into += 1;
+                if field.has_offsets() {
+                    parts.push(HostPart { into, at: 0, bytes: self.offsets(index) });
+                    into += 1;
+                }
+                continue;
+            }
+            let slot = self.field(index);
             let mut at = 0;
             let from_slot = |at: usize, end: usize, parts: &mut Vec<_>| {
                 if let Some(bytes) = slot.get(at..end).filter(|bytes| !bytes.is_empty()) {
                     parts.push(HostPart { into, at, bytes });
                 }
             };
-            while let Some(part) = lent.next_if(|part| part.field == into) {
+            while let Some(part) = lent.next_if(|part| part.field == index) {
                 from_slot(at, part.at, &mut parts);
                 at = part.at;
                 for bytes in part.lent.pieces() {
@@ -57,6 +90,7 @@ impl HostMemory for HostBatch {
                 }
             }
             from_slot(at, slot.len(), &mut parts);
+            into += 1;
         }
         parts
     }
@@ -83,7 +117,8 @@ struct Set {
 /// A micro-batch on its way to the device, or there.
 struct Ready {
     set: usize,
-    samples: usize,
+    /// First extents of its tensors.
+    extents: Vec<i64>,
     ids: Vec<u64>,
     copy: Copying,
 }
@@ -97,6 +132,13 @@ struct Copying {
 pub struct Taken {
     pub batch: Batch,
     set: usize,
+}
+
+impl Taken {
+    /// The same with a batch that knows more of its step.
+    pub fn map(self, change: impl FnOnce(Batch) -> Batch) -> Self {
+        Self { batch: change(self.batch), ..self }
+    }
 }
 
 /// Brings micro-batches to the device ahead of need.
@@ -199,14 +241,13 @@ impl Input {
         if self.ready.is_empty() && !self.fetch(batches)? {
             return Ok(None);
         }
-        let Some(Ready { set, samples, ids, copy }) = self.ready.pop_front() else { return Ok(None) };
+        let Some(Ready { set, extents, ids, copy }) = self.ready.pop_front() else { return Ok(None) };
         if let Some((compute, _)) = self.streams {
             copy.upload.before(compute)?;
             self.copying.push(copy);
         }
-        let view = |field: &Tensor| field.f_narrow(0, 0, samples as i64).map_err(tch_error);
-        let fields = self.sets[set].fields.iter().map(view).collect::<Result<_, _>>()?;
-        Ok(Some(Taken { batch: Batch { fields, sample_ids: ids }, set }))
+        let fields = views(&self.sets[set].fields, &extents)?;
+        Ok(Some(Taken { batch: Batch::new(fields, ids), set }))
     }
 
     /// Begins to copy the batch after the one in use, so that it is there before the step ends.
@@ -262,14 +303,13 @@ impl Input {
         if let (Some((_, copies)), Some(free)) = (self.streams, &self.sets[set].free) {
             free.block(copies)?;
         }
-        let (samples, ids) = (host.len(), host.sample_ids().to_vec());
-        let view = |field: &Tensor| field.f_narrow(0, 0, samples as i64).map_err(tch_error);
-        let into = self.sets[set].fields.iter().map(view).collect::<Result<Vec<_>, _>>()?;
+        let (extents, ids) = (extents(&host), host.sample_ids().to_vec());
+        let into = views(&self.sets[set].fields, &extents)?;
         let bytes = into.iter().map(|field| (field.numel() * field.kind().elt_size_in_bytes()) as u64).sum();
         self.copied.bytes += bytes;
         self.copied.direct_bytes += host.lent().iter().map(|part| part.lent.bytes().len() as u64).sum::<u64>();
         let upload = upload(host, &into, self.streams.map(|(_, copies)| copies))?;
-        self.ready.push_back(Ready { set, samples, ids, copy: Copying { upload, bytes } });
+        self.ready.push_back(Ready { set, extents, ids, copy: Copying { upload, bytes } });
         Ok(true)
     }
 
@@ -288,10 +328,16 @@ impl Input {
     }
 
     fn allocate(&self, fields: &[FieldSpec]) -> Result<Vec<Set>, TrainError> {
-        let tensor = |field: &FieldSpec| {
-            Tensor::f_zeros(shape(field, self.micro_batch), (kind(field), self.device)).map_err(tch_error)
+        let of = |field: &FieldSpec| {
+            let room = (shape(field, self.micro_batch * field.most_rows()), kind(field));
+            let offsets = field.has_offsets().then(|| (vec![self.micro_batch as i64 + 1], Kind::Int64));
+            std::iter::once(room).chain(offsets)
         };
-        let set = |_| Ok(Set { fields: fields.iter().map(tensor).collect::<Result<_, TrainError>>()?, free: None });
+        let zeros = |(shape, kind): (Vec<i64>, Kind)| Tensor::f_zeros(shape, (kind, self.device)).map_err(tch_error);
+        let set = |_| {
+            let fields = fields.iter().flat_map(of).map(zeros).collect::<Result<_, TrainError>>()?;
+            Ok(Set { fields, free: None })
+        };
         let sets = (0..SETS).map(set).collect::<Result<Vec<_>, TrainError>>()?;
         if let Some((compute, copies)) = self.streams {
             // The zeros are written by the step's stream: no copy may come before them.
@@ -301,4 +347,9 @@ impl Input {
         }
         Ok(sets)
     }
+}
+
+/// The beginnings of tensors that a batch fills.
+fn views(tensors: &[Tensor], extents: &[i64]) -> Result<Vec<Tensor>, TrainError> {
+    tensors.iter().zip(extents).map(|(tensor, extent)| tensor.f_narrow(0, 0, *extent).map_err(tch_error)).collect()
 }

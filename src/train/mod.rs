@@ -4,6 +4,7 @@
 //! results, and paths only pass through it. Progress leaves by [`Observer`].
 
 mod amp;
+mod buffers;
 pub mod checkpoint;
 mod controls;
 pub mod ddp;
@@ -12,8 +13,12 @@ pub mod ema;
 mod evaluate;
 mod fit;
 mod graph;
+mod groups;
 mod input;
 pub mod optimizer;
+mod pace;
+mod pass;
+mod peers;
 mod rehearse;
 mod scaler;
 pub mod schedule;
@@ -21,10 +26,13 @@ mod state;
 mod step;
 mod trial;
 
+pub use amp::narrow_kind;
 pub use controls::{Controls, Order};
 pub use device::DeviceOptions;
-pub use fit::{Finished, Fit, Resume, Status};
+pub use evaluate::{EvalSpec, Evaluated, Watch, evaluate};
+pub use fit::{Finished, Fit, Resume, Status, planner};
 pub use input::to_tensors;
+pub use pass::{PassRun, Passed};
 pub use rehearse::Rehearsal;
 pub use scaler::ScalerState;
 pub use state::LoopState;
@@ -63,6 +71,24 @@ pub enum TrainError {
          checkpoints/step-{good}"
     )]
     OutOfMemory { step: u64, rank: usize, message: String, good: u64 },
+    #[error(
+        "out of memory on rank {rank} with batches of 1 sample ({message}): make the model's samples smaller, set train.amp: \
+         bf16, or use a device with more memory"
+    )]
+    PassOutOfMemory { rank: usize, message: String },
+    /// Other ranks wait in the middle of a pass.
+    #[error(
+        "out of memory at step {step} on rank {rank} ({message}): under train.sync_batchnorm a step is not repeated with \
+         smaller micro-batches: lower train.microbatch or train.batch_size, or set train.sync_batchnorm: false; the last \
+         checkpoint is whole"
+    )]
+    OutOfMemoryTogether { step: u64, rank: usize, message: String },
+    /// A task's groups of parameters make no sense.
+    #[error("parameter groups of the task: {0}")]
+    Groups(String),
+    /// A forward pass did not give what its model announces.
+    #[error("the model shares numbers of its samples, f32 {expected:?}, but its forward pass gave {found}")]
+    Share { expected: [usize; 2], found: String },
 }
 
 /// Receiver of the loop's reports. Called on the step's thread: implementations must not block.

@@ -1,4 +1,4 @@
-//! AdamW, Adam and SGD over the flat parameters, one fused kernel call per step.
+//! AdamW, Adam and SGD over the flat parameters, one fused kernel call per step and group.
 //!
 //! The arithmetic is PyTorch's (`torch.optim` with `fused=True`). A parameter without gradient in a step counts as one
 //! with gradient zero: its moments decay, and weight decay acts on it.
@@ -27,84 +27,172 @@ impl Rule {
             Rule::Sgd { .. } => &["momentum_buffer"],
         }
     }
+
+    /// `first`: nothing has been kept yet.
+    fn numbers(&self, Numbers { lr, momentum: now }: &Numbers, first: bool) -> Step {
+        let lr = *lr;
+        match *self {
+            Rule::AdamW { betas: [beta1, beta2], eps, weight_decay }
+            | Rule::Adam { betas: [beta1, beta2], eps, weight_decay } => {
+                let decoupled = matches!(self, Rule::AdamW { .. });
+                Step::Adam(AdamStep { decoupled, lr, beta1, beta2, eps, weight_decay })
+            }
+            Rule::Sgd { momentum, nesterov, weight_decay } => {
+                let momentum = if momentum == 0.0 { 0.0 } else { now.unwrap_or(momentum) };
+                let nesterov = nesterov && momentum > 0.0;
+                Step::Sgd(SgdStep { lr, momentum, weight_decay, nesterov, first })
+            }
+        }
+    }
+}
+
+/// Numbers of one call.
+enum Step {
+    Adam(AdamStep),
+    Sgd(SgdStep),
+}
+
+/// Numbers of one group that may change from step to step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Numbers {
+    pub lr: f64,
+    /// Takes the place of the rule's, which must not be 0.
+    pub momentum: Option<f64>,
+}
+
+impl From<f64> for Numbers {
+    fn from(lr: f64) -> Self {
+        Self { lr, momentum: None }
+    }
 }
 
 /// Optimizer state in the places of the flat parameters.
 pub struct Optimizer {
-    rule: Rule,
+    /// Of each group.
+    rules: Vec<Rule>,
     /// One flat tensor per name of [`Rule::kept`].
     kept: Vec<Tensor>,
     /// Steps taken, a f32 scalar.
     steps: Tensor,
     layout: Layout,
     version: u64,
+    /// Of each group, where its parameters lie.
+    parts: Vec<Part>,
+}
+
+/// Views of the parameters of a group: one per range of neighbours, all in one kernel call.
+struct Part {
+    params: Vec<Tensor>,
+    grads: Vec<Tensor>,
+    /// One list per name of [`Rule::kept`].
+    kept: Vec<Vec<Tensor>>,
+    /// The count of steps, once per range.
+    steps: Vec<Tensor>,
 }
 
 impl Optimizer {
-    /// State of zeros for all parameters of `ddp`.
+    /// State of zeros for all parameters of `ddp`, in one group.
     ///
     /// # Errors
     /// No memory.
     pub fn new(rule: Rule, ddp: &Ddp) -> Result<Optimizer, DdpError> {
-        let kept = rule.kept().iter().map(|_| ddp.params().f_zeros_like()).collect::<Result<_, _>>()?;
-        let steps = Tensor::f_zeros([], (Kind::Float, ddp.params().device()))?;
-        Ok(Optimizer { rule, kept, steps, layout: ddp.layout().clone(), version: ddp.layout_version() })
+        Self::with_groups(vec![rule], ddp)
     }
 
-    /// Changes the parameters by the gradients that [`Ddp::finish`] left.
+    /// State of zeros for all parameters of `ddp`; a rule for each of its groups, all of one kind.
+    ///
+    /// # Errors
+    /// No memory, or rules of different kinds.
+    pub fn with_groups(rules: Vec<Rule>, ddp: &Ddp) -> Result<Optimizer, DdpError> {
+        let most = rules.iter().max_by_key(|rule| rule.kept().len());
+        let names = most.map(Rule::kept).unwrap_or_default();
+        if rules.iter().any(|rule| !names.starts_with(rule.kept())) {
+            return Err(DdpError::Usage("groups of one optimizer have rules of different kinds".to_owned()));
+        }
+        let kept = names.iter().map(|_| ddp.params().f_zeros_like()).collect::<Result<_, _>>()?;
+        let steps = Tensor::f_zeros([], (Kind::Float, ddp.params().device()))?;
+        let (layout, version) = (ddp.layout().clone(), ddp.layout_version());
+        let mut new = Optimizer { rules, kept, steps, layout, version, parts: Vec::new() };
+        new.divide(ddp)?;
+        Ok(new)
+    }
+
+    /// Names of the kept tensors.
+    fn names(&self) -> &'static [&'static str] {
+        self.rules.iter().map(Rule::kept).max_by_key(|names| names.len()).unwrap_or_default()
+    }
+
+    /// Finds the ranges of each group.
+    fn divide(&mut self, ddp: &Ddp) -> Result<(), DdpError> {
+        let grads = ddp.grads()?;
+        let part = |group: usize| {
+            let ranges = ranges(&self.layout, ddp.groups(), group);
+            let views = |flat: &Tensor| {
+                ranges.iter().map(|(start, len)| flat.f_narrow(0, *start, *len)).collect::<Result<Vec<_>, _>>()
+            };
+            Ok::<_, DdpError>(Part {
+                params: views(ddp.params())?,
+                grads: views(&grads)?,
+                kept: self.kept.iter().map(views).collect::<Result<_, _>>()?,
+                steps: ranges.iter().map(|_| self.steps.shallow_clone()).collect(),
+            })
+        };
+        self.parts = (0..self.rules.len()).map(part).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// Changes the parameters by the gradients that [`Ddp::finish`] left; with `numbers` of each group.
     ///
     /// # Errors
     /// libtorch refuses.
-    pub fn step(&mut self, ddp: &Ddp, lr: f64) -> Result<(), DdpError> {
+    pub fn step(&mut self, ddp: &Ddp, numbers: &[Numbers]) -> Result<(), DdpError> {
         self.follow(ddp)?;
         let _no_grad = tch::no_grad_guard();
         let first = self.steps_taken()? == 0;
-        let (params, grads) = ([ddp.params().shallow_clone()], [ddp.grads()?]);
         let _ = self.steps.f_add_scalar_(1.0)?;
-        match self.rule {
-            Rule::AdamW { betas, eps, weight_decay } | Rule::Adam { betas, eps, weight_decay } => {
-                let decoupled = matches!(self.rule, Rule::AdamW { .. });
-                let steps = [self.steps.shallow_clone()];
-                let (exp_avgs, exp_avg_sqs) = self.kept.split_at(1);
-                let state = AdamState { params: &params, grads: &grads, exp_avgs, exp_avg_sqs, steps: &steps };
-                let step = AdamStep { decoupled, lr, beta1: betas[0], beta2: betas[1], eps, weight_decay };
-                torch::fused_adam(&state, &step)?;
-            }
-            Rule::Sgd { momentum, nesterov, weight_decay } => {
-                let step = SgdStep { lr, momentum, weight_decay, nesterov, first };
-                torch::fused_sgd(&params, &grads, &self.kept, &step)?;
+        for (rule, part, numbers) in self.groups(numbers) {
+            match rule.numbers(numbers, first) {
+                Step::Adam(step) => torch::fused_adam(&part.adam(), &step)?,
+                Step::Sgd(step) => torch::fused_sgd(&part.params, &part.grads, part.buffers(), &step)?,
             }
         }
         Ok(())
     }
 
-    /// As [`Optimizer::step`] with the rate in `lr` (f32 scalar), for gradients of which the device knows whether they
-    /// are any good: where `found` (f32 `[1]`) holds 1 nothing changes, the count of steps included. The host reads nothing.
+    /// As [`Optimizer::step`] with the rates in `lrs` (f32, one per group), for gradients of which the device knows whether
+    /// they are any good: where `found` (f32 `[1]`) holds 1 nothing changes, the count of steps included. The host reads
+    /// nothing.
     ///
     /// # Errors
     /// libtorch refuses.
-    pub fn step_unless(&mut self, ddp: &Ddp, lr: &Tensor, found: &Tensor) -> Result<(), DdpError> {
+    pub fn step_unless(
+        &mut self,
+        ddp: &Ddp,
+        lrs: &Tensor,
+        numbers: &[Numbers],
+        found: &Tensor,
+    ) -> Result<(), DdpError> {
         self.follow(ddp)?;
         let _no_grad = tch::no_grad_guard();
-        let (params, grads) = ([ddp.params().shallow_clone()], [ddp.grads()?]);
         let _ = self.steps.f_add_scalar_(1.0)?;
-        match self.rule {
-            Rule::AdamW { betas, eps, weight_decay } | Rule::Adam { betas, eps, weight_decay } => {
-                let decoupled = matches!(self.rule, Rule::AdamW { .. });
-                let steps = [self.steps.shallow_clone()];
-                let (exp_avgs, exp_avg_sqs) = self.kept.split_at(1);
-                let state = AdamState { params: &params, grads: &grads, exp_avgs, exp_avg_sqs, steps: &steps };
-                let step = AdamStep { decoupled, lr: 0.0, beta1: betas[0], beta2: betas[1], eps, weight_decay };
-                device::fused_adam_unless(&state, &step, lr, found)?;
-            }
-            Rule::Sgd { momentum, nesterov, weight_decay } => {
-                // Buffers of zeros make the first step by themselves: there is no dampening.
-                let step = SgdStep { lr: 0.0, momentum, weight_decay, nesterov, first: false };
-                device::fused_sgd_unless(&params, &grads, &self.kept, &step, lr, found)?;
+        for (group, (rule, part, numbers)) in self.groups(numbers).enumerate() {
+            let lr = lrs.f_select(0, group as i64)?;
+            // Buffers of zeros make the first step by themselves: there is no dampening.
+            match rule.numbers(numbers, false) {
+                Step::Adam(step) => device::fused_adam_unless(&part.adam(), &step, &lr, found)?,
+                Step::Sgd(step) => {
+                    device::fused_sgd_unless(&part.params, &part.grads, part.buffers(), &step, &lr, found)?;
+                }
             }
         }
         let _ = self.steps.f_sub_(&found.f_squeeze()?)?;
         Ok(())
+    }
+
+    /// Groups that have parameters.
+    fn groups<'a>(&'a self, numbers: &'a [Numbers]) -> impl Iterator<Item = (&'a Rule, &'a Part, &'a Numbers)> {
+        let all = self.rules.iter().zip(&self.parts).zip(numbers);
+        all.map(|((rule, part), numbers)| (rule, part, numbers)).filter(|(_, part, _)| !part.params.is_empty())
     }
 
     /// Tensors of the parameters' size that are kept.
@@ -128,7 +216,7 @@ impl Optimizer {
     pub fn export(&mut self, ddp: &Ddp) -> Result<Vec<(String, Tensor)>, DdpError> {
         self.follow(ddp)?;
         let mut all = vec![("step".to_owned(), self.steps.shallow_clone())];
-        for (kind, flat) in self.rule.kept().iter().zip(&self.kept) {
+        for (kind, flat) in self.names().iter().zip(&self.kept) {
             for (index, name) in ddp.names().iter().enumerate() {
                 all.push((format!("{kind}.{name}"), self.layout.view(flat, index)?));
             }
@@ -155,7 +243,7 @@ impl Optimizer {
         };
         let _no_grad = tch::no_grad_guard();
         let mut copies = vec![(self.steps.shallow_clone(), find("step", &[])?)];
-        for (kind, flat) in self.rule.kept().iter().zip(&self.kept) {
+        for (kind, flat) in self.names().iter().zip(&self.kept) {
             for (index, name) in ddp.names().iter().enumerate() {
                 let place = self.layout.view(flat, index)?;
                 let source = find(&format!("{kind}.{name}"), &place.size())?;
@@ -175,8 +263,38 @@ impl Optimizer {
             ddp.layout().refill(&mut flat.shallow_clone(), &self.layout)?;
         }
         (self.layout, self.version) = (ddp.layout().clone(), ddp.layout_version());
-        Ok(())
+        self.divide(ddp)
     }
+}
+
+impl Part {
+    fn adam(&self) -> AdamState<'_> {
+        let kept = |index: usize| self.kept.get(index).map(Vec::as_slice).unwrap_or_default();
+        let (params, grads, steps) = (&self.params, &self.grads, &self.steps);
+        AdamState { params, grads, exp_avgs: kept(0), exp_avg_sqs: kept(1), steps }
+    }
+
+    fn buffers(&self) -> &[Tensor] {
+        self.kept.first().map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+/// Ranges `(first element, elements)` of a group's parameters, neighbours as one; the whole where there is one group.
+fn ranges(layout: &Layout, groups: &[usize], group: usize) -> Vec<(i64, i64)> {
+    if groups.is_empty() {
+        return if group == 0 { vec![(0, layout.len() as i64)] } else { Vec::new() };
+    }
+    let members = layout.slots().iter().zip(groups).filter(|(_, of)| **of == group);
+    let mut slots: Vec<_> = members.map(|(slot, _)| (slot.offset as i64, slot.padded_len() as i64)).collect();
+    slots.sort_unstable();
+    let mut ranges: Vec<(i64, i64)> = Vec::new();
+    for (start, len) in slots {
+        match ranges.last_mut() {
+            Some(last) if last.0 + last.1 == start => last.1 += len,
+            _ => ranges.push((start, len)),
+        }
+    }
+    ranges
 }
 
 /// Scales all gradients so that their global two-norm is at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`:

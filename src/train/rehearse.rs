@@ -17,7 +17,8 @@ pub struct Rehearsal<'a> {
     metrics: Box<dyn Metrics>,
     /// True if training counts its metrics.
     online: bool,
-    ddp: Ddp,
+    /// `None`: nothing is trained.
+    ddp: Option<Ddp>,
     /// Element type of autocast; `None`: off.
     narrow: Option<Kind>,
     /// Steps are recorded as a CUDA graph where that is possible.
@@ -40,7 +41,13 @@ impl<'a> Rehearsal<'a> {
         let ddp = Ddp::new(params, Arc::new(Solo::new(device)), options)?;
         let (narrow, _) = amp::narrow_kind(config.train.amp, device.is_cuda());
         let records = device.is_cuda() && config.train.cuda_graph != CudaGraph::Off;
-        Ok(Self { model, metrics, online: config.train.compute_metrics_online, ddp, narrow, records })
+        Ok(Self { model, metrics, online: config.train.compute_metrics_online, ddp: Some(ddp), narrow, records })
+    }
+
+    /// A model that is not trained.
+    pub fn of_passes(config: &Config, model: &'a dyn Model, metrics: Box<dyn Metrics>, device: Device) -> Self {
+        let (narrow, _) = amp::narrow_kind(config.train.amp, device.is_cuda());
+        Self { model, metrics, online: false, ddp: None, narrow, records: false }
     }
 
     /// Forward and backward pass of one micro-batch, and the reduction of its gradients.
@@ -48,10 +55,11 @@ impl<'a> Rehearsal<'a> {
     /// # Errors
     /// [`TorchError::OutOfMemory`] where memory runs out.
     pub fn train(&mut self, batch: &Batch) -> Result<(), TrainError> {
-        self.ddp.zero_grad()?;
-        self.ddp.set_sync(true);
+        let Some(ddp) = &mut self.ddp else { return Ok(()) };
+        ddp.zero_grad()?;
+        ddp.set_sync(true);
         caught(|| {
-            let output = amp::forward(self.model, batch, true, self.narrow)?;
+            let output = amp::forward(self.model, batch, true, (self.narrow, None))?;
             let _value = output.loss.double_value(&[]);
             if self.online {
                 self.metrics.update(batch, &output);
@@ -59,22 +67,23 @@ impl<'a> Rehearsal<'a> {
             let scaled = output.loss * 1.0;
             scaled.f_backward().map_err(|error| torch::error_of("backward", &error))
         })?;
-        Ok(self.ddp.finish()?)
+        Ok(ddp.finish()?)
     }
 
     /// The pass of [`Rehearsal::train`] as a CUDA graph, whose pool of memory is apart from the allocator's; `None` where
     /// steps are not recorded.
     pub fn record(&mut self, batch: &Batch) -> Option<Graph> {
+        let (records, ddp) = (self.records, self.ddp.as_mut()?);
         let work = || -> Result<(), TrainError> {
-            self.ddp.zero_grad()?;
-            self.ddp.set_sync(true);
+            ddp.zero_grad()?;
+            ddp.set_sync(true);
             caught(|| {
-                let output = amp::forward(self.model, batch, true, self.narrow)?;
+                let output = amp::forward(self.model, batch, true, (self.narrow, None))?;
                 output.loss.f_backward().map_err(|error| torch::error_of("backward", &error))
             })?;
-            Ok(self.ddp.finish_on_device()?)
+            Ok(ddp.finish_on_device()?)
         };
-        let made = self.records.then(|| Graph::record(work))?;
+        let made = records.then(|| Graph::record(work))?;
         // Memory of a failed recording is not needed again.
         made.inspect_err(|_| torch::release_caches()).ok().map(|(graph, ())| graph)
     }
@@ -85,10 +94,18 @@ impl<'a> Rehearsal<'a> {
     /// As [`Rehearsal::train`].
     pub fn evaluate(&mut self, batch: &Batch) -> Result<(), TrainError> {
         caught(|| {
-            let output = no_grad(|| amp::forward(self.model, batch, false, self.narrow))?;
+            let output = no_grad(|| amp::forward(self.model, batch, false, (self.narrow, None)))?;
             self.metrics.update(batch, &output);
             Ok(())
         })
+    }
+
+    /// Prediction for one batch.
+    ///
+    /// # Errors
+    /// As [`Rehearsal::train`].
+    pub fn predict(&mut self, batch: &Batch) -> Result<(), TrainError> {
+        caught(|| no_grad(|| amp::predict(self.model, batch, self.narrow)).map(drop))
     }
 
     /// A batch from `make`, which fails as an allocator does where memory runs out.

@@ -2,19 +2,23 @@
 
 use super::scaler::ScalerState;
 use super::schedule::{MonitorState, ScheduleState};
+use crate::data::loader::{locate, steps_of};
 use serde::{Deserialize, Serialize};
 use spec::contract::MetricsRecord;
 use std::collections::BTreeSet;
 
 /// Position and memory of the loop after `step` optimizer steps.
 ///
-/// A multiple of `steps_per_epoch` means that the epoch's end (validation, schedule, early stopping) is behind, unless
+/// A step at the beginning of an epoch means that the end of the one before (validation, schedule, early stopping) is behind, unless
 /// `unvalidated` says otherwise.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LoopState {
     /// Optimizer steps done since the first start.
     pub step: u64,
     pub steps_per_epoch: u64,
+    /// Steps of the first epochs, where they differ (`train.warmup_accumulation`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub early: Vec<u64>,
     /// Sums of the training metrics since the epoch began, over all ranks.
     pub train_sums: Vec<f64>,
     pub schedule: Option<ScheduleState>,
@@ -55,7 +59,20 @@ pub struct BestState {
 impl LoopState {
     /// Epochs done, which is the number of the running one, counted from 0.
     pub fn epoch(&self) -> u64 {
-        self.step.checked_div(self.steps_per_epoch).unwrap_or(0)
+        locate(self.step, self.steps_per_epoch, &self.early).0
+    }
+
+    /// Steps of the first `epochs` epochs.
+    pub fn steps_of(&self, epochs: u64) -> u64 {
+        steps_of(epochs, self.steps_per_epoch, &self.early)
+    }
+
+    /// Epochs that so many steps need, a begun one counted as whole.
+    pub fn epochs_of(&self, steps: u64) -> u64 {
+        match steps.checked_sub(1) {
+            Some(last) => locate(last, self.steps_per_epoch, &self.early).0 + 1,
+            None => 0,
+        }
     }
 
     /// Steps whose records are whole: the last one's is written again where its validation is still to be done.
@@ -70,6 +87,6 @@ impl LoopState {
 
     /// Optimizer steps done in the running epoch.
     pub fn step_in_epoch(&self) -> u64 {
-        self.step.checked_rem(self.steps_per_epoch).unwrap_or(0)
+        locate(self.step, self.steps_per_epoch, &self.early).1
     }
 }

@@ -5,14 +5,18 @@
 //! for it, and its vote makes all ranks forget the step.
 
 use super::amp;
+use super::buffers::Buffers;
 use super::ddp::{DISCARD, Ddp};
-use super::optimizer::{Optimizer, clip_grad_norm};
+use super::optimizer::{Numbers, Optimizer, clip_grad_norm};
+use super::peers::AllRanks;
 use super::{TrainError, to_tensors};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, BatchStream, HostBatch};
-use crate::task::{Metrics, Model};
+use crate::task::norm::Peers;
+use crate::task::{Batch, Metrics, Model, Output};
 use crate::torch::{self, TorchError};
 use spec::config::Config;
+use std::sync::Arc;
 use tch::{Device, Kind};
 
 /// Places of this room's sums among the votes of [`Ddp::votes_mut`].
@@ -34,9 +38,26 @@ pub struct StepRunner<'a> {
     /// Optimizer steps done before this one.
     pub step: u64,
     pub step_in_epoch: u64,
+    pub epoch: u64,
     pub wishes: Wishes,
     /// `train.amp: auto` is still trying.
     pub trial: bool,
+    /// The next step may have another momentum.
+    pub warming: bool,
+    /// Learning rate of parameters in no particular group.
+    pub lr: f64,
+    /// Of each group of parameters.
+    pub numbers: &'a [Numbers],
+    /// The ranks over which layers take statistics, where they do.
+    pub peers: Option<&'a Arc<AllRanks>>,
+}
+
+/// What a step changes.
+pub struct Parts<'a> {
+    pub ddp: &'a mut Ddp,
+    pub optimizer: &'a mut Optimizer,
+    pub metrics: &'a mut dyn Metrics,
+    pub buffers: &'a mut Buffers,
 }
 
 /// Requests to this rank, to be agreed on with the others.
@@ -66,6 +87,8 @@ pub struct StepOutcome {
     /// Mean over the samples of the global batch.
     pub loss: f64,
     pub lr: f64,
+    /// Of each group of parameters.
+    pub lrs: Vec<f64>,
     /// Global norm of the averaged gradient before clipping.
     pub grad_norm: f64,
     pub data_wait_s: f64,
@@ -88,6 +111,8 @@ struct Passes {
     data_wait_s: f64,
     /// Allocator's message when memory ran out.
     short: Option<String>,
+    /// Samples of this rank that are done.
+    samples: usize,
 }
 
 impl StepRunner<'_> {
@@ -96,34 +121,33 @@ impl StepRunner<'_> {
     ///
     /// # Errors
     /// A batch cannot be read, a peer failed, or the loss is not finite: then no parameter has changed.
-    pub fn run(
-        &self,
-        batches: &mut BatchStream,
-        ddp: &mut Ddp,
-        optimizer: &mut Optimizer,
-        metrics: &mut dyn Metrics,
-        lr: f64,
-    ) -> Result<Attempt, TrainError> {
-        ddp.zero_grad()?;
-        let passes = self.passes(batches, ddp, metrics)?;
-        self.vote(ddp, &passes);
-        ddp.finish()?;
-        let votes = *ddp.votes();
+    pub fn run(&self, batches: &mut BatchStream, parts: &mut Parts) -> Result<Attempt, TrainError> {
+        parts.ddp.zero_grad()?;
+        let passes = self.passes(batches, parts)?;
+        self.vote(parts.ddp, &passes);
+        parts.ddp.finish()?;
+        let votes = *parts.ddp.votes();
         if votes[DISCARD] > 0.0 {
+            parts.buffers.forget()?;
             return Ok(Attempt::OutOfMemory { message: passes.short });
         }
         if votes[NON_FINITE] > 0.0 {
+            parts.buffers.forget()?;
             return Err(non_finite(self.collective, self.step, passes.bad)?);
         }
-        let grad_norm = clip_grad_norm(ddp, self.config.train.gradient_clip_norm)?;
+        let grad_norm = clip_grad_norm(parts.ddp, self.config.train.gradient_clip_norm)?;
         if !grad_norm.is_finite() {
+            parts.buffers.forget()?;
             let first = (self.collective.rank() == 0).then(|| (grad_norm, Vec::new()));
             return Err(non_finite(self.collective, self.step, first)?);
         }
-        optimizer.step(ddp, lr)?;
+        parts.optimizer.step(parts.ddp, self.numbers)?;
+        parts.buffers.keep()?;
+        self.hand_out(parts.ddp)?;
         Ok(Attempt::Done(StepOutcome {
             loss: f64::from(votes[LOSS]),
-            lr,
+            lr: self.lr,
+            lrs: self.lrs(),
             grad_norm,
             data_wait_s: passes.data_wait_s,
             step_s: 0.0,
@@ -133,54 +157,107 @@ impl StepRunner<'_> {
         }))
     }
 
+    pub(super) fn lrs(&self) -> Vec<f64> {
+        self.numbers.iter().map(|numbers| numbers.lr).collect()
+    }
+
+    /// Samples of the step over all ranks.
+    pub(super) fn samples(&self) -> u64 {
+        self.planner.step_samples(self.epoch, self.step_in_epoch)
+    }
+
     /// Forward and backward of all micro-batches, or until memory runs out.
-    fn passes(
-        &self,
-        batches: &mut BatchStream,
-        ddp: &mut Ddp,
-        metrics: &mut dyn Metrics,
-    ) -> Result<Passes, TrainError> {
+    fn passes(&self, batches: &mut BatchStream, parts: &mut Parts) -> Result<Passes, TrainError> {
         let mut passes = Passes::default();
-        let micros = self.planner.micro_batches(self.step_in_epoch);
+        let micros = self.planner.micro_batches(self.epoch, self.step_in_epoch);
         for micro in 0..micros {
             let host = batches.next().ok_or_else(|| self.ran_dry())??;
             passes.data_wait_s += batches.last_wait_s();
-            ddp.set_sync(micro + 1 == micros);
-            let passed = torch::catch_out_of_memory(|| self.pass(micro, host, metrics, &mut passes));
+            parts.ddp.set_sync(micro + 1 == micros);
+            let passed = torch::catch_out_of_memory(|| self.pass(micro, host, parts, &mut passes));
             match passed.unwrap_or_else(|short| Err(short.into())) {
                 Err(TrainError::Torch(TorchError::OutOfMemory { message })) => {
-                    passes.short = Some(message);
+                    passes.short = Some(self.may_repeat(message)?);
                     break;
                 }
-                other => other?,
+                other => self.check_peers().and(other)?,
             }
         }
         Ok(passes)
     }
 
     /// Forward and backward of one micro-batch.
-    fn pass(
-        &self,
-        micro: u64,
-        host: HostBatch,
-        metrics: &mut dyn Metrics,
-        passes: &mut Passes,
-    ) -> Result<(), TrainError> {
-        let batch = to_tensors(&host, self.device);
+    fn pass(&self, micro: u64, host: HostBatch, parts: &mut Parts, passes: &mut Passes) -> Result<(), TrainError> {
+        let batch = self.placed(to_tensors(&host, self.device));
         drop(host);
         tch::manual_seed(self.seed(micro));
-        let output = amp::forward(self.model, &batch, true, self.narrow)?;
-        let share = batch.len() as f64 / self.planner.global_batch as f64;
+        let output = self.forward(&batch)?;
+        let share = batch.len() as f64 / self.samples() as f64;
         let value = output.loss.double_value(&[]);
         passes.loss += value * share;
         if !value.is_finite() && passes.bad.is_none() {
             passes.bad = Some((value, batch.sample_ids.clone()));
         }
         if self.config.train.compute_metrics_online {
-            metrics.update(&batch, &output);
+            parts.metrics.update(&batch, &output);
         }
+        self.share(parts.ddp, &output, &batch, passes.samples)?;
+        passes.samples += batch.len();
         let scaled = output.loss * share;
         Ok(scaled.f_backward().map_err(|error| torch::error_of("backward", &error))?)
+    }
+
+    /// A batch that knows its step.
+    pub(super) fn placed(&self, batch: Batch) -> Batch {
+        batch.at(self.step, self.config.seed).of_step(self.samples())
+    }
+
+    pub(super) fn forward(&self, batch: &Batch) -> Result<Output, TrainError> {
+        let peers = self.peers.map(|peers| Arc::clone(peers) as Arc<dyn Peers>);
+        let output = amp::forward(self.model, batch, true, (self.narrow, peers))?;
+        self.check_peers()?;
+        Ok(output)
+    }
+
+    /// # Errors
+    /// A sum over the ranks failed inside of a pass.
+    pub(super) fn check_peers(&self) -> Result<(), TrainError> {
+        self.peers.map_or(Ok(()), |peers| peers.check())
+    }
+
+    /// Puts a pass's numbers for all ranks to their place. `done`: samples of this rank in the passes before.
+    pub(super) fn share(&self, ddp: &Ddp, output: &Output, batch: &Batch, done: usize) -> Result<(), TrainError> {
+        let width = self.model.share_width();
+        if width == 0 {
+            return Ok(());
+        }
+        let wrong = |found: String| TrainError::Share { expected: [batch.len(), width], found };
+        let share = output.share.as_ref().ok_or_else(|| wrong("nothing".into()))?;
+        if share.size() != [batch.len() as i64, width as i64] || share.kind() != Kind::Float {
+            return Err(wrong(format!("{:?} {:?}", share.kind(), share.size())));
+        }
+        let (rank, world) = (self.collective.rank(), self.collective.world_size());
+        Ok(ddp.share((rank + done * world, world), share)?)
+    }
+
+    /// Gives the model what all ranks shared in the step.
+    pub(super) fn hand_out(&self, ddp: &Ddp) -> Result<(), TrainError> {
+        let width = self.model.share_width();
+        if width > 0 {
+            let _no_grad = tch::no_grad_guard();
+            self.model.shared(&ddp.shared(self.samples() as usize, width)?);
+        }
+        Ok(())
+    }
+
+    /// The allocator's message where a step can be repeated. While ranks take statistics together it cannot: the others
+    /// wait for this one in the middle of their passes.
+    pub(super) fn may_repeat(&self, message: String) -> Result<String, TrainError> {
+        if self.peers.is_none() {
+            return Ok(message);
+        }
+        let (step, rank) = (self.step + 1, self.collective.rank());
+        Err(TrainError::OutOfMemoryTogether { step, rank, message })
     }
 
     fn vote(&self, ddp: &mut Ddp, passes: &Passes) {

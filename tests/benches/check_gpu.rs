@@ -237,14 +237,14 @@ fn net(on: Device, request: &Request) -> Checked<Value> {
     let named = all.into_iter().enumerate().map(|(i, w)| (format!("layer{i}"), w)).collect();
     let mut ddp = Ddp::new(named, solo(), DdpOptions::default()).map_err(Box::<dyn Error>::from)?;
     let mut optimizer = Optimizer::new(rule, &ddp).map_err(Box::<dyn Error>::from)?;
-    let lr = Tensor::f_full([0; 0], 1e-3, (Kind::Float, on)).map_err(Box::<dyn Error>::from)?;
+    let lr = Tensor::f_full([1], 1e-3, (Kind::Float, on)).map_err(Box::<dyn Error>::from)?;
     let found = Tensor::f_zeros([1], (Kind::Float, on)).map_err(Box::<dyn Error>::from)?;
     let buckets = timed(on, request.steps, || {
         ddp.zero_grad().map_err(Box::<dyn Error>::from)?;
         ddp.set_sync(true);
         backward(ddp.variables())?;
         ddp.finish_on_device().map_err(Box::<dyn Error>::from)?;
-        optimizer.step_unless(&ddp, &lr, &found).map_err(Box::<dyn Error>::from)
+        optimizer.step_unless(&ddp, &lr, &[1e-3.into()], &found).map_err(Box::<dyn Error>::from)
     })?;
     Ok(json!({ "buckets_ms": buckets, "plain_ms": plain, "amp": request.amp, "width": request.width }))
 }

@@ -97,7 +97,7 @@ struct Rank {
 
 impl Rank {
     fn open(options: &Options, cache: Option<Arc<CacheClient>>) -> Result<Self> {
-        let team = Team { rank: 0, world_size: 1, gather: &alone, cache, kept: None };
+        let team = Team { rank: 0, world_size: 1, gather: &alone, cache, kept: None, stages: Default::default() };
         let data = open_clips(&options.spec, SEED, &team, Some(&options.order))?;
         let order = train_order(&*data.datasets.train, &options.order, SEED)?;
         let loader = Loader::new(Arc::clone(&data.datasets.train), options.loader.clone())?;
@@ -117,6 +117,7 @@ impl Rank {
             rank: rank as u64,
             world_size: options.ranks as u64,
             drop_last: true,
+            cut: Default::default(),
         };
         let (voxeliser, fields) = (self.voxeliser, &self.fields);
         let (started, mut samples) = (Instant::now(), 0);

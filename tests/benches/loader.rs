@@ -112,7 +112,12 @@ fn alone(bytes: &[u8]) -> std::result::Result<Vec<Vec<u8>>, DataError> {
 }
 
 fn open(config: &WindowKeys, index: &Path, cache: Option<Arc<CacheClient>>) -> Result<EmgData> {
-    Ok(open_datasets(config, SEED, &Team { rank: 0, world_size: 1, gather: &alone, cache, kept: None }, index)?)
+    Ok(open_datasets(
+        config,
+        SEED,
+        &Team { rank: 0, world_size: 1, gather: &alone, cache, kept: None, stages: Default::default() },
+        index,
+    )?)
 }
 
 /// Training files, and the entries they have and bytes of them.
@@ -158,6 +163,7 @@ impl Rank {
             rank: rank as u64,
             world_size: options.ranks as u64,
             drop_last: true,
+            cut: Default::default(),
         };
         let steps = match options.samples {
             0 => planner.steps_per_epoch(),

@@ -47,7 +47,7 @@ fn main() {
     );
     let emg = Tensor::randn([size, window, 16], (Kind::Float, Device::Cpu));
     let target = Tensor::randn([size, window, 20], (Kind::Float, Device::Cpu)) * 0.3;
-    let batch = Batch { fields: vec![emg, target], sample_ids: (0..size as u64).collect() };
+    let batch = Batch::new(vec![emg, target], (0..size as u64).collect());
     let mut metrics = emg::EmgMetrics::new(20, 2000.0, None);
     let (mut forward, mut backward, mut measure) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..steps + 3 {

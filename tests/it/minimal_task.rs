@@ -32,7 +32,7 @@ struct Straight(nn::Linear);
 impl Model for Straight {
     fn forward(&self, batch: &Batch, _train: bool) -> Output {
         let prediction = batch.fields[0].apply(&self.0);
-        Output { loss: (&prediction - &batch.fields[1]).square().mean(Kind::Float), prediction }
+        Output::new((&prediction - &batch.fields[1]).square().mean(Kind::Float), prediction)
     }
 }
 
@@ -63,7 +63,7 @@ impl Task for Line {
         "line"
     }
     fn open(&self, _: &Config, _: &Team, _: &Path) -> Result<Datasets, DataError> {
-        let field = |name| FieldSpec { name, shape: vec![1], dtype: Dtype::F32 };
+        let field = |name| FieldSpec::new(name, &[1], Dtype::F32);
         let part = |first, len| Arc::new(Points(first, len, [field("x"), field("y")])) as Arc<dyn Dataset>;
         Ok(Datasets::new(part(0, 800), part(800, 100), part(900, 100)))
     }

@@ -21,7 +21,9 @@ fn python() -> &'static Path {
         };
         let venv = rank_program().with_file_name("python-tests");
         let own = venv.join("bin/python");
-        if let Some(known) = [root().join(".bench-venv/bin/python"), own.clone()].into_iter().find(|path| has_numpy(path)) {
+        if let Some(known) =
+            [root().join(".bench-venv/bin/python"), own.clone()].into_iter().find(|path| has_numpy(path))
+        {
             return known;
         }
         let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv).status();
@@ -38,7 +40,11 @@ fn package() -> &'static Path {
     static PACKAGE: OnceLock<tempfile::TempDir> = OnceLock::new();
     let made = PACKAGE.get_or_init(|| {
         let built = rank_program().with_file_name("lib_native.so");
-        assert!(built.is_file(), "no {}: build it first with `cargo build --release -p headroom-train`", built.display());
+        assert!(
+            built.is_file(),
+            "no {}: build it first with `cargo build --release -p headroom-train`",
+            built.display()
+        );
         let (from, to) = (root().join("launcher/python"), folder());
         for part in ["headroom_train", "tests"] {
             fs::create_dir(to.path().join(part)).unwrap();
@@ -143,10 +149,17 @@ fn a_program_gets_cache_logs_records_and_a_plan_by_its_last_run() {
         assert!(!read_lines(&first.join(format!("memory.rank{rank}.jsonl"))).is_empty());
     }
     let metrics = read_lines(&first.join("metrics.jsonl"));
-    assert_eq!((metrics.len(), metrics[11]["step"].as_u64(), metrics[11]["train.error"].as_f64()), (12, Some(12), Some(0.5)));
+    assert_eq!(
+        (metrics.len(), metrics[11]["step"].as_u64(), metrics[11]["train.error"].as_f64()),
+        (12, Some(12), Some(0.5))
+    );
     let summary = json(first.join("summary.json"));
     assert_eq!((summary["status"].as_str(), summary["steps"].as_u64()), (Some("finished"), Some(12)), "{summary}");
-    assert_eq!((summary["cache"]["misses"].as_u64(), summary["cache"]["bypasses"].as_u64()), (Some(64), Some(0)), "{summary}");
+    assert_eq!(
+        (summary["cache"]["misses"].as_u64(), summary["cache"]["bypasses"].as_u64()),
+        (Some(64), Some(0)),
+        "{summary}"
+    );
     let peak = summary["peak_own_bytes_per_rank"][0].as_u64().unwrap();
     assert!(peak > 5 << 20, "a rank and its worker: {summary}");
     assert!(!read_lines(&first.join("memory.node.jsonl")).is_empty());
@@ -198,5 +211,9 @@ print('sum', sum(int(cache.get_or(k, lambda: np.full(10, k))[0]) for k in range(
     assert_eq!(ended.code, Some(0), "{ended}");
     assert_eq!(ended.out.matches("sum 190").count(), 2, "{ended}");
     let summary = json(place.path().join("runs/nested/summary.json"));
-    assert_eq!((summary["cache"]["misses"].as_u64(), summary["cache"]["hits"].as_u64()), (Some(20), Some(20)), "{summary}");
+    assert_eq!(
+        (summary["cache"]["misses"].as_u64(), summary["cache"]["hits"].as_u64()),
+        (Some(20), Some(20)),
+        "{summary}"
+    );
 }

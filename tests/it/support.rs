@@ -60,6 +60,19 @@ pub fn sample_data() -> &'static Path {
     })
 }
 
+/// 300 cells of 100 genes and five types.
+pub fn sample_cells() -> &'static Path {
+    static DATA: OnceLock<PathBuf> = OnceLock::new();
+    DATA.get_or_init(|| {
+        let out = scratch().join("cells");
+        let mut command = Command::new(rank_program());
+        command.args(["sample-data", "--task", "cell", "--cells", "300", "--genes", "100", "--out"]).arg(&out);
+        let ended = run(&mut command, scratch());
+        assert_eq!(ended.code, Some(0), "{ended}");
+        out
+    })
+}
+
 /// A model of 5,800 parameters and windows of 0.1 s: a step takes milliseconds.
 const TINY: &str = r#"
 task: emg
@@ -93,10 +106,15 @@ pub struct Runs {
 
 impl Runs {
     pub fn new(sets: &[&str]) -> Self {
+        Self::of(TINY, sample_data(), sets)
+    }
+
+    /// Runs of another config, on these data.
+    pub fn of(config: &str, data: &Path, sets: &[&str]) -> Self {
         let folder = folder();
-        fs::write(folder.path().join("tiny.yaml"), TINY).unwrap();
+        fs::write(folder.path().join("tiny.yaml"), config).unwrap();
         let mut all = vec![
-            format!("data.dataset_path={}", sample_data().display()),
+            format!("data.dataset_path={}", data.display()),
             format!("log.runs_dir={}", folder.path().join("runs").display()),
             // Results do not depend on how full the machine is.
             "watch.ease=false".into(),

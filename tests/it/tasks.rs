@@ -59,7 +59,7 @@ fn config() -> Config {
 fn the_minimal_task_of_the_readme_learns_its_line() {
     let (folder, config) = (folder(), config());
     let gather = |bytes: &[u8]| Ok::<_, DataError>(vec![bytes.to_vec()]);
-    let team = Team { rank: 0, world_size: 1, gather: &gather, cache: None, kept: None };
+    let team = Team { rank: 0, world_size: 1, gather: &gather, cache: None, kept: None, stages: Default::default() };
     let datasets = Line.open(&config, &team, folder.path()).unwrap();
     tch::manual_seed(1);
     let vs = nn::VarStore::new(Device::Cpu);
@@ -81,6 +81,8 @@ fn the_minimal_task_of_the_readme_learns_its_line() {
         datasets: &datasets,
         model: model.as_ref(),
         params,
+        buffers: Vec::new(),
+        groups: Vec::new(),
         metrics: Line.metrics(&config, &datasets).unwrap(),
         gallery: Line.gallery(&config),
         facts,
@@ -103,6 +105,6 @@ fn the_minimal_task_of_the_readme_learns_its_line() {
 /// The names that a config may have are those that a rank trains, in the same order.
 #[test]
 fn launcher_and_rank_know_the_same_tasks() {
-    let names: Vec<&str> = headroom::task::TASKS.iter().map(|task| task.name()).collect();
+    let names: Vec<&str> = headroom::task::all().iter().map(|task| task.name()).collect();
     assert_eq!(names, spec::task::names());
 }

@@ -43,11 +43,8 @@ impl Pool {
     fn take(&self, bytes: usize) -> Option<Piece> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |piece: &Piece| (bytes..=2 * bytes + ROUND_BYTES).contains(&piece.bytes().len());
-        let (at, _) = free
-            .iter()
-            .enumerate()
-            .filter(|(_, piece)| fits(piece))
-            .min_by_key(|(_, piece)| piece.bytes().len())?;
+        let (at, _) =
+            free.iter().enumerate().filter(|(_, piece)| fits(piece)).min_by_key(|(_, piece)| piece.bytes().len())?;
         Some(free.swap_remove(at))
     }
 }

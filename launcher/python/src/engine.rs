@@ -387,11 +387,7 @@ impl Thread<'_> {
     }
 
     /// Asks the worker, and a new one where it died. A sample that ends two of them is an error.
-    fn twice<T>(
-        &mut self,
-        index: u64,
-        mut ask: impl FnMut(&mut Self) -> Result<T, Stumble>,
-    ) -> Result<T, Failure> {
+    fn twice<T>(&mut self, index: u64, mut ask: impl FnMut(&mut Self) -> Result<T, Stumble>) -> Result<T, Failure> {
         let mut again = false;
         loop {
             let error = match ask(self) {
@@ -429,9 +425,7 @@ impl Thread<'_> {
         }
         lane.limit(self.shared.plan.timeout);
         let breaker = lane.breaker().map_err(Failure::Scratch)?;
-        if let Some(place) =
-            self.shared.breakers.lock().unwrap_or_else(PoisonError::into_inner).get_mut(self.number)
-        {
+        if let Some(place) = self.shared.breakers.lock().unwrap_or_else(PoisonError::into_inner).get_mut(self.number) {
             *place = Some(breaker);
         }
         self.lane = lane;
@@ -464,8 +458,7 @@ impl Thread<'_> {
             let answer = thread.lane.build(build.epoch, &samples).map_err(Stumble::Worker)?;
             let bytes = done(answer)?;
             let lane = &thread.lane;
-            let buffer =
-                thread.shared.pool.filled(bytes, |out| lane.read_scratch(out).map_err(Failure::Scratch))?;
+            let buffer = thread.shared.pool.filled(bytes, |out| lane.read_scratch(out).map_err(Failure::Scratch))?;
             Entry::parse(buffer.bytes(), thread.shared.plan.tag).map_err(Failure::from)?;
             Ok(Made { buffer: Arc::new(buffer), form: Form::Built, samples: samples.len() })
         })

@@ -16,9 +16,13 @@ const VARIES: u64 = 1 << 63;
 /// The cache holds bytes that no sample has.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryError {
-    #[error("an entry of the cache is no sample of this version of headroom_train: use one version in all processes of a job")]
+    #[error(
+        "an entry of the cache is no sample of this version of headroom_train: use one version in all processes of a job"
+    )]
     Foreign,
-    #[error("an entry of the cache belongs to another data set: give each data set its own name, cached(..., name=\"train\")")]
+    #[error(
+        "an entry of the cache belongs to another data set: give each data set its own name, cached(..., name=\"train\")"
+    )]
     Tag,
 }
 

@@ -191,7 +191,9 @@ impl Lane {
                 self.receive(&mut text, since)?;
                 Ok(Answer::Failed(text))
             }
-            other => Err(odd(format!("a decode worker answered {other}: something in it writes to the descriptors of others"))),
+            other => Err(odd(format!(
+                "a decode worker answered {other}: something in it writes to the descriptors of others"
+            ))),
         }
     }
 }

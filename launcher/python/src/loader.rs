@@ -67,7 +67,9 @@ impl Respawn for Pool {
             lane.get().take().map(|lane| (lane, end)).ok_or_else(|| PyRuntimeError::new_err("no lane"))
         });
         match started {
-            Some(started) => started.map_err(|error| format!("a decode worker ended, and none can be started: {error}")),
+            Some(started) => {
+                started.map_err(|error| format!("a decode worker ended, and none can be started: {error}"))
+            }
             None => Err("the program ends".into()),
         }
     }

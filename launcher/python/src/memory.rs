@@ -36,17 +36,14 @@ impl Owner {
     pub fn view(&self, offset: usize, bytes: usize, typestr: Py<PyAny>, shape: Py<PyTuple>) -> PyResult<Memory> {
         let (address, len) = self.address().ok_or_else(|| PyRuntimeError::new_err(FORKED))?;
         match offset.checked_add(bytes) {
-            Some(end) if end <= len => {
-                Ok(Memory { owner: self.clone(), address: address + offset, typestr, shape })
-            }
+            Some(end) if end <= len => Ok(Memory { owner: self.clone(), address: address + offset, typestr, shape }),
             _ => Err(PyRuntimeError::new_err(format!("bytes {offset}..+{bytes} are not within {len}"))),
         }
     }
 }
 
 /// Said by everything that a fork cannot take along.
-pub const FORKED: &str =
-    "this belongs to the process that made it, and cannot be used in a forked child: make it there, or start with spawn";
+pub const FORKED: &str = "this belongs to the process that made it, and cannot be used in a forked child: make it there, or start with spawn";
 
 /// Bytes with a type and a shape.
 #[pyclass(frozen, module = "headroom_train._native")]

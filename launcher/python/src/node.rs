@@ -166,11 +166,10 @@ impl Node {
     /// Counters: of the node as last heard, and of this process.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let part = self.part()?;
-        let CacheStats { capacity_bytes, used_bytes, entries, hits, misses, evictions, bypasses } =
-            match &part.hosted {
-                Some(hosted) => hosted.host.stats(),
-                None => py.detach(|| part.client.fresh_stats(ANSWER)),
-            };
+        let CacheStats { capacity_bytes, used_bytes, entries, hits, misses, evictions, bypasses } = match &part.hosted {
+            Some(hosted) => hosted.host.stats(),
+            None => py.detach(|| part.client.fresh_stats(ANSWER)),
+        };
         let own = part.client.stats();
         let stats = PyDict::new(py);
         for (name, value) in [

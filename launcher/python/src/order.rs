@@ -19,14 +19,7 @@ impl Order {
 
     /// Samples of one rank in the global batch of `size` samples from `position` of `epoch` on, with their next uses. `pad`:
     /// a last batch that is short gives every rank as many samples, some of them again.
-    fn batch(
-        &self,
-        epoch: u64,
-        position: u64,
-        size: u64,
-        place: (u64, u64),
-        pad: bool,
-    ) -> (Vec<u64>, Vec<u64>) {
+    fn batch(&self, epoch: u64, position: u64, size: u64, place: (u64, u64), pad: bool) -> (Vec<u64>, Vec<u64>) {
         let (order, next) = (self.keyed.epoch(epoch), self.keyed.epoch(epoch.saturating_add(1)));
         let (len, (rank, world)) = (self.keyed.len, place);
         let here = size.min(len.saturating_sub(position));

@@ -22,7 +22,11 @@ impl ProgramArgs {
     /// Says which of them was given.
     pub fn given(&self) -> Option<&'static str> {
         let Self { cache, memory_budget, log_dir } = self;
-        let given = [(cache.is_some(), "--cache"), (memory_budget.is_some(), "--memory-budget"), (log_dir.is_some(), "--log-dir")];
+        let given = [
+            (cache.is_some(), "--cache"),
+            (memory_budget.is_some(), "--memory-budget"),
+            (log_dir.is_some(), "--log-dir"),
+        ];
         given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
     }
 }

@@ -23,6 +23,17 @@ pub(super) struct Early {
     undo: Undo,
 }
 
+/// Situation in which a signal ends the program; decides on words and exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// Of a job of ranks.
+    BeforeRanks,
+    /// A stage is over, the next one is planned.
+    BetweenStages,
+    /// Of a program under `--exec`.
+    OfOthers,
+}
+
 /// Files and folders that go when a signal ends the program.
 #[derive(Clone, Default)]
 pub(super) struct Undo(Arc<Mutex<Vec<PathBuf>>>);
@@ -45,23 +56,33 @@ impl Undo {
 }
 
 impl Early {
-    /// Takes the signals. `trains`: an early end has the code of a training run, [`exit::UNSTARTED`], else that of the signal.
+    /// Takes the signals.
     ///
     /// # Errors
     /// As [`Signals::take`]; no thread can be started.
-    pub fn take(trains: bool) -> io::Result<Self> {
-        let signals = Arc::new(Signals::take()?);
+    pub fn take(moment: Moment) -> io::Result<Self> {
+        let mut early = Self { signals: Arc::new(Signals::take()?), waiting: None, undo: Undo::default() };
+        early.wait(moment)?;
+        Ok(early)
+    }
+
+    /// From now on a signal ends the program again, as before any rank ran.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn wait(&mut self, moment: Moment) -> io::Result<()> {
+        self.hand_over();
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-        let undo = Undo::default();
-        let (theirs, to_undo) = (Arc::clone(&signals), undo.clone());
+        let (theirs, to_undo) = (Arc::clone(&self.signals), self.undo.clone());
         let wait = move || {
             if let Some(signal) = next(&theirs, &reader) {
                 to_undo.run();
-                end(signal, trains);
+                end(signal, moment);
             }
         };
         let thread = std::thread::Builder::new().name("early-signals".into()).stack_size(128 << 10).spawn(wait)?;
-        Ok(Self { signals, waiting: Some((writer, thread)), undo })
+        self.waiting = Some((writer, thread));
+        Ok(())
     }
 
     pub fn undo(&self) -> &Undo {
@@ -98,10 +119,16 @@ fn next(signals: &Signals, handed_over: &OwnedFd) -> Option<Signal> {
     }
 }
 
-fn end(signal: Signal, trains: bool) -> ! {
+fn end(signal: Signal, moment: Moment) -> ! {
     let name = signal_name(signal.as_raw());
-    let what = if trains { "stopped before the first step: no rank was started" } else { "stopped" };
-    print::note(format_args!("{name}: {what}"));
     let by_signal = exit::SIGNAL_BASE.saturating_add(u8::try_from(signal.as_raw()).unwrap_or(0));
-    std::process::exit(i32::from(if trains { exit::UNSTARTED } else { by_signal }))
+    let (what, code) = match moment {
+        Moment::BeforeRanks => ("stopped before the first step: no rank was started", exit::UNSTARTED),
+        Moment::BetweenStages => {
+            ("stopped between two stages: what is done stays; to continue, add --resume auto", exit::STOPPED)
+        }
+        Moment::OfOthers => ("stopped", by_signal),
+    };
+    print::note(format_args!("{name}: {what}"));
+    std::process::exit(i32::from(code))
 }

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use spec::config::Config;
 use spec::contract::{CacheMode, Device, FileStamp, Gpu, Machine, Measured, VERSION, exit};
-use spec::job::DescribeJob;
+use spec::job::{DescribeJob, PassKind};
 use spec::plan::{self, Shape};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Write};
@@ -48,6 +48,7 @@ struct Wanted<'a> {
     /// Name of the device that the plan is for.
     device: String,
     threads: usize,
+    passes: PassKind,
     limit_bytes: u64,
 }
 
@@ -102,7 +103,7 @@ impl<'a> Wanted<'a> {
         let device = planned.map_or_else(|| "cpu".to_owned(), |gpu| gpu.name.clone());
         // The plan may be for another machine: its device is measured where one of its kind is here.
         let gpu = ready.here.gpus.iter().find(|gpu| cuda && gpu.name == device).cloned();
-        Self { config: &ready.config, gpu, device, threads, limit_bytes }
+        Self { config: &ready.config, gpu, device, threads, passes: ready.passes, limit_bytes }
     }
 }
 
@@ -152,6 +153,7 @@ fn ask(program: &Path, wanted: &Wanted, known: Option<Measured>) -> std::io::Res
         threads: wanted.threads,
         limit_bytes: wanted.limit_bytes,
         limit_s: LIMIT_S * 0.9,
+        passes: wanted.passes,
         known,
     };
     let mut command = Command::new(program);
@@ -227,7 +229,7 @@ impl Store {
         let Wanted { device, gpu, .. } = wanted;
         Self {
             folder: folder(&wanted.config.log.runs_dir),
-            model: sum(&(VERSION, stamp(program), &shape.model, device, gpu.is_some())),
+            model: sum(&(VERSION, stamp(program), &shape.model, device, gpu.is_some(), wanted.passes)),
             data: sum(&(shape.data, facts.exists, facts.digest)),
         }
     }
@@ -390,7 +392,14 @@ mod tests {
     #[test]
     fn words_of_the_rank_refuse_and_a_dead_rank_leaves_assumptions() {
         let config = Config::default();
-        let wanted = Wanted { config: &config, gpu: None, device: "cpu".into(), threads: 1, limit_bytes: 1 };
+        let wanted = Wanted {
+            config: &config,
+            gpu: None,
+            device: "cpu".into(),
+            threads: 1,
+            passes: PassKind::Train,
+            limit_bytes: 1,
+        };
         let ended = |raw: Option<i32>, said: &str, answer: Option<Measured>| {
             let status = raw.map(ExitStatus::from_raw);
             super::answer(Ended { answer, status, said: said.into() }, &wanted)

@@ -4,15 +4,31 @@ use super::{Error, io};
 use spec::contract::exit;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Prints a result, one line end behind it.
 pub(super) fn out(text: impl Display) -> Result<(), Error> {
     write(std::io::stdout().lock(), text).map_err(io("cannot print the result", exit::INTERNAL))
 }
 
+/// Standard output is for the result alone.
+static APART: AtomicBool = AtomicBool::new(false);
+
+/// From now on standard output is for the result of [`out`] alone; all else goes to standard error.
+pub(super) fn result_apart() {
+    APART.store(true, Ordering::Relaxed);
+}
+
+pub(super) fn is_result_apart() -> bool {
+    APART.load(Ordering::Relaxed)
+}
+
 /// As [`out`], beside a run, which continues even if nobody reads.
 pub(super) fn say(text: impl Display) {
-    let _ = write(std::io::stdout().lock(), text);
+    let _ = match is_result_apart() {
+        true => write(std::io::stderr().lock(), text),
+        false => write(std::io::stdout().lock(), text),
+    };
 }
 
 /// The launcher's own words, on standard error.

@@ -63,7 +63,12 @@ fn plan_of(run: &RunArgs, with: &ProgramArgs, config: &Config, machine: &Machine
     let last = last_peak(&runs_dir(with, config), &config.name);
     // Without a wish for memory a program is started on a full machine too.
     let strict = with.cache.is_some() || with.memory_budget.is_some();
-    Ok(program_plan(config, machine, topology, &ProgramSizes { cache_bytes: with.cache.unwrap_or(0), last_rank_bytes: last, strict })?)
+    Ok(program_plan(
+        config,
+        machine,
+        topology,
+        &ProgramSizes { cache_bytes: with.cache.unwrap_or(0), last_rank_bytes: last, strict },
+    )?)
 }
 
 /// The budget as people read it.
@@ -123,16 +128,15 @@ fn spec_of(config: &Config, plan: &Plan, bare: Spec, folder: &RunDir, job: &Path
     env.push((env::RUN_DIR.into(), folder.path.display().to_string()));
     env.push((env::RUN_ID.into(), folder.name()));
     env.push((env::REPORTS.into(), name("reports")));
-    let cache = (budget.page_cache_bytes > 0).then_some(CacheSpec {
-        capacity_bytes: budget.page_cache_bytes,
-        policy: PolicyKind::NextUse,
-    });
+    let cache = (budget.page_cache_bytes > 0)
+        .then_some(CacheSpec { capacity_bytes: budget.page_cache_bytes, policy: PolicyKind::NextUse });
     if cache.is_some() {
         env.push((env::CACHE_DOOR.into(), name("cache")));
     }
     // Estimates are no reason to be killed: a quarter more than the budget, as for a task of Headroom's.
     let high_bytes = budget.total_bytes.saturating_sub(budget.page_cache_bytes + budget.line_bytes(LineId::Launcher));
-    let limits = config.watch.cgroup.then_some(Limits { high_bytes, max_bytes: high_bytes.saturating_add(high_bytes / 4) });
+    let limits =
+        config.watch.cgroup.then_some(Limits { high_bytes, max_bytes: high_bytes.saturating_add(high_bytes / 4) });
     let watch = WatchSpec { foreign: true, ..WatchSpec::of(config, plan, Some(&folder.path)) };
     Spec { env, cache, limits, watch, log_dir: Some(folder.path.clone()), ..bare }
 }

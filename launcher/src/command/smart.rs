@@ -15,6 +15,12 @@ use std::path::Path;
 /// Trains leg by leg until the targets are met, nothing gets better, or `smart.max_total_epochs`.
 pub(super) fn smart(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
     let mut ready = prepare(&run.config, request(run), early.undo())?;
+    if !super::stages::chosen(run, &ready)?.is_empty() {
+        let task = &ready.config.task;
+        return Err(Error::Target(format!(
+            "--smart trains one model in legs, task {task} has stages: leave --smart out"
+        )));
+    }
     let targets = smart::targets(&ready.config).map_err(|error| Error::Target(error.to_string()))?;
     let program = rank_program()?;
     ready.plan()?;
@@ -40,7 +46,7 @@ pub(super) fn smart(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
         print::say(begins(language, report.legs.len() + 1, up_to));
         let plan = first_plan.take().map_or_else(|| ready.plan(), Ok)?;
         let mut setup = Setup { config: ready.config.clone(), plan, reduced: Vec::new() };
-        let outcome = supervise_run(run, &ready, &mut setup, &mut folder, program.clone(), early.hand_over())?;
+        let outcome = supervise_run(run, &ready, &mut setup, &mut folder, &program, early.hand_over())?;
         close(&folder, &setup, &outcome);
         if outcome.exit_code != exit::OK {
             return Ok(outcome.exit_code);

@@ -8,7 +8,7 @@ mod table;
 mod text;
 
 pub use self::cache::cache_stats;
-pub use table::closing_table;
+pub use table::{StageEnd, closing_table, stages_table};
 
 use crate::supervise::{Stream, Watcher};
 use screen::Screen;
@@ -46,13 +46,21 @@ impl Console {
     /// # Errors
     /// When no thread can be started.
     pub fn start() -> std::io::Result<Self> {
+        Self::start_on(false)
+    }
+
+    /// `apart`: standard output is for something else, everything is shown on standard error.
+    ///
+    /// # Errors
+    /// As [`Console::start`].
+    pub fn start_on(apart: bool) -> std::io::Result<Self> {
         let (sender, receiver) = channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let shared = Arc::clone(&waiting);
         let writer = std::thread::Builder::new()
             .name("console".into())
             .stack_size(512 << 10)
-            .spawn(move || write_all(&receiver, &shared))?;
+            .spawn(move || write_all(&receiver, &shared, apart))?;
         *current() = Some((sender.clone(), Arc::clone(&waiting)));
         Ok(Self { sender: Some(sender), waiting, writer: Some(writer) })
     }
@@ -141,8 +149,8 @@ impl Message {
     }
 }
 
-fn write_all(receiver: &Receiver<Message>, waiting: &AtomicUsize) {
-    let mut screen = Screen::new();
+fn write_all(receiver: &Receiver<Message>, waiting: &AtomicUsize, apart: bool) {
+    let mut screen = Screen::new(apart);
     while let Ok(first) = receiver.recv() {
         // A burst of messages is written at once, and the bar is drawn once.
         let batch: Vec<Message> = std::iter::once(first).chain(receiver.try_iter().take(256)).collect();

@@ -20,6 +20,7 @@ pub struct Screen {
     /// Drawn on stderr when that is a terminal, from the first progress on.
     bar: Option<ProgressBar>,
     draws: bool,
+    apart: bool,
     colour_bar: bool,
     node_bytes: u64,
     pace: Option<Pace>,
@@ -39,7 +40,8 @@ struct Pace {
 }
 
 impl Screen {
-    pub fn new() -> Self {
+    /// `apart`: nothing is written to standard output.
+    pub fn new(apart: bool) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
@@ -47,6 +49,7 @@ impl Screen {
             out: Pending { text: String::new(), colour: out && !plain },
             err: Pending { text: String::new(), colour: err && !plain },
             bar: None,
+            apart,
             draws: err && !dumb,
             colour_bar: !plain,
             node_bytes: 0,
@@ -107,7 +110,10 @@ impl Screen {
         let (out, err) = (std::mem::take(&mut self.out.text), std::mem::take(&mut self.err.text));
         // A reader that has gone away is no reason to stop the job: its output is in the log files.
         let write = || {
-            let _ = std::io::stdout().write_all(out.as_bytes()).and_then(|()| std::io::stdout().flush());
+            let _ = match self.apart {
+                true => std::io::stderr().write_all(out.as_bytes()),
+                false => std::io::stdout().write_all(out.as_bytes()).and_then(|()| std::io::stdout().flush()),
+            };
             let _ = std::io::stderr().write_all(err.as_bytes());
         };
         match &self.bar {
@@ -153,12 +159,15 @@ fn new_bar(colour: bool) -> ProgressBar {
 
 /// `epoch 2/10, step 340/1200, loss 0.1234, 701 samples/s, ETA 12:05, 1.42 GiB`
 fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> String {
-    let mut parts = vec![
-        format!("epoch {}/{}", progress.epoch, progress.epochs),
-        format!("step {}/{}", progress.step, progress.steps),
-        format!("loss {:.4}", progress.loss),
-        format!("{:.0} samples/s", progress.samples_per_s),
-    ];
+    let mut parts = match progress.phase {
+        Phase::Predict => vec![format!("sample {}/{}", progress.step, progress.steps)],
+        _ => vec![
+            format!("epoch {}/{}", progress.epoch, progress.epochs),
+            format!("step {}/{}", progress.step, progress.steps),
+            format!("loss {:.4}", progress.loss),
+        ],
+    };
+    parts.push(format!("{:.0} samples/s", progress.samples_per_s));
     parts.extend(left_s.filter(|seconds| *seconds > 0.0).map(|seconds| format!("ETA {}", duration(seconds))));
     if memory_bytes > 0 {
         parts.push(bytes_text(memory_bytes));
@@ -194,6 +203,12 @@ mod tests {
         let phase = Progress { phase: Phase::Val, cache_hit_rate: Some(0.8245), ..at(340) };
         let text = describe(&phase, None, 0);
         assert_eq!(text, "val, epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, cache 82 %");
+    }
+
+    #[test]
+    fn a_pass_counts_samples() {
+        let pass = Progress { phase: Phase::Predict, loss: 0.0, ..at(340) };
+        assert_eq!(describe(&pass, Some(60.0), 0), "predict, sample 340/1200, 701 samples/s, ETA 1:00");
     }
 
     #[test]

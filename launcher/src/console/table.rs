@@ -13,7 +13,15 @@ pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
     let mut rows = vec![
         ("status", format!("{}{}", summary.status, restarts(summary.restarts))),
         ("time", time(summary)),
-        ("steps", format!("{}, {} whole {}", summary.steps, summary.epochs, plural(summary.epochs, "epoch"))),
+        match summary.samples {
+            None => {
+                ("steps", format!("{}, {} whole {}", summary.steps, summary.epochs, plural(summary.epochs, "epoch")))
+            }
+            Some(samples) if summary.outputs > 0 => {
+                ("samples", format!("{samples}, {} whole {}", summary.outputs, plural(summary.outputs, "output")))
+            }
+            Some(samples) => ("samples", samples.to_string()),
+        },
     ];
     if summary.samples_per_s > 0.0 {
         rows.push(("speed", format!("{:.0} samples/s", summary.samples_per_s)));
@@ -34,7 +42,47 @@ pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
     if summary.files_skipped > 0 {
         rows.push(("files left out", summary.files_skipped.to_string()));
     }
-    let rows = rows.into_iter().flat_map(|(label, value)| wrap(label, &value)).collect::<Vec<_>>();
+    boxed(rows.into_iter().flat_map(|(label, value)| wrap(label, &value)).collect())
+}
+
+/// A stage of a run, for the table at its end. `None`: it was not run.
+pub type StageEnd<'a> = (&'a str, Option<&'a Summary>);
+
+/// One table for all stages of a run: status, time, what was reached, memory of the node against the budget.
+pub fn stages_table(stages: &[StageEnd], budget_bytes: u64) -> String {
+    let mut rows = Vec::new();
+    for (name, summary) in stages {
+        let Some(summary) = summary else {
+            rows.extend(wrap(name, "not run"));
+            continue;
+        };
+        let done = match summary.samples {
+            Some(samples) => format!("{samples} samples"),
+            None => format!("{} steps", summary.steps),
+        };
+        let mut facts =
+            vec![format!("{}{}", summary.status, restarts(summary.restarts)), duration(summary.wall_s), done];
+        match &summary.best {
+            Some(best) => facts.push(format!("best {}\u{a0}{}", best.metric, number(best.value))),
+            None => {
+                facts.extend(summary.headline.iter().filter_map(|name| {
+                    summary.metrics.get(name).map(|value| format!("{name}\u{a0}{}", number(*value)))
+                }))
+            }
+        }
+        if summary.peak_node_bytes > 0 {
+            facts.push(format!("peak\u{a0}{}", bytes(summary.peak_node_bytes).replace(' ', "\u{a0}")));
+        }
+        rows.extend(wrap(name, &facts.join(", ")));
+    }
+    let most = stages.iter().filter_map(|(_, summary)| Some(summary.as_ref()?.peak_node_bytes)).max().unwrap_or(0);
+    let wall: f64 = stages.iter().filter_map(|(_, summary)| Some(summary.as_ref()?.wall_s)).sum();
+    rows.extend(wrap("all stages", &duration(wall)));
+    rows.extend(wrap("memory, node", &against(most, budget_bytes)));
+    boxed(rows)
+}
+
+fn boxed(rows: Vec<String>) -> String {
     let inner = rows.iter().map(|row| row.chars().count()).max().unwrap_or(0);
     let line = "─".repeat(inner + 2);
     let body: String = rows.iter().map(|row| format!("│ {row:<inner$} │\n")).collect();
@@ -102,7 +150,12 @@ fn wrap(label: &str, value: &str) -> Vec<String> {
         }
     }
     let labels = std::iter::once(label).chain(std::iter::repeat(""));
-    labels.zip(lines).map(|(label, line)| format!("{label:<LABEL$}{}", line.replace('\u{a0}', " "))).collect()
+    let row = |(label, line): (&str, String)| {
+        // A long name of a stage leaves no room behind it.
+        let gap = if label.chars().count() >= LABEL { " " } else { "" };
+        format!("{label:<LABEL$}{gap}{}", line.replace('\u{a0}', " "))
+    };
+    labels.zip(lines).map(row).collect()
 }
 
 #[cfg(test)]
@@ -165,6 +218,27 @@ mod tests {
         let failed = Summary { status: RunStatus::Failed, epochs: 1, train_s: 0.0, ..summary(1) };
         let table = closing_table(&failed, &plan());
         assert!(table.contains("1:30") && !table.contains("training") && table.contains("1 whole epoch "), "{table}");
+    }
+
+    #[test]
+    fn stages_have_one_table_with_those_that_did_not_run() {
+        let pass =
+            Summary { samples: Some(1000), outputs: 3, peak_node_bytes: 1 << 20, wall_s: 2.0, ..Summary::default() };
+        let (train, pass) = (summary(2), Summary { status: RunStatus::Stopped, ..pass });
+        let table = stages_table(&[("autoencoder", Some(&train)), ("latents", Some(&pass)), ("sample", None)], 8 << 30);
+        for part in [
+            "autoencoder     finished, 1:30, 1200 steps, best val.mae_deg 4.250,",
+            "latents         stopped, 2.0 s, 1000 samples, peak 1.0 MiB",
+            "sample          not run",
+            "all stages      1:32",
+            "peak 1.60 GiB of the 8.00 GiB budget (20.0 %)",
+        ] {
+            assert!(table.contains(part), "{part} is missing in\n{table}");
+        }
+        let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
+        assert!(widths.iter().all(|width| *width == widths[0] && *width <= WIDTH), "{table}");
+        let one = closing_table(&pass, &plan());
+        assert!(one.contains("samples         1000, 3 whole outputs") && !one.contains("epoch"), "{one}");
     }
 
     #[test]

@@ -9,8 +9,8 @@ use cache::CacheHost;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags,
-    SocketType, bind, recvmsg, sendto, shutdown, socket_with, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, SocketAddrUnix,
+    SocketFlags, SocketType, bind, recvmsg, sendto, shutdown, socket_with, sockopt,
 };
 use spec::contract::{FromRank, Progress};
 use std::io::{self, IoSliceMut};

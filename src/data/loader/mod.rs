@@ -10,6 +10,7 @@
 //! Architecture invariant: the loader reads samples by [`Dataset::read`] alone and knows no files.
 
 mod order;
+mod ramp;
 mod sampler;
 mod slots;
 #[cfg(test)]
@@ -18,11 +19,12 @@ mod throttle;
 mod worker;
 
 pub use order::{order_of, train_order};
-pub use sampler::{BatchPlanner, EpochOrder, Order, Paged, Shuffle, mix};
-pub use slots::slot_bytes;
+pub use ramp::{Ramp, locate, steps_of};
+pub use sampler::{BatchPlanner, Cut, EpochOrder, Order, Paged, Shuffle, mix};
+pub use slots::{slot_bytes, slot_fields};
 pub use throttle::Throttle;
 
-use super::{DataError, Dataset, FieldSpec, LentPart, Scratch, Wake};
+use super::{DataError, Dataset, FieldSpec, LentPart, Rows, Scratch, Wake};
 use launcher::machine::awake::Stopwatch;
 use slots::{Job, Next, Shared, Slot};
 use std::sync::{Arc, PoisonError};
@@ -214,6 +216,11 @@ impl BatchStream<'_> {
         self.last_wait_s
     }
 
+    /// Samples differ in length, and so do the tensors of batches.
+    pub fn is_ragged(&self) -> bool {
+        self.loader.shared.fields.iter().any(FieldSpec::is_ragged)
+    }
+
     /// The loader's counters, this run included.
     pub fn stats(&self) -> LoaderStats {
         self.loader.stats()
@@ -362,12 +369,52 @@ impl HostBatch {
         &self.lent
     }
 
-    /// The bytes of field `index`, but for those that are lent, contiguous `[B, shape...]` in native byte order, starting at a multiple of 64; empty
-    /// when there is no such field.
+    /// The bytes of field `index`, but for those that are lent, contiguous `[B, shape...]` in native byte order, starting at a
+    /// multiple of 64; empty when there is no such field, or samples differ in length: see [`HostBatch::runs`].
     pub fn field(&self, index: usize) -> &[u8] {
-        let bytes = self.shared.fields.get(index).map_or(0, FieldSpec::sample_bytes) * self.len();
+        let field = self.shared.fields.get(index).filter(|field| !field.is_ragged());
+        let bytes = field.map_or(0, FieldSpec::sample_bytes) * self.len();
         self.slot.as_ref().and_then(|slot| slot.field(index).get(..bytes)).unwrap_or_default()
     }
+
+    /// Offsets of ragged field `index`, i64 `[B + 1]` in native byte order; empty for other fields.
+    pub fn offsets(&self, index: usize) -> &[u8] {
+        let fields = &self.shared.fields;
+        let index = match fields.get(index).map(|field| field.rows) {
+            Some(Rows::Ragged { .. }) => index,
+            Some(Rows::As { field, .. }) => field,
+            _ => return &[],
+        };
+        let number = fields[..index].iter().filter(|field| field.has_offsets()).count();
+        self.slot.as_ref().map(|slot| slot.offsets(number, self.len())).unwrap_or_default()
+    }
+
+    /// Elements of field `index` in the batch.
+    pub fn rows(&self, index: usize) -> usize {
+        match self.shared.fields.get(index) {
+            Some(field) if field.is_ragged() => offset(self.offsets(index), self.len()),
+            _ => self.len(),
+        }
+    }
+
+    /// The bytes of ragged field `index` in a few runs, which follow each other.
+    pub fn runs(&self, index: usize) -> impl Iterator<Item = &[u8]> {
+        let field = self.shared.fields.get(index).filter(|field| field.is_ragged());
+        let (row, sample) = field.map_or((0, 0), |field| (field.row_bytes(), field.sample_bytes()));
+        let (bytes, offsets) =
+            (self.slot.as_ref().map(|slot| slot.field(index)).unwrap_or_default(), self.offsets(index));
+        let chunks = (0..if field.is_some() { self.len() } else { 0 }).step_by(self.shared.chunk);
+        chunks.filter_map(move |first| {
+            let last = (first + self.shared.chunk).min(self.len());
+            let rows = offset(offsets, last) - offset(offsets, first);
+            bytes.get(first * sample..first * sample + rows * row).filter(|run| !run.is_empty())
+        })
+    }
+}
+
+/// Number `n` of i64 offsets.
+fn offset(offsets: &[u8], n: usize) -> usize {
+    offsets.as_chunks::<8>().0.get(n).map_or(0, |cell| i64::from_ne_bytes(*cell) as usize)
 }
 
 impl Drop for HostBatch {

@@ -3,6 +3,7 @@
 pub use cache::order::{EpochOrder, Order, Paged, Shuffle, mix};
 
 use super::BatchRequest;
+use super::ramp::{Ramp, locate};
 use crate::data::DataError;
 use std::sync::Arc;
 
@@ -21,6 +22,17 @@ pub struct BatchPlanner {
     pub world_size: u64,
     /// Training leaves out a last incomplete global batch; validation keeps it.
     pub drop_last: bool,
+    pub cut: Cut,
+}
+
+/// Differences between steps, and between ranks; none by default.
+#[derive(Clone, Debug, Default)]
+pub struct Cut {
+    /// Smaller steps at the beginning of training.
+    pub ramp: Ramp,
+    /// All ranks run as many micro-batches as the one with the most samples, of nearly equal size: passes of all ranks
+    /// belong together. Otherwise each runs as few as it can.
+    pub even: bool,
 }
 
 impl BatchPlanner {
@@ -30,7 +42,7 @@ impl BatchPlanner {
     /// A factor is 0, the rank is outside the world, a rank would have no sample in a training step, or a training set
     /// does not fill one global batch.
     pub fn checked(self) -> Result<Self, DataError> {
-        let Self { ref order, global_batch, micro_batch, rank, world_size, drop_last } = self;
+        let Self { ref order, global_batch, micro_batch, rank, world_size, drop_last, .. } = self;
         let problem = if global_batch == 0 || micro_batch == 0 || world_size == 0 {
             format!(
                 "global batch {global_batch}, micro-batch {micro_batch} and {world_size} ranks must each be at least 1"
@@ -53,52 +65,78 @@ impl BatchPlanner {
         Err(DataError::setting("train.batch_size", problem))
     }
 
-    /// Steps of one epoch, the same on every rank.
+    /// Steps of one epoch, but for the first ones of a ramp; the same on every rank.
     pub fn steps_per_epoch(&self) -> u64 {
         if self.drop_last { self.order.len / self.global_batch } else { self.order.len.div_ceil(self.global_batch) }
     }
 
-    /// Samples of `step` over all ranks.
-    pub fn step_samples(&self, step: u64) -> u64 {
-        if step >= self.steps_per_epoch() {
-            return 0;
+    /// Epoch of the step `step` from the beginning of training, and its place there.
+    pub fn locate(&self, step: u64) -> (u64, u64) {
+        locate(step, self.steps_per_epoch(), &self.cut.ramp.steps())
+    }
+
+    /// Steps of `epoch`.
+    pub fn steps_of(&self, epoch: u64) -> u64 {
+        let early = usize::try_from(epoch).ok().and_then(|epoch| self.cut.ramp.steps().get(epoch).copied());
+        early.unwrap_or_else(|| self.steps_per_epoch())
+    }
+
+    /// First position of a step in its epoch, and samples over all ranks.
+    fn range(&self, epoch: u64, step: u64) -> (u64, u64) {
+        if let Some(range) = self.cut.ramp.samples(epoch, step) {
+            return range;
         }
-        (self.order.len - step * self.global_batch).min(self.global_batch)
+        let start = step.saturating_mul(self.global_batch);
+        if step >= self.steps_per_epoch() {
+            return (start, 0);
+        }
+        (start, (self.order.len - start).min(self.global_batch))
     }
 
-    /// Samples of `step` on this rank.
-    pub fn rank_samples(&self, step: u64) -> u64 {
-        self.step_samples(step).saturating_sub(self.rank).div_ceil(self.world_size)
+    /// Samples of a step over all ranks.
+    pub fn step_samples(&self, epoch: u64, step: u64) -> u64 {
+        self.range(epoch, step).1
     }
 
-    /// Micro-batches that this rank runs in `step`; 0 where a last validation batch has nothing for it.
-    pub fn micro_batches(&self, step: u64) -> u64 {
-        self.rank_samples(step).div_ceil(self.micro_batch)
+    /// Samples of a step on this rank.
+    pub fn rank_samples(&self, epoch: u64, step: u64) -> u64 {
+        self.step_samples(epoch, step).saturating_sub(self.rank).div_ceil(self.world_size)
+    }
+
+    /// Micro-batches that this rank runs in a step; 0 where a last validation batch has nothing for it.
+    pub fn micro_batches(&self, epoch: u64, step: u64) -> u64 {
+        let most = self.step_samples(epoch, step).div_ceil(self.world_size).div_ceil(self.micro_batch);
+        let own = self.rank_samples(epoch, step);
+        if self.cut.even { most.min(own) } else { own.div_ceil(self.micro_batch) }
     }
 
     /// Sample ids of `step` over all ranks, in order.
     pub fn global_ids(&self, epoch: u64, step: u64) -> Vec<u64> {
         let order = self.order.epoch(epoch);
-        let start = step.saturating_mul(self.global_batch);
-        (0..self.step_samples(step)).filter_map(|item| order.at(start + item)).collect()
+        let (start, samples) = self.range(epoch, step);
+        (0..samples).filter_map(|item| order.at(start + item)).collect()
     }
 
     /// This rank's micro-batch `micro` of `step`.
     pub fn request(&self, epoch: u64, step: u64, micro: u64) -> BatchRequest {
         let order = self.order.epoch(epoch);
-        let start = step.saturating_mul(self.global_batch) + self.rank;
-        let first = (micro * self.micro_batch).min(self.rank_samples(step));
-        let last = (first + self.micro_batch).min(self.rank_samples(step));
-        let sample_ids = (first..last).filter_map(|item| order.at(start + item * self.world_size)).collect();
-        BatchRequest { epoch, step, micro, micros: self.micro_batches(step), sample_ids }
+        let start = self.range(epoch, step).0 + self.rank;
+        let (samples, micros) = (self.rank_samples(epoch, step), self.micro_batches(epoch, step));
+        let bound = |micro: u64| match self.cut.even {
+            true => samples * micro.min(micros) / micros.max(1),
+            false => (micro * self.micro_batch).min(samples),
+        };
+        let items = bound(micro)..bound(micro + 1);
+        let sample_ids = items.filter_map(|item| order.at(start + item * self.world_size)).collect();
+        BatchRequest { epoch, step, micro, micros, sample_ids }
     }
 
     /// This rank's micro-batches of `epoch` from `first_step` on, computed as they are asked for.
     pub fn requests(&self, epoch: u64, first_step: u64) -> impl Iterator<Item = BatchRequest> + Send + use<> {
         let planner = Arc::new(self.clone());
-        (first_step..planner.steps_per_epoch()).flat_map(move |step| {
+        (first_step..planner.steps_of(epoch)).flat_map(move |step| {
             let planner = Arc::clone(&planner);
-            (0..planner.micro_batches(step)).map(move |micro| planner.request(epoch, step, micro))
+            (0..planner.micro_batches(epoch, step)).map(move |micro| planner.request(epoch, step, micro))
         })
     }
 }
@@ -109,7 +147,7 @@ mod tests {
 
     fn planner(len: u64, global_batch: u64, micro_batch: u64, rank: u64, world_size: u64) -> BatchPlanner {
         let order = Order { len, seed: 9, shuffle: Shuffle::Global };
-        BatchPlanner { order, global_batch, micro_batch, rank, world_size, drop_last: false }
+        BatchPlanner { order, global_batch, micro_batch, rank, world_size, drop_last: false, cut: Cut::default() }
     }
 
     #[test]
@@ -122,8 +160,8 @@ mod tests {
                     let cut = planner(103, 12, 5, rank, world);
                     assert_eq!(cut.global_ids(2, step), whole);
                     let ids: Vec<u64> =
-                        (0..cut.micro_batches(step)).flat_map(|m| cut.request(2, step, m).sample_ids).collect();
-                    assert_eq!(ids.len() as u64, cut.rank_samples(step));
+                        (0..cut.micro_batches(2, step)).flat_map(|m| cut.request(2, step, m).sample_ids).collect();
+                    assert_eq!(ids.len() as u64, cut.rank_samples(2, step));
                     for (item, id) in ids.into_iter().enumerate() {
                         items[rank as usize + item * world as usize] = Some(id);
                     }
@@ -134,11 +172,53 @@ mod tests {
     }
 
     #[test]
+    fn ranks_run_as_many_micro_batches_of_nearly_equal_size_where_they_belong_together() {
+        // 14 samples over 3 ranks: 5, 5 and 4, of which micro-batches of 4 would make 2, 2 and 1.
+        let cut = |rank, even| BatchPlanner { cut: Cut { even, ..Cut::default() }, ..planner(103, 14, 4, rank, 3) };
+        let sizes = |even| -> Vec<Vec<usize>> {
+            let of = |rank| cut(rank, even).requests(0, 0).take_while(|r| r.step == 0).map(|r| r.sample_ids.len());
+            (0..3).map(|rank| of(rank).collect()).collect()
+        };
+        assert_eq!(sizes(false), [vec![4, 1], vec![4, 1], vec![4]]);
+        assert_eq!(sizes(true), [vec![2, 3], vec![2, 3], vec![2, 2]]);
+        for rank in 0..3 {
+            let ids = |even| -> Vec<u64> { cut(rank, even).requests(1, 2).flat_map(|r| r.sample_ids).collect() };
+            assert_eq!(ids(true), ids(false));
+        }
+    }
+
+    #[test]
+    fn a_ramp_gives_every_rank_its_share_of_smaller_steps() {
+        let ramp = Ramp::new(103, 12, 3, 20);
+        let cut = |rank, world| BatchPlanner {
+            drop_last: true,
+            cut: Cut { ramp: ramp.clone(), even: false },
+            ..planner(103, 12, 3, rank, world)
+        };
+        for epoch in 0..3 {
+            let whole: Vec<u64> = cut(0, 1).requests(epoch, 0).flat_map(|request| request.sample_ids).collect();
+            let steps = cut(0, 1).steps_of(epoch);
+            assert_eq!(whole, (0..steps).flat_map(|step| cut(1, 2).global_ids(epoch, step)).collect::<Vec<_>>());
+            let shares: u64 = (0..2)
+                .flat_map(|rank| cut(rank, 2).requests(epoch, 0))
+                .map(|request| request.sample_ids.len() as u64)
+                .sum();
+            assert_eq!(shares, whole.len() as u64);
+            let mut unique = whole.clone();
+            unique.sort_unstable();
+            unique.dedup();
+            assert_eq!(unique.len(), whole.len(), "no sample comes twice");
+        }
+        assert!(cut(0, 1).steps_of(0) > cut(0, 1).steps_of(2));
+        assert_eq!((cut(0, 1).step_samples(0, 0), cut(0, 1).step_samples(2, 0)), (4, 12));
+    }
+
+    #[test]
     fn a_last_incomplete_batch_is_dropped_in_training_and_kept_in_validation() {
         let val = planner(103, 12, 5, 2, 3);
         let train = BatchPlanner { drop_last: true, ..val.clone() };
         assert_eq!((val.steps_per_epoch(), train.steps_per_epoch()), (9, 8));
-        assert_eq!((val.step_samples(8), val.rank_samples(8), train.step_samples(8)), (7, 2, 0));
+        assert_eq!((val.step_samples(0, 8), val.rank_samples(0, 8), train.step_samples(0, 8)), (7, 2, 0));
         let all: u64 = (0..3)
             .flat_map(|rank| planner(103, 12, 5, rank, 3).requests(0, 0))
             .map(|request| request.sample_ids.len() as u64)

@@ -12,19 +12,32 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// Fields of a slot start at multiples of this.
 const ALIGN_BYTES: usize = 64;
 
-/// Bytes of one slot of `micro_batch` samples: each field `[micro_batch, shape...]`, rounded up to 64.
+/// Bytes per sample of a ragged field's offsets: room for one more than there are samples.
+const OFFSETS_BYTES: usize = 16;
+
+/// Bytes of one slot of `micro_batch` samples: each field `[micro_batch, shape...]`, rounded up to 64. Of a ragged field each
+/// sample has room for its most elements, so that threads write side by side.
 pub fn slot_bytes(fields: &[FieldSpec], micro_batch: usize) -> usize {
-    fields.iter().map(|field| field_bytes(field, micro_batch)).sum()
+    slot_fields(fields).map(|bytes| field_bytes(bytes, micro_batch)).sum()
 }
 
-fn field_bytes(field: &FieldSpec, micro_batch: usize) -> usize {
-    field.sample_bytes().saturating_mul(micro_batch).next_multiple_of(ALIGN_BYTES)
+/// Bytes of one sample in a slot: those of each field, then those of its offsets where it has some.
+pub fn slot_fields(fields: &[FieldSpec]) -> impl Iterator<Item = usize> {
+    fields
+        .iter()
+        .flat_map(|field| std::iter::once(field.sample_bytes()).chain(field.has_offsets().then_some(OFFSETS_BYTES)))
+}
+
+fn field_bytes(sample_bytes: usize, micro_batch: usize) -> usize {
+    sample_bytes.saturating_mul(micro_batch).next_multiple_of(ALIGN_BYTES)
 }
 
 /// Room for one micro-batch.
 pub(super) struct Slot {
     /// One piece per field; empty while cut into `parts`.
     whole: Vec<Piece>,
+    /// Offsets of each field that has some, in their order: i64 `[B + 1]`.
+    offsets: Vec<Piece>,
     /// By chunk, then by field. A chunk being filled has left its place empty.
     parts: Vec<Vec<Piece>>,
 }
@@ -35,9 +48,29 @@ impl Slot {
         self.whole.get(field).map_or(&[], Piece::bytes)
     }
 
+    /// Offsets number `number` of a batch of `samples`.
+    pub(super) fn offsets(&self, number: usize, samples: usize) -> &[u8] {
+        self.offsets.get(number).and_then(|piece| piece.bytes().get(..8 * (samples + 1))).unwrap_or_default()
+    }
+
+    /// Writes the offsets that follow from `lengths`: per sample, then per field that has some.
+    fn write_offsets(&mut self, lengths: &[u32]) {
+        let fields = self.offsets.len();
+        for (number, piece) in self.offsets.iter_mut().enumerate() {
+            let mut at = 0i64;
+            let ends = lengths.iter().skip(number).step_by(fields).map(|rows| {
+                at += i64::from(*rows);
+                at
+            });
+            for (cell, end) in piece.bytes_mut().as_chunks_mut::<8>().0.iter_mut().zip(std::iter::once(0).chain(ends)) {
+                *cell = end.to_ne_bytes();
+            }
+        }
+    }
+
     /// Gives the memory of its bytes back to the system; they read as zero until they are written again.
     fn give_pages_back(&mut self) {
-        self.whole.iter_mut().for_each(Piece::give_pages_back);
+        self.whole.iter_mut().chain(&mut self.offsets).for_each(Piece::give_pages_back);
     }
 
     /// Cuts every field into chunks of so many samples; the last takes the padding too.
@@ -76,6 +109,8 @@ struct Flight {
     slot: Slot,
     /// Parts that are not in the slot.
     lent: Vec<LentPart>,
+    /// Elements of each sample, per field that has offsets.
+    lengths: Vec<u32>,
     request: BatchRequest,
     chunks: usize,
     /// Chunks given out; they go out in order.
@@ -131,6 +166,10 @@ pub(super) struct Job {
     pub(super) lent: Vec<LentPart>,
     /// One piece per field, room for at least `ids.len()` samples.
     pub(super) pieces: Vec<Piece>,
+    /// Bytes of each ragged field that are written, one sample behind the other; 0 for other fields.
+    pub(super) used: Vec<usize>,
+    /// Elements of each sample, per field that has offsets.
+    pub(super) lengths: Vec<u32>,
 }
 
 #[derive(Default)]
@@ -171,7 +210,9 @@ pub(super) struct Shared {
     /// Address and bytes of all slots.
     pub(super) pool: (usize, usize),
     /// Samples that a thread claims at once.
-    chunk: usize,
+    pub(super) chunk: usize,
+    /// Fields with offsets.
+    ragged: usize,
     state: Mutex<State>,
     /// There may be a chunk to claim.
     pub(super) work: Condvar,
@@ -197,11 +238,16 @@ impl Shared {
         let fields: Arc<[FieldSpec]> = dataset.fields().into();
         let sample_bytes: usize = fields.iter().map(FieldSpec::sample_bytes).sum();
         let chunk = chunk_samples(micro_batch, threads, sample_bytes);
+        let ragged = fields.iter().filter(|field| field.has_offsets()).count();
         let mut pool = Piece::allocate(slot_bytes(&fields, micro_batch).saturating_mul(slots))?;
         let pool_range = (pool.bytes().as_ptr() as usize, pool.bytes().len());
         let free = (0..slots)
             .map(|_| Slot {
-                whole: fields.iter().map(|field| pool.split_to(field_bytes(field, micro_batch))).collect(),
+                whole: fields
+                    .iter()
+                    .map(|field| pool.split_to(field_bytes(field.sample_bytes(), micro_batch)))
+                    .collect(),
+                offsets: (0..ragged).map(|_| pool.split_to(field_bytes(OFFSETS_BYTES, micro_batch))).collect(),
                 parts: (0..micro_batch.div_ceil(chunk)).map(|_| Vec::with_capacity(fields.len())).collect(),
             })
             .collect();
@@ -219,6 +265,7 @@ impl Shared {
             gives_back,
             lends,
             chunk,
+            ragged,
             state: Mutex::new(State { free, ..State::default() }),
             work: Condvar::new(),
             ready: Condvar::new(),
@@ -289,6 +336,9 @@ impl Shared {
         job.first = first;
         job.ids.clear();
         job.ids.extend_from_slice(&flight.request.sample_ids[first..last]);
+        job.lengths.clear();
+        job.used.clear();
+        job.used.resize(self.fields.len(), 0);
         // The job's empty list takes the place of the chunk's: no list is ever allocated again.
         std::mem::swap(&mut job.pieces, &mut flight.slot.parts[flight.claimed]);
         flight.claimed += 1;
@@ -341,6 +391,7 @@ impl Shared {
                 sequence: state.next_sequence,
                 slot,
                 lent: Vec::new(),
+                lengths: vec![0; request.sample_ids.len() * self.ragged],
                 request,
                 chunks,
                 claimed: 0,
@@ -435,6 +486,7 @@ impl Shared {
         if !flight.slot.join() {
             return Next::Failed(DataError::LoaderEnded("a loader thread lost part of a batch".into()));
         }
+        flight.slot.write_offsets(&flight.lengths);
         state.stats.batches += 1;
         flight.lent.sort_unstable_by_key(|part| (part.field, part.at));
         Next::Batch(flight.slot, flight.lent, flight.request)
@@ -490,6 +542,10 @@ impl Wake for Shared {
 fn take_back(flight: &mut Flight, job: &mut Job, result: Result<(), DataError>) {
     std::mem::swap(&mut job.pieces, &mut flight.slot.parts[job.chunk]);
     flight.lent.append(&mut job.lent);
+    let first = job.first * (job.lengths.len() / job.ids.len().max(1));
+    if let (Ok(()), Some(cells)) = (&result, flight.lengths.get_mut(first..first + job.lengths.len())) {
+        cells.copy_from_slice(&job.lengths);
+    }
     flight.returned += 1;
     if let Err(error) = result
         && flight.error.as_ref().is_none_or(|(chunk, _)| job.chunk < *chunk)

@@ -26,7 +26,7 @@ struct Numbers {
 
 impl Numbers {
     fn new(len: usize) -> Self {
-        let field = |name, shape: &[usize], dtype| FieldSpec { name, shape: shape.to_vec(), dtype };
+        let field = |name, shape: &[usize], dtype| FieldSpec::new(name, shape, dtype);
         Self {
             len,
             fields: vec![field("x", &[3, 5], Dtype::F32), field("y", &[], Dtype::I64)],
@@ -110,7 +110,15 @@ fn loader(dataset: &Arc<Numbers>, spec: LoaderSpec) -> Loader {
 
 fn planner(len: usize) -> BatchPlanner {
     let order = Order { len: len as u64, seed: 4, shuffle: Shuffle::Global };
-    BatchPlanner { order, global_batch: 40, micro_batch: 13, rank: 1, world_size: 2, drop_last: false }
+    BatchPlanner {
+        order,
+        global_batch: 40,
+        micro_batch: 13,
+        rank: 1,
+        world_size: 2,
+        drop_last: false,
+        cut: Default::default(),
+    }
 }
 
 fn requests(ids: &[&[u64]]) -> Vec<BatchRequest> {
@@ -335,13 +343,81 @@ fn many_fields_are_read_like_few() {
         }
     }
     // Field 0 holds no bytes at all.
-    let field = |size| FieldSpec { name: "w", shape: vec![size], dtype: Dtype::U8 };
+    let field = |size| FieldSpec::new("w", &[size], Dtype::U8);
     let dataset = Arc::new(Wide((0..11).map(field).collect()));
     let mut loader = Loader::new(dataset, spec(2)).unwrap();
     let batch = loader.run(requests(&[&[3, 40]]).into_iter()).unwrap().next().unwrap().unwrap();
     for field in 0..11 {
         let expected: Vec<u8> = [3, 40].iter().flat_map(|id| vec![(id + field) as u8; field]).collect();
         assert_eq!(batch.field(field), expected);
+    }
+}
+
+/// Sample `i`: `i % 7` numbers `i`, their squares as bytes, and `i`.
+struct Ragged(Vec<FieldSpec>);
+
+impl Ragged {
+    fn new() -> Self {
+        let numbers = FieldSpec::ragged("n", &[2], Dtype::I32, 6);
+        let along = FieldSpec::along("b", &[], Dtype::U8, (0, &numbers));
+        Self(vec![numbers, along, FieldSpec::new("i", &[], Dtype::I64)])
+    }
+}
+
+impl Dataset for Ragged {
+    fn len(&self) -> usize {
+        500
+    }
+    fn fields(&self) -> &[FieldSpec] {
+        &self.0
+    }
+    fn read(
+        &self,
+        ReadRequest { index, .. }: ReadRequest,
+        out: &mut [&mut [u8]],
+        _: &mut Scratch,
+    ) -> Result<(), DataError> {
+        let rows = index % 7;
+        for cell in out[0].chunks_exact_mut(4).take(2 * rows) {
+            cell.copy_from_slice(&(index as i32).to_ne_bytes());
+        }
+        out[0] = &mut std::mem::take(&mut out[0])[..8 * rows];
+        out[1][..rows].fill((index * index) as u8);
+        // Sample 400 gives one byte too few.
+        out[1] = &mut std::mem::take(&mut out[1])[..if index == 400 { 0 } else { rows }];
+        out[2].copy_from_slice(&(index as i64).to_ne_bytes());
+        Ok(())
+    }
+    fn describe(&self, index: usize) -> String {
+        index.to_string()
+    }
+}
+
+#[test]
+fn samples_of_different_lengths_follow_each_other_with_their_offsets() {
+    let ids: Vec<u64> = [13, 7, 8, 0, 14, 20, 27, 6, 5, 4, 3, 2, 1].into_iter().chain(100..113).collect();
+    let batches = [&ids[..13], &ids[13..], &ids[3..4], &[], &ids[5..12]];
+    for threads in [0, 1, 2, 8] {
+        let mut loader = Loader::new(Arc::new(Ragged::new()), spec(threads)).unwrap();
+        assert_eq!(loader.pool_bytes() / spec(threads).slots, 13_usize * 48 + 16 + 128 + 256 + 128);
+        for (batch, ids) in loader.run(requests(&batches).into_iter()).unwrap().zip(batches) {
+            let batch = batch.unwrap();
+            let numbers: Vec<u8> =
+                ids.iter().flat_map(|id| (*id as i32).to_ne_bytes().repeat(2 * (id % 7) as usize)).collect();
+            let squares: Vec<u8> = ids.iter().flat_map(|id| vec![(id * id) as u8; (id % 7) as usize]).collect();
+            let ends = ids.iter().scan(0, |at, id| {
+                *at += (id % 7) as i64;
+                Some(*at)
+            });
+            let offsets: Vec<u8> = std::iter::once(0i64).chain(ends).flat_map(i64::to_ne_bytes).collect();
+            let whole = |field| batch.runs(field).collect::<Vec<_>>().concat();
+            assert_eq!((whole(0), whole(1), whole(2)), (numbers, squares.clone(), Vec::new()), "{threads} threads");
+            assert_eq!((batch.offsets(0), batch.offsets(1), batch.offsets(2)), (&offsets[..], &offsets[..], &[][..]));
+            assert_eq!((batch.rows(0), batch.rows(1), batch.rows(2)), (squares.len(), squares.len(), ids.len()));
+            assert!(batch.field(0).is_empty() && batch.field(2).len() == 8 * ids.len());
+        }
+        let odd = loader.run(requests(&[&[1, 400]]).into_iter()).unwrap().next().unwrap().err().unwrap().to_string();
+        assert!(odd.starts_with("sample 400 (400): field b: 0 bytes"), "{odd}");
     }
 }
 

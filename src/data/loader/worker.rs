@@ -1,7 +1,7 @@
 //! Reading of chunks: the body of a loader thread, and of the caller's thread where there are no threads.
 
 use super::slots::{Job, Shared};
-use crate::data::{DataError, FieldSpec, ReadRequest, Scratch};
+use crate::data::{DataError, FieldSpec, ReadRequest, Rows, Scratch};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
@@ -117,9 +117,10 @@ pub(super) fn read_chunk(shared: &Shared, job: &mut Job, scratch: &mut Scratch) 
 
 fn read_sample(shared: &Shared, job: &mut Job, at: usize, scratch: &mut Scratch) -> Result<(), DataError> {
     let request = ReadRequest { epoch: job.epoch, index: job.ids[at] as usize };
-    let mut slices = job.pieces.iter_mut().zip(shared.fields.iter()).map(|(piece, field)| {
+    let mut slices = job.pieces.iter_mut().zip(shared.fields.iter()).zip(&job.used).map(|((piece, field), used)| {
         let bytes = field.sample_bytes();
-        &mut piece.bytes_mut()[at * bytes..(at + 1) * bytes]
+        let first = if field.is_ragged() { *used } else { at * bytes };
+        &mut piece.bytes_mut()[first..first + bytes]
     });
     let fields = shared.fields.len();
     let lent = shared.lends.then_some(&mut job.lent);
@@ -129,14 +130,41 @@ fn read_sample(shared: &Shared, job: &mut Job, at: usize, scratch: &mut Scratch)
         None => shared.dataset.read(request, out, scratch),
     };
     if fields > FEW_FIELDS {
-        read(&mut slices.collect::<Vec<_>>())?;
+        let mut many = slices.collect::<Vec<_>>();
+        read(&mut many)?;
+        take_lengths(&shared.fields, &many, &mut job.lengths, &mut job.used)?;
     } else {
         let mut few: [&mut [u8]; FEW_FIELDS] = std::array::from_fn(|_| slices.next().unwrap_or_default());
         read(&mut few[..fields])?;
+        take_lengths(&shared.fields, &few[..fields], &mut job.lengths, &mut job.used)?;
     }
     // From places in the sample to places in the batch.
     for part in &mut job.lent[before..] {
         part.at += (job.first + at) * shared.fields.get(part.field).map_or(0, FieldSpec::sample_bytes);
+    }
+    Ok(())
+}
+
+/// Counts what was written of each ragged field: the data set left the beginnings of its slices in `out`.
+fn take_lengths(
+    fields: &[FieldSpec],
+    out: &[&mut [u8]],
+    lengths: &mut Vec<u32>,
+    used: &mut [usize],
+) -> Result<(), DataError> {
+    for (number, field) in fields.iter().enumerate().filter(|(_, field)| field.is_ragged()) {
+        let (bytes, row) = (out[number].len(), field.row_bytes().max(1));
+        let others = match field.rows {
+            Rows::As { field, .. } => fields.get(field).map(|of| out[field].len() / of.row_bytes().max(1)),
+            _ => Some(bytes / row),
+        };
+        if others != Some(bytes / row) || !bytes.is_multiple_of(row) || bytes > field.sample_bytes() {
+            return Err(DataError::Length { field: field.name, bytes });
+        }
+        used[number] += bytes;
+        if field.has_offsets() {
+            lengths.push((bytes / row) as u32);
+        }
     }
     Ok(())
 }

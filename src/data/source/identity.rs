@@ -78,6 +78,30 @@ impl Identity {
     }
 }
 
+/// Hash of the size and of 256 places, for files whose beginnings, middles and ends are alike though their content differs.
+/// Equal files have the same one wherever they lie.
+///
+/// # Errors
+/// The file cannot be opened or read.
+pub fn wide_print(path: &Path) -> Result<u64, DataError> {
+    /// Places, and bytes of each.
+    const PLACES: u64 = 256;
+    const BYTES: u64 = 512;
+    let failed = |e: std::io::Error| file_error(path, e.to_string());
+    let file = File::open(path).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len();
+    let mut hash = FnvHasher::default();
+    hash.write(&bytes.to_le_bytes());
+    let mut buffer = vec![0; BYTES as usize];
+    let step = (bytes / PLACES).max(BYTES);
+    for from in (0..bytes).step_by(step as usize) {
+        let room = &mut buffer[..BYTES.min(bytes - from) as usize];
+        file.read_exact_at(room, from).map_err(failed)?;
+        hash.write(room);
+    }
+    Ok(hash.finish())
+}
+
 /// FNV-1a of the file's size and of three of its places; of all its bytes where the places meet.
 fn fingerprint(file: &File, bytes: u64) -> std::io::Result<u64> {
     let mut hash = FnvHasher::default();
@@ -130,6 +154,23 @@ mod tests {
         // Not in a place that is looked at: the time of change, which cannot be set, tells.
         let (a, b) = (write(&content(10_000)), write(&content(10_001)));
         assert!(a.print == b.print && a != b);
+    }
+
+    #[test]
+    fn a_wide_fingerprint_sees_what_lies_between() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let print = |at: usize, bytes: usize| {
+            let mut content = vec![0u8; bytes];
+            content[at] = 1;
+            std::fs::write(&path, content).unwrap();
+            wide_print(&path).unwrap()
+        };
+        let all: std::collections::BTreeSet<u64> =
+            (0..20).map(|n| print(n * 2000, 2000 * 256)).chain([print(0, 1), print(5, 700), print(600, 700)]).collect();
+        assert_eq!(all.len(), 23);
+        std::fs::write(&path, []).unwrap();
+        wide_print(&path).unwrap();
     }
 
     #[test]

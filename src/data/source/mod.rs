@@ -11,11 +11,12 @@
 //! announced with one warning each.
 
 pub mod chunks;
+pub mod h5ad;
 pub mod hdf5;
 mod identity;
 pub mod video;
 
-pub use identity::Identity;
+pub use identity::{Identity, wide_print};
 
 use spec::contract::files::is_no_data;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ const VAL: [bool; 3] = [false, true, false];
 const TEST: [bool; 3] = [false, false, true];
 
 fn unit(name: &str, print: u64, splits: [bool; 3]) -> Unit {
-    Unit { name: name.into(), prints: vec![Print(print)], splits }
+    Unit { name: name.into(), prints: vec![Print(print)], splits, rows: None }
 }
 
 /// Four files: two to train on, one to validate, one to test.
@@ -122,6 +122,7 @@ fn sequences_are_recognised_by_half_of_their_frames() {
         name: name.into(),
         prints: prints.map(Print).collect(),
         splits,
+        rows: None,
     };
     let list = vec![sequence("train/s0", 0..10, TRAIN), sequence("val/s1", 20..30, VAL)];
     // The held-out sequence was moved to the training folder and lost some frames.

@@ -85,7 +85,7 @@ pub fn own_bytes() -> u64 {
 /// Measures one pass after the other.
 pub struct Gauge {
     on: Device,
-    /// Weights and gradients.
+    /// Weights, gradients and buffers.
     model_bytes: u64,
     runtime_bytes: u64,
 }

@@ -152,8 +152,8 @@ mod tests {
             wave.view([clips, 3, h, w, 3]).to_kind(Kind::Uint8)
         };
         let prediction = voxel::frames(&values(0.02));
-        let batch = Batch { fields: vec![values(0.01), values(0.02)], sample_ids: vec![0; clips as usize] };
-        (batch, Output { loss: Tensor::from(0.0), prediction })
+        let batch = Batch::new(vec![values(0.01), values(0.02)], vec![0; clips as usize]);
+        (batch, Output::new(Tensor::from(0.0), prediction))
     }
 
     fn decoded(png: &[u8]) -> (usize, usize, Vec<u8>) {

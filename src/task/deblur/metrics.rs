@@ -161,9 +161,9 @@ mod tests {
         let prediction = voxel::frames(&sharp) * 0.9 + 0.02;
         let part = |from: i64, count: i64| {
             let fields = vec![blur.narrow(0, from, count), sharp.narrow(0, from, count)];
-            let batch = Batch { fields, sample_ids: vec![0; count as usize] };
+            let batch = Batch::new(fields, vec![0; count as usize]);
             let loss = Tensor::from(0.25 * (from + 1) as f64);
-            (batch, Output { loss, prediction: prediction.narrow(0, from, count) })
+            (batch, Output::new(loss, prediction.narrow(0, from, count)))
         };
         let (mut whole, mut parts, mut other) = (metrics(None), metrics(None), metrics(None));
         let (batch, output) = part(0, 2);
@@ -189,9 +189,9 @@ mod tests {
     fn a_perfect_output_gains_all_there_is() {
         let (blur, sharp) = (pixels(0.011), pixels(0.0113));
         let prediction = voxel::frames(&sharp);
-        let batch = Batch { fields: vec![blur, sharp], sample_ids: vec![0, 1] };
+        let batch = Batch::new(vec![blur, sharp], vec![0, 1]);
         let mut metrics = metrics(None);
-        metrics.update(&batch, &Output { loss: Tensor::from(0.0), prediction });
+        metrics.update(&batch, &Output::new(Tensor::from(0.0), prediction));
         let values = named(&metrics, &metrics.sums());
         assert!((values["psnr_rgb"] - 100.0).abs() < 1e-4 && (values["ssim_y"] - 1.0).abs() < 1e-5, "{values:?}");
     }
@@ -208,7 +208,7 @@ mod tests {
             let fields = Vec::from([&blur, &sharp].map(|frames| frames.narrow(3, 0, columns)));
             let prediction = voxel::frames(&fields[0]) * 1.2;
             let loss = Tensor::from(0.5f32).set_requires_grad(gradient);
-            metrics.update(&Batch { fields, sample_ids: vec![0, 1] }, &Output { loss, prediction });
+            metrics.update(&Batch::new(fields, vec![0, 1]), &Output::new(loss, prediction));
         };
         let mut metrics = metrics(Some(&path));
         update(&mut metrics, true, 24);

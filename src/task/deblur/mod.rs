@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod model;
 mod net;
 pub mod outline;
+mod predict;
 pub mod quality;
 pub mod sample;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use metrics::DeblurMetrics;
 pub use net::{DeblurNet, shape};
 
 use super::outline::Outline;
+use super::pass::{Opening, Pass};
 use super::{Datasets, Gallery, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use crate::data::source::video::{Layout, SpikeEncoding, SpikeInput, VideoSpec};
@@ -56,8 +58,20 @@ impl Task for Deblur {
         Ok(Datasets { facts: Some(Arc::new(facts)), ..opened.datasets })
     }
 
+    fn evaluation(&self, opening: &Opening) -> Result<Datasets, DataError> {
+        predict::evaluation(opening)
+    }
+
+    fn predictor(&self, opening: &Opening) -> Result<Pass, DataError> {
+        predict::predictor(opening)
+    }
+
     fn outline(&self, config: &Config, _index_dir: &Path) -> Result<Outline, DataError> {
         outline::outline(config)
+    }
+
+    fn predict_outline(&self, config: &Config, _index_dir: &Path) -> Result<Outline, DataError> {
+        outline::predict_outline(config)
     }
 
     fn shrunk(&self, config: &Config) -> Option<(Config, f64)> {

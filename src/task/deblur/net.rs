@@ -42,9 +42,9 @@ impl DeblurNet {
         })
     }
 
-    /// The spike camera's part of `batch` as voxels f32 `[B, T, K, h, w]`.
-    fn spikes(&self, batch: &Batch, (h, w): (i64, i64)) -> Option<Tensor> {
-        let field = batch.fields.get(2)?;
+    /// The spike camera's part of a batch, `field`, as voxels f32 `[B, T, K, h, w]`.
+    fn spikes(&self, field: Option<&Tensor>, (h, w): (i64, i64)) -> Option<Tensor> {
+        let field = field?;
         Some(if self.precomputed { self.voxels.finish(field, h, w) } else { self.voxels.voxels(field, h, w) })
     }
 }
@@ -84,8 +84,16 @@ impl Model for DeblurNet {
     fn forward(&self, batch: &Batch, train: bool) -> Output {
         let (blur, sharp) = (voxel::frames(&batch.fields[0]), voxel::frames(&batch.fields[1]));
         let size = sharp.size();
-        let spikes = self.spikes(batch, (size[3], size[4]));
+        let spikes = self.spikes(batch.fields.get(2), (size[3], size[4]));
         let prediction = self.vrt.forward(&blur, spikes.as_ref(), train);
-        Output { loss: self.loss.of(&prediction, &sharp), prediction }
+        Output::new(self.loss.of(&prediction, &sharp), prediction)
+    }
+
+    /// The fields of a pass are `blur` and the spike camera's part.
+    fn predict(&self, batch: &Batch) -> Tensor {
+        let blur = voxel::frames(&batch.fields[0]);
+        let size = blur.size();
+        let spikes = self.spikes(batch.fields.get(1), (size[3], size[4]));
+        self.vrt.forward(&blur, spikes.as_ref(), false)
     }
 }

@@ -94,13 +94,28 @@ pub fn outline(config: &Config) -> Result<Outline, DataError> {
     of_files(config, &Seen::below(&config.data.dataset_path))
 }
 
+/// The same for clips to predict for: whole frames without sharp ones, as samples of validation.
+///
+/// # Errors
+/// As [`outline`].
+pub fn predict_outline(config: &Config) -> Result<Outline, DataError> {
+    let seen = Seen::below(&config.data.dataset_path);
+    let outline = of_files(config, &seen)?;
+    let fields = |data: &Arc<dyn crate::data::Dataset>| data.fields().to_vec();
+    let (train, mut val) = (fields(&outline.datasets.train), fields(&outline.datasets.val));
+    val.retain(|field| field.name != "sharp");
+    let mut blurred = Outline::new(train, val, outline.sizes);
+    blurred.datasets.facts = outline.datasets.facts;
+    Ok(blurred)
+}
+
 /// The same of files that were looked at.
 ///
 /// # Errors
 /// The number of bytes overflows.
 pub fn of_files(config: &Config, seen: &Seen) -> Result<Outline, DataError> {
     let absurd =
-        || DataError::Other("clips are beyond any machine: check data.deblur and the size of its frames".into());
+        || DataError::Other("clips are beyond any machine: check the section deblur and the size of its frames".into());
     let data = &config.section::<DeblurConfig>();
     let frame = Frame::of(data, seen);
     let fields = |side| frame.cut(side).fields(config);
@@ -179,17 +194,17 @@ impl Frame {
     /// Blurred, sharp, and spikes or voxels of a clip.
     fn fields(&self, config: &Config) -> Vec<FieldSpec> {
         let data = &config.section::<DeblurConfig>();
-        let image = |name| FieldSpec { name, shape: vec![data.clip_len, self.height, self.width, 3], dtype: Dtype::U8 };
+        let image = |name| FieldSpec::new(name, &[data.clip_len, self.height, self.width, 3], Dtype::U8);
         let mut fields = vec![image("blur"), image("sharp")];
         if !data.vrt.use_spike {
             return fields;
         }
         fields.push(if data.use_precomputed_voxels {
             let shape = vec![data.clip_len, data.voxel_bins, self.height, self.width];
-            FieldSpec { name: "voxels", shape, dtype: Dtype::F32 }
+            FieldSpec::new("voxels", &shape, Dtype::F32)
         } else {
             let shape = vec![data.clip_len, self.planes, self.spike_height, self.spike_width.div_ceil(8)];
-            FieldSpec { name: "spikes", shape, dtype: Dtype::U8 }
+            FieldSpec::new("spikes", &shape, Dtype::U8)
         });
         fields
     }
@@ -366,6 +381,8 @@ mod tests {
             layout: None,
             sessions: Some(1),
             seconds: None,
+            cells: None,
+            genes: None,
         };
         super::super::sample::sample_data(&request).unwrap();
         let open = crate::task::Task::open(&super::super::Deblur, &config, &crate::task::Team::alone(), folder.path());

@@ -16,6 +16,7 @@ pub mod loss;
 pub mod metrics;
 pub mod model;
 mod outline;
+mod predict;
 pub mod resample;
 pub mod sample;
 pub mod tds;
@@ -26,9 +27,13 @@ pub use metrics::EmgMetrics;
 pub use model::EmgNet;
 
 use super::outline::Outline;
+use super::pass::{Opening, Pass};
 use super::{Datasets, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
+use crate::data::source::hdf5::gather::Affine;
 use crate::data::source::hdf5::write::Storage;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use spec::config::Config;
 use spec::task::emg::{EmgConfig, EmgModel};
 use std::path::Path;
@@ -37,6 +42,46 @@ use tch::nn;
 /// The task, as the registry knows it.
 pub struct Emg;
 
+/// Facts on the training files that other data are evaluated with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Carried {
+    /// Statistics of EMG, per channel, after rectification where that is on.
+    mean: Vec<f32>,
+    inverse_std: Vec<f32>,
+    /// Radians.
+    mean_pose: Vec<f64>,
+}
+
+impl Carried {
+    fn of(data: &data::EmgData) -> Self {
+        let Affine { mean, inverse_std } = data::affine(&data.statistics);
+        Self { mean, inverse_std, mean_pose: data.mean_pose.clone() }
+    }
+
+    fn value(&self) -> Option<Value> {
+        serde_json::to_value(self).ok()
+    }
+
+    /// # Errors
+    /// The run kept none, or others.
+    fn read(carried: Option<&Value>) -> Result<Self, DataError> {
+        let way_out = "resume the run once (launch --resume RUN), which writes it";
+        let value = carried.ok_or_else(|| {
+            let text =
+                format!("the run has no carried.json, which keeps the statistics of its training files: {way_out}");
+            DataError::setting("emg.normalize", text)
+        })?;
+        serde_json::from_value(value.clone())
+            .map_err(|e| DataError::setting("emg.normalize", format!("the run's carried.json: {e}: {way_out}")))
+    }
+
+    /// # Errors
+    /// As [`Carried::read`].
+    fn affine(carried: Option<&Value>) -> Result<Affine, DataError> {
+        Self::read(carried).map(|Self { mean, inverse_std, .. }| Affine { mean, inverse_std })
+    }
+}
+
 impl Task for Emg {
     fn name(&self) -> &'static str {
         "emg"
@@ -44,11 +89,24 @@ impl Task for Emg {
 
     fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError> {
         let opened = data::open_datasets(&data::WindowKeys::of(config), config.seed, team, index_dir)?;
-        Ok(Datasets { baseline: Some(opened.mean_pose), ..opened.datasets })
+        let carried = Carried::of(&opened).value();
+        Ok(Datasets { baseline: Some(opened.mean_pose), carried, ..opened.datasets })
+    }
+
+    fn evaluation(&self, opening: &Opening) -> Result<Datasets, DataError> {
+        data::open_for_evaluation(&data::WindowKeys::of(opening.config), opening)
+    }
+
+    fn predictor(&self, opening: &Opening) -> Result<Pass, DataError> {
+        predict::predictor(opening)
     }
 
     fn outline(&self, config: &Config, _index_dir: &Path) -> Result<Outline, DataError> {
         outline::outline(config)
+    }
+
+    fn predict_outline(&self, config: &Config, _index_dir: &Path) -> Result<Outline, DataError> {
+        outline::predict_outline(config)
     }
 
     fn model(&self, config: &Config, _: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {

@@ -85,7 +85,11 @@ impl Model for EmgNet {
         self.with_timing(emg, |timing| {
             let poses = self.rollout(emg, timing, train);
             let (loss, prediction) = self.loss.of_poses(&poses, &timing.up, target);
-            Output { loss, prediction }
+            Output::new(loss, prediction)
         })
+    }
+
+    fn predict(&self, batch: &Batch) -> Tensor {
+        Self::predict(self, &batch.fields[0], false)
     }
 }

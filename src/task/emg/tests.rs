@@ -40,7 +40,7 @@ fn net(config: &EmgModel, loss: EmgLoss, window: usize) -> (nn::VarStore, EmgNet
 
 fn batch(emg: Tensor, target: Tensor) -> Batch {
     let sample_ids = (0..emg.size()[0] as u64).collect();
-    Batch { fields: vec![emg, target], sample_ids }
+    Batch::new(vec![emg, target], sample_ids)
 }
 
 fn golden() -> HashMap<String, Tensor> {
@@ -148,7 +148,7 @@ fn rollout_length_follows_the_window() {
 fn online_metrics_divide_by_joints_too() {
     let mut metrics = EmgMetrics::new(20, 2000.0, None);
     let target = Tensor::zeros([3, 50, 20], CPU);
-    let output = Output { loss: Tensor::from(0.25f32), prediction: &target + 0.5 };
+    let output = Output::new(Tensor::from(0.25f32), &target + 0.5);
     metrics.update(&batch(Tensor::zeros([3, 50, 16], CPU), target), &output);
     let values: HashMap<_, _> = metrics.values(&metrics.sums()).into_iter().collect();
     assert!((values["mae_rad"] - 0.5).abs() < 1e-7);
@@ -167,7 +167,7 @@ fn online_metrics_equal_offline() {
     let mut ranks = [EmgMetrics::new(20, 2000.0, Some(&mean)), EmgMetrics::new(20, 2000.0, Some(&mean))];
     for (index, (start, len)) in parts.into_iter().enumerate() {
         let prediction = prediction.narrow(0, start, len);
-        let output = Output { loss: Tensor::from(index as f32), prediction };
+        let output = Output::new(Tensor::from(index as f32), prediction);
         let batch = batch(Tensor::zeros([len, 60, 16], CPU), target.narrow(0, start, len));
         ranks[index % 2].update(&batch, &output);
     }

@@ -1,8 +1,9 @@
 //! Loading: everything is checked before anything is used.
 
 use super::files::{kind_of, read_manifest};
-use super::{CheckpointError, EMA, Facts, FileFacts, MANIFEST, MODEL, OPTIMIZER, SPLIT, VERSION, io_error};
+use super::{CheckpointError, Facts, FileFacts, LOOP, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION, io_error};
 use crate::data::split::SplitList;
+use crate::train::ema::Named;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +22,10 @@ pub struct Loaded {
     pub facts: Facts,
     pub model: Vec<(String, Tensor)>,
     pub optimizer: Vec<(String, Tensor)>,
-    pub ema: Option<Vec<(String, Tensor)>>,
+    /// Averages with their rates, which older checkpoints do not name.
+    pub ema: Vec<(Option<f64>, Named)>,
+    /// Tensors besides: see [`super::Content`].
+    pub rest: Named,
     /// Files of each split; `None`: an older checkpoint, or a task that keeps no account of its files.
     pub split: Option<SplitList>,
     pub state: serde_json::Value,
@@ -76,7 +80,7 @@ fn differences(saved: &str, run: &str) -> String {
             let show = |value: Option<&serde_json::Value>| value.map_or("absent".into(), ToString::to_string);
             let differ = names.into_iter().filter(|key| old.get(*key) != new.get(*key));
             let lines: Vec<_> = differ
-                .map(|key| format!("model.{key} is {} there, {} here", show(old.get(key)), show(new.get(key))))
+                .map(|key| format!("{key} is {} there, {} here", show(old.get(key)), show(new.get(key))))
                 .collect();
             lines.join(", ")
         }
@@ -135,7 +139,9 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
             problem: format!("does not list {name}"),
         })
     };
-    let split = manifest.files.get(SPLIT).map(|facts| read_split(&dir.join(SPLIT), facts)).transpose()?;
+    let average = |(file, rate): &(String, Option<f64>)| Ok((*rate, must(file)?));
+    let ema = manifest.averages().iter().map(average).collect::<Result<_, CheckpointError>>()?;
+    let split = split_of(dir, &manifest)?;
     Ok(Loaded {
         split,
         path: dir.to_owned(),
@@ -143,13 +149,14 @@ pub fn load(dir: &Path) -> Result<Loaded, CheckpointError> {
         best: manifest.best,
         model: must(MODEL)?,
         optimizer: must(OPTIMIZER)?,
-        ema: read(EMA)?,
+        ema,
+        rest: read(LOOP)?.unwrap_or_default(),
         facts: manifest.facts,
         state: manifest.state,
     })
 }
 
-fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<u8>, CheckpointError> {
+pub(super) fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<u8>, CheckpointError> {
     let corrupt = |problem: String| Err(CheckpointError::Corrupt { path: path.to_owned(), problem });
     let bytes = match fs::metadata(path) {
         Ok(about) => about.len(),
@@ -167,13 +174,18 @@ fn read_verified(path: &Path, facts: &FileFacts) -> Result<Vec<u8>, CheckpointEr
     Ok(data)
 }
 
+/// The split of the checkpoint in `dir`; `None`: it has none.
+pub(super) fn split_of(dir: &Path, manifest: &Manifest) -> Result<Option<SplitList>, CheckpointError> {
+    manifest.files.get(SPLIT).map(|facts| read_split(&dir.join(SPLIT), facts)).transpose()
+}
+
 fn read_split(path: &Path, facts: &FileFacts) -> Result<SplitList, CheckpointError> {
     let data = read_verified(path, facts)?;
     serde_json::from_slice(&data)
         .map_err(|e| CheckpointError::Corrupt { path: path.to_owned(), problem: format!("is no list of files: {e}") })
 }
 
-fn tensors_of(path: &Path, data: &[u8]) -> Result<Vec<(String, Tensor)>, CheckpointError> {
+pub(super) fn tensors_of(path: &Path, data: &[u8]) -> Result<Vec<(String, Tensor)>, CheckpointError> {
     let corrupt = |problem: String| CheckpointError::Corrupt { path: path.to_owned(), problem };
     let file = SafeTensors::deserialize(data).map_err(|e| corrupt(format!("is no safetensors file: {e}")))?;
     let one = |(name, view): (&str, safetensors::tensor::TensorView)| {
@@ -193,8 +205,15 @@ fn tensors_of(path: &Path, data: &[u8]) -> Result<Vec<(String, Tensor)>, Checkpo
 /// # Errors
 /// The file cannot be read, or is no safetensors file.
 pub fn load_weights(path: &Path) -> Result<Vec<(String, Tensor)>, CheckpointError> {
-    let data = fs::read(path).map_err(io_error(path, "read the weights of train.init_from"))?;
-    let mut tensors = tensors_of(path, &data)?;
+    let data = fs::read(path).map_err(io_error(path, "read the weights"))?;
+    to_f32(path, tensors_of(path, &data)?)
+}
+
+/// The same tensors, those of f16, bf16 and f64 as f32.
+pub(super) fn to_f32(
+    path: &Path,
+    mut tensors: Vec<(String, Tensor)>,
+) -> Result<Vec<(String, Tensor)>, CheckpointError> {
     for (name, tensor) in &mut tensors {
         if matches!(tensor.kind(), Kind::Half | Kind::BFloat16 | Kind::Double) {
             *tensor = tensor.f_to_kind(Kind::Float).map_err(|e| CheckpointError::Corrupt {

@@ -1,14 +1,18 @@
-//! Checkpoints: `step-<N>/{model,optimizer,ema}.safetensors` and `state.json`, whole or not there at all.
+//! Checkpoints: `step-<N>/{model,optimizer,ema,loop}.safetensors` and `state.json`, whole or not there at all.
 //!
-//! `model.safetensors` uses PyTorch's `state_dict` names, so `safetensors.torch.load_file` reads it. `state.json` is the
+//! `model.safetensors` uses PyTorch's `state_dict` names, so `safetensors.torch.load_file` reads it; buffers are among
+//! them. With several rates of averages there is an `ema-<rate>.safetensors` for each, and `loop.safetensors` holds what else
+//! a step depends on, where there is any. `state.json` is the
 //! manifest: sizes and CRC-32 of the other files, the facts a run must share to resume, and the caller's state.
 //! `split.json` lists the files of each split with their fingerprints ([`crate::data::split`]); older checkpoints have
 //! none. JSON has no NaN: keep values that may not be finite as `Option`, or as bits.
 
+mod choose;
 mod files;
 mod load;
 mod save;
 
+pub use choose::{Chosen, choose, split_of_run};
 pub use files::staging_bytes;
 pub use load::{Loaded, apply, check_coverage, list, load, load_weights};
 pub use save::{Checkpointer, Content};
@@ -24,6 +28,7 @@ const MANIFEST: &str = "state.json";
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const EMA: &str = "ema.safetensors";
+const LOOP: &str = "loop.safetensors";
 const SPLIT: &str = "split.json";
 
 /// Errors of checkpoints.
@@ -42,6 +47,10 @@ pub enum CheckpointError {
     Mismatch { path: PathBuf, problem: String },
     #[error("train.init_from {path}: {problem}: name a safetensors file of this model, or leave the key out", path = path.display())]
     Weights { path: PathBuf, problem: String },
+    #[error("{path}: {problem}: train first, or name a file with --weights FILE", path = path.display())]
+    NothingSaved { path: PathBuf, problem: String },
+    #[error("--weights, {path}: {problem}", path = path.display())]
+    NoSuchWeights { path: PathBuf, problem: String },
     #[error("checkpoint of step {step}: tensor {name}: {problem}")]
     Tensor { step: u64, name: String, problem: String },
 }
@@ -66,6 +75,9 @@ struct Manifest {
     best: bool,
     facts: Facts,
     files: BTreeMap<String, FileFacts>,
+    /// Rates of the averages, as `train.ema_decay` lists them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ema: Vec<f64>,
     /// Epoch, position, schedule, history: whatever the loop keeps.
     state: serde_json::Value,
 }
@@ -98,6 +110,21 @@ impl CheckpointError {
             other => other,
         }
     }
+}
+
+impl Manifest {
+    /// Files of averaged weights with their rates, first that of the first rate. Older checkpoints do not name the rate.
+    fn averages(&self) -> Vec<(String, Option<f64>)> {
+        match self.ema[..] {
+            [] if self.files.contains_key(EMA) => vec![(EMA.to_owned(), None)],
+            ref rates => rates.iter().map(|rate| (ema_file(*rate, rates.len()), Some(*rate))).collect(),
+        }
+    }
+}
+
+/// Name of the file with the average of this rate, where a run has so many.
+fn ema_file(rate: f64, count: usize) -> String {
+    if count == 1 { EMA.to_owned() } else { format!("ema-{rate}.safetensors") }
 }
 
 fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> CheckpointError {

@@ -1,9 +1,11 @@
 //! Saving: staged on the caller's thread, written by another, published by a rename.
 
 use super::files::{Image, available_bytes, encode_manifest, read_manifest, stage};
-use super::{CheckpointError, EMA, Facts, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION, io_error, load};
+use super::{CheckpointError, Facts, LOOP, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION};
+use super::{ema_file, io_error, load};
 use crate::data::split::SplitList;
 use crate::ledger::{self, Part};
+use crate::train::ema::Named;
 use launcher::journal::ROOM_LIMIT;
 use launcher::machine::awake::Deadline;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -24,7 +26,10 @@ pub struct Content<'a> {
     /// Named as PyTorch's `state_dict` names them.
     pub model: &'a [(String, Tensor)],
     pub optimizer: &'a [(String, Tensor)],
-    pub ema: Option<&'a [(String, Tensor)]>,
+    /// Averages by rate, as `train.ema_decay` lists them.
+    pub ema: &'a [(f64, Named)],
+    /// Tensors besides, such as a model's state and buffers that ranks do not share.
+    pub rest: &'a [(String, Tensor)],
     pub facts: Facts,
     /// Best value of the monitored metric so far: kept until a better one comes.
     pub best: bool,
@@ -99,19 +104,22 @@ impl Checkpointer {
         or_passing(self.wait())?;
         let path = self.dir.join(format!("step-{}", content.step));
         let mut images = vec![];
-        let parts = [(MODEL, Some(content.model)), (OPTIMIZER, Some(content.optimizer)), (EMA, content.ema)];
+        let mut parts = vec![(MODEL.to_owned(), content.model), (OPTIMIZER.to_owned(), content.optimizer)];
+        let averages = content.ema.iter();
+        parts.extend(averages.map(|(rate, tensors)| (ema_file(*rate, content.ema.len()), tensors.as_slice())));
+        parts.extend((!content.rest.is_empty()).then(|| (LOOP.to_owned(), content.rest)));
         for (name, tensors) in parts {
-            if let Some(tensors) = tensors {
-                images.push((name, Image::new(&path.join(name), stage(content.step, tensors)?)?));
-            }
+            let image = Image::new(&path.join(&name), stage(content.step, tensors)?)?;
+            images.push((name, image));
         }
-        images.extend(self.split.clone().map(|split| (SPLIT, Image::plain(split))));
+        images.extend(self.split.clone().map(|split| (SPLIT.to_owned(), Image::plain(split))));
         let manifest = Manifest {
             version: VERSION,
             step: content.step,
             best: content.best,
             facts: content.facts,
             files: BTreeMap::new(),
+            ema: content.ema.iter().map(|(rate, _)| *rate).collect(),
             state: content.state,
         };
         let (dir, keep_last) = (self.dir.clone(), self.keep_last);
@@ -208,12 +216,7 @@ fn insist(
 }
 
 /// Writes a sibling folder, syncs it and renames it to `path`; on failure nothing of it stays.
-fn publish(
-    dir: &Path,
-    path: &Path,
-    images: &[(&'static str, Image)],
-    manifest: &Manifest,
-) -> Result<(), CheckpointError> {
+fn publish(dir: &Path, path: &Path, images: &[(String, Image)], manifest: &Manifest) -> Result<(), CheckpointError> {
     let needed: u64 = images.iter().map(|(_, image)| image.bytes()).sum();
     let available = available_bytes(dir).map_err(io_error(dir, "ask for free space"))?;
     check_room(path, needed, available)?;
@@ -241,10 +244,10 @@ pub(super) fn check_room(path: &Path, needed_bytes: u64, available_bytes: u64) -
     Err(CheckpointError::NoSpace { path: path.to_owned(), needed_bytes, available_bytes })
 }
 
-fn write_folder(sibling: &Path, images: &[(&'static str, Image)], mut manifest: Manifest) -> io::Result<()> {
+fn write_folder(sibling: &Path, images: &[(String, Image)], mut manifest: Manifest) -> io::Result<()> {
     fs::create_dir_all(sibling)?;
     for (name, image) in images {
-        manifest.files.insert((*name).into(), image.write(&sibling.join(name))?);
+        manifest.files.insert(name.clone(), image.write(&sibling.join(name))?);
     }
     let mut file = File::create(sibling.join(MANIFEST))?;
     file.write_all(&encode_manifest(&manifest)?)?;

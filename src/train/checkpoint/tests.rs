@@ -1,14 +1,15 @@
 use super::save::check_room;
 use super::*;
 use serde_json::json;
+use spec::contract::Weights;
 use std::fs;
 use tch::{Device, Kind, Tensor};
 
-fn facts() -> Facts {
+pub(super) fn facts() -> Facts {
     Facts { model: "emg 16→20".into(), global_batch: 12, seed: 7, world_size: 3 }
 }
 
-fn tensors(value: f64) -> Vec<(String, Tensor)> {
+pub(super) fn tensors(value: f64) -> Vec<(String, Tensor)> {
     let f = |shape: &[i64], kind| Tensor::full(shape, value, (kind, Device::Cpu));
     vec![
         ("encoder.0.weight".into(), f(&[4, 3], Kind::Float)),
@@ -20,13 +21,14 @@ fn tensors(value: f64) -> Vec<(String, Tensor)> {
 }
 
 fn save(keeper: &mut Checkpointer, step: u64, best: bool) -> Result<(), CheckpointError> {
-    let (model, optimizer, ema) = (tensors(step as f64), tensors(2.0), tensors(3.0));
+    let (model, optimizer, ema) = (tensors(step as f64), tensors(2.0), [(0.999, tensors(3.0))]);
     let state = json!({"epoch": 2, "lr": 0.1 + 0.2, "best": null});
     let content = Content {
         step,
         model: &model,
         optimizer: &optimizer,
-        ema: Some(&ema),
+        ema: &ema,
+        rest: &[],
         facts: facts(),
         best,
         state,
@@ -63,7 +65,8 @@ fn what_is_saved_is_loaded_bit_for_bit() {
     for ((name, got), (_, want)) in target.iter().zip(&tensors(5.0)) {
         assert!(got.equal(want) && got.kind() == want.kind(), "{name}");
     }
-    assert_eq!(loaded.ema.unwrap().len(), 5);
+    assert_eq!((loaded.ema[0].0, loaded.ema[0].1.len(), loaded.rest.len()), (Some(0.999), 5, 0));
+    assert!(path.join("ema.safetensors").exists(), "the name that a single average has always had");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no sibling stays");
 }
 
@@ -79,7 +82,8 @@ fn saving_does_not_see_later_changes_and_the_same_step_may_be_saved_again() {
             step: 1,
             model: &model,
             optimizer: &[],
-            ema: None,
+            ema: &[],
+            rest: &[],
             facts: facts(),
             best: false,
             last: false,
@@ -90,7 +94,7 @@ fn saving_does_not_see_later_changes_and_the_same_step_may_be_saved_again() {
         keeper.wait().unwrap();
         let loaded = load(&dir.path().join("step-1")).unwrap();
         assert_eq!(loaded.model[0].1.double_value(&[99_999]), value);
-        assert!(loaded.ema.is_none());
+        assert!(loaded.ema.is_empty());
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
@@ -220,7 +224,8 @@ fn a_failed_save_is_told_at_the_next_call() {
         step: 1,
         model: &[],
         optimizer: &[],
-        ema: None,
+        ema: &[],
+        rest: &[],
         facts: facts(),
         best: false,
         last: false,
@@ -289,7 +294,7 @@ fn the_split_is_kept_verified_and_may_be_missing() {
     use crate::data::split::{Print, SplitList, Unit};
     let (dir, path) = saved();
     assert_eq!(load(&path).unwrap().split, None, "as older checkpoints are");
-    let unit = Unit { name: "s0.hdf5".into(), prints: vec![Print(7)], splits: [true, false, false] };
+    let unit = Unit { name: "s0.hdf5".into(), prints: vec![Print(7)], splits: [true, false, false], rows: None };
     let list = SplitList { units: vec![unit] };
     let mut keeper = Checkpointer::open(dir.path(), 3).unwrap().with_split(Some(&list)).unwrap();
     for step in [6, 7] {
@@ -302,4 +307,49 @@ fn the_split_is_kept_verified_and_may_be_missing() {
     assert!(error_of(&dir.path().join("step-7")).contains("split.json: its checksum is"));
     fs::remove_file(&file).unwrap();
     assert!(error_of(&dir.path().join("step-7")).contains("split.json: the file is missing"));
+}
+
+fn chosen(folder: &Path, weights: &str) -> Result<(u64, f64), String> {
+    let chosen = choose(folder, &weights.parse().unwrap()).map_err(|error| error.to_string())?;
+    let value = chosen.tensors.iter().find(|(name, _)| name == "encoder.0.bias").unwrap().1.double_value(&[0]);
+    Ok((chosen.step.unwrap_or(0), value))
+}
+
+#[test]
+fn weights_are_chosen_as_the_command_line_names_them() {
+    let run = tempfile::tempdir().unwrap();
+    let checkpoints = run.path().join("checkpoints");
+    let nothing = chosen(run.path(), "best").unwrap_err();
+    assert!(
+        nothing.ends_with("checkpoints: holds no checkpoint: train first, or name a file with --weights FILE"),
+        "{nothing}"
+    );
+    let mut keeper = Checkpointer::open(&checkpoints, 9).unwrap();
+    for (step, best) in [(1, true), (2, true), (3, false)] {
+        save(&mut keeper, step, best).unwrap();
+    }
+    // Each checkpoint's average is 3, as validation used it.
+    assert_eq!(chosen(run.path(), "best"), Ok((2, 3.0)));
+    assert_eq!(chosen(run.path(), "last"), Ok((3, 3.0)));
+    fs::write(run.path().join("job.json"), r#"{"config": {"train": {"ema_decay": 0.999}}}"#).unwrap();
+    assert_eq!(chosen(run.path(), "ema:0.999"), Ok((2, 3.0)));
+    let other = chosen(run.path(), "ema:0.5").unwrap_err();
+    assert!(other.contains("keeps the average with decay 0.999, not 0.5: use --weights ema:0.999"), "{other}");
+    // A file is what it is: here the weights themselves, in halves.
+    let file = run.path().join("halves.safetensors");
+    let halves: Vec<(String, Tensor)> =
+        tensors(7.0).into_iter().map(|(name, tensor)| (name, tensor.to_kind(Kind::Half))).collect();
+    Tensor::write_safetensors(&halves, &file).unwrap();
+    let of_file = choose(run.path(), &Weights::File(file)).unwrap();
+    assert_eq!((of_file.step, of_file.tensors[0].1.kind()), (None, Kind::Float));
+    assert_eq!(split_of_run(run.path(), &Weights::Best).unwrap(), None);
+    // The newest whole one counts; a damaged file is named.
+    fs::write(checkpoints.join("step-3/state.json"), "half").unwrap();
+    assert_eq!(chosen(run.path(), "last"), Ok((2, 3.0)));
+    let averaged = checkpoints.join("step-2/ema.safetensors");
+    let mut bytes = fs::read(&averaged).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&averaged, bytes).unwrap();
+    let damaged = chosen(run.path(), "best").unwrap_err();
+    assert!(damaged.contains("step-2/ema.safetensors") && damaged.contains("it is damaged"), "{damaged}");
 }

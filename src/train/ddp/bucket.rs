@@ -24,6 +24,11 @@ impl Slot {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Elements with the gap that follows.
+    pub fn padded_len(&self) -> usize {
+        self.len().next_multiple_of(ALIGN)
+    }
 }
 
 /// Places of all parameters, by their index as registered.
@@ -89,13 +94,14 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Places parameters in `order` and closes a bucket when the next one would make it larger than `bucket_bytes`.
-    pub fn new(shapes: &[Vec<i64>], order: &[usize], bucket_bytes: usize) -> Plan {
+    /// Puts parameters into buckets in `order`, and closes a bucket when the next one would make it larger than
+    /// `bucket_bytes`. Within a bucket parameters of a group (`groups`, by index; empty: one) are neighbours.
+    pub fn new(shapes: &[Vec<i64>], order: &[usize], bucket_bytes: usize, groups: &[usize]) -> Plan {
         let mut slots: Vec<Slot> = shapes.iter().map(|shape| Slot { offset: 0, shape: shape.clone() }).collect();
         let mut buckets: Vec<Bucket> = vec![Bucket { start: 0, len: 0, members: Vec::new() }];
         let mut len = 0;
         for &index in order {
-            let padded = slots[index].len().next_multiple_of(ALIGN);
+            let padded = slots[index].padded_len();
             let limit = if buckets.len() == 1 { FIRST_BUCKET_BYTES.min(bucket_bytes) } else { bucket_bytes };
             if buckets.last().is_some_and(|b| b.len > 0 && (b.len + padded) * 4 > limit) {
                 buckets.push(Bucket { start: len, len: 0, members: Vec::new() });
@@ -104,8 +110,15 @@ impl Plan {
                 bucket.len += padded;
                 bucket.members.push(index);
             }
-            slots[index].offset = len;
             len += padded;
+        }
+        for bucket in &mut buckets {
+            bucket.members.sort_by_key(|&index| groups.get(index).copied().unwrap_or(0));
+            let mut at = bucket.start;
+            for &index in &bucket.members {
+                slots[index].offset = at;
+                at += slots[index].padded_len();
+            }
         }
         Plan { layout: Layout { slots, len }, buckets }
     }
@@ -135,7 +148,7 @@ mod tests {
     #[test]
     fn first_bucket_is_small_and_all_places_are_disjoint() {
         let shapes = vec![vec![1000, 300], vec![7], vec![], vec![1000, 500], vec![3, 3]];
-        let Plan { layout, buckets } = Plan::new(&shapes, &[4, 3, 2, 1, 0], 3 << 20);
+        let Plan { layout, buckets } = Plan::new(&shapes, &[4, 3, 2, 1, 0], 3 << 20, &[]);
         let members: Vec<_> = buckets.iter().map(|b| b.members.clone()).collect();
         assert_eq!(members, [vec![4], vec![3, 2, 1], vec![0]]);
         let mut used = vec![0; layout.len()];
@@ -146,6 +159,22 @@ mod tests {
         assert!(used.iter().all(|&n| n <= 1));
         assert_eq!(used.iter().sum::<i32>(), 800_017);
         assert_eq!(buckets.iter().map(|b| b.len).sum::<usize>(), layout.len());
+    }
+
+    #[test]
+    fn members_of_a_group_are_neighbours_in_each_bucket_and_buckets_keep_their_members() {
+        // Weights and biases of four layers, two layers a bucket.
+        let shapes =
+            vec![vec![16, 16], vec![16], vec![16, 16], vec![16], vec![16, 16], vec![16], vec![16, 16], vec![16]];
+        let (order, groups) = ([7, 6, 5, 4, 3, 2, 1, 0], [0, 1, 0, 1, 0, 1, 0, 1]);
+        let members = |groups: &[usize]| -> Vec<Vec<usize>> {
+            Plan::new(&shapes, &order, 2 * 272 * 4, groups).buckets.into_iter().map(|bucket| bucket.members).collect()
+        };
+        assert_eq!(members(&[]), [vec![7, 6, 5, 4], vec![3, 2, 1, 0]]);
+        assert_eq!(members(&groups), [vec![6, 4, 7, 5], vec![2, 0, 3, 1]]);
+        let layout = Plan::new(&shapes, &order, 2 * 272 * 4, &groups).layout;
+        let offsets: Vec<usize> = [6, 4, 7, 5, 2].iter().map(|&index: &usize| layout.slots()[index].offset).collect();
+        assert_eq!(offsets, [0, 256, 512, 528, 544]);
     }
 
     #[test]
@@ -160,8 +189,8 @@ mod tests {
     #[test]
     fn refill_moves_every_parameter_and_keeps_the_tail() {
         let shapes = vec![vec![3], vec![20], vec![2, 2]];
-        let old = Plan::new(&shapes, &[0, 1, 2], 1 << 20).layout;
-        let new = Plan::new(&shapes, &[2, 0, 1], 1 << 20).layout;
+        let old = Plan::new(&shapes, &[0, 1, 2], 1 << 20, &[]).layout;
+        let new = Plan::new(&shapes, &[2, 0, 1], 1 << 20, &[]).layout;
         let mut flat = Tensor::zeros([old.len() as i64 + 2], (Kind::Float, Device::Cpu));
         let _ = flat.narrow(0, old.len() as i64, 2).fill_(9.0);
         for index in 0..3 {

@@ -1,7 +1,7 @@
 //! Counts ready gradients and reduces full buckets, in bucket order on every rank.
 
+use super::DdpError;
 use super::bucket::Bucket;
-use super::{DdpError, VOTES};
 use crate::comm::{Collective, CommError};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +39,8 @@ pub(super) struct Reducer {
     progress: Arc<Mutex<Progress>>,
     collective: Arc<dyn Collective>,
     grads: Tensor,
+    /// Elements behind the last bucket that are reduced with it.
+    tail: usize,
     /// One result per range sent to the thread.
     results: Option<Receiver<Result<(), CommError>>>,
     collected: usize,
@@ -53,7 +55,7 @@ fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
 impl Reducer {
     pub fn new(
         collective: Arc<dyn Collective>,
-        grads: &Tensor,
+        (grads, tail): (&Tensor, usize),
         buckets: Vec<Bucket>,
         overlap: bool,
     ) -> Result<Reducer, DdpError> {
@@ -83,7 +85,7 @@ impl Reducer {
         };
         progress.set_buckets(buckets);
         let progress = Arc::new(Mutex::new(progress));
-        Ok(Reducer { progress, collective, grads: grads.shallow_clone(), results, collected: 0, thread })
+        Ok(Reducer { progress, collective, grads: grads.shallow_clone(), tail, results, collected: 0, thread })
     }
 
     pub fn signal(&self) -> Signal {
@@ -114,14 +116,14 @@ impl Reducer {
             progress.launch_up_to(last);
             progress.launched = last + 1;
             let bucket = &progress.buckets[last];
-            (bucket.start, bucket.len + VOTES)
+            (bucket.start, bucket.len + self.tail)
         };
         self.drain()?;
         // On this thread: there is nothing left to overlap with. The votes are sums that must not lose digits.
         let (start, len) = last;
         if self.collective.narrows() {
-            reduce(&*self.collective, &self.grads, (start, len - VOTES))?;
-            let votes = self.grads.f_narrow(0, (start + len - VOTES) as i64, VOTES as i64)?;
+            reduce(&*self.collective, &self.grads, (start, len - self.tail))?;
+            let votes = self.grads.f_narrow(0, (start + len - self.tail) as i64, self.tail as i64)?;
             self.collective.start_all_reduce(&votes, true)?;
         } else {
             reduce(&*self.collective, &self.grads, last)?;

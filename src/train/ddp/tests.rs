@@ -56,7 +56,7 @@ fn grads(ddp: &Ddp) -> Vec<Vec<f32>> {
 
 /// Small buckets, so that this small model has several.
 fn options(overlap: bool) -> DdpOptions {
-    DdpOptions { bucket_mb: 0.002, overlap }
+    DdpOptions { bucket_mb: 0.002, overlap, ..DdpOptions::default() }
 }
 
 #[test]
@@ -180,4 +180,36 @@ fn recomputed_parts_reduce_to_the_gradients_of_the_plain_path() {
             }
         }
     }
+}
+
+/// Seven samples of two numbers each over three ranks, in two passes: all ranks see them in the order of the global batch.
+#[test]
+fn shared_numbers_come_in_the_order_of_the_global_batch() {
+    let results = world(3, |comm| {
+        let rank = comm.rank();
+        let mut ddp = Ddp::new(variables(0), comm, DdpOptions { shared: 16, ..options(false) }).unwrap();
+        let mut seen = Vec::new();
+        for step_number in 0..2 {
+            ddp.zero_grad().unwrap();
+            let mine: Vec<usize> = (rank..7).step_by(3).collect();
+            for (done, part) in [(0, &mine[..1]), (1, &mine[1..])] {
+                ddp.set_sync(done == 1);
+                loss(ddp.variables(), part[0]).backward();
+                let numbers: Vec<f32> = part.iter().flat_map(|&s| [s as f32 + 0.1, -(s as f32) / 3.0]).collect();
+                let numbers = Tensor::from_slice(&numbers).view([part.len() as i64, 2]);
+                ddp.share((rank + done * 3, 3), &numbers).unwrap();
+            }
+            ddp.votes_mut()[1] = step_number as f32;
+            ddp.finish().unwrap();
+            assert_eq!(ddp.votes()[1], 3.0 * step_number as f32);
+            seen.push(Vec::<Vec<f32>>::try_from(ddp.shared(7, 2).unwrap()).unwrap());
+        }
+        assert!(
+            ddp.shared(9, 2).is_err() && ddp.share((9, 3), &Tensor::zeros([1, 2], (Kind::Float, Device::Cpu))).is_err()
+        );
+        seen
+    });
+    // Bit for bit: nothing but zeros is added to them.
+    let expected: Vec<Vec<f32>> = (0..7).map(|s| vec![s as f32 + 0.1, -(s as f32) / 3.0]).collect();
+    assert!(results.iter().flatten().all(|seen| *seen == expected), "before and after the buckets are rebuilt");
 }

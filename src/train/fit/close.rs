@@ -1,18 +1,18 @@
 //! Ends: of an epoch, of a run; and the checkpoints between.
 
-use super::{Finished, Loop, Status};
+use super::{Finished, Loop, Status, named_state};
 use crate::data::{Dataset, FieldSpec};
 use crate::torch;
 use crate::train::TrainError;
 use crate::train::checkpoint::{self, Checkpointer, Content};
 use crate::train::device::DeviceStep;
-use crate::train::ema::Ema;
+use crate::train::ema::Named;
 use crate::train::evaluate::{EvalSpec, Evaluated, Watch, evaluate};
 use crate::train::state::BestState;
 use spec::contract::{MetricsRecord, Phase};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tch::Device;
+use tch::{Device, Tensor};
 
 /// How an epoch ended.
 pub(super) enum EpochEnd {
@@ -86,9 +86,8 @@ impl Loop<'_, '_> {
         dataset: Arc<dyn Dataset>,
         prefix: &str,
     ) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
-        if let Some(ema) = &mut self.ema {
-            ema.swap(&self.fit.params);
-        }
+        self.meet()?;
+        self.averages.swap();
         let trims = self.evaluation_is_larger();
         if trims {
             torch::release_caches();
@@ -105,9 +104,7 @@ impl Loop<'_, '_> {
                 Err(error) => break Err(error),
             }
         };
-        if let Some(ema) = &mut self.ema {
-            ema.swap(&self.fit.params);
-        }
+        self.averages.swap();
         if trims {
             torch::release_caches();
         }
@@ -129,6 +126,7 @@ impl Loop<'_, '_> {
             device: self.fit.device,
             narrow: self.narrow,
             throttle: Arc::clone(self.orders.controls.throttle()),
+            seed: self.fit.config.seed,
         };
         let (orders, observer, step) = (&mut self.orders, &mut *self.observer, self.state.step);
         let collective = self.fit.collective.as_ref();
@@ -140,6 +138,12 @@ impl Loop<'_, '_> {
             orders.obey(step, batches, observer);
             orders.controls.stops()
         })
+    }
+
+    /// Brings the ranks' buffers together: `ddp.buffers`. All ranks call it.
+    fn meet(&mut self) -> Result<(), TrainError> {
+        self.buffers.meet()?;
+        self.averages.meet()
     }
 
     fn monitored(&self) -> Result<f64, TrainError> {
@@ -192,14 +196,22 @@ impl Loop<'_, '_> {
         state.monitor = Some(self.monitor.state().clone());
         state.scaler = self.on_device.as_ref().map(DeviceStep::scaler_state).transpose()?.flatten();
         self.saved_step = Some(state.step);
+        self.meet()?;
+        let mut rest = named_state(self.fit.model);
+        for buffers in std::iter::once(&mut self.buffers).chain(self.averages.buffers()) {
+            if buffers.are_local() {
+                rest.extend(buffers.of_all_ranks()?);
+            }
+        }
         if let Some(checkpoints) = &mut self.fit.checkpoints {
             let optimizer = self.optimizer.export(&self.ddp)?;
-            let ema = self.ema.as_ref().map(Ema::tensors);
+            let model: Named = self.fit.params.iter().chain(self.buffers.named()).map(clone).collect();
             checkpoints.save(Content {
                 step: state.step,
-                model: &self.fit.params,
+                model: &model,
                 optimizer: &optimizer,
-                ema: ema.as_deref(),
+                ema: &self.averages.content(),
+                rest: &rest,
                 facts: self.fit.facts.clone(),
                 best,
                 last,
@@ -274,7 +286,8 @@ impl Loop<'_, '_> {
         if !self.fit.config.train.restore_best_weights || best.step == self.state.step {
             return Ok(());
         }
-        let averaged = self.ema.as_ref().map(Ema::tensors).unwrap_or_default();
+        let averaged = self.averages.tensors();
+        let model: Named = self.fit.params.iter().chain(self.buffers.named()).map(clone).collect();
         let lost = self.fit.checkpoints.as_ref().is_some_and(|checkpoints| checkpoints.has_lost(best.step));
         if lost {
             let step = best.step;
@@ -284,14 +297,16 @@ impl Loop<'_, '_> {
         }
         if self.planner.rank == 0 && !lost {
             let loaded = checkpoint::load(&self.fit.checkpoint_dir.join(format!("step-{}", best.step)))?;
-            checkpoint::apply(&loaded.path, &loaded.model, &self.fit.params)?;
-            if let Some(ema) = &loaded.ema {
-                checkpoint::apply(&loaded.path, ema, &averaged)?;
-            }
+            checkpoint::apply(&loaded.path, &loaded.model, &model)?;
+            self.averages.load(&loaded.ema);
         }
-        for (_, tensor) in self.fit.params.iter().chain(&averaged) {
+        for (_, tensor) in model.iter().chain(averaged.iter().flatten()) {
             self.fit.collective.broadcast(&tensor.detach(), 0)?;
         }
-        Ok(())
+        self.buffers.keep()
     }
+}
+
+fn clone((name, tensor): &(String, Tensor)) -> (String, Tensor) {
+    (name.clone(), tensor.shallow_clone())
 }

@@ -6,7 +6,7 @@ use crate::data::loader::{BatchStream, Loader, LoaderSpec};
 use crate::ledger::{self, Holding, Part};
 use crate::train::TrainError;
 use crate::train::device::DeviceStep;
-use crate::train::step::{Attempt, StepOutcome, StepRunner};
+use crate::train::step::{Attempt, Parts, StepOutcome, StepRunner};
 use launcher::machine::awake::Stopwatch;
 use spec::contract::Phase;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -28,7 +28,7 @@ enum Leg {
 
 impl Loop<'_, '_> {
     pub(super) fn steps_total(&self) -> u64 {
-        let by_epochs = (self.fit.config.train.num_epochs as u64).saturating_mul(self.state.steps_per_epoch);
+        let by_epochs = self.state.steps_of(self.fit.config.train.num_epochs as u64);
         self.fit.config.train.max_steps.map_or(by_epochs, |max| max.min(by_epochs))
     }
 
@@ -57,7 +57,7 @@ impl Loop<'_, '_> {
             return self.seal(status);
         }
         while self.state.step < total {
-            let last = ((self.state.epoch() + 1) * self.state.steps_per_epoch).min(total);
+            let last = self.state.steps_of(self.state.epoch() + 1).min(total);
             self.observer.phase(Phase::Train, self.state.step);
             while let Leg::Resized = match self.leg(loader, last)? {
                 Leg::Ends(status) => return self.seal(status),
@@ -162,7 +162,7 @@ impl Loop<'_, '_> {
     fn step(&mut self, batches: &mut BatchStream, last: u64) -> Result<Option<StepOutcome>, TrainError> {
         let started = Stopwatch::start();
         let step = self.state.step;
-        let lr = self.schedule.rate(step);
+        let numbers: Vec<_> = self.groups.courses.iter().map(|course| self.schedule.numbers(step, course)).collect();
         let runner = StepRunner {
             config: self.fit.config,
             planner: &self.planner,
@@ -172,16 +172,27 @@ impl Loop<'_, '_> {
             collective: self.fit.collective.as_ref(),
             step,
             step_in_epoch: self.state.step_in_epoch(),
+            epoch: self.state.epoch(),
+            warming: self.schedule.is_warming(step) && numbers.iter().any(|numbers| numbers.momentum.is_some()),
+            lr: self.schedule.rate(step),
+            numbers: &numbers,
+            peers: self.peers.as_ref(),
             wishes: self.orders.wishes(step),
             trial: self.trial.as_ref().is_some_and(|trial| !trial.is_over()),
         };
         // A device is asked for them only where somebody reads them.
         let sums = if self.on_device.is_some() { Vec::new() } else { self.local_sums() };
         let exact = runner.trial || step + 1 == last || (step + 1).is_multiple_of(self.fit.config.log.log_every.max(1));
-        let (ddp, optimizer, metrics) = (&mut self.ddp, &mut self.optimizer, self.fit.metrics.as_mut());
+        let samples = runner.samples();
+        let mut parts = Parts {
+            ddp: &mut self.ddp,
+            optimizer: &mut self.optimizer,
+            metrics: self.fit.metrics.as_mut(),
+            buffers: &mut self.buffers,
+        };
         let result = match &mut self.on_device {
-            Some(device) => device.run(&runner, batches, ddp, optimizer, metrics, (lr, exact)),
-            None => runner.run(batches, ddp, optimizer, metrics, lr),
+            Some(device) => device.run(&runner, batches, &mut parts, exact),
+            None => runner.run(batches, &mut parts),
         };
         let mut outcome = match result {
             Err(error @ TrainError::NonFinite { good, .. }) => {
@@ -204,12 +215,10 @@ impl Loop<'_, '_> {
             Ok(Attempt::Done(outcome)) => outcome,
             Err(error) => return Err(error),
         };
-        if let Some(ema) = &mut self.ema {
-            ema.update(&self.fit.params);
-        }
+        self.averages.update(step + 1);
         outcome.step_s = started.elapsed().as_secs_f64();
         self.tell_device(outcome.step_s)?;
-        self.count(&outcome);
+        self.count(&outcome, samples);
         Ok(Some(outcome))
     }
 
@@ -232,12 +241,12 @@ impl Loop<'_, '_> {
         self.carried_sums = sums;
     }
 
-    fn count(&mut self, outcome: &StepOutcome) {
+    fn count(&mut self, outcome: &StepOutcome, samples: u64) {
         self.state.step += 1;
         self.state.train_s += outcome.step_s;
-        self.state.samples += self.planner.global_batch;
+        self.state.samples += samples;
         self.steps_here += 1;
-        self.samples_here += self.planner.global_batch;
+        self.samples_here += samples;
         self.train_s_here += outcome.step_s;
         let progress = self.progress(outcome);
         self.observer.step(&progress);

@@ -8,23 +8,28 @@ mod relief;
 mod tell;
 
 use super::amp;
-use super::checkpoint::{CheckpointError, Checkpointer, Facts, staging_bytes};
+use super::buffers::Buffers;
+use super::checkpoint::{self, CheckpointError, Checkpointer, Facts, staging_bytes};
 use super::controls::Controls;
 use super::ddp::{Ddp, DdpError, DdpOptions};
 use super::device::{DeviceOptions, DeviceStep};
-use super::ema::Ema;
-use super::optimizer::{Optimizer, Rule};
-use super::schedule::{Monitor, Schedule};
+use super::ema::{Averages, Named};
+use super::groups::Groups;
+use super::optimizer::Optimizer;
+use super::pace::Pace;
+use super::peers::AllRanks;
+use super::schedule::{Monitor, Schedule, warmup_batches};
 use super::state::{BestState, LoopState};
 use super::trial::AmpTrial;
 use super::{Observer, TrainError};
 use crate::comm::Collective;
-use crate::data::loader::{BatchPlanner, train_order};
+use crate::data::Dataset;
+use crate::data::loader::{BatchPlanner, Cut, Ramp, train_order};
 use crate::ledger::{self, Holding, Part};
-use crate::task::{Datasets, Gallery, Metrics, Model};
+use crate::task::{Datasets, Gallery, GroupSpec, Metrics, Model};
 use crate::torch;
-use relief::Orders;
-use spec::config::{Amp, Config, OptimizerKind, TrainConfig};
+pub(super) use relief::Orders;
+use spec::config::{Amp, Config};
 use spec::plan::Plan;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -63,8 +68,10 @@ pub struct Finished {
 /// Position at which a resumed run continues.
 pub struct Resume {
     pub state: LoopState,
-    pub optimizer: Vec<(String, Tensor)>,
-    pub ema: Vec<(String, Tensor)>,
+    pub optimizer: Named,
+    pub ema: Vec<(Option<f64>, Named)>,
+    /// A model's state, and buffers that ranks do not share.
+    pub rest: Named,
 }
 
 /// A run, made ready by `rank`.
@@ -76,7 +83,11 @@ pub struct Fit<'a> {
     pub datasets: &'a Datasets,
     pub model: &'a dyn Model,
     /// Trainable parameters by name, in registration order.
-    pub params: Vec<(String, Tensor)>,
+    pub params: Named,
+    /// Tensors of the model that no gradient changes, by name; the same order on every rank.
+    pub buffers: Named,
+    /// The task's groups of parameters; none: all in one.
+    pub groups: Vec<GroupSpec>,
     pub metrics: Box<dyn Metrics>,
     /// Rank 0's, where the task has pictures to show.
     pub gallery: Option<Box<dyn Gallery>>,
@@ -105,9 +116,13 @@ struct Loop<'a, 'o> {
     on_device: Option<DeviceStep>,
     ddp: Ddp,
     optimizer: Optimizer,
+    groups: Groups,
+    buffers: Buffers,
+    /// The ranks over which layers take statistics, where they do.
+    peers: Option<Arc<AllRanks>>,
     schedule: Schedule,
     monitor: Monitor,
-    ema: Option<Ema>,
+    averages: Averages,
     state: LoopState,
     /// Sums of the running epoch before a resume; they count on rank 0.
     carried_sums: Vec<f64>,
@@ -138,41 +153,44 @@ impl<'a> Fit<'a> {
 impl<'a, 'o> Loop<'a, 'o> {
     fn new(fit: Fit<'a>, resume: Option<Resume>, observer: &'o mut dyn Observer) -> Result<Self, TrainError> {
         let (config, train) = (fit.config, &fit.config.train);
-        let mut planner = BatchPlanner {
-            order: train_order(fit.datasets.train.as_ref(), &config.data, config.seed)?,
-            global_batch: fit.plan.batch.global_batch as u64,
-            micro_batch: fit.plan.batch.micro_batch as u64,
-            rank: fit.collective.rank() as u64,
-            world_size: fit.collective.world_size() as u64,
-            drop_last: true,
-        }
-        .checked()?;
+        let (rank, world) = (fit.collective.rank() as u64, fit.collective.world_size() as u64);
+        let mut planner = planner(config, fit.plan, fit.datasets.train.as_ref(), (rank, world))?;
         let on_device = fit.device.is_cuda() || fit.device_options.always;
         let (narrow, note) = amp::narrow_kind(train.amp, on_device);
         if let Some(note) = note.filter(|_| planner.rank == 0) {
             observer.line(note.to_owned());
         }
-        let steps_per_epoch = planner.steps_per_epoch();
-        let options = DdpOptions { bucket_mb: config.ddp.bucket_mb, ..DdpOptions::default() };
-        let params = fit.params.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
-        let ddp = Ddp::new(params, Arc::clone(&fit.collective), options)?;
-        let mut optimizer = Optimizer::new(rule(train), &ddp)?;
-        let mut ema = train.ema_decay.map(|decay| Ema::new(decay, &fit.params));
-        let held = hold_model(&fit, optimizer.moments() + usize::from(ema.is_some()));
+        let pace = Pace::of(&planner, train.gradient_accumulation_steps as u64);
+        let (ddp, groups) = parallel(&fit)?;
+        let mut optimizer = Optimizer::with_groups(groups.rules.clone(), &ddp)?;
+        let clone = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.shallow_clone());
+        let named = fit.buffers.iter().map(clone).collect();
+        let mut buffers = Buffers::new("buffers", named, config.ddp.buffers, Arc::clone(&fit.collective))?;
+        let together = (config.ddp.buffers, &fit.collective);
+        let mut averages = Averages::new(train, &fit.params, buffers.named(), together)?;
+        let held = hold_model(&fit, optimizer.moments(), &averages);
         // Scanning files and drawing weights left free pieces behind: memory of a step does not lie where they do.
         torch::release_caches();
-        let mut schedule = Schedule::new(train, steps_per_epoch);
+        let mut state = LoopState {
+            steps_per_epoch: planner.steps_per_epoch(),
+            early: pace.early().to_vec(),
+            ..LoopState::default()
+        };
+        let mut schedule = Schedule::new(train, pace);
         let mut monitor = Monitor::new(train);
-        let mut state = LoopState { steps_per_epoch, ..LoopState::default() };
         if let Some(resume) = resume {
             let imported = optimizer.import(&ddp, &resume.optimizer);
             imported.map_err(|error| of_another_optimizer(error, fit.checkpoint_dir, resume.state.step))?;
-            if let Some(ema) = &mut ema {
-                ema.load(&resume.ema);
+            for rate in averages.load(&resume.ema) {
+                observer.line(format!("the checkpoint has no average with decay {rate}: it begins at the weights"));
             }
+            let all = std::iter::once(&mut buffers).chain(averages.buffers());
+            all.into_iter().try_for_each(|buffers| buffers.restore(&resume.rest))?;
+            let path = fit.checkpoint_dir.join(format!("step-{}", resume.state.step));
+            take_state(&path, &resume.rest, fit.model)?;
+            same_epochs(&resume.state, &state)?;
             state = resume.state;
             planner.micro_batch = state.micro_batch(planner.micro_batch);
-            same_epochs(state.steps_per_epoch, steps_per_epoch)?;
             if let Some(saved) = state.schedule.take() {
                 schedule.restore(saved);
             }
@@ -181,13 +199,16 @@ impl<'a, 'o> Loop<'a, 'o> {
             }
         }
         let scaler = (narrow == Some(Kind::Half)).then(|| state.scaler.take().unwrap_or_default());
-        let new = || DeviceStep::new(fit.device, scaler, train.cuda_graph, fit.device_options);
+        let graph = (train.cuda_graph, groups.rules.len());
+        let new = || DeviceStep::new(fit.device, scaler, graph, fit.device_options);
         let on_device = on_device.then(new).transpose()?;
         let carried_sums = if planner.rank == 0 { std::mem::take(&mut state.train_sums) } else { Vec::new() };
         let saved_step = (state.step > 0).then_some(state.step);
+        let together = train.sync_batchnorm && world > 1;
         Ok(Self {
             orders: Orders::new(Arc::clone(&fit.controls)),
             val_batch: fit.plan.batch.val_batch,
+            peers: together.then(|| Arc::new(AllRanks::new(Arc::clone(&fit.collective)))),
             fit,
             observer,
             planner,
@@ -196,9 +217,11 @@ impl<'a, 'o> Loop<'a, 'o> {
             on_device,
             ddp,
             optimizer,
+            groups,
+            buffers,
             schedule,
             monitor,
-            ema,
+            averages,
             state,
             carried_sums,
             last_values: BTreeMap::new(),
@@ -212,11 +235,85 @@ impl<'a, 'o> Loop<'a, 'o> {
     }
 }
 
-/// Weights, gradients and `more` tensors of their size, where they lie in host memory. Gradients lie where ranks meet.
-fn hold_model(fit: &Fit, more: usize) -> [Holding; 2] {
-    let one = if fit.device.is_cuda() { 0 } else { staging_bytes(fit.params.iter().map(|(_, tensor)| tensor)) };
+/// How training cuts the data set's epochs into batches, for one rank of `world`.
+///
+/// # Errors
+/// Sizes that do not go together.
+pub fn planner(
+    config: &Config,
+    plan: &Plan,
+    dataset: &dyn Dataset,
+    (rank, world): (u64, u64),
+) -> Result<BatchPlanner, TrainError> {
+    let train = &config.train;
+    let mut planner = BatchPlanner {
+        order: train_order(dataset, &config.data, config.seed)?,
+        global_batch: plan.batch.global_batch as u64,
+        micro_batch: plan.batch.micro_batch as u64,
+        rank,
+        world_size: world,
+        drop_last: true,
+        cut: Cut { even: train.sync_batchnorm && world > 1, ..Cut::default() },
+    }
+    .checked()?;
+    let accumulation = train.gradient_accumulation_steps as u64;
+    if train.warmup_accumulation {
+        let batches = warmup_batches(train, planner.steps_per_epoch());
+        planner.cut.ramp = Ramp::new(planner.order.len, planner.global_batch, accumulation, batches);
+    }
+    let least = planner.global_batch / accumulation.max(1);
+    let (fewest, most) = (least / world, least.div_ceil(world).div_ceil(planner.micro_batch));
+    if planner.cut.even && fewest < most {
+        return Err(TrainError::Config(format!(
+            "train.sync_batchnorm: batches of {least} samples in micro-batches of {} leave some of {world} ranks without a \
+             sample in some of them: raise train.microbatch or train.batch_size, or use fewer ranks",
+            planner.micro_batch
+        )));
+    }
+    Ok(planner)
+}
+
+/// Parameters and gradients in flat tensors, sorted by the task's groups.
+fn parallel(fit: &Fit) -> Result<(Ddp, Groups), TrainError> {
+    let names: Vec<String> = fit.params.iter().map(|(name, _)| name.clone()).collect();
+    let groups = Groups::new(&fit.config.train, fit.groups.clone(), &names)?;
+    let options = DdpOptions {
+        bucket_mb: fit.config.ddp.bucket_mb,
+        groups: groups.of.clone(),
+        shared: fit.plan.batch.global_batch * fit.model.share_width(),
+        ..DdpOptions::default()
+    };
+    let params = fit.params.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
+    Ok((Ddp::new(params, Arc::clone(&fit.collective), options)?, groups))
+}
+
+/// Prefix of a model's state among the tensors of a checkpoint that are neither parameters nor buffers.
+const STATE: &str = "model.";
+
+/// The model's state as a checkpoint keeps it.
+fn named_state(model: &dyn Model) -> Named {
+    model.state().into_iter().map(|(name, tensor)| (format!("{STATE}{name}"), tensor)).collect()
+}
+
+/// Copies the saved state into the model's.
+fn take_state(path: &Path, saved: &[(String, Tensor)], model: &dyn Model) -> Result<(), TrainError> {
+    let own = saved.iter().filter(|(name, _)| name.starts_with(STATE));
+    let own: Named = own.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    Ok(checkpoint::apply(&path.join("loop.safetensors"), &own, &named_state(model))?)
+}
+
+/// Weights, gradients, moments, averages and buffers, where they lie in host memory. Gradients lie where ranks meet.
+fn hold_model(fit: &Fit, moments: usize, averages: &Averages) -> [Holding; 2] {
+    if fit.device.is_cuda() {
+        return [ledger::hold(Part::Model, 0), ledger::hold(Part::ModelShared, 0)];
+    }
+    let bytes = |named: &Named| staging_bytes(named.iter().map(|(_, tensor)| tensor));
+    let one = bytes(&fit.params);
+    let averaged: u64 = averages.tensors().iter().map(bytes).sum();
+    // Buffers as they are, and as they were before the step.
+    let all = one * (2 + moments as u64) + averaged + 2 * bytes(&fit.buffers) + bytes(&fit.model.state());
     let shared = if fit.collective.world_size() > 1 { one } else { 0 };
-    [ledger::hold(Part::Model, one * (2 + more as u64)), ledger::hold(Part::ModelShared, shared)]
+    [ledger::hold(Part::Model, all), ledger::hold(Part::ModelShared, shared)]
 }
 
 fn of_another_optimizer(error: DdpError, checkpoint_dir: &Path, step: u64) -> TrainError {
@@ -229,24 +326,22 @@ fn of_another_optimizer(error: DdpError, checkpoint_dir: &Path, step: u64) -> Tr
     }
 }
 
-fn same_epochs(saved: u64, here: u64) -> Result<(), TrainError> {
-    if saved == here {
-        return Ok(());
+fn same_epochs(saved: &LoopState, here: &LoopState) -> Result<(), TrainError> {
+    let (was, is) = (saved.steps_per_epoch, here.steps_per_epoch);
+    if was != is {
+        return Err(TrainError::Config(format!(
+            "the checkpoint counts {was} steps per epoch, this run {is}: the training data or the global batch changed; \
+             start afresh, or give the old data back"
+        )));
     }
-    Err(TrainError::Config(format!(
-        "the checkpoint counts {saved} steps per epoch, this run {here}: the training data or the global batch changed; \
-         start afresh, or give the old data back"
-    )))
-}
-
-/// The optimizer's rule as the config has it.
-fn rule(train: &TrainConfig) -> Rule {
-    let TrainConfig { betas, eps, weight_decay, momentum, .. } = *train;
-    match train.optimizer {
-        OptimizerKind::Adamw => Rule::AdamW { betas, eps, weight_decay },
-        OptimizerKind::Adam => Rule::Adam { betas, eps, weight_decay },
-        OptimizerKind::Sgd => Rule::Sgd { momentum, nesterov: false, weight_decay },
+    if saved.early != here.early {
+        return Err(TrainError::Config(format!(
+            "the checkpoint's first epochs have {:?} steps, this run's {:?}: keep train.warmup_accumulation, the warm-up and \
+             train.gradient_accumulation_steps as they were",
+            saved.early, here.early
+        )));
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ struct Pending {
 }
 
 /// Orders of this rank: those that wait, and the way to do the others.
-pub(super) struct Orders {
+pub(in crate::train) struct Orders {
     pub controls: Arc<Controls>,
     halvings: Vec<Pending>,
     stops: Vec<Pending>,
@@ -82,7 +82,7 @@ impl Orders {
     }
 
     /// One order for smaller micro-batches is done: all ranks have agreed on it.
-    fn halved(&mut self, step: u64, text: String, effect: Effect, observer: &mut dyn Observer) {
+    pub fn halved(&mut self, step: u64, text: String, effect: Effect, observer: &mut dyn Observer) {
         if !self.halvings.is_empty() {
             answer(self.halvings.remove(0), step, text, effect, observer);
         }

@@ -14,8 +14,8 @@ impl Loop<'_, '_> {
     pub(super) fn progress(&self, outcome: &StepOutcome) -> Progress {
         Progress {
             phase: Phase::Train,
-            epoch: (self.state.step - 1) / self.state.steps_per_epoch + 1,
-            epochs: self.steps_total().div_ceil(self.state.steps_per_epoch),
+            epoch: self.state.epochs_of(self.state.step),
+            epochs: self.state.epochs_of(self.steps_total()),
             step: self.state.step,
             steps: self.steps_total(),
             loss: outcome.loss,
@@ -47,13 +47,15 @@ impl Loop<'_, '_> {
         self.last_values.extend(metrics.clone());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         metrics.retain(|_, value| value.is_finite());
+        metrics.extend(self.groups.names.iter().zip(&outcome.lrs).map(|(name, lr)| (format!("lr.{name}"), *lr)));
+        let samples = self.planner.step_samples(epoch, self.step_before(epoch));
         Ok(MetricsRecord {
             t: now.as_secs_f64(),
             step: self.state.step,
             epoch: epoch + 1,
             loss: outcome.loss,
             lr: outcome.lr,
-            samples_per_s: self.planner.global_batch as f64 / outcome.step_s.max(1e-9),
+            samples_per_s: samples as f64 / outcome.step_s.max(1e-9),
             data_wait_s: outcome.data_wait_s,
             step_s: outcome.step_s,
             grad_norm: outcome.grad_norm,
@@ -63,6 +65,11 @@ impl Loop<'_, '_> {
             files_skipped: self.files_skipped(),
             metrics,
         })
+    }
+
+    /// Place in `epoch` of the step that was counted last.
+    fn step_before(&self, epoch: u64) -> u64 {
+        self.state.step.saturating_sub(1).saturating_sub(self.state.steps_of(epoch))
     }
 
     /// A warning for each file that reading found to be unusable since the last call, on any rank. All ranks call it.
@@ -111,7 +118,7 @@ impl Loop<'_, '_> {
 
     /// Prints one line: `epoch 3/10, val: loss 0.1234, mae_deg 6.789 (best)`.
     pub(super) fn tell_epoch(&mut self, epoch: u64, improved: bool) {
-        let epochs = self.steps_total().div_ceil(self.state.steps_per_epoch);
+        let epochs = self.state.epochs_of(self.steps_total());
         let best = if improved { " (best)" } else { "" };
         let values = told(&self.last_values, &self.headline("val."), "val.");
         self.observer.line(format!("epoch {}/{epochs}, val: {values}{best}", epoch + 1));

@@ -14,6 +14,7 @@ use tch::nn;
 
 mod memory;
 mod orders;
+mod rich;
 
 const GLOBAL_BATCH: usize = 12;
 const INPUTS: i64 = 5;
@@ -25,7 +26,7 @@ struct Points {
 }
 
 fn points(len: usize) -> Arc<dyn Dataset> {
-    let field = |name, n| FieldSpec { name, shape: vec![n], dtype: Dtype::F32 };
+    let field = |name, n| FieldSpec::new(name, &[n], Dtype::F32);
     Arc::new(Points { len, fields: [field("x", INPUTS as usize), field("y", 1)] })
 }
 
@@ -66,6 +67,7 @@ const TOO_MUCH: i64 = 1 << 50;
 /// Two layers. Training pass number `n` (from 0) of a rank fails where `faults` has `(n, place)`.
 struct Net {
     layers: [nn::Linear; 2],
+    rich: Option<rich::Rich>,
     faults: Vec<(usize, Place)>,
     /// Evaluation fails with more samples than this.
     most_in_evaluation: usize,
@@ -75,7 +77,7 @@ struct Net {
 }
 
 impl Net {
-    fn new(vs: &nn::Path, faults: Vec<(usize, Place)>, most_in_evaluation: usize) -> Self {
+    fn new(vs: &nn::Path, faults: Vec<(usize, Place)>, most_in_evaluation: usize, rich: bool) -> Self {
         let layers =
             [nn::linear(vs / "a", INPUTS, 8, Default::default()), nn::linear(vs / "b", 8, 1, Default::default())];
         for (seed, layer) in layers.iter().enumerate() {
@@ -84,7 +86,8 @@ impl Net {
                 tch::no_grad(|| tensor.shallow_clone().copy_(&(values.sin() * 0.4).view(tensor.size().as_slice())));
             }
         }
-        Self { layers, faults, most_in_evaluation, passes: AtomicUsize::new(0), seen: Mutex::default() }
+        let rich = rich.then(|| rich::Rich::new(vs));
+        Self { layers, rich, faults, most_in_evaluation, passes: AtomicUsize::new(0), seen: Mutex::default() }
     }
 
     fn fault(&self, batch: &Batch, train: bool) -> Option<Place> {
@@ -100,7 +103,11 @@ impl Net {
 impl Model for Net {
     fn forward(&self, batch: &Batch, train: bool) -> Output {
         let fault = self.fault(batch, train);
-        let mut hidden = batch.fields[0].apply(&self.layers[0]).tanh();
+        let mut hidden = batch.fields[0].apply(&self.layers[0]);
+        if let Some(rich) = &self.rich {
+            hidden = rich.hidden(&hidden, batch, train);
+        }
+        hidden = hidden.tanh();
         match fault {
             Some(Place::Forward) => drop(Tensor::empty([TOO_MUCH], (Kind::Float, Device::Cpu))),
             // No memory is needed forward: the gradient of a selection has the size of what was selected from.
@@ -111,8 +118,29 @@ impl Model for Net {
             None => {}
         }
         let prediction = hidden.apply(&self.layers[1]);
-        let loss = (&prediction - &batch.fields[1]).square().mean(Kind::Float);
-        Output { loss, prediction: prediction.detach() }
+        let losses = (&prediction - &batch.fields[1]).square();
+        if let Some(rich) = &self.rich {
+            return rich.output(&losses, &prediction);
+        }
+        Output::new(losses.mean(Kind::Float), prediction.detach())
+    }
+
+    fn share_width(&self) -> usize {
+        self.rich.as_ref().map_or(0, |_| 2)
+    }
+
+    fn shared(&self, values: &Tensor) {
+        if let Some(rich) = &self.rich {
+            rich.shared(values);
+        }
+    }
+
+    fn state(&self) -> Vec<(String, Tensor)> {
+        self.rich.as_ref().map(|rich| vec![("history".into(), rich.history.shallow_clone())]).unwrap_or_default()
+    }
+
+    fn reads_step(&self) -> bool {
+        self.rich.is_some()
     }
 }
 
@@ -216,6 +244,13 @@ struct Job {
     most_in_evaluation: usize,
     ema: Option<f64>,
     cleanup_every: u64,
+    /// With batch normalisation, draws and numbers that ranks share.
+    rich: bool,
+    /// Further changes of the config.
+    change: fn(&mut Config),
+    groups: Vec<GroupSpec>,
+    /// Numbers of a step stay on the device.
+    on_device: bool,
 }
 
 impl Job {
@@ -231,6 +266,10 @@ impl Job {
             most_in_evaluation: usize::MAX,
             ema: None,
             cleanup_every: 0,
+            rich: false,
+            change: |_| (),
+            groups: Vec::new(),
+            on_device: false,
         }
     }
 
@@ -240,7 +279,7 @@ impl Job {
         config.train.num_epochs = 1000;
         config.train.learning_rate = 0.02;
         config.train.scheduler = spec::config::SchedulerKind::None;
-        config.train.ema_decay = self.ema;
+        config.train.ema_decay = self.ema.map(spec::config::Rates::one).unwrap_or_default();
         config.train.early_stopping = false;
         config.train.warmup_epochs = 0.0;
         config.train.restore_best_weights = false;
@@ -249,6 +288,7 @@ impl Job {
         config.log.log_every = 1;
         config.log.save_every = 0;
         config.memory.cleanup_every = self.cleanup_every;
+        (self.change)(&mut config);
         config
     }
 
@@ -268,6 +308,10 @@ struct Ended {
     /// Samples of every training pass, failed ones included.
     seen: Vec<Vec<u64>>,
     params: Vec<f32>,
+    /// One after the other, by name.
+    buffers: Vec<f64>,
+    /// The model's state.
+    state: Vec<f64>,
 }
 
 fn quiet(_: usize, _: Event, _: &Controls) {}
@@ -295,13 +339,15 @@ fn run_with(job: &Job, script: &Script) -> Vec<Ended> {
 fn run_rank(job: &Job, collective: Arc<dyn Collective>, script: &Script) -> Ended {
     let (config, plan, rank) = (job.config(), job.plan(), collective.rank());
     let vs = nn::VarStore::new(Device::Cpu);
-    let net = Net::new(&vs.root(), job.faults[rank].clone(), job.most_in_evaluation);
-    let mut params: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
-    params.sort_by(|a, b| a.0.cmp(&b.0));
+    let net = Net::new(&vs.root(), job.faults[rank].clone(), job.most_in_evaluation, job.rich);
+    let mut whole: Named = vs.variables().into_iter().collect();
+    whole.sort_by(|a, b| a.0.cmp(&b.0));
+    let copy = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.shallow_clone());
+    let (params, buffers): (Named, Named) = whole.iter().map(copy).partition(|(_, tensor)| tensor.requires_grad());
     let resume = job.resume.map(|step| {
         let loaded = checkpoint::load(&job.dir.join(format!("step-{step}"))).unwrap();
-        checkpoint::apply(&loaded.path, &loaded.model, &params).unwrap();
-        Resume { state: loaded.state().unwrap(), optimizer: loaded.optimizer, ema: loaded.ema.unwrap_or_default() }
+        checkpoint::apply(&loaded.path, &loaded.model, &whole).unwrap();
+        Resume { state: loaded.state().unwrap(), optimizer: loaded.optimizer, ema: loaded.ema, rest: loaded.rest }
     });
     // All have read it before rank 0 may write there.
     collective.barrier().unwrap();
@@ -310,7 +356,7 @@ fn run_rank(job: &Job, collective: Arc<dyn Collective>, script: &Script) -> Ende
     let held = params.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
     let datasets = Datasets::new(points(job.samples), points(20), points(10));
     let fit = Fit {
-        device_options: crate::train::DeviceOptions::default(),
+        device_options: crate::train::DeviceOptions { always: job.on_device, ..Default::default() },
         config: &config,
         plan: &plan,
         device: Device::Cpu,
@@ -318,6 +364,8 @@ fn run_rank(job: &Job, collective: Arc<dyn Collective>, script: &Script) -> Ende
         datasets: &datasets,
         model: &net,
         params: held,
+        buffers: buffers.iter().map(copy).collect(),
+        groups: job.groups.clone(),
         metrics: Box::new(Losses::default()),
         gallery: None,
         facts: Facts::default(),
@@ -326,10 +374,18 @@ fn run_rank(job: &Job, collective: Arc<dyn Collective>, script: &Script) -> Ende
         controls,
     };
     let result = fit.run(resume, &mut spy);
+    if let Err(error) = &result {
+        collective.abort(crate::comm::CommError::GivenUp { error: error.to_string() });
+    }
     let told = spy.told;
     let flat: Vec<Tensor> = params.iter().map(|(_, t)| t.detach().reshape([-1])).collect();
+    let doubles = |named: Named| -> Vec<f64> {
+        let one = |(_, tensor): (String, Tensor)| tensor.to_kind(Kind::Double).reshape([-1]);
+        named.into_iter().flat_map(|tensor| Vec::<f64>::try_from(one(tensor)).unwrap()).collect()
+    };
+    let (buffers, state) = (doubles(buffers), doubles(net.state()));
     let seen = net.seen.into_inner().unwrap();
-    Ended { result, told, seen, params: Vec::<f32>::try_from(Tensor::cat(&flat, 0)).unwrap() }
+    Ended { result, told, seen, params: Vec::<f32>::try_from(Tensor::cat(&flat, 0)).unwrap(), buffers, state }
 }
 
 /// Samples of each pass, by how many.

@@ -42,7 +42,7 @@ fn run(rule: Rule, lr: f64, clip: f64) -> (Vec<f32>, f64) {
     for k in 0..3 {
         set_gradients(&ddp, k);
         norm = clip_grad_norm(&ddp, clip).unwrap();
-        optimizer.step(&ddp, lr * (k + 1) as f64).unwrap();
+        optimizer.step(&ddp, &[(lr * (k + 1) as f64).into()]).unwrap();
         if k == 0 {
             // Makes `w` ready before `b`, which swaps their places.
             ddp.set_sync(true);
@@ -97,7 +97,7 @@ fn state_survives_another_layout_bit_by_bit() {
     let mut a = Optimizer::new(rule, &one).unwrap();
     for k in 0..2 {
         set_gradients(&one, k);
-        a.step(&one, 0.01).unwrap();
+        a.step(&one, &[0.01.into()]).unwrap();
     }
     let state = a.export(&one).unwrap();
     let names: Vec<_> = state.iter().map(|(name, _)| name.as_str()).collect();
@@ -110,8 +110,8 @@ fn state_survives_another_layout_bit_by_bit() {
     }
     set_gradients(&one, 2);
     set_gradients(&other, 2);
-    a.step(&one, 0.01).unwrap();
-    b.step(&other, 0.01).unwrap();
+    a.step(&one, &[0.01.into()]).unwrap();
+    b.step(&other, &[0.01.into()]).unwrap();
     assert_eq!(b.steps_taken().unwrap(), 3);
     assert_eq!(values(&one), values(&other));
     one.zero_grad().unwrap();
@@ -123,7 +123,7 @@ fn state_of_another_model_is_refused_and_changes_nothing() {
     let rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
     let mut optimizer = Optimizer::new(rule, &ddp).unwrap();
     set_gradients(&ddp, 0);
-    optimizer.step(&ddp, 0.1).unwrap();
+    optimizer.step(&ddp, &[0.1.into()]).unwrap();
     let mut state = optimizer.export(&ddp).unwrap();
     state[0].1 = Tensor::from(7.0_f32);
     state[2].1 = Tensor::zeros([3], (Kind::Float, Device::Cpu));
@@ -150,7 +150,7 @@ fn clipping_and_the_update_take_no_memory_to_speak_of() {
         let mut ddp =
             Ddp::new(vec![("w".to_owned(), w)], Arc::new(Solo::new(Device::Cpu)), DdpOptions::default()).unwrap();
         let mut optimizer = Optimizer::new(rule, &ddp).unwrap();
-        let (lr, found) = (Tensor::from(0.1_f32), Tensor::from_slice(&[0_f32]));
+        let (lr, found) = (Tensor::from_slice(&[0.1_f32]), Tensor::from_slice(&[0_f32]));
         for on_device in [false, true] {
             ddp.zero_grad().unwrap();
             ddp.set_sync(true);
@@ -160,12 +160,79 @@ fn clipping_and_the_update_take_no_memory_to_speak_of() {
             let watch = torch::LiveBytes::start().unwrap();
             assert!(clip_grad_norm(&ddp, 1.0).unwrap() > 1.0);
             if on_device {
-                optimizer.step_unless(&ddp, &lr, &found).unwrap();
+                optimizer.step_unless(&ddp, &lr, &[0.1.into()], &found).unwrap();
             } else {
-                optimizer.step(&ddp, 0.1).unwrap();
+                optimizer.step(&ddp, &[0.1.into()]).unwrap();
             }
             assert!(watch.peak() < 4 * PARAMETERS / 256, "{rule:?}: {} bytes", watch.peak());
             assert_ne!(ddp.variables()[0].double_value(&[7]), before);
         }
     }
+}
+
+/// `w` in group 0 and `b` in group 1, whose rate is twice as high: otherwise as [`run`]. `momenta`: of each step.
+fn run_groups(rules: [Rule; 2], momenta: Option<[[f64; 2]; 3]>, on_device: bool) -> Vec<f32> {
+    let options = DdpOptions { groups: vec![0, 1], ..DdpOptions::default() };
+    let mut ddp = Ddp::new(variables(), Arc::new(Solo::new(Device::Cpu)), options).unwrap();
+    let mut optimizer = Optimizer::with_groups(rules.to_vec(), &ddp).unwrap();
+    for k in 0..3 {
+        set_gradients(&ddp, k);
+        let lrs = [1.0, 2.0].map(|factor| 0.01 * (k + 1) as f64 * factor);
+        let momentum = |group: usize| momenta.map(|all| all[k][group]);
+        let numbers = [0, 1].map(|group| Numbers { lr: lrs[group], momentum: momentum(group) });
+        if on_device {
+            let lrs = Tensor::from_slice(&lrs.map(|lr| lr as f32));
+            optimizer.step_unless(&ddp, &lrs, &numbers, &Tensor::from_slice(&[0_f32])).unwrap();
+            set_gradients(&ddp, 7);
+            optimizer.step_unless(&ddp, &lrs, &numbers, &Tensor::from_slice(&[1_f32])).unwrap();
+        } else {
+            optimizer.step(&ddp, &numbers).unwrap();
+        }
+        if k == 0 {
+            ddp.set_sync(true);
+            ddp.variables()[0].sum(Kind::Float).backward();
+            ddp.finish().unwrap();
+        }
+    }
+    assert_eq!(optimizer.steps_taken().unwrap(), 3);
+    values(&ddp)
+}
+
+#[test]
+fn groups_with_their_own_decay_rate_and_momentum_are_pytorchs_param_groups() {
+    let sgd = |momentum, weight_decay| Rule::Sgd { momentum, nesterov: true, weight_decay };
+    let adamw = |weight_decay| Rule::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay };
+    for on_device in [false, true] {
+        close(
+            &run_groups([sgd(0.9, 0.02), sgd(0.5, 0.0)], None, on_device),
+            &[0.423_976_213, -0.692_245_543, 1.540_197_968, 0.237_939_253, 1.811_762_214, 0.127_678_290],
+        );
+        let warm = [[0.8, 0.3], [0.85, 0.4], [0.9, 0.5]];
+        close(
+            &run_groups([sgd(0.9, 0.02), sgd(0.5, 0.0)], Some(warm), on_device),
+            &[0.427_141_517, -0.699_398_160, 1.553_681_254, 0.239_384_905, 1.871_093_512, 0.123_837_508],
+        );
+        close(
+            &run_groups([adamw(0.02), adamw(0.0)], None, on_device),
+            &[0.446_098_417, -0.938_724_995, 1.938_106_537, 0.220_233_500, 2.881_293_774, -0.066_252_083],
+        );
+    }
+}
+
+#[test]
+fn neighbours_of_a_group_are_one_range_and_kinds_do_not_mix() {
+    let parameters = |n: usize| -> Vec<(String, Tensor)> {
+        let tensor = |_| Tensor::zeros([20], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        (0..n).map(|at| (format!("p{at}"), tensor(at))).collect()
+    };
+    let options = DdpOptions { groups: vec![0, 1, 0, 1, 0], ..DdpOptions::default() };
+    let ddp = Ddp::new(parameters(5), Arc::new(Solo::new(Device::Cpu)), options).unwrap();
+    assert_eq!(ranges(ddp.layout(), ddp.groups(), 0), [(0, 96)]);
+    assert_eq!(ranges(ddp.layout(), ddp.groups(), 1), [(96, 64)]);
+    assert_eq!(ranges(ddp.layout(), &[], 0), [(0, 160)]);
+    let mixed = vec![
+        Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
+        Rule::Adam { betas: [0.9, 0.9], eps: 1e-8, weight_decay: 0.0 },
+    ];
+    assert!(Optimizer::with_groups(mixed, &ddp).err().unwrap().to_string().contains("different kinds"));
 }

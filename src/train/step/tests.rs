@@ -21,7 +21,7 @@ struct Waves {
 }
 
 fn waves(len: usize) -> Arc<dyn Dataset> {
-    let field = |name, channels| FieldSpec { name, shape: vec![WINDOW, channels], dtype: Dtype::F32 };
+    let field = |name, channels| FieldSpec::new(name, &[WINDOW, channels], Dtype::F32);
     Arc::new(Waves { len, fields: [field("emg", 16), field("joint_angles", 20)] })
 }
 
@@ -120,6 +120,8 @@ fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
     let rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
     let mut optimizer = Optimizer::new(rule, &ddp).unwrap();
     let mut metrics = EmgMetrics::new(20, 2000.0, None);
+    let mode = spec::config::BufferMode::Broadcast;
+    let mut buffers = Buffers::new("buffers", vec![], mode, Arc::clone(&solo)).unwrap();
     let dataset = waves((global_batch * steps) as usize);
     let planner = BatchPlanner {
         order: Order { len: dataset.len() as u64, seed: 3, shuffle: crate::data::loader::Shuffle::Global },
@@ -128,6 +130,7 @@ fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
         rank: 0,
         world_size: 1,
         drop_last: true,
+        cut: Default::default(),
     };
     let spec = LoaderSpec {
         threads: way.threads,
@@ -149,10 +152,17 @@ fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
             collective: solo.as_ref(),
             step,
             step_in_epoch: step,
+            epoch: 0,
             trial: false,
+            warming: false,
+            lr: 0.1,
+            numbers: &[0.1.into()],
+            peers: None,
             wishes: Wishes::default(),
         };
-        let attempt = runner.run(&mut batches, &mut ddp, &mut optimizer, &mut metrics, 0.1).unwrap();
+        let mut parts =
+            Parts { ddp: &mut ddp, optimizer: &mut optimizer, metrics: &mut metrics, buffers: &mut buffers };
+        let attempt = runner.run(&mut batches, &mut parts).unwrap();
         let Attempt::Done(outcome) = attempt else { panic!("out of memory") };
         losses.push(outcome.loss);
     }

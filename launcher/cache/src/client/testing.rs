@@ -3,7 +3,8 @@
 
 use cache::client::{CacheClient, ClientSpec};
 use cache::{CacheHost, HostPlan, PolicyKind};
-use spec::contract::cache::{CacheStats, Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
+use spec::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
+use spec::contract::wire::{Decoder, encode};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Write};

@@ -6,29 +6,6 @@ use super::task::TaskSpec;
 use super::*;
 use serde_json::Value;
 
-/// Findings of [`check()`]: errors and warnings.
-#[derive(Debug, Default)]
-pub struct Verdict {
-    pub(super) errors: Vec<String>,
-    pub(super) warnings: Vec<String>,
-}
-
-impl Verdict {
-    /// An error unless `holds`.
-    pub fn need(&mut self, holds: bool, text: impl FnOnce() -> String) {
-        if !holds {
-            self.errors.push(text());
-        }
-    }
-
-    /// A warning unless `holds`.
-    pub fn warn(&mut self, holds: bool, text: impl FnOnce() -> String) {
-        if !holds {
-            self.warnings.push(text());
-        }
-    }
-}
-
 /// Checks `config`, whose JSON is `value`.
 pub(super) fn check(config: &Config, value: &Value, schema: &Schema, task: Option<&dyn TaskSpec>) -> Verdict {
     let mut verdict = Verdict::default();
@@ -42,6 +19,7 @@ pub(super) fn check(config: &Config, value: &Value, schema: &Schema, task: Optio
     top(config, schema, task, v);
     data(&config.data, v);
     train(&config.train, v);
+    optimizer(&config.train, v);
     watch(&config.watch, v);
     if let Some(task) = task {
         let (found, losses) = (&config.train.loss_type, task.losses());
@@ -125,6 +103,38 @@ fn train(train: &TrainConfig, v: &mut Verdict) {
     v.warn(!(whole_run && train.warmup_epochs > 0.0), || {
         let (warm, all) = (train.warmup_epochs, train.num_epochs);
         format!("train.warmup_epochs {warm} ≥ train.num_epochs {all}: the learning rate never reaches its full value")
+    });
+}
+
+/// Keys that mean something only beside others.
+fn optimizer(train: &TrainConfig, v: &mut Verdict) {
+    let sgd = train.optimizer == OptimizerKind::Sgd;
+    v.need(!(sgd && train.nesterov) || train.momentum > 0.0, || {
+        "train.nesterov is true and train.momentum 0; Nesterov's form needs a momentum above 0".into()
+    });
+    v.need(!sgd || train.warmup_momentum.is_none() || train.momentum > 0.0, || {
+        "train.warmup_momentum is set and train.momentum 0; set train.momentum to where the warm-up ends".into()
+    });
+    let used = [("train.nesterov", train.nesterov), ("train.warmup_momentum", train.warmup_momentum.is_some())];
+    for (key, set) in used {
+        v.warn(sgd || !set, || format!("{key} is set, and train.optimizer is not sgd: it has no effect"));
+    }
+    let within = train.warmup_mode == WarmupMode::Within;
+    v.warn(within || train.warmup_rate == 0.0, || {
+        let rate = train.warmup_rate;
+        format!("train.warmup_rate is {rate}, which only train.warmup_mode: within reads: it has no effect")
+    });
+    v.warn(!train.warmup_accumulation || train.gradient_accumulation_steps > 1, || {
+        "train.warmup_accumulation is true and train.gradient_accumulation_steps 1: it has no effect".into()
+    });
+    let rates = &train.ema_decay.0;
+    for (at, rate) in rates.iter().enumerate() {
+        v.need(!rates[..at].contains(rate), || {
+            format!("train.ema_decay lists {rate} twice; each average needs a different decay")
+        });
+    }
+    v.warn(!rates.is_empty() || train.ema_ramp == 0.0, || {
+        "train.ema_ramp is set and train.ema_decay null: no average is taken".into()
     });
 }
 

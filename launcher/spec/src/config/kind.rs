@@ -2,7 +2,7 @@
 
 use super::keys::{Keys, Section};
 use super::literal::{flag, number, whole};
-use super::schema;
+use super::spelling::canonical;
 use super::tree::{Body, Fault, Node};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -24,6 +24,8 @@ pub enum Kind {
     Optional(&'static Kind),
     /// Words with their meaning, empty where the word says it.
     Choice(&'static [(&'static str, &'static str)]),
+    /// Null, a number, or a list of numbers.
+    Rates,
     /// A list of exactly so many numbers.
     Numbers(usize),
     List(&'static Kind),
@@ -56,6 +58,7 @@ typed! {
     String => Kind::Text,
     PathBuf => Kind::Path,
     super::Budget => Kind::Size,
+    super::Rates => Kind::Rates,
 }
 
 impl<T: Typed> Typed for Option<T> {
@@ -114,6 +117,7 @@ impl Kind {
             Kind::Choice(words) => {
                 format!("one of {}", words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", "))
             }
+            Kind::Rates => "a number, a list of numbers, or null".into(),
             Kind::Numbers(count) => format!("a list of {count} numbers"),
             Kind::List(Kind::Whole) => "a list of whole numbers".into(),
             Kind::List(Kind::Record(section)) => {
@@ -129,7 +133,7 @@ impl Kind {
     fn read_plain(&self, node: &Node) -> Option<Value> {
         let null = node.is_null();
         match (self, &node.body) {
-            (Kind::Optional(_), _) if null => Some(Value::Null),
+            (Kind::Optional(_) | Kind::Rates, _) if null => Some(Value::Null),
             // `num_workers: auto` says what leaving it out does.
             (Kind::Optional(Kind::Whole), Body::Scalar { text, .. }) if text == "auto" => Some(Value::Null),
             (Kind::Optional(kind), _) => kind.read_plain(node),
@@ -143,6 +147,8 @@ impl Kind {
             (Kind::Bytes, Body::Scalar { text, .. }) => super::budget::bytes(text).map(Value::from),
             (Kind::Number, Body::Scalar { text, plain: true }) => number(text).map(Value::from),
             (Kind::Size, Body::Scalar { text, .. }) => text.parse::<super::Budget>().ok().map(Value::from),
+            (Kind::Rates, Body::Scalar { text, plain: true }) => number(text).map(Value::from),
+            (Kind::Rates, Body::List(nodes)) => list(nodes, &Kind::Number),
             (Kind::Numbers(count), Body::List(nodes)) if nodes.len() == *count => list(nodes, &Kind::Number),
             (Kind::List(kind), Body::List(nodes)) => list(nodes, kind),
             _ => None,
@@ -200,7 +206,7 @@ fn read_record(section: &'static Section, key: &str, node: &Node, faults: &mut V
         return values;
     };
     for entry in entries {
-        let name = schema::canonical(&entry.key);
+        let name = canonical(&entry.key);
         let Some(declared) = section.keys.iter().find(|known| known.leaf() == name) else {
             let near = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &name)).unwrap_or(&"");
             faults.push((entry.at, format!("unknown key {key}.{}; did you mean {key}.{near}?", entry.key)));
@@ -213,7 +219,7 @@ fn read_record(section: &'static Section, key: &str, node: &Node, faults: &mut V
             Err(more) => faults.extend(more),
         }
     }
-    let written: Vec<String> = entries.iter().map(|entry| schema::canonical(&entry.key)).collect();
+    let written: Vec<String> = entries.iter().map(|entry| canonical(&entry.key)).collect();
     for name in known.iter().filter(|name| !written.iter().any(|w| w == *name)) {
         faults.push((node.at, format!("{key}: {name} is missing")));
     }

@@ -1,9 +1,10 @@
 //! The resolved configuration: what every room of Headroom reads. Nothing here depends on the machine.
 
-use super::keys::{Keys, keys};
+use super::keys::Keys;
 use super::sections::*;
 use super::task::TaskSpec;
 use super::{ConfigError, Kind};
+use crate::keys;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -16,6 +17,9 @@ keys! {
         name: String = "default".into();
         /// The task that is trained. Left out, it is the task whose section is written, else the first.
         task: String = String::new(), kind = Kind::Word;
+        /// The stage of the task that this config is of, where the task has stages; `launch` sets it for each stage in turn,
+        /// `--stage` chooses one. Null: all stages, one after the other.
+        stage: Option<String> = None;
         /// Seed of everything random: split, order of samples, initial weights, dropout.
         seed: u64 = 42, aliases = &["train.seed"];
     }
@@ -52,7 +56,12 @@ pub struct TaskSections(BTreeMap<String, Value>);
 impl Config {
     /// Defaults of a task for keys that are left out.
     pub fn of(task: &dyn TaskSpec) -> Self {
-        let mut config = Self { task: task.name().into(), ..Self::default() };
+        Self::of_stage(task, None)
+    }
+
+    /// Defaults of one stage of a task.
+    pub fn of_stage(task: &dyn TaskSpec, stage: Option<&str>) -> Self {
+        let mut config = Self { task: task.name().into(), stage: stage.map(str::to_owned), ..Self::default() };
         config.tasks.0.insert(task.name().into(), (task.section().defaults)());
         task.defaults(&mut config);
         config

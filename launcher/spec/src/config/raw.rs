@@ -2,6 +2,8 @@
 
 use super::layer::{Layer, Source};
 use super::schema::{self, Schema};
+use super::spelling::canonical;
+use super::stages::{self, Stages};
 use super::task::TaskSpec;
 use super::tree::{self, Body, Mark, Node};
 use super::{Config, ConfigError, DeviceChoice, PROFILES, Place, Problem, check, literal};
@@ -29,7 +31,8 @@ pub struct RawConfig {
     /// The meaning of `~` in paths.
     home: Option<PathBuf>,
     base: Layer,
-    profiles: BTreeMap<String, Layer>,
+    stages: Stages,
+    profiles: BTreeMap<String, (Layer, Stages)>,
 }
 
 impl RawConfig {
@@ -67,15 +70,18 @@ impl RawConfig {
         let place = |at| Place::Mark { file: file.to_string(), at };
         let fault = |(at, text)| ConfigError::Problems(vec![Problem::new(place(at), text)]);
         let (schema, base, profiles) = (Arc::new(Schema::of(tasks)), Layer::default(), BTreeMap::new());
-        let mut raw = Self { schema, file: file.to_string(), home: None, base, profiles };
+        let stages = Stages::default();
+        let mut raw = Self { schema, file: file.to_string(), home: None, base, stages, profiles };
         let mut problems = Vec::new();
         let root = tree::parse(text).map_err(fault)?;
         match root.map(|node| (node.at, node.is_null(), node.body)) {
             None | Some((_, true, _)) => {}
             Some((_, _, Body::Map(entries))) => {
                 let (profiles, base): (Vec<_>, Vec<_>) =
-                    entries.into_iter().partition(|entry| schema::canonical(&entry.key) == "profiles");
+                    entries.into_iter().partition(|entry| canonical(&entry.key) == "profiles");
+                let (stages, base) = Stages::split(base);
                 raw.base = Layer::read(&raw.schema, &base, "", &Source::File(file), &mut problems);
+                raw.stages = Stages::read(&raw.schema, &stages, "", file, &mut problems);
                 profiles.iter().for_each(|entry| raw.take_profiles(&entry.value, &mut problems));
             }
             Some((at, _, _)) => {
@@ -101,7 +107,7 @@ impl RawConfig {
             return;
         };
         for entry in entries {
-            let name = schema::canonical(&entry.key);
+            let name = canonical(&entry.key);
             match &entry.value.body {
                 _ if !PROFILES.contains(&name.as_str()) => {
                     bad(entry.at, format!("unknown profile {}; the profiles there are: {known}", entry.key))
@@ -109,12 +115,14 @@ impl RawConfig {
                 Body::Map(inner) => {
                     let mut found = Vec::new();
                     let inside = format!("profiles.{name}.");
-                    let layer = Layer::read(&self.schema, inner, &inside, &Source::File(&file), &mut found);
+                    let (stages, inner) = Stages::split(inner.clone());
+                    let layer = Layer::read(&self.schema, &inner, &inside, &Source::File(&file), &mut found);
+                    let stages = Stages::read(&self.schema, &stages, &inside, &file, &mut found);
                     found.into_iter().for_each(|problem| match problem.place {
                         Place::Mark { at, .. } => bad(at, problem.text),
                         _ => bad(entry.at, problem.text),
                     });
-                    self.profiles.insert(name, layer);
+                    self.profiles.insert(name, (layer, stages));
                 }
                 _ if entry.value.is_null() => {}
                 _ => bad(entry.value.at, format!("profiles.{name}: expected a section")),
@@ -127,7 +135,7 @@ impl RawConfig {
     /// # Errors
     /// As [`RawConfig::resolve`] for `sets`.
     pub fn device(&self, sets: &[String]) -> Result<DeviceChoice, ConfigError> {
-        let overrides = self.read_sets(sets)?;
+        let (overrides, _) = self.read_sets(sets)?;
         let chosen = overrides.iter().rev().chain([&self.base]).find_map(|layer| layer.get("train.device"));
         Ok(chosen.and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or(DeviceChoice::Auto))
     }
@@ -142,17 +150,36 @@ impl RawConfig {
 
     /// As [`RawConfig::resolve`], with what is worth a line to the user: keys without effect, doubtful values.
     pub fn resolve_with_notes(&self, profile: &str, sets: &[String]) -> Result<(Config, Vec<String>), ConfigError> {
+        self.resolve_stage(profile, sets, None)
+    }
+
+    /// As [`RawConfig::resolve_with_notes`], for one stage of the task: the stage's own keys come after the file's, the profile's,
+    /// and the overrides for all.
+    pub fn resolve_stage(
+        &self,
+        profile: &str,
+        sets: &[String],
+        stage: Option<&str>,
+    ) -> Result<(Config, Vec<String>), ConfigError> {
         let here = || Place::Resolved { file: self.file.clone() };
         let fail = |text: String| ConfigError::Problems(vec![Problem::new(here(), text)]);
         if !PROFILES.contains(&profile) {
             return Err(fail(format!("unknown profile {profile}; the profiles there are: {}", PROFILES.join(", "))));
         }
-        let overrides = self.read_sets(sets)?;
-        let layers: Vec<&Layer> =
-            [&self.base].into_iter().chain(self.profiles.get(profile)).chain(&overrides).collect();
+        let (mut overrides, of_stages) = self.read_sets(sets)?;
+        let own = |stages: &Stages| stage.and_then(|stage| stages.layer(stage)).cloned().unwrap_or_default();
+        let (base, (profiled, of_profile)) =
+            (own(&self.stages), self.profiles.get(profile).cloned().unwrap_or_default());
+        let of_profile = own(&of_profile);
+        overrides
+            .extend(of_stages.iter().filter(|(name, _)| Some(name.as_str()) == stage).map(|(_, layer)| layer.clone()));
+        let layers: Vec<&Layer> = [&self.base, &base, &profiled, &of_profile].into_iter().chain(&overrides).collect();
         let name = self.task_of(&layers);
         let task = self.schema.task(&name);
-        let config = task.map_or_else(|| Config { task: name, ..Config::default() }, Config::of);
+        let written = layers.iter().rev().find_map(|layer| layer.get("stage").and_then(Value::as_str));
+        let stage = stage.or(written);
+        let config =
+            task.map_or_else(|| Config { task: name, ..Config::default() }, |task| Config::of_stage(task, stage));
         let config = Config { name: self.stem(), ..config };
         let mut notes = Vec::new();
         let mut value = serde_json::to_value(&config).map_err(|e| fail(e.to_string()))?;
@@ -162,10 +189,14 @@ impl RawConfig {
         }
         let blame = |text: String| Problem::new(self.place_of(&text, &layers, &overrides), text);
         let homeless = self.expand_home(&mut value);
+        if let Some(stage) = stage {
+            value["stage"] = stage.into();
+        }
         let config: Config = serde_json::from_value(value.clone()).map_err(|e| fail(e.to_string()))?;
         config.check_sections(self.schema.tasks()).map_err(fail)?;
         let verdict = check::check(&config, &value, &self.schema, task);
-        let errors: Vec<Problem> = homeless.into_iter().chain(verdict.errors).map(blame).collect();
+        let mut errors: Vec<Problem> = homeless.into_iter().chain(verdict.errors).map(blame).collect();
+        errors.extend(self.unknown_stages(&config, task, &of_stages));
         if !errors.is_empty() {
             return Err(ConfigError::Problems(errors));
         }
@@ -177,6 +208,22 @@ impl RawConfig {
             notes.push(format!("{}: {why}", self.file));
         }
         Ok((config, notes))
+    }
+
+    /// Complaints about stages that the task does not have, wherever they are named.
+    fn unknown_stages(&self, config: &Config, task: Option<&dyn TaskSpec>, sets: &[(String, Layer)]) -> Vec<Problem> {
+        let Some(task) = task else { return Vec::new() };
+        let known: Vec<&str> = task.stages(config).iter().map(|stage| stage.name).collect();
+        let marks = self.stages.names().chain(self.profiles.values().flat_map(|(_, stages)| stages.names()));
+        let mark = |at| Place::Mark { file: self.file.clone(), at };
+        let of_sets = sets.iter().map(|(name, layer)| {
+            let key = layer.keys().next().and_then(|key| layer.place(key));
+            (name.as_str(), key.cloned().unwrap_or_else(|| Place::Resolved { file: self.file.clone() }))
+        });
+        let named = marks.map(|(name, at)| (name, mark(at))).chain(of_sets);
+        let written = config.stage.as_deref().map(|stage| (stage, Place::Resolved { file: self.file.clone() }));
+        let unknown = named.chain(written).filter(|(name, _)| !known.contains(name));
+        unknown.map(|(name, place)| stages::unknown(place, name, task.name(), &known)).collect()
     }
 
     /// Replaces `~` at the beginning of paths; returns a line for each that cannot be.
@@ -229,10 +276,21 @@ impl RawConfig {
         written.unwrap_or_else(name).to_string()
     }
 
-    fn read_sets(&self, sets: &[String]) -> Result<Vec<Layer>, ConfigError> {
-        let mut problems = Vec::new();
-        let layers = sets.iter().map(|set| read_set(&self.schema, set, &mut problems)).collect();
-        if problems.is_empty() { Ok(layers) } else { Err(ConfigError::Problems(problems)) }
+    /// Overrides for all stages, and those for one.
+    fn read_sets(&self, sets: &[String]) -> Result<Overrides, ConfigError> {
+        let (mut problems, mut layers, mut of_stages) = (Vec::new(), Vec::new(), Vec::new());
+        for set in sets {
+            match stages::of_set(set) {
+                Some((stage, rest)) => {
+                    let inside = format!("{}.{stage}.", stages::SECTION);
+                    let layer = read_set(&self.schema, (set, rest), &inside, &mut problems);
+                    problems.extend(stages::of_the_run(&layer, &inside));
+                    of_stages.push((stage, layer));
+                }
+                None => layers.push(read_set(&self.schema, (set, set), "", &mut problems)),
+            }
+        }
+        if problems.is_empty() { Ok((layers, of_stages)) } else { Err(ConfigError::Problems(problems)) }
     }
 
     fn stem(&self) -> String {
@@ -241,9 +299,14 @@ impl RawConfig {
     }
 }
 
+/// Overrides for all stages, and those for one with its name.
+type Overrides = (Vec<Layer>, Vec<(String, Layer)>);
+
 /// One `key=value`; the value is YAML, so lists work: `data.split_ratio=[0.8,0.1,0.1]`.
-fn read_set(schema: &Schema, set: &str, problems: &mut Vec<Problem>) -> Layer {
-    let source = Source::Set(set);
+///
+/// `whole`: as it was typed; `set`: without what is `inside`.
+fn read_set(schema: &Schema, (whole, set): (&str, &str), inside: &str, problems: &mut Vec<Problem>) -> Layer {
+    let source = Source::Set(whole);
     let Some((key, text)) = set.split_once('=').filter(|(key, _)| !key.trim().is_empty()) else {
         problems.push(Problem::new(source.place(Mark::default()), "expected key=value, such as train.batch_size=32"));
         return Layer::default();
@@ -257,7 +320,7 @@ fn read_set(schema: &Schema, set: &str, problems: &mut Vec<Problem>) -> Layer {
         }
     };
     let entry = tree::Entry { key: key.trim().to_string(), at: Mark::default(), value, merged: false };
-    Layer::read(schema, &[entry], "", &source, problems)
+    Layer::read(schema, &[entry], inside, &source, problems)
 }
 
 fn not_found(name: &str, folders: &[PathBuf]) -> ConfigError {

@@ -1,8 +1,9 @@
 //! General sections: keys that every task has.
 
 use super::Kind;
-use super::keys::{choices, keys};
 use super::range::Range::{Above, AtLeast, Filled, Share, Within};
+use super::rates::Rates;
+use crate::{choices, keys};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -107,6 +108,8 @@ keys! {
         optimizer: OptimizerKind = OptimizerKind::Adamw, aliases = &["train.optim.type"];
         /// `sgd`: momentum.
         momentum: f64 = 0.9, range = Share;
+        /// `sgd`: Nesterov's form of the momentum.
+        nesterov: bool = false;
         /// `adam` and `adamw`: decay of the two moments.
         betas: [f64; 2] = [0.9, 0.999], range = Share, aliases = &["train.optim.betas"];
         /// `adam` and `adamw`: term that keeps the division finite.
@@ -121,10 +124,22 @@ keys! {
         plateau_patience: usize = 5, unit = "epochs";
         /// Lowest learning rate.
         min_learning_rate: f64 = 0.0, range = AtLeast(0.0);
+        /// `linear` and `cosine`: last learning rate as a share of `learning_rate`; `min_learning_rate` where that is higher.
+        lrf: f64 = 0.0, range = Within(0.0, 1.0);
+        /// How often `linear` and `cosine` change the learning rate.
+        schedule_by: ScheduleBy = ScheduleBy::Step;
         /// Warm-up in epochs.
         warmup_epochs: f64 = 5.0, range = AtLeast(0.0), unit = "epochs";
         /// Warm-up in optimizer steps; wins over `warmup_epochs`.
         warmup_steps: Option<u64> = None, unit = "steps", aliases = &["train.sched.warmup_steps"];
+        /// Course of the warm-up.
+        warmup_mode: WarmupMode = WarmupMode::Before;
+        /// `within`: learning rate at the beginning of the warm-up.
+        warmup_rate: f64 = 0.0, range = AtLeast(0.0);
+        /// `sgd`: momentum at the beginning of the warm-up. Null: `momentum` from the first step on.
+        warmup_momentum: Option<f64> = None, range = Share;
+        /// Accumulate one batch at the beginning of the warm-up, and `gradient_accumulation_steps` at its end.
+        warmup_accumulation: bool = false;
         /// The loss; which ones there are depends on the task.
         loss_type: String = "mse".into(), kind = Kind::Word;
         /// Global norm that gradients are clipped to. 0: off.
@@ -141,8 +156,15 @@ keys! {
         monitor_mode: MonitorMode = MonitorMode::Min, aliases = &["log.mode"];
         /// End with the weights of the best epoch.
         restore_best_weights: bool = true;
-        /// Decay of the exponential moving average of the weights. Null: no average.
-        ema_decay: Option<f64> = None, range = Share;
+        /// Decay of the exponential moving average of the weights, or a list of them: an average each, of which the first
+        /// is validated. Null: no average.
+        ema_decay: Rates = Rates::default(), range = Share;
+        /// Steps τ over which the decay rises: after step n it is `ema_decay` · (1 − exp(−n/τ)). 0: it is constant.
+        ema_ramp: f64 = 0.0, range = AtLeast(0.0), unit = "steps";
+        /// Buffers, such as running statistics, in the averages.
+        ema_buffers: EmaBuffers = EmaBuffers::Copy;
+        /// Take the statistics of batch normalisation over the samples of all ranks.
+        sync_batchnorm: bool = false, aliases = &["train.sync_bn", "ddp.sync_batchnorm"];
         /// Safetensors file with initial weights, PyTorch `state_dict` names.
         init_from: Option<PathBuf> = None;
         /// Loader threads per rank. Null or `auto`: as many as the cores allow. 0: the step's own thread.
@@ -204,8 +226,41 @@ choices! {
         Step = "step",
         /// Half a cosine down to `min_learning_rate`.
         Cosine = "cosine",
+        /// A straight line down to `lrf`, or to `min_learning_rate`.
+        Linear = "linear",
         /// Times `gamma` after `plateau_patience` epochs without improvement.
         Plateau = "plateau",
+    }
+}
+
+choices! {
+    /// How often a smooth schedule changes the learning rate.
+    pub enum ScheduleBy {
+        /// With every optimizer step.
+        Step = "step",
+        /// At the beginning of every epoch.
+        Epoch = "epoch",
+    }
+}
+
+choices! {
+    /// Course of the warm-up.
+    pub enum WarmupMode {
+        /// The learning rate rises to `learning_rate`; the scheduler begins after it.
+        Before = "before",
+        /// The scheduler runs from the first step on; in the warm-up, the learning rate rises from `warmup_rate` to the
+        /// scheduler's.
+        Within = "within",
+    }
+}
+
+choices! {
+    /// Buffers in averages of the weights.
+    pub enum EmaBuffers {
+        /// They are those of the trained model.
+        Copy = "copy",
+        /// Those of floating point are averaged as the weights are.
+        Average = "average",
     }
 }
 
@@ -309,6 +364,21 @@ keys! {
         bucket_mb: f64 = 25.0, range = Above(0.0), unit = "MiB";
         /// Element type of gradients between CUDA ranks.
         wire: Wire = Wire::F32;
+        /// Which buffers, such as running statistics, count where ranks have different ones: at the start, in each
+        /// evaluation and in each checkpoint.
+        buffers: BufferMode = BufferMode::Broadcast;
+    }
+}
+
+choices! {
+    /// How ranks bring their buffers together before an evaluation or a checkpoint.
+    pub enum BufferMode {
+        /// Rank 0's, on all ranks.
+        Broadcast = "broadcast",
+        /// The mean over the ranks; rank 0's where they hold whole numbers.
+        Mean = "mean",
+        /// Every rank keeps its own. A checkpoint's weights hold rank 0's.
+        Local = "local",
     }
 }
 

@@ -1,8 +1,27 @@
 //! A task as a config sees it.
 
-use super::check::Verdict;
 use super::keys::Section;
 use super::model::Config;
+use super::verdict::Verdict;
+use serde::{Deserialize, Serialize};
+
+/// A part of a task's work: stages run one after the other, each in a folder of the run that has its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageSpec {
+    /// Names its folder, and its section of `stages`.
+    pub name: &'static str,
+    pub kind: StageKind,
+}
+
+/// Work of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StageKind {
+    /// Trains a model.
+    Train,
+    /// Runs models over data and writes what they say.
+    Pass,
+}
 
 /// Facts on a task that both programs need: its keys, their checks, and its names. The rank's half is
 /// `headroom::task::Task`.
@@ -15,11 +34,20 @@ pub trait TaskSpec: Sync {
     /// The declaration of the task's keys.
     fn section(&self) -> &'static Section;
 
-    /// Sets the general keys whose defaults differ for this task.
+    /// The stages of a run, in order. Empty: the task trains one model, in the folder of the run itself. `config` is that of
+    /// the run, without what its section `stages` sets.
+    fn stages(&self, _config: &Config) -> Vec<StageSpec> {
+        Vec::new()
+    }
+
+    /// Sets the general keys whose defaults differ for this task, and for its stage `config.stage`.
     fn defaults(&self, config: &mut Config);
 
     /// Values of `train.loss_type`.
     fn losses(&self) -> &'static [&'static str];
+
+    /// Changes a run's config into that of its predictions: samples may have other sizes there.
+    fn predicts(&self, _config: &mut Config) {}
 
     /// Checks the task's values beyond the ranges of single keys.
     fn check(&self, config: &Config, verdict: &mut Verdict);

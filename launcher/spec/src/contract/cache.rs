@@ -4,8 +4,6 @@
 //! no padding; a list is its `u32` length and its items. Binary, because the directory serves hundreds of thousands of
 //! keys per second. A rank may have any number of `Acquire`s under way; replies to one rank keep their order.
 
-pub use super::wire::{Binary, Decoder, MAX_CACHE_FRAME_BYTES, Message, WireError, encode};
-
 /// One key that a batch needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {

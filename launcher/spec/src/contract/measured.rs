@@ -32,6 +32,8 @@ pub struct ModelSizes {
     pub threads: u64,
     /// Scalars that are trained.
     pub parameters: u64,
+    /// Bytes of buffers, and of what else a step depends on: all that is neither trained nor a sample.
+    pub buffer_bytes: u64,
     pub train: Passes,
     pub val: Passes,
     /// Pages of libtorch's and the rank's files that a rank maps.

@@ -11,7 +11,8 @@ mod measured;
 mod message;
 mod record;
 mod text;
-mod wire;
+mod weights;
+pub mod wire;
 mod words;
 
 pub use event::{Cause, Event, Fill, LevelChange, Program, Source};
@@ -21,6 +22,7 @@ pub use measured::*;
 pub use message::*;
 pub use record::*;
 pub use text::{USERS, shown};
+pub use weights::Weights;
 pub use words::*;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.

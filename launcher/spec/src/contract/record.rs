@@ -4,8 +4,10 @@ use super::{CacheMode, Event, Level, Phase, RunStatus};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
-/// One line of `metrics.jsonl`; the task's metrics follow under `train.` and `val.` names. JSON has no NaN or infinity: such a
+/// One line of `metrics.jsonl`; the task's metrics follow under `train.` and `val.` names, rates of its groups of parameters
+/// under `lr.` names. JSON has no NaN or infinity: such a
 /// value is written as `null` and read back as NaN.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MetricsRecord {
@@ -223,6 +225,11 @@ pub struct Summary {
     /// Names in `metrics` that a person wants to see first.
     #[serde(default)]
     pub headline: Vec<String>,
+    /// Of a pass or an evaluation: samples that are done, and whole outputs. `None`: a training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub outputs: u64,
     /// Best value of the monitored metric and the step it was reached at.
     pub best: Option<Best>,
     pub peak_pss_bytes_per_rank: Vec<u64>,
@@ -252,6 +259,28 @@ pub struct Summary {
     /// The start that this summary is of: [`crate::job::Job::start`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub start: String,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// `metrics.json` of an evaluation. Values that are not finite are null.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// `train`, `val` or `test` of the run's data; `data`: all of other data.
+    pub on: String,
+    pub data: PathBuf,
+    /// File of the weights.
+    pub weights: PathBuf,
+    /// Step of their checkpoint.
+    pub step: Option<u64>,
+    pub samples: u64,
+    pub files_skipped: u64,
+    #[serde(deserialize_with = "numbers")]
+    pub metrics: BTreeMap<String, f64>,
+    /// Names in `metrics` that a person wants to see first.
+    pub headline: Vec<String>,
 }
 
 /// A time in which a file of records or a log could not be written.

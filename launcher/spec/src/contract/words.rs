@@ -47,6 +47,8 @@ words! {
         Val = "val",
         Checkpoint = "checkpoint",
         Test = "test",
+        /// A pass without training.
+        Predict = "predict",
         /// A phase that this version does not know, or none.
         #[default]
         #[serde(other)]

@@ -23,7 +23,7 @@ pub(super) fn budget(
     draft.notes.extend(model.short.iter().map(|why| format!("model sizes: {why}")));
     let ranks = draft.topology.local_world_size as u64;
     let cuda = draft.topology.device == Device::Cuda;
-    let of_model = ModelLines::new(config, model);
+    let of_model = ModelLines::new(config, model, draft.batch.global_batch == 0);
     let mut lines = vec![reserve(machine, total_bytes)];
     lines.extend(runtime(draft, model, cuda, ranks)?);
     let state = of_model.state(ranks)?;

@@ -48,6 +48,8 @@ pub struct Request {
     pub node_rank: usize,
     /// Ranks of each node, as the launchers exchanged them. Empty means that every node equals this one.
     pub nodes: Vec<NodeShare>,
+    /// Nothing is trained: a model runs over data, as in an evaluation, a prediction or a stage's pass.
+    pub infers: bool,
 }
 
 /// Contribution of one node to a job of several.
@@ -61,7 +63,8 @@ pub struct NodeShare {
 impl Default for Request {
     fn default() -> Self {
         let (nnodes, node_rank, nodes) = (1, 0, Vec::new());
-        Self { gpus: None, ranks: None, device: DeviceChoice::Auto, strict: false, nnodes, node_rank, nodes }
+        let (device, strict, infers) = (DeviceChoice::Auto, false, false);
+        Self { gpus: None, ranks: None, device, strict, nnodes, node_rank, nodes, infers }
     }
 }
 
@@ -160,7 +163,7 @@ pub struct Topology {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BatchPlan {
-    /// Samples of one optimizer step over the whole job: the same for every world size.
+    /// Samples of one optimizer step over the whole job: the same for every world size. 0: nothing is trained.
     pub global_batch: usize,
     /// Most samples that a rank puts through one forward and backward pass.
     pub micro_batch: usize,

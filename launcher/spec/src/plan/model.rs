@@ -5,7 +5,7 @@ use super::passes::{Taken, slot_bytes};
 use super::sizes::{OVERFLOW, once, per_rank, product, sum, times};
 use super::table::{bytes_text, count, grouped};
 use super::{BudgetLine, Plan, PlanError};
-use crate::config::{Config, OptimizerKind};
+use crate::config::{Config, EmaBuffers, OptimizerKind};
 use crate::contract::{LineId, ModelSizes, Passes};
 
 /// Memory of a model, and the config's additions to each of its parameters.
@@ -13,34 +13,58 @@ pub(super) struct ModelLines<'a> {
     model: &'a ModelSizes,
     /// Optimizer moments per parameter.
     moments: u64,
+    /// Averages of the weights.
     ema: u64,
+    /// Nothing is trained.
+    infers: bool,
+    /// Those that average the buffers too.
+    averaged_buffers: u64,
 }
 
 impl<'a> ModelLines<'a> {
-    pub fn new(config: &Config, model: &'a ModelSizes) -> Self {
+    pub fn new(config: &Config, model: &'a ModelSizes, infers: bool) -> Self {
         let moments = match config.train.optimizer {
             OptimizerKind::Adam | OptimizerKind::Adamw => 2,
             OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
         };
-        Self { model, moments, ema: u64::from(config.train.ema_decay.is_some()) }
+        let ema = config.train.ema_decay.0.len() as u64;
+        let averaged_buffers = if config.train.ema_buffers == EmaBuffers::Average { ema } else { 0 };
+        Self { model, moments, ema, averaged_buffers, infers }
     }
 
-    /// Weights, gradients, moments and moving average, all f32.
+    /// Weights, gradients, moments and moving averages, all f32; buffers, as they are and as they were before the step.
     pub fn state(&self, ranks: u64) -> Result<BudgetLine, PlanError> {
+        if self.infers {
+            let bytes = product(&[self.model.parameters, F32_BYTES])?;
+            let formula = format!("{} parameters × 4 B", grouped(self.model.parameters));
+            return per_rank(LineId::ModelState, bytes, ranks, formula);
+        }
         let copies = 2 + self.moments + self.ema;
-        let bytes = product(&[self.model.parameters, F32_BYTES, copies])?;
-        let ema = if self.ema > 0 { " + EMA" } else { "" };
-        let formula = format!(
+        let buffers = product(&[self.model.buffer_bytes, 2 + 2 * self.averaged_buffers])?;
+        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, buffers])?;
+        let ema = match self.ema {
+            0 => String::new(),
+            1 => " + EMA".into(),
+            several => format!(" + {several} EMA"),
+        };
+        let mut formula = format!(
             "{} parameters × 4 B × {copies} (weights + gradients + {} moments{ema})",
             grouped(self.model.parameters),
             self.moments
         );
+        if buffers > 0 {
+            formula += &format!(" + {} of buffers", bytes_text(buffers));
+        }
         per_rank(LineId::ModelState, bytes, ranks, formula)
     }
 
-    /// A step of training and a batch of evaluation.
+    /// A step of training, where there is one, and a batch of evaluation.
     fn passes(&self, draft: &Plan) -> Result<[Taken; 2], PlanError> {
         let of = |passes: &Passes, samples| Taken::of(self.model, passes, samples);
+        if self.infers {
+            let none = Taken { samples: 0, each: 0, tensors: 0, total: 0 };
+            return Ok([none, of(&self.model.val, draft.batch.val_batch)?]);
+        }
         Ok([of(&self.model.train, draft.batch.micro_batch)?, of(&self.model.val, draft.batch.val_batch)?])
     }
 
@@ -66,7 +90,7 @@ impl<'a> ModelLines<'a> {
     /// backward pass. The second line is the heap beside them: fragments, and what libraries keep after the first step.
     pub fn activations(&self, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
         let [training, validation] = self.passes(draft)?;
-        let is_training = training.tensors >= validation.tensors;
+        let is_training = !self.infers && training.tensors >= validation.tensors;
         let held = if is_training { training } else { validation };
         let activations = per_rank(LineId::Activations, held.tensors, ranks, self.formula(&held, is_training))?;
         let further = (draft.topology.threads_per_rank as u64).saturating_sub(self.model.threads.max(1));
@@ -81,7 +105,7 @@ impl<'a> ModelLines<'a> {
     /// The same on a device, with the pieces that its allocator keeps.
     pub fn device_activations(&self, draft: &Plan, ranks: u64) -> Result<BudgetLine, PlanError> {
         let [training, validation] = self.passes(draft)?;
-        let is_training = training.total >= validation.total;
+        let is_training = !self.infers && training.total >= validation.total;
         let held = if is_training { training } else { validation };
         let formula = self.formula(&held, is_training);
         if self.model.gpu.is_some() {
@@ -96,7 +120,7 @@ impl<'a> ModelLines<'a> {
     }
 
     /// Slots of the training and the validation loader; the latter keeps none ahead but one per thread.
-    pub fn staging(&self, config: &Config, draft: &Plan, ranks: u64) -> Result<[BudgetLine; 2], PlanError> {
+    pub fn staging(&self, config: &Config, draft: &Plan, ranks: u64) -> Result<Vec<BudgetLine>, PlanError> {
         let (batch, loader) = (&draft.batch, &draft.loader);
         let val_slots = (loader.threads as u64).checked_add(EXTRA_SLOTS).ok_or(OVERFLOW)?;
         let val_batch = match config.data.max_val_windows {
@@ -108,20 +132,29 @@ impl<'a> ModelLines<'a> {
             let sample = grouped(sum(&passes.fields)?);
             per_rank(name, bytes, ranks, format!("{slots} slots × {} × {sample} B", count(samples, "sample")))
         };
-        Ok([
-            line(LineId::StagingSlots, loader.slots as u64, batch.micro_batch, &self.model.train)?,
-            line(LineId::ValidationSlots, val_slots, val_batch, &self.model.val)?,
-        ])
+        let validation = line(LineId::ValidationSlots, val_slots, val_batch, &self.model.val)?;
+        if self.infers {
+            return Ok(vec![validation]);
+        }
+        Ok(vec![line(LineId::StagingSlots, loader.slots as u64, batch.micro_batch, &self.model.train)?, validation])
     }
 
     /// Rank 0 copies what it saves, so that training continues while a thread writes. Gradients are not saved.
     pub fn checkpoint(&self) -> Result<BudgetLine, PlanError> {
+        if self.infers {
+            let bytes = product(&[self.model.parameters, F32_BYTES, 2])?;
+            let formula = format!("{} parameters × 4 B × 2, while they are read", grouped(self.model.parameters));
+            return Ok(once(LineId::CheckpointStaging, bytes, formula));
+        }
         let copies = 1 + self.moments + self.ema;
-        let bytes = product(&[self.model.parameters, F32_BYTES, copies])?;
+        // Each file of weights holds the buffers.
+        let buffers = product(&[self.model.buffer_bytes, 1 + self.ema])?;
+        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, buffers])?;
         // Names and places of all tensors: a few KiB, and more where there are many small ones.
         let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
+        let more = if buffers > 0 { format!(" + {} of buffers", bytes_text(buffers)) } else { String::new() };
         let formula =
-            format!("rank 0: {} parameters × 4 B × {copies}, and their names", grouped(self.model.parameters));
+            format!("rank 0: {} parameters × 4 B × {copies}{more}, and their names", grouped(self.model.parameters));
         Ok(once(LineId::CheckpointStaging, sum(&[bytes, names])?, formula))
     }
 }

@@ -41,10 +41,15 @@ pub fn program_plan(
             ..line(
                 LineId::Program,
                 each.saturating_mul(ranks),
-                format!("{} × {}, the most in its last run", count(topology.local_world_size, "rank"), bytes_text(each)),
+                format!(
+                    "{} × {}, the most in its last run",
+                    count(topology.local_world_size, "rank"),
+                    bytes_text(each)
+                ),
             )
         }),
-        None => notes.push("the program's own memory is not known yet: this run measures it, the next one plans with it".into()),
+        None => notes
+            .push("the program's own memory is not known yet: this run measures it, the next one plans with it".into()),
     }
     if cache_bytes > 0 {
         lines.push(line(LineId::PageCache, cache_bytes, "--cache, for samples that all ranks share".into()));

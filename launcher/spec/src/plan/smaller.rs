@@ -34,7 +34,7 @@ pub fn smaller(
     let train = &config.train;
     let validation = train.val_batch_size.unwrap_or(now.batch.val_batch);
     let wanted = [
-        (Change::Microbatch, "train.microbatch", now.batch.micro_batch, 1),
+        (Change::Microbatch, "train.microbatch", if request.infers { 1 } else { now.batch.micro_batch }, 1),
         (Change::ValBatchSize, "train.val_batch_size", validation, 1),
         (Change::NumWorkers, "train.num_workers", now.loader.threads, 1),
         (Change::PrefetchFactor, "train.prefetch_factor", train.prefetch_factor, 1),

@@ -96,10 +96,13 @@ pub(super) fn all(
 ) -> Vec<Suggestion> {
     let search = Search { config, machine, measured, request };
     let batch = config.train.batch_size as u64;
+    // A pass has no batch but that of evaluation.
+    let (micro_batch, batch) = if request.infers { (0, 0) } else { (refused.batch.micro_batch as u64, batch) };
+    let val_batch = if request.infers { refused.batch.val_batch } else { config.train.val_batch_size.unwrap_or(0) };
     let lower = [
-        (Change::Microbatch, refused.batch.micro_batch as u64, 1),
+        (Change::Microbatch, micro_batch, 1),
         (Change::BatchSize, batch, 1),
-        (Change::ValBatchSize, config.train.val_batch_size.unwrap_or(0) as u64, 1),
+        (Change::ValBatchSize, val_batch as u64, 1),
         (Change::NumWorkers, refused.loader.threads as u64, 0),
         (Change::PrefetchFactor, config.train.prefetch_factor as u64, 1),
         (Change::ChunkCache, config.data.chunk_cache_size, 0),

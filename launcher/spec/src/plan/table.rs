@@ -85,12 +85,15 @@ impl Plan {
             ),
             (
                 "batch",
-                format!(
-                    "{} samples per step over all ranks, {} × {} on each",
-                    batch.global_batch,
-                    count(batch.micro_steps, "micro-batch"),
-                    batch.micro_batch
-                ),
+                // Nothing is trained.
+                match batch.global_batch {
+                    0 => format!("{} at a time on each", count(batch.val_batch, "sample")),
+                    global_batch => format!(
+                        "{global_batch} samples per step over all ranks, {} × {} on each",
+                        count(batch.micro_steps, "micro-batch"),
+                        batch.micro_batch
+                    ),
+                },
             ),
             ("loader", format!("{} and {} per rank", count(loader.threads, "thread"), count(loader.slots, "slot"))),
             ("budget", format!("{} ({})", bytes_text(self.budget.total_bytes), self.budget.formula)),

@@ -1,7 +1,7 @@
 use super::constants::{GIB, MIB};
 use super::topology::topology_with;
 use super::*;
-use crate::config::{Budget, OptimizerKind, ShuffleMode};
+use crate::config::{Budget, OptimizerKind, Rates, ShuffleMode};
 use crate::contract::{Gpu, GpuSizes};
 use crate::task::emg::EmgConfig;
 use proptest::prelude::*;
@@ -184,10 +184,35 @@ fn lines_are_exact() {
     // 501 × 20 × 4 B is no whole number of cache lines: 40,080 becomes 40,128.
     let odd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
     assert_eq!(line(&odd, "staging slots").per_rank_bytes, Some(6 * (501 * 64 + 40_128)));
-    config.train.ema_decay = Some(0.999);
+    config.train.ema_decay = Rates::one(0.999);
     config.train.optimizer = OptimizerKind::Sgd;
     let sgd = planned(&config, &machine(16, 32 * GIB), &ranks(2));
     assert_eq!(line(&sgd, "model state").per_rank_bytes, Some(282_996 * 4 * 4));
+}
+
+#[test]
+fn buffers_and_every_average_have_their_place_in_the_plan() {
+    let (mut config, machine) = (emg(), machine(16, 32 * GIB));
+    let bytes = |config: &Config, buffer_bytes: u64| {
+        let mut measured = measured_default(config);
+        measured.model.buffer_bytes = buffer_bytes;
+        let plan = plan(config, &machine, &measured, &ranks(2)).unwrap();
+        let state = line(&plan, "model state");
+        (state.per_rank_bytes.unwrap(), line(&plan, "checkpoint staging").bytes, state.formula.clone())
+    };
+    let (state, saved, _) = bytes(&config, 0);
+    config.train.ema_decay = Rates(vec![0.9, 0.99, 0.999]);
+    let (averaged, _, formula) = bytes(&config, 0);
+    assert_eq!(averaged - state, 3 * 4 * 282_996);
+    assert!(formula.ends_with("+ 2 moments + 3 EMA)"), "{formula}");
+    // Buffers as they are and as they were before the step; each file of weights holds them.
+    let (with, staged, formula) = bytes(&config, 1000);
+    assert_eq!(with - averaged, 2 * 1000);
+    assert!(formula.contains("of buffers"), "{formula}");
+    let copies = 4 * 282_996 * 3 + 4 * 1000;
+    assert!(staged - saved >= copies && staged - saved < copies + copies / 20, "{staged} {saved}");
+    config.train.ema_buffers = crate::config::EmaBuffers::Average;
+    assert_eq!(bytes(&config, 1000).0 - averaged, (2 + 2 * 3) * 1000);
 }
 
 #[test]
@@ -359,7 +384,7 @@ fn a_refusal_names_every_single_change_that_fits() {
 #[test]
 fn tables_keep_to_their_width() {
     let mut config = emg();
-    config.train.ema_decay = Some(0.999);
+    config.train.ema_decay = Rates::one(0.999);
     let plan = planned(&config, &machine(2, 24 * GIB), &gpus(3));
     for width in [80, 160] {
         let table = plan.table_at(width);
@@ -527,4 +552,27 @@ fn lines_say_what_they_rest_on_where_passes_were_not_measured() {
     let assumed = plan(&config, &machine(8, 64 * GIB), &measured, &ranks(1)).unwrap();
     assert!(line(&assumed, "activations").formula.ends_with("assumed: not measured"));
     assert!(line(&assumed, "activations").bytes > line(&whole, "activations").bytes);
+}
+
+#[test]
+fn a_pass_is_planned_without_what_only_training_needs() {
+    let (config, machine, training) = (emg(), machine(8, 32 * GIB), ranks(2));
+    let pass = Request { infers: true, ..training.clone() };
+    let (trained, passed) = (planned(&config, &machine, &training), planned(&config, &machine, &pass));
+    let of = |plan: &Plan, name: &str| line(plan, name).per_rank_bytes.unwrap();
+    // Weights, gradients and two moments; weights alone.
+    assert_eq!(of(&trained, "model state"), 4 * of(&passed, "model state"));
+    assert!(passed.budget.lines.iter().all(|line| line.name != LineId::StagingSlots));
+    assert_eq!(of(&trained, "validation slots"), of(&passed, "validation slots"));
+    assert!(of(&passed, "activations") <= of(&trained, "activations") && passed.rank_bytes() < trained.rank_bytes());
+    assert_eq!((passed.batch.global_batch, passed.batch.val_batch), (0, trained.batch.val_batch));
+    assert!(passed.table().contains("64 samples at a time on each"), "{}", passed.table());
+    // Of all changes those that shrink a pass are offered.
+    let mut tight = config.clone();
+    tight.memory.budget = crate::config::Budget::Bytes(passed.budget.least_bytes() - (16 << 20));
+    tight.train.val_batch_size = Some(512);
+    let text = refused(&tight, &machine, &pass).to_string();
+    assert!(text.contains("train.val_batch_size") && !text.contains("train.microbatch"), "{text}");
+    let less = super::smaller(&config, &machine, &with_data(&config, GIB), &pass, &passed).unwrap().unwrap();
+    assert!(less.changes.contains(&"train.val_batch_size: 64 → 32".to_owned()), "{:?}", less.changes);
 }

@@ -195,6 +195,10 @@ pub(super) fn batch(config: &Config, request: &Request, topology: &Topology) -> 
             return Err(PlanError::Invalid(format!("{key} is 0: at least 1 is needed")));
         }
     }
+    if request.infers {
+        let val_batch = train.val_batch_size.unwrap_or_else(|| train.microbatch.unwrap_or(batch).min(batch));
+        return Ok(BatchPlan { global_batch: 0, micro_batch: val_batch, micro_steps: 1, val_batch });
+    }
     let asked = over_nodes(request, asked(request).unwrap_or(topology.local_world_size), |node| node.asked);
     let overflow = PlanError::Overflow {
         what: "the global batch",

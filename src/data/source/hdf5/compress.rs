@@ -6,6 +6,20 @@
 pub const LZF_ID: i32 = 32000;
 /// HDF5's registered number of LZ4.
 pub const LZ4_ID: i32 = 32004;
+/// HDF5's registered number of Zstandard.
+pub const ZSTD_ID: i32 = 32015;
+
+/// Undoes Zstandard frames. Returns the bytes written to the start of `out`.
+///
+/// # Errors
+/// A frame is corrupt, or holds more than `out`.
+pub fn unzstd(stored: &[u8], out: &mut [u8]) -> Result<usize, String> {
+    let room = out.len();
+    zstd::bulk::decompress_to_buffer(stored, out).map_err(|error| match error.to_string() {
+        words if words.contains("too small") => too_much(room),
+        words => damaged(&format!("its zstd frame is corrupt ({words})")),
+    })
+}
 
 /// Undoes liblzf's format. Returns the bytes written to the start of `out`.
 ///

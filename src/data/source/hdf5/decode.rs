@@ -3,7 +3,8 @@
 //! Sizes are exact: a chunk that inflates to anything but its rows is an error, never a short or a padded result. Memory
 //! is bounded by the chunk's rows, whatever its bytes promise.
 
-use super::compress::{damaged, too_much, unlz4, unlzf};
+use super::bitshuffle::unbitshuffle;
+use super::compress::{damaged, too_much, unlz4, unlzf, unzstd};
 use super::shuffle::unshuffle;
 use super::{Filter, Table};
 use libdeflater::{DecompressionError, Decompressor};
@@ -38,7 +39,7 @@ pub fn decode_into(
     for (n, filter) in filters.iter().enumerate().rev().filter(|(n, _)| active(*n)) {
         match filter {
             Filter::Fletcher32 => check_fletcher32(stored)?,
-            Filter::Deflate | Filter::Lzf | Filter::Lz4 => {
+            Filter::Deflate | Filter::Lzf | Filter::Lz4 | Filter::Zstd | Filter::Bitshuffle { .. } => {
                 let room = room_after(filters, n, &active, decoded_bytes);
                 inflate(*filter, stored, spare, room, inflater)?;
                 std::mem::swap(stored, spare);
@@ -58,6 +59,43 @@ pub fn decode_into(
     }
     exact(stored.len(), decoded_bytes)?;
     columns_of_rows(table, chunk_rows, stored, out)
+}
+
+/// How the bytes of a chunk were stored.
+pub struct Stored<'a> {
+    pub filters: &'a [Filter],
+    /// Bit i: filter i was not applied.
+    pub filter_mask: u32,
+    /// Bytes of the elements that shuffles took apart.
+    pub element_bytes: usize,
+    /// Bytes without filters.
+    pub decoded_bytes: usize,
+}
+
+/// Undoes the filters of `bytes`, which are the chunk's own then. `spare` is scratch.
+///
+/// # Errors
+/// What is wrong with the bytes, without file and chunk.
+pub fn undo(chunk: &Stored, bytes: &mut Vec<u8>, spare: &mut Vec<u8>, inflater: &mut Inflater) -> Result<(), String> {
+    let Stored { filters, filter_mask, element_bytes, decoded_bytes } = *chunk;
+    let active = |n: usize| filter_mask & (1 << n) == 0;
+    for (n, filter) in filters.iter().enumerate().rev().filter(|(n, _)| active(*n)) {
+        match filter {
+            Filter::Fletcher32 => check_fletcher32(bytes)?,
+            Filter::Shuffle => {
+                spare.clear();
+                spare.resize(bytes.len(), 0);
+                unshuffle(bytes, element_bytes.max(1), spare);
+                std::mem::swap(bytes, spare);
+            }
+            _ => {
+                let room = room_after(filters, n, &active, decoded_bytes);
+                inflate(*filter, bytes, spare, room, inflater)?;
+                std::mem::swap(bytes, spare);
+            }
+        }
+    }
+    exact(bytes.len(), decoded_bytes)
 }
 
 fn exact(bytes: usize, expected: usize) -> Result<(), String> {
@@ -88,6 +126,10 @@ fn inflate(
     let bytes = match filter {
         Filter::Lzf => unlzf(stored, out)?,
         Filter::Lz4 => unlz4(stored, out)?,
+        Filter::Zstd => unzstd(stored, out)?,
+        Filter::Bitshuffle { element_bytes, block_elements, codec } => {
+            unbitshuffle(stored, out, element_bytes as usize, block_elements as usize, codec)?
+        }
         _ => inflater.0.zlib_decompress(stored, out).map_err(|error| match error {
             DecompressionError::BadData => damaged("its deflate stream is corrupt"),
             DecompressionError::InsufficientSpace => too_much(room),
@@ -232,16 +274,18 @@ mod tests {
             Filter::Fletcher32 => with_checksum(&bytes),
             Filter::Lzf => lzf(&bytes),
             Filter::Lz4 => lz4(&bytes, 100),
+            Filter::Zstd => zstd::bulk::compress(&bytes, 3).unwrap(),
+            Filter::Bitshuffle { .. } => unreachable!("tested beside the filter"),
         })
     }
 
     /// Every order of up to three filters, none twice.
     fn pipelines() -> Vec<Vec<Filter>> {
-        use Filter::{Deflate, Fletcher32, Lz4, Lzf, Shuffle};
+        use Filter::{Deflate, Fletcher32, Lz4, Lzf, Shuffle, Zstd};
         let mut all: Vec<Vec<Filter>> = vec![vec![]];
         for _ in 0..3 {
             let longer = all.iter().flat_map(|pipeline| {
-                [Shuffle, Deflate, Fletcher32, Lzf, Lz4].map(|filter| [&pipeline[..], &[filter]].concat())
+                [Shuffle, Deflate, Fletcher32, Lzf, Lz4, Zstd].map(|filter| [&pipeline[..], &[filter]].concat())
             });
             let longer: Vec<_> =
                 longer.filter(|p| p.iter().all(|f| p.iter().filter(|g| *g == f).count() == 1)).collect();

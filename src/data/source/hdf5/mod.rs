@@ -2,6 +2,8 @@
 //!
 //! [`open`](open::open) asks libhdf5 for metadata; [`Reader`] reads rows by `pread`; [`SessionData`] is one file for tools.
 
+pub mod array;
+mod bitshuffle;
 mod compress;
 pub mod decode;
 mod ffi;
@@ -16,7 +18,9 @@ pub mod reader;
 mod runs;
 pub mod session;
 mod shuffle;
+mod storage;
 mod superblock;
+pub mod trajectory;
 pub mod write;
 
 pub use library::without_locks;
@@ -30,6 +34,7 @@ mod fixtures;
 mod tests;
 
 use crate::data::source::Identity;
+pub use ffi::fields;
 use ffi::types;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -124,6 +129,13 @@ pub enum Filter {
     /// h5py's `lzf`.
     Lzf,
     Lz4,
+    Zstd,
+    /// Bits shuffled in blocks that may be compressed.
+    Bitshuffle {
+        element_bytes: u32,
+        block_elements: u32,
+        codec: bitshuffle::Codec,
+    },
 }
 
 impl Filter {
@@ -140,7 +152,10 @@ impl Filter {
             Filter::Deflate => 1040,
             // 264 bytes from three.
             Filter::Lzf => 88,
-            Filter::Lz4 => 255,
+            Filter::Bitshuffle { codec: bitshuffle::Codec::None, .. } => 1,
+            Filter::Lz4 | Filter::Bitshuffle { codec: bitshuffle::Codec::Lz4, .. } => 255,
+            // A block of 128 KiB of one byte in four.
+            Filter::Zstd | Filter::Bitshuffle { .. } => 1 << 15,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Metadata of a recording, by libhdf5: type, shape, layout, filters, chunk addresses, attributes. No sample is read.
 
-use super::layout::{layout, refuse_holes};
+use super::layout::{by_library, layout, refuse_holes};
 use super::library::Fault;
 use super::types::{self, Element, Field, RowType};
 use super::{Layout, Member, Order, SUPERBLOCK_BYTES, Scalar, Table, library, links, parts, superblock};
@@ -48,6 +48,28 @@ pub(super) fn stamp_of(facts: &std::fs::Metadata) -> i128 {
     i128::from(facts.mtime()) * 1_000_000_000 + i128::from(facts.mtime_nsec())
 }
 
+/// Opens a file by libhdf5 once its first bytes and its size are credible.
+///
+/// # Errors
+/// It is no file of HDF5, not whole, or cannot be opened.
+pub fn checked(path: &Path) -> Result<::hdf5::File, DataError> {
+    behind_checks(path).map(|(file, ..)| file)
+}
+
+/// The file, its size and time, and the place of its superblock.
+fn behind_checks(path: &Path) -> Result<(::hdf5::File, (u64, i128), u64), DataError> {
+    let bytes = library::patiently(|| library::regular(path)).map_err(|fault| fault.into_error(path, str::to_owned))?;
+    let (file_bytes, modified_ns) = stamp(path)?;
+    let facts = bytes.metadata().map_err(|error| Fault::of_io(&error).into_error(path, str::to_owned))?;
+    let superblock = superblock::check(&bytes, file_bytes).map_err(|fault| {
+        fault.into_error(path, |problem| format!("{problem} ({file_bytes} bytes): replace it or leave it out"))
+    })?;
+    drop(bytes);
+    refuse_holes(&facts).map_err(|problem| file_error(path, problem))?;
+    let file = library::open(path).map_err(|fault| fault.into_error(path, |words| not_hdf5(file_bytes, words)))?;
+    Ok((file, (file_bytes, modified_ns), superblock))
+}
+
 /// Opens `path` and describes the wanted fields. Reads metadata only.
 ///
 /// # Errors
@@ -58,15 +80,7 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
         fault if fault.is_lack() => fault.into_error(path, str::to_owned),
         fault => file_error(path, fault.words),
     };
-    let bytes = library::patiently(|| library::regular(path)).map_err(|fault| fault.into_error(path, str::to_owned))?;
-    let (file_bytes, modified_ns) = stamp(path)?;
-    let facts = bytes.metadata().map_err(|error| Fault::of_io(&error).into_error(path, str::to_owned))?;
-    let superblock = superblock::check(&bytes, file_bytes).map_err(|fault| {
-        fault.into_error(path, |problem| format!("{problem} ({file_bytes} bytes): replace it or leave it out"))
-    })?;
-    drop(bytes);
-    refuse_holes(&facts).map_err(&fail)?;
-    let file = library::open(path).map_err(|fault| fault.into_error(path, |words| not_hdf5(file_bytes, words)))?;
+    let (file, (file_bytes, modified_ns), superblock) = behind_checks(path)?;
     let (group, dataset) = found(&file, wanted).map_err(&fail)?;
     let address_bytes = file.fcpl().map(|plist| plist.sizes().sizeof_addr as usize).unwrap_or(8);
     let (mut table, field_names, row) = describe(&dataset, wanted, address_bytes).map_err(&fail)?;
@@ -86,12 +100,12 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
 
 /// The wanted group and dataset, in this file.
 fn found(file: &::hdf5::File, wanted: &Wanted) -> Result<(Group, Dataset), String> {
-    let linked = |problem| format!("{problem} (data.hdf5_group, data.table_name)");
+    let linked = |problem| format!("{problem} (emg.hdf5_group, emg.table_name)");
     links::refuse_external(file, &wanted.group).map_err(linked)?;
     let group = file.group(&wanted.group).map_err(|error| {
         lack_or(&error, || {
             let (group, names) = (&wanted.group, listed(file.member_names()));
-            format!("no group /{group}: it holds {names} (data.hdf5_group names the group)")
+            format!("no group /{group}: it holds {names} (emg.hdf5_group names the group)")
         })
     })?;
     links::refuse_external(&group, &wanted.dataset).map_err(linked)?;
@@ -104,7 +118,7 @@ fn found(file: &::hdf5::File, wanted: &Wanted) -> Result<(Group, Dataset), Strin
                 );
             }
             let names = listed(names);
-            format!("no dataset {dataset} in group /{group}: it holds {names} (data.table_name names the dataset)")
+            format!("no dataset {dataset} in group /{group}: it holds {names} (emg.table_name names the dataset)")
         })
     })?;
     links::refuse_other_file(file, &dataset).map_err(linked)?;
@@ -196,10 +210,6 @@ fn describe(dataset: &Dataset, wanted: &Wanted, address_bytes: usize) -> Result<
     Ok((table, names, row))
 }
 
-pub(super) fn by_library(reason: &str) -> Layout {
-    Layout::Library { chunk_rows: 0, reason: reason.into(), runs: Vec::new() }
-}
-
 /// libhdf5 gives the members one after the other, whatever lies between them in the file.
 fn pack(table: &mut Table) {
     let mut offset = 0;
@@ -220,7 +230,7 @@ fn compound(table: &mut Table, fields: &[Field], wanted: &Wanted) -> Result<Vec<
         let found = field.dims.iter().try_fold(1usize, |cells, dim| cells.checked_mul(*dim));
         if found != Some(*len) {
             return Err(format!(
-                "field {name} has {} channels, {len} expected (data.emg_channels, data.joint_angles_channels)",
+                "field {name} has {} channels, {len} expected (emg.emg_channels, emg.joint_angles_channels)",
                 found.map_or("too many".into(), |found| found.to_string())
             ));
         }

@@ -7,9 +7,10 @@
 use super::open::{self, Wanted};
 use super::{Layout, Opened};
 use crate::data::DataError;
-use crate::data::source::file_error;
+use crate::data::source::{file_error, h5ad};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::io::{self, BufRead, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -31,9 +32,30 @@ pub fn open_ahead_by(program: PathBuf) {
     let _ = PROGRAM.set(program);
 }
 
+/// What a companion opens files for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Purpose {
+    /// Rows of recordings.
+    Rows(Wanted),
+    /// Cells and their genes.
+    Cells(h5ad::Wanted),
+}
+
+impl From<Wanted> for Purpose {
+    fn from(wanted: Wanted) -> Self {
+        Purpose::Rows(wanted)
+    }
+}
+
+impl From<h5ad::Wanted> for Purpose {
+    fn from(wanted: h5ad::Wanted) -> Self {
+        Purpose::Cells(wanted)
+    }
+}
+
 /// The companion of one thread, started at the first file.
 pub struct Probe {
-    wanted: Wanted,
+    wanted: Purpose,
     limit: Duration,
     running: Option<Running>,
 }
@@ -52,8 +74,8 @@ impl Drop for Running {
 }
 
 impl Probe {
-    pub fn new(wanted: Wanted) -> Self {
-        Self { wanted, limit: LIMIT, running: None }
+    pub fn new(wanted: impl Into<Purpose>) -> Self {
+        Self { wanted: wanted.into(), limit: LIMIT, running: None }
     }
 
     /// Checks that libhdf5 returns for `path`, with success or with an error that this process will meet too.
@@ -98,7 +120,7 @@ fn crash(signal: i32) -> Option<String> {
     })
 }
 
-fn start(program: &Path, wanted: &Wanted) -> io::Result<Running> {
+fn start(program: &Path, wanted: &Purpose) -> io::Result<Running> {
     let mut command = Command::new(program);
     command.arg(VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn()?;
@@ -146,12 +168,17 @@ pub fn serve() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     let mut lines = io::stdin().lock().lines();
     let Some(wanted) = lines.next() else { return Ok(()) };
-    let wanted: Wanted = serde_json::from_str(&wanted?)?;
+    let wanted: Purpose = serde_json::from_str(&wanted?)?;
     let mut out = io::stdout();
     for line in lines {
         let path = PathBuf::from(OsString::from_vec(serde_json::from_str::<Vec<u8>>(&line?)?));
-        if let Ok(opened) = open::open(&path, &wanted) {
-            walk(&opened);
+        match &wanted {
+            Purpose::Rows(wanted) => {
+                if let Ok(opened) = open::open(&path, wanted) {
+                    walk(&opened);
+                }
+            }
+            Purpose::Cells(wanted) => drop(h5ad::open(&path, wanted)),
         }
         out.write_all(b"k")?;
         out.flush()?;

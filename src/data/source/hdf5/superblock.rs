@@ -13,6 +13,13 @@ const SIGNATURE: [u8; 8] = *b"\x89HDF\r\n\x1a\n";
 pub fn check(file: &File, file_bytes: u64) -> Result<u64, Fault> {
     let mut head = [0; 64];
     let mut at = 0;
+    if file_bytes >= 2 {
+        let mut first = [0; 2];
+        file.read_exact_at(&mut first, 0).map_err(|error| Fault::of_io(&error))?;
+        if first == [0x1F, 0x8B] {
+            return Err(Fault::content("cannot be read as HDF5: it is compressed as a whole (gunzip it)"));
+        }
+    }
     loop {
         if at + head.len() as u64 > file_bytes {
             return Err(Fault::content("cannot be read as HDF5: no signature"));

@@ -132,7 +132,7 @@ fn create(path: &Path, storage: &Storage, rows: usize) -> ::hdf5::Result<()> {
     file.flush()
 }
 
-fn write_attribute(group: &Group, name: &str, value: &Attribute) -> ::hdf5::Result<()> {
+pub(super) fn write_attribute(group: &Group, name: &str, value: &Attribute) -> ::hdf5::Result<()> {
     match value {
         Attribute::Float(number) => group.new_attr::<f64>().create(name)?.write_scalar(number),
         Attribute::Integer(number) => group.new_attr::<i64>().create(name)?.write_scalar(number),

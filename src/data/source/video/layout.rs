@@ -8,7 +8,7 @@
 //! names without the ending differ in letter case at most. What is unusual and does no harm is a [`Remark`].
 
 use super::super::file_error;
-use super::files::{Listed, list};
+use super::files::{Listed, Remark, list};
 use super::image::ImageSize;
 use super::names::{gaps, natural, numbers};
 use super::spikes::SpikeInput;
@@ -69,42 +69,6 @@ pub struct FramePaths {
     pub spikes: Option<PathBuf>,
     /// Frames are missing before this one: no clip crosses the gap.
     pub after_gap: bool,
-}
-
-/// Something about a sequence's files that the user should know, and that stops nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Remark {
-    /// A hidden or leftover file or folder, which is no data.
-    NoData,
-    /// A frame has several files.
-    Doubled,
-    /// A picture whose ending is not searched.
-    OtherEnding,
-    /// Names of frames differ in more than numbers.
-    NotAlike,
-    /// Frames are missing between two others.
-    Gap,
-}
-
-impl Remark {
-    /// One line for `count` remarks of this kind, of which `first` is one.
-    pub fn line(self, count: usize, first: &str) -> String {
-        let s = if count == 1 { "" } else { "s" };
-        let rest = match self {
-            Remark::NoData => format!("hidden or leftover name{s} left out, no data; rename what is data"),
-            Remark::Doubled => {
-                format!("frame{s} with several files: the ending that comes first in data.deblur.image_exts is read")
-            }
-            Remark::OtherEnding => format!("picture{s} left out, whose ending is not in data.deblur.image_exts"),
-            Remark::NotAlike => {
-                format!(
-                    "folder{s} whose frames are not numbered alike: in natural order, missing frames cannot be seen"
-                )
-            }
-            Remark::Gap => format!("gap{s} in the numbers of frames: clips do not cross them"),
-        };
-        format!("{count} {rest}; the first: {first}")
-    }
 }
 
 /// Frames of one sequence, in their order.
@@ -176,12 +140,72 @@ pub fn find_sequences(spec: &VideoSpec, split: &str) -> Result<Option<SplitPaths
     Ok(Some(found))
 }
 
-fn folders(spec: &VideoSpec, layout: Layout, split: &str, name: &str) -> Folders {
-    let spike_dir = match spec.spikes {
+/// Sequences of blurred frames below `root`, which need no sharp ones: folders that hold a folder `blur`, at most two levels
+/// down, or those of a folder `<split>_GT_blurred` of the layout `kair`. Sharp frames are the blurred ones here. Their names are
+/// relative to `root`; where it is a sequence itself, its name.
+///
+/// # Errors
+/// A folder cannot be read.
+pub fn find_blurred(spec: &VideoSpec) -> Result<SplitPaths, DataError> {
+    let mut found = SplitPaths::default();
+    let mut sequences: BTreeMap<PathBuf, Folders> = BTreeMap::new();
+    let mut folders = vec![(spec.root.clone(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let shown = folder.strip_prefix(&spec.root).ok().filter(|path| !path.as_os_str().is_empty());
+        let shown = shown.map_or_else(|| name.clone(), |path| path.to_string_lossy().into_owned());
+        let (blur, split) = (folder.join("blur"), name.strip_suffix("_GT_blurred"));
+        if blur.is_dir() {
+            let spikes = spike_dir(spec).map(|dir| folder.join(dir));
+            sequences.insert(folder, Folders { name: shown, blur: blur.clone(), sharp: blur, spikes });
+            continue;
+        }
+        let inner = inner_folders(&folder, &mut found)?;
+        match split {
+            Some(split) => {
+                for (path, name) in inner {
+                    let spikes = spike_dir(spec).map(|dir| folder.with_file_name(format!("{split}_{dir}")).join(&name));
+                    let folders =
+                        Folders { name: format!("{shown}/{name}"), blur: path.clone(), sharp: path.clone(), spikes };
+                    sequences.insert(path, folders);
+                }
+            }
+            None if depth < 2 => folders.extend(inner.into_iter().map(|(path, _)| (path, depth + 1))),
+            None => {}
+        }
+    }
+    found.sequences.extend(sequences.into_values().map(|folders| sequence(spec, folders, None)));
+    Ok(found)
+}
+
+/// Folders in `folder` with their names; those that are no data, or have names that are not UTF-8, are remarked on.
+fn inner_folders(folder: &Path, found: &mut SplitPaths) -> Result<Vec<(PathBuf, String)>, DataError> {
+    let failed = |e: std::io::Error| file_error(folder, e.to_string());
+    let mut inner = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (name, path) = (entry.file_name(), entry.path());
+        match name.to_str() {
+            _ if !path.is_dir() => {}
+            _ if is_no_data(&name) => found.remarks.push((Remark::NoData, path.display().to_string())),
+            Some(name) => inner.push((path.clone(), name.to_owned())),
+            None => found.sequences.push(Err(file_error(&path, "its name is not UTF-8: rename it"))),
+        }
+    }
+    Ok(inner)
+}
+
+/// The folder of spikes, beside those of frames.
+fn spike_dir(spec: &VideoSpec) -> Option<&String> {
+    match spec.spikes {
         SpikeInput::None => None,
         SpikeInput::Dat { .. } => Some(&spec.spike_dir),
         SpikeInput::Voxels { .. } => Some(&spec.voxel_dir),
-    };
+    }
+}
+
+fn folders(spec: &VideoSpec, layout: Layout, split: &str, name: &str) -> Folders {
+    let spike_dir = spike_dir(spec);
     let root = &spec.root;
     let (blur, sharp, spikes) = match layout {
         Layout::Unified => {
@@ -238,7 +262,7 @@ fn parse_clip(line: &str) -> Option<(String, Clip)> {
 
 fn sequence(spec: &VideoSpec, folders: Folders, clip: Option<&Clip>) -> Result<SequencePaths, DataError> {
     let extensions: Vec<&str> = spec.image_exts.iter().map(String::as_str).collect();
-    let images = |folder: &Path| list(folder, &extensions, "data.deblur.image_exts");
+    let images = |folder: &Path| list(folder, &extensions, "deblur.image_exts");
     let (mut blur, mut sharp) = (images(&folders.blur)?, images(&folders.sharp)?);
     if let Some(clip) = clip {
         keep_counted(&mut blur, clip);
@@ -291,8 +315,8 @@ fn keep_counted(listed: &mut Listed, clip: &Clip) {
 /// Spike files of the frames; none where the folder cannot be listed: reading each frame's file says why.
 fn spike_files(spec: &VideoSpec, folders: &Folders) -> Result<Listed, DataError> {
     let (ending, key) = match spec.spikes {
-        SpikeInput::Voxels { .. } => ("npy", "data.deblur.voxel_dir, data.deblur.use_precomputed_voxels"),
-        _ => ("dat", "data.deblur.spike_dir, data.deblur.use_precomputed_voxels"),
+        SpikeInput::Voxels { .. } => ("npy", "deblur.voxel_dir, deblur.use_precomputed_voxels"),
+        _ => ("dat", "deblur.spike_dir, deblur.use_precomputed_voxels"),
     };
     match &folders.spikes {
         Some(folder) if folder.is_dir() => list(folder, &[ending], key),

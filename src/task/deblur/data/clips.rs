@@ -9,6 +9,8 @@ struct Run {
     /// The first clip's number, of all.
     first_clip: u64,
     first_frame: usize,
+    /// First frame of the last clip.
+    last_frame: usize,
     sequence: usize,
 }
 
@@ -27,11 +29,22 @@ pub struct Clips {
 impl Clips {
     /// `limit`: most clips; 0: all.
     pub fn new(sequences: &[Sequence], clip_len: usize, stride: usize, limit: usize) -> Self {
+        Self::made(sequences, (clip_len, stride), limit, false)
+    }
+
+    /// Clips that cover every frame of a run that holds one: the last clip of a run ends with it.
+    pub fn covering(sequences: &[Sequence], clip_len: usize, stride: usize) -> Self {
+        Self::made(sequences, (clip_len, stride.min(clip_len)), 0, true)
+    }
+
+    fn made(sequences: &[Sequence], (clip_len, stride): (usize, usize), limit: usize, covers: bool) -> Self {
         let (mut runs, mut all) = (Vec::new(), 0);
         for (number, sequence) in sequences.iter().enumerate() {
             for frames in sequence.runs.iter().filter(|run| run.len() >= clip_len) {
-                runs.push(Run { first_clip: all, first_frame: frames.start, sequence: number });
-                all += ((frames.len() - clip_len) / stride + 1) as u64;
+                let last_frame = frames.end - clip_len;
+                runs.push(Run { first_clip: all, first_frame: frames.start, last_frame, sequence: number });
+                let beyond = frames.len() - clip_len;
+                all += if covers { beyond.div_ceil(stride) } else { beyond / stride } as u64 + 1;
             }
         }
         let used = if limit == 0 { all } else { all.min(limit as u64) };
@@ -64,8 +77,26 @@ impl Clips {
     /// Numbers of the clip's frames; `None`: there is no such clip.
     pub fn frames(&self, index: u64) -> Option<Range<usize>> {
         let (run, within) = self.run(index)?;
-        let first = run.first_frame + within as usize * self.stride;
+        let first = (run.first_frame + within as usize * self.stride).min(run.last_frame);
         Some(first..first + self.clip_len)
+    }
+
+    /// The clip in which `frame` is farthest from the ends, of those that have it; the first of several. `None`: no clip has it.
+    pub fn owner(&self, frame: usize) -> Option<u64> {
+        let depth = |clip: &u64| {
+            let frames = self.frames(*clip).unwrap_or_default();
+            (frame - frames.start).min(frames.end - 1 - frame)
+        };
+        self.with_frame(frame).rev().max_by_key(depth)
+    }
+
+    /// Clips of sequence number `sequence`.
+    pub fn of_sequence(&self, sequence: usize) -> Range<u64> {
+        let first = |sequence: usize| {
+            let at = self.runs.partition_point(|run| run.sequence < sequence);
+            self.runs.get(at).map_or(self.all, |run| run.first_clip)
+        };
+        first(sequence)..first(sequence + 1)
     }
 
     /// Name of the clip's sequence; empty when there is no such clip.
@@ -109,6 +140,30 @@ impl Clips {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn covering_clips_have_every_frame_of_a_run_that_holds_one_and_each_frame_has_one_owner() {
+        let sequences: Vec<Sequence> = [vec![0..7, 7..9], vec![9..14, 14..15, 15..27]]
+            .into_iter()
+            .enumerate()
+            .map(|(n, runs)| Sequence { name: format!("s{n}"), runs })
+            .collect();
+        for (stride, count) in [(1, 3 + 1 + 8), (3, 2 + 1 + 4), (5, 2 + 1 + 3), (9, 2 + 1 + 3)] {
+            let clips = Clips::covering(&sequences, 5, stride);
+            assert_eq!(clips.len(), count, "stride {stride}");
+            assert_eq!(clips.of_sequence(1).end, count as u64);
+            for frame in (0..7).chain(9..14).chain(15..27) {
+                let owner = clips.owner(frame).unwrap();
+                assert!(clips.frames(owner).unwrap().contains(&frame));
+                let sequence = if frame < 9 { 0 } else { 1 };
+                assert!(clips.of_sequence(sequence).contains(&owner), "frame {frame} stride {stride}");
+            }
+            assert!([7, 8, 14].iter().all(|frame| clips.owner(*frame).is_none()));
+        }
+        // Clips begin at 15, 18, 21 and 22: frame 18 is nearer to the middle of the first of them, frame 19 to that of the second.
+        let clips = Clips::covering(&sequences[1..], 5, 3);
+        assert_eq!([15, 18, 19, 20].map(|frame| clips.owner(frame).unwrap()), [1, 1, 2, 2]);
+    }
 
     proptest! {
         #[test]

@@ -25,6 +25,8 @@ pub struct ClipDataset {
     random: Option<u64>,
     /// Order in which clips are read, in training the same way in every epoch, where the page cache receives next uses.
     order: Option<Order>,
+    /// Content of `fields`, in their order.
+    modalities: &'static [Modality],
     fields: Vec<FieldSpec>,
 }
 
@@ -46,21 +48,32 @@ impl ClipDataset {
     pub(super) fn new(source: Source, clips: Clips, crop: Crop, random: Option<u64>, order: Option<Order>) -> Self {
         let (size, t) = (crop.size(), clips.clip_len());
         let frames = &source.entries.frames;
-        let image = |name| FieldSpec { name, shape: vec![t, size.height, size.width, 3], dtype: Dtype::U8 };
+        let image = |name| FieldSpec::new(name, &[t, size.height, size.width, 3], Dtype::U8);
+        let modalities = frames.modalities();
         let mut fields = vec![image("blur"), image("sharp")];
         if let (Some(form), Some(ImageSize { height, width })) = (frames.spikes(), crop.spike_size()) {
             fields.push(match form {
-                SpikeForm::Planes(form) => FieldSpec {
-                    name: "spikes",
-                    shape: vec![t, form.planes, height, bits::row_bytes(width)],
-                    dtype: Dtype::U8,
-                },
-                SpikeForm::Voxels { bins, .. } => {
-                    FieldSpec { name: "voxels", shape: vec![t, bins, height, width], dtype: Dtype::F32 }
+                SpikeForm::Planes(form) => {
+                    FieldSpec::new("spikes", &[t, form.planes, height, bits::row_bytes(width)], Dtype::U8)
                 }
+                SpikeForm::Voxels { bins, .. } => FieldSpec::new("voxels", &[t, bins, height, width], Dtype::F32),
             });
         }
-        Self { source, clips, crop, random, order, fields }
+        Self { source, clips, crop, random, order, modalities, fields }
+    }
+
+    /// Clips without their sharp frames, in order and whole, for prediction: `blur`, and `spikes` or `voxels`.
+    pub(super) fn blurred(source: Source, clips: Clips, crop: Crop) -> Self {
+        let mut clips = Self::new(source, clips, crop, None, None);
+        clips.fields.remove(1);
+        let has_spikes = clips.fields.len() > 1;
+        clips.modalities = if has_spikes { &[Modality::Blur, Modality::Spikes] } else { &[Modality::Blur] };
+        clips
+    }
+
+    /// Which frames each clip has.
+    pub fn clips(&self) -> &Clips {
+        &self.clips
     }
 
     fn frames(&self) -> &Frames {
@@ -165,7 +178,7 @@ impl ClipDataset {
     ) -> Result<bool, DataError> {
         let frames = self.clip_frames(clip)?;
         let before = sink.lent.as_ref().map_or(0, |lent| lent.len());
-        let fields = self.frames().modalities().iter().zip(&self.fields).zip(sink.fields.iter_mut());
+        let fields = self.modalities.iter().zip(&self.fields).zip(sink.fields.iter_mut());
         for (number, ((modality, field), out)) in fields.enumerate() {
             let bytes = field.sample_bytes() / self.clips.clip_len();
             for (t, (frame, out)) in frames.clone().zip(out.chunks_exact_mut(bytes.max(1))).enumerate() {
@@ -250,7 +263,7 @@ impl ClipDataset {
     /// Entries of the clips `ids`, each once, in rising order; ids out of range have none.
     fn keys(&self, ids: &[u64]) -> Vec<u64> {
         let frames = ids.iter().filter_map(|id| self.clips.frames(*id)).flatten();
-        let modalities = self.frames().modalities();
+        let modalities = self.modalities;
         let mut keys: Vec<u64> =
             frames.flat_map(|frame| modalities.iter().map(move |modality| Frames::key(frame, *modality))).collect();
         keys.sort_unstable();

@@ -57,7 +57,11 @@ fn missing(spec: &ClipSpec, split: &str) -> DataError {
     file_error(root, format!("no folder of {split} sequences{there}: {way_out}"))
 }
 
-fn keep_good(paths: SplitPaths, skip_bad: bool, folders: &mut SplitFolders) -> Result<Vec<SequencePaths>, DataError> {
+pub(super) fn keep_good(
+    paths: SplitPaths,
+    skip_bad: bool,
+    folders: &mut SplitFolders,
+) -> Result<Vec<SequencePaths>, DataError> {
     folders.remarks.extend(paths.remarks);
     let mut good = Vec::with_capacity(paths.sequences.len());
     for sequence in paths.sequences {
@@ -89,7 +93,7 @@ pub(super) fn units(folders: &[Vec<Sequence>], places: &[usize; 3], frames: &[Fr
     let unit = |at: usize, sequence: &Sequence| {
         let frames = sequence.runs.iter().flat_map(|run| &frames[run.clone()]);
         let prints = frames.map(|frame| Print(frame.sharp.identity.print)).collect();
-        Unit { name: sequence.name.clone(), prints, splits: places.map(|place| place == at) }
+        Unit { name: sequence.name.clone(), prints, splits: places.map(|place| place == at), rows: None }
     };
     let of_folder = |(at, sequences): (usize, &Vec<Sequence>)| -> Vec<Unit> {
         sequences.iter().map(|sequence| unit(at, sequence)).collect()

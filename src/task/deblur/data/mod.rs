@@ -23,12 +23,12 @@ use crate::data::entries::{CachedEntries, EntrySource};
 use crate::data::loader::{Order, Shuffle, order_of};
 use crate::data::source::file_error;
 use crate::data::source::video::image::ImageSize;
-use crate::data::source::video::{Frame, Frames, Remark, Sequence, SpikeForm, VideoSpec, scan};
+use crate::data::source::video::{Frame, Frames, Remark, Sequence, SpikeForm, VideoSpec, find_blurred, scan};
 use crate::data::split::{Resolved, equal_content, resolve};
 use crate::data::{DataError, Dataset, Scratch};
 use crate::task::{Datasets, Team};
 use clips::Clips;
-use listing::{SplitFolders, find_splits, remark_lines, units};
+use listing::{SplitFolders, find_splits, keep_good, remark_lines, units};
 use spec::config::{CachePolicy, DataConfig};
 use std::sync::Arc;
 use unreadable::Unreadable;
@@ -130,9 +130,80 @@ pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataCo
     let (val, test) = (evaluation(val_clips), evaluation(test_clips));
     let train: Arc<dyn Dataset> = Arc::new(ClipDataset::new(source, train_clips, train, Some(seed), train_order));
     Ok(ClipData {
-        datasets: Datasets { train, val, test, baseline: None, skipped, notes, facts: None, split: Some(list) },
+        datasets: Datasets {
+            train,
+            val,
+            test,
+            baseline: None,
+            skipped,
+            notes,
+            facts: None,
+            carried: None,
+            split: Some(list),
+        },
         frames,
     })
+}
+
+/// Sequences to predict for.
+pub struct BlurredClips {
+    pub dataset: Arc<ClipDataset>,
+    pub frames: Arc<Frames>,
+    /// Names of sequences, in order.
+    pub sequences: Vec<String>,
+    pub skipped: Vec<String>,
+    pub notes: Vec<String>,
+    /// Text that differs where frames do.
+    pub identity: String,
+}
+
+/// Opens blurred frames, whole and without sharp ones, as clips that cover every frame; see [`find_blurred`].
+///
+/// # Errors
+/// No clip is there; an unusable frame without `skip_bad`; ranks that see different files.
+pub fn open_blurred(spec: &ClipSpec, team: &Team) -> Result<BlurredClips, DataError> {
+    let mut folders = SplitFolders::default();
+    let kept = keep_good(find_blurred(&spec.video)?, spec.skip_bad, &mut folders)?;
+    let SplitFolders { mut skipped, remarks, .. } = folders;
+    let found = vec![kept];
+    if found[0].is_empty() {
+        let first = skipped.first().map(|line| format!("; the first left out: {line}")).unwrap_or_default();
+        let problem = "no sequence: expected folders that hold a folder blur with frames, or PATH/<split>_GT_blurred";
+        return Err(file_error(&spec.video.root, format!("{problem}{first}")));
+    }
+    let mut scan = scan(&found, &spec.video.spikes, spec.skip_bad)?;
+    skipped.append(&mut scan.skipped);
+    let sequences = std::mem::take(&mut scan.splits).pop().unwrap_or_default();
+    let digest = digest(std::slice::from_ref(&sequences), &scan.frames, scan.image, scan.spikes);
+    let clips = Clips::covering(&sequences, spec.clip_len, spec.strides[1]);
+    let short = sequences.iter().flat_map(|of| &of.runs).filter(|run| run.len() < spec.clip_len).map(|run| run.len());
+    let short: usize = short.sum();
+    let frames = Arc::new(Frames::new(scan));
+    agree(digest, team)?;
+    if clips.len() == 0 {
+        let first = skipped.first().map(|line| format!("; the first left out: {line}")).unwrap_or_default();
+        let problem = format!("no clip of {} frames in {} sequences", spec.clip_len, sequences.len());
+        return Err(file_error(&spec.video.root, format!("{problem}{first}")));
+    }
+    let crop = Crop::new(frames.image(), frames.spikes().map(|form| form.size()), None)?;
+    let mut notes = vec![format!(
+        "{} frames of {} in {} sequences: {} clips of {}",
+        frames.len(),
+        frames.image(),
+        sequences.len(),
+        clips.len(),
+        spec.clip_len
+    )];
+    if short > 0 {
+        notes.push(format!("{short} frames stand in runs shorter than a clip: they have no prediction"));
+    }
+    notes.extend(remark_lines(&remarks));
+    let entries = Arc::new(Entries { frames: Arc::clone(&frames), unreadable: Unreadable::default() });
+    let source = Source { entries, cached: None, skip_bad: spec.skip_bad };
+    let names = sequences.into_iter().map(|sequence| sequence.name).collect();
+    let dataset = Arc::new(ClipDataset::blurred(source, clips, crop));
+    let identity = format!("{digest:08x} {} {}", spec.clip_len, spec.strides[1]);
+    Ok(BlurredClips { dataset, frames, sequences: names, skipped, notes, identity })
 }
 
 /// The order in which training reads clips, where the policy looks ahead.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Files of each rank whose facts go out at a time.
-const ROUND_FILES: usize = 32;
+pub(in crate::task::emg) const ROUND_FILES: usize = 32;
 
 /// Facts about a file, or the reason why they could not be found.
 pub type Found = Result<FileFacts, Refused>;
@@ -86,7 +86,7 @@ pub fn scan_share(found: Result<&[PathBuf], &DataError>, facts: &ScanFacts, inde
 }
 
 /// This rank's part of the node's cores.
-fn threads(team: &Team) -> usize {
+pub(in crate::task::emg) fn threads(team: &Team) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     (cores / team.world_size.max(1)).clamp(1, 8)
 }
@@ -150,7 +150,7 @@ pub fn share(own: Share, team: &Team) -> Result<(Vec<Found>, usize), DataError> 
 }
 
 /// Gathers one value per rank, in rank order.
-fn gather<T: Serialize + DeserializeOwned>(own: &T, team: &Team) -> Result<Vec<T>, DataError> {
+pub(in crate::task::emg) fn gather<T: Serialize + DeserializeOwned>(own: &T, team: &Team) -> Result<Vec<T>, DataError> {
     let bytes = serde_json::to_vec(own).map_err(DataError::Gathered)?;
     let gathered = (team.gather)(&bytes)?;
     gathered.iter().map(|bytes| serde_json::from_slice(bytes).map_err(DataError::Gathered)).collect()

@@ -73,7 +73,8 @@ fn what_is_kept_is_read_without_the_directory_until_the_cache_is_full() {
     let host = lazy(64 << 10);
     let clients = clients(&host, 2);
     clients.iter().for_each(|client| client.keep_idle());
-    let read = |client: &Arc<CacheClient>, key| client.open(guess(key, length(key) as u64), false, ALL, &mut make).unwrap();
+    let read =
+        |client: &Arc<CacheClient>, key| client.open(guess(key, length(key) as u64), false, ALL, &mut make).unwrap();
     for _ in 0..5 {
         for key in 1..50 {
             clients.iter().for_each(|client| check(&read(client, key).unwrap(), key));
@@ -148,7 +149,8 @@ fn guests_never_wait_in_a_circle_nor_read_wrong_bytes() {
                 let client = Arc::clone(&client);
                 scope.spawn(move || {
                     for n in 0..60u64 {
-                        let keys: Vec<u64> = (0..6).map(|k| 1 + (n * 5 + guest * 17 + thread * 3 + k * 11) % 120).collect();
+                        let keys: Vec<u64> =
+                            (0..6).map(|k| 1 + (n * 5 + guest * 17 + thread * 3 + k * 11) % 120).collect();
                         let wants: Vec<Item> = keys.iter().map(|key| guess(*key, 400)).collect();
                         client.announce_open(&wants);
                         for key in &keys {

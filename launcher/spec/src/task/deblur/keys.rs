@@ -29,6 +29,9 @@ keys! {
         crop_size: usize = 256, range = Within(0.0, MOST_WIDE), unit = "pixels", aliases = &["data.crop_size"];
         /// Side of the square cut from the middle of a validation clip. 0: whole frames.
         val_crop_size: usize = 0, range = Within(0.0, MOST_WIDE), unit = "pixels";
+        /// Frames between the clips of `launch predict`. A frame that several clips have is taken from the one in whose middle
+        /// it is. Null: clips do not overlap.
+        predict_stride: Option<usize> = None, range = AtLeast(1.0), unit = "frames";
         /// Folder of `.dat` files in each sequence.
         spike_dir: String = "spike".into(), range = Folder, aliases = &["data.spike_dir"];
         /// Rows of the spike camera.

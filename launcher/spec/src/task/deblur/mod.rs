@@ -31,6 +31,11 @@ impl TaskSpec for Deblur {
         check::check(&config.section::<DeblurConfig>(), verdict);
     }
 
+    /// Whole frames are restored.
+    fn predicts(&self, config: &mut Config) {
+        config.with_section(|deblur: &mut DeblurConfig| deblur.val_crop_size = 0);
+    }
+
     /// Keys of the loss stood in `train`, beside those of other tasks.
     fn is_meant_by(&self, key: &str) -> bool {
         !key.starts_with(LossConfig::SECTION.prefix)

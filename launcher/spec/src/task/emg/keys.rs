@@ -28,6 +28,9 @@ keys! {
         shuffle_emg: bool = false, aliases = &["data.shuffle_emg"];
         /// Leave out windows that touch a block where inverse kinematics failed (all angles zero).
         skip_ik_failures: bool = true, aliases = &["data.skip_ik_failures"];
+        /// Rows between the windows of `launch predict`. Where windows overlap, a row's angles are their mean, weighted by the
+        /// distance to each window's nearer end. Null: half a window.
+        predict_stride: Option<usize> = None, range = AtLeast(1.0), unit = "rows";
         /// Weight of the MAE term in the loss `mse+mae`.
         mae_weight: f64 = 0.5, range = AtLeast(0.0), aliases = &["train.mae_weight"];
     }

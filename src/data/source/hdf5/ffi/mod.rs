@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod fields;
 pub mod mapping;
 pub mod types;
 

@@ -12,7 +12,7 @@ use ::hdf5::plist::DatasetCreate;
 use ::hdf5::sync::sync;
 use ::hdf5::{Dataset, Dataspace, Datatype, Result, h5check};
 use hdf5_sys::h5::H5free_memory;
-use hdf5_sys::h5d::H5Dread;
+use hdf5_sys::h5d::{H5Dread, H5Dwrite};
 use hdf5_sys::h5i::hid_t;
 use hdf5_sys::h5p::{H5P_DEFAULT, H5Pget_filter_by_id2};
 use hdf5_sys::h5t::{
@@ -320,6 +320,32 @@ pub fn read_rows(dataset: &Dataset, selected: &Selected, rows: Range<u64>, out: 
         let read =
             unsafe { H5Dread(dataset.id(), memory.id(), here.id(), there.id(), H5P_DEFAULT, out.as_mut_ptr().cast()) };
         h5check(read)
+    })?;
+    Ok(())
+}
+
+/// Writes `rows` of a compound `dataset` from `bytes`, in the order of [`read_rows`].
+///
+/// # Errors
+/// libhdf5 cannot write the rows, or `bytes` are of another size.
+pub fn write_rows(dataset: &Dataset, selected: &Selected, rows: Range<u64>, bytes: &[u8]) -> Result<()> {
+    let count = (rows.end - rows.start) as usize;
+    let is_whole = count.checked_mul(selected.row_bytes()) == Some(bytes.len());
+    if selected.members.is_empty() || selected.columns.is_some() || !is_whole {
+        return Err("rows and bytes differ".into());
+    }
+    let memory = memory_type(dataset, selected)?;
+    let there = dataset.space()?.select((rows.start as usize..rows.end as usize,))?;
+    let here = Dataspace::try_new(count)?;
+    if there.selection_size() != here.size() {
+        return Err("rows out of range".into());
+    }
+    sync(|| {
+        // SAFETY: all ids are kept open by their values, and the lock is held. `here` selects `count` elements of `memory`,
+        // whose size is that of a row, so libhdf5 reads exactly `bytes` (checked above).
+        let written =
+            unsafe { H5Dwrite(dataset.id(), memory.id(), here.id(), there.id(), H5P_DEFAULT, bytes.as_ptr().cast()) };
+        h5check(written)
     })?;
     Ok(())
 }

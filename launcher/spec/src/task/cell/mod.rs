@@ -1,0 +1,83 @@
+//! Task `cell`: latent diffusion on counts of genes in single cells.
+
+mod check;
+mod keys;
+pub mod respace;
+
+pub use keys::{
+    CellAutoencoder, CellClassifier, CellConfig, CellDiffusion, CellSample, CellUnet, DecoderActivation, LatentType,
+    NoiseSchedule, ScheduleSampler,
+};
+
+use crate::config::{Config, Keys, Rates, SchedulerKind, Section, StageKind, StageSpec, TaskSpec, Verdict};
+
+/// Losses: that of the autoencoder's genes and of the diffusion's noise.
+const LOSSES: &[&str] = &["mse"];
+
+/// The stages, in order.
+pub const AUTOENCODER: &str = "autoencoder";
+pub const LATENTS: &str = "latents";
+pub const DIFFUSION: &str = "diffusion";
+pub const CLASSIFIER: &str = "classifier";
+pub const SAMPLE: &str = "sample";
+
+/// The task, as the registry knows it.
+pub struct Cell;
+
+impl TaskSpec for Cell {
+    fn section(&self) -> &'static Section {
+        CellConfig::SECTION
+    }
+
+    fn defaults(&self, config: &mut Config) {
+        config.data.dataset_path = "data/cells".into();
+        config.data.split_ratio = [0.9, 0.05, 0.05];
+        config.train.batch_size = 128;
+        // The published programs' rates.
+        let (rate, decay) = match config.stage.as_deref() {
+            Some(DIFFUSION) => (1e-4, 1e-4),
+            Some(CLASSIFIER) => (3e-4, 0.0),
+            _ => (5e-4, 0.01),
+        };
+        (config.train.learning_rate, config.train.weight_decay) = (rate, decay);
+        config.train.scheduler = SchedulerKind::None;
+        if config.stage.as_deref() == Some(DIFFUSION) {
+            config.train.ema_decay = Rates(vec![0.9999]);
+            config.train.scheduler = SchedulerKind::Linear;
+        }
+        config.train.warmup_epochs = 0.0;
+        config.train.early_stopping = false;
+        config.train.gradient_clip_norm = 0.0;
+    }
+
+    fn stages(&self, config: &Config) -> Vec<StageSpec> {
+        let stage = |name, kind| StageSpec { name, kind };
+        let mut stages = vec![
+            stage(AUTOENCODER, StageKind::Train),
+            stage(LATENTS, StageKind::Pass),
+            stage(DIFFUSION, StageKind::Train),
+        ];
+        // A classifier needs labels.
+        if config.section::<CellConfig>().label.is_some() {
+            stages.push(stage(CLASSIFIER, StageKind::Train));
+        }
+        stages.push(stage(SAMPLE, StageKind::Pass));
+        stages
+    }
+
+    fn losses(&self) -> &'static [&'static str] {
+        LOSSES
+    }
+
+    fn check(&self, config: &Config, verdict: &mut Verdict) {
+        check::check(&config.section::<CellConfig>(), verdict);
+    }
+
+    fn data_name(&self) -> &'static str {
+        "Cells"
+    }
+
+    fn sample_layouts(&self) -> &'static [&'static str] {
+        &["csr", "gzip", "dense"]
+    }
+}

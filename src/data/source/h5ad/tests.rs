@@ -1,0 +1,1 @@
+//! Files of cells as anndata and others leave them.

@@ -1,0 +1,320 @@
+//! Bytes of an entry of the page cache: a run of cells of one file, sparse and compact.
+//!
+//! ```text
+//! entry   end of each cell u32 × cells │ cell │ cell │ …
+//! cell    values u32 │ kind u8 │ genes │ counts
+//! genes   gaps to the gene before, a byte each (255: 255 more, and on), or u16, or u32
+//! counts  u8, u16 or u32, the smallest that is exact; f32 where there are fractions
+//! ```
+//! Gaps take half the bytes of u16 where every hundredth gene is expressed or more, and a little longer to read: they are
+//! for data sets that the cache holds no other way.
+
+/// How genes are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// u16, or u32 where there are more genes than that.
+    Plain {
+        wide: bool,
+    },
+    Gaps,
+}
+
+const HEAD_BYTES: usize = 5;
+/// A gap that continues in the next byte.
+const MORE: u32 = 255;
+
+/// How counts are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Width {
+    U8 = 0,
+    U16 = 1,
+    U32 = 2,
+    F32 = 3,
+}
+
+impl Width {
+    fn of(values: &[f64]) -> Self {
+        let mut most = 0.0;
+        for value in values {
+            if value.fract() != 0.0 || *value < 0.0 {
+                return Width::F32;
+            }
+            most = value.max(most);
+        }
+        match most {
+            _ if most <= f64::from(u8::MAX) => Width::U8,
+            _ if most <= f64::from(u16::MAX) => Width::U16,
+            _ if most <= f64::from(u32::MAX) => Width::U32,
+            _ => Width::F32,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Width::U8 => 1,
+            Width::U16 => 2,
+            Width::U32 | Width::F32 => 4,
+        }
+    }
+}
+
+/// Bytes of a cell by both codings: plain, and gaps.
+pub fn cell_bytes(ids: &[u32], values: &[f64], wide: bool) -> [usize; 2] {
+    let counts = HEAD_BYTES + values.len() * Width::of(values).bytes();
+    let (mut next, mut more) = (0, 0);
+    for id in ids {
+        more += ((id - next) / MORE) as usize;
+        next = id + 1;
+    }
+    [counts + ids.len() * if wide { 4 } else { 2 }, counts + ids.len() + more]
+}
+
+/// Bytes of an entry of `cells` cells whose bytes are `bytes` together.
+pub fn entry_bytes(cells: usize, bytes: usize) -> usize {
+    4 * cells + bytes
+}
+
+/// Writes entries, cell by cell.
+pub struct Pen<'a> {
+    out: &'a mut [u8],
+    cells: usize,
+    cell: usize,
+    at: usize,
+    coding: Coding,
+}
+
+impl<'a> Pen<'a> {
+    /// For an entry of `cells` cells; `None`: there is no room for its head.
+    pub fn new(out: &'a mut [u8], cells: usize, coding: Coding) -> Option<Self> {
+        (out.len() >= 4 * cells).then_some(Self { out, cells, cell: 0, at: 4 * cells, coding })
+    }
+
+    /// Appends a cell. False: the entry has no room for it, as it is not the one that was scanned.
+    pub fn cell(&mut self, ids: &[u32], values: &[f64]) -> bool {
+        let width = Width::of(values);
+        let wide = matches!(self.coding, Coding::Plain { wide: true });
+        let bytes = cell_bytes(ids, values, wide)[usize::from(self.coding == Coding::Gaps)];
+        let kind = width as u8
+            | match self.coding {
+                Coding::Gaps => 0,
+                Coding::Plain { wide: false } => 4,
+                Coding::Plain { wide: true } => 8,
+            };
+        let Some(out) = self.out.get_mut(self.at..self.at + bytes).filter(|_| self.cell < self.cells) else {
+            return false;
+        };
+        out[..4].copy_from_slice(&(ids.len() as u32).to_le_bytes());
+        out[4] = kind;
+        let (genes, counts) = out[HEAD_BYTES..].split_at_mut(bytes - HEAD_BYTES - values.len() * width.bytes());
+        match self.coding {
+            Coding::Plain { wide: false } => put(genes, ids, |id| (*id as u16).to_le_bytes()),
+            Coding::Plain { wide: true } => put(genes, ids, |id| id.to_le_bytes()),
+            Coding::Gaps => gaps(genes, ids),
+        }
+        match width {
+            Width::U8 => put(counts, values, |value| [*value as u8]),
+            Width::U16 => put(counts, values, |value| (*value as u16).to_le_bytes()),
+            Width::U32 => put(counts, values, |value| (*value as u32).to_le_bytes()),
+            Width::F32 => put(counts, values, |value| (*value as f32).to_le_bytes()),
+        }
+        self.at += bytes;
+        self.out[4 * self.cell..4 * self.cell + 4].copy_from_slice(&(self.at as u32).to_le_bytes());
+        self.cell += 1;
+        true
+    }
+
+    /// True if the entry is as full as it was found to be.
+    pub fn is_full(&self) -> bool {
+        self.cell == self.cells && self.at == self.out.len()
+    }
+}
+
+fn put<T, const N: usize>(out: &mut [u8], items: &[T], bytes: impl Fn(&T) -> [u8; N]) {
+    for (cell, item) in out.as_chunks_mut::<N>().0.iter_mut().zip(items) {
+        *cell = bytes(item);
+    }
+}
+
+fn gaps(out: &mut [u8], ids: &[u32]) {
+    let (mut next, mut at) = (0, 0);
+    for id in ids {
+        let gap = id - next;
+        let more = (gap / MORE) as usize;
+        out[at..at + more].fill(MORE as u8);
+        out[at + more] = (gap % MORE) as u8;
+        (next, at) = (id + 1, at + more + 1);
+    }
+}
+
+/// Where the values of a cell go.
+pub trait Sink {
+    fn take(&mut self, gene: u32, value: Value);
+}
+
+/// A value as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value {
+    Count(u32),
+    Number(f32),
+}
+
+/// Gives the genes and values of cell `n` of an entry of `cells` cells to `sink`. False: the entry is damaged.
+pub fn read(entry: &[u8], cells: usize, n: usize, sink: &mut impl Sink) -> bool {
+    let end = |n: usize| {
+        entry.get(4 * n..4 * n + 4).map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    };
+    let start = if n == 0 { Some(4 * cells) } else { end(n - 1).map(|at| at as usize) };
+    let (Some(start), Some(end)) = (start, end(n).filter(|_| n < cells)) else { return false };
+    let Some(cell) = entry.get(start..end as usize).filter(|cell| cell.len() >= HEAD_BYTES) else { return false };
+    let values = u32::from_le_bytes([cell[0], cell[1], cell[2], cell[3]]) as usize;
+    let (kind, rest) = (cell[4], &cell[HEAD_BYTES..]);
+    let width = [1, 2, 4, 4][usize::from(kind & 3)];
+    let Some(split) = rest.len().checked_sub(values * width) else { return false };
+    let (genes, counts) = rest.split_at(split);
+    match kind & 3 {
+        0 => genes_of(kind, genes, counts.iter().map(|byte| Value::Count(u32::from(*byte))), sink),
+        1 => genes_of(
+            kind,
+            genes,
+            counts.as_chunks::<2>().0.iter().map(|c| Value::Count(u32::from(u16::from_le_bytes(*c)))),
+            sink,
+        ),
+        2 => {
+            genes_of(kind, genes, counts.as_chunks::<4>().0.iter().map(|c| Value::Count(u32::from_le_bytes(*c))), sink)
+        }
+        _ => {
+            genes_of(kind, genes, counts.as_chunks::<4>().0.iter().map(|c| Value::Number(f32::from_le_bytes(*c))), sink)
+        }
+    }
+}
+
+#[inline(always)]
+fn genes_of(kind: u8, genes: &[u8], counts: impl ExactSizeIterator<Item = Value>, sink: &mut impl Sink) -> bool {
+    match kind >> 2 {
+        0 => {
+            let (mut bytes, mut next) = (genes.iter(), 0u32);
+            for count in counts {
+                loop {
+                    let Some(byte) = bytes.next() else { return false };
+                    next = next.wrapping_add(u32::from(*byte));
+                    if *byte != MORE as u8 {
+                        break;
+                    }
+                }
+                sink.take(next, count);
+                next = next.wrapping_add(1);
+            }
+            bytes.len() == 0
+        }
+        1 => {
+            let genes = genes.as_chunks::<2>().0;
+            let fits = genes.len() == counts.len();
+            genes.iter().zip(counts).for_each(|(gene, count)| sink.take(u32::from(u16::from_le_bytes(*gene)), count));
+            fits
+        }
+        _ => {
+            let genes = genes.as_chunks::<4>().0;
+            let fits = genes.len() == counts.len();
+            genes.iter().zip(counts).for_each(|(gene, count)| sink.take(u32::from_le_bytes(*gene), count));
+            fits
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    impl Sink for Vec<(u32, f64)> {
+        fn take(&mut self, gene: u32, value: Value) {
+            self.push((
+                gene,
+                match value {
+                    Value::Count(count) => f64::from(count),
+                    Value::Number(number) => f64::from(number),
+                },
+            ));
+        }
+    }
+
+    type Cell = Vec<(u32, f64)>;
+
+    fn written(cells: &[Cell], coding: Coding) -> Vec<u8> {
+        let wide = coding == Coding::Plain { wide: true };
+        let split = |cell: &Cell| -> (Vec<u32>, Vec<f64>) { cell.iter().copied().unzip() };
+        let bytes = cells.iter().map(|cell| {
+            let (ids, values) = split(cell);
+            cell_bytes(&ids, &values, wide)[usize::from(coding == Coding::Gaps)]
+        });
+        let mut out = vec![0xEE; entry_bytes(cells.len(), bytes.sum())];
+        let mut pen = Pen::new(&mut out, cells.len(), coding).unwrap();
+        for cell in cells {
+            assert!(!pen.is_full());
+            let (ids, values) = split(cell);
+            assert!(pen.cell(&ids, &values));
+        }
+        assert!(pen.is_full() && !pen.cell(&[1], &[2.0]));
+        out
+    }
+
+    fn back(entry: &[u8], cells: usize) -> Vec<Cell> {
+        (0..cells)
+            .map(|n| {
+                let mut cell = Cell::new();
+                assert!(read(entry, cells, n, &mut cell));
+                cell
+            })
+            .collect()
+    }
+
+    #[test]
+    fn counts_take_the_smallest_type_that_is_exact() {
+        let cell = |most: f64| vec![(3, 1.0), (9, most)];
+        let bytes = |most: f64| cell_bytes(&[3, 9], &[1.0, most], false);
+        assert_eq!(bytes(255.0), [5 + 2 + 4, 5 + 2 + 2]);
+        assert_eq!(bytes(256.0), [5 + 4 + 4, 5 + 4 + 2]);
+        assert_eq!(bytes(65_536.0), [5 + 8 + 4, 5 + 8 + 2]);
+        for most in [255.0, 256.0, 65_535.0, 65_536.0, 4_294_967_295.0, 4_294_967_296.0, 0.5, -1.0, 1e-30f32.into()] {
+            for coding in [Coding::Gaps, Coding::Plain { wide: false }, Coding::Plain { wide: true }] {
+                let cells = [cell(most), vec![], cell(7.0)];
+                assert_eq!(back(&written(&cells, coding), 3), cells, "{most} {coding:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn far_genes_take_further_bytes() {
+        let cells = [vec![(0, 1.0), (254, 2.0), (509, 3.0), (510, 4.0), (66_000, 5.0)]];
+        assert_eq!(back(&written(&cells, Coding::Gaps), 1), cells);
+        assert_eq!(cell_bytes(&[254], &[1.0], false)[1], 5 + 1 + 1);
+        assert_eq!(cell_bytes(&[255], &[1.0], false)[1], 5 + 1 + 2);
+    }
+
+    #[test]
+    fn damaged_entries_are_refused() {
+        let whole = written(&[vec![(1, 1.0), (300, 2.0)], vec![(2, 1.0)]], Coding::Gaps);
+        let mut cell = Cell::new();
+        assert!(!read(&whole, 2, 2, &mut cell) && !read(&[], 1, 0, &mut cell));
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0xFF;
+            for n in 0..2 {
+                let _ = read(&damaged, 2, n, &mut cell);
+            }
+            assert!(!read(&whole[..at], 2, 1, &mut cell));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_cell_comes_back(cells in proptest::collection::vec(
+            proptest::collection::btree_map(0u32..70_000, prop_oneof![1u32..300, any::<u32>()], 0..60), 0..9)) {
+            let cells: Vec<Cell> = cells.iter().map(|cell| cell.iter().map(|(id, n)| (*id, f64::from(*n))).collect()).collect();
+            for coding in [Coding::Gaps, Coding::Plain { wide: true }] {
+                prop_assert_eq!(&back(&written(&cells, coding), cells.len()), &cells);
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The cells of all files, and the entries of the page cache that hold runs of them.
+
+use super::entry::{self, Coding, Pen, Sink, Value};
+use super::genes::NONE;
+use super::scan::in_places;
+use crate::data::entries::EntrySource;
+use crate::data::source::file_error;
+use crate::data::source::h5ad::{CellReader, Cells};
+use crate::data::source::hdf5::array::Buffers;
+use crate::data::{DataError, Scratch};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Label of a cell that has none.
+pub const UNLABELLED: u16 = u16::MAX;
+
+/// Entries of one file.
+pub struct FileEntries {
+    /// Entries of the files before.
+    pub base: u64,
+    /// Cells of an entry.
+    pub cells: u64,
+    pub bytes: Vec<u32>,
+}
+
+/// Cells of all files. Rows are numbered through all files.
+pub struct Store {
+    pub reader: CellReader,
+    /// Per file the places of its genes among those of the data set; `None`: the same.
+    pub maps: Vec<Option<Arc<[u32]>>>,
+    /// Columns of the genes of the data set, [`NONE`] for those left out; `None`: all, in the same order.
+    pub columns: Option<Arc<[u32]>>,
+    pub files: Vec<FileEntries>,
+    /// First row of each file.
+    pub rows: Vec<u64>,
+    pub coding: Coding,
+    /// Per row; empty where cells have no labels.
+    pub labels: Vec<u16>,
+    /// Genes of a batch are u16.
+    pub short_ids: bool,
+    /// Values of a batch are u16.
+    pub short_values: bool,
+}
+
+/// Memory that a thread keeps between cells.
+#[derive(Default)]
+struct Own {
+    cells: Cells,
+    buffers: Buffers,
+    ids: Vec<u32>,
+    values: Vec<f64>,
+}
+
+/// A cell's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub file: usize,
+    /// Row in the file.
+    pub row: u64,
+    /// Key of its entry, and its number in it.
+    pub key: u64,
+    pub number: usize,
+}
+
+/// Slices of a batch that a cell is written to.
+pub struct Fields<'a> {
+    ids: &'a mut [u8],
+    values: &'a mut [u8],
+    count: usize,
+    overflown: bool,
+    columns: Option<&'a [u32]>,
+    short_ids: bool,
+    short_values: bool,
+}
+
+impl Fields<'_> {
+    /// Bytes written of genes and values.
+    pub fn written(&self) -> (usize, usize) {
+        (self.count * if self.short_ids { 2 } else { 4 }, self.count * if self.short_values { 2 } else { 4 })
+    }
+}
+
+impl Sink for Fields<'_> {
+    #[inline(always)]
+    fn take(&mut self, gene: u32, value: Value) {
+        let column = match self.columns {
+            None => gene,
+            Some(columns) => match columns.get(gene as usize) {
+                Some(column) if *column != NONE => *column,
+                _ => return,
+            },
+        };
+        let n = self.count;
+        let put = |out: &mut [u8], bytes: &[u8]| {
+            let room = out.get_mut(n * bytes.len()..(n + 1) * bytes.len());
+            room.map(|room| room.copy_from_slice(bytes)).is_some()
+        };
+        let ids = if self.short_ids {
+            put(self.ids, &(column as u16).to_ne_bytes())
+        } else {
+            put(self.ids, &column.to_ne_bytes())
+        };
+        let values = match (self.short_values, value) {
+            (true, Value::Count(count)) => put(self.values, &(count as u16).to_ne_bytes()),
+            (false, Value::Count(count)) => put(self.values, &(count as f32).to_ne_bytes()),
+            (_, Value::Number(number)) => !self.short_values && put(self.values, &number.to_ne_bytes()),
+        };
+        self.overflown |= !ids || !values;
+        self.count += 1;
+    }
+}
+
+impl Store {
+    /// Where row `row` of all files lies.
+    pub fn place(&self, row: u64) -> Option<Place> {
+        let file = self.rows.partition_point(|first| *first <= row).checked_sub(1)?;
+        let row = row - self.rows[file];
+        let entries = &self.files[file];
+        let inside = row < self.reader.sources()[file].cells;
+        let (entry, number) = (row / entries.cells, (row % entries.cells) as usize);
+        inside.then_some(Place { file, row, key: entries.base + entry, number })
+    }
+
+    /// File and entry in it.
+    fn locate(&self, key: u64) -> Option<(usize, u64)> {
+        let file = self.files.partition_point(|file| file.base <= key).checked_sub(1)?;
+        let entry = key - self.files[file].base;
+        ((entry as usize) < self.files[file].bytes.len()).then_some((file, entry))
+    }
+
+    /// Rows of entry `entry` of `file`, in the file.
+    fn entry_rows(&self, file: usize, entry: u64) -> Range<u64> {
+        let cells = self.files[file].cells;
+        entry * cells..((entry + 1) * cells).min(self.reader.sources()[file].cells)
+    }
+
+    /// Rows of the entry of `key`, through all files; none of a key that is not there.
+    pub fn entry_rows_of(&self, key: u64) -> Range<u64> {
+        self.locate(key).map_or(0..0, |(file, entry)| {
+            let (rows, first) = (self.entry_rows(file, entry), self.rows[file]);
+            first + rows.start..first + rows.end
+        })
+    }
+
+    /// Cells of the entry of `key`.
+    pub fn entry_cells(&self, key: u64) -> usize {
+        let rows = self.entry_rows_of(key);
+        (rows.end - rows.start) as usize
+    }
+
+    /// First rows of all entries, through all files.
+    pub fn entry_starts(&self) -> impl Iterator<Item = u64> {
+        self.files
+            .iter()
+            .zip(&self.rows)
+            .flat_map(|(file, first)| (0..file.bytes.len() as u64).map(move |n| first + n * file.cells))
+    }
+
+    /// Slices `ids` and `values` as the target of a cell.
+    pub fn fields<'a>(&'a self, ids: &'a mut [u8], values: &'a mut [u8]) -> Fields<'a> {
+        let Self { short_ids, short_values, .. } = *self;
+        Fields { ids, values, count: 0, overflown: false, columns: self.columns.as_deref(), short_ids, short_values }
+    }
+
+    /// Reads a cell out of the bytes of its entry.
+    ///
+    /// # Errors
+    /// The entry is damaged, or not of this data set.
+    pub fn from_entry(&self, place: Place, bytes: &[u8], fields: &mut Fields) -> Result<(), DataError> {
+        let whole = entry::read(bytes, self.entry_cells(place.key), place.number, fields);
+        if whole && !fields.overflown {
+            return Ok(());
+        }
+        let path = &self.reader.sources()[place.file].path;
+        Err(file_error(path, format!("cell {}: its entry of the page cache is damaged: start again", place.row)))
+    }
+
+    /// Reads a cell out of its file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not the one that was scanned.
+    pub fn from_file(&self, place: Place, fields: &mut Fields, scratch: &mut Scratch) -> Result<(), DataError> {
+        let own = own(&mut scratch.extra);
+        self.reader.read(place.file, place.row..place.row + 1, &mut own.cells, &mut own.buffers)?;
+        let (ids, values) = self.cell(place.file, 0, &own.cells, &mut own.ids, &mut own.values);
+        for (id, value) in ids.iter().zip(values) {
+            let whole = value.fract() == 0.0 && *value >= 0.0 && *value <= f64::from(u32::MAX);
+            fields.take(*id, if whole { Value::Count(*value as u32) } else { Value::Number(*value as f32) });
+        }
+        if fields.overflown { Err(self.changed(place.file, place.row)) } else { Ok(()) }
+    }
+
+    fn changed(&self, file: usize, row: u64) -> DataError {
+        let path = &self.reader.sources()[file].path;
+        file_error(path, format!("cell {row} is not as it was when the file was scanned: start again"))
+    }
+
+    /// Cell `n` of those read, in the genes of the data set.
+    fn cell<'a>(
+        &self,
+        file: usize,
+        n: usize,
+        cells: &'a Cells,
+        ids: &'a mut Vec<u32>,
+        values: &'a mut Vec<f64>,
+    ) -> (&'a [u32], &'a [f64]) {
+        let (own_ids, own_values) = cells.cell(n);
+        match self.maps.get(file).and_then(Option::as_deref) {
+            None => (own_ids, own_values),
+            Some(map) => {
+                in_places(own_ids, own_values, map, ids, values);
+                (ids, values)
+            }
+        }
+    }
+
+    /// Reports a thread's memory to the ledger.
+    pub fn count(&self, scratch: &mut Scratch) {
+        let own = own(&mut scratch.extra);
+        let bytes = own.cells.bytes() + own.buffers.bytes() + 4 * own.ids.capacity() + 8 * own.values.capacity();
+        scratch.count_with(bytes);
+    }
+}
+
+fn own(extra: &mut Option<Box<dyn std::any::Any + Send>>) -> &mut Own {
+    if !extra.as_ref().is_some_and(|kept| kept.is::<Own>()) {
+        *extra = None;
+    }
+    let kept = extra.get_or_insert_with(|| Box::new(Own::default()));
+    match kept.downcast_mut() {
+        Some(own) => own,
+        None => unreachable!("only an Own is kept here"),
+    }
+}
+
+impl EntrySource for Store {
+    fn entry_bytes(&self, key: u64) -> u64 {
+        self.locate(key).map_or(0, |(file, entry)| u64::from(self.files[file].bytes[entry as usize]))
+    }
+
+    fn fill_entry(&self, key: u64, out: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
+        let count = self.files.last().map_or(0, |file| file.base + file.bytes.len() as u64);
+        let missing = DataError::OutOfRange { what: "entry", index: key, place: "the data set", count };
+        let (file, entry) = self.locate(key).ok_or(missing)?;
+        let rows = self.entry_rows(file, entry);
+        let own = own(&mut scratch.extra);
+        self.reader.read(file, rows.clone(), &mut own.cells, &mut own.buffers)?;
+        let cells = own.cells.len();
+        let mut pen = Pen::new(out, cells, self.coding).ok_or_else(|| self.changed(file, rows.start))?;
+        for n in 0..cells {
+            let (ids, values) = self.cell(file, n, &own.cells, &mut own.ids, &mut own.values);
+            if !pen.cell(ids, values) {
+                return Err(self.changed(file, rows.start + n as u64));
+            }
+        }
+        if pen.is_full() { Ok(()) } else { Err(self.changed(file, rows.start)) }
+    }
+}

@@ -1,0 +1,200 @@
+//! Cells of a batch as a matrix, on the device of the batch: sparse counts travel, expression is made where it is used.
+
+use crate::task::Batch;
+use crate::torch::host::filled;
+use tch::{Device, Kind, Tensor};
+
+/// How counts become expression.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scale {
+    /// Sum that a cell's values are scaled to; 0: as they are.
+    pub target_sum: f64,
+    /// Scaled values become `ln(1 + value)`.
+    pub log1p: bool,
+}
+
+/// Expression f32 `[B, G]`. The sum of a cell is taken in f64; a cell whose sum is 0 stays 0.
+pub fn dense(batch: &Batch, genes: i64, scale: &Scale) -> Tensor {
+    let on_cpu = batch.fields.iter().all(|field| field.device() == Device::Cpu);
+    let made = if on_cpu { on_this_thread(batch, genes as usize, scale) } else { None };
+    made.unwrap_or_else(|| on_device(batch, genes, scale))
+}
+
+/// Counts below this one have their expression worked out once per cell: there are few different ones.
+const SMALL: usize = 256;
+
+/// [`dense`] without a chain of tensors. `None`: the batch is not what it must be, and libtorch says how.
+fn on_this_thread(batch: &Batch, genes: usize, scale: &Scale) -> Option<Tensor> {
+    let [ids, offsets, values, ..] = &batch.fields[..] else { return None };
+    let offsets = Vec::<i64>::try_from(offsets).ok()?;
+    let ids: Vec<u32> = match ids.kind() {
+        Kind::Int16 => Vec::<i16>::try_from(ids).ok()?.into_iter().map(|id| u32::from(id as u16)).collect(),
+        _ => Vec::<i32>::try_from(ids).ok()?.into_iter().map(|id| id as u32).collect(),
+    };
+    let values = match values.kind() {
+        Kind::Int16 => Values::Counts(Vec::<i16>::try_from(values).ok()?.into_iter().map(|value| value as u16).collect()),
+        _ => Values::Numbers(Vec::<f32>::try_from(values).ok()?),
+    };
+    let cells = offsets.len().checked_sub(1)?;
+    let fits = offsets.is_sorted()
+        && offsets.first() == Some(&0)
+        && offsets.last().is_some_and(|end| *end as usize == ids.len() && ids.len() == values.len())
+        && ids.iter().all(|id| (*id as usize) < genes);
+    if !fits {
+        return None;
+    }
+    let shape = [cells as i64, genes as i64];
+    filled(&shape, |out| {
+        for (ends, row) in offsets.windows(2).zip(out.chunks_exact_mut(genes.max(1))) {
+            let range = ends[0] as usize..ends[1] as usize;
+            values.express(range.clone(), scale, |n, expressed| row[ids[range.start + n] as usize] = expressed);
+        }
+    })
+    .ok()
+}
+
+/// Values of a batch.
+enum Values {
+    Counts(Vec<u16>),
+    Numbers(Vec<f32>),
+}
+
+impl Values {
+    fn len(&self) -> usize {
+        match self {
+            Values::Counts(counts) => counts.len(),
+            Values::Numbers(numbers) => numbers.len(),
+        }
+    }
+
+    /// Gives `put` the expression of the values `range` of a cell, by their places in it.
+    fn express(&self, range: std::ops::Range<usize>, scale: &Scale, mut put: impl FnMut(usize, f32)) {
+        match self {
+            Values::Counts(counts) => {
+                let counts = &counts[range];
+                let sum: u64 = counts.iter().map(|count| u64::from(*count)).sum();
+                let divisor = scale.divisor(sum as f64);
+                let mut known = [f32::NAN; SMALL];
+                for (n, count) in counts.iter().enumerate() {
+                    let expressed = match known.get_mut(usize::from(*count)) {
+                        Some(known) => {
+                            if known.is_nan() {
+                                *known = scale.of(f32::from(*count), divisor);
+                            }
+                            *known
+                        }
+                        None => scale.of(f32::from(*count), divisor),
+                    };
+                    put(n, expressed);
+                }
+            }
+            Values::Numbers(numbers) => {
+                let numbers = &numbers[range];
+                let divisor = scale.divisor(numbers.iter().map(|number| f64::from(*number)).sum());
+                numbers.iter().enumerate().for_each(|(n, number)| put(n, scale.of(*number, divisor)));
+            }
+        }
+    }
+}
+
+impl Scale {
+    /// Divisor of the values of a cell with this sum.
+    fn divisor(&self, sum: f64) -> f32 {
+        let divisor = if self.target_sum > 0.0 { (sum / self.target_sum) as f32 } else { 1.0 };
+        if divisor > 0.0 { divisor } else { 1.0 }
+    }
+
+    fn of(&self, value: f32, divisor: f32) -> f32 {
+        let scaled = value / divisor;
+        if self.log1p { scaled.ln_1p() } else { scaled }
+    }
+}
+
+/// [`dense`] by the device of the batch.
+fn on_device(batch: &Batch, genes: i64, scale: &Scale) -> Tensor {
+    let (ids, offsets, values) = (unsigned(&batch.fields[0]), &batch.fields[1], &batch.fields[2]);
+    let values =
+        if values.kind() == Kind::Int16 { unsigned(values).to_kind(Kind::Float) } else { values.to_kind(Kind::Float) };
+    let cells = offsets.size()[0] - 1;
+    let lengths = offsets.narrow(0, 1, cells) - offsets.narrow(0, 0, cells);
+    let rows = Tensor::arange(cells, (Kind::Int64, offsets.device()));
+    let rows = rows.repeat_interleave_self_tensor(&lengths, None, values.size()[0]);
+    let mut values = values;
+    if scale.target_sum > 0.0 {
+        let zeros = Tensor::zeros([cells], (Kind::Double, values.device()));
+        let sums = zeros.index_add(0, &rows, &values.to_kind(Kind::Double));
+        let divisor = (sums / scale.target_sum).to_kind(Kind::Float);
+        let divisor = divisor.where_self(&divisor.gt(0.0), &divisor.ones_like());
+        values = values / divisor.index_select(0, &rows);
+    }
+    if scale.log1p {
+        values = values.log1p();
+    }
+    let places = rows * genes + ids;
+    let flat = Tensor::zeros([cells * genes], (Kind::Float, values.device()));
+    flat.scatter(0, &places, &values).view([cells, genes])
+}
+
+/// Classes of the batch's cells, i64 `[B]`; −1: none.
+pub fn labels(batch: &Batch) -> Tensor {
+    batch.fields[3].shallow_clone()
+}
+
+/// Whole numbers as i64; those of 16 bits are unsigned.
+fn unsigned(field: &Tensor) -> Tensor {
+    let wide = field.to_kind(Kind::Int64);
+    if field.kind() == Kind::Int16 { wide.bitwise_and(0xFFFF) } else { wide }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch() -> Batch {
+        let ids = Tensor::from_slice(&[0i16, 2, 1, 2]);
+        let values = Tensor::from_slice(&[1i16, 3, -1, 1]);
+        let fields = vec![ids, Tensor::from_slice(&[0i64, 2, 2, 4]), values, Tensor::from_slice(&[1i64, -1, 0])];
+        Batch::new(fields, vec![0, 1, 2])
+    }
+
+    #[test]
+    fn counts_become_expression_as_scanpy_makes_it() {
+        let x = dense(&batch(), 3, &Scale { target_sum: 0.0, log1p: false });
+        // 0xFFFF is a count of 65,535.
+        assert_eq!(Vec::<f32>::try_from(x.flatten(0, -1)).unwrap(), [1.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 65535.0, 1.0]);
+        let x = dense(&batch(), 3, &Scale { target_sum: 8.0, log1p: true });
+        let expected = [2f32.ln_1p(), 0.0, 6f32.ln_1p(), 0.0, 0.0, 0.0];
+        let found = Vec::<f32>::try_from(x.narrow(0, 0, 2).flatten(0, -1)).unwrap();
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+        assert_eq!(Vec::<i64>::try_from(labels(&batch())).unwrap(), [1, -1, 0]);
+    }
+
+    #[test]
+    fn both_ways_agree() {
+        let lengths = [0i64, 300, 7, 900, 0, 55];
+        let offsets: Vec<i64> = std::iter::once(0).chain(lengths.iter().scan(0, |at, n| {
+            *at += n;
+            Some(*at)
+        })).collect();
+        let ids: Vec<i16> = lengths.iter().flat_map(|n| (0..*n).map(|id| id as i16)).collect();
+        let counts: Vec<i16> = (0..ids.len()).map(|n| [1, 2, 3, 700, 255, 256, -9, 1][n % 8]).collect();
+        let numbers: Vec<f32> = counts.iter().map(|count| f32::from(*count as u16) / 7.0).collect();
+        let wide: Vec<i32> = ids.iter().map(|id| i32::from(*id)).collect();
+        let labels = Tensor::from_slice(&[0i64; 6]);
+        let batch = |ids: Tensor, values: Tensor| {
+            Batch::new(vec![ids, Tensor::from_slice(&offsets), values, labels.shallow_clone()], (0..6).collect())
+        };
+        let batches = [batch(Tensor::from_slice(&ids), Tensor::from_slice(&counts)), batch(Tensor::from_slice(&wide), Tensor::from_slice(&numbers))];
+        for batch in batches {
+            for (target_sum, log1p) in [(1e4, true), (0.0, true), (1e4, false), (0.0, false)] {
+                let scale = Scale { target_sum, log1p };
+                let (here, there) = (on_this_thread(&batch, 1000, &scale).unwrap(), on_device(&batch, 1000, &scale));
+                let far = ((&here - &there).abs() / (there.abs() + 1e-6)).max().double_value(&[]);
+                assert!(far < 1e-6, "{far} {scale:?}");
+                assert_eq!(here.ne_tensor(&Tensor::zeros_like(&here)).sum(Kind::Int64), there.ne_tensor(&Tensor::zeros_like(&there)).sum(Kind::Int64));
+            }
+        }
+        // Gene 2 of two.
+        assert!(on_this_thread(&self::batch(), 2, &Scale { target_sum: 1e4, log1p: true }).is_none());
+    }
+}
