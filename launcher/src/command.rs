@@ -11,6 +11,7 @@ mod infer;
 mod measure;
 mod nodes;
 mod print;
+mod program;
 mod setup;
 mod smart;
 mod stages;
@@ -95,6 +96,7 @@ fn plan_exit_code(error: &PlanError) -> u8 {
     match error {
         PlanError::Device { .. } => exit::DEVICE,
         PlanError::DoesNotFit { .. }
+        | PlanError::Program { .. }
         | PlanError::CacheTooLarge { .. }
         | PlanError::Budget(_)
         | PlanError::Overflow { .. } => exit::PLAN,
@@ -118,7 +120,10 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Train(run) => train(&run, early(Moment::BeforeRanks, &inherited)?),
         Command::Predict(args) => infer::predict(&args, early(Moment::BeforeRanks, &inherited)?),
         Command::Evaluate(args) => infer::evaluate(&args, early(Moment::BeforeRanks, &inherited)?),
-        Command::Exec { run, program, args } => exec::exec(&run, program, args, early(Moment::OfOthers, &inherited)?),
+        Command::Exec { run, with, program, args } => {
+            exec::exec(&run, &with, program, args, early(Moment::OfOthers, &inherited)?)
+        }
+        Command::PlanExec { run, with, program, args } => program::show(&run, &with, &program, &args),
         Command::SampleData(args) => sample_data(&args),
         Command::Batch(args) => batch(&args),
         Command::Recommend(args) => tools::recommend(&args),

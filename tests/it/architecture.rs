@@ -111,6 +111,23 @@ const LAUNCHER: Rooms = &[
         ],
     ),
 ];
+const PYTHON: Rooms = &[
+    ("entry", &[]),
+    ("sizes", &[]),
+    ("own", &[]),
+    ("system", &["launcher::machine"]),
+    ("buffer", &["cache"]),
+    ("failure", &["entry", "cache"]),
+    ("batch", &["buffer", "entry", "failure"]),
+    ("lane", &["cache", "launcher::supervise"]),
+    ("work", &["batch", "failure", "cache"]),
+    ("engine", &["batch", "buffer", "entry", "failure", "lane", "sizes", "work", "cache"]),
+    ("memory", &["buffer", "own", "cache"]),
+    ("order", &["cache"]),
+    ("sample", &["batch", "buffer", "entry", "failure", "memory", "own", "cache"]),
+    ("node", &["memory", "own", "sample", "cache", "launcher::machine", "spec::contract"]),
+    ("loader", &["engine", "failure", "lane", "memory", "node", "own", "sample"]),
+];
 /// Packages whose rooms are named one by one.
 const PACKAGES: &[&str] = &["launcher", "spec"];
 /// A package that is one room.
@@ -126,7 +143,7 @@ const UNSAFE: &[&str] = &[
 ];
 
 /// Source folders of the packages.
-pub const SOURCES: &[&str] = &["src", "launcher/src", "launcher/spec/src", "launcher/cache/src"];
+pub const SOURCES: &[&str] = &["src", "launcher/src", "launcher/spec/src", "launcher/cache/src", "launcher/python/src"];
 /// Modules with a folder that are not yet its `mod.rs`.
 const BESIDE_THEIR_FOLDER: &[&str] = &[
     "launcher/src/command.rs",
@@ -295,6 +312,11 @@ fn rooms_of_the_launcher_use_only_what_they_may() {
     assert_eq!(check("launcher/src", LAUNCHER), Vec::<String>::new());
 }
 
+#[test]
+fn rooms_of_the_python_package_use_only_what_they_may() {
+    assert_eq!(check("launcher/python/src", PYTHON), Vec::<String>::new());
+}
+
 /// The page cache is for a Python module as well: it knows the contract and nothing else, and the directory knows no client.
 #[test]
 fn the_page_cache_uses_the_contract_alone() {
@@ -340,10 +362,11 @@ fn only_the_source_room_imports_hdf5_and_the_launcher_links_no_tensor_library() 
             .find(|name| text.contains(&format!("{name}::")) && !text.contains(&format!("_{name}::")));
         assert!(imported.is_none(), "{} imports {imported:?}", file.display());
     }
-    for package in ["launcher", "launcher/cache", "launcher/spec"] {
+    for package in ["launcher", "launcher/cache", "launcher/python", "launcher/spec"] {
         let manifest = std::fs::read_to_string(root().join(package).join("Cargo.toml")).unwrap();
+        let dependencies = manifest.split("dependencies]").skip(1).collect::<String>();
         for name in ["tch", "hdf5", "cudarc", "headroom"] {
-            assert!(!manifest.lines().any(|line| line.starts_with(name)), "{package} depends on {name}");
+            assert!(!dependencies.lines().any(|line| line.starts_with(name)), "{package} depends on {name}");
         }
     }
 }

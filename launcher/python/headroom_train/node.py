@@ -18,6 +18,7 @@ _lock = threading.RLock()
 _settings = {"size": None, "name": None}
 _found = {}
 _said = set()
+_parents = []
 
 
 def say(text):
@@ -66,7 +67,7 @@ def configure(cache=None):
     """
     size = None if cache is None else 0 if cache is False else parse_size(cache)
     with _lock:
-        if os.getpid() in _found:
+        if "node" in _found:
             raise RuntimeError("the cache is in use already: call configure() before the first data set is cached")
         _settings["size"] = size
 
@@ -96,24 +97,26 @@ def _join():
 
 def node():
     """The cache of this node, or None where there is none."""
-    process = os.getpid()
-    try:
-        return _found[process]
-    except KeyError:
-        pass
+    if "node" in _found:
+        return _found["node"]
     with _lock:
-        if process not in _found:
-            _found[process] = _join()
-        found = _found[process]
+        if "node" not in _found:
+            _found["node"] = _join()
+        found = _found["node"]
     tell_notes(found)
     return found
+
+
+def found_node():
+    """The cache of this node, if this process uses it already."""
+    return _found.get("node")
 
 
 def lose(error):
     """Goes on without the cache, whose host is gone."""
     with _lock:
-        if _found.get(os.getpid()) is not None:
-            _found[os.getpid()] = None
+        if _found.get("node") is not None:
+            _found["node"] = None
             say_once(f"{error}; samples are decoded for every use from now on")
 
 
@@ -140,7 +143,7 @@ _LINGER_S = 30.0
 
 @atexit.register
 def _linger():
-    found = _found.get(os.getpid())
+    found = _found.get("node")
     # One that ends by an exception has its error seen at once.
     if found is None or not found.hosts or getattr(sys, "last_type", None) is not None:
         return
@@ -156,6 +159,8 @@ def _after_fork():
     # A lock may be held by a thread that the child does not have.
     global _lock
     _lock = threading.RLock()
+    # The parent's threads are not here: the child comes in by the door itself. Its objects must not be ended here.
+    _parents.append(_found.pop("node", None))
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -110,7 +110,7 @@ def report(step, loss=None, *, epoch=None, epochs=None, steps=None, lr=None, sam
 
 
 def _counters():
-    found = node._found.get(os.getpid())
+    found = node.found_node()
     return found.stats() if found is not None else None
 
 
@@ -178,10 +178,6 @@ def stats():
     if found is None:
         return {}
     counters = found.stats()
-    if not found.hosts:
-        # The node's counters are asked for, and come a moment later.
-        time.sleep(0.002)
-        counters = found.stats()
     reads = counters["hits"] + counters["misses"] + counters["passed"]
     counters["hit_rate"] = counters["hits"] / reads if reads else None
     counters["hosts"] = found.hosts

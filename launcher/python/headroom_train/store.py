@@ -79,8 +79,7 @@ class Cache:
         entry = self._find(key)
         if entry is None:
             return default
-        value = codec.decode(entry)
-        return codec.copied(value) if copy else value
+        return codec.copied(codec.decode(entry)) if copy else codec.decode(entry)
 
     def _find(self, key):
         found = node.node()

@@ -10,10 +10,11 @@
 use crate::batch::{Form, Made, collate};
 use crate::buffer::Pool;
 use crate::entry::{Entry, EntryError};
+use crate::failure::Failure;
 use crate::lane::{Answer, Lane, Source};
 use crate::sizes::Sizes;
-use crate::work::{Build, Flights, Read, Work};
-use cache::client::{CacheClient, CacheError, Filling, Item, Taken, Wake};
+use crate::work::{Build, Flights, Read, Sample, Work};
+use cache::client::{CacheClient, CacheError, Filling, Item, Wake};
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,24 +30,6 @@ const SLICE: Duration = Duration::from_millis(100);
 /// Workers that may end by themselves in [`RESTART_TIME`].
 const MOST_RESTARTS: usize = 20;
 const RESTART_TIME: Duration = Duration::from_secs(60);
-
-/// Why there is no batch.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    #[error(transparent)]
-    Entry(#[from] EntryError),
-    /// The user's own error, pickled.
-    #[error("the user's code failed")]
-    User(Vec<u8>),
-    #[error("{0}")]
-    Worker(String),
-    #[error("the loader's memory for a worker: {0}")]
-    Scratch(#[source] io::Error),
-    #[error("the loader was closed")]
-    Closed,
-}
 
 /// Starts workers anew.
 pub trait Respawn: Send + Sync {
@@ -79,15 +62,6 @@ impl Plan {
     fn keys(&self) -> RangeInclusive<u64> {
         self.base..=self.base | INDEX_MASK
     }
-}
-
-/// A sample of a batch.
-pub enum Sample {
-    Stored(Taken),
-    /// There was no room for it.
-    Own(Vec<u8>),
-    /// Whoever makes the batch decodes it.
-    Absent,
 }
 
 /// State shared by consumer and threads.

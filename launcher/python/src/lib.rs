@@ -8,13 +8,31 @@
 //! ```
 //! It links no libtorch and no Python: any interpreter from 3.9 on loads it, beside any PyTorch.
 //!
-//! Architecture invariant: only `node`, `loader`, `sample`, `memory`, `order` and `system` know Python; `engine`, `work`, `batch`,
-//! `entry`, `lane`, `buffer` and `sizes` do not. No bytes of a sample are interpreted here; a sample's structure is `codec.py`'s.
+//! | room | owns | may not touch |
+//! |---|---|---|
+//! | [`entry`] | the bytes of one sample: head, spec, leaves | what a spec means |
+//! | [`sizes`] | how long samples are, as far as was seen | everything else |
+//! | [`buffer`] | memory of batches, used again | samples |
+//! | [`failure`] | what can go wrong | |
+//! | [`batch`] | samples stacked, or put one behind the other | Python |
+//! | [`lane`] | a decode worker: its socket, its messages | Python |
+//! | [`work`] | batches under way, pure state | Python |
+//! | [`engine`] | the threads: reading, filling, making batches | Python |
+//! | [`own`] | values that a forked child must not end | |
+//! | [`memory`] | arrays over bytes in place | |
+//! | [`sample`] | samples and batches as Python takes them apart | |
+//! | [`order`] | which samples a rank's batch has | the cache |
+//! | [`node`] | this process's connection to the node's cache | |
+//! | [`loader`] | the threads as Python starts and asks them | |
+//! | [`system`] | facts on this process and machine | |
+//!
+//! Architecture invariant: no bytes of a sample are interpreted here; a sample's structure is `codec.py`'s. There is no `unsafe`.
 
 mod batch;
 mod buffer;
 mod engine;
 mod entry;
+mod failure;
 mod lane;
 mod loader;
 mod memory;

@@ -1,6 +1,7 @@
 //! The loader's threads as Python starts and asks them.
 
-use crate::engine::{Engine, Failure, Next, Plan, Respawn};
+use crate::engine::{Engine, Next, Plan, Respawn};
+use crate::failure::Failure;
 use crate::lane::Lane as Raw;
 use crate::memory::FORKED;
 use crate::node::Node;

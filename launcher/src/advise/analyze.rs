@@ -238,6 +238,7 @@ fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
             LineId::ChunkCache => most(&ranks, |rank| rank.held.chunks_bytes),
             LineId::Collectives => most(&ranks, |rank| rank.held.meeting_bytes),
             LineId::CheckpointStaging => most(&ranks, |rank| rank.held.staging_bytes),
+            LineId::Program => most(&ranks, RankUse::all),
             LineId::Reserve | LineId::CudaRuntime | LineId::Other => return None,
         })
     };

@@ -185,6 +185,11 @@ pub struct PlanArgs {
     /// Write what a plan must know of this machine to FILE; needs no config
     #[arg(long, value_name = "FILE")]
     pub write_machine: Option<PathBuf>,
+    #[command(flatten)]
+    pub program: super::ProgramArgs,
+    /// Plan for PROGRAM instead of a config; what follows is its own
+    #[arg(long)]
+    pub exec: bool,
 }
 
 #[derive(Clone, Debug, Args)]

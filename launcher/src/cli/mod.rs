@@ -2,9 +2,11 @@
 
 mod args;
 mod infer;
+mod program;
 
 pub use args::*;
 pub use infer::{EvaluateArgs, PredictArgs, TrainedArgs};
+pub use program::ProgramArgs;
 
 use crate::run_dir::Resume;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -23,7 +25,11 @@ Examples:
   launch --gpus 3 --config default --name night --set train.batch_size=32
   launch --gpus 3 --config default --name night --resume auto
   launch predict night --data new --out predicted   with what was trained
-  launch --ranks 3 --exec python3 worker.py     any program, with RANK set";
+  launch --ranks 3 --exec python3 worker.py     any program, with RANK set
+  launch --gpus 3 --cache 20GiB --name night --exec python3 train.py
+                                                the same with a page cache, a memory plan, records and a watch";
+
+const NO_PROGRAM: &str = "--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]...";
 
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -67,6 +73,8 @@ struct Cli {
     verb: Option<Verb>,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    program: ProgramArgs,
     /// Run PROGRAM as every rank; what follows is its own
     #[arg(long)]
     exec: bool,
@@ -124,7 +132,8 @@ pub enum Command {
     Plot(PlotArgs),
     BenchMemory(BenchMemoryArgs),
     Help(HelpArgs),
-    Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
+    Exec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
+    PlanExec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
 }
 
 /// A command line that is not one.
@@ -157,7 +166,12 @@ impl Command {
         let cli = definition().try_get_matches_from(head).and_then(|found| Cli::from_arg_matches(&found));
         let cli = cli.map_err(shown)?;
         let command = match (cli.verb, tail) {
-            (Some(Verb::Plan(args)), _) => Command::Plan(args),
+            (Some(Verb::Plan(args)), Some(mut tail)) if !tail.is_empty() => {
+                let program = tail.remove(0);
+                Command::PlanExec { run: args.run, with: args.program, program, args: tail }
+            }
+            (Some(Verb::Plan(_)), Some(_)) => return Err(usage(NO_PROGRAM)),
+            (Some(Verb::Plan(args)), None) => Command::Plan(args),
             (Some(Verb::Predict(args)), _) => Command::Predict(args),
             (Some(Verb::Evaluate(args)), _) => Command::Evaluate(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
@@ -171,12 +185,15 @@ impl Command {
             (Some(Verb::Help(args)), _) => Command::Help(args),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
-                Command::Exec { run: cli.run, program, args: tail }
+                Command::Exec { run: cli.run, with: cli.program, program, args: tail }
             }
             (None, Some(_)) => {
-                return Err(usage("--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]..."));
+                return Err(usage(NO_PROGRAM));
             }
-            (None, None) => Command::Train(cli.run),
+            (None, None) => match cli.program.given() {
+                Some(option) => return Err(usage(format!("{option} goes with --exec: a config has keys for it"))),
+                None => Command::Train(cli.run),
+            },
         };
         command.check()?;
         Ok(command)
@@ -185,7 +202,7 @@ impl Command {
     /// `--log-level`, where the verb has it.
     pub fn log_level(&self) -> Option<&str> {
         match self {
-            Command::Train(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            Command::Train(run) | Command::Exec { run, .. } | Command::PlanExec { run, .. } => run.log_level.as_deref(),
             Command::Plan(args) => args.run.log_level.as_deref(),
             Command::Predict(PredictArgs { of, .. }) | Command::Evaluate(EvaluateArgs { of, .. }) => {
                 of.log_level.as_deref()
@@ -217,10 +234,10 @@ impl Command {
             | Command::Plot(_)
             | Command::BenchMemory(_)
             | Command::Help(_) => Ok(()),
-            Command::Exec { run, .. } if run.config.config.is_some() => {
+            Command::Exec { run, .. } | Command::PlanExec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }
-            Command::Exec { run, .. } => run.check_nodes(),
+            Command::Exec { run, .. } | Command::PlanExec { run, .. } => run.check_nodes(),
         }
     }
 }

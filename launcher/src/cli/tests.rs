@@ -37,10 +37,11 @@ fn training_is_what_no_verb_means() {
 
 #[test]
 fn everything_behind_exec_is_the_programs() {
-    let Command::Exec { run, program, args } = parse("--ranks 2 --exec prog --gpus 9 --exec -x -- y").unwrap() else {
-        panic!()
-    };
+    let line = "--ranks 2 --cache 1GiB --exec prog --gpus 9 --exec -x -- y";
+    let Command::Exec { run, with, program, args } = parse(line).unwrap() else { panic!() };
     assert_eq!((run.ranks, run.gpus, program), (Some(2), None, "prog".into()));
+    assert_eq!(with, ProgramArgs { cache: Some(1 << 30), ..ProgramArgs::default() });
+    assert!(matches!(parse("plan --gpus 2 --exec prog -x").unwrap(), Command::PlanExec { .. }));
     assert_eq!(args, ["--gpus", "9", "--exec", "-x", "--", "y"]);
 }
 
@@ -56,7 +57,10 @@ fn mistakes_say_what_to_write() {
         ("--config a --gpu 3", "--gpus"),
         ("--ranks 2 --exec", "--exec needs a program"),
         ("--config a --ranks 2 --exec p", "do not go together"),
-        ("plan --exec p", "unexpected argument '--exec'"),
+        ("plan --exec", "--exec needs a program"),
+        ("plan --config a --exec p", "do not go together"),
+        ("--config a --cache 1GiB", "--cache goes with --exec"),
+        ("--cache 40% --exec p", "such as 20GiB"),
         ("plan", "no config: name one with --config"),
         ("plan --machine a --write-machine b", "cannot be used with"),
         ("--config a --nnodes 2 --node-rank 2", "--node-rank 2 of --nnodes 2"),

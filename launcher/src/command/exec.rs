@@ -1,10 +1,11 @@
-//! `launch --exec`: any program as every rank, without plan, records or control socket.
+//! `launch --exec`: any program as every rank. Without further options it is started as it is; with a cache, a budget, a name or
+//! a folder for logs it has a run of its own ([`super::program`]).
 
 use super::early::Early;
-use super::{Error, explain, io, log_env, meeting, nodes, ranks, start_code};
-use crate::cli::RunArgs;
+use super::{Error, explain, io, log_env, meeting, nodes, program, ranks, start_code};
+use crate::cli::{ProgramArgs, RunArgs};
 use crate::console::Console;
-use crate::supervise::{self, Spec};
+use crate::supervise::{self, Outcome, Signals, Spec};
 use crate::watch::WatchSpec;
 use spec::contract::exit;
 use std::ffi::OsString;
@@ -13,7 +14,13 @@ use std::time::Duration;
 /// Time from asking a program under `--exec` to end to SIGKILL: less than the 30 s after which a pod is killed.
 pub(super) const GRACE: Duration = Duration::from_secs(25);
 
-pub(super) fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>, mut early: Early) -> Result<u8, Error> {
+pub(super) fn exec(
+    run: &RunArgs,
+    with: &ProgramArgs,
+    program: OsString,
+    args: Vec<OsString>,
+    mut early: Early,
+) -> Result<u8, Error> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = run.local_ranks().unwrap_or(1);
     let spec = Spec {
@@ -28,15 +35,23 @@ pub(super) fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>, mut ea
         watch: WatchSpec::silent(),
         limits: None,
     };
+    if run.name.is_some() || with.given().is_some() {
+        return program::run(run, with, spec, early);
+    }
     let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
-    let signals = early.hand_over();
-    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console, signals);
-    console.finish();
-    let outcome = outcome.map_err(|source| Error::Io {
-        what: "cannot run the ranks".into(),
-        code: start_code(&source),
-        source,
-    })?;
+    let outcome = supervise_program(run, &spec, console, early.hand_over())?;
     explain(&outcome);
     Ok(outcome.exit_code)
+}
+
+/// Runs the program to its end, and again after failures as often as was asked for.
+pub(super) fn supervise_program(
+    run: &RunArgs,
+    spec: &Spec,
+    console: Console,
+    signals: &Signals,
+) -> Result<Outcome, Error> {
+    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console, signals);
+    console.finish();
+    outcome.map_err(|source| Error::Io { what: "cannot run the ranks".into(), code: start_code(&source), source })
 }

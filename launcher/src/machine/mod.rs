@@ -19,7 +19,7 @@ pub use gpu::GpuMeter;
 pub use limits::{ProcessLimits, low_priorities, tasks_of_user};
 pub use memory::{GroupNow, MemoryMeter, MemoryNow, Pressure};
 pub use probe::{Probe, free_disk_bytes};
-pub use process::{Resident, Shares, largest_other, lent_bytes};
+pub use process::{Resident, Shares, descendants, largest_other, lent_bytes};
 
 use spec::contract::Machine;
 

@@ -49,6 +49,26 @@ fn bytes(map: &MemoryMap, key: &str) -> u64 {
     map.extension.map.get(key).copied().unwrap_or(0)
 }
 
+/// Processes that descend from `pid`, in no order; without `pid` itself.
+pub fn descendants(pid: i32) -> Vec<i32> {
+    let (mut found, mut next) = (vec![pid], 0);
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(children(parent));
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+/// Children of all threads of a process.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of_thread = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("children")).ok();
+    threads
+        .filter_map(of_thread)
+        .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
 /// The process with the largest RSS that is not one of `ours`. Looks at every process of the node, or at those of this
 /// process's memory cgroup and below.
 pub fn largest_other(ours: &[i32], in_group: bool) -> Option<Program> {

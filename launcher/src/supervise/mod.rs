@@ -16,6 +16,7 @@ mod limits;
 mod lines;
 mod nodes;
 mod orders;
+mod reports;
 mod unix;
 mod verdict;
 
@@ -54,7 +55,8 @@ pub struct Spec {
     pub grace: Duration,
     /// Give ranks a control socket (`HEADROOM_CONTROL_FD`) and the node's memfd (`HEADROOM_COMM_FD`).
     pub control: bool,
-    /// Host a shared page cache for the ranks (`HEADROOM_CACHE_FD`, `HEADROOM_CACHE_MEMFD`).
+    /// Host a shared page cache for the ranks (`HEADROOM_CACHE_FD`, `HEADROOM_CACHE_MEMFD`), or, where `env` names a
+    /// [`env::CACHE_DOOR`](spec::contract::env::CACHE_DOOR), for every process that comes in by it.
     pub cache: Option<CacheSpec>,
     /// How memory is watched beside the job.
     pub watch: WatchSpec,

@@ -3,7 +3,7 @@
 //! `smaps_rollup` (PSS, USS) walks a process's page tables: about 10 ms per 500 MB. It is read rarely, and what RSS has
 //! grown by since (`statm`, microseconds) carries it on in between: anonymous memory, which is what grows, is exact.
 
-use crate::machine::{GpuMeter, MemoryMeter, MemoryNow, Resident, Shares};
+use crate::machine::{GpuMeter, MemoryMeter, MemoryNow, Resident, Shares, descendants};
 use spec::contract::{CgroupMemory, GpuUse, RankMemory};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -33,6 +33,17 @@ pub struct ProcessNow {
     pub own_bytes: u64,
     pub uss_bytes: u64,
     pub shared_bytes: u64,
+}
+
+impl ProcessNow {
+    /// Counts another process of the same rank.
+    fn add(&mut self, other: &Self) {
+        self.rss_bytes += other.rss_bytes;
+        self.pss_bytes += other.pss_bytes;
+        self.own_bytes += other.own_bytes;
+        self.uss_bytes += other.uss_bytes;
+        self.shared_bytes += other.shared_bytes;
+    }
 }
 
 /// The node at one moment.
@@ -116,6 +127,8 @@ pub struct Sampler {
     gpu: Option<GpuMeter>,
     launcher: Subject,
     ranks: Vec<Subject>,
+    /// Processes that descend from each rank; `None`: ranks start none, or their memory is their own.
+    families: Option<Vec<Vec<Subject>>>,
     /// Time and cost of the last reading of page tables. `None` means never.
     read: Option<(Instant, Duration)>,
 }
@@ -126,7 +139,27 @@ impl Sampler {
         let subject = |pid| Subject { pid, read: Shares::default(), then: Resident::default() };
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let ranks = pids.iter().map(|pid| subject(*pid)).collect();
-        Self { meter, gpu, launcher: subject(own), ranks, read: None }
+        Self { meter, gpu, launcher: subject(own), ranks, families: None, read: None }
+    }
+
+    /// Counts with each rank the processes that it starts.
+    pub fn with_families(self) -> Self {
+        Self { families: Some(self.ranks.iter().map(|_| Vec::new()).collect()), ..self }
+    }
+
+    /// Adds to each rank what descends from it now.
+    fn add_families(&mut self, ranks: &mut [ProcessNow], whole: bool) {
+        for ((family, rank), now) in self.families.iter_mut().flatten().zip(&self.ranks).zip(ranks) {
+            if now.rss_bytes == 0 {
+                continue;
+            }
+            let pids = descendants(rank.pid);
+            family.retain(|subject| pids.contains(&subject.pid));
+            let known: Vec<i32> = family.iter().map(|subject| subject.pid).collect();
+            let fresh = pids.into_iter().filter(|pid| !known.contains(pid));
+            family.extend(fresh.map(|pid| Subject { pid, read: Shares::default(), then: Resident::default() }));
+            family.iter_mut().for_each(|subject| now.add(&subject.look(whole)));
+        }
     }
 
     /// `cache_bytes`: memory behind the page cache. `hurried`: read page tables more often.
@@ -137,7 +170,8 @@ impl Sampler {
             waited(SPARED) || waited(SPARED_IN_A_HURRY) && (hurried || self.ranks.iter().any(Subject::has_moved))
         });
         let launcher = self.launcher.look(whole);
-        let ranks = self.ranks.iter_mut().map(|rank| rank.look(whole)).collect();
+        let mut ranks: Vec<ProcessNow> = self.ranks.iter_mut().map(|rank| rank.look(whole)).collect();
+        self.add_families(&mut ranks, whole);
         if whole {
             self.read = Some((began, began.elapsed()));
         }
@@ -215,6 +249,25 @@ mod tests {
         assert!(held.iter().all(|byte| *byte == 1));
         assert!(after.uss_bytes > before.uss_bytes + (256 << 20), "{before:?} {after:?}");
         assert!(after.pss_bytes > before.pss_bytes + (256 << 20), "{before:?} {after:?}");
+    }
+
+    #[test]
+    fn what_a_rank_starts_counts_as_its_own() {
+        let mut shell = std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
+        let pid = shell.id() as i32;
+        let began = Instant::now();
+        while descendants(pid).is_empty() {
+            assert!(began.elapsed() < Duration::from_secs(60));
+        }
+        let alone = sampler(&[pid]).take(0, false).ranks[0];
+        let family = sampler(&[pid]).with_families().take(0, false).ranks[0];
+        descendants(pid).into_iter().filter_map(rustix::process::Pid::from_raw).for_each(|child| {
+            rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+        });
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        assert!(family.rss_bytes > alone.rss_bytes && alone.rss_bytes > 0, "{family:?} {alone:?}");
+        assert!(family.pss_bytes <= family.rss_bytes);
     }
 
     #[test]

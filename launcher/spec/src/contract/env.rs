@@ -25,6 +25,13 @@ pub const LOG: &str = "HEADROOM_LOG";
 /// Number of the inherited memfd that holds the page cache.
 pub const CACHE_MEMFD: &str = "HEADROOM_CACHE_MEMFD";
 
+/// Name of the abstract socket by which any process of the job comes to the page cache.
+pub const CACHE_DOOR: &str = "HEADROOM_CACHE_DOOR";
+/// Name of the abstract datagram socket to which a user's own program reports: one [`super::FromRank`] as JSON each.
+pub const REPORTS: &str = "HEADROOM_REPORTS";
+/// The run's folder, where a user's own program writes its records.
+pub const RUN_DIR: &str = "HEADROOM_RUN_DIR";
+
 /// The host in `address`, the value of `--master-addr` or [`MASTER_ADDR`]: an address of IPv6 may stand in brackets.
 ///
 /// # Errors

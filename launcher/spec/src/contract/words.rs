@@ -112,6 +112,8 @@ words! {
         Collectives = "collectives",
         CheckpointStaging = "checkpoint staging",
         PageCache = "page cache",
+        /// A user's own program, as its last run was measured.
+        Program = "program",
         /// A line of a plan of another version.
         #[default]
         #[serde(other)]

@@ -42,10 +42,10 @@ pub(super) fn budget(
     }
     lines.push(of_model.checkpoint()?);
     let used = sum(&lines.iter().map(|line| line.bytes).collect::<Vec<_>>())?;
-    let room = total_bytes.saturating_sub(used).saturating_sub(launcher(ranks, 0).bytes);
+    let room = total_bytes.saturating_sub(used).saturating_sub(launcher_line(ranks, 0).bytes);
     let cache = PageCache::new(config, data);
     let line = cache.line(room);
-    lines.insert(1, launcher(ranks, cache.entries(line.bytes)));
+    lines.insert(1, launcher_line(ranks, cache.entries(line.bytes)));
     let (page_cache_bytes, cache_policy) = (line.bytes, cache.policy(line.bytes));
     lines.push(line);
     draft.notes.extend(cache.too_small(draft, page_cache_bytes));
@@ -95,7 +95,7 @@ fn check_cache_size(config: &Config, machine: &Machine) -> Result<(), PlanError>
 
 /// Bytes that others use beyond what the budget leaves to them, and a margin. Others count against physical memory and
 /// against the cgroup's limit; the worse of the two binds.
-fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
+pub(super) fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
     // Bytes available now, compared with the budget's complement.
     let beyond = |basis: u64, room: u64| total_bytes.saturating_sub(room.min(basis));
     let physical = match machine.memory_total_bytes {
@@ -116,7 +116,7 @@ fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
 }
 
 /// The launcher with its directory of the page cache's entries.
-fn launcher(ranks: u64, entries: u64) -> BudgetLine {
+pub(super) fn launcher_line(ranks: u64, entries: u64) -> BudgetLine {
     let own = LAUNCHER_BYTES.saturating_add(ranks.saturating_mul(LAUNCHER_PER_RANK_BYTES));
     let mut formula = "launch itself".to_owned();
     if entries > 0 {

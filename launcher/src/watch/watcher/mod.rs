@@ -108,10 +108,11 @@ impl<'a> Watch<'a> {
         let (records, error) = Records::open(spec.run_dir.as_deref());
         error.iter().for_each(|error| hands.say(error));
         let planned = &spec.planned;
+        let sampler = Sampler::new(meter.clone(), gpu, &pids);
         Self {
             spec,
             hands,
-            sampler: Sampler::new(meter.clone(), gpu, &pids),
+            sampler: if spec.foreign { sampler.with_families() } else { sampler },
             ladder: Ladder::new(planned.threads, planned.micro_batch, spec.recover_s),
             gauges: BTreeMap::new(),
             said: BTreeMap::new(),
@@ -453,7 +454,7 @@ impl<'a> Watch<'a> {
         self.orders += 1;
         self.hands.relieve(self.orders, &Relief::Stop { reason: reason.clone() });
         self.tell(event, now);
-        self.stop_at = Some(now + STOP_S);
+        self.stop_at = Some(if self.spec.foreign { now } else { now + STOP_S });
         self.findings.stopped_for = Some(reason);
     }
 

@@ -34,6 +34,11 @@ impl Table {
         }
     }
 
+    /// A question for the directory's counters is under way.
+    pub(in crate::client) fn awaits_stats(&self) -> bool {
+        self.stats_asked
+    }
+
     /// A reader of an entry that is there; paired with [`Table::exit`].
     pub(in crate::client) fn enter_kept(&mut self, key: u64) -> Option<Arc<ReadSpan>> {
         let Some(Entry { place: EntryState::Ready(span), .. }) = self.entries.get(&key) else { return None };
