@@ -336,7 +336,9 @@ class _Iteration:
     def _threaded(self):
         loader = self._loader
         threads = loader.threads()
-        while len(self._ends) < loader.ahead:
+        # While memory is short each worker prepares one batch ahead, no more.
+        ahead = loader.num_workers if node.is_short() else loader.ahead
+        while len(self._ends) < ahead:
             drawn = next(self._plan, None)
             if drawn is None:
                 break
