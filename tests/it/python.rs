@@ -12,25 +12,29 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// An interpreter with numpy: that of the benches, which has PyTorch as well, or one made for the tests.
+/// An interpreter with numpy, h5py and pillow: that of the benches, which has PyTorch as well, that of `scripts/setup`, or one made
+/// for the tests.
 pub fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
-        let has_numpy = |python: &Path| {
-            Command::new(python).args(["-c", "import numpy"]).output().is_ok_and(|output| output.status.success())
+        let serves = |python: &Path| {
+            let imported = Command::new(python).args(["-c", "import numpy, h5py, PIL"]).output();
+            imported.is_ok_and(|output| output.status.success())
         };
         let venv = rank_program().with_file_name("python-tests");
         let own = venv.join("bin/python");
         if let Some(known) =
-            [root().join(".bench-venv/bin/python"), own.clone()].into_iter().find(|path| has_numpy(path))
+            [root().join(".bench-venv/bin/python"), root().join(".venv/bin/python"), own.clone()]
+                .into_iter()
+                .find(|path| serves(path))
         {
             return known;
         }
         let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv).status();
         assert!(made.is_ok_and(|status| status.success()), "python3 -m venv {} failed", venv.display());
-        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "numpy"];
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "numpy", "h5py", "pillow"];
         let installed = Command::new(&own).args(pip).status();
-        assert!(installed.is_ok_and(|status| status.success()), "pip cannot install numpy into {}", venv.display());
+        assert!(installed.is_ok_and(|status| status.success()), "pip cannot install numpy, h5py and pillow into {}", venv.display());
         own
     })
 }
