@@ -52,6 +52,8 @@ mod policies;
 mod predict;
 #[path = "it/pressure.rs"]
 mod pressure;
+#[path = "it/program.rs"]
+mod program;
 #[path = "it/python.rs"]
 mod python;
 #[path = "it/readme.rs"]

@@ -12,6 +12,7 @@ mod measure;
 mod nodes;
 mod print;
 mod program;
+mod scope;
 mod setup;
 mod smart;
 mod stages;
