@@ -1,0 +1,102 @@
+"""Cells per CPU second of the loader (no model), shuffled batches of 128 densified and log1p'd, against loaders of others.
+
+    scripts/bench cells [--cells 100000] [--genes 5000] [--repeats 5] [--quick] [--json FILE]
+
+The same sample cells as a plain and as a gzip .h5ad; all runs interleaved, medians, each with its peak PSS. Cases: everything cached,
+nothing cached (plain, and gzip by chunks), in blocks. Peers: the seed's dense loader, scipy's CSR in memory, sorted rows by h5py; AnnLoader, annbatch
+and scDataset where they are installed in .bench-venv. Bits of entropy of a batch's labels and entries stand beside those of random batches.
+"""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+
+from common import PYTHON, REFERENCE, RELEASE, ROOT, Job, Rows, median, say
+from loader import built
+
+BATCH = 128
+# Name, layout of the data, options of the bench, and the least cells per CPU second that is accepted.
+CASES = [
+    ("cached, full shuffle", "csr", dict(cache_share=1.05, epochs=3), 200_000),
+    ("plain file, no cache, full shuffle", "csr", dict(cache_share=0, epochs=2), 80_000),
+    ("plain file, cache 20 %, full shuffle", "csr", dict(cache_share=0.2, epochs=3), 80_000),
+    ("plain file, cache 20 %, blocks", "csr", dict(cache_share=0.2, epochs=2, shuffle="block", policy="lru"), None),
+    ("gzip, cached, full shuffle", "gzip", dict(cache_share=1.05, epochs=3), None),
+    ("gzip, cache 20 %, blocks", "gzip", dict(cache_share=0.2, epochs=2, shuffle="block", policy="lru"), 20_000),
+    ("gzip, no cache, full shuffle", "gzip", dict(cache_share=0, epochs=1, samples=5000), 20_000),
+]
+# Name, layout, cells of an epoch (0: all), module that it needs.
+PEERS = [
+    ("dense", "csr", 0, "torch"),
+    ("csr", "csr", 0, "scipy"),
+    ("sorted", "csr", 20_000, "h5py"),
+    ("sorted", "gzip", 2_000, "h5py"),
+    ("anncollection", "csr", 5_000, "anndata"),
+    ("annbatch", "csr", 0, "annbatch"),
+    ("scdataset", "csr", 20_000, "scdataset"),
+]
+
+
+def data(layout, cells, genes):
+    folder = ROOT / "sample-data" / f"bench-cells-{layout}-{cells}x{genes}"
+    if not folder.exists():
+        say(f"making sample cells in {folder}")
+        words = ["--cells", str(cells), "--genes", str(genes), "--layout", layout]
+        subprocess.run([RELEASE / "launch", "sample-data", "--task", "cell", "--out", folder, *words], check=True)
+    return folder / "cells.h5ad"
+
+
+def once(command):
+    """The line of JSON of a run, and its peak PSS."""
+    job = Job(command)
+    return json.loads(job.wait().splitlines()[-1]), job.peak_bytes
+
+
+def ours(bench, path, options):
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return once([bench, "--data", str(path), "--batch", str(BATCH), *words])
+
+
+def theirs(name, path, samples):
+    job = {"peer": name, "data": str(path), "batch": BATCH, "epochs": 2, "samples": samples}
+    return once([PYTHON, str(REFERENCE / "cells_peers.py"), json.dumps(job)])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=100_000)
+    parser.add_argument("--genes", type=int, default=5000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one repeat")
+    parser.add_argument("--json", help="write every figure to this file")
+    args = parser.parse_args()
+    bench = built("cells")
+    paths = {layout: data(layout, args.cells, args.genes) for layout in ("csr", "gzip")}
+    peers = [peer for peer in PEERS if importlib.util.find_spec(peer[3])]
+    found = {}
+    for repeat in range(1 if args.quick else args.repeats):
+        for name, layout, options, _goal in CASES:
+            say(f"{name}, repeat {repeat + 1}")
+            found.setdefault(("Headroom", name), []).append(ours(bench, paths[layout], options))
+        for name, layout, samples, _module in peers:
+            say(f"{name} on {layout}, repeat {repeat + 1}")
+            found.setdefault((name, layout), []).append(theirs(name, paths[layout], samples))
+    table = Rows(["cells per CPU second", "last epoch", "first", "per s", "goal", "peak MiB", "labels", "entries"], first=44)
+    goals = {name: goal for name, _layout, _options, goal in CASES}
+    for (who, name), runs in found.items():
+        of = lambda n, key: median(run["epochs"][n][key] for run, _ in runs)
+        bits = runs[-1][0].get("entropy", {})
+        mixed = lambda key: f"{bits[key]:.2f}/{bits[key + '_random']:.2f}" if bits else ""
+        goal = goals.get(name) if who == "Headroom" else None
+        table.add([f"{who}: {name}", f"{of(-1, 'samples_per_cpu_s'):,.0f}", f"{of(0, 'samples_per_cpu_s'):,.0f}", f"{of(-1, 'samples_per_s'):,.0f}",
+                   f"{goal:,}" if goal else "", f"{median(peak for _, peak in runs) / 2**20:,.0f}", mixed("labels"), mixed("entries")])
+    line = found[("Headroom", CASES[0][0])][0][0]
+    print(f"\n{line['bytes_per_cell']:,.0f} bytes per cached cell, {line['bytes_per_value']:.2f} per value that is not 0")
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({f"{who}: {name}": runs for (who, name), runs in found.items()}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

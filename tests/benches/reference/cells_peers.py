@@ -1,0 +1,135 @@
+"""Loaders of cells that others use, over one .h5ad: one line of JSON with cells per second and per CPU second of each epoch.
+
+    cells_peers.py '{"peer": "csr", "data": "cells.h5ad", "batch": 128, "epochs": 2, "samples": 0}'
+
+Peers: `dense` (the seed's: everything densified and log1p'd at the start, DataLoader with one worker), `csr` (scipy in memory, rows
+drawn, densified and log1p'd per batch), `sorted` (h5py, sorted rows of a batch out of the file), `anncollection` (anndata's
+AnnLoader), `annbatch` and `scdataset` (where they are installed; annbatch on a copy of its own format). Source of the seed's steps: scanpy's normalize_total to 1e4, log1p.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+import h5py
+import numpy as np
+
+TARGET = 1e4
+
+
+def cpu_s():
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def read(path):
+    import scipy.sparse as sp
+    with h5py.File(path) as file:
+        group = file["X"]
+        shape = tuple(group.attrs["shape"])
+        matrix = sp.csr_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape=shape)
+        labels = file["obs/celltype/codes"][:]
+    return matrix, labels
+
+
+def express(dense):
+    sums = dense.sum(1, dtype="f8")
+    divisor = np.where(sums > 0, sums / TARGET, 1).astype("f4")
+    return np.log1p(dense / divisor[:, None])
+
+
+def batches(cells, batch, epoch):
+    order = np.random.default_rng(epoch).permutation(cells)
+    return (order[n:n + batch] for n in range(0, cells - batch + 1, batch))
+
+
+def dense(job):
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+    matrix, labels = read(job["data"])
+    x = torch.from_numpy(express(matrix.toarray()))
+    del matrix
+    loader = DataLoader(TensorDataset(x, torch.from_numpy(labels.astype("i8"))), batch_size=job["batch"], shuffle=True, drop_last=True, num_workers=1)
+    return lambda epoch: (rows for rows, _ in loader)
+
+
+def csr(job):
+    import torch
+    matrix, _ = read(job["data"])
+    def epoch(number):
+        for rows in batches(matrix.shape[0], job["batch"], number):
+            yield torch.from_numpy(express(matrix[rows].toarray()))
+    return epoch
+
+
+def sorted_rows(job):
+    import torch
+    file = h5py.File(job["data"])
+    data, indices, pointers = file["X/data"], file["X/indices"], file["X/indptr"][:]
+    cells, genes = file["X"].attrs["shape"]
+    def epoch(number):
+        for rows in batches(cells, job["batch"], number):
+            x = np.zeros((len(rows), genes), "f4")
+            for n in np.argsort(rows):
+                a, b = pointers[rows[n]], pointers[rows[n] + 1]
+                x[n, indices[a:b]] = data[a:b]
+            yield torch.from_numpy(express(x))
+    return epoch
+
+
+def anncollection(job):
+    import anndata
+    from anndata.experimental.pytorch import AnnLoader
+    adata = anndata.read_h5ad(job["data"], backed="r")
+    import torch
+    loader = AnnLoader(adata, batch_size=job["batch"], shuffle=True)
+    return lambda epoch: (torch.from_numpy(express(np.asarray(batch.X.to_dense() if batch.X.is_sparse else batch.X))) for batch in loader)
+
+
+def annbatch(job):
+    import annbatch as ab
+    import torch
+    store = job["data"] + ".annbatch"
+    if not os.path.exists(store):
+        ab.DatasetCollection(store).add_adatas([job["data"]]) if hasattr(ab, "DatasetCollection") else ab.create_anndata_collection([job["data"]], store)
+    loader = ab.Loader(batch_size=job["batch"], chunk_size=job.get("chunk", 32), preload_nchunks=job.get("preload", 128))
+    loader.use_collection(store) if hasattr(loader, "use_collection") else loader.add_anndatas([store])
+    return lambda epoch: (torch.from_numpy(express(np.asarray(batch["X"].to_dense()))) for batch in loader)
+
+
+def scdataset(job):
+    import anndata
+    import torch
+    from scdataset import BlockShuffling, scDataset
+    from torch.utils.data import DataLoader
+    adata = anndata.read_h5ad(job["data"], backed="r")
+    sets = scDataset(adata.X, BlockShuffling(block_size=job.get("block", 1)), batch_size=job["batch"], fetch_factor=16,
+                     fetch_callback=lambda x, rows: x[np.sort(rows)], batch_transform=lambda x: torch.from_numpy(express(np.asarray(x.toarray()))))
+    loader = DataLoader(sets, batch_size=None)
+    return lambda epoch: iter(loader)
+
+
+PEERS = dict(dense=dense, csr=csr, sorted=sorted_rows, anncollection=anncollection, annbatch=annbatch, scdataset=scdataset)
+
+
+def main():
+    job = json.loads(sys.argv[1])
+    import torch
+    torch.set_num_threads(1)
+    epoch_of = PEERS[job["peer"]](job)
+    epochs = []
+    for epoch in range(job["epochs"]):
+        cpu, started, cells = cpu_s(), time.perf_counter(), 0
+        for x in epoch_of(epoch):
+            cells += len(x)
+            if job.get("samples") and cells >= job["samples"]:
+                break
+        seconds, cpu = time.perf_counter() - started, cpu_s() - cpu
+        epochs.append({"samples": cells, "seconds": seconds, "samples_per_s": cells / seconds, "samples_per_cpu_s": cells / max(cpu, 1e-9)})
+    print(json.dumps({"epochs": epochs}))
+
+
+if __name__ == "__main__":
+    main()
