@@ -10,6 +10,8 @@ mod cache;
 mod cell;
 #[path = "it/cell_files.rs"]
 mod cell_files;
+#[path = "it/circles.rs"]
+mod circles;
 #[path = "it/deblur.rs"]
 mod deblur;
 #[path = "it/device.rs"]
@@ -28,6 +30,8 @@ mod hostile;
 mod hostile_hdf5;
 #[path = "it/inherited.rs"]
 mod inherited;
+#[path = "it/key_names.rs"]
+mod key_names;
 #[path = "it/keys.rs"]
 mod keys;
 #[path = "it/lock.rs"]
@@ -44,6 +48,8 @@ mod nodes;
 mod plan_truth;
 #[path = "it/policies.rs"]
 mod policies;
+#[path = "it/predict.rs"]
+mod predict;
 #[path = "it/pressure.rs"]
 mod pressure;
 #[path = "it/readme.rs"]

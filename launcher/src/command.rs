@@ -1,6 +1,7 @@
 //! The verbs of `launch`: the other rooms joined. Errors are printed here, once.
 
 mod bench;
+mod close;
 mod early;
 mod exec;
 mod figures;
@@ -10,25 +11,28 @@ mod infer;
 mod measure;
 mod nodes;
 mod print;
+mod setup;
 mod smart;
 mod stages;
 mod tools;
 
 use crate::advise;
 use crate::cli::{self, BatchArgs, CliError, Command, PlanArgs, RunArgs, SampleDataArgs};
-use crate::console::{self, Console, cache_stats, closing_table};
+use crate::console::{self, Console};
 use crate::logging;
 use crate::machine::ProcessLimits;
 use crate::machine::{self, dataset_facts};
 use crate::plots::PlotError;
-use crate::run_dir::{self, Ask, Resume, RunDir, RunDirError, RunLock};
+use crate::run_dir::{Ask, Resume, RunDir, RunDirError, RunLock};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Signals, Spec, Watcher};
 use crate::watch::{self, Before, WatchSpec};
 use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
+use close::{close, explain};
 use early::{Early, Moment, Undo};
+use setup::Setup;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};
-use spec::contract::{CacheSummary, LineId, Machine, Measured, RunStatus, Summary, env, exit};
+use spec::contract::{LineId, Machine, env, exit};
 use spec::job::{PassKind, Work};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
@@ -384,50 +388,6 @@ fn open_folder(run: &RunArgs, ready: &Ready) -> Result<(RunDir, RunLock), Error>
     Ok((folder, lock))
 }
 
-/// Settings of an attempt: as asked for, or smaller after a kill for memory.
-struct Setup {
-    config: Config,
-    plan: Plan,
-    /// Each change that made it smaller.
-    reduced: Vec<String>,
-}
-
-impl Setup {
-    /// After an attempt that the kernel killed for memory: what needs less, and says so.
-    fn reduce(&mut self, ready: &Ready, last: Option<&Outcome>, console: &Console) {
-        if !last.is_some_and(|last| last.killed_for_memory) {
-            return;
-        }
-        let measured = match measure::measured(ready) {
-            Ok(measured) => measured,
-            Err(error) => return console.note(&format!("{error}: starting again as it was")),
-        };
-        match self.smaller(&machine::probe(), &measured, &ready.request) {
-            Ok(smaller) => {
-                console.note(&format!("with less memory: {}", smaller.changes.join(", ")));
-                self.reduced.extend(smaller.changes);
-                (self.config, self.plan) = (smaller.config, smaller.plan);
-            }
-            Err(why) => console.note(&format!("{why}: starting again as it was")),
-        }
-    }
-
-    /// Plan that needs less memory.
-    ///
-    /// # Errors
-    /// The reason why none can be made.
-    fn smaller(&self, machine: &Machine, measured: &Measured, request: &Request) -> Result<plan::Smaller, String> {
-        if request.nnodes > 1 {
-            return Err("one of several nodes is not made smaller alone, since all have the same plan".into());
-        }
-        match plan::smaller(&self.config, machine, measured, request, &self.plan) {
-            Ok(Some(smaller)) => Ok(smaller),
-            Ok(None) => Err("nothing is left to make smaller".into()),
-            Err(error) => Err(format!("no smaller plan fits now ({error})")),
-        }
-    }
-}
-
 /// The guides' check before training; silent where the watch is off.
 fn pre_flight(ready: &Ready, plan: &Plan) {
     if ready.config.watch.enabled
@@ -575,117 +535,6 @@ fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
     supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
 }
 
-fn explain(outcome: &Outcome) {
-    if let Some(failure) = &outcome.first_failure {
-        print::note(format_args!("error: {failure}"));
-    }
-}
-
-/// Adds what only the launcher knows to summary.json, prints the closing table.
-fn close(folder: &RunDir, setup: &Setup, outcome: &Outcome) {
-    let summary = conclude(folder, setup, outcome);
-    tell_end(folder, setup, outcome, &summary, Some(closing_table(&summary, &setup.plan)));
-    let name = folder.name();
-    tell_stop(folder, outcome, &format!("add: --name {name} --resume auto"));
-}
-
-/// Adds what only the launcher knows to summary.json.
-fn conclude(folder: &RunDir, setup: &Setup, outcome: &Outcome) -> Summary {
-    let Setup { plan, reduced, .. } = setup;
-    let path = folder.path.join("summary.json");
-    let start = folder.start().unwrap_or_default();
-    // One of an earlier start says nothing of this one.
-    let read = || serde_json::from_slice::<Summary>(&std::fs::read(&path).ok()?).ok().filter(|of| of.start == start);
-    let known = outcome.first_failure.is_none().then(|| read().or_else(|| outcome.summary.clone())).flatten();
-    let mut summary = known.unwrap_or_else(|| Summary { start, ..without_summary(outcome, folder.resumed_step()) });
-    summary.wall_s = outcome.wall.as_secs_f64();
-    summary.peak_pss_bytes_per_rank = outcome.peaks.pss_bytes_per_rank.clone();
-    summary.peak_own_bytes_per_rank = outcome.last_peaks.own_bytes_per_rank.clone();
-    summary.peak_node_bytes = outcome.peaks.node_bytes;
-    summary.restarts = outcome.restarts;
-    summary.reduced = reduced.clone();
-    summary.ended = outcome.ended.clone();
-    let failed = outcome.first_failure.as_ref().map(supervise::Failure::words);
-    summary.reason = outcome.stopped_for.clone().or(failed).or(summary.reason.take());
-    if outcome.exit_code == exit::UNSTARTED {
-        let by = outcome.stopped_by.map(supervise::signal_name).unwrap_or_default();
-        (summary.status, summary.reason) = (RunStatus::Stopped, Some(format!("stopped before the first step ({by})")));
-    }
-    if let Some(stats) = &outcome.cache {
-        summary.cache = CacheSummary::of(plan.budget.cache_policy, stats);
-    }
-    for gap in &outcome.gaps {
-        if !summary.record_gaps.iter().any(|known| (&known.file, known.from_t) == (&gap.file, gap.from_t)) {
-            summary.record_gaps.push(gap.clone());
-        }
-    }
-    if let Ok(text) = serde_json::to_vec_pretty(&summary)
-        && let Err(error) = run_dir::replace(&path, &text)
-    {
-        print::note(format_args!("{:#}; the run itself ended as shown here", anyhow::Error::from(error)));
-    }
-    summary
-}
-
-/// Prints how a run ended, errors last, where eyes are; `table`: left out where another one follows.
-fn tell_end(folder: &RunDir, setup: &Setup, outcome: &Outcome, summary: &Summary, table: Option<String>) {
-    let Setup { config, plan, .. } = setup;
-    if let Some(stats) = &outcome.cache {
-        print::say(cache_stats(spec::task::data_name(&config.task), stats));
-    }
-    if config.log.plots && outcome.first_failure.is_none() && plan.topology.node_rank == 0 {
-        figures::of_run(&folder.path);
-    }
-    if let Some(table) = table {
-        print::say(table);
-        print::say(format_args!("run folder: {}", shown(&folder.path)));
-    }
-    explain(outcome);
-    summary.record_gaps.iter().for_each(|gap| print::note(format_args!("warning: {gap}")));
-    if let Some(reason) = &outcome.stopped_for {
-        print::say(watch::stopped(config.log.language, reason));
-    }
-}
-
-/// Says of a run that was stopped what stays, and how it continues.
-fn tell_stop(folder: &RunDir, outcome: &Outcome, how: &str) {
-    if outcome.exit_code == exit::UNSTARTED {
-        let kept = folder.resume.as_deref().and_then(Path::file_name).map(|at| format!(", {} stays", at.display()));
-        let kept = kept.unwrap_or_default();
-        let what = if folder.work == Work::Train { "trained" } else { "done" };
-        print::note(format_args!("stopped before the first step: nothing was {what}{kept}; to start again, {how}"));
-    }
-    if outcome.exit_code == exit::STOPPED {
-        let what =
-            if folder.work == Work::Train { "stopped after a checkpoint" } else { "stopped; what is whole stays" };
-        print::say(format_args!("{what}; to continue, {how}"));
-    }
-}
-
-/// Summary of a run whose rank 0 left none; `resumed_step`: the step where it began.
-fn without_summary(outcome: &Outcome, resumed_step: Option<u64>) -> Summary {
-    let (failed, last) = (outcome.first_failure.is_some(), outcome.progress.as_ref());
-    let (status, reason) = match outcome.stopped_by {
-        _ if failed => (RunStatus::Failed, None),
-        _ if outcome.exit_code == exit::OK => (RunStatus::Finished, None),
-        Some(signal) => {
-            let moment =
-                if last.is_some() { "before its last checkpoint was written" } else { "before the first step" };
-            (RunStatus::Stopped, Some(format!("stopped by {} {moment}", supervise::signal_name(signal))))
-        }
-        None if outcome.exit_code == exit::STOPPED => (RunStatus::Stopped, None),
-        None => (RunStatus::Failed, None),
-    };
-    Summary {
-        status,
-        reason,
-        steps: last.map_or(resumed_step.unwrap_or(0), |last| last.step),
-        // The running one is not whole.
-        epochs: last.map_or(0, |last| last.epoch.saturating_sub(1)),
-        ..Summary::default()
-    }
-}
-
 fn sample_data(args: &SampleDataArgs) -> Result<u8, Error> {
     let error = rank_command(&args.words())?.exec();
     Err(io("cannot start rank", exit::INTERNAL)(error))
@@ -708,25 +557,4 @@ fn batch(args: &BatchArgs) -> Result<u8, Error> {
     folder.remove();
     let status = written?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::INTERNAL))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_of_several_nodes_is_not_made_smaller_alone() {
-        let machine =
-            Machine { cores: 8, memory_total_bytes: 16 << 30, memory_available_bytes: 15 << 30, ..Machine::default() };
-        let config = spec::task::config("emg");
-        let mut measured = Measured::default();
-        (measured.data.useful_bytes, measured.data.auto_policy) = (1 << 20, spec::contract::CacheMode::Pin);
-        let mut request = Request { ranks: Some(2), ..Request::default() };
-        let plan = plan::plan(&config, &machine, &measured, &request).unwrap();
-        let setup = Setup { config, plan, reduced: Vec::new() };
-        assert!(!setup.smaller(&machine, &measured, &request).unwrap().changes.is_empty());
-        request.nnodes = 2;
-        let why = setup.smaller(&machine, &measured, &request).unwrap_err();
-        assert!(why.starts_with("one of several nodes is not made smaller alone"), "{why}");
-    }
 }

@@ -10,7 +10,7 @@ mod gauge;
 mod pages;
 
 use super::RankError;
-use super::train::named;
+use super::start::named;
 use crate::data::FieldSpec;
 use crate::data::loader::slot_fields;
 use crate::task::outline::{Outline, made_up};

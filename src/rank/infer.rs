@@ -3,7 +3,7 @@
 //! Facts on the training data that a model needs with other data lie in the run's folder, [`CARRIED`].
 
 use super::RankError;
-use super::train::{Start, end_records, named, observer, tell_skipped};
+use super::start::{Start, end_records, named, observer, tell_skipped};
 use crate::data::DataError;
 use crate::data::split::KeptSplit;
 use crate::report::memory::MemorySampler;
@@ -196,6 +196,12 @@ impl Inference<'_> {
         };
         if env.rank == 0 {
             let weights = built.chosen.first();
+            let mut headline: Vec<String> = Vec::new();
+            for name in std::iter::once(&"loss").chain(metrics.headline()).map(|name| format!("{prefix}{name}")) {
+                if values.contains_key(&name) && !headline.contains(&name) {
+                    headline.push(name);
+                }
+            }
             let result = Evaluation {
                 on: prefix.trim_end_matches('.').to_owned(),
                 data: config.data.dataset_path.clone(),
@@ -204,7 +210,7 @@ impl Inference<'_> {
                 samples: dataset.len() as u64,
                 files_skipped: datasets.skipped.len() as u64,
                 metrics: values,
-                headline: metrics.headline().iter().map(|name| format!("{prefix}{name}")).collect(),
+                headline,
             };
             self.close_evaluation(&result)?;
         }

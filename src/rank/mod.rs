@@ -10,6 +10,7 @@ mod meet;
 mod node_cache;
 mod observer;
 mod registrar;
+mod start;
 mod stop;
 mod train;
 
@@ -119,6 +120,6 @@ fn read_job(path: Option<PathBuf>) -> Result<Job, RankError> {
     if job.version != VERSION {
         return Err(refused(format!("written by a launcher of contract {}, this rank speaks {VERSION}", job.version)));
     }
-    job.config.check_sections(spec::task::TASKS).map_err(refused)?;
+    job.config.check_sections(spec::task::all()).map_err(refused)?;
     Ok(job)
 }

@@ -202,7 +202,8 @@ mod tests {
     use cache::client::CacheError;
     use spec::config::Config;
     use spec::contract::VERSION;
-    use spec::contract::cache::{Item, ToDirectory, encode};
+    use spec::contract::cache::{Item, ToDirectory};
+    use spec::contract::wire::encode;
     use spec::plan::{BudgetPlan, Plan};
     use std::io::{Read, Write};
     use std::time::Instant;
@@ -224,7 +225,7 @@ mod tests {
             resume: None,
             start: String::new(),
             resume_split: None,
-            work: spec::job::Work::default(),
+            work: spec::job::Work::Train,
             earlier: Vec::new(),
         }
     }

@@ -98,9 +98,10 @@ impl Observer for RankObserver {
         self.memory.step(progress.step);
         if std::mem::take(&mut self.first) {
             self.memory.phase(Phase::FirstStep);
-            self.memory.phase(Phase::Train);
+            self.memory.phase(progress.phase);
         }
-        if self.memory_every > 0 && progress.step.is_multiple_of(self.memory_every) {
+        let counts_steps = progress.phase != Phase::Predict;
+        if counts_steps && self.memory_every > 0 && progress.step.is_multiple_of(self.memory_every) {
             self.memory.print(&format!("Step {}", progress.step));
         }
         if self.rank == 0 {

@@ -3,18 +3,19 @@
 use super::device;
 use super::meet;
 use super::node_cache::NodeCache;
-use super::observer::{RankObserver, end_device_work, tell_failure};
+use super::observer::{end_device_work, tell_failure};
+use super::start::{Start, end_records, named, observer, open_records, tell_skipped};
 use super::stop::Stop;
 use super::{RankError, infer, read_job, registrar};
 use crate::comm::rendezvous::{self, Links};
 use crate::comm::shm::inherit;
-use crate::comm::{Collective, CommError, RankEnv, Solo};
+use crate::comm::{Collective, CommError, Solo};
 use crate::data::DataError;
 use crate::data::split::KeptSplit;
 use crate::ledger;
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
-use crate::report::records::{RecordWriter, write_summary};
+use crate::report::records::write_summary;
 use crate::task::{self, Datasets, ParamInfo, Team};
 use crate::torch::{count_tensors, most_tensor_bytes};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
@@ -25,7 +26,7 @@ use launcher::machine::{self, ProcessLimits, awake};
 use launcher::run_dir::RunLock;
 use launcher::watch;
 use spec::contract::cache::CacheStats;
-use spec::contract::{Best, CacheSummary, Held, Phase, Relief, RunStatus, Summary, env, exit};
+use spec::contract::{Best, CacheSummary, Held, Relief, RunStatus, Summary, env, exit};
 use spec::job::{Job, Work};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -36,23 +37,6 @@ use tch::{Device, Tensor, nn};
 
 /// Time between two memory records, besides those at phases and steps.
 const MEMORY_PERIOD: Duration = Duration::from_secs(2);
-
-/// Files left out that are named one by one.
-const SKIPPED_SHOWN: usize = 20;
-
-/// Facts known before anything is opened.
-pub(super) struct Start {
-    pub job: Job,
-    pub env: RankEnv,
-    pub device: Device,
-    pub collective: Arc<dyn Collective>,
-    /// Links to the node's other ranks, where our launcher did not start them.
-    pub links: Option<Links>,
-    pub reporter: Reporter,
-    pub controls: Arc<Controls>,
-    pub stop: Stop,
-    pub began: Instant,
-}
 
 /// Trains the run that the environment names; returns the exit code. Errors are reported to the launcher once.
 pub fn main(inherited: Vec<String>) -> u8 {
@@ -313,34 +297,6 @@ fn first_weights(start: &Start, whole: &[(String, Tensor)]) -> Result<(), RankEr
     Ok(weights.map_err(CheckpointError::of_weights)?)
 }
 
-pub(super) fn observer(
-    start: &Start,
-    memory: MemorySampler,
-    recorded_step: Option<u64>,
-    cache: Option<Arc<CacheClient>>,
-) -> Result<RankObserver, RankError> {
-    let Start { job, env, reporter, .. } = start;
-    let records = if env.rank == 0 { Some(open_records(start, "metrics.jsonl", recorded_step)?) } else { None };
-    Ok(RankObserver {
-        rank: env.rank,
-        reporter: reporter.clone(),
-        memory,
-        records,
-        memory_every: job.config.log.memory_every,
-        run_dir: job.run_dir.clone(),
-        first: true,
-        phase: Phase::Start,
-        cache,
-        on_device: start.device.is_cuda().then(|| Arc::clone(&start.collective)),
-    })
-}
-
-/// Ends the records: the summary holds what they could not write.
-pub(super) fn end_records(observer: RankObserver) {
-    observer.memory.stop();
-    drop(observer.records);
-}
-
 /// The split of the checkpoint that this run resumes from. A checkpoint without one is from before there were any: a line
 /// says that its split cannot be compared.
 fn kept_split(start: &Start, resume: Option<&Loaded>) -> Option<KeptSplit> {
@@ -393,21 +349,6 @@ fn memory_sampler(
         .map_err(|e| RankError::system("memory sampling", e))
 }
 
-fn open_records(start: &Start, name: &str, resumed_step: Option<u64>) -> Result<RecordWriter, RankError> {
-    let reporter = start.reporter.clone();
-    Ok(RecordWriter::open(&start.job.run_dir.join(name), resumed_step, move |news| reporter.news(news))?)
-}
-
-/// One warning per file that was left out; the rest of many is counted.
-pub(super) fn tell_skipped(skipped: &[String], reporter: &Reporter) {
-    for line in skipped.iter().take(SKIPPED_SHOWN) {
-        reporter.line(format!("warning: left out: {line}"));
-    }
-    if let Some(more) = skipped.len().checked_sub(SKIPPED_SHOWN).filter(|more| *more > 0) {
-        reporter.line(format!("warning: left out: {more} more files"));
-    }
-}
-
 /// Facts that a checkpoint must share with this run.
 fn facts(start: &Start, task: &dyn task::Task) -> Facts {
     let config = &start.job.config;
@@ -424,21 +365,6 @@ fn resume_from(loaded: Loaded, facts: &Facts, whole: &[(String, Tensor)]) -> Res
     checkpoint::apply(&loaded.path, &loaded.model, whole)?;
     let state: LoopState = loaded.state()?;
     Ok(Resume { state, optimizer: loaded.optimizer, ema: loaded.ema, rest: loaded.rest })
-}
-
-/// Tensors with their names.
-pub(super) type Named = Vec<(String, Tensor)>;
-
-/// Trainable parameters with their names, in the order in which the model registered them; and all other variables, which
-/// are buffers, by name.
-pub(super) fn named(vs: &nn::VarStore) -> (Named, Named) {
-    let mut others: std::collections::BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
-    let names: std::collections::BTreeMap<usize, String> =
-        others.iter().map(|(name, tensor)| (tensor.data_ptr() as usize, name.clone())).collect();
-    let of = |tensor: Tensor| names.get(&(tensor.data_ptr() as usize)).map(|name| (name.clone(), tensor));
-    let params: Named = vs.trainable_variables().into_iter().filter_map(of).collect();
-    params.iter().for_each(|(name, _)| drop(others.remove(name)));
-    (params, others.into_iter().collect())
 }
 
 /// Rank 0's last work: the summary. The launcher draws the figures and adds the peaks of all processes and, where it hosted the

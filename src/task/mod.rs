@@ -1,17 +1,18 @@
 //! One room per task: data set, model, loss, metrics, sample data.
 //!
 //! A task supplies data, model and metrics. The trainer does the rest: order, threads, accumulation, reduction over ranks,
-//! schedule, checkpoints, evaluation. A complete task, trained by a test:
+//! schedule, checkpoints, evaluation.
+//!
+//! A task is two folders and two lines: its keys, defaults and checks in `launcher/spec/src/task/<name>`, its data, model and
+//! metrics in `src/task/<name>`, and a line in the `tasks!` of each list. `tests/fixtures/toy_task` is such a pair of folders,
+//! planned and trained by a test. The rank's half alone, without keys:
 //!
 //! ```no_run
 #![doc = include_str!("../../tests/it/minimal_task.rs")]
 //! ```
 
 mod batch;
-pub mod cell;
-pub mod deblur;
 pub mod draw;
-pub mod emg;
 mod groups;
 pub mod norm;
 pub mod outline;
@@ -29,15 +30,23 @@ use pass::{Opening, Pass, StageInputs};
 use spec::config::Config;
 use std::any::Any;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tch::{Tensor, nn};
 
-/// Which part of the files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Split {
-    Train,
-    Val,
-    Test,
+/// Declares the module and the entry of each task.
+macro_rules! tasks {
+    ($($name:ident: $task:ident,)+) => {
+        $(pub mod $name;)+
+
+        /// Tasks of this package.
+        const TASKS: &[&dyn Task] = &[$(&$name::$task),+];
+    };
+}
+
+tasks! {
+    emg: Emg,
+    deblur: Deblur,
+    cell: Cell,
 }
 
 /// Data sets of a run, as a task opens them.
@@ -150,7 +159,7 @@ pub struct Team<'a> {
     pub stages: StageInputs,
 }
 
-/// A task. Adding one touches its own room, [`TASKS`], and its half in `spec::task`.
+/// A task. Adding one touches its folder, the list above, and the same two places in `spec::task`.
 pub trait Task: Send + Sync {
     fn name(&self) -> &'static str;
     /// Opens the data sets. `index_dir`: where facts about unchanged files may be kept from run to run.
@@ -227,16 +236,29 @@ pub trait Task: Send + Sync {
     }
 }
 
-/// Every task there is.
-pub const TASKS: &[&dyn Task] = &[&emg::Emg, &deblur::Deblur, &cell::Cell];
+/// [`TASKS`] and those of the program.
+static ALL: OnceLock<Vec<&'static dyn Task>> = OnceLock::new();
+
+/// Every task, in the order of `spec::task::all`.
+pub fn all() -> &'static [&'static dyn Task] {
+    ALL.get_or_init(|| TASKS.to_vec())
+}
+
+/// Adds tasks whose other halves `spec::task::add` took.
+///
+/// # Errors
+/// Tasks were added or asked for already.
+pub fn add(own: &[&'static dyn Task]) -> Result<(), String> {
+    ALL.set([TASKS, own].concat()).map_err(|_| "tasks are added once, before any is asked for".into())
+}
 
 /// The task called `name`.
 ///
 /// # Errors
 /// No task has that name; the message lists all tasks.
 pub fn find(name: &str) -> Result<&'static dyn Task, String> {
-    TASKS.iter().find(|task| task.name() == name).copied().ok_or_else(|| {
-        let known: Vec<&str> = TASKS.iter().map(|task| task.name()).collect();
+    all().iter().find(|task| task.name() == name).copied().ok_or_else(|| {
+        let known: Vec<&str> = all().iter().map(|task| task.name()).collect();
         format!("task {name} is unknown: choose one of {}", known.join(", "))
     })
 }

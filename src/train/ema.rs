@@ -225,7 +225,7 @@ mod tests {
             let content = all.content();
             assert_eq!([content[0].0, content[1].0], [0.9, 0.5]);
             let expected =
-                [([0.539_540_29, -0.175_940_25], -0.443_689_88_f32), ([0.374_973_30, -0.434_744_75], -0.738_240_66)];
+                [([0.539_540_3, -0.175_940_25], -0.443_689_88_f32), ([0.374_973_3, -0.434_744_75], -0.738_240_66)];
             for ((_, tensors), (w, mean)) in content.iter().zip(expected) {
                 let mean = if buffers == EmaBuffers::Average { mean } else { 3.0_f32.cos() };
                 let found = values(tensors);

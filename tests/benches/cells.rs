@@ -51,7 +51,8 @@ fn options() -> Result<Options> {
         return Err("--data FILE is missing".into());
     }
     config.data.split_ratio = [0.98, 0.01, 0.01];
-    config.data.shuffle_mode = if value("--shuffle", "global") == "block" { ShuffleMode::Block } else { ShuffleMode::Global };
+    config.data.shuffle_mode =
+        if value("--shuffle", "global") == "block" { ShuffleMode::Block } else { ShuffleMode::Global };
     config.data.shuffle_window = number("--shuffle-window", "64")?;
     config.data.chunk_cache_size = (number("--chunk-cache-mb", "64")? as u64) << 20;
     let cache_share: f64 = value("--cache-share", "1.0").parse()?;
@@ -99,7 +100,8 @@ fn counted(items: impl Iterator<Item = u64>) -> BTreeMap<u64, u64> {
 
 /// Mean entropy of batches, by the key of each sample.
 fn mixed(batches: &[Vec<u64>], key: impl Fn(u64) -> u64) -> f64 {
-    batches.iter().map(|batch| entropy(&counted(batch.iter().map(|id| key(*id))))).sum::<f64>() / batches.len().max(1) as f64
+    batches.iter().map(|batch| entropy(&counted(batch.iter().map(|id| key(*id))))).sum::<f64>()
+        / batches.len().max(1) as f64
 }
 
 fn main() -> Result<()> {
@@ -111,7 +113,8 @@ fn main() -> Result<()> {
     let begun = Instant::now();
     let plain = open_cells(config, &Team::alone(), &index)?;
     let open_s = begun.elapsed().as_secs_f64();
-    let entry_bytes: u64 = plain.store.files.iter().flat_map(|file| &file.bytes).map(|bytes| u64::from(*bytes).next_multiple_of(64)).sum();
+    let entry_bytes: u64 =
+        plain.store.files.iter().flat_map(|file| &file.bytes).map(|bytes| u64::from(*bytes).next_multiple_of(64)).sum();
     let capacity_bytes = (cache_share * entry_bytes as f64) as u64;
     let plan = HostPlan { capacity_bytes, policy: options.policy, ranks: vec![0] };
     let mut host = (capacity_bytes > 0).then(|| CacheHost::start(&plan, || None)).transpose()?;
@@ -127,7 +130,12 @@ fn main() -> Result<()> {
         None => None,
     };
     let totals = plain.totals;
-    let data = if client.is_some() { drop(plain); open_cells(config, &Team { cache: client, ..Team::alone() }, &index)? } else { plain };
+    let data = if client.is_some() {
+        drop(plain);
+        open_cells(config, &Team { cache: client, ..Team::alone() }, &index)?
+    } else {
+        plain
+    };
     let order = train_order(&*data.splits[0], &config.data, config.seed)?;
     let mut loader = Loader::new(Arc::clone(&data.datasets.train), spec.clone())?;
     let mut epochs = Vec::new();
@@ -147,8 +155,10 @@ fn main() -> Result<()> {
             most => planner.steps_per_epoch().min(most.div_ceil(spec.micro_batch as u64)),
         };
         let (before, cpu, started) = (data.store.reader.reader().stats(), cpu_s(), Instant::now());
-        let (samples, sum) = read(&options, &data, loader.run(planner.requests(epoch, 0).take(steps as usize))?, &mut seen)?;
-        let (seconds, cpu, after) = (started.elapsed().as_secs_f64(), cpu_s() - cpu, data.store.reader.reader().stats());
+        let (samples, sum) =
+            read(&options, &data, loader.run(planner.requests(epoch, 0).take(steps as usize))?, &mut seen)?;
+        let (seconds, cpu, after) =
+            (started.elapsed().as_secs_f64(), cpu_s() - cpu, data.store.reader.reader().stats());
         epochs.push(json!({
             "samples": samples, "seconds": seconds, "samples_per_s": samples as f64 / seconds, "cpu_s": cpu,
             "samples_per_cpu_s": samples as f64 / cpu, "read_bytes": after.0 - before.0, "decoded_chunks": after.1 - before.1, "sum": sum,
@@ -180,7 +190,7 @@ fn read(
         if options.dense {
             let tensors = to_tensors(&batch, tch::Device::Cpu);
             let x = dense(&tensors, genes, &scale);
-            std::hint::black_box((&x, labels(&tensors)));
+            let _ = std::hint::black_box((&x, labels(&tensors)));
             if n == 0 {
                 sum = x.sum(tch::Kind::Double).double_value(&[]);
             }

@@ -2,7 +2,8 @@
 //! `directory [--ranks 3] [--keys 64] [--ahead 4] [--seconds 2] [--entries 20000] [--gib 1]`. One line of JSON.
 
 use cache::{CacheHost, HostPlan, PolicyKind};
-use spec::contract::cache::{Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
+use spec::contract::cache::{FromDirectory, Grant, Item, ToDirectory};
+use spec::contract::wire::{Decoder, encode};
 use std::error::Error;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

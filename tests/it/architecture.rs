@@ -125,11 +125,26 @@ const UNSAFE: &[&str] = &[
     "launcher/src/supervise/unix.rs",
 ];
 
-fn root() -> &'static Path {
+/// Source folders of the packages.
+pub const SOURCES: &[&str] = &["src", "launcher/src", "launcher/spec/src", "launcher/cache/src"];
+/// Modules with a folder that are not yet its `mod.rs`.
+const BESIDE_THEIR_FOLDER: &[&str] = &[
+    "launcher/src/command.rs",
+    "src/data/loader/tests.rs",
+    "src/rank/describe.rs",
+    "src/train/ddp.rs",
+    "src/train/fit/tests.rs",
+    "src/train/optimizer.rs",
+    "src/train/step.rs",
+];
+/// Most lines of a file.
+const MOST_LINES: usize = 600;
+
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
+pub fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     for path in entries.map(|entry| entry.unwrap().path()) {
         if path.is_dir() {
@@ -140,19 +155,31 @@ fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
+/// Every Rust file of the packages.
+fn sources() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    SOURCES.iter().for_each(|folder| rust_files(&root().join(folder), &mut files));
+    files
+}
+
+/// `file` below the repository's root.
+fn inside(file: &Path) -> String {
+    file.strip_prefix(root()).unwrap().to_string_lossy().into_owned()
+}
+
 /// `file` without comments and without what follows its `mod tests`.
-fn code(file: &Path) -> String {
+pub fn code(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap();
     let body = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     body.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
 /// Files that are compiled for tests alone.
-fn is_test(file: &Path) -> bool {
+pub fn is_test(file: &Path) -> bool {
     let name = |part: &std::ffi::OsStr| part.to_string_lossy().into_owned();
     let stem = file.file_stem().map(name).unwrap_or_default();
     let inside_tests = file.parent().and_then(Path::file_name).map(name).is_some_and(|folder| folder == "tests");
-    inside_tests || stem == "tests" || stem == "testing" || stem.ends_with("_tests")
+    inside_tests || stem == "tests" || stem == "testing"
 }
 
 /// Room of a file below `src`: its folder, or its stem at the top.
@@ -300,7 +327,7 @@ fn only_the_source_room_imports_hdf5_and_the_launcher_links_no_tensor_library() 
     let mut files = Vec::new();
     rust_files(&root().join("src"), &mut files);
     for file in &files {
-        let inside = file.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        let inside = inside(file);
         if code(file).contains("hdf5::") && !code(file).contains("source::hdf5::") {
             let allowed = inside.starts_with("src/data/source") || inside.ends_with("/sample.rs");
             assert!(allowed, "{inside} imports hdf5");
@@ -323,12 +350,8 @@ fn only_the_source_room_imports_hdf5_and_the_launcher_links_no_tensor_library() 
 
 #[test]
 fn unsafe_stays_in_its_rooms_and_every_block_says_why() {
-    let mut files = Vec::new();
-    for folder in ["src", "launcher/src", "launcher/spec/src", "launcher/cache/src"] {
-        rust_files(&root().join(folder), &mut files);
-    }
-    for file in files {
-        let inside = file.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+    for file in sources() {
+        let inside = inside(&file);
         let text = std::fs::read_to_string(&file).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         for (number, line) in lines.iter().enumerate() {
@@ -352,11 +375,29 @@ fn unsafe_stays_in_its_rooms_and_every_block_says_why() {
 /// An error without a variant of its own says nothing to code, and loses its cause.
 #[test]
 fn few_errors_are_nothing_but_a_text() {
-    let mut files = Vec::new();
-    for folder in ["src", "launcher/src", "launcher/spec/src", "launcher/cache/src"] {
-        rust_files(&root().join(folder), &mut files);
-    }
     let uses: usize =
-        files.iter().filter(|file| !is_test(file)).map(|file| code(file).matches("Error::Other(").count()).sum();
+        sources().iter().filter(|file| !is_test(file)).map(|file| code(file).matches("Error::Other(").count()).sum();
     assert!(uses <= 10, "{uses} uses of Other");
+}
+
+/// A module with parts is `mod.rs` of its folder; one without is a file. Its tests are a part.
+#[test]
+fn a_module_with_a_folder_is_the_folders_mod_rs() {
+    let beside: BTreeSet<String> =
+        sources().iter().filter(|file| file.with_extension("").is_dir()).map(|file| inside(file)).collect();
+    let known: BTreeSet<String> = BESIDE_THEIR_FOLDER.iter().map(ToString::to_string).collect();
+    assert_eq!(beside, known, "move FOO.rs to FOO/mod.rs; an entry whose file has moved leaves the list");
+    for file in sources() {
+        let stem = file.file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(!stem.ends_with("_tests"), "{}: tests of FOO are FOO/tests.rs", inside(&file));
+    }
+}
+
+#[test]
+fn files_stay_short() {
+    let mut files = sources();
+    rust_files(&root().join("tests"), &mut files);
+    let lines = |file: &Path| std::fs::read_to_string(file).unwrap().lines().count();
+    let long: Vec<String> = files.iter().filter(|file| lines(file) > MOST_LINES).map(|file| inside(file)).collect();
+    assert_eq!(long, Vec::<String>::new(), "split files of more than {MOST_LINES} lines");
 }

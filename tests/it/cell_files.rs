@@ -37,7 +37,9 @@ fn sample_cells_of_every_layout_are_batches_of_different_lengths() {
         let batch = |rank: usize, world: usize| {
             let runs = Runs::of(TINY, &out, &[&format!("train.batch_size={}", 24 / world)]);
             let mut command = runs.command(&["batch"]);
-            command.args(["--step", "3", "--rank", &rank.to_string(), "--world", &world.to_string(), "--out"]).arg(&file);
+            command
+                .args(["--step", "3", "--rank", &rank.to_string(), "--world", &world.to_string(), "--out"])
+                .arg(&file);
             let ended = run(&mut command, here.path());
             assert_eq!(ended.code, Some(0), "{ended}");
             let tensors = read_tensors(&file);
@@ -87,8 +89,12 @@ fn metadata_that_lead_in_circles_end_a_run_too() {
     let here = folder();
     let path = here.path().join("circle.h5ad");
     let mut bytes = fs::read(fixture("earliest.h5ad")).unwrap();
-    let trees: Vec<usize> =
-        bytes.windows(5).enumerate().filter(|(_, five)| *five == [b'T', b'R', b'E', b'E', 0]).map(|(at, _)| at).collect();
+    let trees: Vec<usize> = bytes
+        .windows(5)
+        .enumerate()
+        .filter(|(_, five)| *five == [b'T', b'R', b'E', b'E', 0])
+        .map(|(at, _)| at)
+        .collect();
     assert!(!trees.is_empty());
     for at in trees {
         // Level 1, and the first child (behind signature, kind, level, entries, two siblings and a key) is the node itself.

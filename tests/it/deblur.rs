@@ -130,7 +130,7 @@ const TINY: &[&str] = &[
     "log.log_every=1",
 ];
 
-fn baseline(folder: &Path, data: &Path, name: &str, words: &[&str]) -> (Ended, PathBuf) {
+pub fn baseline(folder: &Path, data: &Path, name: &str, words: &[&str]) -> (Ended, PathBuf) {
     baseline_in(folder, data, name, words, &[])
 }
 
@@ -228,7 +228,7 @@ fn summary(run: &Path) -> serde_json::Value {
 }
 
 /// Two training sequences of five frames, one each of validation and test.
-fn small_data(root: &Path) {
+pub fn small_data(root: &Path) {
     let spec = SampleSpec { sequences: [2, 1, 1], frames: 5, ..SampleSpec::default() };
     write_sample_data(root, &spec).unwrap();
 }

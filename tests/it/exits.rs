@@ -15,8 +15,10 @@ fn the_launcher_links_no_tensor_cuda_or_hdf5_library() {
     let output = Command::new("ldd").arg(launch_program()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("libc.so"), "{text}");
+    // Load addresses are left out: one of them may contain `c10`.
+    let libraries: Vec<&str> = text.lines().map(|line| line.split("(0x").next().unwrap_or(line)).collect();
     for name in ["torch", "c10", "cuda", "nvidia", "hdf5"] {
-        assert!(!text.contains(name), "{text}");
+        assert!(libraries.iter().all(|library| !library.contains(name)), "{text}");
     }
 }
 

@@ -334,7 +334,7 @@ fn checkpoints_that_do_not_fit_are_refused_and_stay() {
     let resume = |set: &str| train(&["train.max_steps=4", set], &["--resume", "auto"]);
     resume("seed=5").fails(5, &["step-3", "its seed is 42", "set seed=42"]);
     resume("train.batch_size=2").fails(5, &["step-3", "its global batch is 8", "train.batch_size"]);
-    resume("model.decoder_hidden_size=8").fails(5, &["step-3", "model.decoder_hidden_size is 16 there, 8 here"]);
+    resume("model.decoder_hidden_size=8").fails(5, &["step-3", " decoder_hidden_size is 16 there, 8 here"]);
     resume("train.optimizer=sgd").fails(5, &["step-3", "train.optimizer"]);
     let newest = lab().join("runs/saved/checkpoints/step-3");
     let spoil = |file: &str, change: &dyn Fn(&mut Vec<u8>), says: &[&str]| {

@@ -29,7 +29,7 @@ def wait_for(name, ranks=3):
 def connect():
     global control
     control = socket.socket(fileno=int(os.environ["HEADROOM_CONTROL_FD"]))
-    send(kind="hello", version=3, rank=rank)
+    send(kind="hello", version=4, rank=rank)
 def send(**message):
     body = json.dumps(message).encode()
     control.sendall(struct.pack("<I", len(body)) + body)
@@ -128,7 +128,7 @@ def receive():
 send(struct.pack("<BQIQQQB", 2, 1, 1, 77, 1000, 5, 0))
 grant = receive()[13:]
 if grant[0] == 2: grant = receive()[9:]
-offset, = struct.unpack("<Q", grant[1:])
+offset, = struct.unpack("<Q", grant[1:9])
 if grant[0] == 1:
     time.sleep(0.3)
     memory[offset:offset + 1000] = b"x" * 1000
@@ -300,7 +300,7 @@ signal.pause()
 "#);
     let ended = job.run();
     assert_eq!(ended.code, Some(1), "{}", ended.err);
-    assert!(ended.err.contains("contract version 999, the launcher 3"), "{}", ended.err);
+    assert!(ended.err.contains("contract version 999, the launcher 4"), "{}", ended.err);
 }
 
 #[test]

@@ -92,6 +92,15 @@ impl Arena {
         }
     }
 
+    /// Cuts an extent that `alloc(before)` gave to `bytes`, which are no more.
+    pub fn shorten(&mut self, offset: u64, before: u64, bytes: u64) {
+        if let (Some(from), Some(to)) = (rounded(before), rounded(bytes))
+            && to < from
+        {
+            self.free(offset + to, from - to);
+        }
+    }
+
     /// True if the arena could ever hold an extent of `bytes`.
     pub fn can_hold(&self, bytes: u64) -> bool {
         rounded(bytes).is_some_and(|len| len <= self.size_bytes)

@@ -217,6 +217,28 @@ impl ReadSpan {
 pub struct WriteSpan(Span);
 
 impl WriteSpan {
+    /// Where it begins, bytes from the mapping's start.
+    pub fn start(&self) -> u64 {
+        self.0.start as u64
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Gives up what lies behind the first `len` bytes, at least one of which stays.
+    pub fn shorten(&mut self, len: usize) {
+        if len > 0 && len < self.0.len {
+            let mut taken = self.0.map.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            taken.insert(self.0.start, self.0.start + len);
+            self.0.len = len;
+        }
+    }
+
     /// Where it ends, bytes from the mapping's start.
     pub fn end(&self) -> u64 {
         (self.0.start + self.0.len) as u64

@@ -356,6 +356,8 @@ mod tests {
                 resume: None,
                 start: start.into(),
                 resume_split: None,
+                work: spec::job::Work::Train,
+                earlier: Vec::new(),
             };
             serde_json::to_value(job).unwrap()
         };

@@ -46,9 +46,9 @@ const FEATURES: &[Feature] = &[
         claim: "2 GB → 100 MB",
         ranks: 1,
         phase: Some(OPENING),
-        common: &["data.normalize=true"],
-        off: &["data.max_samples_for_normalize=100000000"],
-        on: &["data.max_samples_for_normalize=5000"],
+        common: &["emg.normalize=true"],
+        off: &["emg.max_samples_for_normalize=100000000"],
+        on: &["emg.max_samples_for_normalize=5000"],
     },
     Feature {
         name: "online metrics",

@@ -2,18 +2,17 @@
 //!
 //! The job of a prediction lies in `<out>/.predict`, that of an evaluation in `<run>/evaluate/<split>-<weights>`.
 
+use super::close::{conclude, tell_end, tell_stop};
 use super::early::Early;
-use super::{
-    Error, Ready, Setup, closing_table, conclude, io, pre_flight, print, rank_program, shown, supervise_run, tell_end,
-    tell_stop, text_of,
-};
+use super::{Error, Ready, Setup, io, pre_flight, print, rank_program, shown, supervise_run, text_of};
 use crate::advise;
 use crate::cli::{EvaluateArgs, PredictArgs, RunArgs, TrainedArgs};
+use crate::console::closing_table;
 use crate::machine;
 use crate::run_dir::{Resume, RunDir, StagesOf};
 use spec::config::{CachePolicy, DeviceChoice, StageKind};
 use spec::contract::{Evaluation, Weights, exit};
-use spec::job::{PassKind, Subject, Trained, Work};
+use spec::job::{EarlierStage, Job, PassKind, Subject, Trained, Work};
 use spec::plan::CUDA_TRAINS;
 use std::path::{Path, PathBuf};
 
@@ -43,7 +42,9 @@ pub(super) fn predict(args: &PredictArgs, mut early: Early) -> Result<u8, Error>
     claim(&out)?;
     let folder = make(out.join(PREDICT))?;
     let work = Work::Predict { of, data, out: out.clone() };
-    model.run(RunDir::at(folder).for_work(work), (plan, &program), &mut early, || {
+    let mut folder = RunDir::at(folder).for_work(work);
+    folder.earlier = model.basis();
+    model.run(folder, (plan, &program), &mut early, || {
         print::say(format_args!("predictions: {}", shown(&out)));
         Ok(())
     })
@@ -87,7 +88,9 @@ pub(super) fn evaluate(args: &EvaluateArgs, mut early: Early) -> Result<u8, Erro
     if json {
         print::result_apart();
     }
-    model.run(RunDir::at(folder).for_work(work), (plan, &program), &mut early, || tell(&result, json))
+    let mut folder = RunDir::at(folder).for_work(work);
+    folder.earlier = model.basis();
+    model.run(folder, (plan, &program), &mut early, || tell(&result, json))
 }
 
 /// Prints the metrics of an evaluation.
@@ -112,6 +115,16 @@ fn tell(path: &Path, json: bool) -> Result<(), Error> {
     }
     print::say(format_args!("metrics: {}", shown(path)));
     Ok(())
+}
+
+impl Model {
+    /// Stages that this one was made from, and itself: their folders hold what its model needs. Empty for a run without stages.
+    fn basis(&self) -> Vec<EarlierStage> {
+        let text = std::fs::read(self.of.folder.join("job.json")).unwrap_or_default();
+        let Ok(job) = serde_json::from_slice::<Job>(&text) else { return Vec::new() };
+        let own = job.config.stage.map(|name| EarlierStage { name, folder: self.of.folder.clone(), start: job.start });
+        job.earlier.into_iter().chain(own).collect()
+    }
 }
 
 /// The run's config and weights.

@@ -5,13 +5,14 @@
 //! runs/<name>/<stage>/           job.json, plan.json, checkpoints/, summary.json: as a run's folder
 //! ```
 
+use super::close::{conclude, tell_end, tell_stop};
 use super::early::{Early, Moment};
-use super::{Error, Ready, Setup, conclude, io, pre_flight, print, shown, supervise_run, tell_end, tell_stop, text_of};
+use super::{Error, Ready, Setup, io, pre_flight, print, shown, supervise_run, text_of};
 use crate::cli::{CliError, RunArgs, Stage};
 use crate::console::stages_table;
 use crate::machine;
-use crate::run_dir::{Ask, ConfigName, Resume, RunDir, StageOf, StagesOf};
-use spec::config::StageKind;
+use crate::run_dir::{self, Ask, ConfigName, Resume, RunDir, StageOf, StagesOf};
+use spec::config::{CachePolicy, StageKind};
 use spec::contract::{RunStatus, Summary, exit};
 use spec::job::{EarlierStage, Job, PassKind, Work};
 use std::path::{Path, PathBuf};
@@ -44,6 +45,10 @@ pub(super) fn chosen(run: &RunArgs, ready: &Ready) -> Result<Vec<Stage>, Error> 
 pub(super) fn enter(ready: &mut Ready, stage: &Stage) {
     ready.config = stage.config.clone();
     let is_pass = stage.spec.kind == StageKind::Pass;
+    if is_pass {
+        // Each sample is read once.
+        ready.config.data.cache = CachePolicy::Off;
+    }
     ready.request.infers = is_pass;
     ready.passes = if is_pass { PassKind::Stage } else { PassKind::Train };
 }
@@ -66,7 +71,7 @@ struct Stages<'a> {
 enum Found {
     New,
     /// It was begun; its summary, if it is of the last start.
-    Begun(Option<Summary>),
+    Begun(Option<Box<Summary>>),
 }
 
 /// Runs the stages that the command line asks for.
@@ -94,11 +99,13 @@ pub(super) fn run(run: &RunArgs, ready: Ready, program: &Path, early: Early) -> 
     listed.write(&root.path)?;
     let ends = all.iter().map(|stage| (stage.spec.name, None)).collect();
     let mut stages = Stages { run, ready, program, early, root, earlier: Vec::new(), ends, budget_bytes: 0 };
+    let is_wanted = |stage: &Stage| chosen.iter().any(|chosen| chosen.spec == stage.spec);
+    // Stages behind the last one that is wanted do not matter.
+    let behind = all.iter().rposition(is_wanted).map_or(0, |last| last + 1);
     let mut code = exit::OK;
-    for (n, stage) in all.iter().enumerate() {
-        let wanted = chosen.iter().any(|chosen| chosen.spec == stage.spec);
-        // Stages behind the last wanted one do not matter.
-        if code != exit::OK || (!wanted && stages.earlier.len() < n) {
+    for (n, stage) in all[..behind].iter().enumerate() {
+        let wanted = is_wanted(stage);
+        if code != exit::OK {
             break;
         }
         code = if wanted { stages.stage(n, stage)? } else { stages.pass_over(n, stage, &chosen)? };
@@ -139,7 +146,28 @@ fn open_root(run: &RunArgs, ready: &Ready, chosen: &[Stage]) -> Result<RunDir, E
     }
     // Another stage of a run goes into the folder of those before it.
     let begins = chosen.first().map(|stage| stage.spec) == ready.stages.first().map(|stage| stage.spec);
-    let resume = if begins { asked } else { Resume::Auto };
+    if !begins {
+        let known = match &run.name {
+            Some(name) => Some(ready.config.log.runs_dir.join(name)),
+            None => run_dir::newest_run(&ready.config.log.runs_dir, &ready.config.name),
+        };
+        return match known.filter(|folder| StagesOf::read(folder).is_some()) {
+            Some(folder) => {
+                Ok(RunDir::at(std::path::absolute(&folder).map_err(io("cannot find the run", exit::USAGE))?))
+            }
+            None => {
+                let stage = chosen.first().map_or("", |stage| stage.spec.name);
+                let before = ready.stages.iter().map(|known| known.spec.name).take_while(|name| *name != stage);
+                let before = before.collect::<Vec<_>>().join(", ");
+                let run = run.name.as_ref().map_or_else(|| "of this config".into(), |name| format!("called {name}"));
+                Err(Error::Target(format!(
+                    "stage {stage} needs {before} before it, and there is no run {run}: leave --stage and --from out, or \
+                     give the --name of a run"
+                )))
+            }
+        };
+    }
+    let resume = asked;
     let ask = Ask {
         runs_dir: &ready.config.log.runs_dir,
         config_name: &ready.config.name,
@@ -165,7 +193,7 @@ impl Stages<'_> {
         }
         let summary = std::fs::read(folder.join("summary.json")).ok();
         let summary: Option<Summary> = summary.and_then(|text| serde_json::from_slice(&text).ok());
-        Found::Begun(summary.filter(|summary| job.is_some_and(|job| job.start == summary.start)))
+        Found::Begun(summary.filter(|summary| job.is_some_and(|job| job.start == summary.start)).map(Box::new))
     }
 
     /// A stage that is not to be run: it must be done.
@@ -182,7 +210,7 @@ impl Stages<'_> {
             }
         };
         self.check_basis(stage)?;
-        self.done(n, stage, done);
+        self.done(n, stage, *done);
         Ok(exit::OK)
     }
 
@@ -201,7 +229,7 @@ impl Stages<'_> {
             Found::Begun(Some(summary)) if is_done(&summary) && self.run.stage.is_none() => {
                 self.check_basis(stage)?;
                 print::say(format_args!("stage {name}: done already"));
-                self.done(n, stage, summary);
+                self.done(n, stage, *summary);
                 return Ok(exit::OK);
             }
             Found::Begun(_) => self.check_basis(stage)?,

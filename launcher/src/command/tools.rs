@@ -6,6 +6,7 @@ use crate::advise;
 use crate::cli::{self, CliError};
 use crate::machine;
 use crate::monitor::{self, Subject};
+use crate::run_dir::StagesOf;
 use spec::config::Language;
 use spec::contract::exit;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,25 @@ pub(super) fn recommend(args: &cli::RecommendArgs) -> Result<u8, Error> {
 
 /// Prints what is wrong with a run; that something is wrong is no error of this program.
 pub(super) fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
-    let mut run = advise::Run::read(&args.run, &args.runs_dir)?;
+    let folders = folders(args)?;
+    for folder in &folders {
+        if folders.len() > 1 {
+            print::out(format_args!("{}:", shown(folder)))?;
+        }
+        doctor_one(folder)?;
+    }
+    Ok(exit::OK)
+}
+
+/// Folders to read: that of a run, or those of its stages that have begun.
+fn folders(args: &cli::ReadArgs) -> Result<Vec<PathBuf>, Error> {
+    let found = advise::locate(&args.run, &args.runs_dir)?;
+    let begun = StagesOf::read(&found).map(|stages| stages.begun(&found)).unwrap_or_default();
+    Ok(if begun.is_empty() { vec![found] } else { begun })
+}
+
+fn doctor_one(folder: &Path) -> Result<(), Error> {
+    let mut run = advise::Run::read(folder, Path::new(""))?;
     let whole = run.path.canonicalize().unwrap_or_else(|_| run.path.clone());
     run.living = run.monitor.is_empty() && !Subject::Run(whole).members().is_empty();
     let findings = advise::doctor(&run, run.language.unwrap_or(Language::En));
@@ -31,7 +50,7 @@ pub(super) fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
     if findings.is_empty() {
         print::out(format_args!("{}: nothing stands out in {}", shown(&run.path), looked_at(&run)))?;
     }
-    Ok(exit::OK)
+    Ok(())
 }
 
 /// How much a word of health rests on.
@@ -50,7 +69,11 @@ pub(super) fn analyze(args: &cli::AnalyzeArgs) -> Result<u8, Error> {
     if let Some(png) = &args.plot {
         check_plot(png)?;
     }
-    let run = advise::Run::read(&args.read.run, &args.read.runs_dir)?;
+    let folders = folders(&args.read)?;
+    if folders.len() > 1 {
+        return analyze_stages(&folders, args);
+    }
+    let run = advise::Run::read(&folders[0], Path::new(""))?;
     let found = advise::analyze(&run);
     if args.json {
         print::out(serde_json::to_string_pretty(&found).unwrap_or_default())?;
@@ -63,6 +86,30 @@ pub(super) fn analyze(args: &cli::AnalyzeArgs) -> Result<u8, Error> {
         if !args.json {
             print::out(shown(png))?;
         }
+    }
+    Ok(exit::OK)
+}
+
+/// One text, or one JSON object, with each stage by its name.
+fn analyze_stages(folders: &[PathBuf], args: &cli::AnalyzeArgs) -> Result<u8, Error> {
+    if args.plot.is_some() {
+        let names: Vec<String> = folders.iter().map(|folder| shown(folder)).collect();
+        let text = format!("--plot draws one folder: give that of a stage: {}", names.join(", "));
+        return Err(CliError::Usage(text).into());
+    }
+    let mut all = serde_json::Map::new();
+    for folder in folders {
+        let run = advise::Run::read(folder, Path::new(""))?;
+        let found = advise::analyze(&run);
+        if args.json {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            all.insert(name, serde_json::to_value(&found).unwrap_or_default());
+        } else {
+            print::out(format_args!("{}\n{found}", shown(&run.path)))?;
+        }
+    }
+    if args.json {
+        print::out(serde_json::to_string_pretty(&all).unwrap_or_default())?;
     }
     Ok(exit::OK)
 }
@@ -122,7 +169,11 @@ fn subject(args: &cli::MonitorArgs) -> Result<Subject, Error> {
     }
     if let Some(run) = &args.run {
         let found = advise::locate(run, &args.runs_dir)?;
-        return Ok(Subject::Run(found.canonicalize().map_err(io("cannot find the run", exit::DATA))?));
+        let found = found.canonicalize().map_err(io("cannot find the run", exit::DATA))?;
+        // Of a run with stages: the one that runs, else the last one.
+        let begun = StagesOf::read(&found).map(|stages| stages.begun(&found)).unwrap_or_default();
+        let living = begun.iter().find(|stage| !Subject::Run(stage.to_path_buf()).members().is_empty());
+        return Ok(Subject::Run(living.or(begun.last()).cloned().unwrap_or(found)));
     }
     let mut runs: Vec<PathBuf> = monitor::living_runs().into_iter().collect();
     match runs.len() {

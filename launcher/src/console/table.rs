@@ -227,8 +227,8 @@ mod tests {
         let (train, pass) = (summary(2), Summary { status: RunStatus::Stopped, ..pass });
         let table = stages_table(&[("autoencoder", Some(&train)), ("latents", Some(&pass)), ("sample", None)], 8 << 30);
         for part in [
-            "autoencoder     finished, 1:30, 1200 steps, best val.mae_deg 4.250, peak 1.60 GiB",
-            "latents         stopped, 0:02, 1000 samples, peak 1.0 MiB",
+            "autoencoder     finished, 1:30, 1200 steps, best val.mae_deg 4.250,",
+            "latents         stopped, 2.0 s, 1000 samples, peak 1.0 MiB",
             "sample          not run",
             "all stages      1:32",
             "peak 1.60 GiB of the 8.00 GiB budget (20.0 %)",

@@ -93,7 +93,7 @@ impl ChunkEntries {
         targets: &mut [Target],
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
-        self.check(file, start, rows, targets)?;
+        self.reader.check(file, start, rows, targets)?;
         let entry_rows = self.reader.entry_rows(file) as u64;
         let mut done = 0;
         while done < rows {
@@ -113,16 +113,6 @@ impl ChunkEntries {
             done += take;
         }
         Ok(())
-    }
-
-    fn check(&self, file: usize, start: u64, rows: usize, targets: &[Target]) -> Result<(), DataError> {
-        let table = self.reader.table(file)?;
-        let room = |t: &Target| table.members.get(t.member).is_some_and(|m| t.out.len() == rows * m.len * 4);
-        if start.checked_add(rows as u64).is_some_and(|end| end <= table.rows) && targets.iter().all(room) {
-            return Ok(());
-        }
-        let problem = format!("rows {start}..+{rows} asked for, it has {}, or no room for them", table.rows);
-        Err(crate::data::source::file_error(&table.path, problem))
     }
 
     /// Rows that the cache has no room for, into rows `into` of each target.
@@ -157,7 +147,7 @@ impl ChunkEntries {
         targets: &mut [Target],
         scratch: &mut Scratch,
     ) -> Result<(), DataError> {
-        self.check(file, start, rows, targets)?;
+        self.reader.check(file, start, rows, targets)?;
         for Piece { key, file, chunk, rows, into } in pieces.of(index as u64, &self.reader) {
             let bytes = rows.len() * self.reader.tables()[file].used_row_bytes();
             let want = Item { key, bytes: bytes as u64, next_use: u64::MAX, offer: false };

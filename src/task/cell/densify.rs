@@ -32,7 +32,9 @@ fn on_this_thread(batch: &Batch, genes: usize, scale: &Scale) -> Option<Tensor> 
         _ => Vec::<i32>::try_from(ids).ok()?.into_iter().map(|id| id as u32).collect(),
     };
     let values = match values.kind() {
-        Kind::Int16 => Values::Counts(Vec::<i16>::try_from(values).ok()?.into_iter().map(|value| value as u16).collect()),
+        Kind::Int16 => {
+            Values::Counts(Vec::<i16>::try_from(values).ok()?.into_iter().map(|value| value as u16).collect())
+        }
         _ => Values::Numbers(Vec::<f32>::try_from(values).ok()?),
     };
     let cells = offsets.len().checked_sub(1)?;
@@ -125,7 +127,7 @@ fn on_device(batch: &Batch, genes: i64, scale: &Scale) -> Tensor {
         let sums = zeros.index_add(0, &rows, &values.to_kind(Kind::Double));
         let divisor = (sums / scale.target_sum).to_kind(Kind::Float);
         let divisor = divisor.where_self(&divisor.gt(0.0), &divisor.ones_like());
-        values = values / divisor.index_select(0, &rows);
+        values /= divisor.index_select(0, &rows);
     }
     if scale.log1p {
         values = values.log1p();
@@ -172,10 +174,12 @@ mod tests {
     #[test]
     fn both_ways_agree() {
         let lengths = [0i64, 300, 7, 900, 0, 55];
-        let offsets: Vec<i64> = std::iter::once(0).chain(lengths.iter().scan(0, |at, n| {
-            *at += n;
-            Some(*at)
-        })).collect();
+        let offsets: Vec<i64> = std::iter::once(0)
+            .chain(lengths.iter().scan(0, |at, n| {
+                *at += n;
+                Some(*at)
+            }))
+            .collect();
         let ids: Vec<i16> = lengths.iter().flat_map(|n| (0..*n).map(|id| id as i16)).collect();
         let counts: Vec<i16> = (0..ids.len()).map(|n| [1, 2, 3, 700, 255, 256, -9, 1][n % 8]).collect();
         let numbers: Vec<f32> = counts.iter().map(|count| f32::from(*count as u16) / 7.0).collect();
@@ -184,14 +188,20 @@ mod tests {
         let batch = |ids: Tensor, values: Tensor| {
             Batch::new(vec![ids, Tensor::from_slice(&offsets), values, labels.shallow_clone()], (0..6).collect())
         };
-        let batches = [batch(Tensor::from_slice(&ids), Tensor::from_slice(&counts)), batch(Tensor::from_slice(&wide), Tensor::from_slice(&numbers))];
+        let batches = [
+            batch(Tensor::from_slice(&ids), Tensor::from_slice(&counts)),
+            batch(Tensor::from_slice(&wide), Tensor::from_slice(&numbers)),
+        ];
         for batch in batches {
             for (target_sum, log1p) in [(1e4, true), (0.0, true), (1e4, false), (0.0, false)] {
                 let scale = Scale { target_sum, log1p };
                 let (here, there) = (on_this_thread(&batch, 1000, &scale).unwrap(), on_device(&batch, 1000, &scale));
                 let far = ((&here - &there).abs() / (there.abs() + 1e-6)).max().double_value(&[]);
                 assert!(far < 1e-6, "{far} {scale:?}");
-                assert_eq!(here.ne_tensor(&Tensor::zeros_like(&here)).sum(Kind::Int64), there.ne_tensor(&Tensor::zeros_like(&there)).sum(Kind::Int64));
+                assert_eq!(
+                    here.ne_tensor(&Tensor::zeros_like(&here)).sum(Kind::Int64),
+                    there.ne_tensor(&Tensor::zeros_like(&there)).sum(Kind::Int64)
+                );
             }
         }
         // Gene 2 of two.

@@ -7,9 +7,9 @@
 //! ```
 //! With bf16 and 128 numbers an atlas of 100 million cells is 25.8 GB.
 
+use super::data::members::{Members, Part};
 use crate::data::entries::{CachedEntries, EntrySource};
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadRequest, Scratch, Wake};
-use super::data::members::{Members, Part};
 use crate::task::outline::SCRATCH_BYTES;
 use cache::client::{CacheClient, Reading};
 use serde::{Deserialize, Serialize};
@@ -249,7 +249,8 @@ impl LatentDataset {
 
     /// Entries that the samples lie in, each once.
     fn keys(&self, ids: &[u64]) -> Vec<u64> {
-        let mut keys: Vec<u64> = ids.iter().filter_map(|&id| self.members.row(id)).map(|row| row / self.file.facts.entry_rows()).collect();
+        let mut keys: Vec<u64> =
+            ids.iter().filter_map(|&id| self.members.row(id)).map(|row| row / self.file.facts.entry_rows()).collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -322,7 +323,10 @@ impl Dataset for LatentDataset {
     }
 
     fn pages(&self) -> Option<Pages> {
-        let mut pages: Vec<u64> = (0..self.file.facts.cells).step_by(self.file.facts.entry_rows() as usize).map(|row| self.members.rank(row)).collect();
+        let mut pages: Vec<u64> = (0..self.file.facts.cells)
+            .step_by(self.file.facts.entry_rows() as usize)
+            .map(|row| self.members.rank(row))
+            .collect();
         pages.dedup();
         Some(Pages { pages, sequences: vec![0] })
     }
@@ -364,7 +368,9 @@ mod tests {
             let (dir, latents) = written(kind);
             let [train, val, test] = LatentDataset::open(dir.path(), None).unwrap();
             assert_eq!([train.len(), val.len(), test.len()], [4, 2, 0]);
-            for (dataset, index, row, class) in [(&train, 0, 0, 0), (&train, 3, 6, 0), (&val, 0, 2, -1), (&val, 1, 5, 1)] {
+            for (dataset, index, row, class) in
+                [(&train, 0, 0, 0), (&train, 3, 6, 0), (&val, 0, 2, -1), (&val, 1, 5, 1)]
+            {
                 let (latent, label) = read(dataset.as_ref(), index).unwrap();
                 assert_eq!((latent, label), (latents.narrow(0, row, 1), class));
             }

@@ -13,6 +13,7 @@ pub mod latents;
 pub mod model;
 mod open;
 mod picture;
+mod predict;
 pub mod quality;
 mod read;
 pub mod report;
@@ -52,6 +53,10 @@ impl Task for Cell {
         open::pass(opening)
     }
 
+    fn predictor(&self, opening: &Opening) -> Result<Pass, DataError> {
+        predict::predictor(opening)
+    }
+
     fn model(&self, config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
         open::model(config, datasets, vs)
     }
@@ -59,9 +64,7 @@ impl Task for Cell {
     fn metrics(&self, config: &Config, _: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
         let diffusion = config.section::<CellConfig>().diffusion;
         Ok(match open::stage(config) {
-            DIFFUSION => {
-                Box::new(DiffusionMetrics::new(!diffusion.use_kl, diffusion.use_kl || diffusion.learn_sigma))
-            }
+            DIFFUSION => Box::new(DiffusionMetrics::new(!diffusion.use_kl, diffusion.use_kl || diffusion.learn_sigma)),
             CLASSIFIER => Box::new(ClassifierMetrics::new()),
             _ => Box::new(AutoencoderMetrics::new()),
         })
@@ -72,7 +75,9 @@ impl Task for Cell {
         let CellConfig { autoencoder, unet, classifier, diffusion, .. } = config.section();
         let latent = autoencoder.latent;
         match open::stage(config) {
-            DIFFUSION => format!("unet {:?} time {:?} latent {latent} sigma {}", unet.hidden, unet.time, diffusion.learn_sigma),
+            DIFFUSION => {
+                format!("unet {:?} time {:?} latent {latent} sigma {}", unet.hidden, unet.time, diffusion.learn_sigma)
+            }
             CLASSIFIER => format!("classifier {:?} time {:?} latent {latent}", classifier.hidden, classifier.time),
             _ => format!("autoencoder {:?} latent {latent}", autoencoder.hidden),
         }

@@ -6,6 +6,7 @@ use super::densify::Scale;
 use super::diffusion::{Diffusion, StepChoice};
 use super::latents::{LatentDataset, LatentFacts, MOST_CLASSES, sizes};
 use super::model::{Autoencoder, CellUnet, Classifier};
+use super::predict::PredictNet;
 use super::read;
 use super::stage::autoencoder::AutoencoderNet;
 use super::stage::classifier::ClassifierNet;
@@ -19,7 +20,9 @@ use crate::task::pass::{Opening, PartWeights, Pass};
 use crate::task::{Datasets, Model, Team};
 use spec::config::Config;
 use spec::contract::{CacheMode, DataSizes, Weights};
-use spec::task::cell::{AUTOENCODER, CLASSIFIER, CellConfig, CellDiffusion, CellSample, DIFFUSION, LATENTS, SAMPLE};
+use spec::task::cell::{
+    AUTOENCODER, CLASSIFIER, CellConfig, CellDiffusion, CellSample, DIFFUSION, LATENTS, PREDICT, SAMPLE,
+};
 use std::path::Path;
 use std::sync::Arc;
 use tch::nn;
@@ -60,7 +63,13 @@ pub fn open(config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, 
     let facts = LatentFacts::read(folder)?;
     check_latents(config, &facts, folder)?;
     let [train, val, test] = LatentDataset::open(folder, team.cache.clone())?;
-    let notes = vec![format!("latents of {} cells: {} train, {} val, {} test", facts.cells, train.len(), val.len(), test.len())];
+    let notes = vec![format!(
+        "latents of {} cells: {} train, {} val, {} test",
+        facts.cells,
+        train.len(),
+        val.len(),
+        test.len()
+    )];
     let facts = ModelFacts { genes: facts.genes, classes: facts.classes, planning: false };
     Ok(Datasets { facts: Some(Arc::new(facts)), notes, ..Datasets::new(train, val, test) })
 }
@@ -87,14 +96,16 @@ fn check_latents(config: &Config, facts: &LatentFacts, folder: &Path) -> Result<
 /// As [`open`].
 pub fn outline(config: &Config, index_dir: &Path) -> Result<Outline, DataError> {
     let of_cells = data::outline(config, index_dir)?;
-    let found = of_cells.datasets.facts.clone().and_then(|facts| facts.downcast::<CellFacts>().ok()).unwrap_or_default();
+    let found =
+        of_cells.datasets.facts.clone().and_then(|facts| facts.downcast::<CellFacts>().ok()).unwrap_or_default();
     let facts = ModelFacts { genes: found.genes.len(), classes: found.classes.clone(), planning: true };
     let cell: CellConfig = config.section();
     let mut outline = match stage(config) {
-        AUTOENCODER | LATENTS => of_cells,
+        AUTOENCODER | LATENTS | PREDICT => of_cells,
         SAMPLE => {
             let wanted = WantedCells::new(Wanted::new(&cell.sample, &facts.classes)?);
-            let fields = if cell.sample.init_cells.is_some() { of_cells.datasets.train.fields() } else { wanted.fields() };
+            let fields =
+                if cell.sample.init_cells.is_some() { of_cells.datasets.train.fields() } else { wanted.fields() };
             Outline::new(fields.to_vec(), fields.to_vec(), nothing_to_read())
         }
         _ => {
@@ -135,8 +146,7 @@ pub fn model(config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<
     let cell: CellConfig = config.section();
     let facts = datasets.facts.as_ref().and_then(|facts| facts.downcast_ref::<ModelFacts>());
     let facts = facts.ok_or_else(|| DataError::NothingUsable("the cells' genes and classes are not known".into()))?;
-    let (genes, latent, classes) =
-        (facts.genes as i64, cell.autoencoder.latent as i64, facts.classes.len() as i64);
+    let (genes, latent, classes) = (facts.genes as i64, cell.autoencoder.latent as i64, facts.classes.len() as i64);
     let autoencoder = |vs: &nn::Path| Autoencoder::new(&cell.autoencoder, genes, vs);
     Ok(match stage(config) {
         LATENTS => Box::new(EncoderNet { net: autoencoder(vs), genes, scale: scale(&cell) }),
@@ -149,9 +159,15 @@ pub fn model(config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<
             let process = process(&cell.diffusion, vs)?;
             let below = ClassifierNet::steps_below(&process, cell.classifier.start_guide_time);
             let below = if cell.classifier.noised { below } else { 0 };
-            Box::new(ClassifierNet { net: Classifier::new(&cell.classifier, latent, classes, vs), process, below, latent })
+            Box::new(ClassifierNet {
+                net: Classifier::new(&cell.classifier, latent, classes, vs),
+                process,
+                below,
+                latent,
+            })
         }
         SAMPLE => Box::new(sampler(config, &cell, facts, vs)?),
+        PREDICT => Box::new(PredictNet::new(&cell, facts, vs)),
         _ => Box::new(AutoencoderNet { net: autoencoder(vs), genes, scale: scale(&cell) }),
     })
 }
@@ -161,8 +177,9 @@ fn unet(cell: &CellConfig, latent: i64, vs: &nn::Path) -> CellUnet {
 }
 
 fn process(keys: &CellDiffusion, vs: &nn::Path) -> Result<Diffusion, DataError> {
-    Diffusion::new(keys, vs.device())
-        .map_err(|problem| DataError::setting("cell.diffusion", format!("cell.diffusion.timestep_respacing: {problem}")))
+    Diffusion::new(keys, vs.device()).map_err(|problem| {
+        DataError::setting("cell.diffusion", format!("cell.diffusion.timestep_respacing: {problem}"))
+    })
 }
 
 fn sampler(config: &Config, cell: &CellConfig, facts: &ModelFacts, vs: &nn::Path) -> Result<SampleNet, DataError> {
@@ -204,9 +221,14 @@ fn weights(opening: &Opening, stage: &str, prefix: &str) -> Result<PartWeights, 
 
 fn latents_pass(opening: &Opening) -> Result<Pass, DataError> {
     let cell: CellConfig = opening.config.section();
-    let CellData { datasets, facts, all, splits, .. } = data::open_cells(opening.config, opening.team, opening.index_dir)?;
+    let CellData { datasets, facts, all, splits, .. } =
+        data::open_cells(opening.config, opening.team, opening.index_dir)?;
     if facts.classes.len() > MOST_CLASSES {
-        let problem = format!("cell.label {} has {} classes; at most {MOST_CLASSES} are possible", facts.label.as_deref().unwrap_or(""), facts.classes.len());
+        let problem = format!(
+            "cell.label {} has {} classes; at most {MOST_CLASSES} are possible",
+            facts.label.as_deref().unwrap_or(""),
+            facts.classes.len()
+        );
         return Err(DataError::setting("cell.label", problem));
     }
     let mut parts = vec![Part::Out as u8; all.len()];
@@ -237,7 +259,12 @@ fn sample_pass(opening: &Opening) -> Result<Pass, DataError> {
         parts.push(weights(opening, CLASSIFIER, "classifier.")?);
     }
     let model = ModelFacts { genes: facts.genes.len(), classes: facts.classes.clone(), planning: false };
-    let identity = format!("{} cells, {:?}, {:08x}", all.len(), model.classes, libdeflater::crc32(facts.genes.join("\n").as_bytes()));
+    let identity = format!(
+        "{} cells, {:?}, {:08x}",
+        all.len(),
+        model.classes,
+        libdeflater::crc32(facts.genes.join("\n").as_bytes())
+    );
     let samples = generated(&cell.sample, &wanted, opening)?;
     let shape = Shape { genes: facts.genes.clone(), classes: facts.classes.clone(), latent: cell.autoencoder.latent };
     let (genes, scale) = (facts.genes.len() as i64, scale(&cell));

@@ -83,8 +83,9 @@ pub fn of_file(path: &Path, column: Option<&str>, names: &[String]) -> Result<Ce
     let (cells, genes) = (file.matrix.cells, file.matrix.genes as i64);
     let identities = vec![(path.to_owned(), Identity::now(path)?)];
     let chunks = Arc::new(LruChunks::new(CHUNKS_BYTES));
-    let reader =
-        CellReader::new(vec![(path.to_owned(), file.matrix.clone())], |arrays| ArrayReader::new(arrays, identities, chunks))?;
+    let reader = CellReader::new(vec![(path.to_owned(), file.matrix.clone())], |arrays| {
+        ArrayReader::new(arrays, identities, chunks)
+    })?;
     let chosen: Vec<usize> = evenly(cells as usize).collect();
     let mut expression = vec![0f32; chosen.len() * genes as usize];
     let (mut block, mut buffers) = (h5ad::Cells::default(), Default::default());

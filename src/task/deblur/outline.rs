@@ -115,7 +115,7 @@ pub fn predict_outline(config: &Config) -> Result<Outline, DataError> {
 /// The number of bytes overflows.
 pub fn of_files(config: &Config, seen: &Seen) -> Result<Outline, DataError> {
     let absurd =
-        || DataError::Other("clips are beyond any machine: check data.deblur and the size of its frames".into());
+        || DataError::Other("clips are beyond any machine: check the section deblur and the size of its frames".into());
     let data = &config.section::<DeblurConfig>();
     let frame = Frame::of(data, seen);
     let fields = |side| frame.cut(side).fields(config);

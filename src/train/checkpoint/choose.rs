@@ -2,7 +2,7 @@
 
 use super::files::read_manifest;
 use super::load::{self, read_verified, tensors_of};
-use super::{CheckpointError, EMA, MANIFEST, MODEL, Manifest, VERSION};
+use super::{CheckpointError, MANIFEST, MODEL, Manifest, VERSION};
 use crate::data::split::SplitList;
 use spec::contract::Weights;
 use std::path::{Path, PathBuf};
@@ -32,11 +32,10 @@ pub fn choose(folder: &Path, weights: &Weights) -> Result<Chosen, CheckpointErro
     };
     let name = match weights {
         Weights::Ema(decay) => average(folder, &dir, &manifest, *decay)?,
-        _ if manifest.files.contains_key(EMA) => EMA,
-        _ => MODEL,
+        _ => manifest.averages().into_iter().next().map_or_else(|| MODEL.into(), |(file, _)| file),
     };
-    let path = dir.join(name);
-    let facts = manifest.files.get(name).ok_or_else(|| CheckpointError::Corrupt {
+    let path = dir.join(&name);
+    let facts = manifest.files.get(&name).ok_or_else(|| CheckpointError::Corrupt {
         path: dir.join(MANIFEST),
         problem: format!("does not list {name}"),
     })?;
@@ -86,18 +85,26 @@ fn newest(folder: &Path, wanted: impl Fn(&Manifest) -> bool) -> Result<(PathBuf,
 }
 
 /// The file with the average of this decay.
-fn average(folder: &Path, dir: &Path, manifest: &Manifest, decay: f64) -> Result<&'static str, CheckpointError> {
+fn average(folder: &Path, dir: &Path, manifest: &Manifest, decay: f64) -> Result<String, CheckpointError> {
     let refused = |problem: String| CheckpointError::NoSuchWeights { path: dir.to_owned(), problem };
-    if !manifest.files.contains_key(EMA) {
-        return Err(refused("keeps no average (train.ema_decay was null): use --weights best or last".into()));
+    // Older checkpoints do not name the decay of their one average.
+    let decay_of = |named: Option<f64>| named.or_else(|| kept_decay(folder));
+    let averages: Vec<_> = manifest.averages().into_iter().map(|(file, named)| (file, decay_of(named))).collect();
+    if let Some((file, _)) = averages.iter().find(|(_, kept)| kept.is_none_or(|kept| kept == decay)) {
+        return Ok(file.clone());
     }
-    let kept = kept_decay(folder);
-    match kept {
-        Some(kept) if kept != decay => {
-            Err(refused(format!("keeps the average with decay {kept}, not {decay}: use --weights ema:{kept}")))
+    let kept: Vec<String> = averages.iter().filter_map(|(_, kept)| Some(kept.as_ref()?.to_string())).collect();
+    Err(refused(match &kept[..] {
+        [] => "keeps no average (train.ema_decay was null): use --weights best or last".into(),
+        _ => {
+            let words: Vec<String> = kept.iter().map(|kept| format!("ema:{kept}")).collect();
+            format!(
+                "keeps the average with decay {}, not {decay}: use --weights {}",
+                kept.join(", "),
+                words.join(" or ")
+            )
         }
-        _ => Ok(EMA),
-    }
+    }))
 }
 
 /// `train.ema_decay` of the run.
@@ -122,4 +129,80 @@ fn of_file(path: &Path) -> Result<Chosen, CheckpointError> {
         }
     }
     Ok(Chosen { path: path.to_owned(), step: None, tensors, crc32: libdeflater::crc32(&data) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{facts, tensors};
+    use super::super::{Checkpointer, Content};
+    use super::*;
+    use serde_json::json;
+
+    /// Checkpoints `(step, best)` with these averages; the weights of a step are `step`, those of an average `step + rate`.
+    fn run(checkpoints: &[(u64, bool)], rates: &[f64]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keeper = Checkpointer::open(&dir.path().join("checkpoints"), 9).unwrap();
+        for &(step, best) in checkpoints {
+            let ema: Vec<_> = rates.iter().map(|rate| (*rate, tensors(step as f64 + rate))).collect();
+            let content = Content {
+                step,
+                model: &tensors(step as f64),
+                optimizer: &[],
+                ema: &ema,
+                rest: &[],
+                facts: facts(),
+                best,
+                last: false,
+                state: json!({}),
+            };
+            keeper.save(content).unwrap();
+        }
+        keeper.wait().unwrap();
+        dir
+    }
+
+    fn chosen(dir: &tempfile::TempDir, word: &str) -> (f64, String) {
+        let chosen = choose(dir.path(), &word.parse().unwrap()).unwrap();
+        let (_, weight) = chosen.tensors.iter().find(|(name, _)| name == "encoder.0.weight").unwrap();
+        assert!(chosen.tensors.iter().any(|(name, _)| name == "count"), "buffers come along");
+        (weight.double_value(&[0, 0]), chosen.path.file_name().unwrap().to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn words_lead_to_the_weights_that_they_mean() {
+        let plain = run(&[(5, true), (10, false)], &[]);
+        assert_eq!(chosen(&plain, "best"), (5.0, "model.safetensors".into()));
+        assert_eq!(chosen(&plain, "last").0, 10.0);
+        let one = run(&[(5, true), (10, false)], &[0.5]);
+        assert_eq!(chosen(&one, "best"), (5.5, "ema.safetensors".into()));
+        assert_eq!([chosen(&one, "last").0, chosen(&one, "ema:0.5").0], [10.5, 5.5]);
+        let several = run(&[(5, false), (10, true), (15, false)], &[0.75, 0.5]);
+        assert_eq!(chosen(&several, "best").0, 10.75);
+        assert_eq!(chosen(&several, "ema:0.5"), (10.5, "ema-0.5.safetensors".into()));
+        let file = several.path().join("checkpoints/step-5/model.safetensors");
+        assert_eq!(chosen(&several, file.to_str().unwrap()).0, 5.0);
+        assert_eq!(chosen(&run(&[(5, false)], &[]), "best").0, 5.0, "none is marked: the newest");
+    }
+
+    #[test]
+    fn averages_that_are_not_kept_are_named_with_those_that_are() {
+        let error =
+            |dir: &tempfile::TempDir, word: &str| choose(dir.path(), &word.parse().unwrap()).unwrap_err().to_string();
+        let empty = tempfile::tempdir().unwrap();
+        assert!(error(&empty, "best").contains("holds no checkpoint"), "{}", error(&empty, "best"));
+        assert!(error(&run(&[(5, false)], &[]), "ema:0.9").contains("keeps no average"));
+        let text = error(&run(&[(5, false)], &[0.75, 0.5]), "ema:0.9");
+        assert!(text.contains("decay 0.75, 0.5, not 0.9: use --weights ema:0.75 or ema:0.5"), "{text}");
+    }
+
+    #[test]
+    fn damaged_files_are_refused() {
+        let dir = run(&[(5, true)], &[]);
+        let path = dir.path().join("checkpoints/step-5/model.safetensors");
+        let mut data = std::fs::read(&path).unwrap();
+        *data.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, &data).unwrap();
+        let error = choose(dir.path(), &Weights::Best).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors"), "{error}");
+    }
 }

@@ -80,7 +80,7 @@ fn differences(saved: &str, run: &str) -> String {
             let show = |value: Option<&serde_json::Value>| value.map_or("absent".into(), ToString::to_string);
             let differ = names.into_iter().filter(|key| old.get(*key) != new.get(*key));
             let lines: Vec<_> = differ
-                .map(|key| format!("model.{key} is {} there, {} here", show(old.get(key)), show(new.get(key))))
+                .map(|key| format!("{key} is {} there, {} here", show(old.get(key)), show(new.get(key))))
                 .collect();
             lines.join(", ")
         }

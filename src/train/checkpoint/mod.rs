@@ -11,13 +11,11 @@ mod choose;
 mod files;
 mod load;
 mod save;
-mod weights;
 
 pub use choose::{Chosen, choose, split_of_run};
 pub use files::staging_bytes;
 pub use load::{Loaded, apply, check_coverage, list, load, load_weights};
 pub use save::{Checkpointer, Content};
-pub use weights::{Weights, load_into};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -49,10 +47,6 @@ pub enum CheckpointError {
     Mismatch { path: PathBuf, problem: String },
     #[error("train.init_from {path}: {problem}: name a safetensors file of this model, or leave the key out", path = path.display())]
     Weights { path: PathBuf, problem: String },
-    #[error("{path}: {problem}; --weights takes best, last, ema:RATE or a safetensors file of this model", path = path.display())]
-    Chosen { path: PathBuf, problem: String },
-    #[error("--weights {wish}: {dir}: {problem}", dir = dir.display())]
-    NoWeights { dir: PathBuf, wish: String, problem: String },
     #[error("{path}: {problem}: train first, or name a file with --weights FILE", path = path.display())]
     NothingSaved { path: PathBuf, problem: String },
     #[error("--weights, {path}: {problem}", path = path.display())]
@@ -113,14 +107,6 @@ impl CheckpointError {
             CheckpointError::Io { path, action, source } => {
                 CheckpointError::Weights { path, problem: format!("{action}: {source}") }
             }
-            other => other,
-        }
-    }
-
-    /// The same about weights that a user chose.
-    pub fn of_chosen(self) -> Self {
-        match self.of_weights() {
-            CheckpointError::Weights { path, problem } => CheckpointError::Chosen { path, problem },
             other => other,
         }
     }

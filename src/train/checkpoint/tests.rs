@@ -1,6 +1,7 @@
 use super::save::check_room;
 use super::*;
 use serde_json::json;
+use spec::contract::Weights;
 use std::fs;
 use tch::{Device, Kind, Tensor};
 
@@ -306,4 +307,49 @@ fn the_split_is_kept_verified_and_may_be_missing() {
     assert!(error_of(&dir.path().join("step-7")).contains("split.json: its checksum is"));
     fs::remove_file(&file).unwrap();
     assert!(error_of(&dir.path().join("step-7")).contains("split.json: the file is missing"));
+}
+
+fn chosen(folder: &Path, weights: &str) -> Result<(u64, f64), String> {
+    let chosen = choose(folder, &weights.parse().unwrap()).map_err(|error| error.to_string())?;
+    let value = chosen.tensors.iter().find(|(name, _)| name == "encoder.0.bias").unwrap().1.double_value(&[0]);
+    Ok((chosen.step.unwrap_or(0), value))
+}
+
+#[test]
+fn weights_are_chosen_as_the_command_line_names_them() {
+    let run = tempfile::tempdir().unwrap();
+    let checkpoints = run.path().join("checkpoints");
+    let nothing = chosen(run.path(), "best").unwrap_err();
+    assert!(
+        nothing.ends_with("checkpoints: holds no checkpoint: train first, or name a file with --weights FILE"),
+        "{nothing}"
+    );
+    let mut keeper = Checkpointer::open(&checkpoints, 9).unwrap();
+    for (step, best) in [(1, true), (2, true), (3, false)] {
+        save(&mut keeper, step, best).unwrap();
+    }
+    // Each checkpoint's average is 3, as validation used it.
+    assert_eq!(chosen(run.path(), "best"), Ok((2, 3.0)));
+    assert_eq!(chosen(run.path(), "last"), Ok((3, 3.0)));
+    fs::write(run.path().join("job.json"), r#"{"config": {"train": {"ema_decay": 0.999}}}"#).unwrap();
+    assert_eq!(chosen(run.path(), "ema:0.999"), Ok((2, 3.0)));
+    let other = chosen(run.path(), "ema:0.5").unwrap_err();
+    assert!(other.contains("keeps the average with decay 0.999, not 0.5: use --weights ema:0.999"), "{other}");
+    // A file is what it is: here the weights themselves, in halves.
+    let file = run.path().join("halves.safetensors");
+    let halves: Vec<(String, Tensor)> =
+        tensors(7.0).into_iter().map(|(name, tensor)| (name, tensor.to_kind(Kind::Half))).collect();
+    Tensor::write_safetensors(&halves, &file).unwrap();
+    let of_file = choose(run.path(), &Weights::File(file)).unwrap();
+    assert_eq!((of_file.step, of_file.tensors[0].1.kind()), (None, Kind::Float));
+    assert_eq!(split_of_run(run.path(), &Weights::Best).unwrap(), None);
+    // The newest whole one counts; a damaged file is named.
+    fs::write(checkpoints.join("step-3/state.json"), "half").unwrap();
+    assert_eq!(chosen(run.path(), "last"), Ok((2, 3.0)));
+    let averaged = checkpoints.join("step-2/ema.safetensors");
+    let mut bytes = fs::read(&averaged).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&averaged, bytes).unwrap();
+    let damaged = chosen(run.path(), "best").unwrap_err();
+    assert!(damaged.contains("step-2/ema.safetensors") && damaged.contains("it is damaged"), "{damaged}");
 }

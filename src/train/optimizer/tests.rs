@@ -192,7 +192,6 @@ fn run_groups(rules: [Rule; 2], momenta: Option<[[f64; 2]; 3]>, on_device: bool)
             ddp.set_sync(true);
             ddp.variables()[0].sum(Kind::Float).backward();
             ddp.finish().unwrap();
-            assert_eq!(ddp.layout_version(), 1);
         }
     }
     assert_eq!(optimizer.steps_taken().unwrap(), 3);

@@ -57,7 +57,7 @@ impl Ranges {
 
     /// Samples of ranges that are done, and of all.
     pub fn samples(&self) -> [u64; 2] {
-        let sum = |ranges: &mut dyn Iterator<Item = &PassRange>| ranges.map(|range| count(range)).sum::<u64>();
+        let sum = |ranges: &mut dyn Iterator<Item = &PassRange>| ranges.map(count).sum::<u64>();
         let all = sum(&mut self.all.iter());
         [all - sum(&mut self.pending.iter().map(|n| &self.all[*n])), all]
     }

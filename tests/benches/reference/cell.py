@@ -314,13 +314,15 @@ def state(model, case, kind):
     return {f"{case}/{kind}/{key}": value.detach().clone() for key, value in model.state_dict().items()}
 
 
-def train(model, loss_of, lr, decay, ema, eps=1e-8):
+def train(model, loss_of, lr, decay, ema, cancelled=()):
     """50 AdamW steps; the loss of each, and the average of the parameters with the buffers as they are.
 
-    A bias before a batch norm has no gradient but rounding errors, which AdamW makes whole steps of: models with batch norm are
-    trained with a larger eps, so that every parameter and every running mean can be compared.
+    `cancelled`: layers before a batch norm, whose biases have no gradient but rounding errors. AdamW makes whole steps of those:
+    they are set to 0, as Headroom's are.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay, eps=eps)
+    for name in cancelled:
+        model.get_parameter(f"{name}.bias").register_hook(torch.zeros_like)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay)
     shadow = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     losses = []
     model.train()
@@ -336,6 +338,14 @@ def train(model, loss_of, lr, decay, ema, eps=1e-8):
     return torch.stack(losses), {**dict(model.named_buffers()), **shadow}
 
 
+def before_norms(autoencoder):
+    """Linear layers of an autoencoder that a batch norm follows."""
+    names = dict(autoencoder.named_modules())
+    following = lambda name: f"{name[: name.rfind('.')]}.{int(name[name.rfind('.') + 1 :]) + 1}"
+    linear = [name for name, module in names.items() if isinstance(module, nn.Linear)]
+    return [name for name in linear if isinstance(names.get(following(name)), nn.BatchNorm1d)]
+
+
 def autoencoder_case(out):
     torch.manual_seed(1)
     case, genes = "autoencoder", 20
@@ -347,7 +357,7 @@ def autoencoder_case(out):
     out[f"{case}/latent"], out[f"{case}/decoded"] = model.encoder(x[0]).detach(), model(x[0]).detach()
     model.train()
     out[f"{case}/decoded_train"] = copy.deepcopy(model)(x[0]).detach()
-    out[f"{case}/losses"], averages = train(model, lambda m, s: F.mse_loss(m(x[s]), x[s]), 5e-3, 0.01, 0.9, 1e-4)
+    out[f"{case}/losses"], averages = train(model, lambda m, s: F.mse_loss(m(x[s]), x[s]), 5e-3, 0.01, 0.9, before_norms(model))
     out.update(state(model, case, "after"))
     out.update({f"{case}/ema/{key}": value for key, value in averages.items()})
     out[f"{case}/decoded_after"] = model(x[0]).detach()
@@ -407,7 +417,9 @@ def classifier_case(out, unet, x0, noise, u):
     model.eval()
     out[f"{case}/logits"] = model(noised(0), t(0)).detach()
     loss_of = lambda m, s: F.cross_entropy(m(noised(s), t(s)), y[s])
-    out[f"{case}/losses"], averages = train(model, loss_of, 3e-3, 0.0, 0.9, 1e-4)
+    out[f"{case}/losses"], averages = train(
+        model, loss_of, 3e-3, 0.0, 0.9, ["fc1", "fc2", "fc3", "emb_layers1.1", "emb_layers2.1"]
+    )
     out.update(state(model, case, "after"))
     out.update({f"{case}/ema/{key}": value for key, value in averages.items()})
 

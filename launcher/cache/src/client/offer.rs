@@ -1,7 +1,7 @@
 //! Storing what a rank holds by chance: the directory is asked, the caller fills what it wants.
 
 use super::table::{Offer, Offered};
-use super::{CacheClient, CacheError, FillFn, Item, REPLY_LIMIT, silent};
+use super::{CacheClient, CacheError, FillFn, Filler, Item, REPLY_LIMIT, silent};
 use crate::mapping::WriteSpan;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ impl CacheClient {
         for key in granted {
             let span = self.inner.lock().take_granted(key);
             if let Some(span) = span {
-                self.fill(key, span, fill)?;
+                self.fill(key, span, &mut Filler::Exact(fill))?;
             }
         }
         let Some(ticket) = ticket else { return Ok(()) };

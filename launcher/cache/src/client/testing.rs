@@ -3,7 +3,8 @@
 
 use cache::client::{CacheClient, ClientSpec};
 use cache::{CacheHost, HostPlan, PolicyKind};
-use spec::contract::cache::{CacheStats, Decoder, FromDirectory, Grant, Item, ToDirectory, encode};
+use spec::contract::cache::{CacheStats, FromDirectory, Grant, Item, ToDirectory};
+use spec::contract::wire::{Decoder, encode};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -91,6 +92,11 @@ impl State {
     fn hear(&mut self, rank: u32, message: ToDirectory) -> Vec<(u32, FromDirectory)> {
         match message {
             ToDirectory::Hello { .. } | ToDirectory::Resized { .. } | ToDirectory::Registers => Vec::new(),
+            // Of processes whose entries show their length when they are decoded: the real directory serves those.
+            ToDirectory::Open { .. }
+            | ToDirectory::Find { .. }
+            | ToDirectory::Enlarge { .. }
+            | ToDirectory::Length { .. } => panic!("rank {rank} asks for entries of unknown length"),
             ToDirectory::Acquire { ticket, items } | ToDirectory::Again { ticket, items } => {
                 let grants = items.into_iter().map(|item| self.acquire(rank, item)).collect();
                 vec![(rank, FromDirectory::Granted { ticket, grants })]
@@ -120,7 +126,7 @@ impl State {
             if entry.ready {
                 self.stats.hits += 1;
                 entry.users.push(rank);
-                return Grant::Ready { offset: entry.offset };
+                return Grant::Ready { offset: entry.offset, bytes: entry.bytes };
             }
             entry.waiting.push_back(rank);
             return Grant::Wait;
@@ -132,7 +138,7 @@ impl State {
         self.stats.misses += 1;
         let entry = Entry { offset, bytes: item.bytes, ready: false, users: vec![rank], waiting: VecDeque::new() };
         self.entries.insert(item.key, entry);
-        Grant::Fill { offset }
+        Grant::Fill { offset, bytes: item.bytes }
     }
 
     /// First fit, after evicting as much as it takes.
@@ -162,7 +168,7 @@ impl State {
         let waiting: Vec<u32> = entry.waiting.drain(..).collect();
         entry.users.extend(&waiting);
         self.stats.hits += waiting.len() as u64;
-        let grant = Grant::Ready { offset: entry.offset };
+        let grant = Grant::Ready { offset: entry.offset, bytes: entry.bytes };
         waiting.into_iter().map(|rank| (rank, FromDirectory::Settled { key, grant })).collect()
     }
 
@@ -177,7 +183,8 @@ impl State {
             }
             Some(rank) => {
                 entry.users.push(rank);
-                Some((rank, FromDirectory::Settled { key, grant: Grant::Fill { offset: entry.offset } }))
+                let grant = Grant::Fill { offset: entry.offset, bytes: entry.bytes };
+                Some((rank, FromDirectory::Settled { key, grant }))
             }
         }
     }

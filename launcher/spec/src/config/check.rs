@@ -6,29 +6,6 @@ use super::task::TaskSpec;
 use super::*;
 use serde_json::Value;
 
-/// Findings of [`check()`]: errors and warnings.
-#[derive(Debug, Default)]
-pub struct Verdict {
-    pub(super) errors: Vec<String>,
-    pub(super) warnings: Vec<String>,
-}
-
-impl Verdict {
-    /// An error unless `holds`.
-    pub fn need(&mut self, holds: bool, text: impl FnOnce() -> String) {
-        if !holds {
-            self.errors.push(text());
-        }
-    }
-
-    /// A warning unless `holds`.
-    pub fn warn(&mut self, holds: bool, text: impl FnOnce() -> String) {
-        if !holds {
-            self.warnings.push(text());
-        }
-    }
-}
-
 /// Checks `config`, whose JSON is `value`.
 pub(super) fn check(config: &Config, value: &Value, schema: &Schema, task: Option<&dyn TaskSpec>) -> Verdict {
     let mut verdict = Verdict::default();

@@ -3,7 +3,9 @@
 use super::keys::{Key, Section, one_line};
 use super::kind::Kind;
 use super::range::Range;
-use super::schema::{Alias, PROFILES, SECTION_ALIASES, Schema};
+use super::schema::{Alias, PROFILES, Schema};
+use super::spelling::SECTION_ALIASES;
+use super::stages;
 use serde_json::{Map, Value, json};
 
 /// The schema. Spellings in capitals and keys with dots are let through unchecked.
@@ -30,6 +32,11 @@ pub fn json_schema(schema: &Schema) -> Value {
     for (alias, section) in SECTION_ALIASES {
         root["properties"][alias] = root["properties"][section].clone();
     }
+    let stage = root.clone();
+    root["properties"][stages::SECTION] = json!({
+        "description": "Values laid over the others for one stage of the task.",
+        "type": ["object", "null"], "additionalProperties": { "$ref": "#/definitions/stage" },
+    });
     let profile = root.clone();
     let profiles: Map<String, Value> =
         PROFILES.iter().map(|name| (name.to_string(), json!({ "$ref": "#/definitions/profile" }))).collect();
@@ -41,6 +48,7 @@ pub fn json_schema(schema: &Schema) -> Value {
     root["title"] = json!("A config of Headroom");
     root["definitions"] = Value::Object(definitions);
     root["definitions"]["profile"] = profile;
+    root["definitions"]["stage"] = stage;
     root["definitions"]["number"] = json!({ "type": "string", "pattern": "^[-+]?[0-9._]+([eE][-+]?[0-9]+)?$" });
     root
 }

@@ -11,8 +11,8 @@
 //!     inert { "train.compile_model" => "there is no graph compiler to switch on"; }
 //! }
 //! ```
-//! [`keys!`] makes the struct with its `Default` and serde, and a [`Section`] from which reading, range checks, nearest
-//! keys, `launch help`, configs/README.md and configs/schema.json come.
+//! [`keys!`](crate::keys) makes the struct with its `Default` and serde, and a [`Section`] from which reading, range checks,
+//! nearest keys, `launch help`, configs/README.md and configs/schema.json come.
 //!
 //! A macro rather than serde with `schemars`: serde stops at the first fault and knows neither its line nor the nearest
 //! key, so text would be read by other code in any case; `schemars` knows doc, type and default, but units, other
@@ -68,7 +68,7 @@ impl std::fmt::Debug for Section {
     }
 }
 
-/// A struct made by [`keys!`].
+/// A struct made by [`keys!`](crate::keys).
 pub trait Keys: Default + Serialize + DeserializeOwned {
     const SECTION: &'static Section;
 }
@@ -120,6 +120,7 @@ pub fn normal_of<T: Keys>(value: &Value) -> Result<Value, String> {
 
 /// Declares a section: see the module. `earlier "model."` after the prefix accepts an older prefix for all its keys;
 /// `sections` are structs inside; `also` are fields that are no keys.
+#[macro_export]
 macro_rules! keys {
     (@option) => { None };
     (@option $some:literal) => { Some($some) };
@@ -178,6 +179,7 @@ macro_rules! keys {
 }
 
 /// Declares an enum whose variants are words of a config, each with its meaning.
+#[macro_export]
 macro_rules! choices {
     (
         $(#[doc = $doc:literal])+
@@ -220,5 +222,3 @@ macro_rules! choices {
         }
     };
 }
-
-pub(crate) use {choices, keys};

@@ -2,7 +2,7 @@
 
 use super::keys::{Keys, Section};
 use super::literal::{flag, number, whole};
-use super::schema;
+use super::spelling::canonical;
 use super::tree::{Body, Fault, Node};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -206,7 +206,7 @@ fn read_record(section: &'static Section, key: &str, node: &Node, faults: &mut V
         return values;
     };
     for entry in entries {
-        let name = schema::canonical(&entry.key);
+        let name = canonical(&entry.key);
         let Some(declared) = section.keys.iter().find(|known| known.leaf() == name) else {
             let near = known.iter().min_by_key(|known| strsim::damerau_levenshtein(known, &name)).unwrap_or(&"");
             faults.push((entry.at, format!("unknown key {key}.{}; did you mean {key}.{near}?", entry.key)));
@@ -219,7 +219,7 @@ fn read_record(section: &'static Section, key: &str, node: &Node, faults: &mut V
             Err(more) => faults.extend(more),
         }
     }
-    let written: Vec<String> = entries.iter().map(|entry| schema::canonical(&entry.key)).collect();
+    let written: Vec<String> = entries.iter().map(|entry| canonical(&entry.key)).collect();
     for name in known.iter().filter(|name| !written.iter().any(|w| w == *name)) {
         faults.push((node.at, format!("{key}: {name} is missing")));
     }

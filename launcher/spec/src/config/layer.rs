@@ -3,6 +3,7 @@
 use super::error::{Place, Problem};
 use super::keys::Key;
 use super::schema::{self, Alias, Schema};
+use super::spelling::canonical;
 use super::tree::{Body, Entry, Mark};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -98,7 +99,7 @@ impl Reader<'_> {
 
     /// `written`: the key with its sections, as typed.
     fn entry(&mut self, written: &str, entry: &Entry, merged: bool) {
-        let key = schema::canonical(written);
+        let key = canonical(written);
         if self.schema.is_section(&key) {
             match &entry.value.body {
                 Body::Map(inner) => self.section(&format!("{written}."), inner, merged),

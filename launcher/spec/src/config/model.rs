@@ -1,9 +1,10 @@
 //! The resolved configuration: what every room of Headroom reads. Nothing here depends on the machine.
 
-use super::keys::{Keys, keys};
+use super::keys::Keys;
 use super::sections::*;
 use super::task::TaskSpec;
 use super::{ConfigError, Kind};
+use crate::keys;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;

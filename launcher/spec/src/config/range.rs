@@ -1,6 +1,6 @@
 //! Ranges of values: the check, the words for it, and the JSON Schema.
 
-use super::check::Verdict;
+use super::verdict::Verdict;
 use serde_json::{Map, Value, json};
 
 /// Values that a key may have. A list's range is that of each item.

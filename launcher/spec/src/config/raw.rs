@@ -2,6 +2,7 @@
 
 use super::layer::{Layer, Source};
 use super::schema::{self, Schema};
+use super::spelling::canonical;
 use super::stages::{self, Stages};
 use super::task::TaskSpec;
 use super::tree::{self, Body, Mark, Node};
@@ -77,7 +78,7 @@ impl RawConfig {
             None | Some((_, true, _)) => {}
             Some((_, _, Body::Map(entries))) => {
                 let (profiles, base): (Vec<_>, Vec<_>) =
-                    entries.into_iter().partition(|entry| schema::canonical(&entry.key) == "profiles");
+                    entries.into_iter().partition(|entry| canonical(&entry.key) == "profiles");
                 let (stages, base) = Stages::split(base);
                 raw.base = Layer::read(&raw.schema, &base, "", &Source::File(file), &mut problems);
                 raw.stages = Stages::read(&raw.schema, &stages, "", file, &mut problems);
@@ -106,7 +107,7 @@ impl RawConfig {
             return;
         };
         for entry in entries {
-            let name = schema::canonical(&entry.key);
+            let name = canonical(&entry.key);
             match &entry.value.body {
                 _ if !PROFILES.contains(&name.as_str()) => {
                     bad(entry.at, format!("unknown profile {}; the profiles there are: {known}", entry.key))
@@ -276,12 +277,17 @@ impl RawConfig {
     }
 
     /// Overrides for all stages, and those for one.
-    fn read_sets(&self, sets: &[String]) -> Result<(Vec<Layer>, Vec<(String, Layer)>), ConfigError> {
+    fn read_sets(&self, sets: &[String]) -> Result<Overrides, ConfigError> {
         let (mut problems, mut layers, mut of_stages) = (Vec::new(), Vec::new(), Vec::new());
         for set in sets {
             match stages::of_set(set) {
-                Some((stage, rest)) => of_stages.push((stage, read_set(&self.schema, rest, &mut problems))),
-                None => layers.push(read_set(&self.schema, set, &mut problems)),
+                Some((stage, rest)) => {
+                    let inside = format!("{}.{stage}.", stages::SECTION);
+                    let layer = read_set(&self.schema, (set, rest), &inside, &mut problems);
+                    problems.extend(stages::of_the_run(&layer, &inside));
+                    of_stages.push((stage, layer));
+                }
+                None => layers.push(read_set(&self.schema, (set, set), "", &mut problems)),
             }
         }
         if problems.is_empty() { Ok((layers, of_stages)) } else { Err(ConfigError::Problems(problems)) }
@@ -293,9 +299,14 @@ impl RawConfig {
     }
 }
 
+/// Overrides for all stages, and those for one with its name.
+type Overrides = (Vec<Layer>, Vec<(String, Layer)>);
+
 /// One `key=value`; the value is YAML, so lists work: `data.split_ratio=[0.8,0.1,0.1]`.
-fn read_set(schema: &Schema, set: &str, problems: &mut Vec<Problem>) -> Layer {
-    let source = Source::Set(set);
+///
+/// `whole`: as it was typed; `set`: without what is `inside`.
+fn read_set(schema: &Schema, (whole, set): (&str, &str), inside: &str, problems: &mut Vec<Problem>) -> Layer {
+    let source = Source::Set(whole);
     let Some((key, text)) = set.split_once('=').filter(|(key, _)| !key.trim().is_empty()) else {
         problems.push(Problem::new(source.place(Mark::default()), "expected key=value, such as train.batch_size=32"));
         return Layer::default();
@@ -309,7 +320,7 @@ fn read_set(schema: &Schema, set: &str, problems: &mut Vec<Problem>) -> Layer {
         }
     };
     let entry = tree::Entry { key: key.trim().to_string(), at: Mark::default(), value, merged: false };
-    Layer::read(schema, &[entry], "", &source, problems)
+    Layer::read(schema, &[entry], inside, &source, problems)
 }
 
 fn not_found(name: &str, folders: &[PathBuf]) -> ConfigError {

@@ -4,6 +4,7 @@ use super::keys::{Key, Section, one_line};
 use super::kind::Kind;
 use super::model::Config;
 use super::schema::{self, Alias, Schema};
+use super::spelling::canonical;
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -33,7 +34,7 @@ impl Schema {
     /// # Errors
     /// There is no such name; the text suggests the nearest.
     pub fn help(&self, topic: &str) -> Result<String, String> {
-        let name = schema::canonical(topic.trim_end_matches('.'));
+        let name = canonical(topic.trim_end_matches('.'));
         if let Some(section) = self.sections().iter().find(|section| section.name() == name) {
             return Ok(self.section_help(section));
         }
@@ -135,7 +136,8 @@ impl Schema {
              `launch help KEY` shows one entry. `schema.json` beside this file lets editors complete and check keys: begin a \
              config with\n`# yaml-language-server: $schema=schema.json`.\n\n\
              A config is YAML 1.2. Keys that are left out keep their defaults; `--set key=value` overrides one; the section \
-             `profiles` holds\nvalues for one kind of device (`cpu`, `cuda`). Names in capitals, `training` for `train` and \
+             `profiles` holds\nvalues for one kind of device (`cpu`, `cuda`), the section `stages` those for one stage of a task that has \
+             stages\n(`--set stages.NAME.key=value`). Names in capitals, `training` for `train` and \
              `logging` for `log` work too. Merge keys\n(`<<: *base`) merge. In paths `~` is the home folder; `${{VAR}}` is \
              not expanded. Numbers may be written `1e-4`, `.5`, `10_000`.\n"
         );

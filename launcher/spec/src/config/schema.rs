@@ -2,14 +2,12 @@
 
 use super::keys::{Key, Keys, Section};
 use super::model::Config;
+use super::spelling::SECTION_ALIASES;
 use super::task::TaskSpec;
 use std::collections::{BTreeSet, HashMap};
 
 /// Device profiles that a config may hold.
 pub const PROFILES: &[&str] = &["cpu", "cuda"];
-
-/// Sections under the names that other trainers give them.
-pub(super) const SECTION_ALIASES: &[(&str, &str)] = &[("training", "train"), ("logging", "log")];
 
 /// The meaning of a name that is not a key itself.
 #[derive(Clone, Copy, Debug)]
@@ -126,19 +124,4 @@ impl Schema {
 /// JSON pointer of a key in a serialised [`Config`].
 pub(super) fn pointer(path: &str) -> String {
     format!("/{}", path.replace('.', "/"))
-}
-
-/// A key as written, in canonical case and section: `TRAINING.BATCH_SIZE` becomes `train.batch_size`. A word counts as
-/// upper-case as a whole or not at all.
-pub(super) fn canonical(written: &str) -> String {
-    let mut words: Vec<String> = written.split('.').map(lower).collect();
-    if let Some((_, section)) = SECTION_ALIASES.iter().find(|(alias, _)| words[0] == *alias) {
-        words[0] = section.to_string();
-    }
-    words.join(".")
-}
-
-fn lower(word: &str) -> String {
-    let upper = !word.contains(|c: char| c.is_ascii_lowercase());
-    if upper { word.to_ascii_lowercase() } else { word.to_string() }
 }

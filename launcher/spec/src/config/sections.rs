@@ -1,9 +1,9 @@
 //! General sections: keys that every task has.
 
 use super::Kind;
-use super::keys::{choices, keys};
 use super::range::Range::{Above, AtLeast, Filled, Share, Within};
 use super::rates::Rates;
+use crate::{choices, keys};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 

@@ -1,8 +1,8 @@
 //! A task as a config sees it.
 
-use super::check::Verdict;
 use super::keys::Section;
 use super::model::Config;
+use super::verdict::Verdict;
 use serde::{Deserialize, Serialize};
 
 /// A part of a task's work: stages run one after the other, each in a folder of the run that has its name.

@@ -4,8 +4,6 @@
 //! no padding; a list is its `u32` length and its items. Binary, because the directory serves hundreds of thousands of
 //! keys per second. A rank may have any number of `Acquire`s under way; replies to one rank keep their order.
 
-pub use super::wire::{Binary, Decoder, MAX_CACHE_FRAME_BYTES, Message, WireError, encode};
-
 /// One key that a batch needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {
@@ -40,6 +38,29 @@ pub enum ToDirectory {
     /// The entry is filled: every rank may read it. The rank keeps its reference.
     Publish {
         keys: Vec<u64>,
+    },
+    /// As `Acquire`, where `bytes` of an item is a guess: how long an entry is shows when it is decoded. A
+    /// [`Grant::Ready`] says its length; a [`Grant::Fill`] has room for the guess.
+    Open {
+        ticket: u64,
+        items: Vec<Item>,
+    },
+    /// References to those of `items` that are stored or being filled; [`Grant::Bypass`], which counts as nothing, for the
+    /// others. Their `bytes` mean nothing.
+    Find {
+        ticket: u64,
+        items: Vec<Item>,
+    },
+    /// The entry that this rank fills needs this many bytes. Answered by one grant: [`Grant::Fill`] with another place, whose
+    /// content is undefined, or [`Grant::Bypass`]: there is no room, and the entry is gone.
+    Enlarge {
+        ticket: u64,
+        key: u64,
+        bytes: u64,
+    },
+    /// Entries that this rank fills are this long, at most as long as their room: `(key, bytes)`.
+    Length {
+        keys: Vec<(u64, u64)>,
     },
     /// The entry could not be filled; its space is taken back and the next waiter fills.
     Abandon {
@@ -84,6 +105,9 @@ pub enum FromDirectory {
         ticket: u64,
         bytes: u64,
     },
+    /// From here on entries displace each other: a rank that keeps references beyond its need gives them back. Sent once to
+    /// every rank that has asked by `Open` or `Find`.
+    Full,
     /// The first `bytes` of the mapping have their pages, so a device may register them. Sent to ranks that said
     /// [`ToDirectory::Registers`], whenever it changes.
     Present {
@@ -95,9 +119,9 @@ pub enum FromDirectory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grant {
     /// Read `bytes` at this offset of the mapping until released.
-    Ready { offset: u64 },
+    Ready { offset: u64, bytes: u64 },
     /// Write `bytes` at this offset, then publish. Counts as a miss.
-    Fill { offset: u64 },
+    Fill { offset: u64, bytes: u64 },
     /// Another rank fills it now; [`FromDirectory::Settled`] follows.
     Wait,
     /// No room, or an offer that is not wanted: read into memory of your own; holds no reference. Counts as a bypass.

@@ -31,7 +31,8 @@ codes! {
     DEVICE = 8;
     /// Stopped because another rank failed; never the launcher's own code while the cause is known.
     PEER = 9;
-    /// Stopped on request (signal) after a checkpoint: run again with `--resume auto`.
+    /// Stopped on request (signal) after a checkpoint: run again with `--resume auto`. A pass over data (`launch predict`) keeps
+    /// what is whole: run the same command again.
     STOPPED = 75;
     /// Stopped on request (signal) before the first step of this start: nothing was trained, earlier checkpoints stay.
     UNSTARTED = 76;

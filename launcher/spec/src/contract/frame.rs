@@ -1,7 +1,7 @@
 //! Framing of messages on a stream: a little-endian `u32` length, then a body of that many bytes.
 //!
 //! One framing serves both protocols: control messages have bodies of JSON ([`Json`]), those of the page cache have bodies of
-//! bytes ([`super::cache::Binary`]).
+//! bytes ([`super::wire::Binary`]).
 
 use super::MAX_FRAME_BYTES;
 use serde::{Serialize, de::DeserializeOwned};

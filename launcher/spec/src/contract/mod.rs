@@ -12,7 +12,7 @@ mod message;
 mod record;
 mod text;
 mod weights;
-mod wire;
+pub mod wire;
 mod words;
 
 pub use event::{Cause, Event, Fill, LevelChange, Program, Source};
@@ -26,4 +26,4 @@ pub use weights::Weights;
 pub use words::*;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-/// One line of `metrics.jsonl`; the task's metrics follow under `train.` and `val.` names. JSON has no NaN or infinity: such a
+/// One line of `metrics.jsonl`; the task's metrics follow under `train.` and `val.` names, rates of its groups of parameters
+/// under `lr.` names. JSON has no NaN or infinity: such a
 /// value is written as `null` and read back as NaN.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MetricsRecord {

@@ -132,8 +132,8 @@ impl<'a> Fields<'a> {
 
     fn grant(&mut self) -> Result<Grant, WireError> {
         Ok(match self.u8()? {
-            0 => Grant::Ready { offset: self.u64()? },
-            1 => Grant::Fill { offset: self.u64()? },
+            0 => Grant::Ready { offset: self.u64()?, bytes: self.u64()? },
+            1 => Grant::Fill { offset: self.u64()?, bytes: self.u64()? },
             2 => Grant::Wait,
             3 => Grant::Bypass,
             value => return Err(WireError::Value { kind: self.kind, field: "grant", value }),
@@ -180,13 +180,13 @@ fn put_items(to: &mut Vec<u8>, ticket: u64, items: &[Item]) {
 
 fn put_grant(to: &mut Vec<u8>, grant: &Grant) {
     match grant {
-        Grant::Ready { offset } => {
+        Grant::Ready { offset, bytes } => {
             to.push(0);
-            put(to, &[*offset]);
+            put(to, &[*offset, *bytes]);
         }
-        Grant::Fill { offset } => {
+        Grant::Fill { offset, bytes } => {
             to.push(1);
-            put(to, &[*offset]);
+            put(to, &[*offset, *bytes]);
         }
         Grant::Wait => to.push(2),
         Grant::Bypass => to.push(3),
@@ -233,6 +233,23 @@ impl Message for ToDirectory {
                 put(to, &[*ticket]);
             }
             ToDirectory::Registers => to.push(9),
+            ToDirectory::Open { ticket, items } => {
+                to.push(10);
+                put_items(to, *ticket, items);
+            }
+            ToDirectory::Find { ticket, items } => {
+                to.push(11);
+                put_items(to, *ticket, items);
+            }
+            ToDirectory::Enlarge { ticket, key, bytes } => {
+                to.push(12);
+                put(to, &[*ticket, *key, *bytes]);
+            }
+            ToDirectory::Length { keys } => {
+                to.push(13);
+                put_len(to, keys.len());
+                keys.iter().for_each(|(key, bytes)| put(to, &[*key, *bytes]));
+            }
         }
     }
 
@@ -248,6 +265,10 @@ impl Message for ToDirectory {
             7 => ToDirectory::Again { ticket: f.u64()?, items: f.list(25, Fields::item)? },
             8 => ToDirectory::Resized { ticket: f.u64()? },
             9 => ToDirectory::Registers,
+            10 => ToDirectory::Open { ticket: f.u64()?, items: f.list(25, Fields::item)? },
+            11 => ToDirectory::Find { ticket: f.u64()?, items: f.list(25, Fields::item)? },
+            12 => ToDirectory::Enlarge { ticket: f.u64()?, key: f.u64()?, bytes: f.u64()? },
+            13 => ToDirectory::Length { keys: f.list(16, |f| Ok((f.u64()?, f.u64()?)))? },
             kind => return Err(WireError::Kind(kind)),
         };
         f.end(message)
@@ -281,6 +302,7 @@ impl Message for FromDirectory {
                 to.push(21);
                 put(to, &[*bytes]);
             }
+            FromDirectory::Full => to.push(22),
         }
     }
 
@@ -292,6 +314,7 @@ impl Message for FromDirectory {
             19 => FromDirectory::Stats { ticket: f.u64()?, stats: f.stats()? },
             20 => FromDirectory::Resize { ticket: f.u64()?, bytes: f.u64()? },
             21 => FromDirectory::Present { bytes: f.u64()? },
+            22 => FromDirectory::Full,
             kind => return Err(WireError::Kind(kind)),
         };
         f.end(message)
@@ -315,12 +338,16 @@ mod tests {
             any::<(u32, u32)>().prop_map(|(version, rank)| ToDirectory::Hello { version, rank }),
             (any::<u64>(), prop::collection::vec(item, 0..40)).prop_flat_map(|(ticket, items)| {
                 let again = ToDirectory::Again { ticket, items: items.clone() };
-                prop_oneof![Just(ToDirectory::Acquire { ticket, items }), Just(again)]
+                let open = ToDirectory::Open { ticket, items: items.clone() };
+                let find = ToDirectory::Find { ticket, items: items.clone() };
+                prop_oneof![Just(ToDirectory::Acquire { ticket, items }), Just(again), Just(open), Just(find)]
             }),
             keys().prop_map(|keys| ToDirectory::Publish { keys }),
             keys().prop_map(|keys| ToDirectory::Abandon { keys }),
             prop::collection::vec(any::<(u64, u64)>(), 0..40).prop_map(|keys| ToDirectory::Release { keys }),
             any::<u64>().prop_map(|ticket| ToDirectory::Stats { ticket }),
+            any::<(u64, u64, u64)>().prop_map(|(ticket, key, bytes)| ToDirectory::Enlarge { ticket, key, bytes }),
+            prop::collection::vec(any::<(u64, u64)>(), 0..40).prop_map(|keys| ToDirectory::Length { keys }),
             any::<u64>().prop_map(|ticket| ToDirectory::Resized { ticket }),
             Just(ToDirectory::Registers),
         ]
@@ -329,8 +356,8 @@ mod tests {
     fn from_directory() -> impl Strategy<Value = FromDirectory> {
         let grant = || {
             prop_oneof![
-                any::<u64>().prop_map(|offset| Grant::Ready { offset }),
-                any::<u64>().prop_map(|offset| Grant::Fill { offset }),
+                any::<(u64, u64)>().prop_map(|(offset, bytes)| Grant::Ready { offset, bytes }),
+                any::<(u64, u64)>().prop_map(|(offset, bytes)| Grant::Fill { offset, bytes }),
                 Just(Grant::Wait),
                 Just(Grant::Bypass),
             ]
@@ -351,6 +378,7 @@ mod tests {
             (any::<u64>(), stats).prop_map(|(ticket, stats)| FromDirectory::Stats { ticket, stats }),
             any::<(u64, u64)>().prop_map(|(ticket, bytes)| FromDirectory::Resize { ticket, bytes }),
             any::<u64>().prop_map(|bytes| FromDirectory::Present { bytes }),
+            Just(FromDirectory::Full),
         ]
     }
 
@@ -380,7 +408,7 @@ mod tests {
         }
 
         #[test]
-        fn any_body_is_refused_or_means_itself(kind in 0u8..23, body in prop::collection::vec(any::<u8>(), 0..120)) {
+        fn any_body_is_refused_or_means_itself(kind in 0u8..24, body in prop::collection::vec(any::<u8>(), 0..120)) {
             let body = [&[kind], body.as_slice()].concat();
             let mut again = Vec::new();
             if let Ok(message) = ToDirectory::read(&body) {

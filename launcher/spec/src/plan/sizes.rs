@@ -5,7 +5,7 @@ use crate::contract::LineId;
 
 pub(super) const OVERFLOW: PlanError = PlanError::Overflow {
     what: "the memory plan",
-    keys: "train.batch_size, data.window_size, train.num_workers, train.prefetch_factor, model sizes and the number of ranks",
+    keys: "train.batch_size, train.num_workers, train.prefetch_factor, sample and model sizes and the number of ranks",
 };
 
 pub(super) fn product(factors: &[u64]) -> Result<u64, PlanError> {

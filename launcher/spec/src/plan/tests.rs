@@ -191,6 +191,31 @@ fn lines_are_exact() {
 }
 
 #[test]
+fn buffers_and_every_average_have_their_place_in_the_plan() {
+    let (mut config, machine) = (emg(), machine(16, 32 * GIB));
+    let bytes = |config: &Config, buffer_bytes: u64| {
+        let mut measured = measured_default(config);
+        measured.model.buffer_bytes = buffer_bytes;
+        let plan = plan(config, &machine, &measured, &ranks(2)).unwrap();
+        let state = line(&plan, "model state");
+        (state.per_rank_bytes.unwrap(), line(&plan, "checkpoint staging").bytes, state.formula.clone())
+    };
+    let (state, saved, _) = bytes(&config, 0);
+    config.train.ema_decay = Rates(vec![0.9, 0.99, 0.999]);
+    let (averaged, _, formula) = bytes(&config, 0);
+    assert_eq!(averaged - state, 3 * 4 * 282_996);
+    assert!(formula.ends_with("+ 2 moments + 3 EMA)"), "{formula}");
+    // Buffers as they are and as they were before the step; each file of weights holds them.
+    let (with, staged, formula) = bytes(&config, 1000);
+    assert_eq!(with - averaged, 2 * 1000);
+    assert!(formula.contains("of buffers"), "{formula}");
+    let copies = 4 * 282_996 * 3 + 4 * 1000;
+    assert!(staged - saved >= copies && staged - saved < copies + copies / 20, "{staged} {saved}");
+    config.train.ema_buffers = crate::config::EmaBuffers::Average;
+    assert_eq!(bytes(&config, 1000).0 - averaged, (2 + 2 * 3) * 1000);
+}
+
+#[test]
 fn libraries_count_once_and_each_rank_and_thread_for_itself() {
     let of = |count, cores| planned(&emg(), &machine(cores, 64 * GIB), &ranks(count));
     let (one, three) = (of(1, 3), of(3, 3));
@@ -214,7 +239,7 @@ fn the_launchers_directory_grows_with_the_page_cache() {
         let plan = plan(&config, &machine(8, 256 * GIB), &with_data(&config, data), &ranks(2)).unwrap();
         (line(&plan, "launcher").bytes, line(&plan, "launcher").bound)
     };
-    let own = (6144 + 2 * 16) << 10;
+    let own = (6336 + 2 * 16) << 10;
     assert_eq!(launcher(0, None), (own, false));
     // All data in chunks of 256 KiB at the least; a part of it in halves of windows.
     assert_eq!(launcher(10 * GIB, None), (own + 20 * 4096 * 448, true));
@@ -527,4 +552,27 @@ fn lines_say_what_they_rest_on_where_passes_were_not_measured() {
     let assumed = plan(&config, &machine(8, 64 * GIB), &measured, &ranks(1)).unwrap();
     assert!(line(&assumed, "activations").formula.ends_with("assumed: not measured"));
     assert!(line(&assumed, "activations").bytes > line(&whole, "activations").bytes);
+}
+
+#[test]
+fn a_pass_is_planned_without_what_only_training_needs() {
+    let (config, machine, training) = (emg(), machine(8, 32 * GIB), ranks(2));
+    let pass = Request { infers: true, ..training.clone() };
+    let (trained, passed) = (planned(&config, &machine, &training), planned(&config, &machine, &pass));
+    let of = |plan: &Plan, name: &str| line(plan, name).per_rank_bytes.unwrap();
+    // Weights, gradients and two moments; weights alone.
+    assert_eq!(of(&trained, "model state"), 4 * of(&passed, "model state"));
+    assert!(passed.budget.lines.iter().all(|line| line.name != LineId::StagingSlots));
+    assert_eq!(of(&trained, "validation slots"), of(&passed, "validation slots"));
+    assert!(of(&passed, "activations") <= of(&trained, "activations") && passed.rank_bytes() < trained.rank_bytes());
+    assert_eq!((passed.batch.global_batch, passed.batch.val_batch), (0, trained.batch.val_batch));
+    assert!(passed.table().contains("64 samples at a time on each"), "{}", passed.table());
+    // Of all changes those that shrink a pass are offered.
+    let mut tight = config.clone();
+    tight.memory.budget = crate::config::Budget::Bytes(passed.budget.least_bytes() - (16 << 20));
+    tight.train.val_batch_size = Some(512);
+    let text = refused(&tight, &machine, &pass).to_string();
+    assert!(text.contains("train.val_batch_size") && !text.contains("train.microbatch"), "{text}");
+    let less = super::smaller(&config, &machine, &with_data(&config, GIB), &pass, &passed).unwrap().unwrap();
+    assert!(less.changes.contains(&"train.val_batch_size: 64 → 32".to_owned()), "{:?}", less.changes);
 }

@@ -70,7 +70,8 @@ impl Cells {
     fn clear(&mut self) {
         self.starts.clear();
         self.starts.push(0);
-        (self.ids.clear(), self.values.clear());
+        self.ids.clear();
+        self.values.clear();
     }
 }
 
@@ -187,7 +188,9 @@ impl CellReader {
         buffers: &mut Buffers,
     ) -> Result<(), DataError> {
         let range = source.starts.at(cells.start)..source.starts.at(cells.end);
-        (out.raw_ids.clear(), out.raw_values.clear(), out.bytes.clear());
+        out.raw_ids.clear();
+        out.raw_values.clear();
+        out.bytes.clear();
         self.reader.read(source.indices, range.clone(), &mut out.bytes, buffers)?;
         self.reader.arrays()[source.indices].number.whole(&out.bytes, &mut out.raw_ids);
         out.bytes.clear();

@@ -213,7 +213,8 @@ impl Pass<'_> {
     }
 
     fn read_ids(&mut self, start: u64) -> Result<(), DataError> {
-        (self.bytes.clear(), self.ids.clear());
+        self.bytes.clear();
+        self.ids.clear();
         let end = (start + BLOCK).min(self.matrix.values());
         self.reader.read(0, start..end, &mut self.bytes, &mut self.buffers)?;
         self.kind.whole(&self.bytes, &mut self.ids);

@@ -141,7 +141,8 @@ impl Writer {
         }
         let (mut ids, mut values) = (Vec::new(), Vec::new());
         for row in rows.chunks_exact(self.genes) {
-            (ids.clear(), values.clear());
+            ids.clear();
+            values.clear();
             for (id, value) in (0u32..).zip(row).filter(|(_, value)| **value != 0.0) {
                 ids.push(id);
                 values.push(*value);
@@ -174,7 +175,8 @@ impl Writer {
                 indices.write_slice(&this.ids, (from..to,))?;
                 this.written = to;
             }
-            (this.values.clear(), this.ids.clear());
+            this.values.clear();
+            this.ids.clear();
             Ok(())
         };
         write(self).map_err(|error| file_error(&self.path, format!("cannot be written: {error}")))

@@ -242,6 +242,16 @@ fn holder(path: &Path) -> Option<String> {
     }
 }
 
+/// Words for a part that is not there, or not as it must be.
+pub fn missing(part: &Path, problem: &str) -> String {
+    format!("{}: bring it back, or leave this file out", unreadable(part, problem))
+}
+
+/// Words for a part that cannot be read.
+pub fn unreadable(part: &Path, problem: &str) -> String {
+    format!("its part {} cannot be read: {problem}", shown(part))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

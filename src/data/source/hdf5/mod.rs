@@ -18,6 +18,7 @@ pub mod reader;
 mod runs;
 pub mod session;
 mod shuffle;
+mod storage;
 mod superblock;
 pub mod trajectory;
 pub mod write;

@@ -1,6 +1,6 @@
 //! Metadata of a recording, by libhdf5: type, shape, layout, filters, chunk addresses, attributes. No sample is read.
 
-use super::layout::{layout, refuse_holes};
+use super::layout::{by_library, layout, refuse_holes};
 use super::library::Fault;
 use super::types::{self, Element, Field, RowType};
 use super::{Layout, Member, Order, SUPERBLOCK_BYTES, Scalar, Table, library, links, parts, superblock};
@@ -100,12 +100,12 @@ pub fn open(path: &Path, wanted: &Wanted) -> Result<Opened, DataError> {
 
 /// The wanted group and dataset, in this file.
 fn found(file: &::hdf5::File, wanted: &Wanted) -> Result<(Group, Dataset), String> {
-    let linked = |problem| format!("{problem} (data.hdf5_group, data.table_name)");
+    let linked = |problem| format!("{problem} (emg.hdf5_group, emg.table_name)");
     links::refuse_external(file, &wanted.group).map_err(linked)?;
     let group = file.group(&wanted.group).map_err(|error| {
         lack_or(&error, || {
             let (group, names) = (&wanted.group, listed(file.member_names()));
-            format!("no group /{group}: it holds {names} (data.hdf5_group names the group)")
+            format!("no group /{group}: it holds {names} (emg.hdf5_group names the group)")
         })
     })?;
     links::refuse_external(&group, &wanted.dataset).map_err(linked)?;
@@ -118,7 +118,7 @@ fn found(file: &::hdf5::File, wanted: &Wanted) -> Result<(Group, Dataset), Strin
                 );
             }
             let names = listed(names);
-            format!("no dataset {dataset} in group /{group}: it holds {names} (data.table_name names the dataset)")
+            format!("no dataset {dataset} in group /{group}: it holds {names} (emg.table_name names the dataset)")
         })
     })?;
     links::refuse_other_file(file, &dataset).map_err(linked)?;
@@ -210,10 +210,6 @@ fn describe(dataset: &Dataset, wanted: &Wanted, address_bytes: usize) -> Result<
     Ok((table, names, row))
 }
 
-pub(super) fn by_library(reason: &str) -> Layout {
-    Layout::Library { chunk_rows: 0, reason: reason.into(), runs: Vec::new() }
-}
-
 /// libhdf5 gives the members one after the other, whatever lies between them in the file.
 fn pack(table: &mut Table) {
     let mut offset = 0;
@@ -234,7 +230,7 @@ fn compound(table: &mut Table, fields: &[Field], wanted: &Wanted) -> Result<Vec<
         let found = field.dims.iter().try_fold(1usize, |cells, dim| cells.checked_mul(*dim));
         if found != Some(*len) {
             return Err(format!(
-                "field {name} has {} channels, {len} expected (data.emg_channels, data.joint_angles_channels)",
+                "field {name} has {} channels, {len} expected (emg.emg_channels, emg.joint_angles_channels)",
                 found.map_or("too many".into(), |found| found.to_string())
             ));
         }

@@ -10,9 +10,9 @@
 
 use super::ffi::mapping::mappings;
 use super::ffi::types::{self, Selected};
-use super::layout::{refuse_unknown_filters, unwritten_rows};
-use super::library::{self, Fault};
+use super::library::{self, Fault, missing, unreadable};
 use super::runs::{COPY, MAX_RUNS, Span, covered, holes, merged, runs_of, through, within};
+use super::storage::{refuse_unknown_filters, unwritten_rows};
 use super::{Layout, OtherFile, Run, Table};
 use crate::data::DataError;
 use crate::data::source::{Identity, file_error};
@@ -140,21 +140,11 @@ pub fn refuse_missing_parts(dataset: &Dataset, path: &Path) -> Result<(), String
     mappings.iter().try_for_each(|mapping| locate(path, &mapping.file).map(drop))
 }
 
-/// Words for a part that is not there, or not as it must be.
-pub fn missing(part: &Path, problem: &str) -> String {
-    format!("{}: bring it back, or leave this file out", unreadable(part, problem))
-}
-
 /// Words for a part that cannot be opened.
 fn lost(part: &Path, fault: Fault) -> String {
     let of_process = fault.is_of_process();
     let words = fault.into_words(part);
     if of_process { unreadable(part, &words) } else { missing(part, &words) }
-}
-
-/// Words for a part that cannot be read.
-pub fn unreadable(part: &Path, problem: &str) -> String {
-    format!("its part {} cannot be read: {problem}", shown(part))
 }
 
 /// File that a virtual dataset names, where libhdf5 looks for it (`H5F_prefix_open_file`): below HDF5_VDS_PREFIX, beside the file,

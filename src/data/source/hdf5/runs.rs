@@ -2,7 +2,7 @@
 
 use super::Run;
 use super::ffi::mapping::{Mapping, Places, Slice};
-use super::parts::missing;
+use super::library::missing;
 use std::ops::Range;
 use std::path::Path;
 

@@ -38,7 +38,8 @@ impl Trajectory {
         attributes: &BTreeMap<String, Attribute>,
     ) -> Result<Self, DataError> {
         let make = || -> ::hdf5::Result<(File, Dataset)> {
-            let file = File::create_excl(path)?;
+            // Neither times nor their room in the file's headers: equal trajectories are equal files.
+            let file = File::with_options().with_fapl(|access| access.libver_earliest()).create_excl(path)?;
             let group = file.create_group(group)?;
             let float = |size| TypeDescriptor::Float(size);
             let of_angles = TypeDescriptor::FixedArray(Box::new(float(FloatSize::U4)), angles);
@@ -49,7 +50,8 @@ impl Trajectory {
             let row = TypeDescriptor::Compound(CompoundType { fields, size: 8 + 4 * angles });
             let rows = usize::try_from(rows).map_err(|_| "more rows than this machine can count")?;
             let builder = group.new_dataset_builder().empty_as(row).packed(true).shape([rows]);
-            let made = builder.chunk([CHUNK_ROWS.min(rows.max(1))]).shuffle().deflate(GZIP).create(dataset)?;
+            let builder = builder.chunk([CHUNK_ROWS.min(rows.max(1))]).shuffle().deflate(GZIP);
+            let made = builder.obj_track_times(false).create(dataset)?;
             for (name, value) in attributes {
                 write_attribute(&group, name, value)?;
             }

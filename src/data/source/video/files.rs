@@ -1,7 +1,6 @@
 //! Files of one folder of frames, one for each frame.
 
 use super::super::file_error;
-use super::layout::Remark;
 use crate::data::DataError;
 use spec::contract::files::is_no_data;
 use std::collections::BTreeMap;
@@ -9,6 +8,42 @@ use std::path::{Path, PathBuf};
 
 /// Endings of pictures: one that is not searched is remarked on where others are found.
 const PICTURES: [&str; 10] = ["bmp", "exr", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"];
+
+/// Something about a sequence's files that the user should know, and that stops nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Remark {
+    /// A hidden or leftover file or folder, which is no data.
+    NoData,
+    /// A frame has several files.
+    Doubled,
+    /// A picture whose ending is not searched.
+    OtherEnding,
+    /// Names of frames differ in more than numbers.
+    NotAlike,
+    /// Frames are missing between two others.
+    Gap,
+}
+
+impl Remark {
+    /// One line for `count` remarks of this kind, of which `first` is one.
+    pub fn line(self, count: usize, first: &str) -> String {
+        let s = if count == 1 { "" } else { "s" };
+        let rest = match self {
+            Remark::NoData => format!("hidden or leftover name{s} left out, no data; rename what is data"),
+            Remark::Doubled => {
+                format!("frame{s} with several files: the ending that comes first in deblur.image_exts is read")
+            }
+            Remark::OtherEnding => format!("picture{s} left out, whose ending is not in deblur.image_exts"),
+            Remark::NotAlike => {
+                format!(
+                    "folder{s} whose frames are not numbered alike: in natural order, missing frames cannot be seen"
+                )
+            }
+            Remark::Gap => format!("gap{s} in the numbers of frames: clips do not cross them"),
+        };
+        format!("{count} {rest}; the first: {first}")
+    }
+}
 
 /// File of a frame.
 #[derive(Clone, Debug)]

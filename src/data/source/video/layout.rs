@@ -8,7 +8,7 @@
 //! names without the ending differ in letter case at most. What is unusual and does no harm is a [`Remark`].
 
 use super::super::file_error;
-use super::files::{Listed, list};
+use super::files::{Listed, Remark, list};
 use super::image::ImageSize;
 use super::names::{gaps, natural, numbers};
 use super::spikes::SpikeInput;
@@ -69,42 +69,6 @@ pub struct FramePaths {
     pub spikes: Option<PathBuf>,
     /// Frames are missing before this one: no clip crosses the gap.
     pub after_gap: bool,
-}
-
-/// Something about a sequence's files that the user should know, and that stops nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Remark {
-    /// A hidden or leftover file or folder, which is no data.
-    NoData,
-    /// A frame has several files.
-    Doubled,
-    /// A picture whose ending is not searched.
-    OtherEnding,
-    /// Names of frames differ in more than numbers.
-    NotAlike,
-    /// Frames are missing between two others.
-    Gap,
-}
-
-impl Remark {
-    /// One line for `count` remarks of this kind, of which `first` is one.
-    pub fn line(self, count: usize, first: &str) -> String {
-        let s = if count == 1 { "" } else { "s" };
-        let rest = match self {
-            Remark::NoData => format!("hidden or leftover name{s} left out, no data; rename what is data"),
-            Remark::Doubled => {
-                format!("frame{s} with several files: the ending that comes first in data.deblur.image_exts is read")
-            }
-            Remark::OtherEnding => format!("picture{s} left out, whose ending is not in data.deblur.image_exts"),
-            Remark::NotAlike => {
-                format!(
-                    "folder{s} whose frames are not numbered alike: in natural order, missing frames cannot be seen"
-                )
-            }
-            Remark::Gap => format!("gap{s} in the numbers of frames: clips do not cross them"),
-        };
-        format!("{count} {rest}; the first: {first}")
-    }
 }
 
 /// Frames of one sequence, in their order.
@@ -298,7 +262,7 @@ fn parse_clip(line: &str) -> Option<(String, Clip)> {
 
 fn sequence(spec: &VideoSpec, folders: Folders, clip: Option<&Clip>) -> Result<SequencePaths, DataError> {
     let extensions: Vec<&str> = spec.image_exts.iter().map(String::as_str).collect();
-    let images = |folder: &Path| list(folder, &extensions, "data.deblur.image_exts");
+    let images = |folder: &Path| list(folder, &extensions, "deblur.image_exts");
     let (mut blur, mut sharp) = (images(&folders.blur)?, images(&folders.sharp)?);
     if let Some(clip) = clip {
         keep_counted(&mut blur, clip);
@@ -351,8 +315,8 @@ fn keep_counted(listed: &mut Listed, clip: &Clip) {
 /// Spike files of the frames; none where the folder cannot be listed: reading each frame's file says why.
 fn spike_files(spec: &VideoSpec, folders: &Folders) -> Result<Listed, DataError> {
     let (ending, key) = match spec.spikes {
-        SpikeInput::Voxels { .. } => ("npy", "data.deblur.voxel_dir, data.deblur.use_precomputed_voxels"),
-        _ => ("dat", "data.deblur.spike_dir, data.deblur.use_precomputed_voxels"),
+        SpikeInput::Voxels { .. } => ("npy", "deblur.voxel_dir, deblur.use_precomputed_voxels"),
+        _ => ("dat", "deblur.spike_dir, deblur.use_precomputed_voxels"),
     };
     match &folders.spikes {
         Some(folder) if folder.is_dir() => list(folder, &[ending], key),

@@ -23,7 +23,8 @@ pub mod spikes;
 mod tests;
 mod words;
 
+pub use files::Remark;
 pub use frames::{Frames, FramesStats, Modality};
-pub use layout::{FramePaths, Layout, Remark, SequencePaths, SplitPaths, VideoSpec, find_blurred, find_sequences};
+pub use layout::{FramePaths, Layout, SequencePaths, SplitPaths, VideoSpec, find_blurred, find_sequences};
 pub use scan::{Frame, Scan, Sequence, SpikeForm, Stamp, scan};
 pub use spikes::{SpikeEncoding, SpikeInput};

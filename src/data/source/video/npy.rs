@@ -60,9 +60,7 @@ pub fn check_values(values: &[u8], shape: [usize; 3], counts: bool) -> Result<()
     let [_, height, width] = shape.map(|side| side.max(1));
     let place = format!("bin {}, row {}, column {}", at / (height * width), at / width % height, at % width);
     let way_out = match value.is_finite() {
-        true => {
-            "data.deblur.log1p takes the logarithm of counts, which are 0 or more: set it to false, or write counts"
-        }
+        true => "deblur.log1p takes the logarithm of counts, which are 0 or more: set it to false, or write counts",
         false => "repair the file or leave it out",
     };
     Err(BadValue { problem: format!("the value at {place} is {value}: {way_out}"), no_count: value.is_finite() })
@@ -143,7 +141,7 @@ mod tests {
         values[22] = -1e-6;
         assert_eq!(check(&values, false), Ok(()));
         let error = check(&values, true).unwrap_err();
-        assert!(error.starts_with("the value at bin 1, row 2, column 2 is -0.000001: data.deblur.log1p"), "{error}");
+        assert!(error.starts_with("the value at bin 1, row 2, column 2 is -0.000001: deblur.log1p"), "{error}");
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             values[5] = bad;
             let error = check(&values, false).unwrap_err();

@@ -77,7 +77,7 @@ pub fn tell_encoding(files: &[(PathBuf, u64)], height: usize, width: usize) -> R
     }
     let Some(first) = first else {
         let problem = "no spike file has a size of whole planes";
-        let way_out = "check data.deblur.spike_h and data.deblur.spike_w";
+        let way_out = "check deblur.spike_h and deblur.spike_w";
         return Err(DataError::NothingUsable(format!(
             "{problem} of {height}×{width}: {way_out}{}",
             example(files, height, width)
@@ -90,7 +90,7 @@ pub fn tell_encoding(files: &[(PathBuf, u64)], height: usize, width: usize) -> R
             first,
             format!(
                 "{why}, so the encoding of this file and the others looked into is not certain: set \
-                 data.deblur.spike_encoding to packed (a bit per spike) or bytes (a byte per spike)"
+                 deblur.spike_encoding to packed (a bit per spike) or bytes (a byte per spike)"
             ),
         )),
     }
@@ -152,7 +152,7 @@ impl Planes {
                 for ((row, out), spikes) in rows.zip(content.chunks_exact(self.width)) {
                     if let Some(at) = bits::pack(spikes, spike, out) {
                         let (byte, at) = (spikes[at], row * self.width + at);
-                        let way_out = "or data.deblur.spike_encoding: packed";
+                        let way_out = "or deblur.spike_encoding: packed";
                         let problem = format!("byte {at} is {byte}: expected 0 or {spike}, as before it, {way_out}");
                         return Err(file_error(path, problem));
                     }
@@ -239,7 +239,7 @@ mod tests {
             [vec![vec![0; 64]], vec![vec![0; 64], vec![255; 64], vec![1; 64]], vec![[0, 1, 2, 2].repeat(16)]]
         {
             let error = tell(&doubtful).unwrap_err();
-            assert!(error.contains("0.dat: ") && error.contains("set data.deblur.spike_encoding to packed"), "{error}");
+            assert!(error.contains("0.dat: ") && error.contains("set deblur.spike_encoding to packed"), "{error}");
         }
         let error = tell(&[vec![0; 65]]).unwrap_err();
         assert!(error.contains("65 bytes") && error.contains("4 (packed) or 32 (bytes)"), "{error}");

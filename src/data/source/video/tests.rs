@@ -457,14 +457,14 @@ fn endings_that_are_not_searched_are_named_with_the_key() {
     frames_on_disk(&root, 1, 3);
     let jpeg = VideoSpec { image_exts: vec!["jpg".into(), "jpeg".into()], ..spec(&root) };
     let error = found(&jpeg).unwrap_err().to_string();
-    let expected = "train/s0/blur: no file ending in .jpg or .jpeg (data.deblur.image_exts): the folder holds 3 .png";
+    let expected = "train/s0/blur: no file ending in .jpg or .jpeg (deblur.image_exts): the folder holds 3 .png";
     assert!(error.ends_with(expected), "{error}");
     for frame in 0..3 {
         let spikes = root.join(format!("train/s0/spike/{frame:06}"));
         std::fs::rename(spikes.with_extension("dat"), spikes.with_extension("npy")).unwrap();
     }
     let error = found(&spec(&root)).unwrap_err().to_string();
-    assert!(error.contains("spike: no file ending in .dat (data.deblur.spike_dir"), "{error}");
+    assert!(error.contains("spike: no file ending in .dat (deblur.spike_dir"), "{error}");
     assert!(error.ends_with("the folder holds 3 .npy"), "{error}");
     // Some of a sequence's frames only: a remark.
     let plain = VideoSpec { spikes: SpikeInput::None, ..spec(&root) };

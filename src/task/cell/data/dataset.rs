@@ -105,7 +105,7 @@ impl Dataset for CellDataset {
             _ => -1,
         };
         label.copy_from_slice(&of.to_ne_bytes());
-        let mut fields = self.store.fields(&mut **ids, &mut **values);
+        let mut fields = self.store.fields(ids, values);
         let held = match &self.cached {
             Some(cached) => Some(cached.read_or_lend(place.key, (0..0, u64::MAX), scratch)?),
             None => None,

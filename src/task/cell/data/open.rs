@@ -111,8 +111,11 @@ pub fn open_cells(config: &Config, team: &Team, index_dir: &Path) -> Result<Cell
     assemble(known, (joined, reader, scans), &keys, team, (skipped, notes))
 }
 
+/// Files of cells; those that cannot be read, a line each; a line on what is no data.
+type Listed = (Vec<PathBuf>, Vec<String>, Vec<String>);
+
 /// Files below `data.dataset_path`.
-fn listed(keys: &Keys) -> Result<(Vec<PathBuf>, Vec<String>, Vec<String>), DataError> {
+fn listed(keys: &Keys) -> Result<Listed, DataError> {
     let root = &keys.data.dataset_path;
     let is_zarr = ["zarr.json", ".zgroup", ".zattrs"].iter().any(|name| root.join(name).exists());
     if is_zarr {

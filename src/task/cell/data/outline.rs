@@ -1,8 +1,8 @@
 //! Sizes of the cells for a plan.
 
 use super::open::{CellData, open_cells};
-use super::sample;
-use crate::data::DataError;
+use super::sample::{EMPTY_GENES, POOR_CELLS, SampleSpec, TYPES};
+use crate::data::{DataError, Dtype, FieldSpec};
 use crate::task::Team;
 use crate::task::outline::{Outline, SCRATCH_BYTES};
 use spec::config::{Config, ShuffleMode};
@@ -21,7 +21,7 @@ const VALUE_BYTES: u64 = 48;
 pub fn outline(config: &Config, index_dir: &Path) -> Result<Outline, DataError> {
     let path = &config.data.dataset_path;
     if config.data.sample_if_missing && !path.exists() {
-        return Ok(sample::outline(config));
+        return Ok(of_sample(config));
     }
     let CellData { datasets, store, facts, .. } = open_cells(config, &Team::alone(), index_dir)?;
     let entries: Vec<u64> = store.files.iter().flat_map(|file| &file.bytes).map(|bytes| u64::from(*bytes)).collect();
@@ -51,4 +51,31 @@ pub fn outline(config: &Config, index_dir: &Path) -> Result<Outline, DataError> 
 pub fn policy(config: &Config) -> CacheMode {
     let in_blocks = config.data.shuffle && config.data.shuffle_mode != ShuffleMode::Global;
     if in_blocks { CacheMode::Lru } else { CacheMode::Pin }
+}
+
+/// Shapes of the usual sample data, for a plan before it is made: all genes but the empty ones are in use.
+fn of_sample(config: &Config) -> Outline {
+    let usual = SampleSpec::default();
+    let genes = usual.genes - EMPTY_GENES;
+    let ids = FieldSpec::ragged("ids", &[], Dtype::I16, genes);
+    let values = FieldSpec::along("values", &[], Dtype::I16, (0, &ids));
+    let fields = vec![ids, values, FieldSpec::new("label", &[], Dtype::I64)];
+    let useful_bytes = (usual.cells * genes * 3) as u64;
+    let sizes = DataSizes {
+        entry_bytes: [useful_bytes / 20; 2],
+        scratch_bytes: SCRATCH_BYTES,
+        useful_bytes,
+        useful: format!("{} sample cells", usual.cells),
+        auto_policy: policy(config),
+        ..DataSizes::default()
+    };
+    let mut outline = Outline::new(fields.clone(), fields, sizes);
+    outline.datasets.facts = Some(Arc::new(super::CellFacts {
+        genes: (0..genes).map(|gene| format!("Gene{gene:05}")).collect(),
+        classes: TYPES.iter().map(|(name, _)| name.to_string()).collect(),
+        label: Some("celltype".into()),
+        cells: (usual.cells - POOR_CELLS) as u64,
+        most: genes,
+    }));
+    outline
 }

@@ -9,17 +9,12 @@ use crate::data::loader::mix;
 use crate::data::source::h5ad::Form;
 use crate::data::source::h5ad::write::{Column, Storage, Writer};
 use crate::data::source::in_threads;
-use crate::data::{Dtype, FieldSpec};
 use crate::task::SampleRequest;
-use crate::task::outline::{Outline, SCRATCH_BYTES};
 use crate::task::sample::{Random, new_folder};
-use spec::config::Config;
-use spec::contract::DataSizes;
 use std::path::Path;
-use std::sync::Arc;
 
 /// Types of cells, and their shares.
-const TYPES: [(&str, f64); 5] =
+pub(super) const TYPES: [(&str, f64); 5] =
     [("B cell", 0.28), ("T cell", 0.24), ("hepatocyte", 0.2), ("macrophage", 0.16), ("neuron", 0.12)];
 /// Molecules of a cell, in the middle.
 const LIBRARY: f64 = 3000.0;
@@ -30,8 +25,8 @@ const PROFILE_SPREAD: f64 = 1.0;
 const MARKERS: f64 = 0.1;
 const MARKED: f64 = 8.0;
 /// Genes that no cell expresses, and cells with next to nothing.
-const EMPTY_GENES: usize = 20;
-const POOR_CELLS: usize = 5;
+pub(super) const EMPTY_GENES: usize = 20;
+pub(super) const POOR_CELLS: usize = 5;
 /// Cells that threads make at a time.
 const BLOCK: usize = 512;
 
@@ -219,33 +214,6 @@ impl Alias {
         let (stays, other) = self.places[place as usize];
         if (bits as u32) < stays { place as usize } else { other as usize }
     }
-}
-
-/// Shapes of the usual sample data, for a plan before it is made: all genes but the empty ones are in use.
-pub fn outline(config: &Config) -> Outline {
-    let usual = SampleSpec::default();
-    let genes = usual.genes - EMPTY_GENES;
-    let ids = FieldSpec::ragged("ids", &[], Dtype::I16, genes);
-    let values = FieldSpec::along("values", &[], Dtype::I16, (0, &ids));
-    let fields = vec![ids, values, FieldSpec::new("label", &[], Dtype::I64)];
-    let useful_bytes = (usual.cells * genes * 3) as u64;
-    let sizes = DataSizes {
-        entry_bytes: [useful_bytes / 20; 2],
-        scratch_bytes: SCRATCH_BYTES,
-        useful_bytes,
-        useful: format!("{} sample cells", usual.cells),
-        auto_policy: super::outline::policy(config),
-        ..DataSizes::default()
-    };
-    let mut outline = Outline::new(fields.clone(), fields, sizes);
-    outline.datasets.facts = Some(Arc::new(super::CellFacts {
-        genes: (0..genes).map(|gene| format!("Gene{gene:05}")).collect(),
-        classes: TYPES.iter().map(|(name, _)| name.to_string()).collect(),
-        label: Some("celltype".into()),
-        cells: (usual.cells - POOR_CELLS) as u64,
-        most: genes,
-    }));
-    outline
 }
 
 #[cfg(test)]

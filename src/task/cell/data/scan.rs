@@ -222,7 +222,8 @@ fn see(totals: &mut Totals, cell: u64, gene: u32, value: f64) {
 
 /// A file's genes by their places in the data set, in rising order; those without a place are left out.
 pub fn in_places(ids: &[u32], values: &[f64], map: &[u32], into: &mut Vec<u32>, into_values: &mut Vec<f64>) {
-    (into.clear(), into_values.clear());
+    into.clear();
+    into_values.clear();
     let mut rises = true;
     for (id, value) in ids.iter().zip(values) {
         let place = map.get(*id as usize).copied().unwrap_or(NONE);

@@ -118,7 +118,7 @@ impl Diffusion {
         // The bound trains the variance alone: the mean is taken as given.
         let mut vb = self.bound(&Tensor::cat(&[value.detach(), rest], 1), x0, &x_t, t, false);
         if self.keys.rescale_learned_sigmas {
-            vb = vb * (self.steps() as f64 / 1000.0);
+            vb *= self.steps() as f64 / 1000.0;
         }
         Losses { loss: &mse + &vb, mse: Some(mse), vb: Some(vb) }
     }

@@ -53,7 +53,7 @@ impl Diffusion {
     fn ancestral_step(&self, walk: &Walk, x: &Tensor, step: usize, time: &Tensor, predicted: Prediction) -> Tensor {
         let mut mean = predicted.mean;
         if let Some(guide) = walk.guide.filter(|_| self.places()[step] < walk.guide_below) {
-            mean = mean + &predicted.variance * guide(x, time);
+            mean += &predicted.variance * guide(x, time);
         }
         if step == 0 {
             return mean;

@@ -91,7 +91,7 @@ impl Half {
             let first = i64::from(encoder || index > 0);
             let layer = vs / index;
             let built = Hidden {
-                linear: Linear::new(&(&layer / first), before, size),
+                linear: Linear::before_norm(&(&layer / first), before, size),
                 norm: BatchNorm::new(&(&layer / (first + 1)), size, BatchNormConfig::default()),
                 activation: PRelu::new(&(&layer / (first + 2))),
                 dropout: dropouts[usize::from(index > 0)],

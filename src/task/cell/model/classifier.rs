@@ -36,8 +36,8 @@ impl Classifier {
                 unused_linear(&time, width, size(n));
             }
             Layer {
-                fc: Linear::new(&(vs / format!("fc{}", n + 1)), inputs, size(n)),
-                time: (n < 2).then(|| Linear::new(&time, width, size(n))),
+                fc: Linear::before_norm(&(vs / format!("fc{}", n + 1)), inputs, size(n)),
+                time: (n < 2).then(|| Linear::before_norm(&time, width, size(n))),
                 norm: BatchNorm::new(&(vs / format!("norm{}", n + 1)), size(n), BatchNormConfig::default()),
             }
         };
@@ -57,7 +57,7 @@ impl Classifier {
         for (n, layer) in self.layers.iter().enumerate() {
             x = layer.fc.forward(&x);
             if let Some(embed) = &layer.time {
-                x = x + embed.forward(&time);
+                x += embed.forward(&time);
             }
             x = layer.norm.forward(&x, draws.is_some()).silu();
             let keep = draws.filter(|_| self.dropout > 0.0);

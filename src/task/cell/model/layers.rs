@@ -9,15 +9,28 @@ const EPS: f64 = 1e-5;
 pub struct Linear {
     weight: Tensor,
     bias: Tensor,
+    /// A batch norm follows, which takes the bias away again.
+    cancelled: bool,
 }
 
 impl Linear {
     pub fn new(vs: &nn::Path, inputs: i64, outputs: i64) -> Self {
         let [weight, bias] = uniform(inputs, outputs).map(|(name, shape, init)| vs.var(name, &shape, init));
-        Self { weight, bias }
+        Self { weight, bias, cancelled: false }
+    }
+
+    /// A layer whose output goes to a batch norm. Its bias has no gradient: what arithmetic finds are rounding errors, which
+    /// AdamW makes whole steps of. The bias then wanders, the running mean lags behind, and evaluation differs with the number
+    /// of ranks. Here the gradient is exactly 0.
+    pub fn before_norm(vs: &nn::Path, inputs: i64, outputs: i64) -> Self {
+        Self { cancelled: true, ..Self::new(vs, inputs, outputs) }
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        if self.cancelled {
+            let bias = &self.bias * 0.0 + self.bias.detach();
+            return x.linear(&self.weight, Some(&bias));
+        }
         x.linear(&self.weight, Some(&self.bias))
     }
 }

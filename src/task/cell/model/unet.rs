@@ -66,7 +66,7 @@ impl CellUnet {
         for block in &self.up {
             x = block.forward(&x, &time);
             if let Some(skip) = skips.pop() {
-                x = x + skip;
+                x += skip;
             }
         }
         let head = self.norm_out.forward(&self.out1.forward(&x)).silu();

@@ -51,6 +51,12 @@ fn errors(reconstruction: &Tensor, x: &Tensor) -> Tensor {
 /// Sums of [`errors`], and of the loss by cells.
 pub struct AutoencoderMetrics(Sums);
 
+impl Default for AutoencoderMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl AutoencoderMetrics {
     pub fn new() -> Self {
         Self(Sums::new(COLUMNS as usize))

@@ -64,6 +64,12 @@ impl Model for ClassifierNet {
 /// Sums per quartile.
 pub struct ClassifierMetrics(Sums);
 
+impl Default for ClassifierMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl ClassifierMetrics {
     pub fn new() -> Self {
         Self(Sums::new(QUARTILES as usize * COLUMNS))

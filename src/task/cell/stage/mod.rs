@@ -7,4 +7,4 @@ pub mod diffusion;
 pub mod latents;
 pub mod output;
 pub mod sample;
-mod sums;
+pub(super) mod sums;

@@ -96,21 +96,18 @@ impl Predictor for CellWriter {
         let mut writer = Writer::create(into, &self.shape.genes, &Storage { gzip: Some(4), ..Storage::default() })?;
         let (mut guided, mut assigned) = (Vec::new(), Vec::new());
         let mut row = vec![0f32; self.row_floats()];
-        let mut bytes = vec![0u8; 4 * row.len()];
         let mut id = output.samples.start;
         for part in parts {
             let mut file = BufReader::new(File::open(part).map_err(|e| DataError::output(part, e))?);
-            while read_row(&mut file, &mut bytes).map_err(|e| DataError::output(part, e))? {
-                for (value, four) in row.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *value = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
-                }
+            while read_row(&mut file, &mut row).map_err(|e| DataError::output(part, e))? {
                 let (class, verdict) = (self.wanted.class_of(id) as i32, row[row.len() - VERDICT as usize] as i32);
                 id += 1;
                 if self.filter && class >= 0 && verdict != class {
                     continue;
                 }
                 writer.rows(&row[..self.shape.genes.len()])?;
-                (guided.push(class), assigned.push(verdict));
+                guided.push(class);
+                assigned.push(verdict);
             }
         }
         let column = |name: &str, codes| Column { name: name.into(), codes, categories: self.shape.classes.clone() };
@@ -143,15 +140,15 @@ impl Predictor for CellWriter {
     }
 }
 
-/// Reads the next row; false at the end.
-fn read_row(file: &mut impl Read, bytes: &mut [u8]) -> std::io::Result<bool> {
-    let mut at = 0;
-    while at < bytes.len() {
-        match file.read(&mut bytes[at..])? {
-            0 if at == 0 => return Ok(false),
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            count => at += count,
+/// Reads the next row of f32; false at the end.
+pub fn read_row(file: &mut impl Read, row: &mut [f32]) -> std::io::Result<bool> {
+    let mut four = [0u8; 4];
+    for (n, value) in row.iter_mut().enumerate() {
+        match file.read_exact(&mut four) {
+            Err(e) if n == 0 && e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
+            other => other?,
         }
+        *value = f32::from_le_bytes(four);
     }
     Ok(true)
 }

@@ -1,8 +1,12 @@
 //! The guide's checklist: items that name its fourth system and concern these modules. Numbers are the checklist's.
 
 use super::*;
-use crate::task::cell::diffusion::Walk;
+use crate::own_loop::{MemoryMonitor, SUGGESTIONS, with_memory_guard};
+use crate::task::cell::diffusion::{StepChoice, Walk};
+use crate::task::draw::Draws;
+use crate::task::{Metrics, Output};
 use crate::torch::LiveBytes;
+use std::sync::{Arc, Mutex};
 
 /// Most bytes of tensors alive while `act` runs.
 fn peak(act: impl FnOnce()) -> i64 {
@@ -99,4 +103,82 @@ fn checklist_32_losses_and_their_parts_are_f32() {
     let narrow = |x: &Tensor, time: &Tensor| net.forward(x, time, None).to_kind(Kind::BFloat16);
     assert_eq!(process.losses(&narrow, &x0, &t, &noise).loss.kind(), Kind::Float);
     assert_eq!(Autoencoder::loss(&x0.to_kind(Kind::BFloat16), &x0).kind(), Kind::Float);
+}
+
+/// 22: memory falls with the micro-batch (that results are equal is tested with the real programs).
+#[test]
+fn checklist_22_memory_of_a_step_falls_with_the_micro_batch() {
+    let keys = UnetKeys { hidden: vec![256; 4], ..UnetKeys::default() };
+    let (_vs, net) = unet(&keys, 16, 16);
+    let step = |samples: i64| {
+        let (x, t) = (Tensor::randn([samples, 16], CPU), Tensor::zeros([samples], (Kind::Int64, Device::Cpu)));
+        peak(|| net.forward(&x, &t, None).square().mean(Kind::Float).backward())
+    };
+    // The first pass allocates gradients.
+    step(1);
+    let [whole, quarter] = [step(256), step(64)];
+    assert!(quarter * 2 < whole, "{quarter} bytes against {whole}");
+}
+
+/// 24: half precision beside f32 master weights: outputs are narrow, parameters, losses and gradients are f32.
+#[test]
+fn checklist_24_narrow_arithmetic_leaves_weights_losses_and_gradients_in_f32() {
+    let (vs, net) = unet(&small_unet(), 6, 6);
+    let process = diffusion(&CellDiffusion::default());
+    let (x0, noise) = (Tensor::randn([8, 6], CPU), Tensor::randn([8, 6], CPU));
+    let t = Tensor::arange(8, (Kind::Int64, Device::Cpu)) * 120;
+    let losses = || process.losses(&|x, time| net.forward(x, time, None), &x0, &t, &noise).loss;
+    let full = no_grad(losses);
+    let narrow = {
+        let _on = crate::torch::Autocast::enter(Device::Cpu, true, Kind::BFloat16).unwrap();
+        losses()
+    };
+    assert_eq!(narrow.kind(), Kind::Float);
+    let far = difference(&full, &narrow.detach());
+    assert!(far > 0.0 && far < 0.1, "{far}");
+    narrow.mean(Kind::Float).backward();
+    assert!(vs.trainable_variables().iter().all(|v| v.kind() == Kind::Float && v.grad().kind() == Kind::Float));
+}
+
+/// 28: histories have a fixed length: ten losses per step of the sampler, a fixed number of sums in the metrics.
+#[test]
+fn checklist_28_histories_do_not_grow_with_the_steps() {
+    let choice = StepChoice::new(spec::task::cell::ScheduleSampler::LossSecondMoment, 20, Device::Cpu);
+    let mut metrics = crate::task::cell::stage::diffusion::DiffusionMetrics::new(true, true);
+    let shapes = || choice.state().iter().map(|(_, tensor)| tensor.size()).collect::<Vec<_>>();
+    let (before, sums) = (shapes(), metrics.sums().len());
+    for step in 0..200 {
+        let draws = Draws::new(1, step, Tensor::arange(32, (Kind::Int64, Device::Cpu)));
+        let (t, _) = choice.draw(&draws, true);
+        choice.hear(&Tensor::stack(&[t.to_kind(Kind::Float), Tensor::rand([32], CPU)], 1));
+        let batch = crate::task::Batch::new(vec![], (0..32).collect());
+        metrics.update(&batch, &Output::new(Tensor::from(0.0), Tensor::rand([32, 4], CPU)));
+    }
+    assert_eq!((shapes(), metrics.sums().len()), (before, sums));
+    assert_eq!(shapes()[0], [20, 10]);
+}
+
+/// 52: the monitor's line comes at multiples of the interval only, in the guide's form.
+#[test]
+fn checklist_52_the_memory_monitor_prints_at_multiples_of_its_interval() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&lines);
+    let monitor = MemoryMonitor::new(100).printing_to(move |line| into.lock().unwrap().push(line.to_owned()));
+    (0..=250).for_each(|step| drop(monitor.log_memory_usage(step)));
+    let lines = lines.lock().unwrap();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[1].starts_with("Step 100: CPU: ") && lines[1].contains("MB"), "{lines:?}");
+}
+
+/// 53: the guard hands on what the training function returns; 54: the four suggestions, in the guide's order.
+#[test]
+fn checklist_53_and_54_the_guard_returns_the_result_and_suggestions_are_the_guides_four() {
+    let (_vs, net) = unet(&small_unet(), 6, 6);
+    let (x, t) = (Tensor::randn([4, 6], CPU), Tensor::zeros([4], (Kind::Int64, Device::Cpu)));
+    let output = with_memory_guard(|| net.forward(&x, &t, None)).unwrap();
+    assert_eq!(output.size(), [4, 6]);
+    assert_eq!(SUGGESTIONS.len(), 4);
+    for (line, word) in SUGGESTIONS.iter().zip(["batch_size", "microbatch", "fp16", "model"]) {
+        assert!(line.contains(word), "{line} lacks {word}");
+    }
 }

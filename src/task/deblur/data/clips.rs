@@ -160,9 +160,9 @@ mod tests {
             }
             assert!([7, 8, 14].iter().all(|frame| clips.owner(*frame).is_none()));
         }
-        // At 0, 3 and 7: frame 3 is the first of the second clip, and deep in the first one.
+        // Clips at 15 and 18: frame 18 is the second last of the one and the first of the other, frame 19 the last and the second.
         let clips = Clips::covering(&sequences[1..], 5, 3);
-        assert_eq!([15, 18, 19, 20].map(|frame| clips.owner(frame).unwrap()), [1, 1, 1, 2]);
+        assert_eq!([15, 18, 19, 20].map(|frame| clips.owner(frame).unwrap()), [1, 1, 2, 2]);
     }
 
     proptest! {

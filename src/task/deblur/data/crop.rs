@@ -46,16 +46,17 @@ impl Crop {
         };
         let size = ImageSize { height: side, width: side };
         if side == 0 || side > image.height || side > image.width {
-            let problem = format!("a crop of {size} pixels from frames of {image}: set data.crop_size so that it fits");
-            return Err(DataError::setting("data.crop_size", problem));
+            let problem =
+                format!("a crop of {size} pixels from frames of {image}: set deblur.crop_size so that it fits");
+            return Err(DataError::setting("deblur.crop_size", problem));
         }
         if !side.is_multiple_of(step.height) || !side.is_multiple_of(step.width) {
             let problem = format!(
-                "a crop of {size} pixels of frames of {image} with {camera} spikes: data.crop_size must be a multiple of {} \
+                "a crop of {size} pixels of frames of {image} with {camera} spikes: deblur.crop_size must be a multiple of {} \
                  rows and of {} columns, so that its spikes are whole",
                 step.height, step.width
             );
-            return Err(DataError::setting("data.crop_size", problem));
+            return Err(DataError::setting("deblur.crop_size", problem));
         }
         Ok(Self { image, spikes, size, step })
     }

@@ -112,22 +112,6 @@ impl VrtShape {
         }
     }
 
-    /// For CPUs: 364,343 parameters for images and 163,392 for spikes, zero flow.
-    pub fn cpu_small() -> Self {
-        Self {
-            dims: vec![16; 8],
-            depths: [vec![4; 7], vec![2; 2]].concat(),
-            heads: 2,
-            window: [2, 4, 4],
-            deform_groups: 4,
-            independent_groups: vec![8],
-            flow: Flow::Zero,
-            checkpoint_attn: false,
-            checkpoint_ffn: false,
-            ..Self::seed_baseline()
-        }
-    }
-
     /// Checks these numbers.
     ///
     /// # Errors

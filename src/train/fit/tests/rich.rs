@@ -165,14 +165,16 @@ fn one_two_and_three_ranks_train_alike_with_statistics_over_all_of_them() {
 fn a_repeated_step_counts_once_in_buffers_and_history() {
     let faults = || vec![vec![], vec![(2, Place::Backward)], vec![]];
     let [a, b] = [0; 2].map(|_| tempfile::tempdir().unwrap());
-    let ended = run(&Job { faults: faults(), ..job(&a, |_| ()) });
-    run(&Job { steps: 2, ..job(&b, |_| ()) });
-    let smaller = run(&Job { resume: Some(2), micro_batch: 2, ..job(&b, |_| ()) });
+    // Adam would make steps of rounding errors: a bias before a normalisation has no gradient.
+    let sgd: fn(&mut Config) = |config| config.train.optimizer = OptimizerKind::Sgd;
+    let ended = run(&Job { faults: faults(), ..job(&a, sgd) });
+    run(&Job { steps: 2, ..job(&b, sgd) });
+    let smaller = run(&Job { resume: Some(2), micro_batch: 2, ..job(&b, sgd) });
     for (ended, smaller) in ended.iter().zip(&smaller) {
         assert_eq!((&ended.params, &ended.buffers), (&smaller.params, &smaller.buffers));
         assert_eq!(ended.state, smaller.state);
     }
-    let on_device = run(&Job { faults: faults(), on_device: true, ..job(&a, |_| ()) });
+    let on_device = run(&Job { faults: faults(), on_device: true, ..job(&a, sgd) });
     let count = |ended: &[Ended]| ended[0].buffers[0];
     assert_eq!([count(&ended), count(&on_device)], [2.0 + 8.0 * 2.0; 2], "two whole steps, eight in halves");
     on_device[0].buffers.iter().zip(&ended[0].buffers).for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{a} {b}"));
@@ -186,7 +188,7 @@ fn memory_that_runs_out_while_ranks_take_statistics_together_is_an_error_for_all
     let ranks = run(&Job { faults, ..job(&dir, |config| config.train.sync_batchnorm = true) });
     let errors: Vec<String> = ranks.iter().map(|ended| ended.result.as_ref().unwrap_err().to_string()).collect();
     assert!(errors[1].contains("out of memory at step 3 on rank 1") && errors[1].contains("lower train.microbatch"));
-    assert!(errors[0].contains("out of memory") && errors[2].contains("out of memory"), "{errors:?}");
+    assert!([0, 2].iter().all(|rank| errors[*rank].starts_with("rank 1 failed")), "{errors:?}");
 }
 
 #[test]

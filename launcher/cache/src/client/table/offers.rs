@@ -20,6 +20,8 @@ pub(super) enum Asked {
     Wants(Vec<u64>),
     /// Keys and bytes.
     Offers(Vec<(u64, u64)>),
+    /// A longer place for the entry of this key.
+    Enlarged(u64),
 }
 
 impl Asked {
@@ -27,6 +29,7 @@ impl Asked {
         match self {
             Asked::Wants(keys) => keys.len(),
             Asked::Offers(items) => items.len(),
+            Asked::Enlarged(_) => 1,
         }
     }
 }
@@ -92,7 +95,7 @@ impl Table {
         let mut spans = Vec::with_capacity(items.len());
         for ((key, bytes), grant) in items.iter().zip(grants) {
             spans.push(match grant {
-                Grant::Fill { offset } => {
+                Grant::Fill { offset, .. } => {
                     let span = self.map.write_span(*offset, *bytes);
                     Some(span.map_err(|problem| format!("entry {key}: {problem}"))?)
                 }

@@ -28,6 +28,11 @@ impl Table {
 
     /// Gives back an entry beyond the usable part unless a reader is at it; who announced it asks anew.
     pub(super) fn give_back(&mut self, key: u64) {
+        if self.entries.get(&key).is_some_and(|entry| entry.place.end() > Some(self.limit_bytes))
+            && self.give_up_kept(key)
+        {
+            return;
+        }
         let limit = self.limit_bytes;
         let beyond = |entry: &&mut Entry| entry.readers == 0 && entry.place.end() > Some(limit);
         let Some(entry) = self.entries.get_mut(&key).filter(beyond) else { return };

@@ -20,6 +20,8 @@ pub const LATENTS: &str = "latents";
 pub const DIFFUSION: &str = "diffusion";
 pub const CLASSIFIER: &str = "classifier";
 pub const SAMPLE: &str = "sample";
+/// Predictions for other cells: no stage of a run.
+pub const PREDICT: &str = "predict";
 
 /// The task, as the registry knows it.
 pub struct Cell;
@@ -67,6 +69,12 @@ impl TaskSpec for Cell {
 
     fn losses(&self) -> &'static [&'static str] {
         LOSSES
+    }
+
+    /// Every cell gets its prediction, with a label or without.
+    fn predicts(&self, config: &mut Config) {
+        config.stage = Some(PREDICT.into());
+        config.with_section::<CellConfig>(|cell| (cell.min_genes, cell.min_cells, cell.label) = (0, 0, None));
     }
 
     fn check(&self, config: &Config, verdict: &mut Verdict) {

@@ -112,7 +112,7 @@ fn help_shows_a_key_with_all_that_is_declared() {
     let unknown = schema.help("train.batchsize").unwrap_err();
     assert_eq!(unknown, "unknown key or topic train.batchsize; did you mean train.batch_size?");
     let overview = schema.overview();
-    for part in ["name, task, seed", "  train ", "  deblur.vrt ", "exit-codes"] {
+    for part in ["name, task, stage, seed", "  train ", "  deblur.vrt ", "exit-codes"] {
         assert!(overview.contains(part), "{part}: {overview}");
     }
 }

@@ -1,7 +1,8 @@
 //! Metadata of an array, by libhdf5: type, shape, layout, filters, addresses of chunks. No number is read.
 
 use super::{Array, Number, Place};
-use crate::data::source::hdf5::layout::{filters, last_chunk_is_raw, refuse_unknown_filters};
+use crate::data::source::hdf5::layout::last_chunk_is_raw;
+use crate::data::source::hdf5::storage::{filters, refuse_unknown_filters};
 use crate::data::source::hdf5::types::shuffled_bytes;
 use crate::data::source::hdf5::{ChunkAt, Filter};
 use ::hdf5::Dataset;

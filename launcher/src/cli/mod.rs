@@ -1,0 +1,360 @@
+//! The command line of `launch`, and what can be said of it before the machine is asked.
+
+mod args;
+mod infer;
+
+pub use args::*;
+pub use infer::{EvaluateArgs, PredictArgs, TrainedArgs};
+
+use crate::run_dir::Resume;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use spec::config::{Config, ConfigError, DeviceChoice, Folders, StageSpec};
+use spec::contract::shown as shown_path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Path of the rank program, where it does not lie beside `launch`.
+pub const RANK_PROGRAM: &str = "HEADROOM_RANK";
+
+const EXAMPLES: &str = "\
+Examples:
+  launch --gpus 3 --config quick_demo           a first look, no data needed
+  launch plan --gpus 3 --config default         would it fit?
+  launch --gpus 3 --config default --name night --set train.batch_size=32
+  launch --gpus 3 --config default --name night --resume auto
+  launch predict night --data new --out predicted   with what was trained
+  launch --ranks 3 --exec python3 worker.py     any program, with RANK set";
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  launch plan --gpus 3 --config default
+  launch plan --ranks 2 --config low_memory --set memory.budget=4GiB
+  launch plan --write-machine node7.json           on the other machine; then here:
+  launch plan --machine node7.json --gpus 3 --config default
+
+The sizes of a model are measured once, by running passes on made-up samples (at most 30 s and a quarter of the
+budget), and kept in $XDG_CACHE_HOME/headroom or ~/.cache/headroom. A plan for another machine rests on what was
+measured here where no device of its kind is here; its lines say so.";
+
+const SAMPLE_EXAMPLES: &str = "\
+Example:
+  launch sample-data --task emg --out sample-data/long --sessions 4 --seconds 60";
+
+const MONITOR_EXAMPLES: &str = "\
+Examples:
+  launch monitor                                the run that trains here now
+  launch monitor --run night --duration 3600 --plot-interval 60
+  launch monitor --pid 4242                     any program, with its children";
+
+const HELP_EXAMPLES: &str = "\
+Examples:
+  launch help train                             the keys of a section
+  launch help train.batch_size                  a key: type, default, range, other names
+  launch help exit-codes";
+
+const BATCH_EXAMPLES: &str = "\
+Example:
+  launch batch --config quick_demo --step 0 --rank 0 --world 3 --out batch.safetensors";
+
+/// Trains on every GPU of this machine, within a memory budget planned first.
+#[derive(Debug, Parser)]
+#[command(name = "launch", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(after_help = EXAMPLES)]
+#[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
+                            launch predict|evaluate|plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Run PROGRAM as every rank; what follows is its own
+    #[arg(long)]
+    exec: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Print the memory plan of a run; start nothing
+    #[command(after_help = PLAN_EXAMPLES)]
+    Plan(PlanArgs),
+    /// Write sample data in a task's true format
+    #[command(after_help = SAMPLE_EXAMPLES)]
+    SampleData(SampleDataArgs),
+    /// Predict for other data with a trained run
+    #[command(after_help = infer::PREDICT_EXAMPLES)]
+    Predict(PredictArgs),
+    /// Measure a trained run on a split of its data, or on other data
+    #[command(after_help = infer::EVALUATE_EXAMPLES)]
+    Evaluate(EvaluateArgs),
+    /// Write the tensors that one rank trains on at one step
+    #[command(after_help = BATCH_EXAMPLES)]
+    Batch(BatchArgs),
+    /// Which config, batch, workers and cache fit this machine
+    Recommend(RecommendArgs),
+    /// What went wrong in a run, why, and what to change
+    Doctor(ReadArgs),
+    /// Memory of a run, or of a monitor's log, in numbers: range, trend, peaks, plan against truth
+    Analyze(AnalyzeArgs),
+    /// Watch memory: of a run, of any program, of the machine
+    #[command(after_help = MONITOR_EXAMPLES)]
+    Monitor(MonitorArgs),
+    /// Draw the figures of a run into its folder, or one figure of its memory into a file
+    #[command(hide = true)]
+    Plot(PlotArgs),
+    /// Measure what each memory feature saves here: short runs with it off and on
+    BenchMemory(BenchMemoryArgs),
+    /// Explain a key or section of a config, a verb, or exit-codes
+    #[command(after_help = HELP_EXAMPLES)]
+    Help(HelpArgs),
+}
+
+/// Parsed command.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Train(RunArgs),
+    Plan(PlanArgs),
+    Predict(PredictArgs),
+    Evaluate(EvaluateArgs),
+    SampleData(SampleDataArgs),
+    Batch(BatchArgs),
+    Recommend(RecommendArgs),
+    Doctor(ReadArgs),
+    Analyze(AnalyzeArgs),
+    Monitor(MonitorArgs),
+    Plot(PlotArgs),
+    BenchMemory(BenchMemoryArgs),
+    Help(HelpArgs),
+    Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
+}
+
+/// A command line that is not one.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// `--help` or `--version`: text for standard output, no mistake.
+    #[error("{0}")]
+    Shown(String),
+    #[error("{0}")]
+    Usage(String),
+    #[error(
+        "no rank program at {path}: build it with `cargo build --release`, or name it in {RANK_PROGRAM}",
+        path = shown_path(.0)
+    )]
+    NoRank(PathBuf),
+    #[error(
+        "{path} cannot be executed: build the rank program with `cargo build --release`, or name it in {RANK_PROGRAM}",
+        path = shown_path(.0)
+    )]
+    RankNotExecutable(PathBuf),
+}
+
+impl Command {
+    /// Reads a command line, the program's name first.
+    ///
+    /// # Errors
+    /// [`CliError::Shown`] for `--help` and `--version`; else what is wrong and how it is written.
+    pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Self, CliError> {
+        let (head, tail) = split_exec(line.into_iter().collect());
+        let cli = definition().try_get_matches_from(head).and_then(|found| Cli::from_arg_matches(&found));
+        let cli = cli.map_err(shown)?;
+        let command = match (cli.verb, tail) {
+            (Some(Verb::Plan(args)), _) => Command::Plan(args),
+            (Some(Verb::Predict(args)), _) => Command::Predict(args),
+            (Some(Verb::Evaluate(args)), _) => Command::Evaluate(args),
+            (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
+            (Some(Verb::Batch(args)), _) => Command::Batch(args),
+            (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
+            (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
+            (Some(Verb::Analyze(args)), _) => Command::Analyze(args),
+            (Some(Verb::Monitor(args)), _) => Command::Monitor(args),
+            (Some(Verb::Plot(args)), _) => Command::Plot(args),
+            (Some(Verb::BenchMemory(args)), _) => Command::BenchMemory(args),
+            (Some(Verb::Help(args)), _) => Command::Help(args),
+            (None, Some(mut tail)) if !tail.is_empty() => {
+                let program = tail.remove(0);
+                Command::Exec { run: cli.run, program, args: tail }
+            }
+            (None, Some(_)) => {
+                return Err(usage("--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]..."));
+            }
+            (None, None) => Command::Train(cli.run),
+        };
+        command.check()?;
+        Ok(command)
+    }
+
+    /// `--log-level`, where the verb has it.
+    pub fn log_level(&self) -> Option<&str> {
+        match self {
+            Command::Train(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            Command::Plan(args) => args.run.log_level.as_deref(),
+            Command::Predict(PredictArgs { of, .. }) | Command::Evaluate(EvaluateArgs { of, .. }) => {
+                of.log_level.as_deref()
+            }
+            _ => None,
+        }
+    }
+
+    fn check(&self) -> Result<(), CliError> {
+        match self {
+            Command::Plan(PlanArgs { run, write_machine: Some(_), .. }) if run.config.config.is_none() => Ok(()),
+            Command::Train(run) | Command::Plan(PlanArgs { run, .. }) => {
+                run.config.need()?;
+                run.check_nodes()?;
+                let unnamed = run.nnodes > 1 && run.name.is_none() && !matches!(run.resume(), Resume::Path(_));
+                if unnamed && matches!(self, Command::Train(_)) {
+                    return Err(usage("--nnodes above 1 needs --name: all nodes share one run folder"));
+                }
+                Ok(())
+            }
+            Command::Batch(args) if args.rank >= args.world => {
+                Err(usage(format!("--rank {} of --world {}: ranks count from 0", args.rank, args.world)))
+            }
+            Command::Batch(args) => args.config.need(),
+            Command::Predict(_) | Command::Evaluate(_) => Ok(()),
+            Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
+            Command::Analyze(_)
+            | Command::Monitor(_)
+            | Command::Plot(_)
+            | Command::BenchMemory(_)
+            | Command::Help(_) => Ok(()),
+            Command::Exec { run, .. } if run.config.config.is_some() => {
+                Err(usage("--config and --exec do not go together: a program reads its own config"))
+            }
+            Command::Exec { run, .. } => run.check_nodes(),
+        }
+    }
+}
+
+impl RunArgs {
+    pub fn resume(&self) -> Resume {
+        match &self.resume {
+            None => Resume::No,
+            Some(path) if path == Path::new("auto") => Resume::Auto,
+            Some(path) => Resume::Path(path.clone()),
+        }
+    }
+
+    /// Ranks asked for on this node, by either option.
+    pub fn local_ranks(&self) -> Option<usize> {
+        self.ranks.or(self.gpus)
+    }
+
+    fn check_nodes(&self) -> Result<(), CliError> {
+        if self.node_rank >= self.nnodes {
+            let (rank, nodes) = (self.node_rank, self.nnodes);
+            return Err(usage(format!("--node-rank {rank} of --nnodes {nodes}: nodes count from 0")));
+        }
+        if self.nnodes > 1 && (self.master_addr.is_none() || self.master_port.is_none()) {
+            return Err(usage("--nnodes above 1 needs --master-addr and --master-port, the same on every node"));
+        }
+        Ok(())
+    }
+}
+
+/// A config ready for the plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prepared {
+    pub config: Config,
+    /// Lines for the user.
+    pub notes: Vec<String>,
+    /// The task's stages, each with its config. Empty: it has none.
+    pub stages: Vec<Stage>,
+}
+
+/// A stage of a task, ready for the plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    pub spec: StageSpec,
+    pub config: Config,
+}
+
+impl ConfigArgs {
+    fn need(&self) -> Result<(), CliError> {
+        let example = || usage("no config: name one with --config, such as --config quick_demo");
+        self.config.is_some().then_some(()).ok_or_else(example)
+    }
+
+    /// Finds the config and resolves it with the profile of the device that will be used: `cuda` if one is present
+    /// and not declined.
+    ///
+    /// # Errors
+    /// As [`spec::config::RawConfig::find`] and [`spec::config::RawConfig::resolve`].
+    pub fn prepare(&self, gpu_present: bool, folders: &Folders) -> Result<Prepared, ConfigError> {
+        let raw = spec::task::find_config(self.config.as_deref().unwrap_or("default"), folders)?;
+        let mut sets = self.set.clone();
+        if let Some(device) = self.device {
+            sets.push(format!("train.device={}", device.word()));
+        }
+        let cuda = gpu_present && raw.device(&sets)? != DeviceChoice::Cpu;
+        let profile = if cuda { "cuda" } else { "cpu" };
+        let (config, mut notes) = raw.resolve_with_notes(profile, &sets)?;
+        let specs = spec::task::find(&config.task).map(|task| task.stages(&config)).unwrap_or_default();
+        let mut stages = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let (config, more) = raw.resolve_stage(profile, &sets, Some(spec.name))?;
+            notes.extend(more.into_iter().filter(|note| !notes.contains(note)).collect::<Vec<_>>());
+            stages.push(Stage { spec, config });
+        }
+        Ok(Prepared { config, notes, stages })
+    }
+}
+
+/// Headroom's own folder: the nearest one above the executable that holds `configs/`.
+pub fn home(exe: &Path) -> Option<PathBuf> {
+    exe.ancestors().skip(1).find(|folder| folder.join("configs").is_dir()).map(Path::to_path_buf)
+}
+
+/// The rank program: `named` (from [`RANK_PROGRAM`]), else `rank` beside the executable.
+///
+/// # Errors
+/// There is no such file, or it is no program.
+pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliError> {
+    let path = named.map(PathBuf::from).unwrap_or_else(|| exe.with_file_name("rank"));
+    if !path.is_file() {
+        return Err(CliError::NoRank(path));
+    }
+    match rustix::fs::access(&path, rustix::fs::Access::EXEC_OK) {
+        Ok(()) => Ok(path),
+        Err(_) => Err(CliError::RankNotExecutable(path)),
+    }
+}
+
+/// The command line, without `launch plan`'s options that mean nothing to a plan: it takes those of training, so that a line
+/// can be tried by a word put into it.
+fn definition() -> clap::Command {
+    const OF_TRAINING: [&str; 7] =
+        ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
+    let layouts = spec::task::all().iter().map(|task| (task.name(), task.sample_layouts()));
+    let layouts: Vec<String> = layouts
+        .filter_map(|(task, layouts)| Some(format!("{task}: {} [default: {}]", layouts.join(", "), layouts.first()?)))
+        .collect();
+    let layouts = layouts.join("; ");
+    let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
+    Cli::command()
+        .mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))
+        .mut_subcommand("sample-data", |sample| sample.mut_arg("layout", |arg| arg.help(layouts)))
+}
+
+/// Cuts the line behind the first `--exec`, so that the program's own options are never taken for ours.
+fn split_exec(mut line: Vec<OsString>) -> (Vec<OsString>, Option<Vec<OsString>>) {
+    let Some(at) = line.iter().position(|word| word == "--exec") else {
+        return (line, None);
+    };
+    let tail = line.split_off(at + 1);
+    (line, Some(tail))
+}
+
+fn shown(error: clap::Error) -> CliError {
+    let text = error.render().to_string();
+    match error.use_stderr() {
+        false => CliError::Shown(text),
+        true => CliError::Usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_string()),
+    }
+}
+
+fn usage(text: impl Into<String>) -> CliError {
+    CliError::Usage(text.into())
+}
+
+#[cfg(test)]
+mod tests;

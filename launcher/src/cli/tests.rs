@@ -1,0 +1,106 @@
+//! Command lines, right and wrong.
+
+use super::*;
+use crate::run_dir::SplitChoice;
+use std::os::unix::fs::PermissionsExt;
+
+fn parse(line: &str) -> Result<Command, CliError> {
+    Command::parse(std::iter::once("launch").chain(line.split_whitespace()).map(OsString::from))
+}
+
+fn wrong(line: &str) -> String {
+    match parse(line) {
+        Err(CliError::Usage(text)) => text,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn definition_is_sound() {
+    definition().debug_assert();
+}
+
+#[test]
+fn training_is_what_no_verb_means() {
+    let line = "--gpus 3 --config configs/a.yaml --set a=1 --set b=2 --name r --resume auto --device cpu --strict";
+    let Command::Train(run) = parse(line).unwrap() else { panic!() };
+    assert_eq!((run.local_ranks(), run.config.set.len(), run.resume()), (Some(3), 2, Resume::Auto));
+    assert_eq!((run.config.device, run.strict, run.nnodes), (Some(DeviceChoice::Cpu), true, 1));
+    assert_eq!(run.resume_split, None);
+    let Command::Train(run) = parse("--config a --resume auto --resume-split keep").unwrap() else { panic!() };
+    assert_eq!(run.resume_split, Some(SplitChoice::Keep));
+    assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(args) if args.run.gpus == Some(2)));
+    assert!(matches!(parse("sample-data --task emg --out d").unwrap(), Command::SampleData(args) if args.seed == 42));
+    let batch = parse("batch --config a --step 3 --rank 1 --world 3 --out f.safetensors").unwrap();
+    assert!(matches!(batch, Command::Batch(args) if (args.step, args.rank, args.world) == (3, 1, 3)));
+}
+
+#[test]
+fn everything_behind_exec_is_the_programs() {
+    let Command::Exec { run, program, args } = parse("--ranks 2 --exec prog --gpus 9 --exec -x -- y").unwrap() else {
+        panic!()
+    };
+    assert_eq!((run.ranks, run.gpus, program), (Some(2), None, "prog".into()));
+    assert_eq!(args, ["--gpus", "9", "--exec", "-x", "--", "y"]);
+}
+
+#[test]
+fn mistakes_say_what_to_write() {
+    for (line, says) in [
+        ("", "no config: name one with --config"),
+        ("--gpus 0 --config a", "expected a whole number of 1 or more"),
+        ("--gpus 2 --ranks 2 --config a", "cannot be used with"),
+        ("--config a --device gpu", "expected auto, cpu or cuda"),
+        ("--config a --resume auto --resume-split old", "expected keep or new"),
+        ("--config a --resume-split keep", "--resume <auto|PATH>"),
+        ("--config a --gpu 3", "--gpus"),
+        ("--ranks 2 --exec", "--exec needs a program"),
+        ("--config a --ranks 2 --exec p", "do not go together"),
+        ("plan --exec p", "unexpected argument '--exec'"),
+        ("plan", "no config: name one with --config"),
+        ("plan --machine a --write-machine b", "cannot be used with"),
+        ("--config a --nnodes 2 --node-rank 2", "--node-rank 2 of --nnodes 2"),
+        ("--config a --nnodes 2", "needs --master-addr and --master-port"),
+        ("--config a --nnodes 2 --master-addr h --master-port 1", "needs --name"),
+        ("batch --config a --step 1 --rank 3 --world 3 --out f", "--rank 3 of --world 3"),
+    ] {
+        let text = wrong(line);
+        assert!(text.contains(says) && !text.starts_with("error"), "{line}: {text}");
+    }
+    assert!(wrong("bench-memory --steps 0").contains("--steps"));
+    let help = |line: &str| parse(line).unwrap_err().to_string();
+    assert!(help("--help").contains("--max-restarts") && !help("plan --help").contains("--max-restarts"));
+    assert!(parse("plan --write-machine a").is_ok() && parse("plan --config a --machine b").is_ok());
+    assert!(help("plan --help").contains("--strict") && parse("plan --config a --smart").is_ok());
+    assert!(matches!(parse("--help"), Err(CliError::Shown(text)) if text.contains("sample-data")));
+}
+
+#[test]
+fn device_decides_on_the_profile() {
+    let cwd = tempfile::tempdir().unwrap();
+    let text = "profiles: {cpu: {seed: 1}, cuda: {seed: 2}}\n";
+    std::fs::write(cwd.path().join("a.yaml"), text).unwrap();
+    let seed = |gpu, device| {
+        let args = ConfigArgs { config: Some("a".into()), set: vec![], device };
+        args.prepare(gpu, &Folders { cwd: cwd.path(), headroom: None, home: None }).unwrap().config.seed
+    };
+    assert_eq!((seed(true, None), seed(false, None)), (2, 1));
+    assert_eq!((seed(true, Some(DeviceChoice::Cpu)), seed(false, Some(DeviceChoice::Cuda))), (1, 1));
+}
+
+#[test]
+fn rank_program_and_home_are_found_from_the_executable() {
+    let root = tempfile::tempdir().unwrap();
+    let exe = root.path().join("target/release/launch");
+    std::fs::create_dir_all(exe.parent().unwrap()).unwrap();
+    assert!(home(&exe).is_none_or(|found| found != root.path()));
+    std::fs::create_dir(root.path().join("configs")).unwrap();
+    assert_eq!(home(&exe).as_deref(), Some(root.path()));
+    assert!(rank_program(None, &exe).unwrap_err().to_string().contains("cargo build --release"));
+    let rank = exe.with_file_name("rank");
+    std::fs::write(&rank, "").unwrap();
+    assert!(rank_program(None, &exe).unwrap_err().to_string().contains("cannot be executed"));
+    std::fs::set_permissions(&rank, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(rank_program(None, &exe).unwrap(), rank);
+    assert_eq!(rank_program(Some(rank.clone().into()), Path::new("/x/launch")).unwrap(), rank);
+}
