@@ -18,6 +18,29 @@ pub fn filled(shape: &[i64], fill: impl FnOnce(&mut [f32])) -> Result<Tensor, To
     Ok(tensor)
 }
 
+/// A type of elements that is read in place.
+pub trait Element: tch::kind::Element {}
+
+impl Element for i16 {}
+impl Element for i32 {}
+impl Element for i64 {}
+impl Element for f32 {}
+
+/// Gives the elements of a contiguous tensor on the CPU to `read`. `None`: it is on another device, of another type, or not
+/// contiguous. Nobody may write to the tensor meanwhile.
+pub fn read<T: Element, R>(tensor: &Tensor, read: impl FnOnce(&[T]) -> R) -> Option<R> {
+    if tensor.device() != Device::Cpu || tensor.kind() != T::KIND || !tensor.is_contiguous() {
+        return None;
+    }
+    let (start, elements) = (tensor.data_ptr().cast::<T>().cast_const(), tensor.numel());
+    if elements == 0 || start.is_null() {
+        return Some(read(&[]));
+    }
+    // SAFETY: the tensor is contiguous in the CPU's memory and holds `elements` of `T`, checked above; `tensor` keeps them for the
+    // call. Rooms above write to a tensor only from the thread that runs the step, which is in this call.
+    Some(read(unsafe { std::slice::from_raw_parts(start, elements) }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,5 +55,15 @@ mod tests {
         assert_eq!((tensor.size(), tensor.kind()), (vec![2, 3], Kind::Float));
         assert_eq!(Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap(), [0.0, 1.5, 0.0, 0.0, 0.0, -2.0]);
         assert_eq!(filled(&[0, 3], |_| ()).unwrap().size(), [0, 3]);
+    }
+
+    #[test]
+    fn elements_are_read_where_they_can_be() {
+        let tensor = Tensor::from_slice(&[3i16, -1, 7, 9]);
+        assert_eq!(read(&tensor, |cells: &[i16]| cells.to_vec()), Some(vec![3, -1, 7, 9]));
+        assert_eq!(read(&tensor.narrow(0, 1, 2), |cells: &[i16]| cells.to_vec()), Some(vec![-1, 7]));
+        assert!(read(&tensor, |_: &[i32]| ()).is_none());
+        assert!(read(&tensor.view([2, 2]).transpose(0, 1), |_: &[i16]| ()).is_none());
+        assert_eq!(read(&tensor.narrow(0, 0, 0), |cells: &[i16]| cells.len()), Some(0));
     }
 }

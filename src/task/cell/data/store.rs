@@ -62,25 +62,16 @@ pub struct Place {
     pub number: usize,
 }
 
-/// Slices of a batch that a cell is written to.
-pub struct Fields<'a> {
-    ids: &'a mut [u8],
-    values: &'a mut [u8],
+/// Slices of a batch that a cell is written to: genes of `I` bytes, values of `V`; counts where these are 2, else f32.
+struct Fields<'a, const I: usize, const V: usize> {
+    ids: &'a mut [[u8; I]],
+    values: &'a mut [[u8; V]],
     count: usize,
     overflown: bool,
     columns: Option<&'a [u32]>,
-    short_ids: bool,
-    short_values: bool,
 }
 
-impl Fields<'_> {
-    /// Bytes written of genes and values.
-    pub fn written(&self) -> (usize, usize) {
-        (self.count * if self.short_ids { 2 } else { 4 }, self.count * if self.short_values { 2 } else { 4 })
-    }
-}
-
-impl Sink for Fields<'_> {
+impl<const I: usize, const V: usize> Sink for Fields<'_, I, V> {
     #[inline(always)]
     fn take(&mut self, gene: u32, value: Value) {
         let column = match self.columns {
@@ -90,24 +81,38 @@ impl Sink for Fields<'_> {
                 _ => return,
             },
         };
-        let n = self.count;
-        let put = |out: &mut [u8], bytes: &[u8]| {
-            let room = out.get_mut(n * bytes.len()..(n + 1) * bytes.len());
-            room.map(|room| room.copy_from_slice(bytes)).is_some()
+        let (Some(id), Some(cell)) = (self.ids.get_mut(self.count), self.values.get_mut(self.count)) else {
+            self.overflown = true;
+            return;
         };
-        let ids = if self.short_ids {
-            put(self.ids, &(column as u16).to_ne_bytes())
-        } else {
-            put(self.ids, &column.to_ne_bytes())
-        };
-        let values = match (self.short_values, value) {
-            (true, Value::Count(count)) => put(self.values, &(count as u16).to_ne_bytes()),
-            (false, Value::Count(count)) => put(self.values, &(count as f32).to_ne_bytes()),
-            (_, Value::Number(number)) => !self.short_values && put(self.values, &number.to_ne_bytes()),
-        };
-        self.overflown |= !ids || !values;
+        *id = low(column);
+        match (V, value) {
+            (2, Value::Count(count)) => *cell = low(count),
+            (2, Value::Number(_)) => self.overflown = true,
+            (_, Value::Count(count)) => *cell = low((count as f32).to_bits()),
+            (_, Value::Number(number)) => *cell = low(number.to_bits()),
+        }
         self.count += 1;
     }
+}
+
+/// The low bytes of a number, in this machine's order.
+#[inline(always)]
+fn low<const N: usize>(number: u32) -> [u8; N] {
+    let bytes = number.to_le_bytes();
+    let mut low = [0; N];
+    low.copy_from_slice(&bytes[..N]);
+    if cfg!(target_endian = "big") {
+        low.reverse();
+    }
+    low
+}
+
+/// Where a cell is read from.
+enum Origin<'a> {
+    /// The bytes of its entry.
+    Entry(&'a [u8]),
+    File(&'a mut Scratch),
 }
 
 impl Store {
@@ -156,38 +161,79 @@ impl Store {
             .flat_map(|(file, first)| (0..file.bytes.len() as u64).map(move |n| first + n * file.cells))
     }
 
-    /// Slices `ids` and `values` as the target of a cell.
-    pub fn fields<'a>(&'a self, ids: &'a mut [u8], values: &'a mut [u8]) -> Fields<'a> {
-        let Self { short_ids, short_values, .. } = *self;
-        Fields { ids, values, count: 0, overflown: false, columns: self.columns.as_deref(), short_ids, short_values }
-    }
-
-    /// Reads a cell out of the bytes of its entry.
+    /// Reads a cell out of the bytes of its entry, into `ids` and `values`; the bytes written to each.
     ///
     /// # Errors
     /// The entry is damaged, or not of this data set.
-    pub fn from_entry(&self, place: Place, bytes: &[u8], fields: &mut Fields) -> Result<(), DataError> {
-        let whole = entry::read(bytes, self.entry_cells(place.key), place.number, fields);
-        if whole && !fields.overflown {
-            return Ok(());
-        }
-        let path = &self.reader.sources()[place.file].path;
-        Err(file_error(path, format!("cell {}: its entry of the page cache is damaged: start again", place.row)))
+    pub fn from_entry(
+        &self,
+        place: Place,
+        bytes: &[u8],
+        (ids, values): (&mut [u8], &mut [u8]),
+    ) -> Result<(usize, usize), DataError> {
+        self.write(place, Origin::Entry(bytes), ids, values)
     }
 
-    /// Reads a cell out of its file.
+    /// Reads a cell out of its file, into `ids` and `values`; the bytes written to each.
     ///
     /// # Errors
     /// The file cannot be read, or is not the one that was scanned.
-    pub fn from_file(&self, place: Place, fields: &mut Fields, scratch: &mut Scratch) -> Result<(), DataError> {
-        let own = own(&mut scratch.extra);
-        self.reader.read(place.file, place.row..place.row + 1, &mut own.cells, &mut own.buffers)?;
-        let (ids, values) = self.cell(place.file, 0, &own.cells, &mut own.ids, &mut own.values);
-        for (id, value) in ids.iter().zip(values) {
-            let whole = value.fract() == 0.0 && *value >= 0.0 && *value <= f64::from(u32::MAX);
-            fields.take(*id, if whole { Value::Count(*value as u32) } else { Value::Number(*value as f32) });
+    pub fn from_file(
+        &self,
+        place: Place,
+        scratch: &mut Scratch,
+        (ids, values): (&mut [u8], &mut [u8]),
+    ) -> Result<(usize, usize), DataError> {
+        self.write(place, Origin::File(scratch), ids, values)
+    }
+
+    fn write(
+        &self,
+        place: Place,
+        from: Origin,
+        ids: &mut [u8],
+        values: &mut [u8],
+    ) -> Result<(usize, usize), DataError> {
+        match (self.short_ids, self.short_values) {
+            (true, true) => self.write_as::<2, 2>(place, from, ids, values),
+            (true, false) => self.write_as::<2, 4>(place, from, ids, values),
+            (false, true) => self.write_as::<4, 2>(place, from, ids, values),
+            (false, false) => self.write_as::<4, 4>(place, from, ids, values),
         }
-        if fields.overflown { Err(self.changed(place.file, place.row)) } else { Ok(()) }
+    }
+
+    fn write_as<const I: usize, const V: usize>(
+        &self,
+        place: Place,
+        from: Origin,
+        ids: &mut [u8],
+        values: &mut [u8],
+    ) -> Result<(usize, usize), DataError> {
+        let (ids, values) = (ids.as_chunks_mut::<I>().0, values.as_chunks_mut::<V>().0);
+        let mut fields = Fields { ids, values, count: 0, overflown: false, columns: self.columns.as_deref() };
+        match from {
+            Origin::Entry(bytes) => {
+                let whole = entry::read(bytes, self.entry_cells(place.key), place.number, &mut fields);
+                if !whole || fields.overflown {
+                    let path = &self.reader.sources()[place.file].path;
+                    let problem = format!("cell {}: its entry of the page cache is damaged: start again", place.row);
+                    return Err(file_error(path, problem));
+                }
+            }
+            Origin::File(scratch) => {
+                let own = own(&mut scratch.extra);
+                self.reader.read(place.file, place.row..place.row + 1, &mut own.cells, &mut own.buffers)?;
+                let (ids, values) = self.cell(place.file, 0, &own.cells, &mut own.ids, &mut own.values);
+                for (id, value) in ids.iter().zip(values) {
+                    let whole = value.fract() == 0.0 && *value >= 0.0 && *value <= f64::from(u32::MAX);
+                    fields.take(*id, if whole { Value::Count(*value as u32) } else { Value::Number(*value as f32) });
+                }
+                if fields.overflown {
+                    return Err(self.changed(place.file, place.row));
+                }
+            }
+        }
+        Ok((fields.count * I, fields.count * V))
     }
 
     fn changed(&self, file: usize, row: u64) -> DataError {
