@@ -19,7 +19,7 @@ pub fn filled(shape: &[i64], fill: impl FnOnce(&mut [f32])) -> Result<Tensor, To
 }
 
 /// A type of elements that is read in place.
-pub trait Element: tch::kind::Element {}
+pub trait Element: tch::kind::Element + Copy {}
 
 impl Element for i16 {}
 impl Element for i32 {}
