@@ -49,6 +49,18 @@ struct Own {
     buffers: Buffers,
     ids: Vec<u32>,
     values: Vec<f64>,
+    kept_ids: Vec<u32>,
+    kept_values: Vec<f64>,
+}
+
+impl Own {
+    fn bytes(&self) -> usize {
+        let Self { cells, buffers, ids, values, kept_ids, kept_values } = self;
+        cells.bytes()
+            + buffers.bytes()
+            + 4 * (ids.capacity() + kept_ids.capacity())
+            + 8 * (values.capacity() + kept_values.capacity())
+    }
 }
 
 /// A cell's place.
@@ -171,6 +183,12 @@ impl Store {
         bytes: &[u8],
         (ids, values): (&mut [u8], &mut [u8]),
     ) -> Result<(usize, usize), DataError> {
+        if self.short_ids && self.short_values {
+            let (ids, values) = (ids.as_chunks_mut::<2>().0, values.as_chunks_mut::<2>().0);
+            if let Some(count) = entry::copy(bytes, self.entry_cells(place.key), place.number, ids, values) {
+                return Ok((2 * count, 2 * count));
+            }
+        }
         self.write(place, Origin::Entry(bytes), ids, values)
     }
 
@@ -210,7 +228,7 @@ impl Store {
         values: &mut [u8],
     ) -> Result<(usize, usize), DataError> {
         let (ids, values) = (ids.as_chunks_mut::<I>().0, values.as_chunks_mut::<V>().0);
-        let mut fields = Fields { ids, values, count: 0, overflown: false, columns: self.columns.as_deref() };
+        let mut fields = Fields { ids, values, count: 0, overflown: false, columns: None };
         match from {
             Origin::Entry(bytes) => {
                 let whole = entry::read(bytes, self.entry_cells(place.key), place.number, &mut fields);
@@ -221,12 +239,13 @@ impl Store {
                 }
             }
             Origin::File(scratch) => {
+                fields.columns = self.columns.as_deref();
                 let own = own(&mut scratch.extra);
                 self.reader.read(place.file, place.row..place.row + 1, &mut own.cells, &mut own.buffers)?;
                 let (ids, values) = self.cell(place.file, 0, &own.cells, &mut own.ids, &mut own.values);
                 for (id, value) in ids.iter().zip(values) {
-                    let whole = value.fract() == 0.0 && *value >= 0.0 && *value <= f64::from(u32::MAX);
-                    fields.take(*id, if whole { Value::Count(*value as u32) } else { Value::Number(*value as f32) });
+                    let is_count = entry::is_count(*value);
+                    fields.take(*id, if is_count { Value::Count(*value as i64 as u32) } else { Value::Number(*value as f32) });
                 }
                 if fields.overflown {
                     return Err(self.changed(place.file, place.row));
@@ -262,10 +281,26 @@ impl Store {
 
     /// Reports a thread's memory to the ledger.
     pub fn count(&self, scratch: &mut Scratch) {
-        let own = own(&mut scratch.extra);
-        let bytes = own.cells.bytes() + own.buffers.bytes() + 4 * own.ids.capacity() + 8 * own.values.capacity();
+        let bytes = own(&mut scratch.extra).bytes();
         scratch.count_with(bytes);
     }
+}
+
+/// Genes in use as columns of the data set, and their values.
+fn in_columns<'a>(
+    columns: &[u32],
+    (ids, values): (&[u32], &[f64]),
+    (kept_ids, kept_values): (&'a mut Vec<u32>, &'a mut Vec<f64>),
+) -> (&'a [u32], &'a [f64]) {
+    kept_ids.clear();
+    kept_values.clear();
+    for (id, value) in ids.iter().zip(values) {
+        if let Some(column) = columns.get(*id as usize).filter(|column| **column != NONE) {
+            kept_ids.push(*column);
+            kept_values.push(*value);
+        }
+    }
+    (kept_ids, kept_values)
 }
 
 fn own(extra: &mut Option<Box<dyn std::any::Any + Send>>) -> &mut Own {
@@ -291,14 +326,25 @@ impl EntrySource for Store {
         let rows = self.entry_rows(file, entry);
         let own = own(&mut scratch.extra);
         self.reader.read(file, rows.clone(), &mut own.cells, &mut own.buffers)?;
-        let cells = own.cells.len();
-        let mut pen = Pen::new(out, cells, self.coding).ok_or_else(|| self.changed(file, rows.start))?;
-        for n in 0..cells {
-            let (ids, values) = self.cell(file, n, &own.cells, &mut own.ids, &mut own.values);
-            if !pen.cell(ids, values) {
-                return Err(self.changed(file, rows.start + n as u64));
-            }
+        let Own { cells, ids, values, kept_ids, kept_values, .. } = own;
+        let (count, bytes) = (cells.len(), out.len());
+        let (wide, coding) =
+            (self.coding == Coding::Plain { wide: true }, usize::from(self.coding == Coding::Gaps));
+        let mut pen = Pen::new(out, count, self.coding).ok_or_else(|| self.changed(file, rows.start))?;
+        // Bytes as they were scanned, with the genes out of use.
+        let mut scanned = entry::entry_bytes(count, 0);
+        for n in 0..count {
+            let cell = self.cell(file, n, cells, ids, values);
+            let (kept, out_of_use) = match &self.columns {
+                None => (cell, None),
+                Some(columns) => {
+                    let bytes = entry::cell_bytes(cell.0, cell.1, wide)[coding];
+                    (in_columns(columns, cell, (kept_ids, kept_values)), Some(bytes))
+                }
+            };
+            let written = pen.cell(kept.0, kept.1).ok_or_else(|| self.changed(file, rows.start + n as u64))?;
+            scanned += out_of_use.unwrap_or(written);
         }
-        if pen.is_full() { Ok(()) } else { Err(self.changed(file, rows.start)) }
+        if pen.end() && scanned == bytes { Ok(()) } else { Err(self.changed(file, rows.start)) }
     }
 }
