@@ -48,6 +48,7 @@ tasks! {
     emg: Emg,
     deblur: Deblur,
     cell: Cell,
+    yolo: Yolo,
 }
 
 /// Data sets of a run, as a task opens them.
