@@ -86,7 +86,7 @@ impl Pairs {
         let (metrics, overlaps) = (self.metrics.index_select(0, &kept), self.overlaps.index_select(0, &kept));
         let most = |values: &Tensor| {
             let none = Tensor::zeros([self.counts.0], (Kind::Float, values.device()));
-            none.scatter_reduce(0, &boxes, values, "amax", true).index_select(0, &boxes)
+            none.scatter_reduce(0, &boxes, values, "amax").index_select(0, &boxes)
         };
         let scores = &metrics * most(&overlaps) / (most(&metrics) + EPS);
         Assigned { anchors, boxes, scores }

@@ -57,7 +57,7 @@ pub fn terms(raw: &Raw, targets: &Targets, gains: &YoloLoss) -> Terms {
     let pick = |all: &Tensor, width: i64| all.reshape([-1, width]).index_select(0, &assigned.anchors);
     let truth = targets.boxes.reshape([-1, 4]).index_select(0, &assigned.boxes) / &strides;
     let overlap = ciou(&pick(&predicted, 4), &truth);
-    let boxes = ((1.0 - overlap) * &assigned.scores).sum(Kind::Float) * gains.boxes;
+    let boxes = ((1f64 - overlap) * &assigned.scores).sum(Kind::Float) * gains.boxes;
     let distances = Tensor::cat(&[&centres - truth.narrow(1, 0, 2), truth.narrow(1, 2, 2) - &centres], 1);
     let distribution = sides_term(&pick(&logits, 4 * BINS), &distances.clamp(0.0, MOST_SIDE));
     let sides = (distribution * &assigned.scores).sum(Kind::Float) * gains.dfl;
@@ -80,7 +80,7 @@ fn sides_term(logits: &Tensor, distances: &Tensor) -> Tensor {
     let above = &below + 1.0;
     let weight = &above - distances;
     let at = |bin: &Tensor| -likely.gather(2, &bin.to_kind(Kind::Int64).unsqueeze(-1), false).squeeze_dim(-1);
-    let sides = at(&below) * &weight + at(&above) * (1.0 - &weight);
+    let sides = at(&below) * &weight + at(&above) * (1f64 - &weight);
     sides.mean_dim([-1i64].as_slice(), false, Kind::Float)
 }
 
