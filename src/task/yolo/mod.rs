@@ -18,7 +18,7 @@ pub mod report;
 
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
-use super::{Datasets, Gallery, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team};
+use super::{Datasets, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team};
 use crate::data::DataError;
 use data::YoloFacts;
 use metrics::YoloMetrics;
@@ -93,3 +93,6 @@ fn facts(datasets: &Datasets) -> Result<&YoloFacts, DataError> {
     let facts = datasets.facts.as_ref().and_then(|facts| facts.downcast_ref::<YoloFacts>());
     facts.ok_or_else(|| DataError::NothingUsable("facts on the images are missing: open them as task yolo".into()))
 }
+
+#[cfg(test)]
+mod tests;

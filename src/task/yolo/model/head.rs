@@ -117,7 +117,7 @@ impl Head {
             Branch::new(&path, [channels[level], hidden, outputs], bias)
         };
         let kernel = Tensor::arange(BINS, (Kind::Float, vs.device())).view([1, BINS, 1, 1]);
-        vs.sub("dfl").sub("conv").add("weight", kernel, false);
+        let _ = vs.sub("dfl").sub("conv").add("weight", kernel, false);
         Self {
             boxes: (0..3).map(|level| branch(level, true)).collect(),
             classes: (0..3).map(|level| branch(level, false)).collect(),
