@@ -96,6 +96,8 @@ keys! {
         gradient_accumulation_steps: usize = 1, range = AtLeast(1.0);
         /// Samples per forward and backward pass. Null: the whole batch.
         microbatch: Option<usize> = None, range = AtLeast(1.0);
+        /// Leave out a last batch of an epoch that is not full.
+        drop_last: bool = true;
         /// Epochs to train.
         num_epochs: usize = 100, range = AtLeast(1.0), aliases = &["train.epochs", "epochs"];
         /// Optimizer steps after which training stops. Null: `num_epochs` decides.

@@ -31,7 +31,7 @@ impl TaskSpec for Yolo {
         // Decoded images that partners of a mosaic are drawn from.
         config.data.chunk_cache_size = 256 << 20;
         let train = &mut config.train;
-        train.batch_size = 16;
+        (train.batch_size, train.drop_last) = (16, false);
         train.num_epochs = 100;
         train.loss_type = LOSSES[0].into();
         (train.optimizer, train.learning_rate, train.weight_decay) = (OptimizerKind::Sgd, 0.01, 5e-4);
