@@ -263,14 +263,20 @@ FAKE_EXPORT cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size
   return cudaSuccess;
 }
 
-namespace {
-
-int context_state(int device, unsigned* flags, int* active) {
+// Of the driver: asked by libtorch before it asks whether a stream is captured.
+FAKE_EXPORT int cuDevicePrimaryCtxGetState(int device, unsigned* flags, int* active) {
   Lock hold(state().lock);
   if (flags != nullptr) *flags = 0;
   *active = state().contexts.count(device) > 0 ? 1 : 0;
   return 0;
 }
+FAKE_EXPORT int cuGetErrorString(int, const char** text) {
+  *text = "an error of the model";
+  return 0;
+}
+
+namespace {
+
 int nothing() { return 0; }
 
 }  // namespace
@@ -278,7 +284,7 @@ int nothing() { return 0; }
 FAKE_EXPORT cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** out, unsigned, unsigned long long,
                                                          cudaDriverEntryPointQueryResult* result) {
   bool context = strcmp(name, "cuDevicePrimaryCtxGetState") == 0;
-  *out = context ? reinterpret_cast<void*>(context_state) : reinterpret_cast<void*>(nothing);
+  *out = context ? reinterpret_cast<void*>(cuDevicePrimaryCtxGetState) : reinterpret_cast<void*>(nothing);
   if (result != nullptr) *result = cudaDriverEntryPointSuccess;
   return cudaSuccess;
 }

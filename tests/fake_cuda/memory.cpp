@@ -31,6 +31,8 @@ void step_ends(void* numbers, size_t bytes) {
   s.now = Step{};
   for (const auto& [name, count] : s.in_step) s.counts["last step: " + name] = count;
   s.in_step.clear();
+  // Kernels wrote nothing: a good step of loss 0.
+  memset(numbers, 0, bytes);
   long step = static_cast<long>(s.steps.size());
   // Places of the numbers: see `src/train/device.rs`.
   if (fault("nonfinite", step)) static_cast<float*>(numbers)[bytes / sizeof(float) - 3] = 1.0F;
@@ -63,6 +65,9 @@ cudaError_t copy(void* to, const void* from, size_t bytes, Stream& on) {
   }
   deliver();
   memmove(to, from, bytes);
+  // A number that kernels would have written reads as 0.
+  bool result = kind_of(from) == 'D' && kind_of(to) != 'D' && bytes <= 8;
+  if (result && s.delivered.count(static_cast<const char*>(from)) == 0) memset(to, 0, bytes);
   if (kind_of(from) == 'D' && kind_of(to) == 'P' && static_cast<long>(bytes) == env_number("FAKE_CUDA_STEP_BYTES", -1)) {
     step_ends(to, bytes);
   }

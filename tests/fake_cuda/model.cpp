@@ -66,13 +66,13 @@ void numbers(FILE* to, const char* name, const std::map<std::string, long>& valu
   fputc('}', to);
 }
 
-// The report, in FAKE_CUDA_OUT/rankR.json.
+// The report, in FAKE_CUDA_OUT/rankR.PID.json.
 void report() {
   const char* folder = getenv("FAKE_CUDA_OUT");
   State& s = state();
   Lock hold(s.lock);
   if (folder == nullptr || s.contexts.empty()) return;
-  std::string path = std::string(folder) + "/rank" + std::to_string(s.rank) + ".json";
+  std::string path = std::string(folder) + "/rank" + std::to_string(s.rank) + "." + std::to_string(getpid()) + ".json";
   FILE* to = fopen(path.c_str(), "w");
   if (to == nullptr) return;
   fprintf(to, "{\"rank\": %d, \"most_device_bytes\": %zu, \"device_bytes\": %zu", s.rank, s.most_device_bytes,
@@ -253,7 +253,7 @@ void work(Stream& on, const std::string& name) {
   s.now.launches++;
   s.in_step[name]++;
   if (on.capture == nullptr) {
-    for (int i = 0; i < kStreams; ++i) on.clock[i] = std::max(on.clock[i], s.host[i]);
+    for (int i = 0; i < kStreams; ++i) on.clock[i] = std::max(on.clock[i], s.known[i]);
   }
   on.clock[on.number]++;
   Graph* graph = on.capture;

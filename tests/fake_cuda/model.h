@@ -92,7 +92,8 @@ struct State {
   std::map<void*, Stream*> streams;
   std::map<char*, size_t> device, host;  // start → bytes
   Histories histories;
-  Clock host{};  // work that the host knows to be done: all that it gives from here on comes after
+  std::set<const char*> delivered;  // results of collectives
+  Clock known{};  // work that the host knows to be done: all that it gives from here on comes after
   std::set<Graph*> capturing;
   std::set<int> contexts;
   std::map<std::string, long> counts;

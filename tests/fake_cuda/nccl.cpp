@@ -141,6 +141,7 @@ void fake::deliver() {
     }
     if (!is_device(one.to)) continue;
     put(*current, one);
+    state().delivered.insert(one.to);
   }
   current->waiting = later;
 }

@@ -20,8 +20,8 @@ void later_than(Stream& stream, const Clock& clock, long needs) {
 }
 
 void host_saw(const Clock& clock) {
-  Clock& host = state().host;
-  for (int i = 0; i < kStreams; ++i) host[i] = std::max(host[i], clock[i]);
+  Clock& known = state().known;
+  for (int i = 0; i < kStreams; ++i) known[i] = std::max(known[i], clock[i]);
 }
 
 // A wait of the host for work that is only captured makes the capture invalid.
@@ -158,8 +158,13 @@ FAKE_EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     Lock hold(state().lock);
     if (captured(event_of(event))) return error(cudaErrorCapturedEvent);
     if (forbidden_now("cudaEventSynchronize")) return error(cudaErrorStreamCaptureUnsupported);
-    // One that is known to be done keeps nobody waiting.
-    if (event_of(event).recorded && !event_of(event).seen_done) {
+    // One that is known to be done keeps nobody waiting, and one with work behind it leaves the device at work.
+    const Event& marked = event_of(event);
+    bool drains = false;
+    for (const auto& [handle, stream] : state().streams) {
+      drains = drains || (stream->number == marked.stream && stream->clock[stream->number] == marked.clock[stream->number]);
+    }
+    if (marked.recorded && !marked.seen_done && drains) {
       state().now.syncs++;
       state().counts["cudaEventSynchronize"]++;
     }
