@@ -79,6 +79,8 @@ void report() {
           s.device_bytes);
   fprintf(to, ", \"inits\": %ld, \"finalized\": %ld, \"destroyed\": %ld, \"aborted\": %ld", s.inits, s.finalized,
           s.destroyed, s.aborted);
+  const char* order = getenv("CUDA_DEVICE_ORDER");
+  fprintf(to, ", \"device_order\": \"%s\"", order != nullptr ? order : "");
   fprintf(to, ",\n\"contexts\": [");
   const char* comma = "";
   for (int device : s.contexts) fprintf(to, "%s%d", comma, device), comma = ", ";

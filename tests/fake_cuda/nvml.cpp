@@ -56,6 +56,14 @@ FAKE_EXPORT int nvmlDeviceGetUUID(void* device, char* to, unsigned room) {
   snprintf(to, room, "GPU-%08x-0000-0000-0000-000000000000", index_of(device) + 1);
   return 0;
 }
+// By the end of its digits: GPU-0000000N-… or, of a divided one, MIG-0000000N-….
+FAKE_EXPORT int nvmlDeviceGetHandleByUUID(const char* uuid, void** out) {
+  if (strncmp(uuid, "GPU-", 4) != 0 && strncmp(uuid, "MIG-", 4) != 0) return 6;
+  unsigned long number = strtoul(uuid + 4, nullptr, 16);
+  if (number < 1 || number > count()) return 6;
+  *out = reinterpret_cast<void*>(number);
+  return 0;
+}
 struct Pci {
   char legacy[16];
   unsigned domain, bus, device, vendor, subsystem;
