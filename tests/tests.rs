@@ -20,6 +20,8 @@ mod device;
 mod equal;
 #[path = "it/exits.rs"]
 mod exits;
+#[path = "it/fake_cuda/mod.rs"]
+mod fake_cuda;
 #[path = "it/golden.rs"]
 mod golden;
 #[path = "it/host.rs"]
@@ -66,6 +68,8 @@ mod resume;
 mod resume_split;
 #[path = "it/sandbox.rs"]
 mod sandbox;
+#[path = "it/shard.rs"]
+mod shard;
 #[path = "benches/simulate.rs"]
 mod simulate;
 #[path = "it/stops.rs"]

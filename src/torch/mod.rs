@@ -10,6 +10,7 @@ pub mod graph;
 pub mod host;
 mod live;
 mod memory;
+pub mod operators;
 mod recompute;
 
 pub use function::with_backward;
