@@ -68,11 +68,16 @@ pub fn made_up(fields: &[FieldSpec], samples: usize, device: Device) -> Result<B
         let rows = samples * field.most_rows();
         let shape: Vec<i64> = std::iter::once(rows).chain(field.shape.iter().copied()).map(|n| n as i64).collect();
         match field.dtype {
+            Dtype::Bool => Tensor::f_zeros(&shape, (Kind::Bool, device)),
             Dtype::U8 => Tensor::f_randint(256, &shape, (Kind::Uint8, device)),
+            Dtype::I8 => Tensor::f_zeros(&shape, (Kind::Int8, device)),
             Dtype::I16 => Tensor::f_zeros(&shape, (Kind::Int16, device)),
+            Dtype::F16 => Tensor::f_rand(&shape, (Kind::Half, device)),
+            Dtype::Bf16 => Tensor::f_rand(&shape, (Kind::BFloat16, device)),
             Dtype::I32 => Tensor::f_zeros(&shape, (Kind::Int, device)),
             Dtype::F32 => Tensor::f_rand(&shape, (Kind::Float, device)),
             Dtype::I64 => Tensor::f_zeros(&shape, (Kind::Int64, device)),
+            Dtype::F64 => Tensor::f_rand(&shape, (Kind::Double, device)),
         }
     };
     let offsets = |field: &FieldSpec| {

@@ -46,11 +46,16 @@ fn extents(host: &HostBatch) -> Vec<i64> {
 
 fn kind(field: &FieldSpec) -> Kind {
     match field.dtype {
+        Dtype::Bool => Kind::Bool,
         Dtype::U8 => Kind::Uint8,
+        Dtype::I8 => Kind::Int8,
         Dtype::I16 => Kind::Int16,
+        Dtype::F16 => Kind::Half,
+        Dtype::Bf16 => Kind::BFloat16,
         Dtype::I32 => Kind::Int,
         Dtype::F32 => Kind::Float,
         Dtype::I64 => Kind::Int64,
+        Dtype::F64 => Kind::Double,
     }
 }
 

@@ -32,6 +32,11 @@ pub const REPORTS: &str = "HEADROOM_REPORTS";
 /// The run's folder, where a user's own program writes its records.
 pub const RUN_DIR: &str = "HEADROOM_RUN_DIR";
 
+/// Path of the trainer as an extension of Python, which ranks in the user's interpreter load.
+pub const TRAINER: &str = "HEADROOM_TRAINER";
+/// The task's section of the config as JSON, for ranks in the user's interpreter.
+pub const PYTHON: &str = "HEADROOM_PYTHON";
+
 /// The host in `address`, the value of `--master-addr` or [`MASTER_ADDR`]: an address of IPv6 may stand in brackets.
 ///
 /// # Errors

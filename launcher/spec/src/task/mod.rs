@@ -22,6 +22,7 @@ tasks! {
     emg: Emg,
     deblur: Deblur,
     cell: Cell,
+    python: Python,
 }
 
 /// [`TASKS`] and those of the program.
