@@ -22,6 +22,7 @@ use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
 use spec::contract::{VERSION, env};
 use spec::job::Job;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -51,10 +52,26 @@ enum Verb {
 pub fn main() -> u8 {
     let inherited = launcher::supervise::set_defaults();
     let args = Args::parse();
-    std::panic::set_hook(Box::new(keep_panic));
     if let Ok(program) = std::env::current_exe() {
         probe::open_ahead_by(program);
     }
+    run(args, inherited)
+}
+
+/// The same within another program, which gives the words of the command line: `task python` runs in the user's interpreter.
+pub fn embedded(words: Vec<OsString>) -> u8 {
+    let inherited = launcher::supervise::set_defaults();
+    match Args::try_parse_from(std::iter::once(OsString::from("rank")).chain(words)) {
+        Ok(args) => run(args, inherited),
+        Err(error) => {
+            eprintln!("{error}");
+            spec::contract::exit::USAGE
+        }
+    }
+}
+
+fn run(args: Args, inherited: Vec<String>) -> u8 {
+    std::panic::set_hook(Box::new(keep_panic));
     if let Err(error) = log::install() {
         eprintln!("rank: error: {error}");
         return error.exit_code();

@@ -4,8 +4,8 @@
 use super::TrainError;
 use super::scaler::tch_error;
 use crate::data::loader::{BatchStream, HostBatch};
-use crate::data::{Dtype, FieldSpec};
-use crate::task::Batch;
+use crate::data::FieldSpec;
+use crate::task::{Batch, outline};
 use crate::torch::TorchError;
 use crate::torch::device::{Event, HostMemory, HostPart, HostPin, Stream, Upload, upload};
 use std::collections::VecDeque;
@@ -45,18 +45,7 @@ fn extents(host: &HostBatch) -> Vec<i64> {
 }
 
 fn kind(field: &FieldSpec) -> Kind {
-    match field.dtype {
-        Dtype::Bool => Kind::Bool,
-        Dtype::U8 => Kind::Uint8,
-        Dtype::I8 => Kind::Int8,
-        Dtype::I16 => Kind::Int16,
-        Dtype::F16 => Kind::Half,
-        Dtype::Bf16 => Kind::BFloat16,
-        Dtype::I32 => Kind::Int,
-        Dtype::F32 => Kind::Float,
-        Dtype::I64 => Kind::Int64,
-        Dtype::F64 => Kind::Double,
-    }
+    outline::kind(field.dtype)
 }
 
 impl HostMemory for HostBatch {

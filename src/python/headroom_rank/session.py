@@ -1,6 +1,7 @@
 """The user's model and data sets, as Headroom's loop asks for them."""
 
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ class Session:
 
     def __init__(self, section):
         self.section = section
-        self.seed = 0
+        self.seed = int(section.get("seed", 0))
         for folder in reversed(section.get("path") or ["."]):
             sys.path.insert(0, os.path.abspath(folder))
         self.built = self._build()
@@ -36,7 +37,10 @@ class Session:
             function = importlib.import_module(module)
             for part in name.split("."):
                 function = getattr(function, part)
-            built = function(**(self.section.get("args") or {}))
+            arguments = dict(self.section.get("args") or {})
+            if "data" not in arguments and "data" in _parameters(function):
+                arguments["data"] = self.section.get("data")
+            built = function(**arguments)
         except Exception as error:
             raise failure.failed(f"python.build {place}", error) from None
         if not isinstance(built, dict):
@@ -186,6 +190,13 @@ class Session:
                 except Exception as error:
                     raise failure.failed(f"metric {name}", error) from None
         return sums
+
+
+def _parameters(function):
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _tensor_of(prediction, loss):

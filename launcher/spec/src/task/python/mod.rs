@@ -19,7 +19,6 @@ impl TaskSpec for Python {
     }
 
     fn defaults(&self, config: &mut Config) {
-        config.data.dataset_path = ".".into();
         config.train.loss_type = LOSS.into();
     }
 
