@@ -54,6 +54,8 @@ mod predict;
 mod pressure;
 #[path = "it/python.rs"]
 mod python;
+#[path = "it/python_task.rs"]
+mod python_task;
 #[path = "it/readme.rs"]
 mod readme;
 #[path = "it/relief.rs"]

@@ -95,6 +95,10 @@ impl Host for Session {
         })
     }
 
+    fn backward(&self, loss: &Tensor) -> Result<(), UserError> {
+        self.ask(|session, torch| session.call_method1("backward", (to_python(torch, loss)?,)).map(drop))
+    }
+
     fn predict(&self, tensors: &[Tensor]) -> Result<Tensor, UserError> {
         self.ask(|session, torch| to_rust(torch, &session.call_method1("predict", (fields(torch, tensors)?,))?))
     }

@@ -24,7 +24,7 @@ pub use groups::{GroupSpec, ParamInfo};
 
 use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
-use crate::torch::TorchError;
+use crate::torch::{TorchError, error_of};
 use cache::client::CacheClient;
 use outline::Outline;
 use pass::{Opening, Pass, StageInputs};
@@ -100,6 +100,13 @@ pub trait Model {
     /// Memory ran out in such code, or it failed.
     fn try_forward(&self, batch: &Batch, train: bool) -> Result<Output, TorchError> {
         Ok(self.forward(batch, train))
+    }
+    /// Backward pass from a loss that [`Model::try_forward`] gave, weighted.
+    ///
+    /// # Errors
+    /// As [`Model::try_forward`]; libtorch refuses.
+    fn backward(&self, loss: &Tensor) -> Result<(), TorchError> {
+        loss.f_backward().map_err(|error| error_of("backward", &error))
     }
     /// [`Model::predict`] in the same way.
     ///

@@ -204,7 +204,7 @@ impl StepRunner<'_> {
         self.share(parts.ddp, &output, &batch, passes.samples)?;
         passes.samples += batch.len();
         let scaled = output.loss * share;
-        Ok(scaled.f_backward().map_err(|error| torch::error_of("backward", &error))?)
+        Ok(self.model.backward(&scaled)?)
     }
 
     /// A batch that knows its step.

@@ -126,6 +126,13 @@ class Session:
         sums = self._measure(prediction, fields) if measure else None
         return loss, _tensor_of(prediction, loss), sums
 
+    def backward(self, loss):
+        """Gradients of a loss. PyTorch lets Python's lock go meanwhile."""
+        try:
+            loss.backward()
+        except Exception as error:
+            raise failure.failed("backward", error) from None
+
     def predict(self, tensors):
         """The prediction for a batch."""
         if self.training is not False:

@@ -93,6 +93,11 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// As [`Host::facts`].
     fn forward(&self, fields: &[Tensor], train: bool, measure: bool) -> Result<Passed, UserError>;
+    /// Backward pass from a loss. Python's lock is not held while gradients are computed.
+    ///
+    /// # Errors
+    /// As [`Host::facts`].
+    fn backward(&self, loss: &Tensor) -> Result<(), UserError>;
     /// Prediction alone.
     ///
     /// # Errors

@@ -41,6 +41,10 @@ impl Model for PythonModel {
         Ok(Output::new(loss, prediction))
     }
 
+    fn backward(&self, loss: &Tensor) -> Result<(), TorchError> {
+        Ok(self.host.backward(loss)?)
+    }
+
     fn try_predict(&self, batch: &Batch) -> Result<Tensor, TorchError> {
         Ok(self.host.predict(&batch.fields)?)
     }
