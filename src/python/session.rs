@@ -51,7 +51,8 @@ fn fields<'py>(torch: &Bound<'py, PyAny>, fields: &[Tensor]) -> PyResult<Bound<'
 impl Host for Session {
     fn facts(&self) -> Result<Facts, UserError> {
         let text: String = self.ask(|session, _| session.call_method0("facts")?.extract())?;
-        serde_json::from_str(&text).map_err(|e| UserError { text: format!("facts of python.build: {e}"), memory: false })
+        serde_json::from_str(&text)
+            .map_err(|e| UserError { text: format!("facts of python.build: {e}"), memory: false })
     }
 
     fn worker(&self, old: Option<i32>) -> Result<WorkerEnds, UserError> {

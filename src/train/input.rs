@@ -3,8 +3,8 @@
 
 use super::TrainError;
 use super::scaler::tch_error;
-use crate::data::loader::{BatchStream, HostBatch};
 use crate::data::FieldSpec;
+use crate::data::loader::{BatchStream, HostBatch};
 use crate::task::{Batch, outline};
 use crate::torch::TorchError;
 use crate::torch::device::{Event, HostMemory, HostPart, HostPin, Stream, Upload, upload};

@@ -36,9 +36,10 @@ impl Started {
             let program = rank.to_path_buf();
             return Ok(Self { program, words: Vec::new(), env: Vec::new(), forks: false, sources: Vec::new() });
         };
-        let program = wanted.program.or_else(first_python).ok_or_else(|| {
-            Error::Target("no python3 in PATH: name the interpreter in python.interpreter".into())
-        })?;
+        let program = wanted
+            .program
+            .or_else(first_python)
+            .ok_or_else(|| Error::Target("no python3 in PATH: name the interpreter in python.interpreter".into()))?;
         let program = std::path::absolute(&program).map_err(io("python.interpreter", exit::USAGE))?;
         if !program.is_file() {
             return Err(Error::Target(format!(

@@ -12,8 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, sendmsg,
-    socketpair,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
+    sendmsg, socketpair,
 };
 use rustix::process::{Pid, getpid, set_child_subreaper};
 use serde::{Deserialize, Serialize};
@@ -74,9 +74,9 @@ impl Zygote {
         let err = io::stderr().as_fd().try_clone_to_owned()?;
         command.stdin(Stdio::null()).stdout(Stdio::from(err)).stderr(Stdio::inherit());
         prepare_rank(&mut command, vec![theirs.as_raw_fd()], Vec::new());
-        let process = command.spawn().map_err(|e| {
-            io::Error::new(e.kind(), format!("cannot start {}: {e}", spec.program.display()))
-        })?;
+        let process = command
+            .spawn()
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot start {}: {e}", spec.program.display())))?;
         drop(theirs);
         guard.watch(Pid::from_child(&process));
         let mut zygote = Self { process, socket: ours };
@@ -102,8 +102,7 @@ impl Zygote {
         descriptors: &[(&'a str, BorrowedFd)],
     ) -> io::Result<Pid> {
         let roles = descriptors.iter().map(|(role, _)| *role).collect();
-        let order =
-            Order { parent: getpid().as_raw_nonzero().get(), env: env.collect(), unset: unset.to_vec(), roles };
+        let order = Order { parent: getpid().as_raw_nonzero().get(), env: env.collect(), unset: unset.to_vec(), roles };
         let text = serde_json::to_vec(&order)?;
         let fds: Vec<BorrowedFd> = descriptors.iter().map(|(_, fd)| *fd).take(MOST_DESCRIPTORS).collect();
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
@@ -134,7 +133,11 @@ impl Zygote {
     }
 
     /// The next message.
-    fn answer<T: for<'de> Deserialize<'de>>(&mut self, limit: Duration, signals: Option<&Signals>) -> Result<T, String> {
+    fn answer<T: for<'de> Deserialize<'de>>(
+        &mut self,
+        limit: Duration,
+        signals: Option<&Signals>,
+    ) -> Result<T, String> {
         let began = Instant::now();
         while began.elapsed() < limit {
             let mut fds = vec![PollFd::new(&self.socket, PollFlags::IN)];

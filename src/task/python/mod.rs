@@ -32,6 +32,10 @@ use std::path::Path;
 use std::sync::Arc;
 use tch::nn;
 
+/// Entries of the page cache begin at multiples of this, and the cache has whole pages.
+const ENTRY_BYTES: u64 = 64;
+const PAGE_BYTES: u64 = 4096;
+
 /// The task, as the registry knows it.
 pub struct Python;
 
@@ -106,15 +110,15 @@ impl Opened {
     fn sizes(&self) -> DataSizes {
         let entry = |name: &str| self.set(name).map_or(0, |set| set.source.layout.stored_bytes() as u64);
         let kept = self.sets.iter().filter(|(name, set)| name != "predict" && !set.is_random());
-        let bytes = |set: &Samples| (set.source.layout.stored_bytes() as u64).saturating_mul(set.len() as u64);
-        let useful_bytes = kept.clone().map(|(_, set)| bytes(set)).sum();
-        let words: Vec<String> = kept
-            .map(|(name, set)| format!("{} {name} samples of {} B", set.len(), set.source.layout.stored_bytes()))
-            .collect();
+        let entry_of = |set: &Samples| (set.source.layout.stored_bytes() as u64).next_multiple_of(ENTRY_BYTES);
+        let bytes = |set: &Samples| entry_of(set).saturating_mul(set.len() as u64);
+        let useful_bytes: u64 = kept.clone().map(|(_, set)| bytes(set)).sum();
+        let words: Vec<String> =
+            kept.map(|(name, set)| format!("{} {name} samples × {} B", set.len(), entry_of(set))).collect();
         DataSizes {
             entry_bytes: [entry("train"); 2],
             scratch_bytes: self.sets.iter().map(|(_, set)| set.source.layout.scratch_bytes() as u64).max().unwrap_or(0),
-            useful_bytes,
+            useful_bytes: useful_bytes.next_multiple_of(PAGE_BYTES),
             useful: words.join(" + "),
             useful_is_exact: true,
             auto_policy: CacheMode::Pin,

@@ -143,8 +143,7 @@ fn open(part: &Path) -> Result<(Row, BufReader<File>), DataError> {
 fn npy_head(row: &Row) -> Vec<u8> {
     let sides: Vec<String> =
         std::iter::once(row.rows as i64).chain(row.shape.iter().copied()).map(|side| format!("{side},")).collect();
-    let mut text =
-        format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({}), }}", row.descr, sides.join(" "));
+    let mut text = format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({}), }}", row.descr, sides.join(" "));
     let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
     text.extend(std::iter::repeat_n(' ', length - text.len() - 1));
     text.push('\n');
@@ -170,7 +169,9 @@ mod tests {
         let into = folder.path().join("out.npy");
         rows.join(&PassOutput { name: "out".into(), samples: 0..4 }, &parts, &into).unwrap();
         let bytes = std::fs::read(&into).unwrap();
-        assert!(bytes.starts_with(b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2,), }"));
+        assert!(
+            bytes.starts_with(b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2,), }")
+        );
         assert_eq!(bytes.len(), 128 + 32);
         let last = f32::from_le_bytes(bytes[156..].try_into().unwrap());
         assert_eq!(last, 7.0);
