@@ -58,6 +58,8 @@ mod pressure;
 mod program;
 #[path = "it/python.rs"]
 mod python;
+#[path = "it/python_task.rs"]
+mod python_task;
 #[path = "it/readme.rs"]
 mod readme;
 #[path = "it/relief.rs"]

@@ -385,7 +385,7 @@ impl DeviceStep {
         if last && self.options.overflow_at == Some(runner.step) {
             loss = loss.f_mul_scalar(f64::INFINITY).map_err(tch_error)?;
         }
-        loss.f_backward().map_err(tch_error)?;
+        runner.model.backward(&loss)?;
         Ok(output)
     }
 

@@ -3,9 +3,9 @@
 
 use super::TrainError;
 use super::scaler::tch_error;
+use crate::data::FieldSpec;
 use crate::data::loader::{BatchStream, HostBatch};
-use crate::data::{Dtype, FieldSpec};
-use crate::task::Batch;
+use crate::task::{Batch, outline};
 use crate::torch::TorchError;
 use crate::torch::device::{Event, HostMemory, HostPart, HostPin, Marks, Stream, Upload, upload_marked};
 use crate::torch::host::joined;
@@ -44,13 +44,7 @@ fn extents(host: &HostBatch) -> Vec<i64> {
 }
 
 fn kind(field: &FieldSpec) -> Kind {
-    match field.dtype {
-        Dtype::U8 => Kind::Uint8,
-        Dtype::I16 => Kind::Int16,
-        Dtype::I32 => Kind::Int,
-        Dtype::F32 => Kind::Float,
-        Dtype::I64 => Kind::Int64,
-    }
+    outline::kind(field.dtype)
 }
 
 impl HostMemory for HostBatch {
