@@ -27,20 +27,25 @@ use std::sync::Weak;
 /// Element type of a field in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
+    Bool,
     U8,
+    I8,
     I16,
+    F16,
+    Bf16,
     I32,
     F32,
     I64,
+    F64,
 }
 
 impl Dtype {
     pub fn bytes(self) -> usize {
         match self {
-            Dtype::U8 => 1,
-            Dtype::I16 => 2,
+            Dtype::Bool | Dtype::U8 | Dtype::I8 => 1,
+            Dtype::I16 | Dtype::F16 | Dtype::Bf16 => 2,
             Dtype::I32 | Dtype::F32 => 4,
-            Dtype::I64 => 8,
+            Dtype::I64 | Dtype::F64 => 8,
         }
     }
 }

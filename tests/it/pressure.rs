@@ -177,7 +177,11 @@ fn halved_after(ended: &Ended) -> usize {
 
 #[test]
 fn real_pressure_takes_every_rung_in_order_is_recovered_from_and_changes_no_loss_but_by_rounding() {
-    let runs = runs(&["train.num_workers=2", "watch.period=0.05", "watch.recover=0.3"]);
+    // SGD hands a rounding on as it is. AdamW divides it by the gradient's size, so after a halving late in a run (step
+    // 1,513 on a fast machine) losses were 3.4e-5 apart.
+    let sgd = ["train.optimizer=sgd", "train.momentum=0", "train.learning_rate=1e-2"];
+    let short = ["train.num_workers=2", "watch.period=0.05", "watch.recover=0.3"];
+    let runs = runs(&[sgd.as_slice(), &short].concat());
     // So that the plan fills three fifths: the thresholds stay at 70, 80 and 90 %.
     let limit_bytes = planned(&runs.finish("plan", &["--ranks", "2", "--set", "train.max_steps=1"])) / 6 * 10;
     let Some(group) = Limited::make("ladder", limit_bytes) else { return };

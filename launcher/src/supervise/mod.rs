@@ -19,6 +19,7 @@ mod orders;
 mod reports;
 mod unix;
 mod verdict;
+mod zygote;
 
 pub use child::has_ended;
 pub use env::{Meeting, ranks};
@@ -46,6 +47,8 @@ pub struct Spec {
     /// Looked up in PATH when it holds no slash.
     pub program: PathBuf,
     pub args: Vec<OsString>,
+    /// The program, with the words `zygote FD`, forks the ranks once it is ready; where it refuses, they are spawned.
+    pub forks: bool,
     /// Added to the launcher's own environment for every rank.
     pub env: Vec<(String, String)>,
     pub ranks: Vec<RankSpec>,
