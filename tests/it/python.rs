@@ -50,7 +50,7 @@ fn package() -> &'static Path {
             built.display()
         );
         let (from, to) = (root().join("launcher/python"), folder());
-        for part in ["headroom_train", "tests"] {
+        for part in ["headroom_train", "tests", "examples"] {
             fs::create_dir(to.path().join(part)).unwrap();
             for file in fs::read_dir(from.join(part)).unwrap().map(|entry| entry.unwrap().path()) {
                 if file.extension().is_some_and(|ext| ext == "py") {
