@@ -160,7 +160,8 @@ fn new_bar(colour: bool) -> ProgressBar {
 /// `epoch 2/10, step 340/1200, loss 0.1234, 701 samples/s, ETA 12:05, 1.42 GiB`
 fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> String {
     // A user's own program may not say how many there are.
-    let of = |what: &str, now: u64, all: u64| if all > 0 { format!("{what} {now}/{all}") } else { format!("{what} {now}") };
+    let of =
+        |what: &str, now: u64, all: u64| if all > 0 { format!("{what} {now}/{all}") } else { format!("{what} {now}") };
     let mut parts = match progress.phase {
         Phase::Predict => vec![format!("sample {}/{}", progress.step, progress.steps)],
         _ => vec![

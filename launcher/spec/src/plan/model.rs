@@ -145,7 +145,8 @@ impl<'a> ModelLines<'a> {
         } else {
             times(training.tensors.min(validation.tensors), DEVICE_FACTOR)?
         };
-        let formula = "activations of the recorded step beside those of evaluation (train.cuda_graph); a bound".to_owned();
+        let formula =
+            "activations of the recorded step beside those of evaluation (train.cuda_graph); a bound".to_owned();
         Ok(Some(per_rank(LineId::RecordedStep, bytes, ranks, formula)?.bounded()))
     }
 
