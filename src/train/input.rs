@@ -7,8 +7,8 @@ use crate::data::loader::{BatchStream, HostBatch};
 use crate::data::{Dtype, FieldSpec};
 use crate::task::Batch;
 use crate::torch::TorchError;
-use crate::torch::host::joined;
 use crate::torch::device::{Event, HostMemory, HostPart, HostPin, Stream, Upload, upload};
+use crate::torch::host::joined;
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
 
