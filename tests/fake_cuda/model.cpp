@@ -92,8 +92,9 @@ void report() {
   for (const Step& step : s.steps) {
     fprintf(to,
             "%s{\"launches\": %ld, \"graph_launches\": %ld, \"syncs\": %ld, \"pageable\": %ld, \"mallocs\": %ld, "
-            "\"collectives\": %ld}",
-            comma, step.launches, step.graph_launches, step.syncs, step.pageable, step.mallocs, step.collectives);
+            "\"collectives\": %ld, \"events\": %ld}",
+            comma, step.launches, step.graph_launches, step.syncs, step.pageable, step.mallocs, step.collectives,
+            step.events);
     comma = ",\n";
   }
   fprintf(to, "],\n\"captures\": [");

@@ -18,6 +18,9 @@ fn fails(ranks: usize, sets: &[&str], fault: &str, code: u8, says: &[&str]) -> D
     assert_eq!(done.ended.code, Some(i32::from(code)), "{fault}, {sets:?}: {}", done.ended);
     assert!(says.iter().all(|line| text.contains(line)), "{fault}, {sets:?}: {says:?} in\n{text}");
     assert!(!text.contains("killed"), "{fault}, {sets:?}: a rank had to be killed\n{text}");
+    for (rank, report) in done.reports() {
+        assert_eq!(report.list("contexts"), [rank.to_string()], "{fault}, {sets:?}: contexts on other devices");
+    }
     assert!(began.elapsed() < LIMIT, "{fault}, {sets:?}: {:?}\n{text}", began.elapsed());
     done
 }
@@ -86,12 +89,11 @@ fn a_recording_that_breaks_trains_without_on_all_ranks() {
 }
 
 #[test]
-fn memory_that_runs_out_is_repeated_or_refused_in_words() {
-    // The allocator tries once more after it has given its cache back.
-    let done = job("net", 1, &[]).fault("alloc:0:6:2").run();
-    let text = done.text();
-    assert!(text.contains("out of memory"), "{}", done.ended);
-    assert!(matches!(done.ended.code, Some(0)) || text.contains("micro-batch"), "{}", done.ended);
+fn memory_that_runs_out_is_said_and_training_continues() {
+    // The allocator tries again after it has given its cache back.
+    let done = job("net", 1, &[]).fault("alloc:0:4:4").run();
+    assert_eq!(done.ended.code, Some(0), "{}", done.ended);
+    assert!(done.text().contains("out of memory"), "{}", done.ended);
 }
 
 #[test]
