@@ -54,8 +54,12 @@ mod policies;
 mod predict;
 #[path = "it/pressure.rs"]
 mod pressure;
+#[path = "it/program.rs"]
+mod program;
 #[path = "it/python.rs"]
 mod python;
+#[path = "it/python_task.rs"]
+mod python_task;
 #[path = "it/readme.rs"]
 mod readme;
 #[path = "it/relief.rs"]

@@ -257,7 +257,7 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     let (params, buffers) = named(&vs);
     let infos: Vec<ParamInfo> =
         params.iter().map(|(name, tensor)| ParamInfo { name: name.clone(), shape: tensor.size() }).collect();
-    let groups = task.groups(config, &infos);
+    let groups = task.groups(config, &infos, plan.batch.global_batch as u64);
     let facts = facts(start, task);
     let whole: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
     let resume = match resume {
@@ -266,6 +266,7 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     };
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
     let mut observer = observer(start, memory, recorded_step, cache)?;
+    observer.journal = (env.rank == 0).then(|| task.journal(config, &job.run_dir)).flatten();
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = || Checkpointer::open(&checkpoints, config.log.keep_last)?.with_split(datasets.split.as_ref());
     let writer = (env.rank == 0).then(writer).transpose()?;

@@ -14,7 +14,7 @@ use super::ddp::{DISCARD, Ddp, VOTES};
 use super::graph::StepGraph;
 use super::input::{Input, Taken};
 use super::scaler::{Scaler, ScalerState, tch_error};
-use super::step::{Attempt, HALVE, LOSS, OVERDUE, Parts, STOP, StepOutcome, StepRunner, Wishes, non_finite};
+use super::step::{Attempt, DIVISOR, HALVE, LOSS, OVERDUE, Parts, STOP, StepOutcome, StepRunner, Wishes, non_finite};
 use crate::data::loader::BatchStream;
 use crate::task::{Batch, Output};
 use crate::torch::device::{Event, Stream, copy, pinned};
@@ -66,6 +66,8 @@ struct Cells {
     hold: Tensor,
     /// Its place among the votes: this rank's part of the loss.
     loss: Tensor,
+    /// Its place among the votes: this rank's part of the loss's divisor.
+    divisor: Tensor,
     /// `[1]`, 1.
     one: Tensor,
     /// `[NUMBERS]`.
@@ -115,6 +117,7 @@ impl DeviceStep {
         let cells = Cells {
             lrs: zeros(&[groups as i64])?,
             loss: self::place(&votes, LOSS)?,
+            divisor: self::place(&votes, DIVISOR)?,
             votes,
             found: zeros(&[1])?,
             hold: zeros(&[1])?,
@@ -353,6 +356,7 @@ impl DeviceStep {
     fn open(&mut self, ddp: &mut Ddp) -> Result<(), TrainError> {
         ddp.zero_grad()?;
         let _ = self.cells.loss.f_zero_().map_err(tch_error)?;
+        let _ = self.cells.divisor.f_zero_().map_err(tch_error)?;
         Ok(())
     }
 
@@ -367,7 +371,11 @@ impl DeviceStep {
         ddp.set_sync(last);
         let output = runner.forward(batch)?;
         runner.share(ddp, &output, batch, done)?;
-        let share = batch.len() as f64 / runner.samples() as f64;
+        let share = runner.weight(batch, &output)?;
+        if let Some(divisor) = &output.divisor {
+            let part = divisor.f_view([1]).map_err(tch_error)?;
+            let _ = self.cells.divisor.f_add_(&part).map_err(tch_error)?;
+        }
         let mut loss = output.loss.f_mul_scalar(share).map_err(tch_error)?;
         let part = loss.f_detach().and_then(|part| part.f_view([1])).map_err(tch_error)?;
         let _ = self.cells.loss.f_add_(&part).map_err(tch_error)?;
@@ -377,7 +385,7 @@ impl DeviceStep {
         if last && self.options.overflow_at == Some(runner.step) {
             loss = loss.f_mul_scalar(f64::INFINITY).map_err(tch_error)?;
         }
-        loss.f_backward().map_err(tch_error)?;
+        runner.model.backward(&loss)?;
         Ok(output)
     }
 
@@ -392,7 +400,10 @@ impl DeviceStep {
         let mut votes = ddp.device_votes()?;
         votes.f_copy_(&self.cells.votes).map_err(tch_error)?;
         ddp.finish_on_device()?;
-        let (grads, votes) = (ddp.grads()?, ddp.device_votes()?);
+        let (mut grads, votes) = (ddp.grads()?, ddp.device_votes()?);
+        if runner.model.divides() {
+            divide(&mut grads, &votes, runner.samples()).map_err(tch_error)?;
+        }
         // Of gradients as they are, lifted: the optimizer sets them down and clips them in its one pass over them.
         let lifted = grads.f_norm().and_then(|norm| norm.f_view([1])).map_err(tch_error)?;
         let scale = self.scaler.as_ref().map(|scaler| scaler.scale().shallow_clone());
@@ -509,6 +520,15 @@ impl DeviceStep {
     pub fn scaler_state(&self) -> Result<Option<ScalerState>, TrainError> {
         self.scaler.as_ref().map(Scaler::state).transpose()
     }
+}
+
+/// Makes gradient and loss those of the step's quotient: see [`crate::task::Model::divides`].
+fn divide(grads: &mut Tensor, votes: &Tensor, samples: u64) -> Result<(), tch::TchError> {
+    let one = |at: usize| votes.f_narrow(0, at as i64, 1);
+    let factor = one(DIVISOR)?.f_clamp_min(1.0)?.f_reciprocal()?;
+    let _ = one(LOSS)?.f_mul_(&factor)?;
+    let _ = grads.f_mul_(&factor.f_mul_scalar(samples as f64)?)?;
+    Ok(())
 }
 
 /// Divides lifted gradients so that their global two-norm is at most `max_norm`, as [`super::optimizer::clip_grad_norm`]

@@ -3,11 +3,12 @@
 
 use super::TrainError;
 use super::scaler::tch_error;
+use crate::data::FieldSpec;
 use crate::data::loader::{BatchStream, HostBatch};
-use crate::data::{Dtype, FieldSpec};
-use crate::task::Batch;
+use crate::task::{Batch, outline};
 use crate::torch::TorchError;
 use crate::torch::device::{Event, HostMemory, HostPart, HostPin, Marks, Stream, Upload, upload_marked};
+use crate::torch::host::joined;
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
 
@@ -19,9 +20,7 @@ pub fn to_tensors(host: &HostBatch, device: Device) -> Batch {
     let mut fields = Vec::new();
     for (index, field) in host.fields().iter().enumerate() {
         let runs: Vec<&[u8]> = if field.is_ragged() { host.runs(index).collect() } else { vec![host.field(index)] };
-        let gathered = if runs.len() == 1 { None } else { Some(runs.concat()) };
-        let bytes = gathered.as_deref().or(runs.first().copied()).unwrap_or_default();
-        fields.push(Tensor::from_data_size(bytes, &shape(field, host.rows(index)), kind(field)).to_device(device));
+        fields.push(joined(&runs, &shape(field, host.rows(index)), kind(field)).to_device(device));
         if field.has_offsets() {
             let offsets = Tensor::from_data_size(host.offsets(index), &[host.len() as i64 + 1], Kind::Int64);
             fields.push(offsets.to_device(device));
@@ -45,13 +44,7 @@ fn extents(host: &HostBatch) -> Vec<i64> {
 }
 
 fn kind(field: &FieldSpec) -> Kind {
-    match field.dtype {
-        Dtype::U8 => Kind::Uint8,
-        Dtype::I16 => Kind::Int16,
-        Dtype::I32 => Kind::Int,
-        Dtype::F32 => Kind::Float,
-        Dtype::I64 => Kind::Int64,
-    }
+    outline::kind(field.dtype)
 }
 
 impl HostMemory for HostBatch {

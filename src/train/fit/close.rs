@@ -237,7 +237,12 @@ impl Loop<'_, '_> {
             self.restore_best()?;
             self.observer.phase(Phase::Test, self.state.step);
             match self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")? {
-                Some(values) => self.last_values.extend(values),
+                Some(values) => {
+                    self.last_values.extend(values);
+                    if self.planner.rank == 0 {
+                        self.observer.files(self.fit.metrics.files());
+                    }
+                }
                 // All is trained and saved; a resumed run continues here.
                 None => status = Status::Stopped,
             }

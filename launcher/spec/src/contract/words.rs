@@ -101,6 +101,7 @@ words! {
         Launcher = "launcher",
         Libraries = "libraries",
         Runtime = "runtime",
+        Interpreter = "interpreter",
         CudaRuntime = "CUDA runtime",
         ModelState = "model state",
         Activations = "activations",
