@@ -13,6 +13,7 @@ mod measure;
 mod nodes;
 mod print;
 mod program;
+mod scope;
 mod setup;
 mod smart;
 mod stages;

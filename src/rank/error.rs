@@ -131,7 +131,11 @@ fn train_code(error: &TrainError) -> u8 {
         | TrainError::OutOfMemoryTogether { .. }
         | TrainError::PassOutOfMemory { .. } => exit::PLAN,
         TrainError::Torch(TorchError::User { .. }) => exit::USER,
-        TrainError::Torch(_) | TrainError::Ddp(_) | TrainError::Groups(_) | TrainError::Share { .. } => exit::INTERNAL,
+        TrainError::Torch(_)
+        | TrainError::Ddp(_)
+        | TrainError::Groups(_)
+        | TrainError::Share { .. }
+        | TrainError::Divisor { .. } => exit::INTERNAL,
     }
 }
 

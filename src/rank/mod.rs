@@ -8,6 +8,7 @@ mod infer;
 mod log;
 mod meet;
 mod node_cache;
+mod numa;
 mod observer;
 mod registrar;
 mod start;

@@ -11,6 +11,7 @@ mod handle;
 pub mod host;
 mod live;
 mod memory;
+pub mod operators;
 mod recompute;
 
 pub use function::with_backward;

@@ -118,15 +118,20 @@ const PYTHON: Rooms = &[
     ("system", &["launcher::machine"]),
     ("buffer", &["cache"]),
     ("failure", &["entry", "cache"]),
+    ("native", &["entry", "failure"]),
+    ("windows", &["entry", "failure", "native", "cache"]),
+    ("cells", &["failure", "native"]),
+    ("images", &["entry", "failure", "native"]),
+    ("files", &["cells", "images", "memory", "native", "node", "own", "windows"]),
     ("batch", &["buffer", "entry", "failure"]),
     ("lane", &["cache", "launcher::supervise"]),
     ("work", &["batch", "failure", "cache"]),
-    ("engine", &["batch", "buffer", "entry", "failure", "lane", "sizes", "work", "cache"]),
+    ("engine", &["batch", "buffer", "entry", "failure", "lane", "native", "sizes", "work", "cache"]),
     ("memory", &["buffer", "own", "cache"]),
     ("order", &["cache"]),
     ("sample", &["batch", "buffer", "entry", "failure", "memory", "own", "cache"]),
     ("node", &["memory", "own", "sample", "cache", "launcher::machine", "spec::contract"]),
-    ("loader", &["engine", "failure", "lane", "memory", "node", "own", "sample"]),
+    ("loader", &["engine", "failure", "files", "lane", "memory", "node", "own", "sample"]),
 ];
 const IN_PYTHON: Rooms = &[("session", &["tensor"]), ("tensor", &[])];
 /// Packages whose rooms are named one by one.

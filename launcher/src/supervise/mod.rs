@@ -26,7 +26,7 @@ pub use env::{Meeting, ranks};
 pub use failure::Failure;
 pub use inherited::{is_ignored, set_defaults};
 pub use job::POLL;
-pub use limits::Limits;
+pub use limits::{Limits, may_limit};
 pub use nodes::{MeetError, NodePlace, Nodes};
 pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};

@@ -105,6 +105,8 @@ words! {
         CudaRuntime = "CUDA runtime",
         ModelState = "model state",
         Activations = "activations",
+        /// Pool of a step that is recorded as a CUDA graph.
+        RecordedStep = "recorded step",
         Heap = "heap",
         StagingSlots = "staging slots",
         ValidationSlots = "validation slots",

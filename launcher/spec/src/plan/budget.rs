@@ -23,7 +23,7 @@ pub(super) fn budget(
     draft.notes.extend(model.short.iter().map(|why| format!("model sizes: {why}")));
     let ranks = draft.topology.local_world_size as u64;
     let cuda = draft.topology.device == Device::Cuda;
-    let of_model = ModelLines::new(config, model, draft.batch.global_batch == 0);
+    let of_model = ModelLines::new(config, model, draft.topology.world_size, draft.batch.global_batch == 0);
     let mut lines = vec![reserve(machine, total_bytes)];
     let forks = crate::task::find(&config.task).and_then(|task| task.interpreter(config)).is_some_and(|how| how.forks);
     lines.extend(runtime(draft, model, cuda, ranks)?);
@@ -32,7 +32,9 @@ pub(super) fn budget(
     }
     let state = of_model.state(ranks)?;
     let gpu = if cuda {
-        Some(gpu_plan(machine, model, &[state, of_model.device_activations(draft, ranks)?], ranks))
+        let mut of_rank = vec![state, of_model.device_activations(draft, ranks)?];
+        of_rank.extend(of_model.recorded_step(config, draft, ranks)?);
+        Some(gpu_plan(machine, model, &of_rank, ranks))
     } else {
         lines.push(state);
         lines.extend(of_model.activations(draft, ranks)?);

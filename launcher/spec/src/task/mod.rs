@@ -22,6 +22,7 @@ tasks! {
     emg: Emg,
     deblur: Deblur,
     cell: Cell,
+    yolo: Yolo,
     python: Python,
 }
 

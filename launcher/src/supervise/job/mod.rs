@@ -357,7 +357,7 @@ impl<'a> Job<'a> {
                         child.tell(&message);
                     });
                 }
-                Order::Stop if self.children.iter().any(|child| !child.ended) => self.forward(Signal::USR1),
+                Order::Stop if self.children.iter().any(|child| !child.ended) => self.ask_for_checkpoint(),
                 Order::Stop => {}
             }
         }
