@@ -93,6 +93,23 @@ fn eight_models_train_to_the_bit_as_in_a_plain_loop() {
 }
 
 #[test]
+fn samples_of_different_sizes_are_collated_by_the_user() {
+    let of = |sets: &[&str], ranks: &str, batch: &str| {
+        let mut all = vec!["train.max_steps=12", "train.optimizer=sgd", "train.momentum=0", batch];
+        all.extend(sets);
+        let runs = runs("models:build_texts", "{}", &all);
+        runs.finish("a", &["--ranks", ranks]).tensors(12, "model.safetensors")
+    };
+    let cached = of(&[], "1", "train.batch_size=8");
+    assert!(cached == of(&["data.cache=off"], "1", "train.batch_size=8"), "a cached sample differs");
+    let far = distance(&of(&[], "2", "train.batch_size=4"), &cached);
+    assert!(far.norm < 1e-5, "{} of {}", far.norm, far.worst);
+    let runs = runs("models:build_texts", "{}", &["python.sample_bytes=200"]);
+    let ended = runs.train("a", &["--ranks", "1"]);
+    assert!(ended.code == Some(10) && ended.err.contains("set python.sample_bytes="), "{ended}");
+}
+
+#[test]
 fn three_ranks_train_as_one_does() {
     let of = |ranks: &str, batch: &str| {
         let sets = ["train.max_steps=10", "train.optimizer=sgd", "train.momentum=0", batch];
@@ -253,4 +270,15 @@ fn a_function_is_enough_on_the_command_line() {
     let ended = run(&mut command, place.path());
     assert_eq!(ended.code, Some(0), "{ended}");
     assert!(place.path().join("runs/a/checkpoints").is_dir(), "{ended}");
+}
+
+#[test]
+fn ranks_are_started_one_by_one_where_the_forking_process_cannot_serve() {
+    for (place, why) in [("thread", "1 threads run"), ("zygote", "signal: 9")] {
+        let runs = runs("faults:build", &format!("{{place: {place}}}"), &["train.max_steps=3"]);
+        let ended = runs.train("a", &["--ranks", "2"]);
+        assert_eq!(ended.code, Some(0), "{place}: {ended}");
+        let text = format!("{ended}");
+        assert!(text.contains("ranks are started one by one, not forked") && text.contains(why), "{place}: {ended}");
+    }
 }

@@ -62,11 +62,15 @@ fn blur(maps: &Tensor) -> Tensor {
 }
 
 fn gaussian(device: Device) -> Tensor {
+    constant("gaussian", [0; 4], device, gaussian_row)
+}
+
+fn gaussian_row() -> Tensor {
     let weight = |n: i64| (-((n - WINDOW / 2) as f64).powi(2) / (2.0 * SIGMA * SIGMA)).exp();
     let weights: Vec<f64> = (0..WINDOW).map(weight).collect();
     let sum: f64 = weights.iter().sum();
     let normal: Vec<f32> = weights.iter().map(|weight| (weight / sum) as f32).collect();
-    Tensor::from_slice(&normal).to_device(device)
+    Tensor::from_slice(&normal)
 }
 
 #[cfg(test)]

@@ -66,7 +66,13 @@ impl Opened {
                     layout.structure, of_first.0, of_first.1
                 )));
             }
-            let source = Source { lanes: lanes.clone(), split: number as u64, base, len: *len, layout };
+            let most = match name.as_str() {
+                "train" => config.data.max_train_windows as u64,
+                "val" => config.data.max_val_windows as u64,
+                _ => 0,
+            };
+            let used = if most == 0 { *len } else { most.min(*len) };
+            let source = Source { lanes: lanes.clone(), split: number as u64, base, len: used, layout };
             let cache = team.cache.clone();
             let transforms = facts.transforms;
             let mut samples = Samples::new(name.clone(), Arc::new(source), cache, transforms);
