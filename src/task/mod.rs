@@ -235,6 +235,13 @@ pub trait Task: Send + Sync {
     fn sample_data(&self, _request: &SampleRequest) -> Result<(), DataError> {
         Err(DataError::NoSampleData { task: self.name() })
     }
+    /// Writes a data set in the task's usual format, and returns lines for the user.
+    ///
+    /// # Errors
+    /// It cannot be read or written, or the task reads one format alone.
+    fn convert(&self, _request: &ConvertRequest) -> Result<Vec<String>, DataError> {
+        Err(DataError::NoPass { task: self.name(), what: "has no other format to convert from" })
+    }
 }
 
 /// [`TASKS`] and those of the program.
@@ -264,6 +271,25 @@ pub fn find(name: &str) -> Result<&'static dyn Task, String> {
     })
 }
 
+/// A data set to write anew in a task's usual format.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ConvertRequest {
+    #[arg(long, default_value = "yolo")]
+    pub task: String,
+    /// The data set, in any format that the task reads.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// The folder to make; it must not hold anything yet.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Seed of the split, where the data set has none.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Shares of training, validation and test, where the data set has no split.
+    #[arg(long, default_value = "0.7,0.2,0.1")]
+    pub split_ratio: String,
+}
+
 /// Kind and place of sample data.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SampleRequest {
@@ -275,6 +301,7 @@ pub struct SampleRequest {
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
     /// `emg`: `gzip` (chunked, shuffled) or `contiguous`. `deblur`: `packed`, `bytes` or `kair`. `cell`: `csr`, `gzip` or `dense`.
+    /// `yolo`: `yolo`, `coco` or `labelme`.
     #[arg(long)]
     pub layout: Option<String>,
     /// Sessions to write; absent: the task's own number.

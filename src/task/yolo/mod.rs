@@ -8,7 +8,7 @@ pub mod data;
 
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
-use super::{Datasets, Metrics, Model, SampleRequest, Task, Team};
+use super::{ConvertRequest, Datasets, Metrics, Model, SampleRequest, Task, Team};
 use crate::data::DataError;
 use spec::config::Config;
 use std::path::Path;
@@ -48,6 +48,10 @@ impl Task for Yolo {
 
     fn metrics(&self, _config: &Config, _datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
         Err(DataError::NoPass { task: "yolo", what: "has no metrics yet" })
+    }
+
+    fn convert(&self, request: &ConvertRequest) -> Result<Vec<String>, DataError> {
+        data::convert::convert(request)
     }
 
     fn sample_data(&self, request: &SampleRequest) -> Result<(), DataError> {
