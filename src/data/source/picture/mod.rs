@@ -4,7 +4,7 @@
 //! palettes, grey and CMYK become RGB.
 //!
 //! JPEG is decoded by `zune-jpeg`; far above the size that is wanted, at 1/4 or 1/8 by `jpeg-decoder`, which computes DCT blocks
-//! of that size. Measured on one core (`tests/benches/decode.rs`), in ms for 640×480 and 2560×1920, noisy pictures:
+//! of that size. Measured on one core, in ms for 640×480 and 2560×1920, noisy pictures:
 //!
 //! | decoder | 640×480 | 2560×1920 | at 1/2 | at 1/4 | at 1/8 |
 //! |---|---|---|---|---|---|
