@@ -253,8 +253,18 @@ pub trait Task: Send + Sync {
     fn groups(&self, _config: &Config, _parameters: &[ParamInfo], _global_batch: u64) -> Vec<GroupSpec> {
         Vec::new()
     }
+    /// Changes what follows from the task's keys and data, such as the optimizer under `train.optimizer: auto`. `global_batch`:
+    /// samples of a step. Returns lines that say so.
+    fn settle(&self, _config: &mut Config, _datasets: &Datasets, _global_batch: u64) -> Vec<String> {
+        Vec::new()
+    }
+    /// True for a tensor that a file of `train.init_from` may lack, or hold in another shape, as the head of a model for other
+    /// classes: it is drawn then.
+    fn begins_anew(&self, _name: &str) -> bool {
+        false
+    }
     /// Pictures after each validation, where the task has any.
-    fn gallery(&self, _config: &Config) -> Option<Box<dyn Gallery>> {
+    fn gallery(&self, _config: &Config, _datasets: &Datasets) -> Option<Box<dyn Gallery>> {
         None
     }
     /// Keeps files of the task's own in the run's folder. Rank 0 has one.
