@@ -1,4 +1,4 @@
-//! Task `yolo`: objects in images.
+#![doc = include_str!("README.md")]
 //!
 //! # Parts
 //!

@@ -51,6 +51,18 @@ impl TaskSpec for Yolo {
         config.smart.targets = Some(TARGETS.into());
     }
 
+    /// Accumulates batches of all ranks up to `yolo.nbs` images, unless the config sets an accumulation.
+    fn for_ranks(&self, config: &mut Config, ranks: usize) {
+        let nominal = config.section::<YoloConfig>().nbs;
+        let train = &mut config.train;
+        let batch = train.batch_size.saturating_mul(ranks);
+        if nominal == 0 || batch == 0 || train.gradient_accumulation_steps != 1 {
+            return;
+        }
+        let batches = (nominal as f64 / batch as f64).round_ties_even().max(1.0) as usize;
+        (train.gradient_accumulation_steps, train.warmup_accumulation) = (batches, batches > 1);
+    }
+
     fn losses(&self) -> &'static [&'static str] {
         LOSSES
     }
