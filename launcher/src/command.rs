@@ -217,7 +217,11 @@ fn prepare_for(
     for note in &prepared.notes {
         print::note(note);
     }
-    let cli::Prepared { config, stages, .. } = prepared;
+    let cli::Prepared { mut config, stages, .. } = prepared;
+    // What is missing or impossible is the plan's to say.
+    if let (Some(task), Ok(share)) = (spec::task::find(&config.task), plan::node_share(&config, &machine, &request)) {
+        task.for_ranks(&mut config, share.asked.saturating_mul(request.nnodes));
+    }
     Ok(Ready { config, stages, machine, here, request, passes: PassKind::Train, undo: undo.clone() })
 }
 

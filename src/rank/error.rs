@@ -130,7 +130,9 @@ fn train_code(error: &TrainError) -> u8 {
         TrainError::OutOfMemory { .. }
         | TrainError::OutOfMemoryTogether { .. }
         | TrainError::PassOutOfMemory { .. } => exit::PLAN,
-        TrainError::Torch(_) | TrainError::Ddp(_) | TrainError::Groups(_) | TrainError::Share { .. } => exit::INTERNAL,
+        TrainError::Torch(_) | TrainError::Ddp(_) | TrainError::Groups(_) | TrainError::Share { .. } | TrainError::Divisor { .. } => {
+            exit::INTERNAL
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::ddp::{DISCARD, Ddp, VOTES};
 use super::graph::StepGraph;
 use super::input::{Input, Taken};
 use super::scaler::{Scaler, ScalerState, tch_error};
-use super::step::{Attempt, HALVE, LOSS, OVERDUE, Parts, STOP, StepOutcome, StepRunner, Wishes, non_finite};
+use super::step::{Attempt, DIVISOR, HALVE, LOSS, OVERDUE, Parts, STOP, StepOutcome, StepRunner, Wishes, non_finite};
 use crate::data::loader::BatchStream;
 use crate::task::{Batch, Output};
 use crate::torch::device::{Event, Stream, copy, pinned};
@@ -65,6 +65,8 @@ struct Cells {
     found: Tensor,
     hold: Tensor,
     loss: Tensor,
+    /// `[1]`: this rank's part of the loss's divisor.
+    divisor: Tensor,
     /// `[NUMBERS]`.
     numbers: Tensor,
 }
@@ -112,6 +114,7 @@ impl DeviceStep {
             found: zeros(&[1])?,
             hold: zeros(&[1])?,
             loss: zeros(&[1])?,
+            divisor: zeros(&[1])?,
             numbers: zeros(&[NUMBERS as i64])?,
         };
         Ok(DeviceStep {
@@ -341,6 +344,7 @@ impl DeviceStep {
     fn open(&mut self, ddp: &mut Ddp) -> Result<(), TrainError> {
         ddp.zero_grad()?;
         let _ = self.cells.loss.f_zero_().map_err(tch_error)?;
+        let _ = self.cells.divisor.f_zero_().map_err(tch_error)?;
         Ok(())
     }
 
@@ -355,7 +359,11 @@ impl DeviceStep {
         ddp.set_sync(last);
         let output = runner.forward(batch)?;
         runner.share(ddp, &output, batch, done)?;
-        let share = batch.len() as f64 / runner.samples() as f64;
+        let share = runner.weight(batch, &output)?;
+        if let Some(divisor) = &output.divisor {
+            let part = divisor.f_view([1]).map_err(tch_error)?;
+            let _ = self.cells.divisor.f_add_(&part).map_err(tch_error)?;
+        }
         let mut loss = output.loss.f_mul_scalar(share).map_err(tch_error)?;
         let part = loss.f_detach().and_then(|part| part.f_view([1])).map_err(tch_error)?;
         let _ = self.cells.loss.f_add_(&part).map_err(tch_error)?;
@@ -380,11 +388,15 @@ impl DeviceStep {
         let mut votes = ddp.device_votes()?;
         votes.f_copy_(&self.cells.votes).map_err(tch_error)?;
         place(&votes, LOSS)?.f_copy_(&self.cells.loss).map_err(tch_error)?;
+        place(&votes, DIVISOR)?.f_copy_(&self.cells.divisor).map_err(tch_error)?;
         ddp.finish_on_device()?;
         let (mut grads, votes) = (ddp.grads()?, ddp.device_votes()?);
         let _ = self.cells.found.f_zero_().map_err(tch_error)?;
         if let Some(scaler) = &self.scaler {
             scaler.set_down(&grads, &self.cells.found)?;
+        }
+        if runner.model.divides() {
+            divide(&mut grads, &votes, runner.samples()).map_err(tch_error)?;
         }
         let norm = total_norm(&[grads.shallow_clone()])?.f_view([1]).map_err(tch_error)?;
         let skip = self.flags(&norm, &votes)?;
@@ -502,6 +514,15 @@ impl DeviceStep {
     pub fn scaler_state(&self) -> Result<Option<ScalerState>, TrainError> {
         self.scaler.as_ref().map(Scaler::state).transpose()
     }
+}
+
+/// Makes gradient and loss those of the step's quotient: see [`crate::task::Model::divides`].
+fn divide(grads: &mut Tensor, votes: &Tensor, samples: u64) -> Result<(), tch::TchError> {
+    let one = |at: usize| votes.f_narrow(0, at as i64, 1);
+    let factor = one(DIVISOR)?.f_clamp_min(1.0)?.f_reciprocal()?;
+    let _ = one(LOSS)?.f_mul_(&factor)?;
+    let _ = grads.f_mul_(&factor.f_mul_scalar(samples as f64)?)?;
+    Ok(())
 }
 
 fn place(votes: &Tensor, at: usize) -> Result<Tensor, TrainError> {

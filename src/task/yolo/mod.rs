@@ -1,16 +1,32 @@
-//! Task `yolo`: objects in images.
+#![doc = include_str!("README.md")]
 //!
 //! # Parts
 //!
-//! [`data`] finds images and labels, keeps their bytes in the page cache, and makes augmented samples.
+//! [`data`] finds images and labels, keeps their bytes in the page cache, and makes augmented samples. [`model`] is the
+//! detector, [`loss`] its loss with the assignment of anchors to objects, [`detect`] finds objects in its output,
+//! [`measure`] judges them. [`net`] and [`metrics`] are what the trainer runs; [`report`] draws and writes.
 
 pub mod data;
+pub mod detect;
+pub mod groups;
+pub mod loss;
+pub mod measure;
+pub mod metrics;
+pub mod model;
+pub mod net;
+mod predict;
+pub mod report;
 
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
-use super::{ConvertRequest, Datasets, Metrics, Model, SampleRequest, Task, Team};
+use super::{ConvertRequest, Datasets, Gallery, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team};
 use crate::data::DataError;
+use data::YoloFacts;
+use metrics::YoloMetrics;
+use net::YoloNet;
+use report::{BoxGallery, YoloJournal};
 use spec::config::Config;
+use spec::task::yolo::YoloConfig;
 use std::path::Path;
 use tch::nn;
 
@@ -38,16 +54,46 @@ impl Task for Yolo {
         data::evaluation(opening)
     }
 
-    fn predictor(&self, _opening: &Opening) -> Result<Pass, DataError> {
-        Err(DataError::NoPass { task: "yolo", what: "has no predictor yet" })
+    fn predictor(&self, opening: &Opening) -> Result<Pass, DataError> {
+        predict::predictor(opening)
     }
 
-    fn model(&self, _config: &Config, _datasets: &Datasets, _vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
-        Err(DataError::NoPass { task: "yolo", what: "has no model yet" })
+    fn model(&self, config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
+        let facts = facts(datasets)?;
+        Ok(Box::new(YoloNet::new(&config.section::<YoloConfig>(), facts.nc(), facts.most, vs)))
     }
 
-    fn metrics(&self, _config: &Config, _datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
-        Err(DataError::NoPass { task: "yolo", what: "has no metrics yet" })
+    fn metrics(&self, _config: &Config, datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
+        Ok(Box::new(YoloMetrics::new(&facts(datasets)?.names)))
+    }
+
+    /// What shapes the parameters, besides the data set's classes, which are compared tensor by tensor.
+    fn architecture(&self, config: &Config) -> String {
+        let size = config.section::<YoloConfig>().size();
+        serde_json::json!({ "depth": size.depth, "width": size.width, "max_channels": size.max_channels }).to_string()
+    }
+
+    fn groups(&self, config: &Config, parameters: &[ParamInfo], global_batch: u64) -> Vec<GroupSpec> {
+        groups::groups(config, parameters, global_batch)
+    }
+
+    fn settle(&self, config: &mut Config, datasets: &Datasets, global_batch: u64) -> Vec<String> {
+        let classes = facts(datasets).map_or(0, YoloFacts::nc);
+        groups::settle(config, datasets.train.len(), classes, global_batch)
+    }
+
+    /// The class branches, whose shapes are those of the classes.
+    fn begins_anew(&self, name: &str) -> bool {
+        name.starts_with("model.22.cv3.")
+    }
+
+    fn gallery(&self, config: &Config, datasets: &Datasets) -> Option<Box<dyn Gallery>> {
+        let names = facts(datasets).ok()?.names.clone();
+        (config.log.images > 0).then(|| -> Box<dyn Gallery> { Box::new(BoxGallery::new(config.log.images, names)) })
+    }
+
+    fn journal(&self, config: &Config, run_dir: &Path) -> Option<Box<dyn Journal>> {
+        Some(Box::new(YoloJournal::new(run_dir, config.log.plots)))
     }
 
     fn convert(&self, request: &ConvertRequest) -> Result<Vec<String>, DataError> {
@@ -58,3 +104,15 @@ impl Task for Yolo {
         data::sample::write(request)
     }
 }
+
+/// What [`data`] found out.
+///
+/// # Errors
+/// The data sets are another task's.
+fn facts(datasets: &Datasets) -> Result<&YoloFacts, DataError> {
+    let facts = datasets.facts.as_ref().and_then(|facts| facts.downcast_ref::<YoloFacts>());
+    facts.ok_or_else(|| DataError::NothingUsable("facts on the images are missing: open them as task yolo".into()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -252,10 +252,11 @@ pub fn planner(
         micro_batch: plan.batch.micro_batch as u64,
         rank,
         world_size: world,
-        drop_last: true,
+        drop_last: train.drop_last,
         cut: Cut { even: train.sync_batchnorm && world > 1, ..Cut::default() },
     }
     .checked()?;
+    planner.drop_last |= !has_room_for_rest(&planner);
     let accumulation = train.gradient_accumulation_steps as u64;
     if train.warmup_accumulation {
         let batches = warmup_batches(train, planner.steps_per_epoch());
@@ -271,6 +272,13 @@ pub fn planner(
         )));
     }
     Ok(planner)
+}
+
+/// True if a last, smaller step gives every rank as many passes as the others, where passes of all ranks belong together.
+fn has_room_for_rest(planner: &BatchPlanner) -> bool {
+    let rest = planner.order.len % planner.global_batch.max(1);
+    let (fewest, most) = (rest / planner.world_size, rest.div_ceil(planner.world_size).div_ceil(planner.micro_batch));
+    !planner.cut.even || fewest >= most
 }
 
 /// Parameters and gradients in flat tensors, sorted by the task's groups.

@@ -96,6 +96,8 @@ keys! {
         gradient_accumulation_steps: usize = 1, range = AtLeast(1.0);
         /// Samples per forward and backward pass. Null: the whole batch.
         microbatch: Option<usize> = None, range = AtLeast(1.0);
+        /// Leave out a last batch of an epoch that is not full.
+        drop_last: bool = true;
         /// Epochs to train.
         num_epochs: usize = 100, range = AtLeast(1.0), aliases = &["train.epochs", "epochs"];
         /// Optimizer steps after which training stops. Null: `num_epochs` decides.
@@ -214,6 +216,8 @@ choices! {
         Adam = "adam",
         Adamw = "adamw",
         Sgd = "sgd",
+        /// The task's choice for its data; `adamw` where it has none.
+        Auto = "auto",
     }
 }
 
@@ -407,6 +411,8 @@ keys! {
         save_every_steps: u64 = 0, unit = "steps";
         /// Save only checkpoints of a new best epoch.
         save_best_only: bool = false;
+        /// Epochs between checkpoints that are kept for good, counted from the first. 0: none.
+        keep_every: u64 = 0, unit = "epochs";
         /// Checkpoints kept besides the best.
         keep_last: usize = 3, range = AtLeast(1.0);
         /// Draw plots at the end.

@@ -102,3 +102,17 @@ fn values_without_sense_are_refused() {
     assert!(notes.iter().any(|note| note.contains("yolo.close_mosaic 10 ≥ train.num_epochs 5")), "{notes:?}");
     assert!(resolved("data: {dataset_path: a.yaml}\nmodel: yolov8n\n").0.section::<YoloConfig>().model == "yolov8n");
 }
+
+/// Batches of the package are those of all ranks.
+#[test]
+fn batches_are_accumulated_up_to_the_nominal_size() {
+    for (batch, ranks, nbs, batches) in [(16, 1, 64, 4), (16, 3, 64, 1), (8, 3, 64, 3), (8, 1, 0, 1), (128, 1, 64, 1)] {
+        let (mut config, _) = resolved(&format!("imgsz: 64\nbatch: {batch}\nnbs: {nbs}\n"));
+        Yolo.for_ranks(&mut config, ranks);
+        let train = &config.train;
+        assert_eq!((train.gradient_accumulation_steps, train.warmup_accumulation), (batches, batches > 1));
+    }
+    let (mut config, _) = resolved("imgsz: 64\nbatch: 8\ntrain: {gradient_accumulation_steps: 2}\n");
+    Yolo.for_ranks(&mut config, 1);
+    assert_eq!(config.train.gradient_accumulation_steps, 2);
+}
