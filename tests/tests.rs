@@ -20,6 +20,8 @@ mod device;
 mod equal;
 #[path = "it/exits.rs"]
 mod exits;
+#[path = "it/fake_cuda/mod.rs"]
+mod fake_cuda;
 #[path = "it/golden.rs"]
 mod golden;
 #[path = "it/host.rs"]
@@ -52,8 +54,12 @@ mod policies;
 mod predict;
 #[path = "it/pressure.rs"]
 mod pressure;
+#[path = "it/program.rs"]
+mod program;
 #[path = "it/python.rs"]
 mod python;
+#[path = "it/python_task.rs"]
+mod python_task;
 #[path = "it/readme.rs"]
 mod readme;
 #[path = "it/relief.rs"]
@@ -64,6 +70,8 @@ mod resume;
 mod resume_split;
 #[path = "it/sandbox.rs"]
 mod sandbox;
+#[path = "it/shard.rs"]
+mod shard;
 #[path = "benches/simulate.rs"]
 mod simulate;
 #[path = "it/stops.rs"]

@@ -24,6 +24,7 @@ pub use groups::{GroupSpec, ParamInfo};
 
 use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
+use crate::torch::{TorchError, error_of};
 use cache::client::CacheClient;
 use outline::Outline;
 use pass::{Opening, Pass, StageInputs};
@@ -49,6 +50,7 @@ tasks! {
     deblur: Deblur,
     cell: Cell,
     yolo: Yolo,
+    python: Python,
 }
 
 /// Data sets of a run, as a task opens them.
@@ -94,6 +96,27 @@ pub trait Model {
     /// Forward pass and loss of one micro-batch. `train`: dropout on, and the statistics of [`norm::BatchNorm`] are those of
     /// the batch.
     fn forward(&self, batch: &Batch, train: bool) -> Output;
+    /// [`Model::forward`] where the pass runs code that can fail by itself. This is what the trainer calls.
+    ///
+    /// # Errors
+    /// Memory ran out in such code, or it failed.
+    fn try_forward(&self, batch: &Batch, train: bool) -> Result<Output, TorchError> {
+        Ok(self.forward(batch, train))
+    }
+    /// Backward pass from a loss that [`Model::try_forward`] gave, weighted.
+    ///
+    /// # Errors
+    /// As [`Model::try_forward`]; libtorch refuses.
+    fn backward(&self, loss: &Tensor) -> Result<(), TorchError> {
+        loss.f_backward().map_err(|error| error_of("backward", &error))
+    }
+    /// [`Model::predict`] in the same way.
+    ///
+    /// # Errors
+    /// As [`Model::try_forward`].
+    fn try_predict(&self, batch: &Batch) -> Result<Tensor, TorchError> {
+        Ok(self.predict(batch))
+    }
     /// Numbers of each sample that every rank gets after each step, with the votes of that step; 0 for none. Each forward
     /// pass of training gives them in [`Output::share`].
     fn share_width(&self) -> usize {

@@ -1,11 +1,11 @@
-//! The loss scale of fp16: gradients too small for its range are lifted before backward and set down after the reduce.
+//! The loss scale of fp16: gradients too small for its range are lifted before backward, and the optimizer sets them down.
 //!
 //! The rule is `torch.amp.GradScaler`'s: start at 65,536; twice as much after 2,000 steps without overflow; half as much
 //! after a step with one, which is skipped. All of it happens on the device. The decision is taken from the gradients that
 //! all ranks share, so that all ranks decide alike.
 
 use super::TrainError;
-use crate::torch::device::{ScaleRule, unscale, update_scale};
+use crate::torch::device::{ScaleRule, update_scale};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -54,15 +54,6 @@ impl Scaler {
         loss * self.scale.squeeze()
     }
 
-    /// Sets gradients down again, and `found` (f32 `[1]`) to 1 where one is infinite or no number.
-    ///
-    /// # Errors
-    /// libtorch refuses.
-    pub fn set_down(&self, grads: &Tensor, found: &Tensor) -> Result<(), TrainError> {
-        let inverse = self.scale.f_reciprocal().map_err(tch_error)?;
-        Ok(unscale(&[grads.shallow_clone()], found, &inverse)?)
-    }
-
     /// Moves the scale after a step.
     ///
     /// # Errors
@@ -100,16 +91,5 @@ mod tests {
             seen.push((scale, good_steps));
         }
         assert_eq!(seen, [(1024.0, 1998), (1024.0, 1999), (2048.0, 0), (1024.0, 0), (1024.0, 1)]);
-    }
-
-    #[test]
-    fn what_is_lifted_is_set_down_again() {
-        let scaler = Scaler::new(Device::Cpu, ScalerState::default()).unwrap();
-        let leaf = Tensor::from_slice(&[1e-6_f32]).set_requires_grad(true);
-        scaler.lift(&(&leaf * 0.25).sum(Kind::Float)).backward();
-        let (grad, found) = (leaf.grad(), Tensor::from_slice(&[0_f32]));
-        assert_eq!(grad.double_value(&[0]), 0.25 * START);
-        scaler.set_down(&grad, &found).unwrap();
-        assert_eq!((grad.double_value(&[0]), found.double_value(&[0])), (0.25, 0.0));
     }
 }

@@ -210,7 +210,7 @@ impl StepRunner<'_> {
         self.share(parts.ddp, &output, &batch, passes.samples)?;
         passes.samples += batch.len();
         let scaled = output.loss * share;
-        Ok(scaled.f_backward().map_err(|error| torch::error_of("backward", &error))?)
+        Ok(self.model.backward(&scaled)?)
     }
 
     /// Factor on the loss of a micro-batch: its share of the step's samples, or 1 where it is part of a sum.

@@ -244,7 +244,7 @@ fn net(on: Device, request: &Request) -> Checked<Value> {
         ddp.set_sync(true);
         backward(ddp.variables())?;
         ddp.finish_on_device().map_err(Box::<dyn Error>::from)?;
-        optimizer.step_unless(&ddp, &lr, &[1e-3.into()], &found).map_err(Box::<dyn Error>::from)
+        optimizer.step_unless(&ddp, &lr, &[1e-3.into()], (&found, None)).map_err(Box::<dyn Error>::from)
     })?;
     Ok(json!({ "buckets_ms": buckets, "plain_ms": plain, "amp": request.amp, "width": request.width }))
 }

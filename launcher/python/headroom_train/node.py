@@ -1,6 +1,8 @@
 """This process's connection to the node's cache: one for all its data sets and loaders."""
 
 import atexit
+import ctypes
+import gc
 import os
 import re
 import sys
@@ -110,6 +112,22 @@ def node():
 def found_node():
     """The cache of this node, if this process uses it already."""
     return _found.get("node")
+
+
+def is_short():
+    """Memory is short: the launcher has made the cache smaller, or just did so. At the first sight of it this process gives back
+    what its allocators keep."""
+    found = _found.get("node")
+    short = found is not None and found.is_shrunk
+    if short and not _found.get("short"):
+        gc.collect()
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):
+            # Another C library: it has none.
+            pass
+    _found["short"] = short
+    return short
 
 
 def lose(error):

@@ -300,7 +300,7 @@ pub struct Stage {
 impl ConfigArgs {
     fn need(&self) -> Result<(), CliError> {
         let example = || usage("no config: name one with --config, such as --config quick_demo");
-        self.config.is_some().then_some(()).ok_or_else(example)
+        (self.config.is_some() || self.python.is_some()).then_some(()).ok_or_else(example)
     }
 
     /// Finds the config and resolves it with the profile of the device that will be used: `cuda` if one is present
@@ -309,8 +309,13 @@ impl ConfigArgs {
     /// # Errors
     /// As [`spec::config::RawConfig::find`] and [`spec::config::RawConfig::resolve`].
     pub fn prepare(&self, gpu_present: bool, folders: &Folders) -> Result<Prepared, ConfigError> {
-        let raw = spec::task::find_config(self.config.as_deref().unwrap_or("default"), folders)?;
-        let mut sets = self.set.clone();
+        let raw = match (&self.config, &self.python) {
+            // All keys at their defaults.
+            (None, Some(_)) => spec::task::parse_config("", "python.yaml")?,
+            (config, _) => spec::task::find_config(config.as_deref().unwrap_or("default"), folders)?,
+        };
+        let of_python = self.python.iter().map(|place| format!("python.build={place}"));
+        let mut sets: Vec<String> = of_python.chain(self.set.iter().cloned()).collect();
         if let Some(device) = self.device {
             sets.push(format!("train.device={}", device.word()));
         }

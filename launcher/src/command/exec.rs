@@ -26,6 +26,7 @@ pub(super) fn exec(
     let spec = Spec {
         program: program.into(),
         args,
+        forks: false,
         env: log_env(run).into_iter().collect(),
         ranks: ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?,
         log_dir: None,

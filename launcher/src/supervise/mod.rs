@@ -19,13 +19,14 @@ mod orders;
 mod reports;
 mod unix;
 mod verdict;
+mod zygote;
 
 pub use child::has_ended;
 pub use env::{Meeting, ranks};
 pub use failure::Failure;
 pub use inherited::{is_ignored, set_defaults};
 pub use job::POLL;
-pub use limits::Limits;
+pub use limits::{Limits, may_limit};
 pub use nodes::{MeetError, NodePlace, Nodes};
 pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
@@ -46,6 +47,8 @@ pub struct Spec {
     /// Looked up in PATH when it holds no slash.
     pub program: PathBuf,
     pub args: Vec<OsString>,
+    /// The program, with the words `zygote FD`, forks the ranks once it is ready; where it refuses, they are spawned.
+    pub forks: bool,
     /// Added to the launcher's own environment for every rank.
     pub env: Vec<(String, String)>,
     pub ranks: Vec<RankSpec>,

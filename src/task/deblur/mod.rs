@@ -7,6 +7,7 @@
 //! The model is a video restoration transformer with a spike branch: see [`model`]; its loss is in [`loss`], what is
 //! measured in [`metrics`].
 
+mod constants;
 pub mod data;
 mod gallery;
 pub mod loss;

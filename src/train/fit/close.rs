@@ -199,6 +199,8 @@ impl Loop<'_, '_> {
     /// Every rank calls it; rank 0 writes, in the background.
     fn save(&mut self, Mark { best, keep, last }: Mark) -> Result<(), TrainError> {
         self.observer.phase(Phase::Checkpoint, self.state.step);
+        // Weights are read back below, and the step that made them may wait for other ranks.
+        self.fit.collective.catch_up("the step to save")?;
         let mut state = self.state.clone();
         state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
         state.schedule = Some(self.schedule.state().clone());
@@ -212,8 +214,13 @@ impl Loop<'_, '_> {
                 rest.extend(buffers.of_all_ranks()?);
             }
         }
+        // Ranks that divide the optimizer's state bring it together for this.
+        let divided = self.ddp.is_sharded().then(|| self.optimizer.export(&self.ddp)).transpose()?;
         if let Some(checkpoints) = &mut self.fit.checkpoints {
-            let optimizer = self.optimizer.export(&self.ddp)?;
+            let optimizer = match divided {
+                Some(whole) => whole,
+                None => self.optimizer.export(&self.ddp)?,
+            };
             let model: Named = self.fit.params.iter().chain(self.buffers.named()).map(clone).collect();
             checkpoints.save(Content {
                 step: state.step,

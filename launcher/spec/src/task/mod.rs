@@ -23,6 +23,7 @@ tasks! {
     deblur: Deblur,
     cell: Cell,
     yolo: Yolo,
+    python: Python,
 }
 
 /// [`TASKS`] and those of the program.

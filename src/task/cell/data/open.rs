@@ -1,6 +1,6 @@
 //! Opens the data sets of a run. Every rank calls it; each scans its share of the cells that the index does not know.
 
-use super::dataset::{CellDataset, fields, pages};
+use super::dataset::{Cached, CellDataset, fields, pages, policy_of};
 use super::entry::Coding;
 use super::filter::{self, CellFacts, LeftOut, Rule};
 use super::genes::{Joined, join};
@@ -19,7 +19,7 @@ use crate::data::split::{Print, Resolved, RowSplit, Unit, relative_name, resolve
 use crate::data::{DataError, Dataset};
 use crate::task::{Datasets, Team};
 use spec::config::{CachePolicy, Config, DataConfig};
-use spec::contract::{USERS, shown};
+use spec::contract::{CacheMode, USERS, shown};
 use spec::task::cell::CellConfig;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -394,7 +394,12 @@ fn assemble(
     notes.extend(lines);
     let sees = keys.data.cache == CachePolicy::NextUse;
     let order = order_of(sets[0].len(), &keys.data, keys.seed, || Some(pages(&store, &sets[0])))?;
-    let cached = cache.map(|cache| Arc::new(CachedEntries::new(Arc::clone(&store), cache)));
+    let stay = match keys.data.cache {
+        CachePolicy::Pin => true,
+        CachePolicy::Auto => policy_of(&keys.data) == CacheMode::Pin,
+        _ => false,
+    };
+    let cached = cache.map(|cache| Arc::new(Cached::new(CachedEntries::new(Arc::clone(&store), cache), stay)));
     let specs = fields(&store, most);
     let dataset = |members: Members, order| {
         Arc::new(CellDataset::new(Arc::clone(&store), cached.clone(), (members, all.clone()), specs.clone(), order))
