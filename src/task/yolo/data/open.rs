@@ -64,6 +64,7 @@ pub struct Opened {
     pub datasets: Datasets,
     pub totals: Totals,
     /// The same as in `datasets`.
+    #[cfg(test)]
     pub train: Arc<TrainImages>,
 }
 
@@ -146,7 +147,8 @@ fn used(found: Found, root: &Path, config: &Config, team: &Team, index_dir: &Pat
         for (item, finding) in items.into_iter().zip(findings) {
             match finding {
                 Finding::Good(Good { header, bytes, modified, rows }) => {
-                    let exact = yolo.dct_scaling == DctScaling::Never || (split > 0 && yolo.dct_scaling == DctScaling::Train);
+                    let exact =
+                        yolo.dct_scaling == DctScaling::Never || (split > 0 && yolo.dct_scaling == DctScaling::Train);
                     images.splits[split].push((Image { path: item.image, header, bytes, modified, exact }, rows));
                 }
                 Finding::Bad(line) if config.data.skip_bad => images.skipped.push(line),
@@ -227,7 +229,12 @@ fn assemble(images: Images, config: &Config, team: &Team) -> Result<Opened, Data
     let facts = YoloFacts { names, images: lists, most, backgrounds };
     let datasets = Datasets::new(Arc::clone(&training) as _, val, test);
     let datasets = Datasets { skipped, notes, facts: Some(Arc::new(facts)), carried, ..datasets };
-    Ok(Opened { datasets, totals, train: training })
+    Ok(Opened {
+        datasets,
+        totals,
+        #[cfg(test)]
+        train: training,
+    })
 }
 
 /// Order and shapes of validation images.
