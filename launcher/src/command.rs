@@ -127,7 +127,8 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
             exec::exec(&run, &with, program, args, early(Moment::OfOthers, &inherited)?)
         }
         Command::PlanExec { run, with, program, args } => program::show(&run, &with, &program, &args),
-        Command::SampleData(args) => sample_data(&args),
+        Command::SampleData(args) => by_rank(&args.words()),
+        Command::Convert(args) => by_rank(&args.words()),
         Command::Batch(args) => batch(&args),
         Command::Recommend(args) => tools::recommend(&args),
         Command::Doctor(args) => tools::doctor(&args),
@@ -219,7 +220,11 @@ fn prepare_for(
     for note in &prepared.notes {
         print::note(note);
     }
-    let cli::Prepared { config, stages, .. } = prepared;
+    let cli::Prepared { mut config, stages, .. } = prepared;
+    // What is missing or impossible is the plan's to say.
+    if let (Some(task), Ok(share)) = (spec::task::find(&config.task), plan::node_share(&config, &machine, &request)) {
+        task.for_ranks(&mut config, share.asked.saturating_mul(request.nnodes));
+    }
     Ok(Ready { config, stages, machine, here, request, passes: PassKind::Train, undo: undo.clone() })
 }
 
@@ -546,8 +551,9 @@ fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
     supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
 }
 
-fn sample_data(args: &SampleDataArgs) -> Result<u8, Error> {
-    let error = rank_command(&args.words())?.exec();
+/// Becomes the rank program, which does the work.
+fn by_rank(words: &[OsString]) -> Result<u8, Error> {
+    let error = rank_command(words)?.exec();
     Err(io("cannot start rank", exit::INTERNAL)(error))
 }
 

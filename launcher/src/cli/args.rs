@@ -250,6 +250,37 @@ impl SampleDataArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct ConvertArgs {
+    /// The data set, in any format that the task reads
+    #[arg(value_name = "DATA")]
+    pub data: PathBuf,
+    /// Folder to write to
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The task whose format is written
+    #[arg(long, value_name = "TASK", default_value = "yolo")]
+    pub task: String,
+    /// Seed of the split, where the data set has none
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// Shares of training, validation and test, where the data set has no split
+    #[arg(long, value_name = "SHARES", default_value = "0.7,0.2,0.1")]
+    pub split_ratio: String,
+}
+
+impl ConvertArgs {
+    /// The command line of the rank program that does it.
+    pub fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec!["convert".into(), "--task".into(), self.task.clone().into()];
+        words.extend(["--data".into(), self.data.clone().into_os_string()]);
+        words.extend(["--out".into(), self.out.clone().into_os_string()]);
+        words.extend(["--seed".into(), self.seed.to_string().into()]);
+        words.extend(["--split-ratio".into(), self.split_ratio.clone().into()]);
+        words
+    }
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct BatchArgs {
     #[command(flatten)]
     pub config: ConfigArgs,

@@ -46,6 +46,13 @@ const SAMPLE_EXAMPLES: &str = "\
 Example:
   launch sample-data --task emg --out sample-data/long --sessions 4 --seconds 60";
 
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  launch convert data/coco --out data/coco-yolo                COCO's annotations/instances_*.json
+  launch convert data/labelled --out data/yolo --seed 7        labelme files beside their images, split 0.7,0.2,0.1
+
+Images are linked, not copied; a data set is trained on as it is as well.";
+
 const MONITOR_EXAMPLES: &str = "\
 Examples:
   launch monitor                                the run that trains here now
@@ -67,7 +74,7 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch predict|evaluate|plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch predict|evaluate|plan|sample-data|convert|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -88,6 +95,9 @@ enum Verb {
     /// Write sample data in a task's true format
     #[command(after_help = SAMPLE_EXAMPLES)]
     SampleData(SampleDataArgs),
+    /// Write a data set anew in a task's usual format: COCO or labelme as YOLO label files
+    #[command(after_help = CONVERT_EXAMPLES)]
+    Convert(ConvertArgs),
     /// Predict for other data with a trained run
     #[command(after_help = infer::PREDICT_EXAMPLES)]
     Predict(PredictArgs),
@@ -124,6 +134,7 @@ pub enum Command {
     Predict(PredictArgs),
     Evaluate(EvaluateArgs),
     SampleData(SampleDataArgs),
+    Convert(ConvertArgs),
     Batch(BatchArgs),
     Recommend(RecommendArgs),
     Doctor(ReadArgs),
@@ -175,6 +186,7 @@ impl Command {
             (Some(Verb::Predict(args)), _) => Command::Predict(args),
             (Some(Verb::Evaluate(args)), _) => Command::Evaluate(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
+            (Some(Verb::Convert(args)), _) => Command::Convert(args),
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
             (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
             (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
@@ -228,7 +240,7 @@ impl Command {
             }
             Command::Batch(args) => args.config.need(),
             Command::Predict(_) | Command::Evaluate(_) => Ok(()),
-            Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
+            Command::SampleData(_) | Command::Convert(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
             Command::Analyze(_)
             | Command::Monitor(_)
             | Command::Plot(_)

@@ -103,7 +103,7 @@ impl Task for Deblur {
         format!("{keys} bins {}", deblur.voxel_bins)
     }
 
-    fn gallery(&self, config: &Config) -> Option<Box<dyn Gallery>> {
+    fn gallery(&self, config: &Config, _datasets: &Datasets) -> Option<Box<dyn Gallery>> {
         (config.log.images > 0).then(|| -> Box<dyn Gallery> { Box::new(gallery::ClipGallery::new(config.log.images)) })
     }
 

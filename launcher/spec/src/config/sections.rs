@@ -223,6 +223,8 @@ choices! {
         Adam = "adam",
         Adamw = "adamw",
         Sgd = "sgd",
+        /// The task's choice for its data; `adamw` where it has none.
+        Auto = "auto",
     }
 }
 
@@ -419,6 +421,8 @@ keys! {
         save_every_steps: u64 = 0, unit = "steps";
         /// Save only checkpoints of a new best epoch.
         save_best_only: bool = false;
+        /// Epochs between checkpoints that are kept for good, counted from the first. 0: none.
+        keep_every: u64 = 0, unit = "epochs";
         /// Checkpoints kept besides the best.
         keep_last: usize = 3, range = AtLeast(1.0);
         /// Draw plots at the end.

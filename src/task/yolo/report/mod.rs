@@ -5,12 +5,13 @@ mod chart;
 mod journal;
 mod pictures;
 
-pub use canvas::{Anchor, Canvas, INK, colour};
-pub use journal::YoloJournal;
-pub use pictures::{BoxGallery, boxed};
+pub use canvas::Canvas;
+pub use journal::{YoloJournal, general};
+pub use pictures::{BoxGallery, Marked, boxed};
 
 use super::measure::curves::{ClassCurves, Curves, POINTS, confidence};
 use super::metrics::Evaluated;
+use canvas::{INK, colour};
 use chart::{Curve, Panel};
 
 /// Classes with a colour of their own in a figure of curves.
