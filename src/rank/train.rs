@@ -313,9 +313,13 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
 fn first_weights(start: &Start, task: &dyn task::Task, whole: &[(String, Tensor)]) -> Result<(), RankError> {
     let Some(path) = &start.job.config.train.init_from else { return Ok(()) };
     let mut weights = checkpoint::load_weights(path).map_err(CheckpointError::of_weights)?;
-    let fits = |name: &str, tensor: &Tensor| weights.iter().any(|(own, found)| own == name && found.size() == tensor.size());
-    let drawn: BTreeSet<&str> =
-        whole.iter().filter(|(name, tensor)| task.begins_anew(name) && !fits(name, tensor)).map(|(name, _)| name.as_str()).collect();
+    let fits =
+        |name: &str, tensor: &Tensor| weights.iter().any(|(own, found)| own == name && found.size() == tensor.size());
+    let drawn: BTreeSet<&str> = whole
+        .iter()
+        .filter(|(name, tensor)| task.begins_anew(name) && !fits(name, tensor))
+        .map(|(name, _)| name.as_str())
+        .collect();
     weights.retain(|(name, _)| !drawn.contains(name.as_str()));
     let rest: Vec<(String, Tensor)> = whole
         .iter()

@@ -90,5 +90,8 @@ fn bad_labels_end_a_run_by_name() {
     let runs = Runs::of(TINY, &out, &["data.skip_bad=false"]);
     let ended = run(&mut runs.command(&["--ranks", "1", "--name", "r"]), runs.path());
     let told = format!("{}{}", ended.out, ended.err);
-    assert!(ended.code != Some(0) && told.contains("00003.txt: line 2: class 7: there are 3 classes, 0 to 2"), "{told}");
+    assert!(
+        ended.code != Some(0) && told.contains("00003.txt: line 2: class 7: there are 3 classes, 0 to 2"),
+        "{told}"
+    );
 }
