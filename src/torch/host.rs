@@ -84,7 +84,10 @@ mod tests {
     fn runs_are_joined() {
         let [one, two] = [[1i16, 2, 3], [4, 5, 6]].map(|numbers| numbers.map(i16::to_ne_bytes).concat());
         let tensor = joined(&[&one, &[], &two], &[3, 2], Kind::Int16);
-        assert_eq!((tensor.size(), Vec::<i16>::try_from(tensor.flatten(0, -1)).unwrap()), (vec![3, 2], vec![1, 2, 3, 4, 5, 6]));
+        assert_eq!(
+            (tensor.size(), Vec::<i16>::try_from(tensor.flatten(0, -1)).unwrap()),
+            (vec![3, 2], vec![1, 2, 3, 4, 5, 6])
+        );
         assert_eq!(joined(&[&one], &[3], Kind::Int16), Tensor::from_slice(&[1i16, 2, 3]));
         assert_eq!(joined(&[&[], &[]], &[0], Kind::Float).numel(), 0);
     }

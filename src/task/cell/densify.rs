@@ -215,7 +215,9 @@ mod tests {
             }))
             .collect();
         let ids: Vec<i16> = lengths.iter().flat_map(|n| (0..*n).map(|id| id as i16)).collect();
-        let counts: Vec<i16> = (0..ids.len()).map(|n| if n < 300 { n as i16 % 32 } else { [1, 2, 3, 700, 255, 256, -9, 1][n % 8] }).collect();
+        let counts: Vec<i16> = (0..ids.len())
+            .map(|n| if n < 300 { n as i16 % 32 } else { [1, 2, 3, 700, 255, 256, -9, 1][n % 8] })
+            .collect();
         let numbers: Vec<f32> = counts.iter().map(|count| f32::from(*count as u16) / 7.0).collect();
         let wide: Vec<i32> = ids.iter().map(|id| i32::from(*id)).collect();
         let labels = Tensor::from_slice(&[0i64; 6]);

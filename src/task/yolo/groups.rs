@@ -27,11 +27,7 @@ pub fn groups(config: &Config, parameters: &[ParamInfo], global_batch: u64) -> V
     vec![
         GroupSpec { weight_decay: Some(decay), ..GroupSpec::new("weight", weight) },
         GroupSpec { weight_decay: Some(0.0), ..GroupSpec::new("bn", norm) },
-        GroupSpec {
-            weight_decay: Some(0.0),
-            warmup_rate: Some(yolo.warmup_bias_lr),
-            ..GroupSpec::new("bias", bias)
-        },
+        GroupSpec { weight_decay: Some(0.0), warmup_rate: Some(yolo.warmup_bias_lr), ..GroupSpec::new("bias", bias) },
     ]
 }
 

@@ -245,7 +245,10 @@ impl Store {
                 let (ids, values) = self.cell(place.file, 0, &own.cells, &mut own.ids, &mut own.values);
                 for (id, value) in ids.iter().zip(values) {
                     let is_count = entry::is_count(*value);
-                    fields.take(*id, if is_count { Value::Count(*value as i64 as u32) } else { Value::Number(*value as f32) });
+                    fields.take(
+                        *id,
+                        if is_count { Value::Count(*value as i64 as u32) } else { Value::Number(*value as f32) },
+                    );
                 }
                 if fields.overflown {
                     return Err(self.changed(place.file, place.row));
@@ -328,8 +331,7 @@ impl EntrySource for Store {
         self.reader.read(file, rows.clone(), &mut own.cells, &mut own.buffers)?;
         let Own { cells, ids, values, kept_ids, kept_values, .. } = own;
         let (count, bytes) = (cells.len(), out.len());
-        let (wide, coding) =
-            (self.coding == Coding::Plain { wide: true }, usize::from(self.coding == Coding::Gaps));
+        let (wide, coding) = (self.coding == Coding::Plain { wide: true }, usize::from(self.coding == Coding::Gaps));
         let mut pen = Pen::new(out, count, self.coding).ok_or_else(|| self.changed(file, rows.start))?;
         // Bytes as they were scanned, with the genes out of use.
         let mut scanned = entry::entry_bytes(count, 0);

@@ -207,7 +207,8 @@ mod tests {
     fn a_contested_anchor_goes_to_the_box_of_highest_overlap_even_where_that_had_not_chosen_it() {
         let (scores, boxes) = predicted([0.0, 0.0, 32.0, 32.0]);
         let pair = [[0.0, 0.0, 32.0, 32.0], [0.0, 0.0, 32.0, 28.0]];
-        let all = assign(&Predicted { scores: &scores, boxes: &boxes, cells: CELLS }, &targets(&pair, &[true, true]), 30);
+        let all =
+            assign(&Predicted { scores: &scores, boxes: &boxes, cells: CELLS }, &targets(&pair, &[true, true]), 30);
         // Anchors below row 28 of the second box are in the first alone; all the others overlap more with it as well.
         assert_eq!(all.anchors.size(), [21]);
         assert_eq!(all.boxes.sum(Kind::Int64).int64_value(&[]), 0);
@@ -220,7 +221,8 @@ mod tests {
     fn nothing_is_assigned_without_boxes_or_overlap() {
         let (scores, boxes) = predicted([100.0, 100.0, 132.0, 132.0]);
         let predicted = Predicted { scores: &scores, boxes: &boxes, cells: CELLS };
-        for targets in [targets(&[], &[]), targets(&[[0.0; 4]], &[false]), targets(&[[0.0, 0.0, 32.0, 32.0]], &[true])] {
+        for targets in [targets(&[], &[]), targets(&[[0.0; 4]], &[false]), targets(&[[0.0, 0.0, 32.0, 32.0]], &[true])]
+        {
             let all = assign(&predicted, &targets, 10);
             assert_eq!((all.anchors.size(), all.scores.size()), (vec![0], vec![0]));
         }

@@ -108,7 +108,8 @@ fn of_class(class: usize, mut list: Vec<Judged>, objects: u64) -> ClassCurves {
         let envelope = Envelope::new(&recall, &precision);
         curves.average[threshold] = envelope.average();
         if threshold == 0 {
-            let read = |ys: &[f64], left: f64| (0..POINTS).map(|at| interp(-confidence(at), &falling, ys, left)).collect();
+            let read =
+                |ys: &[f64], left: f64| (0..POINTS).map(|at| interp(-confidence(at), &falling, ys, left)).collect();
             (curves.recall, curves.precision) = (read(&recall, 0.0), read(&precision, 1.0));
             curves.by_recall = (0..POINTS).map(|at| envelope.at(confidence(at))).collect();
         }

@@ -179,4 +179,3 @@ keys! {
         agnostic: bool = false, aliases = &["agnostic_nms"];
     }
 }
-
