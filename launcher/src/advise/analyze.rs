@@ -242,11 +242,9 @@ fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
             LineId::Collectives => most(&ranks, |rank| rank.held.meeting_bytes),
             LineId::CheckpointStaging => most(&ranks, |rank| rank.held.staging_bytes),
             LineId::Program => most(&ranks, RankUse::all),
-            LineId::Reserve
-            | LineId::CudaRuntime
-            | LineId::Interpreter
-            | LineId::RecordedStep
-            | LineId::Other => return None,
+            LineId::Reserve | LineId::CudaRuntime | LineId::Interpreter | LineId::RecordedStep | LineId::Other => {
+                return None;
+            }
         })
     };
     let check = |line: &BudgetLine| {

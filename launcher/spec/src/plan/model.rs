@@ -187,7 +187,8 @@ impl<'a> ModelLines<'a> {
         let mut formula =
             format!("rank 0: {} parameters × 4 B × {copies}{more}, and their names", grouped(self.model.parameters));
         // Ranks that divide the moments bring them together on each.
-        let together = if self.shards > 1 { product(&[self.model.parameters, F32_BYTES, self.moments, self.shards])? } else { 0 };
+        let together =
+            if self.shards > 1 { product(&[self.model.parameters, F32_BYTES, self.moments, self.shards])? } else { 0 };
         if together > 0 {
             formula += &format!("; all ranks: {} of moments, brought together", bytes_text(together));
         }
