@@ -75,7 +75,8 @@ fn main() -> Result<()> {
     let Datasets { train, facts, notes, .. } = open(&config, &team, &index)?;
     let facts = facts.and_then(|facts| facts.downcast::<YoloFacts>().ok()).ok_or("no facts")?;
     let order = train_order(&*train, &config.data, config.seed)?;
-    let spec = LoaderSpec { threads, slots: 2 * threads + 2, micro_batch: config.train.batch_size, ..LoaderSpec::default() };
+    let spec =
+        LoaderSpec { threads, slots: 2 * threads + 2, micro_batch: config.train.batch_size, ..LoaderSpec::default() };
     let mut loader = Loader::new(Arc::clone(&train), spec)?;
     let planner = BatchPlanner {
         order,

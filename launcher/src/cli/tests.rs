@@ -31,6 +31,8 @@ fn training_is_what_no_verb_means() {
     assert_eq!(run.resume_split, Some(SplitChoice::Keep));
     assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(args) if args.run.gpus == Some(2)));
     assert!(matches!(parse("sample-data --task emg --out d").unwrap(), Command::SampleData(args) if args.seed == 42));
+    assert!(matches!(parse("convert a --out b").unwrap(), Command::Convert(args) if args.split_ratio == "0.7,0.2,0.1"));
+    assert!(parse("convert --out b").is_err());
     let batch = parse("batch --config a --step 3 --rank 1 --world 3 --out f.safetensors").unwrap();
     assert!(matches!(batch, Command::Batch(args) if (args.step, args.rank, args.world) == (3, 1, 3)));
 }

@@ -90,7 +90,10 @@ fn other_size(path: &Path, mut file: File) -> Result<ImageSize, DataError> {
     let reader = reader.map_err(|error| file_error(path, error.to_string()))?;
     let (width, height) = reader.into_dimensions().map_err(failed)?;
     if u64::from(width) * u64::from(height) > MAX_PIXELS || width == 0 || height == 0 {
-        return Err(file_error(path, format!("an image of {height}×{width} pixels: expected 1 to {MAX_PIXELS} pixels")));
+        return Err(file_error(
+            path,
+            format!("an image of {height}×{width} pixels: expected 1 to {MAX_PIXELS} pixels"),
+        ));
     }
     Ok(ImageSize { height: height as usize, width: width as usize })
 }

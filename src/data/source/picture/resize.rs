@@ -85,7 +85,8 @@ fn halve(source: &[u8], from: ImageSize, out: &mut Vec<u8>) {
     for pair in source.chunks_exact(2 * stride) {
         let (upper, lower) = pair.split_at(stride);
         for (a, b) in upper.chunks_exact(6).zip(lower.chunks_exact(6)) {
-            let mean = |c: usize| (u16::from(a[c]) + u16::from(a[c + 3]) + u16::from(b[c]) + u16::from(b[c + 3]) + 2) >> 2;
+            let mean =
+                |c: usize| (u16::from(a[c]) + u16::from(a[c + 3]) + u16::from(b[c]) + u16::from(b[c + 3]) + 2) >> 2;
             out.extend([mean(0) as u8, mean(1) as u8, mean(2) as u8]);
         }
     }
@@ -110,13 +111,13 @@ mod tests {
     #[test]
     fn pixels_are_those_of_opencv() {
         for (from, to, expected) in [
-        ((30, 40), (48, 64), 0x815c581f),
-        ((48, 64), (30, 40), 0xc5af9864),
-        ((60, 80), (30, 40), 0x767b50f7),
-        ((61, 83), (40, 64), 0xf5f04c6e),
-        ((17, 100), (11, 64), 0x2d1e54b4),
-        ((100, 90), (64, 58), 0xb86183f7),
-        ((33, 47), (64, 91), 0x8d6b16c5),
+            ((30, 40), (48, 64), 0x815c581f),
+            ((48, 64), (30, 40), 0xc5af9864),
+            ((60, 80), (30, 40), 0x767b50f7),
+            ((61, 83), (40, 64), 0xf5f04c6e),
+            ((17, 100), (11, 64), 0x2d1e54b4),
+            ((100, 90), (64, 58), 0xb86183f7),
+            ((33, 47), (64, 91), 0x8d6b16c5),
         ] {
             let count = 3 * from.0 as u64 * from.1 as u64;
             let source: Vec<u8> = (0..count).map(|i| ((i * i * 31 + i * 17) >> 3) as u8).collect();

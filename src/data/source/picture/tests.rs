@@ -137,3 +137,16 @@ fn jpegs_are_decoded_at_the_part_that_is_needed() {
         }
     }
 }
+
+/// The same picture in the four colours of print.
+#[test]
+fn cmyk_becomes_rgb() {
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/yolo").join(name);
+    let [rgb, cmyk] = ["gradient.jpg", "cmyk.jpg"].map(|name| {
+        let path = fixture(name);
+        decode(&path, &std::fs::read(&path).unwrap(), &header(&path).unwrap(), 1).unwrap()
+    });
+    assert_eq!(rgb.size, cmyk.size);
+    let apart = rgb.pixels.iter().zip(&cmyk.pixels).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>();
+    assert!(apart / (rgb.pixels.len() as f64) < 4.0, "{}", apart / rgb.pixels.len() as f64);
+}

@@ -65,7 +65,10 @@ fn row(words: &[&str], polygons: bool, classes: Option<usize>) -> Result<Row, St
         return Ok([*class, x, y, w, h]);
     }
     if places.len() < 6 || places.len() % 2 != 0 {
-        return Err(format!("{} numbers in a file of polygons: expected a class and three or more points", words.len()));
+        return Err(format!(
+            "{} numbers in a file of polygons: expected a class and three or more points",
+            words.len()
+        ));
     }
     if let Some(place) = places.iter().find(|place| **place < LEAST) {
         return Err(format!("{place} is below 0: coordinates are shares of the image's width and height"));

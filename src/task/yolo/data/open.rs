@@ -21,6 +21,9 @@ use spec::task::yolo::{DctScaling, ImageCache, YoloConfig};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+/// Key of the classes' names in what a run carries.
+const NAMES: &str = "names";
+
 /// An image in use with its boxes.
 type Used = (Image, Vec<[f32; 5]>);
 
@@ -61,6 +64,7 @@ pub struct Opened {
     pub datasets: Datasets,
     pub totals: Totals,
     /// The same as in `datasets`.
+    #[cfg(test)]
     pub train: Arc<TrainImages>,
 }
 
@@ -95,9 +99,16 @@ pub fn open_images(config: &Config, team: &Team, index_dir: &Path) -> Result<Ope
 /// # Errors
 /// As [`open`].
 pub fn evaluation(opening: &Opening) -> Result<Datasets, DataError> {
-    let Opening { config, team, index_dir, .. } = *opening;
+    let Opening { config, team, index_dir, carried } = *opening;
     let root = &config.data.dataset_path;
     let mut found = form::find(root, Division { shares: [0.0, 1.0, 0.0], seed: 0 })?;
+    if let Some(trained) = carried_names(carried) {
+        let own = found.names.get_or_insert_with(|| trained.clone());
+        if *own != trained {
+            let problem = format!("its classes are {}, the run was trained on {}", own.join(", "), trained.join(", "));
+            return Err(file_error(root, format!("{problem}: write the labels with the run's classes, in its order")));
+        }
+    }
     if found.splits[1].is_empty() {
         found.splits.swap(0, 1);
     }
@@ -110,12 +121,18 @@ pub fn evaluation(opening: &Opening) -> Result<Datasets, DataError> {
 /// # Errors
 /// As [`open`].
 pub fn unlabelled(opening: &Opening) -> Result<Datasets, DataError> {
-    let Opening { config, team, index_dir, .. } = *opening;
+    let Opening { config, team, index_dir, carried } = *opening;
     let root = &config.data.dataset_path;
-    let found = form::unlabelled(root)?;
+    let found = Found { names: carried_names(carried), ..form::unlabelled(root)? };
     let mut in_turn = config.clone();
     in_turn.with_section(|yolo: &mut YoloConfig| yolo.rect = false);
     Ok(assemble(used(found, root, config, team, index_dir)?, &in_turn, team)?.datasets)
+}
+
+/// Names of the classes that a run was trained on.
+fn carried_names(carried: Option<&serde_json::Value>) -> Option<Vec<String>> {
+    let names = carried?.get(NAMES)?.as_array()?;
+    names.iter().map(|name| name.as_str().map(String::from)).collect()
 }
 
 /// Looks at all images and takes those that can be used.
@@ -130,7 +147,8 @@ fn used(found: Found, root: &Path, config: &Config, team: &Team, index_dir: &Pat
         for (item, finding) in items.into_iter().zip(findings) {
             match finding {
                 Finding::Good(Good { header, bytes, modified, rows }) => {
-                    let exact = yolo.dct_scaling == DctScaling::Never || (split > 0 && yolo.dct_scaling == DctScaling::Train);
+                    let exact =
+                        yolo.dct_scaling == DctScaling::Never || (split > 0 && yolo.dct_scaling == DctScaling::Train);
                     images.splits[split].push((Image { path: item.image, header, bytes, modified, exact }, rows));
                 }
                 Finding::Bad(line) if config.data.skip_bad => images.skipped.push(line),
@@ -207,10 +225,16 @@ fn assemble(images: Images, config: &Config, team: &Team) -> Result<Opened, Data
         Arc::new(ValImages::new(Arc::clone(&shared), images, shapes))
     };
     let (val, test) = (held_out(1, train), held_out(2, train + val));
+    let carried = Some(serde_json::json!({ NAMES: names }));
     let facts = YoloFacts { names, images: lists, most, backgrounds };
     let datasets = Datasets::new(Arc::clone(&training) as _, val, test);
-    let datasets = Datasets { skipped, notes, facts: Some(Arc::new(facts)), ..datasets };
-    Ok(Opened { datasets, totals, train: training })
+    let datasets = Datasets { skipped, notes, facts: Some(Arc::new(facts)), carried, ..datasets };
+    Ok(Opened {
+        datasets,
+        totals,
+        #[cfg(test)]
+        train: training,
+    })
 }
 
 /// Order and shapes of validation images.

@@ -16,6 +16,9 @@ use std::sync::Arc;
 /// Boxes that an image to predict for is planned with: it has none.
 const NO_BOXES: usize = 1;
 
+/// Classes that predictions are planned with, as the run's own are not known to a plan: COCO's number.
+const PLANNED_CLASSES: usize = 80;
+
 /// Shapes and sizes of the data set. Headers and labels are looked at for it, and kept by the index for the run.
 ///
 /// # Errors
@@ -42,7 +45,10 @@ pub fn predict_outline(config: &Config) -> Result<Outline, DataError> {
     let yolo: YoloConfig = config.section();
     let fields = val_fields(yolo.imgsz, NO_BOXES);
     let sizes = DataSizes { scratch_bytes: scratch_bytes(yolo.imgsz, 0), ..DataSizes::default() };
-    Ok(Outline::new(train_fields(yolo.imgsz, NO_BOXES), fields, sizes))
+    let mut outline = Outline::new(train_fields(yolo.imgsz, NO_BOXES), fields, sizes);
+    let names = (0..PLANNED_CLASSES).map(|class| class.to_string()).collect();
+    outline.datasets.facts = Some(Arc::new(YoloFacts { names, most: NO_BOXES, ..YoloFacts::default() }));
+    Ok(outline)
 }
 
 /// A file, its pixels at full size, and those of a mosaic's rows.

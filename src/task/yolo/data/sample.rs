@@ -105,13 +105,13 @@ fn write_split(folder: &Path, split: &str, images: std::ops::Range<usize>, spec:
     });
     let made: Vec<(usize, Vec<Row>)> = made.into_iter().collect::<Result<_, DataError>>()?;
     match spec.layout {
-        Layout::Yolo => {
-            made.iter().try_for_each(|(number, rows)| put(&folder.join("labels").join(split).join(name(*number, "txt")), &text(rows)))
-        }
+        Layout::Yolo => made.iter().try_for_each(|(number, rows)| {
+            put(&folder.join("labels").join(split).join(name(*number, "txt")), &text(rows))
+        }),
         Layout::Coco => put(&folder.join(format!("annotations/instances_{split}2017.json")), &coco(&made, spec.side)),
-        Layout::Labelme => {
-            made.iter().try_for_each(|(number, rows)| put(&place.join(name(*number, "json")), &labelme(*number, rows, spec.side)))
-        }
+        Layout::Labelme => made
+            .iter()
+            .try_for_each(|(number, rows)| put(&place.join(name(*number, "json")), &labelme(*number, rows, spec.side))),
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// Images with a shorter side are left out.
 const LEAST_SIDE: usize = 10;
-/// Images whose labels one message between ranks holds.
+/// Most threads that look at images.
 const THREADS: usize = 16;
 
 /// Findings about all items, split by split.
@@ -76,8 +76,7 @@ fn share(
     found: &Found,
     team: &Team,
 ) -> Result<Vec<(u64, Finding)>, DataError> {
-    let own: Vec<(usize, &&Item)> =
-        items.iter().enumerate().skip(team.rank).step_by(team.world_size.max(1)).collect();
+    let own: Vec<(usize, &&Item)> = items.iter().enumerate().skip(team.rank).step_by(team.world_size.max(1)).collect();
     let mut coco: HashMap<PathBuf, CocoFile> = HashMap::new();
     for (place, item) in &own {
         if let Label::Coco(file, _) = &item.label
@@ -112,9 +111,8 @@ fn good(item: &Item, names: Option<&[String]>, coco: &HashMap<PathBuf, CocoFile>
     }
     let rows = match &item.label {
         Label::Text(path) => match std::fs::read(path) {
-            Ok(bytes) => {
-                labels::parse(&bytes, names.map(<[String]>::len)).map_err(|problem| format!("{}: {problem}", shown(path)))?
-            }
+            Ok(bytes) => labels::parse(&bytes, names.map(<[String]>::len))
+                .map_err(|problem| format!("{}: {problem}", shown(path)))?,
             // An image without a label file has no objects.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(format!("{}: {error}", shown(path))),

@@ -7,9 +7,9 @@ use super::labels::Row;
 use super::letterbox::fitted;
 use crate::data::entries::{CachedEntries, EntrySource};
 use crate::data::source::chunks::{Chunk, ChunkKey, ChunkStore, LruChunks};
+use crate::data::source::file_error;
 use crate::data::source::picture::{self, Header, resize::resize, shrink_for};
 use crate::data::source::video::image::ImageSize;
-use crate::data::source::file_error;
 use crate::data::{DataError, Scratch};
 use cache::client::{Held, Reading};
 use std::fs::File;
@@ -90,10 +90,6 @@ impl Store {
 
     pub fn image(&self, number: usize) -> &Image {
         &self.images[number]
-    }
-
-    pub fn len(&self) -> usize {
-        self.images.len()
     }
 
     /// Boxes of an image.

@@ -260,16 +260,21 @@ fn images_without_labels_can_be_predicted_for() {
     let mut other = config.clone();
     other.data.dataset_path = dir.path().join("shapes/images/val");
     let team = Team::alone();
-    let opening = |config| Opening { config, team: &team, index_dir: dir.path(), carried: None };
+    let carried = opened(&config, None).carried.unwrap();
+    let opening = |config| Opening { config, team: &team, index_dir: dir.path(), carried: Some(&carried) };
     let data = unlabelled(&opening(&other)).unwrap();
     assert_eq!((data.val.len(), data.train.len()), (5, 0));
     let fields = read(data.val.as_ref(), 0, 0);
     assert_eq!((fields[0].len(), fields[2].len()), (3 * 64 * 64, 0));
-    assert!(facts(&data).images[1].is_sorted());
+    assert!(facts(&data).images[1].is_sorted() && facts(&data).names == ["circle", "square", "triangle"]);
     assert_eq!(data.val.fields().len(), predict_outline(&other).unwrap().datasets.val.fields().len());
     other.data.dataset_path = config.data.dataset_path.clone();
     let all = evaluation(&opening(&other)).unwrap();
     assert_eq!((all.val.len(), facts(&all).names.len()), (5, 3));
+    let yaml = dir.path().join("shapes/data.yaml");
+    std::fs::write(&yaml, std::fs::read_to_string(&yaml).unwrap().replace("circle", "ring")).unwrap();
+    let error = evaluation(&opening(&other)).err().unwrap().to_string();
+    assert!(error.contains("its classes are ring, square, triangle, the run was trained on circle"), "{error}");
 }
 
 #[test]

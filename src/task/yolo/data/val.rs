@@ -30,7 +30,8 @@ impl ValImages {
         let bytes = 3 * of.height * of.width;
         let whole = std::mem::take(image);
         let length = whole.len();
-        let (written, _) = whole.split_at_mut_checked(bytes).ok_or(DataError::Length { field: "image", bytes: length })?;
+        let (written, _) =
+            whole.split_at_mut_checked(bytes).ok_or(DataError::Length { field: "image", bytes: length })?;
         let pixels = store.pixels(number, self.shared.cached.as_ref(), false, scratch);
         let read = match pixels {
             Ok(pixels) => {

@@ -180,4 +180,3 @@ keys! {
         agnostic: bool = false, aliases = &["agnostic_nms"];
     }
 }
-

@@ -116,3 +116,23 @@ fn batches_are_accumulated_up_to_the_nominal_size() {
     Yolo.for_ranks(&mut config, 1);
     assert_eq!(config.train.gradient_accumulation_steps, 2);
 }
+
+/// The shipped config: the guide's five settings on a GPU, sample shapes without one.
+#[test]
+fn the_shipped_config_has_the_guides_profiles() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/yolov8n.yaml");
+    let raw = parse_config(&std::fs::read_to_string(file).unwrap(), "yolov8n.yaml").unwrap();
+    let of = |profile: &str| raw.resolve_with_notes(profile, &[]).unwrap();
+    let (cuda, notes) = of("cuda");
+    assert!(notes.is_empty(), "{notes:?}");
+    let train = &cuda.train;
+    assert_eq!((train.batch_size, train.num_workers, train.amp, train.pin_memory), (16, Some(8), Amp::Auto, true));
+    let yolo: YoloConfig = cuda.section();
+    assert_eq!((yolo.cache, yolo.imgsz, cuda.task.as_str()), (ImageCache::Auto, 640, "yolo"));
+    assert_eq!(train.gradient_accumulation_steps * train.batch_size, yolo.nbs);
+    let (cpu, notes) = of("cpu");
+    assert!(notes.is_empty(), "{notes:?}");
+    let yolo: YoloConfig = cpu.section();
+    assert_eq!((yolo.imgsz, yolo.nbs, yolo.width, cpu.train.batch_size), (160, 8, Some(0.125), 8));
+    assert!(cpu.data.sample_if_missing && !cpu.train.pin_memory);
+}

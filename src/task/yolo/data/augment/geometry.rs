@@ -111,7 +111,8 @@ pub fn moved(corners: &Corners, m: &Matrix, scale: f64, side: f64) -> Option<Cor
 /// Corners as a row of a batch.
 pub fn row_of(corners: &Corners, side: f64) -> [f32; 5] {
     let [class, x1, y1, x2, y2] = *corners;
-    [class, (x1 + x2) / 2.0 / side, (y1 + y2) / 2.0 / side, (x2 - x1) / side, (y2 - y1) / side].map(|number| number as f32)
+    [class, (x1 + x2) / 2.0 / side, (y1 + y2) / 2.0 / side, (x2 - x1) / side, (y2 - y1) / side]
+        .map(|number| number as f32)
 }
 
 #[cfg(test)]

@@ -42,9 +42,7 @@ fn placed(sources: &[Source], of: &View, side: usize) -> (Vec<Placed>, [usize; 2
             let centre = centre.map(|share| (share * 2.0 * side as f64) as usize);
             (mosaic(centre, [a.size, b.size, c.size, d.size]).to_vec(), [2 * side; 2])
         }
-        ([alone, ..], _) => {
-            (vec![Placed { left: 0, top: 0, size: alone.size }], [alone.size.width, alone.size.height])
-        }
+        ([alone, ..], _) => (vec![Placed { left: 0, top: 0, size: alone.size }], [alone.size.width, alone.size.height]),
         ([], _) => (Vec::new(), [1, 1]),
     }
 }

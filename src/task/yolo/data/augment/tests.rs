@@ -73,7 +73,10 @@ fn boxes_follow_their_pixels_through_every_step() {
             let near = |(low, high): (f32, f32), centre: f32, size: f32| {
                 let slack = if turned { 2.5 } else { 1.6 };
                 let (left, right) = ((centre - size / 2.0) * side, (centre + size / 2.0) * side);
-                assert!((low - left).abs() < slack && (high - right).abs() < slack, "{round}: {low} {high} {left} {right}");
+                assert!(
+                    (low - left).abs() < slack && (high - right).abs() < slack,
+                    "{round}: {low} {high} {left} {right}"
+                );
             };
             near(ends(&|at| at.0), x, w);
             near(ends(&|at| at.1), y, h);

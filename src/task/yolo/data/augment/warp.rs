@@ -73,7 +73,10 @@ fn straightly(layers: &[Layer], canvas: [usize; 2], back: &Matrix, side: usize, 
     let (first, last) = (least.clamp(-1, canvas[0] as i64), most.clamp(-1, canvas[0] as i64));
     for tap in columns.iter_mut() {
         let inside = tap.at.clamp(first, last.max(first + 1) - 1);
-        *tap = Tap { at: inside - first, weight: if inside == tap.at { tap.weight } else { (tap.at > inside) as i32 * ONE } };
+        *tap = Tap {
+            at: inside - first,
+            weight: if inside == tap.at { tap.weight } else { (tap.at > inside) as i32 * ONE },
+        };
     }
     let width = (last - first + 1).max(2) as usize;
     [&mut *upper, &mut *lower].into_iter().for_each(|row| row.resize(3 * width, 0));
@@ -86,7 +89,8 @@ fn straightly(layers: &[Layer], canvas: [usize; 2], back: &Matrix, side: usize, 
             std::mem::swap(upper, lower);
             known = [tap.at, i64::MIN];
         }
-        for (row, (known, at)) in [&mut *upper, &mut *lower].into_iter().zip(known.iter_mut().zip([tap.at, tap.at + 1])) {
+        for (row, (known, at)) in [&mut *upper, &mut *lower].into_iter().zip(known.iter_mut().zip([tap.at, tap.at + 1]))
+        {
             if *known != at {
                 canvas_row(layers, canvas, (at, first), row);
                 *known = at;
@@ -138,7 +142,9 @@ fn mix_columns(mixed: &[u16], columns: &[Tap], out: [&mut [u8]; 3]) {
             continue;
         };
         let (left, right) = ((ONE - tap.weight) as u32, tap.weight as u32);
-        let mix = |a: &u16, b: &u16| ((u32::from(*a) * left + u32::from(*b) * right + (1 << (2 * BITS - 1))) >> (2 * BITS)) as u8;
+        let mix = |a: &u16, b: &u16| {
+            ((u32::from(*a) * left + u32::from(*b) * right + (1 << (2 * BITS - 1))) >> (2 * BITS)) as u8
+        };
         (*red, *green, *blue) = (mix(r0, r1), mix(g0, g1), mix(b0, b1));
     }
 }
@@ -237,7 +243,9 @@ mod tests {
             let placed = mosaic(centre, sizes);
             let layers: Vec<Layer> =
                 placed.iter().zip(&pixels).map(|(placed, pixels)| Layer { placed: *placed, pixels }).collect();
-            for (scale, x, y) in [(1.0, -16.0, -16.0), (0.5, 0.0, 0.0), (1.5, -40.3, -30.9), (0.7, 9.0, -20.25), (1.2, 31.0, 2.0)] {
+            for (scale, x, y) in
+                [(1.0, -16.0, -16.0), (0.5, 0.0, 0.0), (1.5, -40.3, -30.9), (0.7, 9.0, -20.25), (1.2, 31.0, 2.0)]
+            {
                 check(&layers, [64, 64], &[[scale, 0.0, x], [0.0, scale, y], [0.0, 0.0, 1.0]]);
             }
             check(&layers, [64, 64], &[[0.8, 0.3, -12.0], [-0.3, 0.8, 2.0], [0.0, 0.0, 1.0]]);

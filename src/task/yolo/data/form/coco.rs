@@ -78,12 +78,12 @@ impl CocoFile {
             if is_crowd(&of.iscrowd) || of.bbox.is_empty() {
                 continue;
             }
-            let image = by_id.get(&of.image_id).ok_or_else(|| {
-                bad(format!("image_id is {}, and no image has that id", of.image_id))
-            })?;
-            let class = *class_of.get(&of.category_id).ok_or_else(|| {
-                bad(format!("category_id is {}, and no category has that id", of.category_id))
-            })?;
+            let image = by_id
+                .get(&of.image_id)
+                .ok_or_else(|| bad(format!("image_id is {}, and no image has that id", of.image_id)))?;
+            let class = *class_of
+                .get(&of.category_id)
+                .ok_or_else(|| bad(format!("category_id is {}, and no category has that id", of.category_id)))?;
             let [x, y, w, h] = of.bbox[..] else {
                 return Err(bad(format!("bbox is {:?}: expected x, y, width, height", of.bbox)));
             };

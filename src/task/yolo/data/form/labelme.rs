@@ -103,7 +103,8 @@ pub(super) fn find(root: &Path, division: Division) -> Result<Option<Found>, Dat
     let mut names = BTreeSet::new();
     for (path, read) in files.iter().zip(read_all) {
         let (image, labels) = read?;
-        let image = image.ok_or_else(|| file_error(path, "its image is not beside it: expected one of the same name"))?;
+        let image =
+            image.ok_or_else(|| file_error(path, "its image is not beside it: expected one of the same name"))?;
         names.extend(labels);
         let split = split_of(root, path).unwrap_or_else(|| drawn(root, path, division));
         found.splits[split].push(Item { image, label: Label::Labelme(path.clone()) });
@@ -126,7 +127,8 @@ fn labels(json: Json) -> Vec<String> {
 /// The image that `imagePath` names, by its last part; else one with the file's name.
 fn image_of(path: &Path, json: &Json) -> Option<PathBuf> {
     let folder = path.parent()?;
-    let named = json.image_path.rsplit(['/', '\\']).next().filter(|name| !name.is_empty()).map(|name| folder.join(name));
+    let named =
+        json.image_path.rsplit(['/', '\\']).next().filter(|name| !name.is_empty()).map(|name| folder.join(name));
     let named = named.filter(|image| image.is_file() && is_picture(image));
     let beside = || {
         let mut images: Vec<PathBuf> = crate::data::source::picture::EXTENSIONS

@@ -18,7 +18,10 @@ fn stems(items: &[Item]) -> Vec<String> {
 
 fn found(text: &str) -> Result<Found, DataError> {
     let dir = tempfile::tempdir().unwrap();
-    touch(dir.path(), &["images/train/a.jpg", "images/train/b.PNG", "images/train/c.txt", "images/val/d.jpg", "images/x/e.jpg"]);
+    touch(
+        dir.path(),
+        &["images/train/a.jpg", "images/train/b.PNG", "images/train/c.txt", "images/val/d.jpg", "images/x/e.jpg"],
+    );
     fs::write(dir.path().join("list.txt"), "./images/x/e.jpg\n\n# a comment\nimages/val/d.jpg\n").unwrap();
     let file = dir.path().join("data.yaml");
     fs::write(&file, text).unwrap();
@@ -28,7 +31,12 @@ fn found(text: &str) -> Result<Found, DataError> {
 #[test]
 fn data_yaml_is_read_in_all_its_forms() {
     for (text, train, val, names) in [
-        ("path: .\ntrain: images/train\nval: images/val\nnames: [a, b]\n", &["a", "b"][..], &["d"][..], &["a", "b"][..]),
+        (
+            "path: .\ntrain: images/train\nval: images/val\nnames: [a, b]\n",
+            &["a", "b"][..],
+            &["d"][..],
+            &["a", "b"][..],
+        ),
         ("train: images/train\nval: images/val\nnc: 2\nnames: {1: y, 0: x}\n", &["a", "b"], &["d"], &["x", "y"]),
         ("train: [images/train, images/x]\nval: list.txt\nnames:\n  0: 7\n", &["a", "b", "e"], &["d", "e"], &["7"]),
         ("train: list.txt\nval:\ntest: images/val\nnc: 3\n", &["d", "e"], &["d"], &["0", "1", "2"]),
@@ -36,10 +44,11 @@ fn data_yaml_is_read_in_all_its_forms() {
         ("\u{feff}train: images\nvalid: images/val/d.jpg\nnames: [a]\n", &["a", "b", "d", "e"], &["d"], &["a"]),
     ] {
         let found = found(text).unwrap();
-        assert_eq!((stems(&found.splits[0]), stems(&found.splits[1])), (
-            train.iter().map(ToString::to_string).collect(),
-            val.iter().map(ToString::to_string).collect::<Vec<_>>()
-        ), "{text}");
+        assert_eq!(
+            (stems(&found.splits[0]), stems(&found.splits[1])),
+            (train.iter().map(ToString::to_string).collect(), val.iter().map(ToString::to_string).collect::<Vec<_>>()),
+            "{text}"
+        );
         assert_eq!(found.names.unwrap(), names, "{text}");
     }
 }
@@ -81,7 +90,10 @@ fn folders_without_a_file_are_a_data_set() {
     let dir = tempfile::tempdir().unwrap();
     touch(dir.path(), &["images/train/a.jpg", "images/val/b.jpg"]);
     let found = find(dir.path(), DIVISION).unwrap();
-    assert_eq!((stems(&found.splits[0]), stems(&found.splits[1]), found.names), (vec!["a".into()], vec!["b".into()], None));
+    assert_eq!(
+        (stems(&found.splits[0]), stems(&found.splits[1]), found.names),
+        (vec!["a".into()], vec!["b".into()], None)
+    );
     fs::write(dir.path().join("classes.txt"), "cat\ndog\n").unwrap();
     assert_eq!(find(dir.path(), DIVISION).unwrap().names.unwrap(), ["cat", "dog"]);
 }
@@ -97,7 +109,10 @@ fn coco(annotations: &str) -> String {
 #[test]
 fn coco_is_read_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
-    touch(dir.path(), &["train2017/a.jpg", "train2017/b.jpg", "images/val2017/a.jpg", "annotations/captions_train2017.json"]);
+    touch(
+        dir.path(),
+        &["train2017/a.jpg", "train2017/b.jpg", "images/val2017/a.jpg", "annotations/captions_train2017.json"],
+    );
     let boxes = "{\"image_id\": 5, \"category_id\": 9, \"bbox\": [10, 5, 20, 10], \"segmentation\": [[1, 2]]}, \
                  {\"image_id\": 5, \"category_id\": 2, \"bbox\": [0, 0, 50, 50], \"iscrowd\": 1}, \
                  {\"image_id\": 6, \"category_id\": 2, \"bbox\": [0, 0, 0, 5], \"iscrowd\": 0}";
@@ -125,8 +140,10 @@ fn coco_is_read_as_it_is() {
 }
 
 fn labelme(shapes: &str) -> String {
-    format!("{{\"version\": \"5\", \"flags\": {{}}, \"imageData\": \"AAAA\", \"imageHeight\": 50, \"imageWidth\": 100, \
-             \"imagePath\": \"..\\\\x\\\\a.jpg\", \"shapes\": [{shapes}]}}")
+    format!(
+        "{{\"version\": \"5\", \"flags\": {{}}, \"imageData\": \"AAAA\", \"imageHeight\": 50, \"imageWidth\": 100, \
+             \"imagePath\": \"..\\\\x\\\\a.jpg\", \"shapes\": [{shapes}]}}"
+    )
 }
 
 #[test]
@@ -152,7 +169,9 @@ fn labelme_shapes_become_boxes() {
         assert!(apart < 1e-6, "{kind}: {found:?}");
     }
     assert!(boxes(&shape("rectangle", "[]")).unwrap_err().contains("shapes[0]: points are missing"));
-    assert!(boxes("{\"label\": \"cow\", \"points\": [[1, 2]]}").unwrap_err().contains("label is \"cow\", which is none of"));
+    assert!(
+        boxes("{\"label\": \"cow\", \"points\": [[1, 2]]}").unwrap_err().contains("label is \"cow\", which is none of")
+    );
     fs::write(&path, labelme("")).unwrap();
     let error = labelme_boxes(&path, (40, 100), &[]).unwrap_err().to_string();
     assert!(error.contains("imageHeight is 50, and the image has 40 pixels"), "{error}");
@@ -164,7 +183,8 @@ fn labelme_files_are_divided_by_folder_or_by_name() {
     let shape = "{\"label\": \"dog\", \"shape_type\": \"point\", \"points\": [[5, 5]]}";
     for n in 0..60 {
         touch(dir.path(), &[&format!("p{n}.jpg")]);
-        fs::write(dir.path().join(format!("p{n}.json")), labelme(shape).replace("a.jpg", &format!("p{n}.jpg"))).unwrap();
+        fs::write(dir.path().join(format!("p{n}.json")), labelme(shape).replace("a.jpg", &format!("p{n}.jpg")))
+            .unwrap();
     }
     let found = find(dir.path(), DIVISION).unwrap();
     let counts = found.splits.each_ref().map(Vec::len);

@@ -95,7 +95,9 @@ fn names(file: &Path, yaml: &Value) -> Result<Option<Vec<String>>, DataError> {
                     (Some(slot @ None), Some(name)) => *slot = Some(name),
                     _ => {
                         let last = map.len() - 1;
-                        return bad(format!("names has the entry {key:?}: {value:?}; expected names of classes 0 to {last}"));
+                        return bad(format!(
+                            "names has the entry {key:?}: {value:?}; expected names of classes 0 to {last}"
+                        ));
                     }
                 }
             }
