@@ -90,5 +90,7 @@ mod tasks;
 mod tools;
 #[path = "it/watch.rs"]
 mod watch;
+#[path = "it/yolo.rs"]
+mod yolo;
 #[path = "it/yolo_files.rs"]
 mod yolo_files;

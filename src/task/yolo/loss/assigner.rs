@@ -178,9 +178,9 @@ mod tests {
 
     #[test]
     fn anchors_lie_in_boxes_and_small_boxes_are_widened() {
-        // 4 px about (12, 12): widened to 4..20 there are the anchors at 12 (and none on the border at 4 or 20).
+        // 4 px about (12, 12): widened to 4..20 it holds the anchors at 12, 8 and 16 (and none on the border at 4 or 20).
         let found = inside(&targets(&[[10.0, 10.0, 14.0, 14.0], [0.0; 4]], &[true, false]), CELLS);
-        assert_eq!(numbers(&found.get(0).get(0).nonzero().squeeze_dim(1)), [5, 16]);
+        assert_eq!(numbers(&found.get(0).get(0).nonzero().squeeze_dim(1)), [5, 16, 20]);
         assert_eq!(found.get(0).get(1).sum(Kind::Int64).int64_value(&[]), 0);
         let wide = inside(&targets(&[[0.0, 0.0, 32.0, 8.5]], &[true]), CELLS);
         // Height 8.5 becomes 16 about 4.25: rows of centres up to 12.25.

