@@ -86,7 +86,9 @@ mod surroundings;
 mod tasks;
 #[path = "it/tools.rs"]
 mod tools;
-#[path = "it/yolo_files.rs"]
-mod yolo_files;
 #[path = "it/watch.rs"]
 mod watch;
+#[path = "it/yolo.rs"]
+mod yolo;
+#[path = "it/yolo_files.rs"]
+mod yolo_files;

@@ -27,11 +27,7 @@ pub fn groups(config: &Config, parameters: &[ParamInfo], global_batch: u64) -> V
     vec![
         GroupSpec { weight_decay: Some(decay), ..GroupSpec::new("weight", weight) },
         GroupSpec { weight_decay: Some(0.0), ..GroupSpec::new("bn", norm) },
-        GroupSpec {
-            weight_decay: Some(0.0),
-            warmup_rate: Some(yolo.warmup_bias_lr),
-            ..GroupSpec::new("bias", bias)
-        },
+        GroupSpec { weight_decay: Some(0.0), warmup_rate: Some(yolo.warmup_bias_lr), ..GroupSpec::new("bias", bias) },
     ]
 }
 
@@ -91,7 +87,10 @@ mod tests {
         assert_eq!(few.section::<YoloConfig>().warmup_bias_lr, 0.0);
         assert!(line.contains("adamw with learning rate 0.001429 for 600 steps of 8 images"), "{line}");
         settle(&mut many, 118_287, 80, 64);
-        assert_eq!((many.train.optimizer, many.train.learning_rate, many.train.momentum), (OptimizerKind::Sgd, 0.01, 0.9));
+        assert_eq!(
+            (many.train.optimizer, many.train.learning_rate, many.train.momentum),
+            (OptimizerKind::Sgd, 0.01, 0.9)
+        );
     }
 
     #[test]

@@ -19,7 +19,9 @@ pub mod report;
 
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
-use super::{ConvertRequest, Datasets, Gallery, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team};
+use super::{
+    ConvertRequest, Datasets, Gallery, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team,
+};
 use crate::data::DataError;
 use data::YoloFacts;
 use metrics::YoloMetrics;

@@ -84,7 +84,8 @@ fn on_picture(corners: &[f32; 4], shape: &Shape, imgsz: usize) -> [f64; 4] {
 /// A line of a label file.
 fn line(object: &Detection, [left, top, right, bottom]: [f64; 4], shape: &Shape) -> String {
     let (width, height) = (shape.original_width.max(1) as f64, shape.original_height.max(1) as f64);
-    let numbers = [(left + right) / 2.0 / width, (top + bottom) / 2.0 / height, (right - left) / width, (bottom - top) / height];
+    let numbers =
+        [(left + right) / 2.0 / width, (top + bottom) / 2.0 / height, (right - left) / width, (bottom - top) / height];
     let numbers: Vec<String> = numbers.iter().map(|number| general(*number)).collect();
     format!("{} {}\n", object.class, numbers.join(" "))
 }
@@ -290,7 +291,10 @@ mod tests {
         assert_eq!((read("labels/x.txt"), read("labels/y.txt")), ("1 0.25 0.5 0.5 1\n".into(), String::new()));
         let json: Value = serde_json::from_str(&read(JSON)).unwrap();
         assert_eq!(json[0]["bbox"], json!([0.0, 0.0, 32.0, 32.0]));
-        assert_eq!((&json[0]["name"], &json[0]["score"], json.as_array().unwrap().len()), (&json!("dog"), &json!(0.875), 1));
+        assert_eq!(
+            (&json[0]["name"], &json[0]["score"], json.as_array().unwrap().len()),
+            (&json!("dog"), &json!(0.875), 1)
+        );
         let png = fs::read(into.join("images/x.png")).unwrap();
         let info = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap().info().clone();
         assert_eq!((info.width, info.height), (64, 32));

@@ -231,7 +231,9 @@ fn warm_up_within_the_schedule_is_the_yolo_packages() {
         assert_eq!(rows.len() as u64, batches * config.num_epochs as u64, "{name}");
         for (step, row) in (0..).zip(rows) {
             let expected: Vec<f64> = row.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
-            let of = |start: f64| schedule.numbers(step, &Course { factor: 1.0, start, momentum: moves.then_some(momentum) });
+            let of = |start: f64| {
+                schedule.numbers(step, &Course { factor: 1.0, start, momentum: moves.then_some(momentum) })
+            };
             let (weight, bias) = (of(0.0), of(option("warmup_bias_lr", 0.1)));
             let own = [weight.lr, weight.lr, bias.lr, weight.momentum.unwrap_or(momentum.1)];
             for (own, expected) in own.iter().zip(&expected) {

@@ -142,7 +142,10 @@ fn figures(name: &str, ranks: usize) -> Value {
 fn a_step_costs_what_the_budget_says_and_waits_for_nothing() {
     let budget: Value = serde_json::from_str(BUDGET).unwrap();
     let mut wrong = Vec::new();
-    println!("{:8} {:>5} {:>9} {:>6} {:>7} {:>8} {:>8}", "model", "ranks", "launches", "nodes", "replay", "MiB", "MiB graph");
+    println!(
+        "{:8} {:>5} {:>9} {:>6} {:>7} {:>8} {:>8}",
+        "model", "ranks", "launches", "nodes", "replay", "MiB", "MiB graph"
+    );
     for name in NAMES {
         for ranks in [1, 3] {
             let found = figures(name, ranks);

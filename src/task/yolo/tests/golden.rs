@@ -25,9 +25,8 @@ impl Golden {
 
     /// Names and tensors below `prefix`, without it.
     pub fn below(&self, prefix: &str) -> Vec<(String, Tensor)> {
-        let inside = |(name, value): (&String, &Tensor)| {
-            Some((name.strip_prefix(prefix)?.to_owned(), value.shallow_clone()))
-        };
+        let inside =
+            |(name, value): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.to_owned(), value.shallow_clone()));
         self.0.iter().filter_map(inside).collect()
     }
 

@@ -1,8 +1,6 @@
 //! Forward passes, loss, gradients, assigner, suppression.
 
-use super::golden::{
-    BATCH, CLASSES, Golden, SIDE, detector, far_from, images, numbers, ragged, relative, with_boxes,
-};
+use super::golden::{BATCH, CLASSES, Golden, SIDE, detector, far_from, images, numbers, ragged, relative, with_boxes};
 use crate::task::yolo::detect::{Choice, Detection, Suppression, candidates, suppress};
 use crate::task::yolo::loss::assigner::{Predicted, assign};
 use crate::task::yolo::loss::targets::Targets;
