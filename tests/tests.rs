@@ -10,6 +10,8 @@ mod cache;
 mod cell;
 #[path = "it/cell_files.rs"]
 mod cell_files;
+#[path = "it/cell_stages.rs"]
+mod cell_stages;
 #[path = "it/circles.rs"]
 mod circles;
 #[path = "it/deblur.rs"]

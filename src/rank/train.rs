@@ -128,6 +128,10 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
         bound.into_iter().for_each(|line| reporter.line(line));
     }
     let (collective, links): (Arc<dyn Collective>, _) = match device {
+        Device::Cuda(index) if env.world_size == 1 && meet::wants_nccl() => {
+            let alone = (!has_launcher()).then(|| Links::Host(Vec::new()));
+            (Arc::new(meet::alone(&job, index, timeout, &reporter).map_err(told)?), alone)
+        }
         _ if env.world_size == 1 => {
             let alone = (!has_launcher()).then(|| Links::Host(Vec::new()));
             (Arc::new(Solo::new(device)), alone)

@@ -83,12 +83,11 @@ char* hr_lerp(at::Tensor* const* from, at::Tensor* const* to, size_t n, double w
   });
 }
 
-// TF32 in products and convolutions of f32, and cuDNN's choice of algorithms by trial.
+// TF32 in products of f32, and cuDNN's choice of algorithms by trial. Convolutions use TF32 by libtorch's own default.
 char* hr_set_backends(int tf32, int benchmark) {
   return guarded([&] {
     auto& context = at::globalContext();
     context.setAllowTF32CuBLAS(tf32 != 0);
-    context.setAllowTF32CuDNN(tf32 != 0);
     context.setBenchmarkCuDNN(benchmark != 0);
   });
 }

@@ -91,7 +91,8 @@ pub fn lerp_all(from: &[Tensor], to: &[Tensor], weight: f64) -> Result<(), Torch
     check("lerp", unsafe { hr_lerp(from.as_ptr(), to.as_ptr(), from.len(), weight) })
 }
 
-/// TF32 in products and convolutions of f32, and the choice of convolution algorithms by trial; no effect on a CPU.
+/// TF32 in products of f32, and the choice of convolution algorithms by trial; no effect on a CPU. Convolutions of f32 use
+/// TF32 by libtorch's own default.
 ///
 /// # Errors
 /// libtorch refuses.

@@ -69,7 +69,8 @@ def one(name, python, wheel, args):
             subprocess.run([*pip, "torch"], check=True, env=env)
         if args.tests:
             subprocess.run([*pip, "h5py", "pillow"], check=True, env=env)
-            shutil.copytree(os.path.join(PACKAGE, "tests"), os.path.join(folder, "tests"))
+            for part in ("tests", "examples"):
+                shutil.copytree(os.path.join(PACKAGE, part), os.path.join(folder, part))
             shutil.copy(os.path.join(PACKAGE, "README.md"), folder)
             run = subprocess.run([os.path.join(own, "python"), "tests/run.py"], cwd=folder, env=env, capture_output=True, text=True)
             failed = [text for text in run.stdout.splitlines() if text.startswith("FAILED")]

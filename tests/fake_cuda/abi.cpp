@@ -1,5 +1,5 @@
 // Holds what Headroom declares of NCCL and CUDA to the headers: it compiles or says what differs. The names are those of
-// src/comm/nccl/sys.rs and src/torch/device/pin.rs; tests/it/fake_cuda reads the numbers from there.
+// src/comm/nccl/sys.rs and src/torch/device/pin.rs; tests/it/fake_cuda writes the first as nccl_abi.h.
 
 #include <cuda_runtime_api.h>
 

@@ -36,8 +36,14 @@ int one_algorithm(int* found, void* to) {
   auto* algorithm = static_cast<Algorithm*>(to);
   memset(algorithm, 0, sizeof *algorithm);
   algorithm->number = 1;
+  algorithm->math = 3;  // CUDNN_FMA_MATH
   *found = 1;
   return 0;
+}
+
+void count_tf32(bool used) {
+  Lock hold(state().lock);
+  if (used) state().counts["TF32"]++;
 }
 
 int convolution(void* handle, const char* name) { return product(handle, name); }
@@ -49,7 +55,10 @@ FAKE_EXPORT int cublasDestroy_v2(void* handle) { return free(handle), 0; }
 FAKE_EXPORT int cublasSetStream_v2(void* handle, void* stream) { return static_cast<Handle*>(handle)->stream = stream, 0; }
 FAKE_EXPORT int cublasSetWorkspace_v2(void*, void*, size_t) { return 0; }
 FAKE_EXPORT int cublasGetMathMode(void* handle, int* mode) { return *mode = static_cast<Handle*>(handle)->math, 0; }
-FAKE_EXPORT int cublasSetMathMode(void* handle, int mode) { return static_cast<Handle*>(handle)->math = mode, 0; }
+FAKE_EXPORT int cublasSetMathMode(void* handle, int mode) {
+  count_tf32(mode == 3);  // CUBLAS_TF32_TENSOR_OP_MATH
+  return static_cast<Handle*>(handle)->math = mode, 0;
+}
 FAKE_EXPORT int cublasGetPointerMode_v2(void* handle, int* m) { return *m = static_cast<Handle*>(handle)->pointers, 0; }
 FAKE_EXPORT int cublasSetPointerMode_v2(void* handle, int m) { return static_cast<Handle*>(handle)->pointers = m, 0; }
 
@@ -68,7 +77,10 @@ PRODUCT(cublasSdot_v2)
 PRODUCT(cublasDdot_v2)
 PRODUCT(cublasDotEx)
 
-FAKE_EXPORT int cublasLtMatmulDescCreate(void** out, int, int) { return *out = malloc(64), 0; }
+FAKE_EXPORT int cublasLtMatmulDescCreate(void** out, int compute, int) {
+  count_tf32(compute == 77);  // CUBLAS_COMPUTE_32F_FAST_TF32
+  return *out = malloc(64), 0;
+}
 FAKE_EXPORT int cublasLtMatmulDescDestroy(void* at) { return free(at), 0; }
 FAKE_EXPORT int cublasLtMatrixLayoutCreate(void** out, int, uint64_t, uint64_t, int64_t) { return *out = malloc(64), 0; }
 FAKE_EXPORT int cublasLtMatrixLayoutDestroy(void* at) { return free(at), 0; }
@@ -113,6 +125,8 @@ ALGORITHM(BackwardFilter)
 #define FOUND(pass)                                                                                           \
   FAKE_EXPORT int cudnnFindConvolution##pass##AlgorithmEx(void*, void*, const void*, void*, const void*, void*, void*, \
                                                           void*, int, int* n, void* to, void*, size_t) {      \
+    Lock hold(state().lock);                                                                                  \
+    state().counts["cudnnFindConvolution"]++;                                                                 \
     return one_algorithm(n, to);                                                                              \
   }
 FOUND(Forward)

@@ -77,7 +77,7 @@ struct Event {
 
 // What a step did, as seen by its end.
 struct Step {
-  long launches = 0, graph_launches = 0, syncs = 0, pageable = 0, mallocs = 0, collectives = 0, queries = 0;
+  long launches = 0, graph_launches = 0, syncs = 0, pageable = 0, mallocs = 0, collectives = 0, events = 0;
 };
 
 struct Fault {

@@ -64,6 +64,27 @@ FAKE_EXPORT int nvmlDeviceGetHandleByUUID(const char* uuid, void** out) {
   *out = reinterpret_cast<void*>(number);
   return 0;
 }
+// What libtorch's allocator asks for when memory runs out.
+FAKE_EXPORT int nvmlDeviceGetHandleByPciBusId_v2(const char*, void** out) {
+  *out = reinterpret_cast<void*>(1);
+  return 0;
+}
+FAKE_EXPORT int nvmlDeviceGetComputeRunningProcesses(void*, unsigned* n, void*) {
+  *n = 0;
+  return 0;
+}
+FAKE_EXPORT int nvmlDeviceGetNvLinkRemoteDeviceType(void*, unsigned, int*) { return 3; }
+FAKE_EXPORT int nvmlDeviceGetNvLinkRemotePciInfo_v2(void*, unsigned, void*) { return 3; }
+FAKE_EXPORT int nvmlSystemGetCudaDriverVersion_v2(int* version) {
+  *version = 13000;
+  return 0;
+}
+FAKE_EXPORT int nvmlDeviceGetCount(unsigned* out) {
+  *out = count();
+  return 0;
+}
+FAKE_EXPORT int nvmlDeviceGetGpuFabricInfoV(void*, void*) { return 3; }
+
 struct Pci {
   char legacy[16];
   unsigned domain, bus, device, vendor, subsystem;

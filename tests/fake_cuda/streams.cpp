@@ -100,6 +100,7 @@ FAKE_EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t* out, unsigned flag
   event->timing = (flags & cudaEventDisableTiming) == 0;
   Lock hold(state().lock);
   state().counts["cudaEventCreate"]++;
+  state().now.events++;
   *out = reinterpret_cast<cudaEvent_t>(event);
   return cudaSuccess;
 }
@@ -143,7 +144,6 @@ FAKE_EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t eve
 
 FAKE_EXPORT cudaError_t cudaEventQuery(cudaEvent_t event) {
   Lock hold(state().lock);
-  state().now.queries++;
   if (captured(event_of(event))) return error(cudaErrorCapturedEvent);
   if (forbidden_now("cudaEventQuery")) return error(cudaErrorStreamCaptureUnsupported);
   if (!is_done(event_of(event).needs)) return error(cudaErrorNotReady);

@@ -144,17 +144,16 @@ epoch()
 print('all', len(more), flush=True)
 ";
 
-/// Fills its group once, and is not the one that the kernel takes.
+/// Fills its group once.
 const ONCE: &str = "
 import sys, time
-open('/proc/self/oom_score_adj', 'w').write('-1000')
 usage, stat, prefix, wanted = sys.argv[1:5]
 def used():
     facts = dict(line.split() for line in open(stat))
     return int(open(usage).read()) - int(facts[prefix + 'active_file']) - int(facts[prefix + 'inactive_file'])
 kept = []
 while used() < int(wanted): kept.append(bytearray(b'x') * (2 << 20))
-open('filled', 'w').close()
+open('filled' + wanted, 'w').close()
 time.sleep(600)
 ";
 
@@ -171,16 +170,21 @@ fn a_full_cgroup_kills_a_program_and_not_one_whose_samples_are_in_the_cache() {
         let there = |name: &str| place.path().join(name).exists();
         let mut running = Running::start(group.within(&command).current_dir(place.path()), place.path());
         assert!(running.until("a first epoch", || there("warm")), "{}", running.read("err"));
-        let mut filler = Command::new("python3");
-        filler.args(["-c", ONCE]).args(group.usage()).arg((368 << 20).to_string());
-        let mut filler = Running::start(group.within(&filler).current_dir(place.path()), place.path());
-        assert!(filler.until("the hog", || there("filled")), "{}", filler.read("err"));
+        // Several, so that none of them is the largest process, which the kernel takes.
+        let fillers = [230 << 20, 300 << 20, 368 << 20].map(|bytes: u64| {
+            let mut filler = Command::new("python3");
+            filler.args(["-c", ONCE]).args(group.usage()).arg(bytes.to_string());
+            let mut filler = Running::start(group.within(&filler).current_dir(place.path()), place.path());
+            let filled = filler.until("the hog", || there(&format!("filled{bytes}")));
+            assert!(filled, "{}", filler.read("err"));
+            filler
+        });
         if with {
             wait_for_line(&mut running, "memory: page cache shrinks");
         }
         fs::write(place.path().join("go"), "").unwrap();
         let ended = running.wait();
-        drop(filler);
+        drop(fillers);
         match with {
             false => assert!(ended.code != Some(0) && group.oom_kills() > 0, "{ended}"),
             true => assert!(ended.code == Some(0) && ended.out.contains("all 67108864"), "{ended}"),

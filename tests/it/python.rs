@@ -53,7 +53,7 @@ fn package() -> &'static Path {
             built.display()
         );
         let (from, to) = (root().join("launcher/python"), folder());
-        for part in ["headroom_train", "tests"] {
+        for part in ["headroom_train", "tests", "examples"] {
             fs::create_dir(to.path().join(part)).unwrap();
             for file in fs::read_dir(from.join(part)).unwrap().map(|entry| entry.unwrap().path()) {
                 if file.extension().is_some_and(|ext| ext == "py") {
@@ -133,7 +133,7 @@ loader.close()
 fn exec(place: &Path, words: &[&str]) -> Ended {
     fs::write(place.join("train.py"), TRAIN).unwrap();
     let mut command = with_package(Command::new(launch_program()));
-    command.args(words).arg("--exec").arg(python()).arg("train.py");
+    command.current_dir(place).args(words).arg("--exec").arg(python()).arg("train.py");
     run(&mut command, place)
 }
 
@@ -169,9 +169,10 @@ fn a_program_gets_cache_logs_records_and_a_plan_by_its_last_run() {
     assert!(peak > 5 << 20, "a rank and its worker: {summary}");
     assert!(!read_lines(&first.join("memory.node.jsonl")).is_empty());
     assert!(!first.join("config.yaml").exists());
+    assert!(["loss", "memory"].iter().all(|name| first.join(format!("plots/{name}.png")).is_file()));
     for verb in ["analyze", "doctor"] {
         let mut tool = Command::new(launch_program());
-        let ended = run(tool.args([verb, "out/first"]), place.path());
+        let ended = run(tool.args([verb, "out/first"]).current_dir(place.path()), place.path());
         assert_eq!(ended.code, Some(0), "{verb}: {ended}");
     }
     let ended = exec(place.path(), &[&words[..], &["--name", "second"]].concat());
@@ -211,6 +212,7 @@ print('sum', sum(int(cache.get_or(k, lambda: np.full(10, k))[0]) for k in range(
         "import subprocess, sys\nfor _ in range(2):\n    subprocess.run([sys.executable, '-c', {inner:?}], check=True)"
     );
     let mut command = with_package(Command::new(launch_program()));
+    command.current_dir(place.path());
     command.args(["--cache", "16MiB", "--name", "nested", "--exec"]).arg(python()).args(["-c", &outer]);
     let ended = run(&mut command, place.path());
     assert_eq!(ended.code, Some(0), "{ended}");

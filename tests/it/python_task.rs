@@ -93,6 +93,23 @@ fn eight_models_train_to_the_bit_as_in_a_plain_loop() {
 }
 
 #[test]
+fn samples_of_different_sizes_are_collated_by_the_user() {
+    let of = |sets: &[&str], ranks: &str, batch: &str| {
+        let mut all = vec!["train.max_steps=12", "train.optimizer=sgd", "train.momentum=0", batch];
+        all.extend(sets);
+        let runs = runs("models:build_texts", "{}", &all);
+        runs.finish("a", &["--ranks", ranks]).tensors(12, "model.safetensors")
+    };
+    let cached = of(&[], "1", "train.batch_size=8");
+    assert!(cached == of(&["data.cache=off"], "1", "train.batch_size=8"), "a cached sample differs");
+    let far = distance(&of(&[], "2", "train.batch_size=4"), &cached);
+    assert!(far.norm < 1e-5, "{} of {}", far.norm, far.worst);
+    let runs = runs("models:build_texts", "{}", &["python.sample_bytes=200"]);
+    let ended = runs.train("a", &["--ranks", "1"]);
+    assert!(ended.code == Some(10) && ended.err.contains("set python.sample_bytes="), "{ended}");
+}
+
+#[test]
 fn three_ranks_train_as_one_does() {
     let of = |ranks: &str, batch: &str| {
         let sets = ["train.max_steps=10", "train.optimizer=sgd", "train.momentum=0", batch];
@@ -123,20 +140,19 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
 #[test]
 fn an_exception_ends_with_the_users_line() {
     let faults = [
-        ("forward", "ValueError: no such thing"),
-        ("backward", "ArithmeticError: no gradient"),
-        ("dataset", "KeyError: 'no such sample'"),
-        ("transform", "TypeError: no augmentation"),
-        ("metric", "ZeroDivisionError: no metric"),
-        ("build", "RuntimeError: no data sets"),
+        ("forward", "ValueError: no such thing", "# in forward"),
+        ("backward", "ArithmeticError: no gradient", "# in backward"),
+        ("dataset", "KeyError: 'no such sample'", "# in the data set"),
+        ("transform", "TypeError: no augmentation", "# in transform"),
+        ("metric", "ZeroDivisionError: no metric", "# in a metric"),
+        ("build", "RuntimeError: no data sets", "# in build"),
     ];
     let source = fs::read_to_string(fixtures().join("faults.py")).unwrap();
-    for (place, words) in faults {
+    for (place, words, mark) in faults {
         let runs = runs("faults:build", &format!("{{place: {place}}}"), &["train.max_steps=30"]);
         let ended = runs.train("a", &["--ranks", "1"]);
         assert_eq!(ended.code, Some(10), "{place}: {ended}");
-        let raised = source.lines().position(|line| line.contains("raise") && line.contains(&words[words.len() - 6..]));
-        let raised = raised.unwrap_or_else(|| panic!("{place}"));
+        let raised = source.lines().position(|line| line.ends_with(mark)).unwrap_or_else(|| panic!("{place}"));
         let line = source.lines().nth(raised).unwrap().trim();
         let last = format!("faults.py:{}: {line}", raised + 1);
         assert!(ended.err.contains(words) && ended.err.contains(&last), "{place}: {last}\n{ended}");
@@ -253,4 +269,15 @@ fn a_function_is_enough_on_the_command_line() {
     let ended = run(&mut command, place.path());
     assert_eq!(ended.code, Some(0), "{ended}");
     assert!(place.path().join("runs/a/checkpoints").is_dir(), "{ended}");
+}
+
+#[test]
+fn ranks_are_started_one_by_one_where_the_forking_process_cannot_serve() {
+    for (place, why) in [("thread", "1 threads run"), ("zygote", "signal: 9")] {
+        let runs = runs("faults:build", &format!("{{place: {place}}}"), &["train.max_steps=3"]);
+        let ended = runs.train("a", &["--ranks", "2"]);
+        assert_eq!(ended.code, Some(0), "{place}: {ended}");
+        let text = format!("{ended}");
+        assert!(text.contains("ranks are started one by one, not forked") && text.contains(why), "{place}: {ended}");
+    }
 }

@@ -58,7 +58,8 @@ def main(plain):
         model = YOLO("yolov8n.yaml", verbose=False)
         model.train(data=pictures(folder, 32), epochs=2, imgsz=64, batch=8, cache="ram", device="cpu", workers=0, seed=3, plots=False,
                     val=False, save=False, verbose=False, amp=False, project=folder, exist_ok=True)
-        losses = [float(value) for value in model.trainer.tloss]
+        losses = model.trainer.tloss
+        losses = [float(value) for value in (losses.values() if isinstance(losses, dict) else losses)]
     print("losses", " ".join(f"{value:.6f}" for value in losses))
     if not plain:
         import headroom_train as headroom

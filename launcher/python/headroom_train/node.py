@@ -162,6 +162,9 @@ _LINGER_S = 30.0
 @atexit.register
 def _linger():
     found = _found.get("node")
+    if found is not None and not found.hosts:
+        # The host hears of all reads before this process ends.
+        found.stats()
     # One that ends by an exception has its error seen at once.
     if found is None or not found.hosts or getattr(sys, "last_type", None) is not None:
         return

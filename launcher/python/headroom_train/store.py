@@ -15,7 +15,7 @@ def _bytes_of(key):
         return b"s" + key.encode("utf-8", "surrogatepass")
     if isinstance(key, bytes):
         return b"b" + key
-    if isinstance(key, bool) or not isinstance(key, (int, os.PathLike, tuple)):
+    if not isinstance(key, (int, os.PathLike, tuple)):
         raise TypeError(f"a key is a text, bytes, a whole number, a path or a tuple of these, found {type(key).__name__}")
     if isinstance(key, int):
         return b"i%d" % key

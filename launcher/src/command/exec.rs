@@ -23,12 +23,16 @@ pub(super) fn exec(
 ) -> Result<u8, Error> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = run.local_ranks().unwrap_or(1);
+    let mut ranks = ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?;
+    if is_alone(run) {
+        ranks.iter_mut().for_each(|rank| rank.env.clear());
+    }
     let spec = Spec {
         program: program.into(),
         args,
         forks: false,
         env: log_env(run).into_iter().collect(),
-        ranks: ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?,
+        ranks,
         log_dir: None,
         grace: GRACE,
         control: false,
@@ -43,6 +47,12 @@ pub(super) fn exec(
     let outcome = supervise_program(run, &spec, console, early.hand_over())?;
     explain(&outcome);
     Ok(outcome.exit_code)
+}
+
+/// Nobody speaks of ranks: the program may start its own (torchrun, Lightning), and would take a place in the environment for that of
+/// a launcher that did so already.
+fn is_alone(run: &RunArgs) -> bool {
+    run.local_ranks().is_none() && run.nnodes == 1 && run.master_addr.is_none() && run.master_port.is_none()
 }
 
 /// Runs the program to its end, and again after failures as often as was asked for.

@@ -5,7 +5,7 @@
 
 use super::early::Early;
 use super::exec::supervise_program;
-use super::{Error, columns, explain, io, print, scope, shown};
+use super::{Error, columns, explain, figures, io, print, scope, shown};
 use crate::cli::{ProgramArgs, RunArgs};
 use crate::console::{Console, cache_stats};
 use crate::machine;
@@ -182,6 +182,10 @@ fn close(folder: &RunDir, config: &Config, plan: &Plan, outcome: &Outcome) {
     }
     if let Some(stats) = &outcome.cache {
         print::say(cache_stats(&config.name, stats));
+    }
+    // There are figures of what the program reported.
+    if config.log.plots && folder.path.join("metrics.jsonl").is_file() {
+        figures::of_run(&folder.path);
     }
     let peaks: Vec<String> = summary.peak_own_bytes_per_rank.iter().map(|bytes| bytes_text(*bytes)).collect();
     print::say(format_args!(

@@ -98,11 +98,7 @@ struct Chosen {
 /// `CUDA_VISIBLE_DEVICES`: indices or beginnings of UUIDs; as CUDA does, the list ends at the first entry that names
 /// no device. [`Gpu::index`] becomes the index that CUDA will use, which counts the visible devices from 0. `mig` finds a
 /// part of a divided GPU by its UUID; a process sees the first of them alone.
-fn select(
-    all: &[(Gpu, String)],
-    visible: Option<&str>,
-    mig: impl Fn(&str) -> Option<(Gpu, String)>,
-) -> Chosen {
+fn select(all: &[(Gpu, String)], visible: Option<&str>, mig: impl Fn(&str) -> Option<(Gpu, String)>) -> Chosen {
     let Some(visible) = visible else {
         return Chosen { gpus: all.to_vec(), note: None };
     };

@@ -72,7 +72,9 @@ fn place_in(environment: &[u8]) -> Option<(u32, u32)> {
             .filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
         std::str::from_utf8(values.last()?).ok()?.trim().parse().ok()
     };
-    number(env::RANK).zip(number(env::WORLD_SIZE)).filter(|(rank, world)| rank < world)
+    // Lightning gives its children no RANK.
+    let rank = number(env::RANK).or_else(|| number(env::LOCAL_RANK));
+    rank.zip(number(env::WORLD_SIZE)).filter(|(rank, world)| rank < world)
 }
 
 /// Ranks that the process `pid` of a job has started itself, such as torchrun's: number and process, of each the first that
@@ -163,6 +165,7 @@ mod tests {
     #[test]
     fn ranks_are_read_from_an_environment() {
         assert_eq!(place_in(b"A=1\0RANK=2\0WORLD_SIZE=4\0"), Some((2, 4)));
+        assert_eq!(place_in(b"LOCAL_RANK=1\0WORLD_SIZE=2\0"), Some((1, 2)));
         assert_eq!(place_in(b"RANK=0\0WORLD_SIZE=1\0RANK=3\0WORLD_SIZE=8"), Some((3, 8)));
         for odd in [&b""[..], b"RANK=1\0", b"RANK=x\0WORLD_SIZE=2", b"RANK=2\0WORLD_SIZE=2", b"MYRANK=0\0WORLD_SIZE=2"]
         {

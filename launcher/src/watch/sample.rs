@@ -133,17 +133,12 @@ impl Sample {
             uss_bytes: now.uss_bytes,
             shared_bytes: now.shared_bytes,
         };
-        if let ([(first, _), ..], [all]) = (&self.inner[..], &self.ranks[..]) {
-            // What started them counts with the first.
+        if let ([_, ..], [all], [number]) = (&self.inner[..], &self.ranks[..], numbers) {
+            // What started them is the first rank itself (Lightning), or counts with it (torchrun).
+            let mut parts: BTreeMap<u32, ProcessNow> = self.inner.iter().copied().collect();
             let rest = self.inner.iter().fold(*all, |rest, (_, part)| rest.less(part));
-            let with_rest = |(rank, now): &(u32, ProcessNow)| {
-                let mut now = *now;
-                if rank == first {
-                    now.add(&rest);
-                }
-                one(*rank, &now)
-            };
-            return self.inner.iter().map(with_rest).collect();
+            parts.entry(*number).or_default().add(&rest);
+            return parts.iter().map(|(rank, now)| one(*rank, now)).collect();
         }
         numbers.iter().zip(&self.ranks).map(|(rank, now)| one(*rank, now)).collect()
     }
@@ -326,12 +321,18 @@ mod tests {
     #[test]
     fn ranks_inside_a_rank_are_named_by_their_own_numbers() {
         let now = |bytes| ProcessNow { rss_bytes: bytes, pss_bytes: bytes, ..ProcessNow::default() };
-        let sample = Sample { ranks: vec![now(100)], inner: vec![(0, now(30)), (1, now(50))], ..Sample::default() };
-        let listed = |sample: &Sample| -> Vec<(u32, u64)> {
-            sample.ranks(&[7]).into_iter().map(|rank| (rank.rank, rank.pss_bytes)).collect()
+        let sample =
+            |inner: &[(u32, ProcessNow)]| Sample { ranks: vec![now(100)], inner: inner.to_vec(), ..Sample::default() };
+        let listed = |inner: &[(u32, ProcessNow)]| -> Vec<(u32, u64)> {
+            sample(inner).ranks(&[0]).into_iter().map(|rank| (rank.rank, rank.pss_bytes)).collect()
         };
-        assert_eq!(listed(&sample), [(0, 50), (1, 50)], "what started them counts with the first");
-        assert_eq!(listed(&Sample { inner: Vec::new(), ..sample }), [(7, 100)]);
+        assert_eq!(
+            listed(&[(0, now(30)), (1, now(50))]),
+            [(0, 50), (1, 50)],
+            "what started them counts with the first"
+        );
+        assert_eq!(listed(&[(1, now(50))]), [(0, 50), (1, 50)], "it is the first");
+        assert_eq!(listed(&[]), [(0, 100)]);
     }
 
     #[test]

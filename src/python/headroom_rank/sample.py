@@ -35,6 +35,12 @@ def take_apart(sample):
     return walk(sample, ""), leaves
 
 
+def raw_bytes(tensor):
+    """The bytes of a tensor of bytes on the host."""
+    tensor = tensor.contiguous()
+    return bytearray(ctypes.string_at(tensor.data_ptr(), tensor.numel()) if tensor.numel() else b"")
+
+
 def put_together(structure, values):
     """The sample of this structure with these leaves."""
     kind, inner = structure
@@ -131,3 +137,30 @@ def compare(expected, found, where):
             )
         if kind != other:
             raise Unusable(f"{where}: {name} is of another Python type than that of sample 0")
+
+
+# Samples of different sizes: each is bytes that tell their own layout.
+
+_MAGIC = b"hr-sample"
+_ALIGN = 16
+
+
+def pack(sample):
+    """A sample as bytes with its layout."""
+    import json
+
+    layout, parts = encode(sample)
+    head = json.dumps(layout).encode()
+    return [_MAGIC + len(head).to_bytes(7, "little") + head + bytes(-len(head) % _ALIGN)] + parts
+
+
+def unpack(data):
+    """The sample in such bytes; None: there is none in them."""
+    import json
+
+    first = len(_MAGIC) + 7
+    if bytes(data[:len(_MAGIC)]) != _MAGIC:
+        return None
+    size = int.from_bytes(data[len(_MAGIC):first], "little")
+    head = json.loads(bytes(data[first:first + size]))
+    return decode(head, data[first + size + -size % _ALIGN:])

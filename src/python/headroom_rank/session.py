@@ -1,5 +1,6 @@
 """The user's model and data sets, as Headroom's loop asks for them."""
 
+import base64
 import importlib
 import inspect
 import json
@@ -8,7 +9,7 @@ import sys
 
 from . import failure, sample, server
 
-_KNOWN = ("model", "loss", "train", "val", "test", "predict", "transform", "metrics")
+_KNOWN = ("model", "loss", "train", "val", "test", "predict", "transform", "collate", "metrics")
 _SPLITS = ("train", "val", "test", "predict")
 
 
@@ -22,7 +23,7 @@ class Session:
             sys.path.insert(0, os.path.abspath(folder))
         self.built = self._build()
         get = self.built.get
-        self.transform, self.loss = get("transform"), get("loss")
+        self.transform, self.loss, self.collate = get("transform"), get("loss"), get("collate")
         self.metrics = dict(get("metrics") or {})
         self.names = [name for name in _SPLITS if get(name) is not None]
         self.datasets = [get(name) for name in self.names]
@@ -32,6 +33,8 @@ class Session:
 
     def _build(self):
         place = self.section["build"]
+        if not place:
+            raise failure.Refused("python.build names no function: give one as module:function, such as mypkg.train:build")
         module, _, name = place.partition(":")
         try:
             function = importlib.import_module(module)
@@ -81,6 +84,26 @@ class Session:
     def use_structure(self, text):
         """The structure of samples, as a worker found it."""
         self.structure = json.loads(text)
+        self.template = base64.b64decode(self.structure[1]) if self.structure[0] == "b" else None
+
+    def _fields(self, tensors):
+        """The batch as the user's code wants it."""
+        if self.template is None:
+            return sample.put_together(self.structure, tensors)
+        values, offsets = tensors
+        device, ends = values.device, offsets.tolist()
+        data = values.cpu()
+        samples = []
+        for first, end in zip(ends, ends[1:]):
+            # A plan's measurement has made-up bytes.
+            found = sample.unpack(sample.raw_bytes(data[first:end]))
+            samples.append(sample.unpack(bytearray(self.template)) if found is None else found)
+        try:
+            batch = self.collate(samples)
+        except Exception as error:
+            raise failure.failed("collate", error) from None
+        structure, leaves = sample.take_apart(batch)
+        return sample.put_together(structure, [value.to(device) for _, value in leaves])
 
     def model(self, seed, device):
         """Makes the model, once; `(name, tensor, trained)` of its parameters and buffers. Later calls move it to `device`."""
@@ -116,7 +139,7 @@ class Session:
         if self.training is not train:
             self.net.train(train)
             self.training = train
-        fields = sample.put_together(self.structure, tensors)
+        fields = self._fields(tensors)
         try:
             loss, prediction = self._pass(fields)
         except Exception as error:
@@ -138,7 +161,7 @@ class Session:
         if self.training is not False:
             self.net.train(False)
             self.training = False
-        fields = sample.put_together(self.structure, tensors)
+        fields = self._fields(tensors)
         try:
             if self.loss is not None:
                 return _tensor_of(self._called(fields, alone=True), None)

@@ -4,6 +4,7 @@ Requests are five little-endian u64: kind, split, index, epoch, bytes in the scr
 after outcome 1 the text of the error follows on the socket.
 """
 
+import base64
 import json
 import os
 import random
@@ -54,7 +55,30 @@ class Worker:
         seed_all(mixed(self.session.seed + 1, epoch, index))
         return self.session.transform(value)
 
+    def ragged(self, split):
+        """The layout of a split whose samples differ in size: the most bytes that they have, as far as a look tells."""
+        count = len(self.session.datasets[split])
+        looked = sorted({count * part // 32 for part in range(32)} | {count - 1})
+        most = [0, 0]
+        for index in looked:
+            value = self.raw(split, index, 0)
+            for at, found in enumerate((value, self.used(value, index, 0))):
+                most[at] = max(most[at], sum(map(len, sample.pack(found))))
+        given = self.session.section.get("sample_bytes")
+        most = [given or 2 * size for size in most]
+        random_ones = sample.pack(self.raw(split, 0, 0)) != sample.pack(self.raw(split, 0, 1))
+        first = b"".join(sample.pack(self.used(self.raw(split, 0, 0), 0, 0)))
+        part = {"structure": ["b", base64.b64encode(first).decode()], "fields": []}
+        return {"stored": part, "given": part, "random": random_ones, "most": most}
+
     def layout(self, split):
+        if self.session.collate is not None:
+            if split not in self.layouts:
+                self.layouts[split] = self.ragged(split)
+            return self.layouts[split]
+        return self.fixed(split)
+
+    def fixed(self, split):
         """How samples of a split are laid out: as `dataset[i]` gives them, and as the model gets them."""
         if split not in self.layouts:
             value = self.raw(split, 0, 0)
@@ -79,6 +103,14 @@ class Worker:
         return at
 
     def encoded(self, value, split, which, index):
+        if self.session.collate is not None:
+            parts, most = sample.pack(value), self.layout(split)["most"][which == "given"]
+            size = sum(map(len, parts))
+            if size > most:
+                raise sample.Unusable(
+                    f"dataset[{index}] has {size} bytes, and the plan has room for {most}: set python.sample_bytes={size} or more"
+                )
+            return self.write(parts)
         found, parts = sample.encode(value)
         sample.compare(self.layout(split)[which], found, f"dataset[{index}]")
         return self.write(parts)
@@ -93,7 +125,10 @@ class Worker:
         data = bytearray(size)
         if os.preadv(self.scratch, [data], 0) != size:
             raise OSError("the scratch memory is shorter than the sample in it")
-        value = sample.decode(self.layout(split)["stored"], data)
+        if self.session.collate is not None:
+            value = sample.unpack(data)
+        else:
+            value = sample.decode(self.layout(split)["stored"], data)
         return self.encoded(self.used(value, index, epoch), split, "given", index)
 
 

@@ -1,7 +1,7 @@
 //! Cells of a batch as a matrix, on the device of the batch: sparse counts travel, expression is made where it is used.
 
 use crate::task::Batch;
-use crate::torch::host::{Element, filled, read};
+use crate::torch::host::{Element, filled_rows, read};
 use tch::{Device, Kind, Tensor};
 
 /// How counts become expression.
@@ -58,15 +58,13 @@ fn fill<I: Place, V: Amount>(ids: &[I], values: &[V], offsets: &[i64], genes: us
         return None;
     }
     let mut inside = true;
-    let made = filled(&[cells as i64, genes as i64], |out| {
-        for (ends, row) in offsets.windows(2).zip(out.chunks_exact_mut(genes.max(1))) {
-            let range = ends[0] as usize..ends[1] as usize;
-            let ids = &ids[range.clone()];
-            V::express(&values[range], scale, |n, expressed| match row.get_mut(ids[n].place()) {
-                Some(cell) => *cell = expressed,
-                None => inside = false,
-            });
-        }
+    let made = filled_rows(cells, genes, |cell, row| {
+        let range = offsets[cell] as usize..offsets[cell + 1] as usize;
+        let ids = &ids[range.clone()];
+        V::express(&values[range], scale, |n, expressed| match row.get_mut(ids[n].place()) {
+            Some(cell) => *cell = expressed,
+            None => inside = false,
+        });
     });
     made.ok().filter(|_| inside)
 }
@@ -215,7 +213,9 @@ mod tests {
             }))
             .collect();
         let ids: Vec<i16> = lengths.iter().flat_map(|n| (0..*n).map(|id| id as i16)).collect();
-        let counts: Vec<i16> = (0..ids.len()).map(|n| if n < 300 { n as i16 % 32 } else { [1, 2, 3, 700, 255, 256, -9, 1][n % 8] }).collect();
+        let counts: Vec<i16> = (0..ids.len())
+            .map(|n| if n < 300 { n as i16 % 32 } else { [1, 2, 3, 700, 255, 256, -9, 1][n % 8] })
+            .collect();
         let numbers: Vec<f32> = counts.iter().map(|count| f32::from(*count as u16) / 7.0).collect();
         let wide: Vec<i32> = ids.iter().map(|id| i32::from(*id)).collect();
         let labels = Tensor::from_slice(&[0i64; 6]);

@@ -17,6 +17,7 @@ pub mod model;
 mod net;
 pub mod outline;
 mod predict;
+mod tiles;
 pub mod quality;
 pub mod sample;
 #[cfg(test)]

@@ -126,7 +126,11 @@ impl Trace {
 
     /// `[B, width]` of zeros.
     fn nothing(&self, width: i64) -> Tensor {
-        if width == self.zeros.size()[1] { self.zeros.shallow_clone() } else { self.zeros.narrow(1, 0, width).contiguous() }
+        if width == self.zeros.size()[1] {
+            self.zeros.shallow_clone()
+        } else {
+            self.zeros.narrow(1, 0, width).contiguous()
+        }
     }
 
     /// Runs one step; the next pose `[B, P]`.

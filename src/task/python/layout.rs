@@ -18,7 +18,12 @@ pub struct Layout {
     pub is_random: bool,
     /// Nesting of what the model gets, as JSON.
     pub structure: String,
+    /// Most bytes of a sample as `dataset[i]` gives it, where samples differ in size: entries begin with its length then.
+    pub most: Option<usize>,
 }
+
+/// Bytes of the length before an entry of a sample whose size differs.
+pub const LENGTH_BYTES: usize = 8;
 
 /// What a decode worker says.
 #[derive(Deserialize)]
@@ -26,6 +31,8 @@ struct Told {
     stored: Part,
     given: Part,
     random: bool,
+    /// Samples differ in size, and have at most so many bytes, stored and given.
+    most: Option<[usize; 2]>,
 }
 
 #[derive(Deserialize)]
@@ -54,13 +61,25 @@ impl Layout {
         let refused = |problem: String| DataError::User(format!("the layout of samples: {problem}"));
         let told: Told = serde_json::from_slice(text).map_err(|e| refused(e.to_string()))?;
         let structure = told.given.structure.to_string();
+        if let Some([stored, given]) = told.most {
+            let one = |most| vec![FieldSpec::ragged("sample", &[], Dtype::U8, most)];
+            let (stored, given, most) = (one(stored), one(given), Some(stored));
+            return Ok(Self { stored, given, is_random: told.random, structure, most });
+        }
         let fields = |part: Part| part.fields.into_iter().map(field).collect::<Result<Vec<_>, _>>().map_err(refused);
-        Ok(Self { stored: fields(told.stored)?, given: fields(told.given)?, is_random: told.random, structure })
+        Ok(Self {
+            stored: fields(told.stored)?,
+            given: fields(told.given)?,
+            is_random: told.random,
+            structure,
+            most: None,
+        })
     }
 
     /// Bytes of an entry of the page cache.
     pub fn stored_bytes(&self) -> usize {
-        self.stored.iter().map(FieldSpec::sample_bytes).sum()
+        let length = if self.most.is_some() { LENGTH_BYTES } else { 0 };
+        self.stored.iter().map(FieldSpec::sample_bytes).sum::<usize>() + length
     }
 
     pub fn given_bytes(&self) -> usize {
@@ -121,6 +140,11 @@ mod tests {
         assert_eq!(layout.given, [FieldSpec::new("x", &[2], Dtype::Bf16), FieldSpec::new("y", &[], Dtype::I64)]);
         assert_eq!(layout.structure, r#"["t",[["l",0],["l",1]]]"#);
         assert!(std::ptr::eq(lasting("x"), lasting("x")));
+        let ragged =
+            String::from_utf8_lossy(text).replace("\"random\": true", "\"random\": false, \"most\": [100, 50]");
+        let layout = Layout::read(ragged.as_bytes()).unwrap();
+        assert_eq!((layout.stored_bytes(), layout.given_bytes(), layout.most), (108, 50, Some(100)));
+        assert_eq!(layout.given, [FieldSpec::ragged("sample", &[], Dtype::U8, 50)]);
         let bad = String::from_utf8_lossy(text).replace("bfloat16", "complex64");
         assert!(Layout::read(bad.as_bytes()).unwrap_err().to_string().contains("complex64"));
     }

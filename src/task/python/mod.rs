@@ -59,14 +59,20 @@ impl Opened {
             }
             let layout = Layout::of_split(&lanes, number as u64)?;
             let of_first = structure.get_or_insert_with(|| (name.clone(), layout.structure.clone()));
-            // Samples to predict for may lack targets.
-            if of_first.1 != layout.structure && name != "predict" {
+            // Samples to predict for may lack targets; collate sees to those of different sizes.
+            if of_first.1 != layout.structure && name != "predict" && layout.most.is_none() {
                 return Err(DataError::User(format!(
                     "samples of {name} have the structure {}, those of {} {}: expected the same in all data sets",
                     layout.structure, of_first.0, of_first.1
                 )));
             }
-            let source = Source { lanes: lanes.clone(), split: number as u64, base, len: *len, layout };
+            let most = match name.as_str() {
+                "train" => config.data.max_train_windows as u64,
+                "val" => config.data.max_val_windows as u64,
+                _ => 0,
+            };
+            let used = if most == 0 { *len } else { most.min(*len) };
+            let source = Source { lanes: lanes.clone(), split: number as u64, base, len: used, layout };
             let cache = team.cache.clone();
             let transforms = facts.transforms;
             let mut samples = Samples::new(name.clone(), Arc::new(source), cache, transforms);

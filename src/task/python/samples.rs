@@ -1,7 +1,7 @@
 //! A data set of the user, read through decode workers and the page cache.
 
 use super::lane::{Lanes, Request, Work};
-use super::layout::{Layout, lost};
+use super::layout::{LENGTH_BYTES, Layout, lost};
 use crate::data::entries::{CachedEntries, EntrySource};
 use crate::data::loader::Order;
 use crate::data::{BatchAhead, DataError, Dataset, FieldSpec, ReadRequest, Scratch, Wake};
@@ -18,15 +18,44 @@ pub struct Source {
 }
 
 impl Source {
-    /// Has a worker do `work`, and writes all bytes of its answer to `out`.
-    fn ask(&self, (work, index, epoch): (Work, u64, u64), sample: &[u8], out: &mut [u8]) -> Result<(), DataError> {
+    /// Has a worker do `work`, and writes its answer to the beginning of `out`; its bytes.
+    fn ask(&self, (work, index, epoch): (Work, u64, u64), sample: &[u8], out: &mut [u8]) -> Result<usize, DataError> {
         let request = Request { work, split: self.split, index, epoch };
+        let room = out.len();
         self.lanes.ask(&request, sample, |bytes, read| {
-            if bytes != out.len() {
-                return Err(DataError::User(format!("dataset[{index}] has {bytes} bytes, expected {}", out.len())));
+            let fits = if self.layout.most.is_some() { bytes <= room } else { bytes == room };
+            if !fits {
+                return Err(DataError::User(format!(
+                    "dataset[{index}] has {bytes} bytes, and there is room for {room}: set python.sample_bytes"
+                )));
             }
-            read(out).map_err(lost)
+            read(&mut out[..bytes]).map_err(lost)?;
+            Ok(bytes)
         })
+    }
+
+    /// Writes an entry of the page cache: the sample, with its length before it where samples differ.
+    fn decode(&self, index: u64, entry: &mut [u8]) -> Result<(), DataError> {
+        let work = (Work::Decode, index, 0);
+        if self.layout.most.is_none() {
+            return self.ask(work, &[], entry).map(drop);
+        }
+        let (length, sample) = entry.split_at_mut(LENGTH_BYTES.min(entry.len()));
+        let bytes = self.ask(work, &[], sample)?;
+        // Nothing reads what lies behind, but entries are checked as wholes.
+        sample[bytes..].fill(0);
+        length.copy_from_slice(&(bytes as u64).to_le_bytes());
+        Ok(())
+    }
+
+    /// The sample in an entry.
+    fn sample<'a>(&self, entry: &'a [u8]) -> &'a [u8] {
+        if self.layout.most.is_none() {
+            return entry;
+        }
+        let (length, sample) = entry.split_at(LENGTH_BYTES.min(entry.len()));
+        let length = length.try_into().map_or(0, u64::from_le_bytes);
+        sample.get(..usize::try_from(length).unwrap_or(0)).unwrap_or_default()
     }
 }
 
@@ -36,7 +65,7 @@ impl EntrySource for Source {
     }
 
     fn fill_entry(&self, key: u64, out: &mut [u8], _: &mut Scratch) -> Result<(), DataError> {
-        self.ask((Work::Decode, key - self.base, 0), &[], out)
+        self.decode(key - self.base, out)
     }
 }
 
@@ -77,30 +106,34 @@ impl Samples {
         keys
     }
 
-    /// A sample as the model gets it, packed into `given`; `stored` is room for an entry.
-    fn packed(&self, request: ReadRequest, given: &mut [u8], scratch: &mut Scratch) -> Result<(), DataError> {
+    /// A sample as the model gets it, packed into the beginning of `given`; its bytes.
+    fn packed(&self, request: ReadRequest, given: &mut [u8], scratch: &mut Scratch) -> Result<usize, DataError> {
         let (index, epoch) = (request.index as u64, request.epoch);
         let Some(cached) = &self.cached else {
             return self.source.ask((Work::Read, index, epoch), &[], given);
         };
         let key = self.source.base + index;
-        match cached.read_or_lend(key, (0..0, self.next_use(index, epoch)), scratch)? {
-            Reading::Held(entry) if self.transforms => self.source.ask((Work::Use, index, epoch), &entry, given),
-            Reading::Held(entry) => {
-                given.copy_from_slice(&entry);
-                Ok(())
-            }
-            // Seeded as an entry is filled, so that a sample is the same in the cache and beside it.
-            _ if !self.transforms => self.source.ask((Work::Decode, index, 0), &[], given),
-            _ => {
-                let mut stored = std::mem::take(&mut scratch.decoded);
-                stored.resize(self.source.layout.stored_bytes(), 0);
-                let done = self.source.ask((Work::Decode, index, 0), &[], &mut stored);
-                let done = done.and_then(|()| self.source.ask((Work::Use, index, epoch), &stored, given));
-                scratch.decoded = stored;
-                done
-            }
+        let held = cached.read_or_lend(key, (0..0, self.next_use(index, epoch)), scratch)?;
+        if let Reading::Held(entry) = held {
+            return self.used((index, epoch), self.source.sample(&entry), given);
         }
+        // Seeded as an entry is filled, so that a sample is the same in the cache and beside it.
+        let mut stored = std::mem::take(&mut scratch.decoded);
+        stored.resize(self.source.layout.stored_bytes(), 0);
+        let done = self.source.decode(index, &mut stored);
+        let done = done.and_then(|()| self.used((index, epoch), self.source.sample(&stored), given));
+        scratch.decoded = stored;
+        done
+    }
+
+    /// The transform of a stored sample, or the sample itself.
+    fn used(&self, (index, epoch): (u64, u64), sample: &[u8], given: &mut [u8]) -> Result<usize, DataError> {
+        if self.transforms {
+            return self.source.ask((Work::Use, index, epoch), sample, given);
+        }
+        let place = given.get_mut(..sample.len());
+        place.ok_or(DataError::Length { field: "sample", bytes: sample.len() })?.copy_from_slice(sample);
+        Ok(sample.len())
     }
 }
 
@@ -124,17 +157,19 @@ impl Dataset for Samples {
         let mut given = std::mem::take(&mut scratch.raw);
         given.resize(self.source.layout.given_bytes(), 0);
         let done = self.packed(request, &mut given, scratch);
-        if done.is_ok() {
-            let mut rest = given.as_slice();
+        if let Ok(bytes) = done {
+            let mut rest = &given[..bytes];
             for field in out.iter_mut() {
-                let (own, behind) = rest.split_at(field.len());
-                field.copy_from_slice(own);
-                rest = behind;
+                let (own, behind) = rest.split_at(field.len().min(rest.len()));
+                // Shorter where samples differ in size.
+                let place = &mut std::mem::take(field)[..own.len()];
+                place.copy_from_slice(own);
+                (*field, rest) = (place, behind);
             }
         }
         scratch.raw = given;
         scratch.count();
-        done
+        done.map(drop)
     }
 
     fn describe(&self, index: usize) -> String {

@@ -36,8 +36,18 @@ fn header(sys: &str) -> String {
 fn declarations_of_nccl_and_cuda_are_those_of_the_headers() {
     let (root, work) = (Path::new(env!("CARGO_MANIFEST_DIR")), folder());
     let sys = std::fs::read_to_string(root.join("src/comm/nccl/sys.rs")).unwrap();
-    std::fs::write(work.path().join("nccl_abi.h"), header(&sys)).unwrap();
+    let write = |folder: &Path, text: String| {
+        std::fs::write(folder.join("nccl_abi.h"), text).unwrap();
+        // Macros of CUDA's C++ library, which the wheel lacks; nccl.h comes by them through its half floats.
+        std::fs::create_dir(folder.join("nv")).unwrap();
+        let names = ["NV_IF_TARGET", "NV_IF_ELSE_TARGET", "NV_DISPATCH_TARGET"];
+        std::fs::write(folder.join("nv/target"), names.map(|name| format!("#define {name}(...)\n")).concat()).unwrap();
+    };
+    write(work.path(), header(&sys));
     let site = site_packages();
+    // nccl.h is of the bench environment, where there is one: without it the numbers above stand for it.
+    let bench = std::fs::read_dir(root.join(".bench-venv/lib")).into_iter().flatten().flatten().next();
+    let nccl = bench.map(|python| python.path().join("site-packages/nvidia/nccl/include")).unwrap_or_default();
     let compile = |folder: &Path| {
         Command::new(std::env::var("CXX").unwrap_or_else(|_| "g++".into()))
             .args(["-std=c++17", "-fsyntax-only", "-I"])
@@ -45,7 +55,7 @@ fn declarations_of_nccl_and_cuda_are_those_of_the_headers() {
             .arg("-I")
             .arg(site.join("nvidia/cu13/include"))
             .arg("-I")
-            .arg(site.join("nvidia/nccl/include"))
+            .arg(&nccl)
             .arg(root.join("tests/fake_cuda/abi.cpp"))
             .output()
             .unwrap()
@@ -54,7 +64,6 @@ fn declarations_of_nccl_and_cuda_are_those_of_the_headers() {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     // A field too many is seen.
     let wrong = folder();
-    let text = header(&sys).replace("  int blocking;", "  int blocking;\n  int more;");
-    std::fs::write(wrong.path().join("nccl_abi.h"), text).unwrap();
+    write(wrong.path(), header(&sys).replace("  int blocking;", "  int blocking;\n  int more;"));
     assert!(!compile(wrong.path()).status.success());
 }

@@ -79,6 +79,9 @@ pub fn job(name: &str, ranks: usize, sets: &[&str]) -> Job {
                 "deblur.vrt.heads=2",
                 "deblur.vrt.window=[2,8,8]",
                 "deblur.voxel_bins=4",
+                "deblur.spike_h=48",
+                "deblur.spike_w=64",
+                "data.cache_size_gb=0.5",
                 "deblur.clip_len=3",
                 "deblur.crop_size=32",
                 "deblur.val_crop_size=32",
@@ -109,6 +112,7 @@ fn counted(name: &str, ranks: usize, graph: &str) -> BTreeMap<u64, Report> {
         assert_eq!(report.most("pageable"), 0, "{at}: copies of pageable memory in a step");
         assert_eq!(report.most("syncs"), 0, "{at}: the host waits for the device in a step");
         assert_eq!(report.most("mallocs"), 0, "{at}: the device is asked for memory after the first steps");
+        assert_eq!(report.most("events"), 0, "{at}: events made in a step");
         assert_eq!(report.list("problems"), Vec::<String>::new(), "{at}");
         assert_eq!(report.list("hazards"), Vec::<String>::new(), "{at}: accesses that nothing orders");
         assert!(report.captures().iter().all(|capture| capture["valid"] == true), "{at}: {:?}", report.captures());

@@ -2,6 +2,7 @@
 
 use super::counts::job;
 use super::model::Done;
+use rustix::process::{Signal, kill_process};
 use spec::contract::exit;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,9 @@ fn fails(ranks: usize, sets: &[&str], fault: &str, code: u8, says: &[&str]) -> D
     assert_eq!(done.ended.code, Some(i32::from(code)), "{fault}, {sets:?}: {}", done.ended);
     assert!(says.iter().all(|line| text.contains(line)), "{fault}, {sets:?}: {says:?} in\n{text}");
     assert!(!text.contains("killed"), "{fault}, {sets:?}: a rank had to be killed\n{text}");
+    for (rank, report) in done.reports() {
+        assert_eq!(report.list("contexts"), [rank.to_string()], "{fault}, {sets:?}: contexts on other devices");
+    }
     assert!(began.elapsed() < LIMIT, "{fault}, {sets:?}: {:?}\n{text}", began.elapsed());
     done
 }
@@ -25,13 +29,17 @@ fn fails(ranks: usize, sets: &[&str], fault: &str, code: u8, says: &[&str]) -> D
 fn a_step_that_never_ends_is_an_error_after_step_timeout_with_a_recorded_step_too() {
     for graph in ["train.cuda_graph=off", "train.cuda_graph=on"] {
         let sets = [graph, "train.step_timeout=3"];
-        fails(3, &sets, "event:1:6", exit::TIMEOUT, &["the step waited", "train.step_timeout is 3 s"]);
+        fails(3, &sets, "event:1:6", exit::COMM, &["the step waited", "train.step_timeout is 3 s"]);
     }
 }
 
 #[test]
 fn a_first_step_that_never_ends_is_an_error_after_step_timeout() {
-    fails(3, &["train.step_timeout=3"], "stop:1:0", exit::TIMEOUT, &["train.step_timeout is 3 s"]);
+    // Where the first step's sums stand among the collectives: before the two by which ranks agree on an order.
+    let good = job("net", 3, &["train.cuda_graph=off"]).run();
+    assert_eq!(good.ended.code, Some(0), "{}", good.ended);
+    let first = good.reports()[&1].0["steps"][0]["collectives"].as_u64().unwrap() - 2;
+    fails(3, &["train.step_timeout=3"], &format!("lost:1:{first}"), exit::COMM, &["train.step_timeout is 3 s"]);
 }
 
 #[test]
@@ -39,8 +47,8 @@ fn an_error_of_nccl_ends_the_job_with_its_words() {
     fails(
         3,
         &["train.cuda_graph=on"],
-        "nccl:2:60",
-        exit::PEER,
+        "nccl:2:20",
+        exit::COMM,
         &["remote process exited or there was a network error"],
     );
 }
@@ -58,13 +66,16 @@ fn a_rank_that_is_killed_ends_the_job_with_its_name() {
     fails(3, &["train.cuda_graph=on"], "kill:1:6", 128 + 9, &says);
 }
 
+/// A rank that somebody suspended is no rank that failed: the others' limit stands still with it.
 #[test]
-fn a_rank_that_stands_still_is_found_by_step_timeout() {
-    let sets = ["train.cuda_graph=on", "train.step_timeout=3", "train.stop_grace=2"];
-    let done = job("net", 3, &sets).fault("stop:1:6").run();
-    let text = done.text();
-    assert_eq!(done.ended.code, Some(i32::from(exit::TIMEOUT)), "{}", done.ended);
-    assert!(text.contains("train.step_timeout is 3 s"), "{text}");
+fn a_rank_that_stands_still_is_waited_for_and_the_job_finishes_with_it() {
+    let mut running = job("net", 3, &["train.cuda_graph=on", "train.step_timeout=2"]).fault("stop:1:6").start();
+    let stopped = running.stopped_child();
+    // Longer than the limit that a rank which is at work has.
+    std::thread::sleep(Duration::from_secs(4));
+    kill_process(stopped, Signal::CONT).unwrap();
+    let done = running.wait();
+    assert_eq!(done.ended.code, Some(0), "{}", done.ended);
 }
 
 #[test]
@@ -84,12 +95,11 @@ fn a_recording_that_breaks_trains_without_on_all_ranks() {
 }
 
 #[test]
-fn memory_that_runs_out_is_repeated_or_refused_in_words() {
-    // The allocator tries once more after it has given its cache back.
-    let done = job("net", 1, &[]).fault("alloc:0:6:2").run();
-    let text = done.text();
-    assert!(text.contains("out of memory"), "{}", done.ended);
-    assert!(matches!(done.ended.code, Some(0)) || text.contains("micro-batch"), "{}", done.ended);
+fn memory_that_runs_out_is_said_and_training_continues() {
+    // The allocator tries again after it has given its cache back.
+    let done = job("net", 1, &[]).fault("alloc:0:4:4").run();
+    assert_eq!(done.ended.code, Some(0), "{}", done.ended);
+    assert!(done.text().contains("out of memory"), "{}", done.ended);
 }
 
 #[test]

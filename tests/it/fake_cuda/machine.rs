@@ -33,3 +33,26 @@ fn without_nvml_training_falls_back_to_the_cpu() {
     assert_eq!(done.ended.code, Some(0), "{}", done.ended);
     assert!(done.text().contains("1 GPU asked for, none present"), "{}", done.text());
 }
+
+#[test]
+fn the_switches_of_the_libraries_reach_them() {
+    for (sets, tf32, tried) in [
+        (&["train.cuda_graph=off"][..], false, false),
+        (&["train.cuda_graph=off", "train.tf32=true", "train.cudnn_benchmark=true"], true, true),
+    ] {
+        let done = job("emg", 1, sets).run();
+        assert_eq!(done.ended.code, Some(0), "{}", done.ended);
+        let counts = &done.reports()[&0].0["counts"];
+        assert_eq!(counts["TF32"].as_u64().is_some(), tf32, "{sets:?}");
+        assert_eq!(counts["cudnnFindConvolution"].as_u64().is_some(), tried, "{sets:?}");
+    }
+}
+
+#[test]
+fn a_world_of_one_goes_through_nccl_where_a_test_asks_for_it() {
+    let done = job("net", 1, &["train.cuda_graph=on"]).env("HEADROOM_TEST_NCCL", "1").run();
+    assert_eq!(done.ended.code, Some(0), "{}", done.ended);
+    let report = &done.reports()[&0];
+    assert_eq!(["inits", "finalized", "destroyed"].map(|end| report.number(end)), [1; 3]);
+    assert!(report.captures()[0]["collectives"].as_u64().unwrap() > 0, "its sums are in the recorded step");
+}

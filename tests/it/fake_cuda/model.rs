@@ -1,6 +1,7 @@
 //! The model of CUDA: built once, then one job at a time runs on it and is reported by it.
 
 use crate::support::{Ended, Running, folder, launch_program};
+use rustix::process::Pid;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -102,9 +103,42 @@ impl Job {
         self.env("FAKE_CUDA_FAULT", fault)
     }
 
-    pub fn run(mut self) -> Done {
-        let ended = Running::start(&mut self.command, self.folder.path()).wait();
-        Done { ended, folder: self.folder }
+    pub fn run(self) -> Done {
+        self.start().wait()
+    }
+
+    pub fn start(mut self) -> AtWork {
+        let running = Running::start(&mut self.command, self.folder.path());
+        AtWork { running, folder: self.folder }
+    }
+}
+
+/// A job that runs.
+pub struct AtWork {
+    running: Running,
+    folder: TempDir,
+}
+
+impl AtWork {
+    /// Waits until a rank is suspended.
+    pub fn stopped_child(&mut self) -> Pid {
+        let launch = self.running.child.id();
+        let mut found = None;
+        let stopped = |pid: &str| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        };
+        let came = self.running.until("a rank stands still", || {
+            let children = fs::read_to_string(format!("/proc/{launch}/task/{launch}/children")).unwrap_or_default();
+            found = children.split_whitespace().find(|pid| stopped(pid)).and_then(|pid| pid.parse().ok());
+            found.is_some()
+        });
+        assert!(came, "the job ended before");
+        Pid::from_raw(found.unwrap()).unwrap()
+    }
+
+    pub fn wait(self) -> Done {
+        Done { ended: self.running.wait(), folder: self.folder }
     }
 }
 
@@ -129,6 +163,10 @@ impl Done {
             }
             let text = fs::read_to_string(entry.path()).unwrap();
             let report: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}: {text}"));
+            // A helper that measured the model: on the device as well, and without the launcher's environment.
+            if report["device_order"] == "" {
+                continue;
+            }
             all.insert(report["rank"].as_u64().unwrap(), Report(report));
         }
         all

@@ -192,7 +192,7 @@ keys! {
         /// Bind each rank and its loader threads to the cores next to its GPU, where the machine has several memory nodes.
         bind_numa: bool = true, aliases = &["train.numa_affinity"];
         /// Multiply f32 matrices on the tensor cores of a GPU, with 10 bits of precision in place of 23: several times faster.
-        /// No effect on CPU ranks.
+        /// Convolutions do so in any case, as in PyTorch. No effect on CPU ranks.
         tf32: bool = false, aliases = &["train.allow_tf32"];
         /// Let cuDNN try its algorithms on the first batch of each shape and keep the fastest. No effect on CPU ranks.
         cudnn_benchmark: bool = false, aliases = &["train.benchmark"];

@@ -64,6 +64,9 @@ pub trait TaskSpec: Sync {
     /// Changes a run's config into that of its predictions: samples may have other sizes there.
     fn predicts(&self, _config: &mut Config) {}
 
+    /// Sets the general keys that follow from the task's own ones, once all are known.
+    fn settle(&self, _config: &mut Config) {}
+
     /// Checks the task's values beyond the ranges of single keys.
     fn check(&self, config: &Config, verdict: &mut Verdict);
 

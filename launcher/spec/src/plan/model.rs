@@ -145,7 +145,8 @@ impl<'a> ModelLines<'a> {
         } else {
             times(training.tensors.min(validation.tensors), DEVICE_FACTOR)?
         };
-        let formula = "activations of the recorded step beside those of evaluation (train.cuda_graph); a bound".to_owned();
+        let formula =
+            "activations of the recorded step beside those of evaluation (train.cuda_graph); a bound".to_owned();
         Ok(Some(per_rank(LineId::RecordedStep, bytes, ranks, formula)?.bounded()))
     }
 
@@ -183,8 +184,14 @@ impl<'a> ModelLines<'a> {
         // Names and places of all tensors: a few KiB, and more where there are many small ones.
         let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
         let more = if buffers > 0 { format!(" + {} of buffers", bytes_text(buffers)) } else { String::new() };
-        let formula =
+        let mut formula =
             format!("rank 0: {} parameters × 4 B × {copies}{more}, and their names", grouped(self.model.parameters));
-        Ok(once(LineId::CheckpointStaging, sum(&[bytes, names])?, formula))
+        // Ranks that divide the moments bring them together on each.
+        let together =
+            if self.shards > 1 { product(&[self.model.parameters, F32_BYTES, self.moments, self.shards])? } else { 0 };
+        if together > 0 {
+            formula += &format!("; all ranks: {} of moments, brought together", bytes_text(together));
+        }
+        Ok(once(LineId::CheckpointStaging, sum(&[bytes, names, together])?, formula))
     }
 }

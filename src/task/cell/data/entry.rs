@@ -35,14 +35,13 @@ enum Width {
 
 impl Width {
     fn of(values: &[f64]) -> Self {
-        let mut most = 0.0;
+        let (mut others, mut most) = (0u64, 0.0);
         for value in values {
-            if !is_count(*value) {
-                return Width::F32;
-            }
-            most = value.max(most);
+            others |= u64::from(!is_count(*value));
+            most = if *value > most { *value } else { most };
         }
         match most {
+            _ if others > 0 => Width::F32,
             _ if most <= f64::from(u8::MAX) => Width::U8,
             _ if most <= f64::from(u16::MAX) => Width::U16,
             _ => Width::U32,
@@ -58,21 +57,38 @@ impl Width {
     }
 }
 
-/// A whole number of u32. By conversions, as `fract` is a call on processors of the first x86-64.
+/// A whole number of u32. By additions, which processors do to several numbers at once; `fract` is a call on the first x86-64.
 #[inline(always)]
 pub fn is_count(value: f64) -> bool {
-    f64::from(value as i64 as u32) == value
+    // Numbers of this size have no fractions: adding rounds.
+    const WHOLE: f64 = (1u64 << 52) as f64;
+    (value >= 0.0) & (value <= f64::from(u32::MAX)) & ((value + WHOLE) - WHOLE == value)
+}
+
+/// Bytes of a cell.
+pub fn cell_bytes(ids: &[u32], values: &[f64], coding: Coding) -> usize {
+    HEAD_BYTES + values.len() * Width::of(values).bytes() + gene_bytes(ids, coding)
+}
+
+/// Bytes of a cell's genes.
+fn gene_bytes(ids: &[u32], coding: Coding) -> usize {
+    match coding {
+        Coding::Plain { wide } => ids.len() * if wide { 4 } else { 2 },
+        Coding::Gaps => {
+            let (mut next, mut more) = (0, 0);
+            for id in ids {
+                more += ((id - next) / MORE) as usize;
+                next = id + 1;
+            }
+            ids.len() + more
+        }
+    }
 }
 
 /// Bytes of a cell by both codings: plain, and gaps.
-pub fn cell_bytes(ids: &[u32], values: &[f64], wide: bool) -> [usize; 2] {
+pub fn both_bytes(ids: &[u32], values: &[f64], wide: bool) -> [usize; 2] {
     let counts = HEAD_BYTES + values.len() * Width::of(values).bytes();
-    let (mut next, mut more) = (0, 0);
-    for id in ids {
-        more += ((id - next) / MORE) as usize;
-        next = id + 1;
-    }
-    [counts + ids.len() * if wide { 4 } else { 2 }, counts + ids.len() + more]
+    [Coding::Plain { wide }, Coding::Gaps].map(|coding| counts + gene_bytes(ids, coding))
 }
 
 /// Bytes of an entry of `cells` cells whose bytes are `bytes` together.
@@ -98,8 +114,7 @@ impl<'a> Pen<'a> {
     /// Appends a cell; its bytes. `None`: the entry has no room for it, as it is not the one that was scanned.
     pub fn cell(&mut self, ids: &[u32], values: &[f64]) -> Option<usize> {
         let width = Width::of(values);
-        let wide = matches!(self.coding, Coding::Plain { wide: true });
-        let bytes = cell_bytes(ids, values, wide)[usize::from(self.coding == Coding::Gaps)];
+        let bytes = HEAD_BYTES + values.len() * width.bytes() + gene_bytes(ids, self.coding);
         let kind = width as u8
             | match self.coding {
                 Coding::Gaps => 0,
@@ -116,8 +131,8 @@ impl<'a> Pen<'a> {
             Coding::Gaps => gaps(genes, ids),
         }
         match width {
-            Width::U8 => put(counts, values, |value| [*value as u8]),
-            Width::U16 => put(counts, values, |value| (*value as u16).to_le_bytes()),
+            Width::U8 => put(counts, values, |value| [*value as i32 as u8]),
+            Width::U16 => put(counts, values, |value| (*value as i32 as u16).to_le_bytes()),
             Width::U32 => put(counts, values, |value| (*value as u32).to_le_bytes()),
             Width::F32 => put(counts, values, |value| (*value as f32).to_le_bytes()),
         }
@@ -278,11 +293,10 @@ mod tests {
     type Cell = Vec<(u32, f64)>;
 
     fn written(cells: &[Cell], coding: Coding) -> Vec<u8> {
-        let wide = coding == Coding::Plain { wide: true };
         let split = |cell: &Cell| -> (Vec<u32>, Vec<f64>) { cell.iter().copied().unzip() };
         let bytes = cells.iter().map(|cell| {
             let (ids, values) = split(cell);
-            cell_bytes(&ids, &values, wide)[usize::from(coding == Coding::Gaps)]
+            cell_bytes(&ids, &values, coding)
         });
         let mut out = vec![0xEE; entry_bytes(cells.len(), bytes.sum())];
         let mut pen = Pen::new(&mut out, cells.len(), coding).unwrap();
@@ -337,7 +351,7 @@ mod tests {
     #[test]
     fn counts_take_the_smallest_type_that_is_exact() {
         let cell = |most: f64| vec![(3, 1.0), (9, most)];
-        let bytes = |most: f64| cell_bytes(&[3, 9], &[1.0, most], false);
+        let bytes = |most: f64| both_bytes(&[3, 9], &[1.0, most], false);
         assert_eq!(bytes(255.0), [5 + 2 + 4, 5 + 2 + 2]);
         assert_eq!(bytes(256.0), [5 + 4 + 4, 5 + 4 + 2]);
         assert_eq!(bytes(65_536.0), [5 + 8 + 4, 5 + 8 + 2]);
@@ -353,8 +367,8 @@ mod tests {
     fn far_genes_take_further_bytes() {
         let cells = [vec![(0, 1.0), (254, 2.0), (509, 3.0), (510, 4.0), (66_000, 5.0)]];
         assert_eq!(back(&written(&cells, Coding::Gaps), 1), cells);
-        assert_eq!(cell_bytes(&[254], &[1.0], false)[1], 5 + 1 + 1);
-        assert_eq!(cell_bytes(&[255], &[1.0], false)[1], 5 + 1 + 2);
+        assert_eq!(both_bytes(&[254], &[1.0], false)[1], 5 + 1 + 1);
+        assert_eq!(both_bytes(&[255], &[1.0], false)[1], 5 + 1 + 2);
     }
 
     #[test]

@@ -206,7 +206,7 @@ impl Tally {
             self.totals.values += ids.len() as u64;
             self.totals.most = self.totals.most.max(ids.len() as u32);
             pages.expressed.push(expressed.min(usize::from(u16::MAX)) as u16);
-            let own = entry::cell_bytes(ids, values, wide);
+            let own = entry::both_bytes(ids, values, wide);
             bytes.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
         }
         for (list, bytes) in pages.entries.iter_mut().zip(bytes) {

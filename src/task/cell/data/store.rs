@@ -108,6 +108,29 @@ impl<const I: usize, const V: usize> Sink for Fields<'_, I, V> {
     }
 }
 
+impl<const I: usize, const V: usize> Fields<'_, I, V> {
+    /// Takes a whole cell of counts below 65,536; their number. `None`: these are other values, or fields, or there is no room.
+    fn counts(&mut self, ids: &[u32], values: &[f64]) -> Option<usize> {
+        if V != 2 {
+            return None;
+        }
+        let (into_ids, into_values) = (self.ids.get_mut(..ids.len())?, self.values.get_mut(..ids.len())?);
+        let (mut count, mut odd) = (0, 0u64);
+        for (id, value) in ids.iter().zip(values) {
+            let column = match self.columns {
+                None => *id,
+                Some(columns) => columns.get(*id as usize).copied().unwrap_or(NONE),
+            };
+            // What is not in use is written over by the next.
+            into_ids[count] = low(column);
+            into_values[count] = low(*value as i32 as u32);
+            count += usize::from(column != NONE);
+            odd |= u64::from(!entry::is_count(*value) | (*value > f64::from(u16::MAX)));
+        }
+        (odd == 0).then_some(count)
+    }
+}
+
 /// The low bytes of a number, in this machine's order.
 #[inline(always)]
 fn low<const N: usize>(number: u32) -> [u8; N] {
@@ -243,9 +266,15 @@ impl Store {
                 let own = own(&mut scratch.extra);
                 self.reader.read(place.file, place.row..place.row + 1, &mut own.cells, &mut own.buffers)?;
                 let (ids, values) = self.cell(place.file, 0, &own.cells, &mut own.ids, &mut own.values);
+                if let Some(count) = fields.counts(ids, values) {
+                    return Ok((count * I, count * V));
+                }
                 for (id, value) in ids.iter().zip(values) {
                     let is_count = entry::is_count(*value);
-                    fields.take(*id, if is_count { Value::Count(*value as i64 as u32) } else { Value::Number(*value as f32) });
+                    fields.take(
+                        *id,
+                        if is_count { Value::Count(*value as i64 as u32) } else { Value::Number(*value as f32) },
+                    );
                 }
                 if fields.overflown {
                     return Err(self.changed(place.file, place.row));
@@ -328,8 +357,6 @@ impl EntrySource for Store {
         self.reader.read(file, rows.clone(), &mut own.cells, &mut own.buffers)?;
         let Own { cells, ids, values, kept_ids, kept_values, .. } = own;
         let (count, bytes) = (cells.len(), out.len());
-        let (wide, coding) =
-            (self.coding == Coding::Plain { wide: true }, usize::from(self.coding == Coding::Gaps));
         let mut pen = Pen::new(out, count, self.coding).ok_or_else(|| self.changed(file, rows.start))?;
         // Bytes as they were scanned, with the genes out of use.
         let mut scanned = entry::entry_bytes(count, 0);
@@ -338,7 +365,7 @@ impl EntrySource for Store {
             let (kept, out_of_use) = match &self.columns {
                 None => (cell, None),
                 Some(columns) => {
-                    let bytes = entry::cell_bytes(cell.0, cell.1, wide)[coding];
+                    let bytes = entry::cell_bytes(cell.0, cell.1, self.coding);
                     (in_columns(columns, cell, (kept_ids, kept_values)), Some(bytes))
                 }
             };

@@ -1,7 +1,7 @@
 //! Keys of the section `python`.
 
 use crate::config::Range::AtLeast;
-use crate::config::Values;
+use crate::config::{Kind, Values};
 use crate::{choices, keys};
 use std::path::PathBuf;
 
@@ -19,6 +19,8 @@ keys! {
         path: Vec<PathBuf> = vec![".".into()];
         /// Processes per rank that call `dataset[i]`. Null: one per loader thread.
         workers: Option<usize> = None, range = AtLeast(1.0);
+        /// Most bytes of a sample where a `collate` takes samples of different sizes. Null: twice the longest of 32 samples.
+        sample_bytes: Option<u64> = None, kind = Kind::Optional(&Kind::Bytes), unit = "bytes";
         /// Hand the model to `torch.compile`.
         compile: bool = false;
         /// How ranks come to be.
