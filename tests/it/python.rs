@@ -13,7 +13,7 @@ fn root() -> &'static Path {
 }
 
 /// An interpreter with numpy: that of the benches, which has PyTorch as well, or one made for the tests.
-fn python() -> &'static Path {
+pub fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
         let has_numpy = |python: &Path| {

@@ -5,7 +5,7 @@ use super::early::Early;
 use super::{Error, explain, io, log_env, meeting, nodes, program, ranks, start_code};
 use crate::cli::{ProgramArgs, RunArgs};
 use crate::console::Console;
-use crate::supervise::{self, Outcome, Signals, Spec};
+use crate::supervise::{self, Outcome, Signals, Spec, Stream};
 use crate::watch::WatchSpec;
 use spec::contract::exit;
 use std::ffi::OsString;
@@ -38,10 +38,17 @@ pub(super) fn exec(
     if run.name.is_some() || with.given().is_some() {
         return program::run(run, with, spec, early);
     }
-    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let console = console_of(with, &spec)?;
     let outcome = supervise_program(run, &spec, console, early.hand_over())?;
     explain(&outcome);
     Ok(outcome.exit_code)
+}
+
+/// The console with the lines that `--redirects`, `--tee` and `--local-ranks-filter` leave.
+pub(super) fn console_of(with: &ProgramArgs, spec: &Spec) -> Result<Console, Error> {
+    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let (with, first) = (with.clone(), spec.ranks.first().map_or(0, |rank| rank.rank));
+    Ok(console.only(move |rank, stream| with.shows(rank.saturating_sub(first) as usize, stream == Stream::Err)))
 }
 
 /// Runs the program to its end, and again after failures as often as was asked for.

@@ -27,6 +27,13 @@ pub(super) fn probe(visible: Option<&str>) -> Found {
     }
 }
 
+/// Versions of the driver and of the newest CUDA that it serves. `None` means that no driver answers.
+pub fn driver() -> Option<String> {
+    let nvml = Nvml::init().ok()?;
+    let cuda = nvml.sys_cuda_driver_version().ok()?;
+    Some(format!("{}, CUDA {}.{}", nvml.sys_driver_version().ok()?, cuda / 1000, cuda % 1000 / 10))
+}
+
 /// NVML kept open, to ask for the devices' memory again and again.
 pub struct GpuMeter {
     nvml: Nvml,

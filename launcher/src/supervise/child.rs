@@ -2,6 +2,7 @@
 
 use super::cgroup::Cgroup;
 use super::lines::{Lines, Tail};
+use super::record::ErrorFiles;
 use super::unix::prepare_rank;
 use super::verdict::End;
 use super::{RankSpec, Spec, Stream, Watcher};
@@ -47,6 +48,8 @@ pub struct Shared<'a> {
     pub comm: Option<&'a OwnedFd>,
     /// The memfd of `HEADROOM_CACHE_MEMFD`.
     pub cache: Option<&'a OwnedFd>,
+    /// Where programs that are not Headroom's write their errors.
+    pub errors: Option<&'a ErrorFiles>,
 }
 
 impl Child {
@@ -60,7 +63,7 @@ impl Child {
         // Nothing to read: a rank in a background process group that reads the terminal would be stopped.
         command.stdin(Stdio::null()).stdout(out_end).stderr(err_end);
         let (mut keep, mut control, mut theirs) = (Vec::new(), None, None);
-        for name in [env::CONTROL_FD, env::COMM_FD, env::CACHE_FD, env::CACHE_MEMFD] {
+        for name in [env::CONTROL_FD, env::COMM_FD, env::CACHE_FD, env::CACHE_MEMFD, env::JOIN_SECRET] {
             command.env_remove(name);
         }
         if spec.control {
@@ -73,6 +76,9 @@ impl Child {
         if let Some(comm) = shared.comm {
             command.env(env::COMM_FD, comm.as_raw_fd().to_string());
             keep.push(comm.as_raw_fd());
+        }
+        if let Some(errors) = shared.errors {
+            command.env(env::ELASTIC_ERROR_FILE, errors.path(rank.rank));
         }
         if let (Some(memfd), Some(socket)) = (shared.cache, &cache) {
             command.env(env::CACHE_FD, socket.as_raw_fd().to_string());

@@ -1,0 +1,34 @@
+//! Verbs that the rank program does: sample data, and the tensors of one step.
+
+use super::early::Undo;
+use super::{Error, io, prepare, rank_command};
+use crate::cli::{BatchArgs, SampleDataArgs};
+use crate::run_dir::RunDir;
+use spec::config::DeviceChoice;
+use spec::contract::exit;
+use spec::plan::Request;
+use std::os::unix::process::CommandExt;
+
+pub(super) fn sample_data(args: &SampleDataArgs) -> Result<u8, Error> {
+    let error = rank_command(&args.words())?.exec();
+    Err(io("cannot start rank", exit::INTERNAL)(error))
+}
+
+pub(super) fn batch(args: &BatchArgs) -> Result<u8, Error> {
+    let request = Request { ranks: Some(args.world), device: DeviceChoice::Cpu, ..Request::default() };
+    let ready = prepare(&args.config, request, &Undo::default())?;
+    ready.sample_if_missing()?;
+    let plan = ready.plan()?;
+    // Beside the runs, where the facts about unchanged files are kept; gone when the batch is written.
+    let runs_dir = std::path::absolute(&ready.config.log.runs_dir).map_err(io("log.runs_dir", exit::USAGE))?;
+    let folder = RunDir::scratch(&runs_dir)?;
+    let written = folder.write(&ready.config, &plan).map_err(Error::from).and_then(|(_, job)| {
+        let mut command = rank_command(&["batch".into(), "--job".into(), job.into_os_string()])?;
+        command.args(["--step", &args.step.to_string(), "--rank", &args.rank.to_string()]);
+        command.args(["--world", &args.world.to_string(), "--out"]).arg(&args.out);
+        command.status().map_err(io("cannot start rank", exit::INTERNAL))
+    });
+    folder.remove();
+    let status = written?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::INTERNAL))
+}
