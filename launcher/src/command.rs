@@ -10,10 +10,12 @@ mod figures;
 mod help;
 mod helper;
 mod infer;
+mod interpreter;
 mod measure;
 mod nodes;
 mod print;
 mod program;
+mod scope;
 mod setup;
 mod smart;
 mod stages;
@@ -36,6 +38,7 @@ use close::{close, explain};
 use around::live::{Live, Tracked};
 use around::requeue::Requeue;
 use early::{Early, Moment, Undo};
+use interpreter::Started;
 use setup::Setup;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};
 use spec::contract::{LineId, Machine, env, exit};
@@ -528,9 +531,12 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
     let again = restarts > 0 || folder.resume.is_some();
     env.extend(torch_env(|name| std::env::var_os(name).is_some()));
     env.extend(log_env(run));
+    let started = Started::of(config, program)?;
+    env.extend(started.env);
     Ok(Spec {
-        program: program.to_path_buf(),
-        args: Vec::new(),
+        program: started.program,
+        args: started.words,
+        forks: started.forks,
         env,
         ranks: ranks(&meeting)?,
         log_dir: Some(folder.path.clone()),

@@ -8,6 +8,7 @@ mod infer;
 mod log;
 mod meet;
 mod node_cache;
+mod numa;
 mod observer;
 mod registrar;
 mod start;
@@ -17,12 +18,15 @@ mod train;
 pub use error::RankError;
 
 use crate::data::source::hdf5::probe;
+use crate::report::memory::MemorySnapshot;
 use crate::task::SampleRequest;
 use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
 use spec::contract::{VERSION, env};
 use spec::job::Job;
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// One rank of a Headroom job. Without a verb it trains what the launcher's environment names.
@@ -51,10 +55,31 @@ enum Verb {
 pub fn main() -> u8 {
     let inherited = launcher::supervise::set_defaults();
     let args = Args::parse();
-    std::panic::set_hook(Box::new(keep_panic));
     if let Ok(program) = std::env::current_exe() {
         probe::open_ahead_by(program);
     }
+    run(args, inherited)
+}
+
+/// The same within another program, which gives the words of the command line: `task python` runs in the user's interpreter.
+pub fn embedded(words: Vec<OsString>) -> u8 {
+    let own = MemorySnapshot::take().map_or(0, |now| now.anon_bytes);
+    INTERPRETER_BYTES.store(own, Ordering::Relaxed);
+    let inherited = launcher::supervise::set_defaults();
+    match Args::try_parse_from(std::iter::once(OsString::from("rank")).chain(words)) {
+        Ok(args) => run(args, inherited),
+        Err(error) => {
+            eprintln!("{error}");
+            spec::contract::exit::USAGE
+        }
+    }
+}
+
+/// Own memory of the user's interpreter before it was a rank; 0: there is none.
+static INTERPRETER_BYTES: AtomicU64 = AtomicU64::new(0);
+
+fn run(args: Args, inherited: Vec<String>) -> u8 {
+    std::panic::set_hook(Box::new(keep_panic));
     if let Err(error) = log::install() {
         eprintln!("rank: error: {error}");
         return error.exit_code();

@@ -3,6 +3,7 @@
 use super::device;
 use super::meet;
 use super::node_cache::NodeCache;
+use super::numa;
 use super::observer::{end_device_work, tell_failure};
 use super::start::{Start, end_records, named, observer, open_records, tell_skipped};
 use super::stop::Stop;
@@ -31,7 +32,7 @@ use spec::job::{Job, Work};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 
@@ -89,12 +90,17 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
     let job = read_job(None)?;
     let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(RankError::Environment)?;
     // A failure of a peer may arrive before this rank has met the others.
-    let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
+    // The thread that hears of it must not keep the collective: the last owner says goodbye to the other ranks.
+    let meeting: Arc<OnceLock<Weak<dyn Collective>>> = Arc::new(OnceLock::new());
     let controls = Arc::new(Controls::new(Arc::clone(&stop.asked)));
     let peer_failed = {
         let meeting = Arc::clone(&meeting);
         move |rank, error| match meeting.get() {
-            Some(collective) => collective.abort(CommError::PeerFailed { rank, error }),
+            Some(collective) => {
+                if let Some(collective) = collective.upgrade() {
+                    collective.abort(CommError::PeerFailed { rank, error });
+                }
+            }
             None => std::process::exit(i32::from(exit::PEER)),
         }
     };
@@ -116,7 +122,15 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
     let timeout = Duration::try_from_secs_f64(job.config.train.step_timeout).unwrap_or(Duration::MAX);
     // Before any tensor is made: libtorch asks once whether there is CUDA.
     let device = device::prepare(&job, &env).map_err(told)?;
+    if let (Device::Cuda(index), true) = (device, job.config.train.bind_numa) {
+        let bound = crate::torch::device::bus_id(index).ok().and_then(|id| numa::bind(&id));
+        bound.into_iter().for_each(|line| reporter.line(line));
+    }
     let (collective, links): (Arc<dyn Collective>, _) = match device {
+        Device::Cuda(index) if env.world_size == 1 && meet::wants_nccl() => {
+            let alone = (!has_launcher()).then(|| Links::Host(Vec::new()));
+            (Arc::new(meet::alone(&job, index, timeout, &reporter).map_err(told)?), alone)
+        }
         _ if env.world_size == 1 => {
             let alone = (!has_launcher()).then(|| Links::Host(Vec::new()));
             (Arc::new(Solo::new(device)), alone)
@@ -130,7 +144,7 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
             (Arc::new(shm), links)
         }
     };
-    let _ = meeting.set(Arc::clone(&collective));
+    let _ = meeting.set(Arc::downgrade(&collective));
     Ok(Start { job, env, device, collective, links, reporter, controls, stop, began })
 }
 
@@ -190,6 +204,8 @@ fn train(start: Start) -> Result<u8, RankError> {
     let _stream = device::own_stream(*device)?;
     let threads = job.plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
+    let train = &job.config.train;
+    crate::torch::operators::set_backends(train.tf32, train.cudnn_benchmark).map_err(TrainError::from)?;
     let resume = job.resume.as_deref().filter(|_| job.work == Work::Train).map(checkpoint::load).transpose()?;
     let mut node = NodeCache::join(job, env, links.as_ref(), collective, reporter)?;
     let cache = node.as_ref().map(|node| Arc::clone(&node.client));
@@ -241,7 +257,7 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     let (params, buffers) = named(&vs);
     let infos: Vec<ParamInfo> =
         params.iter().map(|(name, tensor)| ParamInfo { name: name.clone(), shape: tensor.size() }).collect();
-    let groups = task.groups(config, &infos);
+    let groups = task.groups(config, &infos, plan.batch.global_batch as u64);
     let facts = facts(start, task);
     let whole: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
     let resume = match resume {
@@ -250,6 +266,7 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     };
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
     let mut observer = observer(start, memory, recorded_step, cache)?;
+    observer.journal = (env.rank == 0).then(|| task.journal(config, &job.run_dir)).flatten();
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = || Checkpointer::open(&checkpoints, config.log.keep_last)?.with_split(datasets.split.as_ref());
     let writer = (env.rank == 0).then(writer).transpose()?;

@@ -24,10 +24,12 @@ pub use groups::{GroupSpec, ParamInfo};
 
 use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
+use crate::torch::{TorchError, error_of};
 use cache::client::CacheClient;
 use outline::Outline;
 use pass::{Opening, Pass, StageInputs};
 use spec::config::Config;
+use spec::contract::MetricsRecord;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -47,6 +49,8 @@ tasks! {
     emg: Emg,
     deblur: Deblur,
     cell: Cell,
+    yolo: Yolo,
+    python: Python,
 }
 
 /// Data sets of a run, as a task opens them.
@@ -92,6 +96,27 @@ pub trait Model {
     /// Forward pass and loss of one micro-batch. `train`: dropout on, and the statistics of [`norm::BatchNorm`] are those of
     /// the batch.
     fn forward(&self, batch: &Batch, train: bool) -> Output;
+    /// [`Model::forward`] where the pass runs code that can fail by itself. This is what the trainer calls.
+    ///
+    /// # Errors
+    /// Memory ran out in such code, or it failed.
+    fn try_forward(&self, batch: &Batch, train: bool) -> Result<Output, TorchError> {
+        Ok(self.forward(batch, train))
+    }
+    /// Backward pass from a loss that [`Model::try_forward`] gave, weighted.
+    ///
+    /// # Errors
+    /// As [`Model::try_forward`]; libtorch refuses.
+    fn backward(&self, loss: &Tensor) -> Result<(), TorchError> {
+        loss.f_backward().map_err(|error| error_of("backward", &error))
+    }
+    /// [`Model::predict`] in the same way.
+    ///
+    /// # Errors
+    /// As [`Model::try_forward`].
+    fn try_predict(&self, batch: &Batch) -> Result<Tensor, TorchError> {
+        Ok(self.predict(batch))
+    }
     /// Numbers of each sample that every rank gets after each step, with the votes of that step; 0 for none. Each forward
     /// pass of training gives them in [`Output::share`].
     fn share_width(&self) -> usize {
@@ -111,6 +136,13 @@ pub trait Model {
     fn reads_step(&self) -> bool {
         false
     }
+    /// True if the loss of a step is a quotient of two sums over all its samples, as where it is a mean over the objects in
+    /// them: forward passes of training give their parts of both ([`Output::divided_by`]). The trainer divides the sums over
+    /// all ranks and micro-batches (by 1 where the divisor is less), so that however a step is split its update is the same.
+    /// The gradient is that of the quotient times the samples of the step.
+    fn divides(&self) -> bool {
+        false
+    }
     /// Prediction for a micro-batch of a [`Pass`], whose fields are those of the pass: it may hold no targets.
     fn predict(&self, batch: &Batch) -> Tensor {
         self.forward(batch, false).prediction
@@ -124,6 +156,17 @@ pub trait Metrics: Send {
     fn sums(&self) -> Vec<f64>;
     /// Named values from (reduced) sums, without the `train.`/`val.` prefix: `loss`, `mae_deg`, ...
     fn values(&self, sums: &[f64]) -> Vec<(String, f64)>;
+    /// What an evaluation's values need besides sums, as bytes of any length; every rank gets those of all by
+    /// [`Metrics::gather`]. `None`, on all ranks alike: sums are enough.
+    fn records(&self) -> Option<Vec<u8>> {
+        None
+    }
+    /// Takes the bytes of all ranks, in rank order, before [`Metrics::values`] of an evaluation.
+    fn gather(&mut self, _ranks: &[Vec<u8>]) {}
+    /// Files about the evaluation whose values were asked for last: name in the run's folder, content.
+    fn files(&self) -> Vec<(String, Vec<u8>)> {
+        Vec::new()
+    }
     /// Names of the values, at most three or so, that a person wants to see beside the monitored one.
     fn headline(&self) -> &[&str] {
         &[]
@@ -140,6 +183,15 @@ pub trait Gallery {
     /// # Errors
     /// It cannot be drawn; training continues without it.
     fn picture(&mut self) -> Option<Result<Vec<u8>, String>>;
+}
+
+/// Files of a task in the run's folder that follow the training, beside metrics.jsonl. Rank 0 has one.
+pub trait Journal {
+    /// Takes the record of an epoch's last step, which holds the values of its validation.
+    ///
+    /// # Errors
+    /// A file cannot be written; training continues.
+    fn epoch(&mut self, record: &MetricsRecord) -> Result<(), String>;
 }
 
 /// Gives every rank's bytes, in rank order, for this rank's.
@@ -220,11 +272,16 @@ pub trait Task: Send + Sync {
     }
     /// Groups of parameters that the optimizer treats differently. Parameters in none of them form a group called `rest`
     /// that follows the config. None by default: one group.
-    fn groups(&self, _config: &Config, _parameters: &[ParamInfo]) -> Vec<GroupSpec> {
+    /// `global_batch`: samples of a step.
+    fn groups(&self, _config: &Config, _parameters: &[ParamInfo], _global_batch: u64) -> Vec<GroupSpec> {
         Vec::new()
     }
     /// Pictures after each validation, where the task has any.
     fn gallery(&self, _config: &Config) -> Option<Box<dyn Gallery>> {
+        None
+    }
+    /// Keeps files of the task's own in the run's folder. Rank 0 has one.
+    fn journal(&self, _config: &Config, _run_dir: &Path) -> Option<Box<dyn Journal>> {
         None
     }
     /// Writes sample data in the task's true format.

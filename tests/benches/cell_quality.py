@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/benches/reference"))
+from common import REFERENCE, RELEASE, ROOT
+
+sys.path.insert(0, str(REFERENCE))
 from cell import Autoencoder  # noqa: E402
 
-LAUNCH = ROOT / "target/release/launch"
+LAUNCH = RELEASE / "launch"
 HIDDEN, LATENT = [128, 128, 128], 16
 
 

@@ -67,6 +67,92 @@ class Pictures:
 
 
 DATA = {"heavy": Heavy, "jpeg": Pictures}
+WINDOW, STRIDE, ROWS, SESSIONS = 500, 250, 60_000, 4
+
+
+def sessions(folder):
+    """HDF5 files of rows with 16 and 20 floats, in chunks of 1,000 rows, gzip + shuffle."""
+    import h5py
+
+    random = np.random.default_rng(0)
+    for number in range(SESSIONS):
+        rows = np.zeros(ROWS, dtype=[("time", "f8"), ("emg", "f4", (16,)), ("joint_angles", "f4", (20,))])
+        # As sensors give them: steps of a converter.
+        rows["emg"] = random.integers(-2000, 2000, (ROWS, 16)) * 1e-3
+        rows["joint_angles"] = np.cumsum(random.normal(size=(ROWS, 20)), 0).round(2)
+        rows["time"] = np.arange(ROWS) / 2000
+        with h5py.File(os.path.join(folder, f"s{number}.hdf5"), "w") as file:
+            file.create_dataset("emg2pose/timeseries", data=rows, chunks=(1000,), compression="gzip", compression_opts=1, shuffle=True)
+
+
+class H5Windows:
+    """The same windows by h5py, files opened once per worker."""
+
+    def __init__(self, folder):
+        self.paths = sorted(os.path.join(folder, name) for name in os.listdir(folder))
+        self.each = (ROWS - WINDOW) // STRIDE + 1
+        self.files = None
+
+    def __len__(self):
+        return self.each * len(self.paths)
+
+    def __getitem__(self, index):
+        import h5py
+
+        if self.files is None:
+            self.files = [h5py.File(path)["emg2pose/timeseries"] for path in self.paths]
+        start = index % self.each * STRIDE
+        rows = self.files[index // self.each][start: start + WINDOW]
+        return {"emg": np.ascontiguousarray(rows["emg"]), "joint_angles": np.ascontiguousarray(rows["joint_angles"])}
+
+
+def windows(kind, folder):
+    """One program over HDF5 windows; prints a line of JSON."""
+    import torch
+
+    torch.set_num_threads(1)
+    if kind == "headroom":
+        sys.path.insert(0, PACKAGE)
+        import headroom_train as headroom
+
+        data = headroom.hdf5(folder, columns=("emg", "joint_angles"), window=WINDOW, stride=STRIDE)
+        loader = headroom.DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=2, drop_last=True)
+    else:
+        from torch.utils.data import DataLoader
+
+        data = H5Windows(folder)
+        loader = DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True)
+    times, first, steps = [], None, len(data) // BATCH * BATCH
+    for _ in range(EPOCHS if kind == "headroom" else 2):
+        began = time.perf_counter()
+        for batch in loader:
+            if first is None:
+                first = time.perf_counter() - began
+            assert batch["emg"].shape == (BATCH, WINDOW, 16)
+        times.append(time.perf_counter() - began)
+    del batch
+    anonymous, shared = memory_of([os.getpid(), *children()])
+    chunks = data.native().counts()[1] if kind == "headroom" else None
+    print(json.dumps(dict(first=steps / times[0], later=[steps / t for t in times[1:]], first_batch_s=first,
+                          anonymous=anonymous, shared=shared, decodes=chunks)), flush=True)
+
+
+def bench_windows(rounds):
+    with tempfile.TemporaryDirectory() as folder:
+        sessions(folder)
+        found = {kind: [] for kind in ("headroom", "dataloader")}
+        for _ in range(rounds):
+            for kind in found:
+                command = [sys.executable, os.path.abspath(__file__), "--windows", kind, folder]
+                found[kind].append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]))
+    print(f"\nHDF5 windows of {WINDOW} rows every {STRIDE}, {SESSIONS} files, gzip + shuffle, batch {BATCH}, 2 workers or threads, medians of {rounds}")
+    base = None
+    for kind in ("dataloader", "headroom"):
+        first = statistics.median(run["first"] for run in found[kind])
+        later = statistics.median(sum((run["later"] for run in found[kind]), []))
+        base = base or (first, later)
+        print(f"{kind:12}{first:>10.0f}/s first ({first / base[0]:.1f} x){later:>10.0f}/s later ({later / base[1]:.1f} x), anonymous "
+              f"{found[kind][0]['anonymous']} MiB, shared {found[kind][0]['shared']} MiB, chunks decoded {found[kind][0]['decodes']}")
 
 
 def memory_of(pids):
@@ -216,11 +302,18 @@ def main():
     parser.add_argument("--samples", type=int, default=2048)
     parser.add_argument("--short", action="store_true", help="two rounds, the heavy samples alone")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--windows", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=[*DATA, "windows", "memory", "gets"], help="this part alone")
     args = parser.parse_args()
     if args.one:
         return one(args.one[0], args.one[1], int(args.one[2]))
+    if args.windows:
+        return windows(*args.windows)
     rounds, data = (2, ["heavy"]) if args.short else (args.rounds, list(DATA))
+    data = [name for name in data if args.only in (None, name)]
     build()
+    if args.only in (None, "windows"):
+        bench_windows(rounds)
     for name in data:
         found = {kind: [] for kind in KINDS}
         for _ in range(rounds):
@@ -237,8 +330,10 @@ def main():
             decodes = runs[0]["decodes"] if runs[0]["decodes"] is not None else args.samples // BATCH * BATCH * EPOCHS
             print(f"{kind:12}{median('first'):>10.0f}/s{later:>8.0f}/s{median('first_batch_s') * 1000:>10.0f} ms"
                   f"{median('anonymous'):>7.0f} MiB{median('shared'):>5.0f} MiB{decodes:>9}   later {later / base:.1f} x DataLoader")
-    shared_memory(1024)
-    subprocess.run([sys.executable, "-c", GETS, PACKAGE], check=True)
+    if args.only in (None, "memory"):
+        shared_memory(1024)
+    if args.only in (None, "gets"):
+        subprocess.run([sys.executable, "-c", GETS, PACKAGE], check=True)
     return 0
 
 

@@ -1,6 +1,8 @@
 """This process's connection to the node's cache: one for all its data sets and loaders."""
 
 import atexit
+import ctypes
+import gc
 import os
 import re
 import sys
@@ -112,6 +114,22 @@ def found_node():
     return _found.get("node")
 
 
+def is_short():
+    """Memory is short: the launcher has made the cache smaller, or just did so. At the first sight of it this process gives back
+    what its allocators keep."""
+    found = _found.get("node")
+    short = found is not None and found.is_shrunk
+    if short and not _found.get("short"):
+        gc.collect()
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):
+            # Another C library: it has none.
+            pass
+    _found["short"] = short
+    return short
+
+
 def lose(error):
     """Goes on without the cache, whose host is gone."""
     with _lock:
@@ -144,6 +162,9 @@ _LINGER_S = 30.0
 @atexit.register
 def _linger():
     found = _found.get("node")
+    if found is not None and not found.hosts:
+        # The host hears of all reads before this process ends.
+        found.stats()
     # One that ends by an exception has its error seen at once.
     if found is None or not found.hosts or getattr(sys, "last_type", None) is not None:
         return

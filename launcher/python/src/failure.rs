@@ -3,7 +3,7 @@
 use crate::entry::EntryError;
 use cache::client::CacheError;
 use pyo3::PyErr;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use std::io;
 
 /// Why there is no batch.
@@ -18,6 +18,9 @@ pub enum Failure {
     User(Vec<u8>),
     #[error("{0}")]
     Worker(String),
+    /// A file of samples that are read without Python.
+    #[error("{0}")]
+    File(String),
     #[error("the loader's memory for a worker: {0}")]
     Scratch(#[source] io::Error),
     #[error("the loader was closed")]
@@ -26,6 +29,9 @@ pub enum Failure {
 
 impl From<Failure> for PyErr {
     fn from(failure: Failure) -> Self {
-        PyRuntimeError::new_err(failure.to_string())
+        match failure {
+            Failure::File(problem) => PyOSError::new_err(problem),
+            failure => PyRuntimeError::new_err(failure.to_string()),
+        }
     }
 }

@@ -198,6 +198,12 @@ impl Node {
         Ok(self.part()?.hosted.as_ref().map_or(0, |hosted| hosted.host.guests()))
     }
 
+    /// Part of the cache may not be used, because memory is short or was a moment ago.
+    #[getter]
+    fn is_shrunk(&self) -> PyResult<bool> {
+        Ok(self.part()?.client.is_shrunk())
+    }
+
     /// Lines for the user since the last call.
     fn notes(&self) -> PyResult<Vec<String>> {
         Ok(self.part()?.hosted.as_ref().map(|hosted| hosted.host.notes()).unwrap_or_default())

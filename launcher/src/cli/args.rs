@@ -129,6 +129,9 @@ pub struct ConfigArgs {
     /// A config's name in configs/, or a path
     #[arg(long, value_name = "NAME")]
     pub config: Option<String>,
+    /// Train what your function gives: a PyTorch model and data sets; the key python.build
+    #[arg(long, value_name = "MODULE:FUNCTION")]
+    pub python: Option<String>,
     /// Override one key, such as train.batch_size=32
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

@@ -135,6 +135,7 @@ fn form(text: &str) -> Result<Form, String> {
 
 /// Verbs around a run.
 #[derive(Clone, Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Around {
     /// List the runs: status, best metric, time, memory against plan
     Runs(RunsArgs),

@@ -68,7 +68,7 @@ pub struct TrainedArgs {
 impl TrainedArgs {
     /// The same options of a run.
     pub fn run_args(&self) -> RunArgs {
-        let config = ConfigArgs { config: None, set: self.set.clone(), device: self.device };
+        let config = ConfigArgs { config: None, python: None, set: self.set.clone(), device: self.device };
         RunArgs {
             config,
             gpus: self.gpus,

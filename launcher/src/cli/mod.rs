@@ -16,7 +16,7 @@ pub use torchrun::{Nproc, Streams, TorchrunArgs};
 
 use crate::machine::colour::Colour;
 use crate::run_dir::Resume;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use spec::config::{Config, ConfigError, DeviceChoice, Folders, StageSpec};
 use spec::contract::shown as shown_path;
 use std::ffi::OsString;
@@ -93,7 +93,9 @@ struct Cli {
     color: Option<Colour>,
 }
 
+// Only the verb that is used takes its options: the definition of all is a good part of a launcher's memory.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Verb {
     /// Print the memory plan of a run; start nothing
     #[command(after_help = PLAN_EXAMPLES)]
@@ -347,7 +349,7 @@ pub struct Stage {
 impl ConfigArgs {
     fn need(&self) -> Result<(), CliError> {
         let example = || usage("no config: name one with --config, such as --config quick_demo");
-        self.config.is_some().then_some(()).ok_or_else(example)
+        (self.config.is_some() || self.python.is_some()).then_some(()).ok_or_else(example)
     }
 
     /// Finds the config and resolves it with the profile of the device that will be used: `cuda` if one is present
@@ -356,8 +358,13 @@ impl ConfigArgs {
     /// # Errors
     /// As [`spec::config::RawConfig::find`] and [`spec::config::RawConfig::resolve`].
     pub fn prepare(&self, gpu_present: bool, folders: &Folders) -> Result<Prepared, ConfigError> {
-        let raw = spec::task::find_config(self.config.as_deref().unwrap_or("default"), folders)?;
-        let mut sets = self.set.clone();
+        let raw = match (&self.config, &self.python) {
+            // All keys at their defaults.
+            (None, Some(_)) => spec::task::parse_config("", "python.yaml")?,
+            (config, _) => spec::task::find_config(config.as_deref().unwrap_or("default"), folders)?,
+        };
+        let of_python = self.python.iter().map(|place| format!("python.build={place}"));
+        let mut sets: Vec<String> = of_python.chain(self.set.iter().cloned()).collect();
         if let Some(device) = self.device {
             sets.push(format!("train.device={}", device.word()));
         }
@@ -398,17 +405,25 @@ pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliE
 /// The command line, without `launch plan`'s options that mean nothing to a plan: it takes those of training, so that a line
 /// can be tried by a word put into it.
 pub fn definition() -> clap::Command {
+    Cli::command()
+        .mut_subcommand("plan", |plan| plan.defer(options_of_plan))
+        .mut_subcommand("sample-data", |sample| sample.defer(options_of_sample_data))
+}
+
+fn options_of_plan(plan: clap::Command) -> clap::Command {
     const OF_TRAINING: [&str; 7] =
         ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
+    let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
+    OF_TRAINING.into_iter().fold(PlanArgs::augment_args(plan), hide)
+}
+
+fn options_of_sample_data(sample: clap::Command) -> clap::Command {
     let layouts = spec::task::all().iter().map(|task| (task.name(), task.sample_layouts()));
     let layouts: Vec<String> = layouts
         .filter_map(|(task, layouts)| Some(format!("{task}: {} [default: {}]", layouts.join(", "), layouts.first()?)))
         .collect();
     let layouts = layouts.join("; ");
-    let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
-    Cli::command()
-        .mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))
-        .mut_subcommand("sample-data", |sample| sample.mut_arg("layout", |arg| arg.help(layouts)))
+    SampleDataArgs::augment_args(sample).mut_arg("layout", |arg| arg.help(layouts))
 }
 
 /// Cuts the line behind the first `--exec`, so that the program's own options are never taken for ours.

@@ -118,7 +118,7 @@ fn device_decides_on_the_profile() {
     let text = "profiles: {cpu: {seed: 1}, cuda: {seed: 2}}\n";
     std::fs::write(cwd.path().join("a.yaml"), text).unwrap();
     let seed = |gpu, device| {
-        let args = ConfigArgs { config: Some("a".into()), set: vec![], device };
+        let args = ConfigArgs { config: Some("a".into()), python: None, set: vec![], device };
         args.prepare(gpu, &Folders { cwd: cwd.path(), headroom: None, home: None }).unwrap().config.seed
     };
     assert_eq!((seed(true, None), seed(false, None)), (2, 1));

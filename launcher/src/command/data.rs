@@ -1,7 +1,8 @@
 //! Verbs that the rank program does: sample data, and the tensors of one step.
 
 use super::early::Undo;
-use super::{Error, io, prepare, rank_command};
+use super::interpreter::Started;
+use super::{Error, io, prepare, rank_command, rank_program};
 use crate::cli::{BatchArgs, SampleDataArgs};
 use crate::run_dir::RunDir;
 use spec::config::DeviceChoice;
@@ -23,8 +24,8 @@ pub(super) fn batch(args: &BatchArgs) -> Result<u8, Error> {
     let runs_dir = std::path::absolute(&ready.config.log.runs_dir).map_err(io("log.runs_dir", exit::USAGE))?;
     let folder = RunDir::scratch(&runs_dir)?;
     let written = folder.write(&ready.config, &plan).map_err(Error::from).and_then(|(_, job)| {
-        let mut command = rank_command(&["batch".into(), "--job".into(), job.into_os_string()])?;
-        command.args(["--step", &args.step.to_string(), "--rank", &args.rank.to_string()]);
+        let mut command = Started::of(&ready.config, &rank_program()?)?.command("batch");
+        command.arg("--job").arg(job).args(["--step", &args.step.to_string(), "--rank", &args.rank.to_string()]);
         command.args(["--world", &args.world.to_string(), "--out"]).arg(&args.out);
         command.status().map_err(io("cannot start rank", exit::INTERNAL))
     });

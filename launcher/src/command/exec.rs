@@ -23,11 +23,16 @@ pub(super) fn exec(
 ) -> Result<u8, Error> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = run.local_ranks().unwrap_or(1);
+    let mut ranks = ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?;
+    if is_alone(run) {
+        ranks.iter_mut().for_each(|rank| rank.env.clear());
+    }
     let spec = Spec {
         program: program.into(),
         args,
+        forks: false,
         env: log_env(run).into_iter().collect(),
-        ranks: ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?,
+        ranks,
         log_dir: None,
         grace: GRACE,
         control: false,
@@ -49,6 +54,13 @@ pub(super) fn console_of(with: &ProgramArgs, spec: &Spec) -> Result<Console, Err
     let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
     let (with, first) = (with.clone(), spec.ranks.first().map_or(0, |rank| rank.rank));
     Ok(console.only(move |rank, stream| with.shows(rank.saturating_sub(first) as usize, stream == Stream::Err)))
+}
+
+/// Nobody speaks of ranks: the program may start its own (torchrun, Lightning), and would take a place in the environment for that of
+/// a launcher that did so already.
+fn is_alone(run: &RunArgs) -> bool {
+    let placed = run.master_addr.is_some() || run.master_port.is_some() || run.torchrun.standalone;
+    run.local_ranks().is_none() && run.nnodes == 1 && !placed
 }
 
 /// Runs the program to its end, and again after failures as often as was asked for.

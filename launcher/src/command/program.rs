@@ -5,7 +5,7 @@
 
 use super::early::Early;
 use super::exec::{console_of, supervise_program};
-use super::{Error, columns, explain, print, shown};
+use super::{Error, columns, explain, print, scope, shown};
 use crate::cli::{ProgramArgs, RunArgs};
 use crate::console::cache_stats;
 use crate::machine;
@@ -94,6 +94,9 @@ pub(super) fn show(run: &RunArgs, with: &ProgramArgs, program: &OsStr, args: &[O
 pub(super) fn run(run: &RunArgs, with: &ProgramArgs, bare: Spec, mut early: Early) -> Result<u8, Error> {
     let config = config_of(with, name_of(bare.program.as_os_str(), &bare.args));
     let plan = plan_of(run, with, &config, &machine::probe())?;
+    if let Some(limits) = limits_of(&config, plan.budget.total_bytes) {
+        scope::enter(limits);
+    }
     let runs = runs_dir(with, &config);
     let resume = run.resume();
     let ask = Ask {
@@ -119,6 +122,12 @@ pub(super) fn run(run: &RunArgs, with: &ProgramArgs, bare: Spec, mut early: Earl
     Ok(outcome.exit_code)
 }
 
+/// Limits where the config wants them. Estimates are no reason to be killed: a quarter more than `high_bytes`, as for a task of
+/// Headroom's.
+fn limits_of(config: &Config, high_bytes: u64) -> Option<Limits> {
+    config.watch.cgroup.then_some(Limits { high_bytes, max_bytes: high_bytes.saturating_add(high_bytes / 4) })
+}
+
 /// The program's processes learn of all this by their environment.
 fn spec_of(config: &Config, plan: &Plan, bare: Spec, folder: &RunDir, job: &Path) -> Spec {
     let budget = &plan.budget;
@@ -133,10 +142,8 @@ fn spec_of(config: &Config, plan: &Plan, bare: Spec, folder: &RunDir, job: &Path
     if cache.is_some() {
         env.push((env::CACHE_DOOR.into(), name("cache")));
     }
-    // Estimates are no reason to be killed: a quarter more than the budget, as for a task of Headroom's.
-    let high_bytes = budget.total_bytes.saturating_sub(budget.page_cache_bytes + budget.line_bytes(LineId::Launcher));
-    let limits =
-        config.watch.cgroup.then_some(Limits { high_bytes, max_bytes: high_bytes.saturating_add(high_bytes / 4) });
+    let of_launcher = budget.page_cache_bytes + budget.line_bytes(LineId::Launcher);
+    let limits = limits_of(config, budget.total_bytes.saturating_sub(of_launcher)).filter(|_| !scope::is_inside());
     let watch = WatchSpec { foreign: true, ..WatchSpec::of(config, plan, Some(&folder.path)) };
     Spec { env, cache, limits, watch, log_dir: Some(folder.path.clone()), ..bare }
 }

@@ -78,6 +78,10 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
         if std::env::var_os("OMP_NUM_THREADS").is_none() {
             pairs.push(("OMP_NUM_THREADS".into(), meeting.threads_per_rank.max(1).to_string()));
         }
+        // NVML counts devices by their place on the bus, and CUDA the fastest first: the plan's numbers are NVML's.
+        if std::env::var_os("CUDA_DEVICE_ORDER").is_none() {
+            pairs.push(("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()));
+        }
         if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
             pairs.push(("GOMP_SPINCOUNT".into(), SPIN_TURNS.into()));
         }
@@ -175,6 +179,9 @@ mod tests {
         assert_eq!(values, ["5", "2", "6", "3", "1", "node0", "29500"]);
         let names = ["ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_RUN_ID"];
         assert_eq!(names.map(|name| value(&specs[2], name)), ["5", "6", "2", "night"]);
+        if std::env::var_os("CUDA_DEVICE_ORDER").is_none() {
+            assert_eq!(value(&specs[2], "CUDA_DEVICE_ORDER"), "PCI_BUS_ID", "CUDA's numbers are NVML's");
+        }
         // The caller's own choice of how threads wait is left alone.
         let chosen = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some());
         assert_eq!(specs[2].env.iter().any(|(name, _)| name == "GOMP_SPINCOUNT"), !chosen);

@@ -21,6 +21,21 @@ pub struct MemoryGroup {
     pub dir: PathBuf,
 }
 
+/// Checks that ranks can have a memory cgroup here.
+///
+/// # Errors
+/// The reason why not, in words. A system without memory cgroups is no error: there, nobody can have one.
+pub fn may_limit() -> Result<(), String> {
+    if Probe::default().memory_group().is_none() {
+        return Ok(());
+    }
+    // No number of bytes is above it.
+    let none = i64::MAX as u64 / 4096 * 4096;
+    let made = MemoryGroup::make(Limits { high_bytes: none, max_bytes: none })?;
+    made.cgroup.end(100);
+    Ok(())
+}
+
 impl MemoryGroup {
     /// # Errors
     /// The reason, in words.

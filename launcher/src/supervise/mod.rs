@@ -20,13 +20,14 @@ mod record;
 mod reports;
 mod unix;
 mod verdict;
+mod zygote;
 
 pub use child::has_ended;
 pub use env::{Meeting, ranks};
 pub use failure::Failure;
 pub use inherited::{is_ignored, set_defaults};
 pub use job::POLL;
-pub use limits::Limits;
+pub use limits::{Limits, may_limit};
 pub use nodes::{JoinSecret, MeetError, NodePlace, Nodes, SecretError};
 pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
@@ -47,6 +48,8 @@ pub struct Spec {
     /// Looked up in PATH when it holds no slash.
     pub program: PathBuf,
     pub args: Vec<OsString>,
+    /// The program, with the words `zygote FD`, forks the ranks once it is ready; where it refuses, they are spawned.
+    pub forks: bool,
     /// Added to the launcher's own environment for every rank.
     pub env: Vec<(String, String)>,
     pub ranks: Vec<RankSpec>,
@@ -196,8 +199,10 @@ pub fn run_with_restarts(
     let mut last: Option<Outcome> = None;
     loop {
         let mut spec = spec(restarts, last.as_ref())?;
-        spec.env.push((contract::env::ELASTIC_RESTART_COUNT.to_owned(), restarts.to_string()));
-        spec.env.push((contract::env::ELASTIC_MAX_RESTARTS.to_owned(), max_restarts.to_string()));
+        for rank in spec.ranks.iter_mut().filter(|rank| !rank.env.is_empty()) {
+            rank.env.push((contract::env::ELASTIC_RESTART_COUNT.to_owned(), restarts.to_string()));
+            rank.env.push((contract::env::ELASTIC_MAX_RESTARTS.to_owned(), max_restarts.to_string()));
+        }
         // It may have come before there was any rank, or while the job was made ready again.
         if let Some(signal) = signals.asked_to_end() {
             return Ok(Outcome::stopped_by(signal, spec.control, last));

@@ -7,6 +7,7 @@
 //! The model is a video restoration transformer with a spike branch: see [`model`]; its loss is in [`loss`], what is
 //! measured in [`metrics`].
 
+mod constants;
 pub mod data;
 mod gallery;
 pub mod loss;
@@ -16,6 +17,7 @@ pub mod model;
 mod net;
 pub mod outline;
 mod predict;
+mod tiles;
 pub mod quality;
 pub mod sample;
 #[cfg(test)]

@@ -190,6 +190,8 @@ impl Loop<'_, '_> {
     /// Every rank calls it; rank 0 writes, in the background. `last`: see [`Content::last`].
     fn save(&mut self, best: bool, last: bool) -> Result<(), TrainError> {
         self.observer.phase(Phase::Checkpoint, self.state.step);
+        // Weights are read back below, and the step that made them may wait for other ranks.
+        self.fit.collective.catch_up("the step to save")?;
         let mut state = self.state.clone();
         state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
         state.schedule = Some(self.schedule.state().clone());
@@ -203,8 +205,13 @@ impl Loop<'_, '_> {
                 rest.extend(buffers.of_all_ranks()?);
             }
         }
+        // Ranks that divide the optimizer's state bring it together for this.
+        let divided = self.ddp.is_sharded().then(|| self.optimizer.export(&self.ddp)).transpose()?;
         if let Some(checkpoints) = &mut self.fit.checkpoints {
-            let optimizer = self.optimizer.export(&self.ddp)?;
+            let optimizer = match divided {
+                Some(whole) => whole,
+                None => self.optimizer.export(&self.ddp)?,
+            };
             let model: Named = self.fit.params.iter().chain(self.buffers.named()).map(clone).collect();
             checkpoints.save(Content {
                 step: state.step,
@@ -230,7 +237,12 @@ impl Loop<'_, '_> {
             self.restore_best()?;
             self.observer.phase(Phase::Test, self.state.step);
             match self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")? {
-                Some(values) => self.last_values.extend(values),
+                Some(values) => {
+                    self.last_values.extend(values);
+                    if self.planner.rank == 0 {
+                        self.observer.files(self.fit.metrics.files());
+                    }
+                }
                 // All is trained and saved; a resumed run continues here.
                 None => status = Status::Stopped,
             }

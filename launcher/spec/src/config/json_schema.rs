@@ -137,6 +137,7 @@ fn kind_schema(kind: &Kind, range: Range) -> Value {
         Kind::Numbers(count) => {
             json!({ "type": "array", "items": number("number"), "minItems": count, "maxItems": count })
         }
+        Kind::Values => json!({ "type": ["object", "null"] }),
         Kind::List(kind) => json!({ "type": "array", "items": kind_schema(kind, range) }),
         Kind::Record(section) => {
             let keys: Map<String, Value> = section.keys.iter().map(|key| (key.path.into(), key_schema(key))).collect();

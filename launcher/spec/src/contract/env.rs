@@ -33,6 +33,13 @@ pub const REPORTS: &str = "HEADROOM_REPORTS";
 pub const JOIN_SECRET: &str = "HEADROOM_JOIN_SECRET";
 /// The run's folder, where a user's own program writes its records.
 pub const RUN_DIR: &str = "HEADROOM_RUN_DIR";
+/// Set where `launch` runs in a scope of systemd that limits its memory.
+pub const SCOPE: &str = "HEADROOM_SCOPE";
+
+/// Path of the trainer as an extension of Python, which ranks in the user's interpreter load.
+pub const TRAINER: &str = "HEADROOM_TRAINER";
+/// The task's section of the config as JSON, for ranks in the user's interpreter.
+pub const PYTHON: &str = "HEADROOM_PYTHON";
 
 pub const ROLE_RANK: &str = "ROLE_RANK";
 pub const ROLE_WORLD_SIZE: &str = "ROLE_WORLD_SIZE";

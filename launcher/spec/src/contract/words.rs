@@ -101,9 +101,12 @@ words! {
         Launcher = "launcher",
         Libraries = "libraries",
         Runtime = "runtime",
+        Interpreter = "interpreter",
         CudaRuntime = "CUDA runtime",
         ModelState = "model state",
         Activations = "activations",
+        /// Pool of a step that is recorded as a CUDA graph.
+        RecordedStep = "recorded step",
         Heap = "heap",
         StagingSlots = "staging slots",
         ValidationSlots = "validation slots",

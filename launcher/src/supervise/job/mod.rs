@@ -14,6 +14,7 @@ use super::record::ErrorFiles;
 use super::reports::{Hearing, Reports};
 use super::unix::{Guard, Signals};
 use super::verdict::{Said, Verdict};
+use super::zygote::Zygote;
 use super::{Outcome, Spec, Stream, Watcher};
 use crate::machine::awake::{Deadline, SLICE};
 use crate::machine::{MemoryMeter, Probe, memfd_room};
@@ -107,8 +108,9 @@ fn run_with(
     let errors = if spec.control { None } else { ErrorFiles::make() };
     let shared = Shared { spec, cgroups: &cgroups, comm: comm.as_ref(), cache: memfd, errors: errors.as_ref() };
     let mut children = Vec::with_capacity(spec.ranks.len());
+    let mut zygote = zygote(spec, watcher, &guard, signals);
     for (rank, socket) in spec.ranks.iter().zip(&mut sockets) {
-        match Child::start(&shared, rank, socket.take()) {
+        match Child::start(&shared, rank, socket.take(), &mut zygote) {
             Ok(child) => {
                 guard.watch(child.pid);
                 children.push(child);
@@ -120,6 +122,9 @@ fn run_with(
                 return Err(e);
             }
         }
+    }
+    if let Some(zygote) = zygote {
+        zygote.end(&guard);
     }
     missing_calls(&children, watcher);
     let pids: Vec<(u32, i32)> = children.iter().map(|child| (child.rank, child.pid.as_raw_nonzero().get())).collect();
@@ -155,6 +160,15 @@ fn run_with(
         outcome.cache = Some(host.stats());
     }
     Ok(outcome)
+}
+
+/// The process that forks the ranks, where the job wants one and it is ready.
+fn zygote(spec: &Spec, watcher: &dyn Watcher, guard: &Guard, signals: &Signals) -> Option<Zygote> {
+    if !spec.forks {
+        return None;
+    }
+    let started = Zygote::start(spec, guard, signals).unwrap_or_else(|error| Err(error.to_string()));
+    started.inspect_err(|why| watcher.note(&format!("ranks are started one by one, not forked: {why}"))).ok()
 }
 
 /// Memory in which the ranks meet.
@@ -348,7 +362,7 @@ impl<'a> Job<'a> {
                         child.tell(&message);
                     });
                 }
-                Order::Stop if self.children.iter().any(|child| !child.ended) => self.forward(Signal::USR1),
+                Order::Stop if self.children.iter().any(|child| !child.ended) => self.ask_for_checkpoint(),
                 Order::Stop => {}
             }
         }

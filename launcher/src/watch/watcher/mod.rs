@@ -127,6 +127,7 @@ impl<'a> Watch<'a> {
                 ranks: ranks.iter().map(|(rank, _)| *rank).collect(),
                 planned: planned.clone(),
                 language: spec.language,
+                foreign: spec.foreign,
                 seen: vec![Seen::default(); pids.len()],
                 meter: Some(meter),
                 ..Findings::default()
@@ -471,6 +472,8 @@ impl<'a> Watch<'a> {
     fn act(&mut self, act: Act, ranks_bytes: u64, cache: &CacheNow, now: f64) {
         self.orders += 1;
         let (asked, before_bytes) = match act {
+            // A user's own program hears no orders: its package sees that the page cache shrinks.
+            Act::Ranks(_) if self.spec.foreign => return,
             Act::Ranks(action) => {
                 self.hands.relieve(self.orders, &action);
                 (Asked::Ranks { order: self.orders, action }, ranks_bytes)

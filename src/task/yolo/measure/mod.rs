@@ -1,0 +1,5 @@
+//! Measurement of detections: matching, records, curves.
+
+pub mod curves;
+pub mod matching;
+pub mod records;

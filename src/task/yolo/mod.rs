@@ -1,0 +1,98 @@
+//! Task `yolo`: objects in images.
+//!
+//! # Parts
+//!
+//! [`data`] finds images and labels, keeps their bytes in the page cache, and makes augmented samples. [`model`] is the
+//! detector, [`loss`] its loss with the assignment of anchors to objects, [`detect`] finds objects in its output,
+//! [`measure`] judges them. [`net`] and [`metrics`] are what the trainer runs; [`report`] draws and writes.
+
+pub mod data;
+pub mod detect;
+pub mod groups;
+pub mod loss;
+pub mod measure;
+pub mod metrics;
+pub mod model;
+pub mod net;
+pub mod report;
+
+use super::outline::Outline;
+use super::pass::{Opening, Pass};
+use super::{Datasets, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team};
+use crate::data::DataError;
+use data::YoloFacts;
+use metrics::YoloMetrics;
+use net::YoloNet;
+use report::YoloJournal;
+use spec::config::Config;
+use spec::task::yolo::YoloConfig;
+use std::path::Path;
+use tch::nn;
+
+/// The task, as the registry knows it.
+pub struct Yolo;
+
+impl Task for Yolo {
+    fn name(&self) -> &'static str {
+        "yolo"
+    }
+
+    fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError> {
+        data::open(config, team, index_dir)
+    }
+
+    fn outline(&self, config: &Config, index_dir: &Path) -> Result<Outline, DataError> {
+        data::outline(config, index_dir)
+    }
+
+    fn predict_outline(&self, config: &Config, _index_dir: &Path) -> Result<Outline, DataError> {
+        data::predict_outline(config)
+    }
+
+    fn evaluation(&self, opening: &Opening) -> Result<Datasets, DataError> {
+        data::evaluation(opening)
+    }
+
+    fn predictor(&self, _opening: &Opening) -> Result<Pass, DataError> {
+        Err(DataError::NoPass { task: "yolo", what: "has no predictor yet" })
+    }
+
+    fn model(&self, config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
+        let facts = facts(datasets)?;
+        Ok(Box::new(YoloNet::new(&config.section::<YoloConfig>(), facts.nc(), facts.most, vs)))
+    }
+
+    fn metrics(&self, _config: &Config, datasets: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
+        Ok(Box::new(YoloMetrics::new(&facts(datasets)?.names)))
+    }
+
+    /// What shapes the parameters, besides the data set's classes, which are compared tensor by tensor.
+    fn architecture(&self, config: &Config) -> String {
+        let size = config.section::<YoloConfig>().size();
+        serde_json::json!({ "depth": size.depth, "width": size.width, "max_channels": size.max_channels }).to_string()
+    }
+
+    fn groups(&self, config: &Config, parameters: &[ParamInfo], global_batch: u64) -> Vec<GroupSpec> {
+        groups::groups(config, parameters, global_batch)
+    }
+
+    fn journal(&self, config: &Config, run_dir: &Path) -> Option<Box<dyn Journal>> {
+        Some(Box::new(YoloJournal::new(run_dir, config.log.plots)))
+    }
+
+    fn sample_data(&self, request: &SampleRequest) -> Result<(), DataError> {
+        data::sample::write(request)
+    }
+}
+
+/// What [`data`] found out.
+///
+/// # Errors
+/// The data sets are another task's.
+fn facts(datasets: &Datasets) -> Result<&YoloFacts, DataError> {
+    let facts = datasets.facts.as_ref().and_then(|facts| facts.downcast_ref::<YoloFacts>());
+    facts.ok_or_else(|| DataError::NothingUsable("facts on the images are missing: open them as task yolo".into()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+// Tells the model which tensors every operator reads and writes, as PyTorch's own CUDA sanitizer does.
+
+#include <ATen/ATen.h>
+#include <ATen/core/function_schema.h>
+#include <ATen/core/jit_type.h>
+#include <ATen/record_function.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+
+namespace {
+
+using Touch = void (*)(void*, const void*, size_t, bool, const char*);
+
+Touch touch() {
+  static auto found = reinterpret_cast<Touch>(dlsym(RTLD_DEFAULT, "fake_cuda_touch"));
+  return found;
+}
+
+void* current_stream(const at::Tensor& tensor) {
+  c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+  return guard.getStream(tensor.device()).native_handle();
+}
+
+void tell(const at::Tensor& tensor, bool write, const char* name) {
+  if (!tensor.defined() || !tensor.is_cuda() || !tensor.has_storage() || tensor.numel() == 0) return;
+  size_t last = 0;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    last += static_cast<size_t>((tensor.size(dim) - 1) * tensor.stride(dim));
+  }
+  touch()(current_stream(tensor), tensor.const_data_ptr(), (last + 1) * tensor.itemsize(), write, name);
+}
+
+void tell(const c10::IValue& value, bool write, const char* name) {
+  if (value.isTensor()) {
+    tell(value.toTensor(), write, name);
+  } else if (value.isTensorList()) {
+    for (const at::Tensor& tensor : value.toTensorVector()) tell(tensor, write, name);
+  }
+}
+
+// Operators that look at a tensor's shape or place alone, or hand out room that nobody has written.
+bool moves_nothing(const c10::FunctionSchema& schema) {
+  const std::string& name = schema.name();
+  for (const char* start : {"aten::empty", "aten::new_empty", "aten::resize", "aten::set_", "aten::_reshape_alias"}) {
+    if (name.rfind(start, 0) == 0) return true;
+  }
+  if (schema.returns().empty()) return false;
+  for (const auto& result : schema.returns()) {
+    if (result.alias_info() == nullptr || result.alias_info()->isWrite()) return false;
+  }
+  return true;
+}
+
+struct Seen final : at::ObserverContext {};
+
+std::unique_ptr<at::ObserverContext> begins(const at::RecordFunction& function) {
+  auto schema = function.operator_schema();
+  if (!schema.has_value() || moves_nothing(*schema)) return nullptr;
+  const auto inputs = function.inputs();
+  for (size_t i = 0; i < inputs.size() && i < schema->arguments().size(); ++i) {
+    const auto* alias = schema->arguments()[i].alias_info();
+    tell(inputs[i], alias != nullptr && alias->isWrite(), function.name());
+  }
+  return std::make_unique<Seen>();
+}
+
+void ends(const at::RecordFunction& function, at::ObserverContext* seen) {
+  if (seen == nullptr) return;
+  for (const auto& output : function.outputs()) tell(output, true, function.name());
+}
+
+const auto handle = at::addGlobalCallback(at::RecordFunctionCallback(begins, ends)
+                                              .needsInputs(true)
+                                              .needsOutputs(true)
+                                              .scopes({at::RecordScope::FUNCTION}));
+
+}  // namespace
