@@ -188,11 +188,13 @@ impl Sampler {
     /// Ranks that the one rank has started itself, by number: processes whose environment names another count of ranks.
     fn inner(&mut self, whole: bool) -> Vec<(u32, ProcessNow)> {
         let (Some([family]), [rank]) = (self.families.as_deref_mut(), &mut self.ranks[..]) else { return Vec::new() };
-        if whole {
-            // A process that was just forked has its parent's environment until it becomes another program.
-            family.iter_mut().chain([&mut *rank]).for_each(|subject| subject.place = place_of(subject.pid));
-        }
+        rank.place = rank.place.or_else(|| place_of(rank.pid));
         let outer = rank.place.map(|(_, world)| world);
+        // A process that was just forked has its parent's environment until it becomes another program.
+        let undecided = |place: Option<(u32, u32)>| place.map(|(_, world)| world) == outer || place.is_none();
+        for subject in family.iter_mut().filter(|subject| whole || undecided(subject.place)) {
+            subject.place = place_of(subject.pid);
+        }
         let mut found = BTreeMap::<u32, ProcessNow>::new();
         for subject in family.iter_mut() {
             if let Some((rank, world)) = subject.place
