@@ -2,6 +2,8 @@
 
 #[path = "it/architecture.rs"]
 mod architecture;
+#[path = "it/around.rs"]
+mod around;
 #[path = "it/batch.rs"]
 mod batch;
 #[path = "it/cache.rs"]
@@ -90,3 +92,7 @@ mod tasks;
 mod tools;
 #[path = "it/watch.rs"]
 mod watch;
+#[path = "it/yolo.rs"]
+mod yolo;
+#[path = "it/yolo_files.rs"]
+mod yolo_files;

@@ -101,6 +101,9 @@ mod tests {
 
     #[test]
     fn a_rank_that_sees_its_own_device_alone_takes_it() {
-        assert_eq!([(0, 1, 4), (3, 1, 4), (3, 4, 4), (0, 1, 1), (5, 4, 8)].map(|(p, v, l)| index_of(p, v, l)), [0, 0, 3, 0, 5]);
+        assert_eq!(
+            [(0, 1, 4), (3, 1, 4), (3, 4, 4), (0, 1, 1), (5, 4, 8)].map(|(p, v, l)| index_of(p, v, l)),
+            [0, 0, 3, 0, 5]
+        );
     }
 }

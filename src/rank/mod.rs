@@ -19,7 +19,7 @@ pub use error::RankError;
 
 use crate::data::source::hdf5::probe;
 use crate::report::memory::MemorySnapshot;
-use crate::task::SampleRequest;
+use crate::task::{ConvertRequest, SampleRequest};
 use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
 use spec::contract::{VERSION, env};
@@ -41,6 +41,8 @@ struct Args {
 enum Verb {
     /// Write sample data in a task's true format.
     SampleData(SampleRequest),
+    /// Write a data set anew in a task's usual format.
+    Convert(ConvertRequest),
     /// Open files on behalf of a rank that scans them.
     #[command(name = probe::VERB, hide = true)]
     OpenAhead,
@@ -92,6 +94,7 @@ fn run(args: Args, inherited: Vec<String>) -> u8 {
     }
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
+        Verb::Convert(request) => convert(request),
         Verb::Batch(request) => batch::write(request),
         Verb::OpenAhead => probe::serve().map_err(|e| RankError::system("opening files ahead", e)),
         Verb::Describe => describe::run(),
@@ -132,6 +135,12 @@ fn panic_text() -> String {
 
 fn sample_data(request: &SampleRequest) -> Result<(), RankError> {
     Ok(crate::task::find(&request.task).map_err(RankError::Usage)?.sample_data(request)?)
+}
+
+fn convert(request: &ConvertRequest) -> Result<(), RankError> {
+    let lines = crate::task::find(&request.task).map_err(RankError::Usage)?.convert(request)?;
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok(())
 }
 
 /// Reads the job that the launcher wrote.

@@ -29,6 +29,7 @@ use launcher::watch;
 use spec::contract::cache::CacheStats;
 use spec::contract::{Best, CacheSummary, Held, Relief, RunStatus, Summary, env, exit};
 use spec::job::{Job, Work};
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -241,6 +242,10 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
         infer::keep_carried(&job.run_dir, &datasets)?;
     }
 
+    let mut settled = config.clone();
+    let lines = task.settle(&mut settled, &datasets, plan.batch.global_batch as u64);
+    lines.into_iter().filter(|_| env.rank == 0).for_each(|line| reporter.line(line));
+    let config = &settled;
     tch::manual_seed(config.seed as i64);
     let mut vs = nn::VarStore::new(Device::Cpu);
     let mut model = task.model(config, &datasets, &vs.root())?;
@@ -262,7 +267,7 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     let whole: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
     let resume = match resume {
         Some(loaded) => Some(resume_from(loaded, &facts, &whole)?),
-        None => first_weights(start, &whole).map(|()| None)?,
+        None => first_weights(start, task, &whole).map(|()| None)?,
     };
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
     let mut observer = observer(start, memory, recorded_step, cache)?;
@@ -285,7 +290,7 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
         buffers,
         groups,
         metrics: task.metrics(config, &datasets)?,
-        gallery: (env.rank == 0).then(|| task.gallery(config)).flatten(),
+        gallery: (env.rank == 0).then(|| task.gallery(config, &datasets)).flatten(),
         facts,
         checkpoints: writer,
         checkpoint_dir: &checkpoints,
@@ -307,11 +312,34 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     Ok(if finished.status == Status::Stopped { exit::STOPPED } else { exit::OK })
 }
 
-/// `train.init_from`, where it names a file.
-fn first_weights(start: &Start, whole: &[(String, Tensor)]) -> Result<(), RankError> {
+/// `train.init_from`, where it names a file. Tensors that the task lets begin anew keep what was drawn where the file has
+/// none of their shape; one line names them.
+fn first_weights(start: &Start, task: &dyn task::Task, whole: &[(String, Tensor)]) -> Result<(), RankError> {
     let Some(path) = &start.job.config.train.init_from else { return Ok(()) };
-    let weights = checkpoint::load_weights(path).and_then(|weights| checkpoint::apply(path, &weights, whole));
-    Ok(weights.map_err(CheckpointError::of_weights)?)
+    let mut weights = checkpoint::load_weights(path).map_err(CheckpointError::of_weights)?;
+    let fits =
+        |name: &str, tensor: &Tensor| weights.iter().any(|(own, found)| own == name && found.size() == tensor.size());
+    let drawn: BTreeSet<&str> = whole
+        .iter()
+        .filter(|(name, tensor)| task.begins_anew(name) && !fits(name, tensor))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    weights.retain(|(name, _)| !drawn.contains(name.as_str()));
+    let rest: Vec<(String, Tensor)> = whole
+        .iter()
+        .filter(|(name, _)| !drawn.contains(name.as_str()))
+        .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+        .collect();
+    checkpoint::apply(path, &weights, &rest).map_err(CheckpointError::of_weights)?;
+    if let (Some(first), 0) = (drawn.iter().next(), start.env.rank) {
+        start.reporter.line(format!(
+            "{}: {} of {} tensors do not fit this data set's classes and are drawn anew, such as {first}",
+            path.display(),
+            drawn.len(),
+            whole.len()
+        ));
+    }
+    Ok(())
 }
 
 /// The split of the checkpoint that this run resumes from. A checkpoint without one is from before there were any: a line

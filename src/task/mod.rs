@@ -276,8 +276,18 @@ pub trait Task: Send + Sync {
     fn groups(&self, _config: &Config, _parameters: &[ParamInfo], _global_batch: u64) -> Vec<GroupSpec> {
         Vec::new()
     }
+    /// Changes what follows from the task's keys and data, such as the optimizer under `train.optimizer: auto`. `global_batch`:
+    /// samples of a step. Returns lines that say so.
+    fn settle(&self, _config: &mut Config, _datasets: &Datasets, _global_batch: u64) -> Vec<String> {
+        Vec::new()
+    }
+    /// True for a tensor that a file of `train.init_from` may lack, or hold in another shape, as the head of a model for other
+    /// classes: it is drawn then.
+    fn begins_anew(&self, _name: &str) -> bool {
+        false
+    }
     /// Pictures after each validation, where the task has any.
-    fn gallery(&self, _config: &Config) -> Option<Box<dyn Gallery>> {
+    fn gallery(&self, _config: &Config, _datasets: &Datasets) -> Option<Box<dyn Gallery>> {
         None
     }
     /// Keeps files of the task's own in the run's folder. Rank 0 has one.
@@ -290,6 +300,13 @@ pub trait Task: Send + Sync {
     /// They cannot be written, or the task has none.
     fn sample_data(&self, _request: &SampleRequest) -> Result<(), DataError> {
         Err(DataError::NoSampleData { task: self.name() })
+    }
+    /// Writes a data set in the task's usual format, and returns lines for the user.
+    ///
+    /// # Errors
+    /// It cannot be read or written, or the task reads one format alone.
+    fn convert(&self, _request: &ConvertRequest) -> Result<Vec<String>, DataError> {
+        Err(DataError::NoPass { task: self.name(), what: "has no other format to convert from" })
     }
 }
 
@@ -320,6 +337,25 @@ pub fn find(name: &str) -> Result<&'static dyn Task, String> {
     })
 }
 
+/// A data set to write anew in a task's usual format.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ConvertRequest {
+    #[arg(long, default_value = "yolo")]
+    pub task: String,
+    /// The data set, in any format that the task reads.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// The folder to make; it must not hold anything yet.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Seed of the split, where the data set has none.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Shares of training, validation and test, where the data set has no split.
+    #[arg(long, default_value = "0.7,0.2,0.1")]
+    pub split_ratio: String,
+}
+
 /// Kind and place of sample data.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SampleRequest {
@@ -331,6 +367,7 @@ pub struct SampleRequest {
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
     /// `emg`: `gzip` (chunked, shuffled) or `contiguous`. `deblur`: `packed`, `bytes` or `kair`. `cell`: `csr`, `gzip` or `dense`.
+    /// `yolo`: `yolo`, `coco` or `labelme`.
     #[arg(long)]
     pub layout: Option<String>,
     /// Sessions to write; absent: the task's own number.

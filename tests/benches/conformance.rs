@@ -114,9 +114,10 @@ fn recorded(collective: &dyn Collective, device: Device) -> Result<(), String> {
     let failed = |error: TorchError| format!("recording a sum: {error}");
     let tensor = Tensor::from_slice(&[1.0_f32; 64]).to_device(device);
     let (graph, ()) = Graph::record(|| {
-        collective.start_all_reduce(&tensor, true).and_then(|()| collective.join()).map_err(|error| {
-            TorchError::Argument { call: "a recorded sum", problem: error.to_string() }
-        })
+        collective
+            .start_all_reduce(&tensor, true)
+            .and_then(|()| collective.join())
+            .map_err(|error| TorchError::Argument { call: "a recorded sum", problem: error.to_string() })
     })
     .map_err(failed)?;
     (0..2).try_for_each(|_| graph.replay()).map_err(failed)?;

@@ -23,10 +23,9 @@ pub fn python() -> &'static Path {
         };
         let venv = rank_program().with_file_name("python-tests");
         let own = venv.join("bin/python");
-        if let Some(known) =
-            [root().join(".bench-venv/bin/python"), root().join(".venv/bin/python"), own.clone()]
-                .into_iter()
-                .find(|path| serves(path))
+        if let Some(known) = [root().join(".bench-venv/bin/python"), root().join(".venv/bin/python"), own.clone()]
+            .into_iter()
+            .find(|path| serves(path))
         {
             return known;
         }
@@ -34,7 +33,11 @@ pub fn python() -> &'static Path {
         assert!(made.is_ok_and(|status| status.success()), "python3 -m venv {} failed", venv.display());
         let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "numpy", "h5py", "pillow"];
         let installed = Command::new(&own).args(pip).status();
-        assert!(installed.is_ok_and(|status| status.success()), "pip cannot install numpy, h5py and pillow into {}", venv.display());
+        assert!(
+            installed.is_ok_and(|status| status.success()),
+            "pip cannot install numpy, h5py and pillow into {}",
+            venv.display()
+        );
         own
     })
 }
@@ -166,6 +169,7 @@ fn a_program_gets_cache_logs_records_and_a_plan_by_its_last_run() {
     assert!(peak > 5 << 20, "a rank and its worker: {summary}");
     assert!(!read_lines(&first.join("memory.node.jsonl")).is_empty());
     assert!(!first.join("config.yaml").exists());
+    assert!(["loss", "memory"].iter().all(|name| first.join(format!("plots/{name}.png")).is_file()));
     for verb in ["analyze", "doctor"] {
         let mut tool = Command::new(launch_program());
         let ended = run(tool.args([verb, "out/first"]).current_dir(place.path()), place.path());

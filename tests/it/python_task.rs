@@ -140,20 +140,19 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
 #[test]
 fn an_exception_ends_with_the_users_line() {
     let faults = [
-        ("forward", "ValueError: no such thing"),
-        ("backward", "ArithmeticError: no gradient"),
-        ("dataset", "KeyError: 'no such sample'"),
-        ("transform", "TypeError: no augmentation"),
-        ("metric", "ZeroDivisionError: no metric"),
-        ("build", "RuntimeError: no data sets"),
+        ("forward", "ValueError: no such thing", "# in forward"),
+        ("backward", "ArithmeticError: no gradient", "# in backward"),
+        ("dataset", "KeyError: 'no such sample'", "# in the data set"),
+        ("transform", "TypeError: no augmentation", "# in transform"),
+        ("metric", "ZeroDivisionError: no metric", "# in a metric"),
+        ("build", "RuntimeError: no data sets", "# in build"),
     ];
     let source = fs::read_to_string(fixtures().join("faults.py")).unwrap();
-    for (place, words) in faults {
+    for (place, words, mark) in faults {
         let runs = runs("faults:build", &format!("{{place: {place}}}"), &["train.max_steps=30"]);
         let ended = runs.train("a", &["--ranks", "1"]);
         assert_eq!(ended.code, Some(10), "{place}: {ended}");
-        let raised = source.lines().position(|line| line.contains("raise") && line.contains(&words[words.len() - 6..]));
-        let raised = raised.unwrap_or_else(|| panic!("{place}"));
+        let raised = source.lines().position(|line| line.ends_with(mark)).unwrap_or_else(|| panic!("{place}"));
         let line = source.lines().nth(raised).unwrap().trim();
         let last = format!("faults.py:{}: {line}", raised + 1);
         assert!(ended.err.contains(words) && ended.err.contains(&last), "{place}: {last}\n{ended}");
@@ -188,7 +187,10 @@ fn killed_workers_are_replaced_and_a_killed_rank_is_named() {
     let run = runs.run("a");
     assert!(running.until("steps", || run.steps_so_far() >= 5), "{}", running.wait());
     let before = of("worker");
-    before.iter().filter(|pid| alive(pid)).for_each(|pid| drop(kill_process(*pid, Signal::KILL)));
+    for pid in before.iter().filter(|pid| alive(pid)) {
+        // One that ended by itself meanwhile cannot be killed.
+        let _ = kill_process(*pid, Signal::KILL);
+    }
     let steps = run.steps_so_far();
     assert!(running.until("more steps", || run.steps_so_far() > steps + 5), "{}", running.wait());
     let killed = of("rank1")[0];

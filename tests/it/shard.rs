@@ -18,12 +18,17 @@ fn state_bytes(run: &crate::support::Run) -> (u64, u64) {
 fn a_divided_optimizer_gives_the_same_bits_in_less_memory_and_its_checkpoints_are_read_either_way() {
     for (ranks, optimizer) in [("1", "adamw"), ("2", "adamw"), ("3", "adamw"), ("2", "sgd")] {
         let optimizer = format!("train.optimizer={optimizer}");
-        let runs = Runs::new(&[&optimizer, "train.gradient_clip_norm=0.5", "log.save_every_steps=10", "log.keep_last=5"]);
+        let runs =
+            Runs::new(&[&optimizer, "train.gradient_clip_norm=0.5", "log.save_every_steps=10", "log.keep_last=5"]);
         let whole = runs.finish("whole", &["--ranks", ranks]);
         let divided = runs.finish("divided", &["--ranks", ranks, "--set", DIVIDED]);
         for file in ["model.safetensors", "optimizer.safetensors"] {
             for step in [10, 20] {
-                assert_eq!(divided.tensors(step, file), whole.tensors(step, file), "{file} of {ranks} ranks, {optimizer}");
+                assert_eq!(
+                    divided.tensors(step, file),
+                    whole.tensors(step, file),
+                    "{file} of {ranks} ranks, {optimizer}"
+                );
             }
         }
         if optimizer.ends_with("sgd") {

@@ -185,8 +185,24 @@ def stats():
     return counters
 
 
+def _planned():
+    """Lines of the run's plan, where `launch` made one."""
+    folder = os.environ.get("HEADROOM_RUN_DIR")
+    if folder is None:
+        return {}
+    try:
+        with open(os.path.join(folder, "plan.json"), encoding="utf-8") as file:
+            budget = json.load(file)["budget"]
+        return {"plan: budget": budget["total_bytes"],
+                **{f"plan: {line['name'].replace('_', ' ')}": line["bytes"] for line in budget["lines"]}}
+    except (OSError, ValueError, KeyError, TypeError):
+        # A plan that cannot be read has no lines.
+        return {}
+
+
 def memory(show=False):
-    """The lines of this rank's memory budget, in bytes: this process, its share of the node's cache, what is left.
+    """The lines of this rank's memory budget, in bytes: this process, its share of the node's cache, what is left, and under `launch`
+    the lines of its plan.
 
     `show=True` prints them as a table as well.
     """
@@ -198,6 +214,7 @@ def memory(show=False):
         "node: cache, at most": counters.get("capacity_bytes", 0),
         "node: can be had": machine["available_bytes"],
         "node: all": machine["total_bytes"],
+        **_planned(),
     }
     if show:
         width = max(map(len, lines))

@@ -46,7 +46,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Self::True => "true",
             Self::TooSmall => "too small",
@@ -242,11 +242,9 @@ fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
             LineId::Collectives => most(&ranks, |rank| rank.held.meeting_bytes),
             LineId::CheckpointStaging => most(&ranks, |rank| rank.held.staging_bytes),
             LineId::Program => most(&ranks, RankUse::all),
-            LineId::Reserve
-            | LineId::CudaRuntime
-            | LineId::Interpreter
-            | LineId::RecordedStep
-            | LineId::Other => return None,
+            LineId::Reserve | LineId::CudaRuntime | LineId::Interpreter | LineId::RecordedStep | LineId::Other => {
+                return None;
+            }
         })
     };
     let check = |line: &BudgetLine| {

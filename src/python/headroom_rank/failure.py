@@ -8,6 +8,10 @@ import traceback
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
+class Refused(Exception):
+    """This interpreter cannot train; the text says why and what to do."""
+
+
 class UserFailure(Exception):
     """One line that ends with the user's file, line and text. `memory`: memory ran out, so that less may do."""
 

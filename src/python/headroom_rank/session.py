@@ -33,6 +33,8 @@ class Session:
 
     def _build(self):
         place = self.section["build"]
+        if not place:
+            raise failure.Refused("python.build names no function: give one as module:function, such as mypkg.train:build")
         module, _, name = place.partition(":")
         try:
             function = importlib.import_module(module)

@@ -7,14 +7,11 @@ import os
 import sys
 
 from . import failure
+from .failure import Refused
 
 # The trainer is built against this libtorch; its C++ interface changes from one version to the next.
 TORCH = "2.11"
 USAGE, USER = 2, 10
-
-
-class Refused(Exception):
-    """This interpreter cannot train; the text says why and what to do."""
 
 
 def say(text):

@@ -17,11 +17,11 @@ pub mod model;
 mod net;
 pub mod outline;
 mod predict;
-mod tiles;
 pub mod quality;
 pub mod sample;
 #[cfg(test)]
 mod tests;
+mod tiles;
 pub mod vgg;
 
 pub use metrics::DeblurMetrics;
@@ -103,7 +103,7 @@ impl Task for Deblur {
         format!("{keys} bins {}", deblur.voxel_bins)
     }
 
-    fn gallery(&self, config: &Config) -> Option<Box<dyn Gallery>> {
+    fn gallery(&self, config: &Config, _datasets: &Datasets) -> Option<Box<dyn Gallery>> {
         (config.log.images > 0).then(|| -> Box<dyn Gallery> { Box::new(gallery::ClipGallery::new(config.log.images)) })
     }
 

@@ -23,7 +23,8 @@ pub fn psnr(a: &Tensor, b: &Tensor) -> Tensor {
 
 /// Luma of frames `[N, 3, h, w]` in 0..1 → `[N, 1, h, w]`: `.257R + .504G + .098B + 16/255`.
 pub fn luma(rgb: &Tensor) -> Tensor {
-    let weights = constant("luma", [0; 4], rgb.device(), || Tensor::from_slice(&[0.257f32, 0.504, 0.098]).view([1, 3, 1, 1]));
+    let weights =
+        constant("luma", [0; 4], rgb.device(), || Tensor::from_slice(&[0.257f32, 0.504, 0.098]).view([1, 3, 1, 1]));
     (rgb * weights).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) + 16.0 / 255.0
 }
 

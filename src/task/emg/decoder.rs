@@ -93,12 +93,8 @@ impl Decoder {
     /// [`Decoder::forward`] of LSTM layers where kernels cost more than what they compute.
     fn in_few_kernels(&self, layers: &[LstmLayer], features: &Tensor) -> Tensor {
         let weights: Vec<LayerWeights> = layers.iter().map(LstmLayer::weights).collect();
-        let head = Head {
-            conditioned: self.conditioned,
-            velocity: self.velocity,
-            scale: self.scale,
-            slope: LEAKY_SLOPE,
-        };
+        let head =
+            Head { conditioned: self.conditioned, velocity: self.velocity, scale: self.scale, slope: LEAKY_SLOPE };
         match rollout::run(features, &weights, (&self.head.weight, &self.head.bias), head) {
             Ok(poses) => poses,
             // As tch's own operations do; the step turns it into its error.

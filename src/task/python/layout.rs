@@ -67,7 +67,13 @@ impl Layout {
             return Ok(Self { stored, given, is_random: told.random, structure, most });
         }
         let fields = |part: Part| part.fields.into_iter().map(field).collect::<Result<Vec<_>, _>>().map_err(refused);
-        Ok(Self { stored: fields(told.stored)?, given: fields(told.given)?, is_random: told.random, structure, most: None })
+        Ok(Self {
+            stored: fields(told.stored)?,
+            given: fields(told.given)?,
+            is_random: told.random,
+            structure,
+            most: None,
+        })
     }
 
     /// Bytes of an entry of the page cache.
@@ -134,7 +140,8 @@ mod tests {
         assert_eq!(layout.given, [FieldSpec::new("x", &[2], Dtype::Bf16), FieldSpec::new("y", &[], Dtype::I64)]);
         assert_eq!(layout.structure, r#"["t",[["l",0],["l",1]]]"#);
         assert!(std::ptr::eq(lasting("x"), lasting("x")));
-        let ragged = String::from_utf8_lossy(text).replace("\"random\": true", "\"random\": false, \"most\": [100, 50]");
+        let ragged =
+            String::from_utf8_lossy(text).replace("\"random\": true", "\"random\": false, \"most\": [100, 50]");
         let layout = Layout::read(ragged.as_bytes()).unwrap();
         assert_eq!((layout.stored_bytes(), layout.given_bytes(), layout.most), (108, 50, Some(100)));
         assert_eq!(layout.given, [FieldSpec::ragged("sample", &[], Dtype::U8, 50)]);

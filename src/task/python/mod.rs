@@ -59,8 +59,8 @@ impl Opened {
             }
             let layout = Layout::of_split(&lanes, number as u64)?;
             let of_first = structure.get_or_insert_with(|| (name.clone(), layout.structure.clone()));
-            // Samples to predict for may lack targets.
-            if of_first.1 != layout.structure && name != "predict" {
+            // Samples to predict for may lack targets; collate sees to those of different sizes.
+            if of_first.1 != layout.structure && name != "predict" && layout.most.is_none() {
                 return Err(DataError::User(format!(
                     "samples of {name} have the structure {}, those of {} {}: expected the same in all data sets",
                     layout.structure, of_first.0, of_first.1
@@ -104,7 +104,7 @@ impl Opened {
         let mut datasets = Datasets::new(train, val, test);
         if !random.is_empty() {
             datasets.notes.push(format!(
-                "dataset[0] of {} differs from reading to reading, so its samples are not kept in the page cache: random \
+                "samples of {} differ from reading to reading, so they are not kept in the page cache: random \
                  parts moved to transform let the rest be kept",
                 random.join(", ")
             ));

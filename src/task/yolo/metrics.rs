@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn training_has_the_terms_of_the_loss_alone() {
         let mut all = metrics();
-        let fields = vec![
+        let fields = [
             Tensor::zeros([1, 3, 32, 32], (Kind::Uint8, Device::Cpu)),
             Tensor::zeros([0, 5], (Kind::Float, Device::Cpu)),
             Tensor::from_slice(&[0i64, 0]),
@@ -278,7 +278,10 @@ mod tests {
         assert!((value(&values, "map50") - 0.995).abs() < 1e-9);
         let files = all.files();
         let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["classes.csv", "PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"]);
+        assert_eq!(
+            names,
+            ["classes.csv", "PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"]
+        );
         let table = String::from_utf8(files[0].1.clone()).unwrap();
         assert!(table.lines().nth(2).unwrap().starts_with("dog,2,"), "{table}");
         assert!(files[1..].iter().all(|(_, bytes)| bytes.starts_with(b"\x89PNG")));

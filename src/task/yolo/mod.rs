@@ -1,4 +1,4 @@
-//! Task `yolo`: objects in images.
+#![doc = include_str!("README.md")]
 //!
 //! # Parts
 //!
@@ -14,16 +14,19 @@ pub mod measure;
 pub mod metrics;
 pub mod model;
 pub mod net;
+mod predict;
 pub mod report;
 
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
-use super::{Datasets, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team};
+use super::{
+    ConvertRequest, Datasets, Gallery, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team,
+};
 use crate::data::DataError;
 use data::YoloFacts;
 use metrics::YoloMetrics;
 use net::YoloNet;
-use report::YoloJournal;
+use report::{BoxGallery, YoloJournal};
 use spec::config::Config;
 use spec::task::yolo::YoloConfig;
 use std::path::Path;
@@ -53,8 +56,8 @@ impl Task for Yolo {
         data::evaluation(opening)
     }
 
-    fn predictor(&self, _opening: &Opening) -> Result<Pass, DataError> {
-        Err(DataError::NoPass { task: "yolo", what: "has no predictor yet" })
+    fn predictor(&self, opening: &Opening) -> Result<Pass, DataError> {
+        predict::predictor(opening)
     }
 
     fn model(&self, config: &Config, datasets: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
@@ -76,8 +79,27 @@ impl Task for Yolo {
         groups::groups(config, parameters, global_batch)
     }
 
+    fn settle(&self, config: &mut Config, datasets: &Datasets, global_batch: u64) -> Vec<String> {
+        let classes = facts(datasets).map_or(0, YoloFacts::nc);
+        groups::settle(config, datasets.train.len(), classes, global_batch)
+    }
+
+    /// The class branches, whose shapes are those of the classes.
+    fn begins_anew(&self, name: &str) -> bool {
+        name.starts_with("model.22.cv3.")
+    }
+
+    fn gallery(&self, config: &Config, datasets: &Datasets) -> Option<Box<dyn Gallery>> {
+        let names = facts(datasets).ok()?.names.clone();
+        (config.log.images > 0).then(|| -> Box<dyn Gallery> { Box::new(BoxGallery::new(config.log.images, names)) })
+    }
+
     fn journal(&self, config: &Config, run_dir: &Path) -> Option<Box<dyn Journal>> {
         Some(Box::new(YoloJournal::new(run_dir, config.log.plots)))
+    }
+
+    fn convert(&self, request: &ConvertRequest) -> Result<Vec<String>, DataError> {
+        data::convert::convert(request)
     }
 
     fn sample_data(&self, request: &SampleRequest) -> Result<(), DataError> {

@@ -114,8 +114,7 @@ pub fn fused_sgd_unless(
     let (nesterov, first) = (nesterov.into(), first.into());
     // SAFETY: arrays of n live tensors, checked above, `b` read only with momentum, `divisor` may be null; all outlive the
     // call.
-    let error =
-        unsafe { hr_fused_sgd_unless(p, g, b, n, lr, momentum, weight_decay, nesterov, first, found, divisor) };
+    let error = unsafe { hr_fused_sgd_unless(p, g, b, n, lr, momentum, weight_decay, nesterov, first, found, divisor) };
     check("_fused_sgd_", error)
 }
 

@@ -14,6 +14,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tch::{Device, Tensor};
 
+/// Reasons why a checkpoint stays: see [`Content`].
+#[derive(Clone, Copy, Default)]
+struct Mark {
+    best: bool,
+    keep: bool,
+    last: bool,
+}
+
 /// How an epoch ended.
 pub(super) enum EpochEnd {
     GoesOn,
@@ -47,8 +55,9 @@ impl Loop<'_, '_> {
         let log = &self.fit.config.log;
         let due = log.save_every > 0 && (epoch + 1).is_multiple_of(log.save_every) && !log.save_best_only;
         let keeps_best = improved && self.fit.config.train.restore_best_weights;
-        if due || keeps_best || (improved && log.save_best_only) {
-            self.save(improved, false)?;
+        let keep = log.keep_every > 0 && epoch.is_multiple_of(log.keep_every);
+        if due || keep || keeps_best || (improved && log.save_best_only) {
+            self.save(Mark { best: improved, keep, last: false })?;
         }
         self.write(Some(record));
         Ok(if verdict.stop { EpochEnd::EarlyStopped } else { EpochEnd::GoesOn })
@@ -172,7 +181,7 @@ impl Loop<'_, '_> {
             self.saved_step = None;
         }
         if self.saved_step != Some(step) {
-            self.save(false, true)?;
+            self.save(Mark { last: true, ..Mark::default() })?;
         }
         Ok(status)
     }
@@ -184,11 +193,11 @@ impl Loop<'_, '_> {
 
     /// A checkpoint of this step that is there already stays: it may be marked as the best.
     pub(super) fn save_once(&mut self) -> Result<(), TrainError> {
-        if self.saved_step == Some(self.state.step) { Ok(()) } else { self.save(false, false) }
+        if self.saved_step == Some(self.state.step) { Ok(()) } else { self.save(Mark::default()) }
     }
 
-    /// Every rank calls it; rank 0 writes, in the background. `last`: see [`Content::last`].
-    fn save(&mut self, best: bool, last: bool) -> Result<(), TrainError> {
+    /// Every rank calls it; rank 0 writes, in the background.
+    fn save(&mut self, Mark { best, keep, last }: Mark) -> Result<(), TrainError> {
         self.observer.phase(Phase::Checkpoint, self.state.step);
         // Weights are read back below, and the step that made them may wait for other ranks.
         self.fit.collective.catch_up("the step to save")?;
@@ -221,6 +230,7 @@ impl Loop<'_, '_> {
                 rest: &rest,
                 facts: self.fit.facts.clone(),
                 best,
+                keep,
                 last,
                 state: serde_json::to_value(&state).map_err(|e| TrainError::Config(format!("loop state: {e}")))?,
             })?;

@@ -57,15 +57,18 @@ pub fn job(name: &str, ranks: usize, sets: &[&str]) -> Job {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (config, data, own): (PathBuf, PathBuf, &[&str]) = match name {
         "net" => (
-            config("task: emg\nmodel: {decoder_type: mlp}\n"),
-            sample_data().to_owned(),
-            &["train.batch_size=8", "data.stride=100", "emg.window_size=200", "data.max_val_windows=8"],
-        ),
-        "emg" => (
             config("task: emg\n"),
             sample_data().to_owned(),
-            &["train.batch_size=64", "data.stride=20", "data.max_val_windows=8"],
+            &[
+                "train.batch_size=8",
+                "data.stride=5",
+                "emg.window_size=200",
+                "emg.model.decoder_num_layers=1",
+                "emg.model.decoder_hidden_size=16",
+                "data.max_val_windows=8",
+            ],
         ),
+        "emg" => (config("task: emg\n"), sample_data().to_owned(), &["train.batch_size=64", "data.max_val_windows=8"]),
         _ => (
             root.join("configs/baseline.yaml"),
             frames(),
@@ -146,7 +149,10 @@ fn figures(name: &str, ranks: usize) -> Value {
 fn a_step_costs_what_the_budget_says_and_waits_for_nothing() {
     let budget: Value = serde_json::from_str(BUDGET).unwrap();
     let mut wrong = Vec::new();
-    println!("{:8} {:>5} {:>9} {:>6} {:>7} {:>8} {:>8}", "model", "ranks", "launches", "nodes", "replay", "MiB", "MiB graph");
+    println!(
+        "{:8} {:>5} {:>9} {:>6} {:>7} {:>8} {:>8}",
+        "model", "ranks", "launches", "nodes", "replay", "MiB", "MiB graph"
+    );
     for name in NAMES {
         for ranks in [1, 3] {
             let found = figures(name, ranks);

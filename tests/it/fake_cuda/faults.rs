@@ -44,7 +44,13 @@ fn a_first_step_that_never_ends_is_an_error_after_step_timeout() {
 
 #[test]
 fn an_error_of_nccl_ends_the_job_with_its_words() {
-    fails(3, &["train.cuda_graph=on"], "nccl:2:20", exit::COMM, &["remote process exited or there was a network error"]);
+    fails(
+        3,
+        &["train.cuda_graph=on"],
+        "nccl:2:20",
+        exit::COMM,
+        &["remote process exited or there was a network error"],
+    );
 }
 
 #[test]

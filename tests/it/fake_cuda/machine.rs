@@ -20,7 +20,8 @@ fn ranks_count_devices_by_their_place_on_the_bus() {
 #[test]
 fn parts_of_a_divided_device_are_taken_by_name() {
     let mig = "MIG-00000001-0000-0000-0000-000000000000";
-    let done = job("net", 1, &["train.cuda_graph=off"]).env("CUDA_VISIBLE_DEVICES", mig).env("FAKE_NVML_MIG", "1").run();
+    let done =
+        job("net", 1, &["train.cuda_graph=off"]).env("CUDA_VISIBLE_DEVICES", mig).env("FAKE_NVML_MIG", "1").run();
     assert_eq!(done.ended.code, Some(0), "{}", done.ended);
     assert_eq!(done.reports().len(), 1, "trained on the device: {}", done.text());
     assert!(!done.text().contains("hides all"), "{}", done.text());

@@ -26,7 +26,11 @@ pub fn json_schema(schema: &Schema) -> Value {
             }
             Alias::Inert(why) => json!({ "description": format!("No effect: {why}.") }),
         };
-        place(&mut root, name, with(old, "deprecationMessage", "an old or foreign name"));
+        match root["properties"].get_mut(name).filter(|property| property.get("properties").is_some()) {
+            // A section that another program writes as one value: `data: coco.yaml`.
+            Some(section) => section["type"] = json!(["object", "null", "string"]),
+            None => place(&mut root, name, with(old, "deprecationMessage", "an old or foreign name")),
+        }
     }
     let definitions = take_sections(&mut root);
     for (alias, section) in SECTION_ALIASES {

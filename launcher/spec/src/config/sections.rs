@@ -223,6 +223,8 @@ choices! {
         Adam = "adam",
         Adamw = "adamw",
         Sgd = "sgd",
+        /// The task's choice for its data; `adamw` where it has none.
+        Auto = "auto",
     }
 }
 
@@ -419,17 +421,20 @@ keys! {
         save_every_steps: u64 = 0, unit = "steps";
         /// Save only checkpoints of a new best epoch.
         save_best_only: bool = false;
+        /// Epochs between checkpoints that are kept for good, counted from the first. 0: none.
+        keep_every: u64 = 0, unit = "epochs";
         /// Checkpoints kept besides the best.
         keep_last: usize = 3, range = AtLeast(1.0);
         /// Draw plots at the end.
         plots: bool = true, aliases = &["plots"];
+        /// Write TensorBoard's event files into the run's folder: `tensorboard --logdir runs`.
+        tensorboard: bool = false;
         /// Validation samples that a task with pictures writes after an epoch. 0: none.
         images: usize = 2;
         /// Language of warnings and advice.
         language: Language = Language::En;
     }
     inert {
-        "log.tensorboard" => "plots/*.png and metrics.jsonl take its place";
         "log.save_dir" => ONE_RUN_FOLDER;
         "log.checkpoint_dir" => ONE_RUN_FOLDER;
         "log.log_dir" => ONE_RUN_FOLDER;

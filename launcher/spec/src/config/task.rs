@@ -58,6 +58,9 @@ pub trait TaskSpec: Sync {
     /// Values of `train.loss_type`.
     fn losses(&self) -> &'static [&'static str];
 
+    /// Sets keys of a training that follow from the number of its ranks, `ranks` over all nodes, before it is planned.
+    fn for_ranks(&self, _config: &mut Config, _ranks: usize) {}
+
     /// Changes a run's config into that of its predictions: samples may have other sizes there.
     fn predicts(&self, _config: &mut Config) {}
 

@@ -26,7 +26,7 @@ pub(super) struct ModelLines<'a> {
 impl<'a> ModelLines<'a> {
     pub fn new(config: &Config, model: &'a ModelSizes, world_size: usize, infers: bool) -> Self {
         let moments = match config.train.optimizer {
-            OptimizerKind::Adam | OptimizerKind::Adamw => 2,
+            OptimizerKind::Adam | OptimizerKind::Adamw | OptimizerKind::Auto => 2,
             OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
         };
         let ema = config.train.ema_decay.0.len() as u64;
@@ -145,7 +145,8 @@ impl<'a> ModelLines<'a> {
         } else {
             times(training.tensors.min(validation.tensors), DEVICE_FACTOR)?
         };
-        let formula = "activations of the recorded step beside those of evaluation (train.cuda_graph); a bound".to_owned();
+        let formula =
+            "activations of the recorded step beside those of evaluation (train.cuda_graph); a bound".to_owned();
         Ok(Some(per_rank(LineId::RecordedStep, bytes, ranks, formula)?.bounded()))
     }
 
@@ -186,7 +187,8 @@ impl<'a> ModelLines<'a> {
         let mut formula =
             format!("rank 0: {} parameters × 4 B × {copies}{more}, and their names", grouped(self.model.parameters));
         // Ranks that divide the moments bring them together on each.
-        let together = if self.shards > 1 { product(&[self.model.parameters, F32_BYTES, self.moments, self.shards])? } else { 0 };
+        let together =
+            if self.shards > 1 { product(&[self.model.parameters, F32_BYTES, self.moments, self.shards])? } else { 0 };
         if together > 0 {
             formula += &format!("; all ranks: {} of moments, brought together", bytes_text(together));
         }

@@ -1,54 +1,33 @@
 //! Images and their labels as a data set.
+//!
+//! ```text
+//! form (data.yaml, COCO, labelme) ─► scan (headers and labels, divided among ranks, kept in an index) ─► Store
+//!   ─► page cache: files, or pixels at the size of training ─► train: augment (mosaic … flips), val: rectangles ─► batch
+//! ```
+//!
+//! Architecture invariants: input files are never written. A sample is a pure function of (seed, epoch, index); what the page cache
+//! holds decides about speed alone.
 
+pub mod augment;
 pub mod batch;
+pub mod convert;
 mod facts;
+pub mod form;
+mod index;
+pub mod labels;
+pub mod letterbox;
+mod open;
+mod outline;
 pub mod sample;
+mod scan;
+mod shared;
+pub mod store;
+pub mod train;
+pub mod val;
+
+#[cfg(test)]
+mod tests;
 
 pub use facts::YoloFacts;
-
-use crate::data::DataError;
-use crate::task::outline::Outline;
-use crate::task::pass::Opening;
-use crate::task::{Datasets, Team};
-use spec::config::Config;
-use std::path::Path;
-
-/// The data sets of a run, with [`YoloFacts`].
-///
-/// # Errors
-/// No images, or labels that cannot be used.
-pub fn open(_config: &Config, _team: &Team, _index_dir: &Path) -> Result<Datasets, DataError> {
-    Err(DataError::NoPass { task: "yolo", what: "has no data yet" })
-}
-
-/// Shapes and sizes of the data set.
-///
-/// # Errors
-/// As [`open`].
-pub fn outline(_config: &Config, _index_dir: &Path) -> Result<Outline, DataError> {
-    Err(DataError::NoPass { task: "yolo", what: "has no data yet" })
-}
-
-/// The same of images to predict for.
-///
-/// # Errors
-/// As [`open`].
-pub fn predict_outline(_config: &Config) -> Result<Outline, DataError> {
-    Err(DataError::NoPass { task: "yolo", what: "has no data yet" })
-}
-
-/// Images with labels that are not those of training, all in `val`.
-///
-/// # Errors
-/// As [`open`].
-pub fn evaluation(_opening: &Opening) -> Result<Datasets, DataError> {
-    Err(DataError::NoPass { task: "yolo", what: "has no data yet" })
-}
-
-/// Images without labels, in `val`, for predictions; in the order of their paths.
-///
-/// # Errors
-/// As [`open`].
-pub fn unlabelled(_opening: &Opening) -> Result<Datasets, DataError> {
-    Err(DataError::NoPass { task: "yolo", what: "has no data yet" })
-}
+pub use open::{evaluation, open, unlabelled};
+pub use outline::{outline, predict_outline};

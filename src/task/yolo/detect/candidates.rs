@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn an_image_without_cells_has_none() {
-        let (scores, boxes) = (Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)), Tensor::zeros([0, 4], (Kind::Float, Device::Cpu)));
+        let (scores, boxes) =
+            (Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)), Tensor::zeros([0, 4], (Kind::Float, Device::Cpu)));
         let suppression = Suppression { overlap: 0.7, most: 10, across_classes: false };
         let choice = Choice { confidence: 0.25, every_class: true, candidates: 10, suppression };
         assert!(super::candidates(&scores, &boxes, &choice).unwrap().is_empty());

@@ -72,11 +72,8 @@ pub fn to_tensor(images: &[Vec<Detection>], most: usize) -> Tensor {
 pub fn from_tensor(objects: &Tensor) -> Result<Vec<Vec<Detection>>, TchError> {
     let (images, most, width) = objects.size3()?;
     let flat = Vec::<f32>::try_from(objects.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().flatten(0, -1))?;
-    let object = |row: &[f32]| Detection {
-        corners: [row[0], row[1], row[2], row[3]],
-        confidence: row[4],
-        class: row[5] as u16,
-    };
+    let object =
+        |row: &[f32]| Detection { corners: [row[0], row[1], row[2], row[3]], confidence: row[4], class: row[5] as u16 };
     let rows = flat.chunks_exact(width.max(1) as usize).map(object);
     let rows: Vec<Detection> = rows.collect();
     let image = |image: i64| {

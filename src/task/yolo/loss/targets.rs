@@ -62,8 +62,9 @@ mod tests {
 
     #[test]
     fn boxes_become_rows_in_pixels() {
-        let values = Tensor::from_slice(&[1f32, 0.5, 0.5, 0.25, 0.5, 0.0, 0.25, 0.25, 0.5, 0.5, 7.0, 0.5, 0.5, 1.0, 1.0])
-            .view([3, 5]);
+        let values =
+            Tensor::from_slice(&[1f32, 0.5, 0.5, 0.25, 0.5, 0.0, 0.25, 0.25, 0.5, 0.5, 7.0, 0.5, 0.5, 1.0, 1.0])
+                .view([3, 5]);
         let boxes = Boxes { values: &values, offsets: &Tensor::from_slice(&[0i64, 0, 2, 3]) };
         let targets = Targets::of(&boxes, (0, 3), (80, 160), 3).unwrap();
         assert_eq!(targets.boxes.size(), [3, 2, 4]);

@@ -108,7 +108,8 @@ fn of_class(class: usize, mut list: Vec<Judged>, objects: u64) -> ClassCurves {
         let envelope = Envelope::new(&recall, &precision);
         curves.average[threshold] = envelope.average();
         if threshold == 0 {
-            let read = |ys: &[f64], left: f64| (0..POINTS).map(|at| interp(-confidence(at), &falling, ys, left)).collect();
+            let read =
+                |ys: &[f64], left: f64| (0..POINTS).map(|at| interp(-confidence(at), &falling, ys, left)).collect();
             (curves.recall, curves.precision) = (read(&recall, 0.0), read(&precision, 1.0));
             curves.by_recall = (0..POINTS).map(|at| envelope.at(confidence(at))).collect();
         }
@@ -185,7 +186,7 @@ fn best_f1(classes: &[ClassCurves]) -> usize {
 
 /// Mean over a window of this share of the curve, whose ends are continued with their value.
 fn smoothed(values: &[f64], share: f64) -> Vec<f64> {
-    let half = ((values.len() as f64 * share * 2.0).round_ties_even() as usize / 2 + 1) / 2;
+    let half = ((values.len() as f64 * share * 2.0).round_ties_even() as usize / 2).div_ceil(2);
     let window = (2 * half + 1) as f64;
     let at = |place: isize| values[place.clamp(0, values.len() as isize - 1) as usize];
     let mean = |place: usize| {
@@ -234,8 +235,8 @@ mod tests {
     fn precision_and_recall_are_read_where_f1_is_best() {
         let list = judged(&[(0.9, 0, true), (0.8, 0, true), (0.3, 0, false), (0.2, 0, false)]);
         let curves = Curves::new(&list, &[2]);
-        assert!((curves.precision() - 1.0).abs() < 1e-9 && (curves.recall() - 1.0).abs() < 1e-9);
-        assert!((0.3..0.8).contains(&confidence(curves.best)), "{}", confidence(curves.best));
+        assert!(curves.precision() > 0.95 && (curves.recall() - 1.0).abs() < 1e-9);
+        assert!((0.7..0.8).contains(&confidence(curves.best)), "{}", confidence(curves.best));
         // Above every confidence nothing is found, and nothing is wrong.
         assert_eq!((curves.classes[0].recall[999], curves.classes[0].precision[999]), (0.0, 1.0));
     }

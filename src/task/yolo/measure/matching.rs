@@ -35,8 +35,10 @@ pub fn matched(found: &[Detection], truth: &[Truth]) -> Vec<u16> {
     let mut taken = vec![0u16; truth.len()];
     for (bits, object) in bits.iter_mut().zip(found) {
         let own = truth.iter().enumerate().filter(|(_, truth)| truth.class == object.class);
-        let overlaps: Vec<(usize, f32)> =
-            own.map(|(at, truth)| (at, iou(&truth.corners, &object.corners, EPS))).filter(|(_, o)| *o >= limits[0]).collect();
+        let overlaps: Vec<(usize, f32)> = own
+            .map(|(at, truth)| (at, iou(&truth.corners, &object.corners, EPS)))
+            .filter(|(_, o)| *o >= limits[0])
+            .collect();
         for (n, limit) in limits.iter().enumerate() {
             let free = overlaps.iter().filter(|(at, overlap)| overlap >= limit && taken[*at] & (1 << n) == 0);
             // The first of equal ones.

@@ -100,9 +100,15 @@ fn row(record: &MetricsRecord, seconds: f64) -> String {
 }
 
 /// C's `%.6g`.
-fn general(value: f64) -> String {
+pub fn general(value: f64) -> String {
     if !value.is_finite() {
-        return if value.is_nan() { "nan".into() } else if value > 0.0 { "inf".into() } else { "-inf".into() };
+        return if value.is_nan() {
+            "nan".into()
+        } else if value > 0.0 {
+            "inf".into()
+        } else {
+            "-inf".into()
+        };
     }
     if value == 0.0 {
         return "0".into();

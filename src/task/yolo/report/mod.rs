@@ -5,12 +5,13 @@ mod chart;
 mod journal;
 mod pictures;
 
-pub use canvas::{Anchor, Canvas, INK, colour};
-pub use journal::YoloJournal;
-pub use pictures::{BoxGallery, boxed};
+pub use canvas::Canvas;
+pub use journal::{YoloJournal, general};
+pub use pictures::{BoxGallery, Marked, boxed};
 
 use super::measure::curves::{ClassCurves, Curves, POINTS, confidence};
 use super::metrics::Evaluated;
+use canvas::{INK, colour};
 use chart::{Curve, Panel};
 
 /// Classes with a colour of their own in a figure of curves.
@@ -20,7 +21,8 @@ const SIZE: (i32, i32) = (720, 540);
 /// The table of classes, and figures, by name. A figure that cannot be drawn is left out.
 pub fn files(last: &Evaluated, names: &[String]) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("classes.csv".to_owned(), table(last, names).into_bytes())];
-    let mut add = |name: &str, drawn: Result<Vec<u8>, String>| files.extend(drawn.ok().map(|png| (name.to_owned(), png)));
+    let mut add =
+        |name: &str, drawn: Result<Vec<u8>, String>| files.extend(drawn.ok().map(|png| (name.to_owned(), png)));
     let curves = &last.curves;
     let by_recall = |class: &ClassCurves, at: usize| class.by_recall[at];
     add("PR_curve.png", curve(curves, names, ("precision over recall, IoU .50", "recall"), &by_recall));
@@ -40,7 +42,8 @@ fn table(last: &Evaluated, names: &[String]) -> String {
     let objects: u64 = curves.classes.iter().map(|class| class.objects).sum();
     let mut text = String::from("class,objects,precision,recall,map50,map50_95\n");
     let mut row = |name: &str, objects: u64, values: [f64; 4]| {
-        let quoted = if name.contains([',', '"', '\n']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.into() };
+        let quoted =
+            if name.contains([',', '"', '\n']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.into() };
         let values = values.map(|value| format!("{value:.5}")).join(",");
         text.push_str(&format!("{quoted},{objects},{values}\n"));
     };

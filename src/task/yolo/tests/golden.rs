@@ -1,7 +1,7 @@
 //! The file of expected values, and inputs that both sides compute by themselves.
 
+use crate::task::yolo::data::batch::Boxes;
 use crate::task::yolo::model::Detector;
-use crate::task::{Batch, yolo::data::batch::Boxes};
 use spec::task::yolo::ModelSize;
 use std::collections::HashMap;
 use std::path::Path;
@@ -25,9 +25,8 @@ impl Golden {
 
     /// Names and tensors below `prefix`, without it.
     pub fn below(&self, prefix: &str) -> Vec<(String, Tensor)> {
-        let inside = |(name, value): (&String, &Tensor)| {
-            Some((name.strip_prefix(prefix)?.to_owned(), value.shallow_clone()))
-        };
+        let inside =
+            |(name, value): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.to_owned(), value.shallow_clone()));
         self.0.iter().filter_map(inside).collect()
     }
 
@@ -128,12 +127,6 @@ pub fn ragged(rows: &Tensor) -> (Tensor, Tensor) {
     let before = |image: i64| images.iter().filter(|own| (**own as i64) < image).count() as i64;
     let offsets: Vec<i64> = (0..=BATCH).map(before).collect();
     (rows.narrow(1, 1, 5).contiguous(), Tensor::from_slice(&offsets))
-}
-
-/// A training batch of images and rows.
-pub fn batch(images: Tensor, rows: &Tensor) -> Batch {
-    let (values, offsets) = ragged(rows);
-    Batch::new(vec![images, values, offsets], vec![0, 1])
 }
 
 pub fn with_boxes<T>(rows: &Tensor, work: impl FnOnce(&Boxes) -> T) -> T {

@@ -4,7 +4,8 @@ use super::PythonConfig;
 use crate::config::Verdict;
 
 pub(super) fn check(python: &PythonConfig, v: &mut Verdict) {
-    v.need(is_place(&python.build), || {
+    // Empty by default; the interpreter asks for one before it starts.
+    v.need(python.build.is_empty() || is_place(&python.build), || {
         format!(
             "python.build is {:?}; it must name a function as module:function, such as mypkg.train:build",
             python.build

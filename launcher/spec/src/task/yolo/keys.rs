@@ -22,7 +22,8 @@ keys! {
         max_channels: Option<usize> = None, range = Within(8.0, 65_536.0);
         /// Side of the square that training images are brought to, and longest side in validation. A multiple of 32.
         imgsz: usize = 640, range = Within(32.0, MOST_SIDE), unit = "pixels", aliases = &["imgsz", "img_size", "train.img_size"];
-        /// Images of one step that the loss, its weight decay and accumulation are meant for. 0: those of a batch.
+        /// Images of a step: batches of all ranks are accumulated up to it, where `train.gradient_accumulation_steps` is 1, and
+        /// `train.weight_decay` is meant for so many. 0: those of a batch.
         nbs: usize = 64, unit = "images", aliases = &["nbs"];
         /// Learning rate of biases at the beginning of the warm-up.
         warmup_bias_lr: f64 = 0.1, range = AtLeast(0.0), aliases = &["warmup_bias_lr"];
@@ -179,4 +180,3 @@ keys! {
         agnostic: bool = false, aliases = &["agnostic_nms"];
     }
 }
-

@@ -17,6 +17,10 @@ use crate::config::{
 /// The loss: boxes by CIoU and distribution, classes by cross-entropy.
 const LOSSES: &[&str] = &["v8"];
 
+/// Targets of `launch --smart`: the guide's. Its target for boxes is out of reach with the usual gain, so that the number of
+/// epochs or the lack of progress ends such a run; `smart.targets` sets others.
+const TARGETS: &str = "train.box_loss<=0.05, train.cls_loss<=1, train.dfl_loss<=0.8, val.map50>=0.7";
+
 /// The task, as the registry knows it.
 pub struct Yolo;
 
@@ -44,6 +48,19 @@ impl TaskSpec for Yolo {
         train.ema_buffers = EmaBuffers::Average;
         (train.patience, train.min_delta) = (100, 0.0);
         (train.monitor_metric, train.monitor_mode) = ("val.map50_95".into(), MonitorMode::Max);
+        config.smart.targets = Some(TARGETS.into());
+    }
+
+    /// Accumulates batches of all ranks up to `yolo.nbs` images, unless the config sets an accumulation.
+    fn for_ranks(&self, config: &mut Config, ranks: usize) {
+        let nominal = config.section::<YoloConfig>().nbs;
+        let train = &mut config.train;
+        let batch = train.batch_size.saturating_mul(ranks);
+        if nominal == 0 || batch == 0 || train.gradient_accumulation_steps != 1 {
+            return;
+        }
+        let batches = (nominal as f64 / batch as f64).round_ties_even().max(1.0) as usize;
+        (train.gradient_accumulation_steps, train.warmup_accumulation) = (batches, batches > 1);
     }
 
     fn losses(&self) -> &'static [&'static str] {

@@ -3,8 +3,13 @@
 use super::YoloConfig;
 
 /// Names, depth, width and most channels. Source: the published table of YOLOv8.
-const SIZES: &[(&str, f64, f64, usize)] =
-    &[("n", 0.33, 0.25, 1024), ("s", 0.33, 0.5, 1024), ("m", 0.67, 0.75, 768), ("l", 1.0, 1.0, 512), ("x", 1.0, 1.25, 512)];
+const SIZES: &[(&str, f64, f64, usize)] = &[
+    ("n", 0.33, 0.25, 1024),
+    ("s", 0.33, 0.5, 1024),
+    ("m", 0.67, 0.75, 768),
+    ("l", 1.0, 1.0, 512),
+    ("x", 1.0, 1.25, 512),
+];
 
 /// Numbers of blocks and channels follow from these.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -102,3 +102,37 @@ fn values_without_sense_are_refused() {
     assert!(notes.iter().any(|note| note.contains("yolo.close_mosaic 10 ≥ train.num_epochs 5")), "{notes:?}");
     assert!(resolved("data: {dataset_path: a.yaml}\nmodel: yolov8n\n").0.section::<YoloConfig>().model == "yolov8n");
 }
+
+/// Batches of the package are those of all ranks.
+#[test]
+fn batches_are_accumulated_up_to_the_nominal_size() {
+    for (batch, ranks, nbs, batches) in [(16, 1, 64, 4), (16, 3, 64, 1), (8, 3, 64, 3), (8, 1, 0, 1), (128, 1, 64, 1)] {
+        let (mut config, _) = resolved(&format!("imgsz: 64\nbatch: {batch}\nnbs: {nbs}\n"));
+        Yolo.for_ranks(&mut config, ranks);
+        let train = &config.train;
+        assert_eq!((train.gradient_accumulation_steps, train.warmup_accumulation), (batches, batches > 1));
+    }
+    let (mut config, _) = resolved("imgsz: 64\nbatch: 8\ntrain: {gradient_accumulation_steps: 2}\n");
+    Yolo.for_ranks(&mut config, 1);
+    assert_eq!(config.train.gradient_accumulation_steps, 2);
+}
+
+/// The shipped config: the guide's five settings on a GPU, sample shapes without one.
+#[test]
+fn the_shipped_config_has_the_guides_profiles() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/yolov8n.yaml");
+    let raw = parse_config(&std::fs::read_to_string(file).unwrap(), "yolov8n.yaml").unwrap();
+    let of = |profile: &str| raw.resolve_with_notes(profile, &[]).unwrap();
+    let (cuda, notes) = of("cuda");
+    assert!(notes.is_empty(), "{notes:?}");
+    let train = &cuda.train;
+    assert_eq!((train.batch_size, train.num_workers, train.amp, train.pin_memory), (16, Some(8), Amp::Auto, true));
+    let yolo: YoloConfig = cuda.section();
+    assert_eq!((yolo.cache, yolo.imgsz, cuda.task.as_str()), (ImageCache::Auto, 640, "yolo"));
+    assert_eq!(train.gradient_accumulation_steps * train.batch_size, yolo.nbs);
+    let (cpu, notes) = of("cpu");
+    assert!(notes.is_empty(), "{notes:?}");
+    let yolo: YoloConfig = cpu.section();
+    assert_eq!((yolo.imgsz, yolo.nbs, yolo.width, cpu.train.batch_size), (160, 8, Some(0.125), 8));
+    assert!(cpu.data.sample_if_missing && !cpu.train.pin_memory);
+}
