@@ -1,7 +1,7 @@
 //! Copies of matrices by cells beside the index: of those stored by genes, and of compressed ones that are read at random.
 //! Rank 0 makes a copy, the others find it.
 
-use super::open::{Keys, Known};
+use super::known::{Keys, Known};
 use super::scan::Scan;
 use crate::data::DataError;
 use crate::data::source::Identity;
@@ -17,7 +17,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// A copy cannot be made. All ranks fail alike.
-pub(super) fn transposed(
+pub fn transposed(
     known: &mut [Known],
     keys: &Keys,
     team: &Team,
@@ -43,7 +43,7 @@ pub(super) fn transposed(
 ///
 /// # Errors
 /// Ranks cannot hear of each other.
-pub(super) fn repacked(
+pub fn repacked(
     (known, reader, scans): (&mut [Known], &CellReader, &[Scan]),
     keys: &Keys,
     team: &Team,

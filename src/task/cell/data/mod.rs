@@ -13,6 +13,7 @@ pub mod entry;
 mod filter;
 mod genes;
 mod index;
+mod known;
 pub(super) mod members;
 mod open;
 mod outline;

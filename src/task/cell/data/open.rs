@@ -6,22 +6,22 @@ use super::entry::Coding;
 use super::filter::{self, CellFacts, LeftOut, Rule};
 use super::genes::{Joined, join};
 use super::index::{self, Key};
+use super::known::{Keys, Known};
 use super::members::{Members, Part, Parts, bounds};
 use super::scan::{self, Scan, Totals, Wanted as Scanned};
 use super::store::{FileEntries, Store};
 use crate::data::entries::CachedEntries;
 use crate::data::loader::order_of;
 use crate::data::source::chunks::LruChunks;
-use crate::data::source::h5ad::{self, CellReader, H5ad, Matrix, Wanted};
+use crate::data::source::h5ad::{self, CellReader, Wanted};
 use crate::data::source::hdf5::array::ArrayReader;
 use crate::data::source::hdf5::probe::Probe;
 use crate::data::source::{Listing, file_error, find_files, no_data_line};
 use crate::data::split::{Print, Resolved, RowSplit, Unit, relative_name, resolve};
 use crate::data::{DataError, Dataset};
 use crate::task::{Datasets, Team};
-use spec::config::{CachePolicy, Config, DataConfig};
+use spec::config::{CachePolicy, Config};
 use spec::contract::{CacheMode, USERS, shown};
-use spec::task::cell::CellConfig;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -36,22 +36,6 @@ pub struct CellData {
     pub all: Arc<CellDataset>,
     /// Training, validation, test.
     pub splits: [Arc<CellDataset>; 3],
-}
-
-/// Keys that the data set reads.
-pub(super) struct Keys {
-    pub data: DataConfig,
-    pub cell: CellConfig,
-    pub seed: u64,
-    /// Cells are read in the order of files and rows.
-    pub in_order: bool,
-}
-
-/// A file that is known without its values.
-pub(super) struct Known {
-    pub h5ad: H5ad,
-    /// The matrix by cells: its own, or a copy.
-    pub matrix: Matrix,
 }
 
 /// The data sets of a run, with [`CellFacts`].
