@@ -27,7 +27,7 @@ const NO_KEYS: &[&str] = &[
     "train.loss",
 ];
 /// Endings of file names.
-const FILES: &[&str] = &["h5", "hdf5", "json", "jsonl", "png", "rs", "safetensors", "txt", "yaml"];
+const FILES: &[&str] = &["h5", "hdf5", "json", "jsonl", "png", "py", "rs", "safetensors", "txt", "yaml", "yml"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
