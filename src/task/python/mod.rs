@@ -104,7 +104,7 @@ impl Opened {
         let mut datasets = Datasets::new(train, val, test);
         if !random.is_empty() {
             datasets.notes.push(format!(
-                "dataset[0] of {} differs from reading to reading, so its samples are not kept in the page cache: random \
+                "samples of {} differ from reading to reading, so they are not kept in the page cache: random \
                  parts moved to transform let the rest be kept",
                 random.join(", ")
             ));

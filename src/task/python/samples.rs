@@ -26,7 +26,7 @@ impl Source {
             let fits = if self.layout.most.is_some() { bytes <= room } else { bytes == room };
             if !fits {
                 return Err(DataError::User(format!(
-                    "dataset[{index}] has {bytes} bytes, and there is room for {room}: set python.sample_bytes"
+                    "dataset[{index}] has {bytes} bytes, and there is room for {room}: set python.sample_bytes={bytes} or more"
                 )));
             }
             read(&mut out[..bytes]).map_err(lost)?;
