@@ -201,10 +201,14 @@ impl EntrySource for Store {
         let mut file = std::mem::take(&mut scratch.raw);
         let mut pixels = std::mem::take(&mut scratch.decoded);
         let read = self.read_file(number, &mut file).and_then(|()| match self.content {
-            Content::Encoded => Ok(out.copy_from_slice(&file)),
+            Content::Encoded => {
+                out.copy_from_slice(&file);
+                Ok(())
+            }
             Content::Resized => {
                 self.decode(number, &file, &mut pixels)?;
-                Ok(out.copy_from_slice(&pixels))
+                out.copy_from_slice(&pixels);
+                Ok(())
             }
         });
         (scratch.raw, scratch.decoded) = (file, pixels);
