@@ -46,7 +46,9 @@ impl Task for Yolo {
         let mut datasets = data::open(config, team, index_dir)?;
         if datasets.test.is_empty() {
             datasets.test = Arc::clone(&datasets.val);
-            datasets.notes.push("no images for a test: the best weights are measured on the validation images again".into());
+            datasets
+                .notes
+                .push("no images for a test: the best weights are measured on the validation images again".into());
         }
         Ok(datasets)
     }
