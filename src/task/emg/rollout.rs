@@ -176,7 +176,7 @@ impl Trace {
             let mut of_out = self.hidden.get(step).leaky_relu_backward(&of_head, self.head.slope, true);
             for (at, layer) in self.layers.iter().enumerate().rev() {
                 if let Some(own) = outs[at].take() {
-                    of_out = of_out + own;
+                    of_out += own;
                 }
                 let before = if step > 0 { &layer.cells[step as usize - 1].cell } else { &start };
                 let made = &layer.cells[step as usize];

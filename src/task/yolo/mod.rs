@@ -30,6 +30,7 @@ use report::{BoxGallery, YoloJournal};
 use spec::config::Config;
 use spec::task::yolo::YoloConfig;
 use std::path::Path;
+use std::sync::Arc;
 use tch::nn;
 
 /// The task, as the registry knows it.
@@ -40,8 +41,16 @@ impl Task for Yolo {
         "yolo"
     }
 
+    /// Without images for a test, the best weights are measured on those of validation once more, as the package does.
     fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError> {
-        data::open(config, team, index_dir)
+        let mut datasets = data::open(config, team, index_dir)?;
+        if datasets.test.is_empty() {
+            datasets.test = Arc::clone(&datasets.val);
+            datasets
+                .notes
+                .push("no images for a test: the best weights are measured on the validation images again".into());
+        }
+        Ok(datasets)
     }
 
     fn outline(&self, config: &Config, index_dir: &Path) -> Result<Outline, DataError> {

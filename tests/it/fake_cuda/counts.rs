@@ -68,11 +68,7 @@ pub fn job(name: &str, ranks: usize, sets: &[&str]) -> Job {
                 "data.max_val_windows=8",
             ],
         ),
-        "emg" => (
-            config("task: emg\n"),
-            sample_data().to_owned(),
-            &["train.batch_size=64", "data.max_val_windows=8"],
-        ),
+        "emg" => (config("task: emg\n"), sample_data().to_owned(), &["train.batch_size=64", "data.max_val_windows=8"]),
         _ => (
             root.join("configs/baseline.yaml"),
             frames(),
