@@ -78,7 +78,7 @@ impl Task for Yolo {
         Ok(Box::new(YoloMetrics::new(&facts(datasets)?.names)))
     }
 
-    /// What shapes the parameters, besides the data set's classes, which are compared tensor by tensor.
+    /// Sizes that shape the parameters, besides the data set's classes, which are compared tensor by tensor.
     fn architecture(&self, config: &Config) -> String {
         let size = config.section::<YoloConfig>().size();
         serde_json::json!({ "depth": size.depth, "width": size.width, "max_channels": size.max_channels }).to_string()
@@ -116,7 +116,7 @@ impl Task for Yolo {
     }
 }
 
-/// What [`data`] found out.
+/// Facts that [`data`] found.
 ///
 /// # Errors
 /// The data sets are another task's.

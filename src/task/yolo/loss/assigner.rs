@@ -105,7 +105,7 @@ impl Pairs {
         order.masked_select(&place.lt(topk).logical_and(&good))
     }
 
-    /// Of these pairs, for each anchor the one with the highest overlap; the first box of several.
+    /// The pair with the highest overlap of each anchor among these; the first box of several.
     fn best_of_anchors(&self, pairs: &Tensor) -> Tensor {
         let (overlaps, anchors) = (self.overlaps.index_select(0, pairs), self.anchors.index_select(0, pairs));
         pairs.index_select(0, &first_of_groups(&overlaps, &anchors))

@@ -20,9 +20,9 @@ use std::time::Duration;
 use tch::{Device, Tensor, nn};
 
 const STEPS: u64 = 8;
-/// Of weights and averages.
+/// Bound of weights and averages.
 const TRAINED: f64 = 3e-5;
-/// Of losses and norms on the way: rounding moves an anchor here and there to another box.
+/// Bound of losses and norms on the way: rounding moves an anchor here and there to another box.
 const SEEN: f64 = 5e-4;
 
 /// The images and boxes of the script, in order.
