@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Files whose literals declare other names of keys.
 const DECLARE: &[&str] = &["/keys.rs", "/config/sections.rs", "/config/model.rs", "/config/schema.rs"];
 /// Names with a section's first word that are no keys: files of the kernel's memory controller and of a run, columns of
-/// nvidia-smi, a metric.
+/// nvidia-smi, metrics.
 const NO_KEYS: &[&str] = &[
     "memory.current",
     "memory.events",
@@ -24,10 +24,13 @@ const NO_KEYS: &[&str] = &[
     "memory.total",
     "memory.usage_in_bytes",
     "memory.used",
+    "train.box_loss",
+    "train.cls_loss",
+    "train.dfl_loss",
     "train.loss",
 ];
 /// Endings of file names.
-const FILES: &[&str] = &["h5", "hdf5", "json", "jsonl", "png", "rs", "safetensors", "txt", "yaml"];
+const FILES: &[&str] = &["h5", "hdf5", "json", "jsonl", "png", "py", "rs", "safetensors", "txt", "yaml", "yml"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -116,7 +119,9 @@ fn stands(schema: &Schema, word: &str) -> bool {
     let section = schema.sections().iter().any(|section| section.name() == word);
     let begins = word.ends_with('_') && schema.keys().any(|key| key.path.starts_with(word));
     let file = word.rsplit('.').next().is_some_and(|ending| FILES.contains(&ending));
-    schema.key(word).is_some() || section || begins || file || NO_KEYS.contains(&word)
+    // A tensor of a model, by the number of its layer.
+    let weight = word.strip_prefix("model.").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    schema.key(word).is_some() || section || begins || file || weight || NO_KEYS.contains(&word)
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn first_weights_of_other_classes_keep_all_but_the_class_branches() {
     let words = ["--ranks", "1", "--set", &set, "--set", "yolo.single_cls=true"];
     let ended = runs.train("one", &words);
     assert_eq!(ended.code, Some(0), "{ended}");
-    assert!(ended.out.contains("are drawn anew, such as model.22.cv3.0.2.bias"), "{ended}");
+    assert!(ended.to_string().contains("are drawn anew, such as model.22.cv3.0.2.bias"), "{ended}");
     let before = own.tensors(1, "model.safetensors");
     let after = runs.run("one").tensors(1, "model.safetensors");
     assert_eq!(after["model.22.cv3.0.2.bias"].0, [1]);

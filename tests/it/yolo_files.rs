@@ -8,7 +8,7 @@ use std::process::Command;
 const TINY: &str = r#"
 task: yolo
 seed: 7
-yolo: {imgsz: 64, width: 0.125, mosaic_window: 8, augment: {mixup: 0.3}}
+yolo: {imgsz: 64, width: 0.125, nbs: 6, mosaic_window: 8, augment: {mixup: 0.3}}
 train: {batch_size: 2, num_epochs: 2, num_workers: 1}
 log: {plots: false}
 "#;
@@ -69,9 +69,8 @@ fn coco_and_labelme_are_converted() {
         let count = |folder: &str| fs::read_dir(to.join(folder)).unwrap().count();
         assert_eq!((count("labels/train"), count("labels/val"), count("images/train")), (80, 20, 80));
         assert!(fs::read_to_string(to.join("data.yaml")).unwrap().contains("2: \"triangle\""));
-        let mut plan = Runs::of(TINY, &to, &[]).command(&["batch"]);
-        let file = here.path().join("batch.safetensors");
-        let ended = run(plan.args(["--step", "0", "--out"]).arg(&file), here.path());
+        let (runs, file) = (Runs::of(TINY, &to, &[]), here.path().join("batch.safetensors"));
+        let ended = run(runs.command(&["batch"]).args(["--step", "0", "--out"]).arg(&file), here.path());
         assert_eq!(ended.code, Some(0), "{ended}");
     }
     let mut again = Command::new(launch_program());

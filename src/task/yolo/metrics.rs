@@ -9,12 +9,13 @@
 //!
 //! Memory: fixed sums, and at most `8 + 8 · max_det` bytes for each image of a validation ([`super::measure::records`]).
 
-use super::data::batch::{Boxes, rectangles};
+use super::data::batch::rectangles;
 use super::detect::{Detection, from_tensor};
-use super::loss::targets::Targets;
+use super::measure::Evaluated;
 use super::measure::curves::Curves;
-use super::measure::matching::{Truth, confuse, matched};
+use super::measure::matching::{confuse, matched};
 use super::measure::records::{Records, together};
+use super::measure::truth::truths;
 use super::report;
 use crate::task::{Batch, Metrics, Output};
 use tch::{Device, Kind, TchError, Tensor};
@@ -36,14 +37,6 @@ pub struct YoloMetrics {
     /// Records of all ranks, for the values asked for next.
     gathered: Vec<Vec<u8>>,
     last: std::cell::RefCell<Option<Evaluated>>,
-}
-
-/// The evaluation whose values were asked for last.
-pub struct Evaluated {
-    pub curves: Curves,
-    /// `[(C + 1) × (C + 1)]`: see [`confuse`].
-    pub confusion: Vec<f64>,
-    pub images: u64,
 }
 
 impl YoloMetrics {
@@ -102,25 +95,6 @@ impl YoloMetrics {
         }
         Ok(())
     }
-}
-
-/// Labelled objects of each image of a rectangle.
-pub fn truths(
-    boxes: &Boxes,
-    samples: (usize, usize),
-    size: (i64, i64),
-    classes: usize,
-) -> Result<Vec<Vec<Truth>>, TchError> {
-    let targets = Targets::of(boxes, samples, size, classes as i64)?;
-    let host = |tensor: &Tensor| tensor.to_device(Device::Cpu).contiguous().flatten(0, -1);
-    let corners = Vec::<f32>::try_from(host(&targets.boxes))?;
-    let (classes, real) = (Vec::<i64>::try_from(host(&targets.classes))?, Vec::<bool>::try_from(host(&targets.real))?);
-    let rows = targets.classes.size()[1] as usize;
-    let image = |image: usize| {
-        let all = (image * rows..(image + 1) * rows).filter(|row| real[*row]);
-        all.map(|row| Truth { corners: corners.as_chunks::<4>().0[row], class: classes[row] as u16 }).collect()
-    };
-    Ok((0..samples.1).map(image).collect())
 }
 
 impl Metrics for YoloMetrics {

@@ -30,6 +30,7 @@ use report::{BoxGallery, YoloJournal};
 use spec::config::Config;
 use spec::task::yolo::YoloConfig;
 use std::path::Path;
+use std::sync::Arc;
 use tch::nn;
 
 /// The task, as the registry knows it.
@@ -40,8 +41,16 @@ impl Task for Yolo {
         "yolo"
     }
 
+    /// Without images for a test, the best weights are measured on those of validation once more, as the package does.
     fn open(&self, config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, DataError> {
-        data::open(config, team, index_dir)
+        let mut datasets = data::open(config, team, index_dir)?;
+        if datasets.test.is_empty() {
+            datasets.test = Arc::clone(&datasets.val);
+            datasets
+                .notes
+                .push("no images for a test: the best weights are measured on the validation images again".into());
+        }
+        Ok(datasets)
     }
 
     fn outline(&self, config: &Config, index_dir: &Path) -> Result<Outline, DataError> {
@@ -69,7 +78,7 @@ impl Task for Yolo {
         Ok(Box::new(YoloMetrics::new(&facts(datasets)?.names)))
     }
 
-    /// What shapes the parameters, besides the data set's classes, which are compared tensor by tensor.
+    /// Sizes that shape the parameters, besides the data set's classes, which are compared tensor by tensor.
     fn architecture(&self, config: &Config) -> String {
         let size = config.section::<YoloConfig>().size();
         serde_json::json!({ "depth": size.depth, "width": size.width, "max_channels": size.max_channels }).to_string()
@@ -107,7 +116,7 @@ impl Task for Yolo {
     }
 }
 
-/// What [`data`] found out.
+/// Facts that [`data`] found.
 ///
 /// # Errors
 /// The data sets are another task's.

@@ -104,7 +104,7 @@ struct Writer {
     outputs: Vec<PassOutput>,
     identity: String,
     part: PathBuf,
-    /// Of the running range.
+    /// Objects of the running range.
     objects: Vec<Value>,
 }
 

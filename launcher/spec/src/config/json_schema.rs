@@ -26,10 +26,15 @@ pub fn json_schema(schema: &Schema) -> Value {
             }
             Alias::Inert(why) => json!({ "description": format!("No effect: {why}.") }),
         };
-        match root["properties"].get_mut(name).filter(|property| property.get("properties").is_some()) {
+        if schema.is_section(name) {
             // A section that another program writes as one value: `data: coco.yaml`.
-            Some(section) => section["type"] = json!(["object", "null", "string"]),
-            None => place(&mut root, name, with(old, "deprecationMessage", "an old or foreign name")),
+            let section = &mut root["properties"][name];
+            if section.is_null() {
+                *section = object();
+            }
+            section["type"] = json!(["object", "null", "string"]);
+        } else {
+            place(&mut root, name, with(old, "deprecationMessage", "an old or foreign name"));
         }
     }
     let definitions = take_sections(&mut root);

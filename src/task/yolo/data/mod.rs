@@ -26,6 +26,8 @@ pub mod train;
 pub mod val;
 
 #[cfg(test)]
+mod parity;
+#[cfg(test)]
 mod tests;
 
 pub use facts::YoloFacts;

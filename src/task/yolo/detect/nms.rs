@@ -2,7 +2,7 @@
 
 use super::Detection;
 
-/// What suppresses what.
+/// Rules of suppression.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Suppression {
     /// IoU above which the less confident of two goes.

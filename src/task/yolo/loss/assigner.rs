@@ -85,8 +85,10 @@ impl Pairs {
         let (anchors, boxes) = (self.anchors.index_select(0, &kept), self.boxes.index_select(0, &kept));
         let (metrics, overlaps) = (self.metrics.index_select(0, &kept), self.overlaps.index_select(0, &kept));
         let most = |values: &Tensor| {
+            let first = first_of_groups(values, &boxes);
             let none = Tensor::zeros([self.counts.0], (Kind::Float, values.device()));
-            none.scatter_reduce(0, &boxes, values, "amax").index_select(0, &boxes)
+            let all = none.index_copy(0, &boxes.index_select(0, &first), &values.index_select(0, &first));
+            all.index_select(0, &boxes)
         };
         let scores = &metrics * most(&overlaps) / (most(&metrics) + EPS);
         Assigned { anchors, boxes, scores }
@@ -103,19 +105,24 @@ impl Pairs {
         order.masked_select(&place.lt(topk).logical_and(&good))
     }
 
-    /// Of these pairs, for each anchor the one with the highest overlap; the first box of several.
+    /// The pair with the highest overlap of each anchor among these; the first box of several.
     fn best_of_anchors(&self, pairs: &Tensor) -> Tensor {
-        let anchors = self.anchors.index_select(0, pairs);
-        let order = by_group(&self.overlaps.index_select(0, pairs), &anchors);
-        let sorted = anchors.index_select(0, &order);
-        let count = sorted.size()[0];
-        if count < 2 {
-            return pairs.index_select(0, &order);
-        }
-        let differs = sorted.narrow(0, 1, count - 1).ne_tensor(&sorted.narrow(0, 0, count - 1));
-        let first = Tensor::cat(&[differs.new_ones([1], (Kind::Bool, sorted.device())), differs], 0);
-        pairs.index_select(0, &order.masked_select(&first))
+        let (overlaps, anchors) = (self.overlaps.index_select(0, pairs), self.anchors.index_select(0, pairs));
+        pairs.index_select(0, &first_of_groups(&overlaps, &anchors))
     }
+}
+
+/// Place of the largest value of each group; the first of equal ones.
+fn first_of_groups(values: &Tensor, groups: &Tensor) -> Tensor {
+    let order = by_group(values, groups);
+    let sorted = groups.index_select(0, &order);
+    let count = sorted.size()[0];
+    if count < 2 {
+        return order;
+    }
+    let differs = sorted.narrow(0, 1, count - 1).ne_tensor(&sorted.narrow(0, 0, count - 1));
+    let first = Tensor::cat(&[differs.new_ones([1], (Kind::Bool, sorted.device())), differs], 0);
+    order.masked_select(&first)
 }
 
 /// Places in the order of groups; within a group by falling value, equal ones as they were.

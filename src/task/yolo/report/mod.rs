@@ -9,8 +9,8 @@ pub use canvas::Canvas;
 pub use journal::{YoloJournal, general};
 pub use pictures::{BoxGallery, Marked, boxed};
 
+use super::measure::Evaluated;
 use super::measure::curves::{ClassCurves, Curves, POINTS, confidence};
-use super::metrics::Evaluated;
 use canvas::{INK, colour};
 use chart::{Curve, Panel};
 

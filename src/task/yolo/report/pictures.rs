@@ -4,7 +4,7 @@ use super::canvas::{Anchor, Canvas, INK, colour};
 use crate::task::yolo::data::batch::rectangles;
 use crate::task::yolo::detect::{Detection, from_tensor};
 use crate::task::yolo::measure::matching::Truth;
-use crate::task::yolo::metrics::truths;
+use crate::task::yolo::measure::truth::truths;
 use crate::task::{Batch, Gallery, Output};
 use tch::{Device, Kind, TchError, Tensor};
 

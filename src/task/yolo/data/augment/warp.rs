@@ -111,27 +111,28 @@ fn straightly(layers: &[Layer], canvas: [usize; 2], back: &Matrix, side: usize, 
     }
 }
 
-/// Row `y` of the canvas from column `first` on.
+/// Row `y` of the canvas from column `first` on. Layers stand from left to right in every row.
 fn canvas_row(layers: &[Layer], canvas: [usize; 2], (y, first): (i64, i64), out: &mut [u8]) {
-    out.fill(BORDER);
     if y < 0 || y >= canvas[1] as i64 {
-        return;
+        return out.fill(BORDER);
     }
-    let end = first + (out.len() / 3) as i64;
+    let (end, mut done) = (first + (out.len() / 3) as i64, first);
     for Layer { placed, pixels } in layers {
         let row = y - placed.top;
-        if row < 0 || row >= placed.size.height as i64 {
-            continue;
-        }
         let from = placed.left.max(first).max(0);
         let to = (placed.left + placed.size.width as i64).min(end).min(canvas[0] as i64);
-        if from >= to {
+        if row < 0 || row >= placed.size.height as i64 || from >= to {
             continue;
+        }
+        if from > done {
+            out[3 * (done - first) as usize..3 * (from - first) as usize].fill(BORDER);
         }
         let start = 3 * (row as usize * placed.size.width + (from - placed.left) as usize);
         let bytes = 3 * (to - from) as usize;
         out[3 * (from - first) as usize..][..bytes].copy_from_slice(&pixels[start..start + bytes]);
+        done = done.max(to);
     }
+    out[3 * (done - first) as usize..].fill(BORDER);
 }
 
 /// `a · left + b · right`, which never overflows here: sums of weights are [`ONE`], or its square. Checked arithmetic would keep
