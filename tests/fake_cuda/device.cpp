@@ -84,7 +84,7 @@ int fake::fail(int code) {
   return code;
 }
 
-FAKE_EXPORT void* fake_cuda_stream(void* handle) { return &stream_of(handle); }
+FAKE_EXPORT bool fake_cuda_captures(void* handle) { return stream_of(handle).capture != nullptr; }
 
 FAKE_EXPORT void fake_cuda_touch(void* handle, const void* at, size_t bytes, bool write, const char* what) {
   Lock hold(state().lock);
