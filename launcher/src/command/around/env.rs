@@ -62,7 +62,8 @@ fn programs() -> Facts {
     facts.push(("launch", path(std::env::current_exe())));
     let rank = rank_program();
     facts.push(("rank", rank.as_ref().map_or_else(ToString::to_string, |path| path.display().to_string())));
-    if let Some(library) = rank.ok().and_then(|rank| library_of(&rank, "libtorch_cpu.so")) {
+    let library = |rank: &Path| library_of(rank, "libtorch_cpu.so").or_else(|| library_by(rank));
+    if let Some(library) = rank.ok().and_then(|rank| library(&rank)) {
         let torch = library.ancestors().nth(2).unwrap_or(Path::new(""));
         facts.push(("libtorch", format!("{} ({})", torch_version(torch), torch.display())));
         let cuda = text_of(&torch.join("version.py"));
@@ -142,6 +143,14 @@ fn library_of(program: &Path, name: &str) -> Option<PathBuf> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().find(|line| line.trim_start().starts_with(name))?;
     let path = line.split("=>").nth(1)?.trim().split(" (").next()?.trim();
+    Some(PathBuf::from(path)).filter(|path| path.is_file())
+}
+
+/// The same where the rank program is a script that looks for libtorch, as packages have it.
+fn library_by(rank: &Path) -> Option<PathBuf> {
+    let is_script = std::fs::read(rank).is_ok_and(|bytes| bytes.starts_with(b"#!"));
+    let output = is_script.then(|| Command::new(rank).arg("--libtorch").output().ok())??;
+    let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     Some(PathBuf::from(path)).filter(|path| path.is_file())
 }
 
