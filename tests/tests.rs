@@ -2,6 +2,8 @@
 
 #[path = "it/architecture.rs"]
 mod architecture;
+#[path = "it/around.rs"]
+mod around;
 #[path = "it/batch.rs"]
 mod batch;
 #[path = "it/cache.rs"]

@@ -46,7 +46,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Self::True => "true",
             Self::TooSmall => "too small",

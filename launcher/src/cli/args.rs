@@ -1,6 +1,8 @@
 //! The options of each verb.
 
 use crate::logging::LEVELS;
+use crate::machine::colour::Colour;
+use crate::monitor::Listen;
 use crate::run_dir::SplitChoice;
 use clap::Args;
 use spec::config::DeviceChoice;
@@ -78,6 +80,15 @@ pub struct MonitorArgs {
     /// Seconds between two plots [default: one at the end]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub plot_interval: Option<f64>,
+    /// One JSON object per look on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// File that holds the last look as Prometheus metrics, for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE.prom")]
+    pub textfile: Option<PathBuf>,
+    /// Serve metrics: 127.0.0.1:PORT or unix:PATH
+    #[arg(long, value_name = "ADDR", value_parser = listen)]
+    pub listen: Option<Listen>,
     /// Folder for log, report and plots [default: the run's, else this one]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -88,6 +99,15 @@ pub struct MonitorArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct RecommendArgs {
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub read: ReadArgs,
     /// As JSON, for programs
     #[arg(long)]
     pub json: bool,
@@ -147,7 +167,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_restarts: u32,
     /// Nodes of the job
-    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = super::torchrun::nnodes)]
     pub nnodes: usize,
     /// This node's number, from 0
     #[arg(long, value_name = "R", default_value_t = 0)]
@@ -161,6 +181,14 @@ pub struct RunArgs {
     /// How long nodes wait for each other, seconds
     #[arg(long, value_name = "S", default_value = "600", value_parser = seconds)]
     pub join_timeout: f64,
+    /// File with a secret that all nodes share; wins over HEADROOM_JOIN_SECRET
+    #[arg(long, value_name = "FILE")]
+    pub join_secret: Option<PathBuf>,
+    /// Where a scheduler's signal stops the run, have SLURM start the job again: `scontrol requeue`
+    #[arg(long)]
+    pub requeue: bool,
+    #[command(flatten)]
+    pub torchrun: super::TorchrunArgs,
     /// Train in legs; after each, the metrics decide whether to go on: see the config's `smart` keys
     #[arg(long, conflicts_with = "nnodes")]
     pub smart: bool,
@@ -188,6 +216,9 @@ pub struct PlanArgs {
     /// Write what a plan must know of this machine to FILE; needs no config
     #[arg(long, value_name = "FILE")]
     pub write_machine: Option<PathBuf>,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub program: super::ProgramArgs,
     /// Plan for PROGRAM instead of a config; what follows is its own
@@ -300,6 +331,19 @@ pub struct BatchArgs {
 
 pub(super) fn device(text: &str) -> Result<DeviceChoice, String> {
     text.parse().map_err(|_| "expected auto, cpu or cuda".into())
+}
+
+fn listen(text: &str) -> Result<Listen, String> {
+    text.parse()
+}
+
+pub(super) fn colour(text: &str) -> Result<Colour, String> {
+    match text {
+        "auto" => Ok(Colour::Auto),
+        "always" => Ok(Colour::Always),
+        "never" => Ok(Colour::Never),
+        _ => Err("expected auto, always or never".into()),
+    }
 }
 
 fn split_choice(text: &str) -> Result<SplitChoice, String> {

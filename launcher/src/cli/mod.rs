@@ -1,15 +1,20 @@
 //! The command line of `launch`, and what can be said of it before the machine is asked.
 
 mod args;
+mod around;
 mod infer;
 mod program;
+mod torchrun;
 
 pub use args::*;
+pub use around::{Around, CompareArgs, CompletionsArgs, EnvArgs, ExportArgs, ManArgs, ReportArgs, RunsArgs, SweepArgs};
 pub use infer::{EvaluateArgs, PredictArgs, TrainedArgs};
 pub use program::ProgramArgs;
+pub use torchrun::{Nproc, Streams, TorchrunArgs};
 
+use crate::machine::colour::Colour;
 use crate::run_dir::Resume;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use spec::config::{Config, ConfigError, DeviceChoice, Folders, StageSpec};
 use spec::contract::shown as shown_path;
 use std::ffi::OsString;
@@ -17,6 +22,9 @@ use std::path::{Path, PathBuf};
 
 /// Path of the rank program, where it does not lie beside `launch`.
 pub const RANK_PROGRAM: &str = "HEADROOM_RANK";
+
+/// torchrun's port where `--rdzv-endpoint` names none.
+const DEFAULT_PORT: u16 = 29400;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,7 +82,7 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch predict|evaluate|plan|sample-data|convert|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch predict|evaluate|plan|runs|compare|report|sweep|monitor|analyze|doctor|recommend|sample-data|convert|batch|\n              bench-memory|export-metrics|env|completions|man|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -85,13 +93,18 @@ struct Cli {
     /// Run PROGRAM as every rank; what follows is its own
     #[arg(long)]
     exec: bool,
+    /// Colours: auto, always or never
+    #[arg(long, global = true, value_name = "WHEN", value_parser = args::colour)]
+    color: Option<Colour>,
 }
 
+// Only the verb that is used takes its options: the definition of all is a good part of a launcher's memory.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Verb {
     /// Print the memory plan of a run; start nothing
     #[command(after_help = PLAN_EXAMPLES)]
-    Plan(PlanArgs),
+    Plan(Box<PlanArgs>),
     /// Write sample data in a task's true format
     #[command(after_help = SAMPLE_EXAMPLES)]
     SampleData(SampleDataArgs),
@@ -110,7 +123,7 @@ enum Verb {
     /// Which config, batch, workers and cache fit this machine
     Recommend(RecommendArgs),
     /// What went wrong in a run, why, and what to change
-    Doctor(ReadArgs),
+    Doctor(DoctorArgs),
     /// Memory of a run, or of a monitor's log, in numbers: range, trend, peaks, plan against truth
     Analyze(AnalyzeArgs),
     /// Watch memory: of a run, of any program, of the machine
@@ -124,6 +137,8 @@ enum Verb {
     /// Explain a key or section of a config, a verb, or exit-codes
     #[command(after_help = HELP_EXAMPLES)]
     Help(HelpArgs),
+    #[command(flatten)]
+    Around(Around),
 }
 
 /// Parsed command.
@@ -137,12 +152,13 @@ pub enum Command {
     Convert(ConvertArgs),
     Batch(BatchArgs),
     Recommend(RecommendArgs),
-    Doctor(ReadArgs),
+    Doctor(DoctorArgs),
     Analyze(AnalyzeArgs),
     Monitor(MonitorArgs),
     Plot(PlotArgs),
     BenchMemory(BenchMemoryArgs),
     Help(HelpArgs),
+    Around(Around),
     Exec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
     PlanExec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
 }
@@ -174,15 +190,18 @@ impl Command {
     /// [`CliError::Shown`] for `--help` and `--version`; else what is wrong and how it is written.
     pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Self, CliError> {
         let (head, tail) = split_exec(line.into_iter().collect());
+        let variable = |name: &str| std::env::var(name).ok();
+        let head = torchrun::completed(head, tail.is_some(), variable);
         let cli = definition().try_get_matches_from(head).and_then(|found| Cli::from_arg_matches(&found));
         let cli = cli.map_err(shown)?;
+        cli.color.unwrap_or_default().choose();
         let command = match (cli.verb, tail) {
             (Some(Verb::Plan(args)), Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
                 Command::PlanExec { run: args.run, with: args.program, program, args: tail }
             }
             (Some(Verb::Plan(_)), Some(_)) => return Err(usage(NO_PROGRAM)),
-            (Some(Verb::Plan(args)), None) => Command::Plan(args),
+            (Some(Verb::Plan(args)), None) => Command::Plan(*args),
             (Some(Verb::Predict(args)), _) => Command::Predict(args),
             (Some(Verb::Evaluate(args)), _) => Command::Evaluate(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
@@ -195,6 +214,7 @@ impl Command {
             (Some(Verb::Plot(args)), _) => Command::Plot(args),
             (Some(Verb::BenchMemory(args)), _) => Command::BenchMemory(args),
             (Some(Verb::Help(args)), _) => Command::Help(args),
+            (Some(Verb::Around(verb)), _) => Command::Around(verb),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
                 Command::Exec { run: cli.run, with: cli.program, program, args: tail }
@@ -207,8 +227,45 @@ impl Command {
                 None => Command::Train(cli.run),
             },
         };
+        let command = command.placed();
         command.check()?;
         Ok(command)
+    }
+
+    /// With `--rdzv-endpoint` as `--master-addr` and `--master-port`.
+    fn placed(mut self) -> Self {
+        if let Some(run) = self.run_args()
+            && let Some(endpoint) = run.torchrun.rdzv_endpoint.clone()
+        {
+            run.master_addr = Some(endpoint.host);
+            run.master_port = endpoint.port.or(Some(DEFAULT_PORT));
+        }
+        self
+    }
+
+    /// Options of a run, where the verb starts or plans one.
+    pub fn run_args(&mut self) -> Option<&mut RunArgs> {
+        match self {
+            Command::Train(run) | Command::Exec { run, .. } | Command::PlanExec { run, .. } => Some(run),
+            Command::Plan(PlanArgs { run, .. }) => Some(run),
+            Command::Around(Around::Sweep(sweep)) => Some(&mut sweep.run),
+            _ => None,
+        }
+    }
+
+    /// Makes a number of ranks of `--nproc-per-node`. `machine`: usable GPUs and cores.
+    ///
+    /// # Errors
+    /// A rank per GPU is asked for, and there is none.
+    pub fn settle(&mut self, machine: impl Fn() -> (usize, usize)) -> Result<(), CliError> {
+        let Some(run) = self.run_args() else { return Ok(()) };
+        let Some(asked) = run.torchrun.nproc_per_node else { return Ok(()) };
+        let (gpus, cores) = match asked {
+            Nproc::Count(_) => (0, 0),
+            _ => machine(),
+        };
+        run.ranks = Some(asked.ranks(gpus, cores)?);
+        Ok(())
     }
 
     /// `--log-level`, where the verb has it.
@@ -216,6 +273,7 @@ impl Command {
         match self {
             Command::Train(run) | Command::Exec { run, .. } | Command::PlanExec { run, .. } => run.log_level.as_deref(),
             Command::Plan(args) => args.run.log_level.as_deref(),
+            Command::Around(Around::Sweep(args)) => args.run.log_level.as_deref(),
             Command::Predict(PredictArgs { of, .. }) | Command::Evaluate(EvaluateArgs { of, .. }) => {
                 of.log_level.as_deref()
             }
@@ -246,6 +304,8 @@ impl Command {
             | Command::Plot(_)
             | Command::BenchMemory(_)
             | Command::Help(_) => Ok(()),
+            Command::Around(Around::Sweep(args)) => args.run.config.need().and_then(|()| args.check()),
+            Command::Around(_) => Ok(()),
             Command::Exec { run, .. } | Command::PlanExec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }
@@ -355,18 +415,26 @@ pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliE
 
 /// The command line, without `launch plan`'s options that mean nothing to a plan: it takes those of training, so that a line
 /// can be tried by a word put into it.
-fn definition() -> clap::Command {
+pub fn definition() -> clap::Command {
+    Cli::command()
+        .mut_subcommand("plan", |plan| plan.defer(options_of_plan))
+        .mut_subcommand("sample-data", |sample| sample.defer(options_of_sample_data))
+}
+
+fn options_of_plan(plan: clap::Command) -> clap::Command {
     const OF_TRAINING: [&str; 7] =
         ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
+    let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
+    OF_TRAINING.into_iter().fold(PlanArgs::augment_args(plan), hide)
+}
+
+fn options_of_sample_data(sample: clap::Command) -> clap::Command {
     let layouts = spec::task::all().iter().map(|task| (task.name(), task.sample_layouts()));
     let layouts: Vec<String> = layouts
         .filter_map(|(task, layouts)| Some(format!("{task}: {} [default: {}]", layouts.join(", "), layouts.first()?)))
         .collect();
     let layouts = layouts.join("; ");
-    let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
-    Cli::command()
-        .mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))
-        .mut_subcommand("sample-data", |sample| sample.mut_arg("layout", |arg| arg.help(layouts)))
+    SampleDataArgs::augment_args(sample).mut_arg("layout", |arg| arg.help(layouts))
 }
 
 /// Cuts the line behind the first `--exec`, so that the program's own options are never taken for ours.

@@ -1,5 +1,6 @@
 //! Options of `--exec`: what a user's own program gets besides its ranks.
 
+use super::torchrun::{Streams, streams};
 use clap::Args;
 use spec::config::Budget;
 use std::path::PathBuf;
@@ -16,16 +17,36 @@ pub struct ProgramArgs {
     /// With --exec: folder for the run's folder, with logs and records [default: runs]
     #[arg(long, value_name = "DIR")]
     pub log_dir: Option<PathBuf>,
+    /// With --exec, as torchrun: streams of ranks that go to their logs alone: 1 output, 2 errors, 3 both, or RANK:N,…
+    #[arg(long, value_name = "N", value_parser = streams)]
+    pub redirects: Option<Streams>,
+    /// With --exec, as torchrun: streams that are shown and kept in logs
+    #[arg(long, value_name = "N", value_parser = streams)]
+    pub tee: Option<Streams>,
+    /// With --exec, as torchrun: show lines of these local ranks alone, such as 0,1
+    #[arg(long, value_name = "RANKS", value_delimiter = ',')]
+    pub local_ranks_filter: Option<Vec<usize>>,
 }
 
 impl ProgramArgs {
+    /// True if a line of a rank is to be shown. `errors`: standard error, else standard output.
+    pub fn shows(&self, local_rank: usize, errors: bool) -> bool {
+        let stream = if errors { 2 } else { 1 };
+        let hidden = self.redirects.as_ref().is_some_and(|streams| streams.has(local_rank, stream));
+        let teed = self.tee.as_ref().is_some_and(|streams| streams.has(local_rank, stream));
+        let filtered = self.local_ranks_filter.as_ref().is_some_and(|ranks| !ranks.contains(&local_rank));
+        (teed || !hidden) && !filtered
+    }
+
     /// Says which of them was given.
     pub fn given(&self) -> Option<&'static str> {
-        let Self { cache, memory_budget, log_dir } = self;
+        let Self { cache, memory_budget, log_dir, redirects, tee, local_ranks_filter: _ } = self;
         let given = [
             (cache.is_some(), "--cache"),
             (memory_budget.is_some(), "--memory-budget"),
             (log_dir.is_some(), "--log-dir"),
+            (redirects.is_some(), "--redirects"),
+            (tee.is_some(), "--tee"),
         ];
         given.into_iter().find(|(given, _)| *given).map(|(_, name)| name)
     }

@@ -48,6 +48,39 @@ fn everything_behind_exec_is_the_programs() {
 }
 
 #[test]
+fn lines_of_torchrun_mean_the_same() {
+    let line = "--standalone --nproc_per_node=3 --max_restarts 1 --tee 3 --redirects 0:1 --exec train.py";
+    let mut command = parse(line).unwrap();
+    command.settle(|| panic!("a number needs no machine")).unwrap();
+    let Command::Exec { run, with, .. } = command else { panic!() };
+    assert_eq!((run.local_ranks(), run.max_restarts, with.given()), (Some(3), 1, Some("--redirects")));
+    assert!(with.shows(0, false) && with.shows(1, true));
+    let mut command = parse("--nproc-per-node gpu --exec train.py").unwrap();
+    assert!(command.settle(|| (0, 4)).unwrap_err().to_string().contains("no GPU can be used"));
+    let line = "--nnodes 2:2 --node-rank 1 --rdzv-endpoint host0:1234 --rdzv-id j --exec p";
+    let Command::Exec { run, .. } = parse(line).unwrap() else { panic!() };
+    assert_eq!((run.master_addr.as_deref(), run.master_port), (Some("host0"), Some(1234)));
+    let Command::Exec { with, .. } = parse("--local-ranks-filter 0,2 --exec p").unwrap() else { panic!() };
+    assert!(with.shows(2, false) && !with.shows(1, true) && with.given().is_none());
+    assert!(wrong("--nproc-per-node 2 --gpus 2 --exec p").contains("cannot be used with"));
+}
+
+#[test]
+fn verbs_around_a_run_are_read() {
+    assert!(matches!(parse("export-metrics night --to mlflow"), Ok(Command::Around(Around::ExportMetrics(_)))));
+    assert!(matches!(parse("completions zsh"), Ok(Command::Around(Around::Completions(_)))));
+    assert!(wrong("export-metrics night --to x").contains("wandb-offline"));
+    assert!(wrong("compare a").contains("2 values"));
+    let base = "sweep --config a --name s --set a=1,2";
+    assert!(matches!(parse(base), Ok(Command::Around(Around::Sweep(_)))));
+    for (more, says) in [("--resume auto", "continues by itself"), ("--smart", "trains once")] {
+        assert!(wrong(&format!("{base} {more}")).contains(says), "{more}");
+    }
+    assert!(wrong("sweep --config a --set a=1,2").contains("needs --name"));
+    assert!(wrong("monitor --listen 0.0.0.0:9000").contains("on this machine alone"));
+}
+
+#[test]
 fn mistakes_say_what_to_write() {
     for (line, says) in [
         ("", "no config: name one with --config"),

@@ -5,7 +5,7 @@ use super::early::Early;
 use super::{Error, explain, io, log_env, meeting, nodes, program, ranks, start_code};
 use crate::cli::{ProgramArgs, RunArgs};
 use crate::console::Console;
-use crate::supervise::{self, Outcome, Signals, Spec};
+use crate::supervise::{self, Outcome, Signals, Spec, Stream};
 use crate::watch::WatchSpec;
 use spec::contract::exit;
 use std::ffi::OsString;
@@ -43,16 +43,24 @@ pub(super) fn exec(
     if run.name.is_some() || with.given().is_some() {
         return program::run(run, with, spec, early);
     }
-    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let console = console_of(with, &spec)?;
     let outcome = supervise_program(run, &spec, console, early.hand_over())?;
     explain(&outcome);
     Ok(outcome.exit_code)
 }
 
+/// The console with the lines that `--redirects`, `--tee` and `--local-ranks-filter` leave.
+pub(super) fn console_of(with: &ProgramArgs, spec: &Spec) -> Result<Console, Error> {
+    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let (with, first) = (with.clone(), spec.ranks.first().map_or(0, |rank| rank.rank));
+    Ok(console.only(move |rank, stream| with.shows(rank.saturating_sub(first) as usize, stream == Stream::Err)))
+}
+
 /// Nobody speaks of ranks: the program may start its own (torchrun, Lightning), and would take a place in the environment for that of
 /// a launcher that did so already.
 fn is_alone(run: &RunArgs) -> bool {
-    run.local_ranks().is_none() && run.nnodes == 1 && run.master_addr.is_none() && run.master_port.is_none()
+    let placed = run.master_addr.is_some() || run.master_port.is_some() || run.torchrun.standalone;
+    run.local_ranks().is_none() && run.nnodes == 1 && !placed
 }
 
 /// Runs the program to its end, and again after failures as often as was asked for.

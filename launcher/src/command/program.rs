@@ -4,10 +4,10 @@
 //! out is the watch's: the page cache shrinks, and at the end SIGUSR1 asks the program for a checkpoint.
 
 use super::early::Early;
-use super::exec::supervise_program;
-use super::{Error, columns, explain, figures, io, print, scope, shown};
+use super::exec::{console_of, supervise_program};
+use super::{Error, columns, explain, figures, print, scope, shown};
 use crate::cli::{ProgramArgs, RunArgs};
-use crate::console::{Console, cache_stats};
+use crate::console::cache_stats;
 use crate::machine;
 use crate::run_dir::{self, Ask, RunDir};
 use crate::supervise::{CacheSpec, Limits, Outcome, Spec};
@@ -116,7 +116,7 @@ pub(super) fn run(run: &RunArgs, with: &ProgramArgs, bare: Spec, mut early: Earl
     print::say(table(&plan).trim_end());
     print::say(format_args!("run {}: in {}", folder.name(), shown(&folder.path)));
     let spec = spec_of(&config, &plan, bare, &folder, &job);
-    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
+    let console = console_of(with, &spec)?;
     let outcome = supervise_program(run, &spec, console, early.hand_over())?;
     close(&folder, &config, &plan, &outcome);
     Ok(outcome.exit_code)

@@ -1,6 +1,7 @@
 //! Lines on stdout and stderr, and the progress bar below them.
 
 use super::text::{clean, duration};
+use crate::machine::colour;
 use crate::supervise::Stream;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use spec::contract::{Phase, Progress};
@@ -42,16 +43,15 @@ struct Pace {
 impl Screen {
     /// `apart`: nothing is written to standard output.
     pub fn new(apart: bool) -> Self {
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self {
-            out: Pending { text: String::new(), colour: out && !plain },
-            err: Pending { text: String::new(), colour: err && !plain },
+            out: Pending { text: String::new(), colour: colour::wanted(out) },
+            err: Pending { text: String::new(), colour: colour::wanted(err) },
             bar: None,
             apart,
             draws: err && !dumb,
-            colour_bar: !plain,
+            colour_bar: colour::wanted(err),
             node_bytes: 0,
             pace: None,
             last_plain: None,

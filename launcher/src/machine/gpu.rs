@@ -31,6 +31,13 @@ pub(super) fn probe(visible: Option<&str>) -> Found {
     }
 }
 
+/// Versions of the driver and of the newest CUDA that it serves. `None` means that no driver answers.
+pub fn driver() -> Option<String> {
+    let nvml = Nvml::init().ok()?;
+    let cuda = nvml.sys_cuda_driver_version().ok()?;
+    Some(format!("{}, CUDA {}.{}", nvml.sys_driver_version().ok()?, cuda / 1000, cuda % 1000 / 10))
+}
+
 /// Files that are there where the kernel drives an NVIDIA GPU.
 const DEVICE_FILES: [&str; 2] = ["/dev/nvidia0", "/proc/driver/nvidia/version"];
 

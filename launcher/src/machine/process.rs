@@ -67,10 +67,10 @@ pub fn place_of(pid: i32) -> Option<(u32, u32)> {
 
 fn place_in(environment: &[u8]) -> Option<(u32, u32)> {
     let number = |name: &str| {
-        let values = environment
+        let mut values = environment
             .split(|byte| *byte == 0)
             .filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
-        std::str::from_utf8(values.last()?).ok()?.trim().parse().ok()
+        std::str::from_utf8(values.next_back()?).ok()?.trim().parse().ok()
     };
     // Lightning gives its children no RANK.
     let rank = number(env::RANK).or_else(|| number(env::LOCAL_RANK));

@@ -2,6 +2,7 @@
 
 use super::cgroup::Cgroup;
 use super::lines::{Lines, Tail};
+use super::record::ErrorFiles;
 use super::unix::prepare_rank;
 use super::verdict::End;
 use super::zygote::Zygote;
@@ -17,8 +18,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// Variables that name a rank's own descriptors.
-const OF_A_RANK: [&str; 4] = [env::CONTROL_FD, env::COMM_FD, env::CACHE_FD, env::CACHE_MEMFD];
+/// Variables that name a rank's own descriptors, and the launchers' secret: a rank does not inherit them.
+const OF_A_RANK: [&str; 5] = [env::CONTROL_FD, env::COMM_FD, env::CACHE_FD, env::CACHE_MEMFD, env::JOIN_SECRET];
 /// Most bytes read from one pipe before other events are looked at.
 const READ_AT_ONCE: usize = 64 << 10;
 
@@ -50,6 +51,8 @@ pub struct Shared<'a> {
     pub comm: Option<&'a OwnedFd>,
     /// The memfd of `HEADROOM_CACHE_MEMFD`.
     pub cache: Option<&'a OwnedFd>,
+    /// Where programs that are not Headroom's write their errors.
+    pub errors: Option<&'a ErrorFiles>,
 }
 
 impl Child {
@@ -232,6 +235,9 @@ fn spawn(
     }
     for (name, fd) in named {
         command.env(name, fd.as_raw_fd().to_string());
+    }
+    if let Some(errors) = shared.errors {
+        command.env(env::ELASTIC_ERROR_FILE, errors.path(rank.rank));
     }
     let keep = named.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
     prepare_rank(&mut command, keep, procs.iter().map(AsRawFd::as_raw_fd).collect());

@@ -68,6 +68,10 @@ impl MemoryGroup {
                 return Err(refused("limited")(e));
             }
         }
+        if version == 2 {
+            // At its limit the job ends whole, not a rank at a time; kernels before 4.19 do without.
+            let _ = fs::write(dir.join("memory.oom.group"), "1");
+        }
         Ok(Self { cgroup, dir })
     }
 }

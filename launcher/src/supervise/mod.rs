@@ -16,6 +16,7 @@ mod limits;
 mod lines;
 mod nodes;
 mod orders;
+mod record;
 mod reports;
 mod unix;
 mod verdict;
@@ -27,7 +28,7 @@ pub use failure::Failure;
 pub use inherited::{is_ignored, set_defaults};
 pub use job::POLL;
 pub use limits::{Limits, may_limit};
-pub use nodes::{MeetError, NodePlace, Nodes};
+pub use nodes::{JoinSecret, MeetError, NodePlace, Nodes, SecretError};
 pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
 
@@ -35,7 +36,7 @@ use crate::watch::{Peaks, WatchSpec};
 use cache::PolicyKind;
 use rustix::process::Signal;
 use spec::contract::cache::CacheStats;
-use spec::contract::{Ended, Progress, RecordGap, Summary, exit};
+use spec::contract::{self, Ended, Progress, RecordGap, Summary, exit};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -197,7 +198,11 @@ pub fn run_with_restarts(
     let mut gaps = Vec::new();
     let mut last: Option<Outcome> = None;
     loop {
-        let spec = spec(restarts, last.as_ref())?;
+        let mut spec = spec(restarts, last.as_ref())?;
+        for rank in spec.ranks.iter_mut().filter(|rank| !rank.env.is_empty()) {
+            rank.env.push((contract::env::ELASTIC_RESTART_COUNT.to_owned(), restarts.to_string()));
+            rank.env.push((contract::env::ELASTIC_MAX_RESTARTS.to_owned(), max_restarts.to_string()));
+        }
         // It may have come before there was any rank, or while the job was made ready again.
         if let Some(signal) = signals.asked_to_end() {
             return Ok(Outcome::stopped_by(signal, spec.control, last));

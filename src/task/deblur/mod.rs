@@ -17,11 +17,11 @@ pub mod model;
 mod net;
 pub mod outline;
 mod predict;
-mod tiles;
 pub mod quality;
 pub mod sample;
 #[cfg(test)]
 mod tests;
+mod tiles;
 pub mod vgg;
 
 pub use metrics::DeblurMetrics;

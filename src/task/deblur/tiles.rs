@@ -55,7 +55,10 @@ mod tests {
         for (len, side) in [(720, 256), (1280, 256), (100, 33), (9, 1)] {
             let all = starts(len, side);
             assert!(all[0] == 0 && all[all.len() - 1] + side == len, "{len} {side}: {all:?}");
-            assert!(all.windows(2).all(|two| two[1] > two[0] && two[0] + side - two[1] >= side / 4), "{len} {side}: {all:?}");
+            assert!(
+                all.windows(2).all(|two| two[1] > two[0] && two[0] + side - two[1] >= side / 4),
+                "{len} {side}: {all:?}"
+            );
         }
     }
 

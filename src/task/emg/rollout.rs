@@ -173,10 +173,10 @@ impl Trace {
                 None => own.contiguous(),
             };
             let of_head = of_pose.matmul(&self.head_weight);
-            let mut of_out = of_head.leaky_relu_backward(&self.hidden.get(step), self.head.slope, true);
+            let mut of_out = self.hidden.get(step).leaky_relu_backward(&of_head, self.head.slope, true);
             for (at, layer) in self.layers.iter().enumerate().rev() {
                 if let Some(own) = outs[at].take() {
-                    of_out = of_out + own;
+                    of_out += own;
                 }
                 let before = if step > 0 { &layer.cells[step as usize - 1].cell } else { &start };
                 let made = &layer.cells[step as usize];

@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn training_has_the_terms_of_the_loss_alone() {
         let mut all = metrics();
-        let fields = vec![
+        let fields = [
             Tensor::zeros([1, 3, 32, 32], (Kind::Uint8, Device::Cpu)),
             Tensor::zeros([0, 5], (Kind::Float, Device::Cpu)),
             Tensor::from_slice(&[0i64, 0]),

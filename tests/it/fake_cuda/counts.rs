@@ -57,15 +57,18 @@ pub fn job(name: &str, ranks: usize, sets: &[&str]) -> Job {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (config, data, own): (PathBuf, PathBuf, &[&str]) = match name {
         "net" => (
-            config("task: emg\nmodel: {decoder_type: mlp}\n"),
-            sample_data().to_owned(),
-            &["train.batch_size=8", "data.stride=100", "emg.window_size=200", "data.max_val_windows=8"],
-        ),
-        "emg" => (
             config("task: emg\n"),
             sample_data().to_owned(),
-            &["train.batch_size=64", "data.stride=20", "data.max_val_windows=8"],
+            &[
+                "train.batch_size=8",
+                "data.stride=5",
+                "emg.window_size=200",
+                "emg.model.decoder_num_layers=1",
+                "emg.model.decoder_hidden_size=16",
+                "data.max_val_windows=8",
+            ],
         ),
+        "emg" => (config("task: emg\n"), sample_data().to_owned(), &["train.batch_size=64", "data.max_val_windows=8"]),
         _ => (
             root.join("configs/baseline.yaml"),
             frames(),

@@ -81,7 +81,9 @@ impl Job {
     }
 
     pub fn set(mut self, sets: &[&str]) -> Job {
-        sets.iter().for_each(|set| drop(self.command.args(["--set", set])));
+        for set in sets {
+            self.command.args(["--set", set]);
+        }
         self
     }
 

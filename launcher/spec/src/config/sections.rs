@@ -427,13 +427,14 @@ keys! {
         keep_last: usize = 3, range = AtLeast(1.0);
         /// Draw plots at the end.
         plots: bool = true, aliases = &["plots"];
+        /// Write TensorBoard's event files into the run's folder: `tensorboard --logdir runs`.
+        tensorboard: bool = false;
         /// Validation samples that a task with pictures writes after an epoch. 0: none.
         images: usize = 2;
         /// Language of warnings and advice.
         language: Language = Language::En;
     }
     inert {
-        "log.tensorboard" => "plots/*.png and metrics.jsonl take its place";
         "log.save_dir" => ONE_RUN_FOLDER;
         "log.checkpoint_dir" => ONE_RUN_FOLDER;
         "log.log_dir" => ONE_RUN_FOLDER;

@@ -10,6 +10,7 @@ use super::cgroup::Cgroup;
 use super::child::{Child, Shared, has_ended};
 use super::limits::MemoryGroup;
 use super::orders::{Order, OrderQueue};
+use super::record::ErrorFiles;
 use super::reports::{Hearing, Reports};
 use super::unix::{Guard, Signals};
 use super::verdict::{Said, Verdict};
@@ -104,7 +105,8 @@ fn run_with(
     let mut sockets: Vec<Option<OwnedFd>> =
         spec.ranks.iter().map(|rank| cache.as_mut().and_then(|host| host.take_socket(rank.rank))).collect();
     let memfd = cache.as_ref().map(|host| &host.memfd);
-    let shared = Shared { spec, cgroups: &cgroups, comm: comm.as_ref(), cache: memfd };
+    let errors = if spec.control { None } else { ErrorFiles::make() };
+    let shared = Shared { spec, cgroups: &cgroups, comm: comm.as_ref(), cache: memfd, errors: errors.as_ref() };
     let mut children = Vec::with_capacity(spec.ranks.len());
     let mut zygote = zygote(spec, watcher, &guard, signals);
     for (rank, socket) in spec.ranks.iter().zip(&mut sockets) {
@@ -145,6 +147,9 @@ fn run_with(
     })?;
     job.children.iter_mut().for_each(|child| child.finish(watcher));
     let mut outcome = job.outcome(started.elapsed(), findings);
+    if let (Some(errors), Some(failure)) = (&errors, &mut outcome.first_failure) {
+        failure.explanation.extend(errors.read(failure.rank));
+    }
     // After the last look at the groups' counters.
     end_cgroups(&cgroups);
     drop(job);

@@ -41,7 +41,9 @@ pub fn write(source: &Path, matrix: &Matrix, copy: &Path, kinds: Kinds) -> Resul
         let odd = |what: &str| {
             content(format!("{}: {what} of value {first} or behind it is not as it was found", matrix.place))
         };
-        (bytes.clear(), whole.clear(), genes.clear());
+        bytes.clear();
+        whole.clear();
+        genes.clear();
         reader.read(0, range.clone(), &mut bytes, &mut buffers)?;
         gene_kind.whole(&bytes, &mut whole);
         let inside = |gene: &i64| (0..matrix.genes as i64).contains(gene);
@@ -52,7 +54,9 @@ pub fn write(source: &Path, matrix: &Matrix, copy: &Path, kinds: Kinds) -> Resul
             Number::U16 => genes.extend(whole.iter().flat_map(|gene| (*gene as u16).to_ne_bytes())),
             _ => genes.extend(whole.iter().flat_map(|gene| (*gene as u32).to_ne_bytes())),
         }
-        (bytes.clear(), wide.clear(), values.clear());
+        bytes.clear();
+        wide.clear();
+        values.clear();
         reader.read(1, range, &mut bytes, &mut buffers)?;
         if kinds.value == value_kind {
             std::mem::swap(&mut values, &mut bytes);

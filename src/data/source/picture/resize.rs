@@ -43,8 +43,9 @@ pub fn resize(source: &[u8], from: ImageSize, to: ImageSize, out: &mut Vec<u8>) 
         }
         let [upper, lower] = tap.weights;
         for ((out, a), b) in out.iter_mut().zip(&kept[0].1).zip(&kept[1].1) {
-            let mixed = ((upper * (a >> 4)) >> 16) + ((lower * (b >> 4)) >> 16) + 2;
-            *out = (mixed >> 2).clamp(0, 255) as u8;
+            // Of 19 bits times 11, sums never overflow; checked arithmetic would keep loops from running in vectors.
+            let part = |weight: i32, row: &i32| weight.wrapping_mul(row >> 4) >> 16;
+            *out = (part(upper, a).wrapping_add(part(lower, b)).wrapping_add(2) >> 2) as u8;
         }
     }
 }
@@ -52,10 +53,11 @@ pub fn resize(source: &[u8], from: ImageSize, to: ImageSize, out: &mut Vec<u8>) 
 /// Output columns of one row, 11 bits more.
 fn widen(row: &[u8], columns: &[Tap], out: &mut [i32]) {
     for (tap, out) in columns.iter().zip(out.chunks_exact_mut(3)) {
-        let (a, b) = (&row[3 * tap.at..3 * tap.at + 3], &row[3 * tap.next..3 * tap.next + 3]);
+        let pixel = |at: usize| row.get(3 * at..).and_then(|pixels| pixels.first_chunk::<3>());
+        let (Some(a), Some(b)) = (pixel(tap.at), pixel(tap.next)) else { continue };
         let [left, right] = tap.weights;
         for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
-            *out = i32::from(*a) * left + i32::from(*b) * right;
+            *out = i32::from(*a).wrapping_mul(left).wrapping_add(i32::from(*b).wrapping_mul(right));
         }
     }
 }

@@ -17,7 +17,8 @@ fn write(name: &str, encode: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, s
 fn png_of(color: png::ColorType, depth: png::BitDepth, data: &[u8], palette: Option<Vec<u8>>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, 3, 2);
-    (encoder.set_color(color), encoder.set_depth(depth));
+    encoder.set_color(color);
+    encoder.set_depth(depth);
     if let Some(palette) = palette {
         encoder.set_palette(palette);
     }

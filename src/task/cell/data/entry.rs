@@ -204,7 +204,7 @@ fn find(entry: &[u8], cells: usize, n: usize) -> Option<Written<'_>> {
 /// u16 and u8, or u16 and u16, or do not fit: [`read`] takes every form, and says what is damaged.
 pub fn copy(entry: &[u8], cells: usize, n: usize, ids: &mut [[u8; 2]], values: &mut [[u8; 2]]) -> Option<usize> {
     let Written { kind, genes, counts } = find(entry, cells, n)?;
-    let genes = (kind >> 2 == 1).then(|| genes.as_chunks::<2>().0)?;
+    let genes = (kind >> 2 == 1).then_some(genes.as_chunks::<2>().0)?;
     let (ids, values) = (ids.get_mut(..genes.len())?, values.get_mut(..genes.len())?);
     match kind & 3 {
         0 if counts.len() == genes.len() => {

@@ -414,7 +414,12 @@ fn units(known: &[Known], keys: &Keys) -> Vec<Unit> {
 
 /// True if cells are better read where they lie: in blocks, which a page cache that holds less than all of them would fill anew in
 /// every epoch, out of files that are stored as they are read. Measured: twice as fast.
-fn is_better_read(reader: &CellReader, (scans, capacity): (&[Scan], u64), keys: &Keys, notes: &mut Vec<String>) -> bool {
+fn is_better_read(
+    reader: &CellReader,
+    (scans, capacity): (&[Scan], u64),
+    keys: &Keys,
+    notes: &mut Vec<String>,
+) -> bool {
     let in_blocks = keys.data.shuffle && policy_of(&keys.data) == CacheMode::Lru;
     let is_plain = (0..scans.len()).all(|file| reader.is_plain(file));
     let bytes: u64 = scans.iter().flat_map(|scan| &scan.entries[0]).map(|bytes| u64::from(*bytes)).sum();

@@ -200,12 +200,12 @@ impl EntrySource for Store {
         let number = key as usize;
         let mut file = std::mem::take(&mut scratch.raw);
         let mut pixels = std::mem::take(&mut scratch.decoded);
-        let read = self.read_file(number, &mut file).and_then(|()| match self.content {
-            Content::Encoded => Ok(out.copy_from_slice(&file)),
-            Content::Resized => {
+        let read = self.read_file(number, &mut file).and_then(|()| {
+            if self.content == Content::Resized {
                 self.decode(number, &file, &mut pixels)?;
-                Ok(out.copy_from_slice(&pixels))
             }
+            out.copy_from_slice(if self.content == Content::Resized { &pixels } else { &file });
+            Ok(())
         });
         (scratch.raw, scratch.decoded) = (file, pixels);
         scratch.count();

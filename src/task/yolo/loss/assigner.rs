@@ -191,7 +191,7 @@ mod tests {
     fn the_best_anchors_of_a_box_get_a_score_of_its_best_overlap() {
         let (scores, boxes) = predicted([0.0, 0.0, 32.0, 32.0]);
         // A better one at anchor 6.
-        let _ = boxes.get(0).get(6).copy_(&Tensor::from_slice(&[0f32, 0.0, 32.0, 30.0]));
+        boxes.get(0).get(6).copy_(&Tensor::from_slice(&[0f32, 0.0, 32.0, 30.0]));
         let all = assign(
             &Predicted { scores: &scores, boxes: &boxes, cells: CELLS },
             &targets(&[[0.0, 0.0, 32.0, 30.0]], &[true]),

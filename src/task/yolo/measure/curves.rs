@@ -186,7 +186,7 @@ fn best_f1(classes: &[ClassCurves]) -> usize {
 
 /// Mean over a window of this share of the curve, whose ends are continued with their value.
 fn smoothed(values: &[f64], share: f64) -> Vec<f64> {
-    let half = ((values.len() as f64 * share * 2.0).round_ties_even() as usize / 2 + 1) / 2;
+    let half = ((values.len() as f64 * share * 2.0).round_ties_even() as usize / 2).div_ceil(2);
     let window = (2 * half + 1) as f64;
     let at = |place: isize| values[place.clamp(0, values.len() as isize - 1) as usize];
     let mean = |place: usize| {

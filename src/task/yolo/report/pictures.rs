@@ -102,8 +102,11 @@ impl BoxGallery {
     }
 }
 
-/// An image u8 `[3, H, W]` at about [`WIDTH`] columns: bytes `[h, w, 3]`, size, and the factor.
-fn shrunk(image: &Tensor) -> Result<(Vec<u8>, (i32, i32), f64), TchError> {
+/// Bytes `[h, w, 3]`, size, and the factor of an image made smaller.
+type Shrunk = (Vec<u8>, (i32, i32), f64);
+
+/// An image u8 `[3, H, W]` at about [`WIDTH`] columns.
+fn shrunk(image: &Tensor) -> Result<Shrunk, TchError> {
     let (_, rows, columns) = image.size3()?;
     let scale = WIDTH as f64 / columns as f64;
     let (height, width) = (((rows as f64 * scale) as i64).max(1), WIDTH);

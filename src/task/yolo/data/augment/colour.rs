@@ -1,7 +1,7 @@
 //! Colours: hue is added, saturation and brightness are multiplied.
 //!
 //! Colours pass through hue (0 to 179), saturation and value of 8 bits, as in OpenCV, whose tables the recipe changes: a change is
-//! rounded down. Loops have no branches, so that they run in vectors.
+//! rounded down. Loops have neither branches nor calls, so that they run in vectors.
 
 /// Pixels of a block that stays in the nearest cache.
 const BLOCK: usize = 256;
@@ -21,35 +21,48 @@ pub fn change(planes: &mut [u8], gains: [f64; 3]) {
     }
 }
 
+/// Adding it to a small number leaves no bits for fractions: the number is rounded, and its bits are those of a whole number.
+const MAGIC: f32 = 12_582_912.0;
+
+fn nearest(x: f32) -> f32 {
+    (x + MAGIC) - MAGIC
+}
+
+fn floor(x: f32) -> f32 {
+    let near = nearest(x);
+    near - if near > x { 1.0 } else { 0.0 }
+}
+
 fn change_block(red: &mut [u8], green: &mut [u8], blue: &mut [u8], [hue, saturation, value]: [f32; 3]) {
     for ((red, green), blue) in red.iter_mut().zip(green).zip(blue) {
         let (r, g, b) = (f32::from(*red), f32::from(*green), f32::from(*blue));
-        let most = r.max(g).max(b);
-        let least = r.min(g).min(b);
+        let most = if r > g { r } else { g };
+        let most = if most > b { most } else { b };
+        let least = if r < g { r } else { g };
+        let least = if least < b { least } else { b };
         let spread = most - least;
         let per = 30.0 / if spread > 0.0 { spread } else { 1.0 };
         // Degrees / 2, from the colour that is strongest.
-        let h = if most == r {
-            (g - b) * per
-        } else if most == g {
-            60.0 + (b - r) * per
-        } else {
-            120.0 + (r - g) * per
-        };
+        let of_green = 60.0 + (b - r) * per;
+        let of_blue = 120.0 + (r - g) * per;
+        let h = if most == g { of_green } else { of_blue };
+        let h = if most == r { (g - b) * per } else { h };
+        let h = nearest(if h < 0.0 { h + 180.0 } else { h });
+        let h = if h >= 180.0 { h - 180.0 } else { h } + hue;
         let h = if h < 0.0 { h + 180.0 } else { h };
-        let h = (h + 0.5).floor();
-        let h = if h >= 180.0 { h - 180.0 } else { h };
-        let s = (spread * 255.0 / if most > 0.0 { most } else { 1.0 } + 0.5).floor();
-        let h = h + hue;
-        let h = h - 180.0 * (h / 180.0).floor();
-        let h = h.floor();
-        let s = (s * saturation).min(255.0).floor() / 255.0;
-        let v = (most * value).min(255.0).floor();
+        let h = floor(if h >= 180.0 { h - 180.0 } else { h }) * (1.0 / 30.0);
+        let s = nearest(spread * 255.0 / if most > 0.0 { most } else { 1.0 }) * saturation;
+        let s = floor(if s < 255.0 { s } else { 255.0 }) * (1.0 / 255.0);
+        let v = most * value;
+        let v = floor(if v < 255.0 { v } else { 255.0 });
         let channel = |n: f32| {
-            let k = n + h / 30.0;
+            let k = n + h;
             let k = if k >= 6.0 { k - 6.0 } else { k };
-            let part = k.min(4.0 - k).clamp(0.0, 1.0);
-            (v - v * s * part + 0.5) as u8
+            let other = 4.0 - k;
+            let part = if k < other { k } else { other };
+            let part = if part < 1.0 { part } else { 1.0 };
+            let part = if part > 0.0 { part } else { 0.0 };
+            (v - v * s * part + MAGIC).to_bits() as u8
         };
         (*red, *green, *blue) = (channel(5.0), channel(3.0), channel(1.0));
     }

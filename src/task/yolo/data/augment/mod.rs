@@ -60,7 +60,8 @@ pub fn mix_in(out: &mut [u8], other: &[u8], share: f64) {
     let kept = (share * 256.0).round() as u16;
     let taken = 256 - kept;
     for (out, other) in out.iter_mut().zip(other) {
-        *out = ((u16::from(*out) * kept + u16::from(*other) * taken) >> 8) as u8;
+        // Shares add up to 256: no sum overflows.
+        *out = (u16::from(*out).wrapping_mul(kept).wrapping_add(u16::from(*other).wrapping_mul(taken)) >> 8) as u8;
     }
 }
 

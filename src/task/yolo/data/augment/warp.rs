@@ -27,14 +27,14 @@ pub struct Rows {
     upper: Vec<u8>,
     lower: Vec<u8>,
     mixed: Vec<u16>,
-    columns: Vec<Tap>,
+    columns: Vec<Column>,
     canvas: Vec<u8>,
 }
 
 impl Rows {
     /// Bytes of all buffers.
     pub fn bytes(&self) -> usize {
-        let of_taps = self.columns.capacity() * size_of::<Tap>();
+        let of_taps = self.columns.capacity() * size_of::<Column>();
         self.upper.capacity() + self.lower.capacity() + 2 * self.mixed.capacity() + of_taps + self.canvas.capacity()
     }
 }
@@ -53,6 +53,14 @@ impl Tap {
     }
 }
 
+/// Two neighbours in a row that make a column of the sample: the first one's place among numbers, and their weights.
+#[derive(Clone, Copy)]
+struct Column {
+    at: usize,
+    left: u32,
+    right: u32,
+}
+
 /// Fills the planes `[3, side, side]`. `back`: from the sample to the canvas of `canvas` (width, height) pixels.
 pub fn warp(layers: &[Layer], canvas: [usize; 2], back: &Matrix, side: usize, out: &mut [u8], rows: &mut Rows) {
     let straight = back[0][1] == 0.0 && back[1][0] == 0.0 && back[2] == [0.0, 0.0, 1.0];
@@ -65,19 +73,18 @@ pub fn warp(layers: &[Layer], canvas: [usize; 2], back: &Matrix, side: usize, ou
 
 fn straightly(layers: &[Layer], canvas: [usize; 2], back: &Matrix, side: usize, out: &mut [u8], rows: &mut Rows) {
     let Rows { upper, lower, mixed, columns, .. } = rows;
-    columns.clear();
-    columns.extend((0..side).map(|x| Tap::of(back[0][0] * x as f64 + back[0][2])));
-    let least = columns.iter().map(|tap| tap.at).min().unwrap_or(0);
-    let most = columns.iter().map(|tap| tap.at + 1).max().unwrap_or(0);
-    // Beyond one pixel outside of the canvas all is border.
+    let place = |x: usize| Tap::of(back[0][0] * x as f64 + back[0][2]);
+    // A straight line: the ends have the outermost places. Beyond one pixel outside of the canvas all is border.
+    let (one, other) = (place(0).at, place(side.saturating_sub(1)).at);
+    let (least, most) = (one.min(other), one.max(other) + 1);
     let (first, last) = (least.clamp(-1, canvas[0] as i64), most.clamp(-1, canvas[0] as i64));
-    for tap in columns.iter_mut() {
+    columns.clear();
+    columns.extend((0..side).map(|x| {
+        let tap = place(x);
         let inside = tap.at.clamp(first, last.max(first + 1) - 1);
-        *tap = Tap {
-            at: inside - first,
-            weight: if inside == tap.at { tap.weight } else { (tap.at > inside) as i32 * ONE },
-        };
-    }
+        let right = if inside == tap.at { tap.weight } else { i32::from(tap.at > inside) * ONE };
+        Column { at: 3 * (inside - first) as usize, left: (ONE - right) as u32, right: right as u32 }
+    }));
     let width = (last - first + 1).max(2) as usize;
     [&mut *upper, &mut *lower].into_iter().for_each(|row| row.resize(3 * width, 0));
     mixed.resize(3 * width, 0);
@@ -127,23 +134,28 @@ fn canvas_row(layers: &[Layer], canvas: [usize; 2], (y, first): (i64, i64), out:
     }
 }
 
+/// `a · left + b · right`, which never overflows here: sums of weights are [`ONE`], or its square. Checked arithmetic would keep
+/// loops from running in vectors.
+fn blend(a: u32, left: u32, b: u32, right: u32) -> u32 {
+    a.wrapping_mul(left).wrapping_add(b.wrapping_mul(right))
+}
+
 fn mix_rows(upper: &[u8], lower: &[u8], weight: i32, out: &mut [u16]) {
     let (high, low) = ((ONE - weight) as u16, weight as u16);
     for ((out, a), b) in out.iter_mut().zip(upper).zip(lower) {
-        *out = u16::from(*a) * high + u16::from(*b) * low;
+        *out = u16::from(*a).wrapping_mul(high).wrapping_add(u16::from(*b).wrapping_mul(low));
     }
 }
 
-fn mix_columns(mixed: &[u16], columns: &[Tap], out: [&mut [u8]; 3]) {
+fn mix_columns(mixed: &[u16], columns: &[Column], out: [&mut [u8]; 3]) {
     let [red, green, blue] = out;
-    for (((tap, red), green), blue) in columns.iter().zip(red).zip(green).zip(blue) {
-        let at = 3 * tap.at as usize;
-        let Some([r0, g0, b0, r1, g1, b1]) = mixed.get(at..at + 6).and_then(|pixels| pixels.first_chunk::<6>()) else {
+    for (((column, red), green), blue) in columns.iter().zip(red).zip(green).zip(blue) {
+        let Column { at, left, right } = *column;
+        let Some([r0, g0, b0, r1, g1, b1]) = mixed.get(at..).and_then(|pixels| pixels.first_chunk::<6>()) else {
             continue;
         };
-        let (left, right) = ((ONE - tap.weight) as u32, tap.weight as u32);
         let mix = |a: &u16, b: &u16| {
-            ((u32::from(*a) * left + u32::from(*b) * right + (1 << (2 * BITS - 1))) >> (2 * BITS)) as u8
+            (blend(u32::from(*a), left, u32::from(*b), right).wrapping_add(1 << (2 * BITS - 1)) >> (2 * BITS)) as u8
         };
         (*red, *green, *blue) = (mix(r0, r1), mix(g0, g1), mix(b0, b1));
     }
@@ -156,27 +168,53 @@ fn freely(layers: &[Layer], canvas: [usize; 2], back: &Matrix, side: usize, out:
     for (y, row) in rows.canvas.chunks_exact_mut(3 * width).enumerate() {
         canvas_row(layers, canvas, (y as i64 - 2, -2), row);
     }
+    let is_affine = back[2] == [0.0, 0.0, 1.0];
     let area = side * side;
-    let clamp = |tap: Tap, most: usize| {
-        let at = tap.at.clamp(-2, most as i64);
-        (at + 2, if at == tap.at { tap.weight } else { 0 })
-    };
-    for y in 0..side {
-        for x in 0..side {
-            let [u, v] = through(back, x as f64, y as f64);
-            let (u, v) = (if u.is_finite() { u } else { -9.0 }, if v.is_finite() { v } else { -9.0 });
-            let ((column, right), (row, below)) = (clamp(Tap::of(u), canvas[0]), clamp(Tap::of(v), canvas[1]));
-            let at = 3 * (row as usize * width + column as usize);
-            let (left, above) = ((ONE - right) as u32, (ONE - below) as u32);
-            let (right, below) = (right as u32, below as u32);
-            for plane in 0..3 {
-                let pixel = |at: usize| u32::from(rows.canvas[at + plane]);
-                let upper = pixel(at) * left + pixel(at + 3) * right;
-                let lower = pixel(at + 3 * width) * left + pixel(at + 3 * width + 3) * right;
-                out[plane * area + y * side + x] = ((upper * above + lower * below + (1 << 15)) >> 16) as u8;
-            }
+    let (red, rest) = out.split_at_mut(area);
+    let (green, blue) = rest.split_at_mut(area);
+    let planes = red.chunks_exact_mut(side).zip(green.chunks_exact_mut(side)).zip(blue.chunks_exact_mut(side));
+    for (y, ((red, green), blue)) in planes.enumerate() {
+        let line = Line { back, y: y as f64, is_affine };
+        for (x, ((red, green), blue)) in red.iter_mut().zip(green).zip(blue).enumerate() {
+            let [u, v] = line.at(x as f64);
+            let ((column, right), (row, below)) = (clamped(u, canvas[0]), clamped(v, canvas[1]));
+            let at = 3 * (row * width + column);
+            let upper = rows.canvas.get(at..).and_then(|pixels| pixels.first_chunk::<6>());
+            let lower = rows.canvas.get(at + 3 * width..).and_then(|pixels| pixels.first_chunk::<6>());
+            let (Some(upper), Some(lower)) = (upper, lower) else { continue };
+            let (left, above) = (ONE as u32 - right, ONE as u32 - below);
+            let mix = |plane: usize| {
+                let along = |pair: &[u8; 6]| blend(pair[plane].into(), left, pair[plane + 3].into(), right);
+                let mixed = blend(along(upper), above, along(lower), below);
+                (mixed.wrapping_add(1 << (2 * BITS - 1)) >> (2 * BITS)) as u8
+            };
+            (*red, *green, *blue) = (mix(0), mix(1), mix(2));
         }
     }
+}
+
+/// A row of a sample on the canvas.
+struct Line<'a> {
+    back: &'a Matrix,
+    y: f64,
+    is_affine: bool,
+}
+
+impl Line<'_> {
+    fn at(&self, x: f64) -> [f64; 2] {
+        let [a, b, _] = self.back;
+        if self.is_affine {
+            return [a[0] * x + (a[1] * self.y + a[2]), b[0] * x + (b[1] * self.y + b[2])];
+        }
+        through(self.back, x, self.y)
+    }
+}
+
+/// Place on the canvas with its border, and the weight of the next pixel. Whatever lies outside, or nowhere, is border.
+fn clamped(place: f64, most: usize) -> (usize, u32) {
+    let inside = place.max(-2.0).min(most as f64);
+    let fixed = ((inside + 2.0) * f64::from(ONE) + 0.5) as u32;
+    ((fixed >> BITS) as usize, fixed & (ONE as u32 - 1))
 }
 
 #[cfg(test)]
