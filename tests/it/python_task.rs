@@ -208,7 +208,7 @@ fn predictions_are_an_array() {
     runs.finish("a", &["--ranks", "1"]);
     let out = runs.path().join("out");
     let mut command = Command::new(launch_program());
-    command.args(["predict"]).arg(runs.path().join("runs/a")).arg("--data").arg(runs.path()).arg("--out").arg(&out);
+    command.args(["predict"]).arg(runs.path().join("runs/a")).arg("--data").arg(fixtures()).arg("--out").arg(&out);
     let ended = run(&mut command, runs.path());
     assert_eq!(ended.code, Some(0), "{ended}");
     let bytes = fs::read(out.join("predictions.npy")).unwrap();
