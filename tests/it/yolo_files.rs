@@ -70,7 +70,10 @@ fn coco_and_labelme_are_converted() {
         assert_eq!((count("labels/train"), count("labels/val"), count("images/train")), (80, 20, 80));
         assert!(fs::read_to_string(to.join("data.yaml")).unwrap().contains("2: \"triangle\""));
         let (runs, file) = (Runs::of(TINY, &to, &[]), here.path().join("batch.safetensors"));
-        let ended = run(runs.command(&["batch"]).args(["--step", "0", "--out"]).arg(&file), here.path());
+        let ended = run(
+            runs.command(&["batch"]).args(["--step", "0", "--rank", "0", "--world", "1", "--out"]).arg(&file),
+            here.path(),
+        );
         assert_eq!(ended.code, Some(0), "{ended}");
     }
     let mut again = Command::new(launch_program());
