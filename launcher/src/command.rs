@@ -19,6 +19,7 @@ mod scope;
 mod setup;
 mod smart;
 mod stages;
+mod supervised;
 mod tools;
 
 use crate::advise;

@@ -1,5 +1,6 @@
 //! The options of each verb.
 
+use super::numbers::at_least_one;
 use crate::logging::LEVELS;
 use crate::machine::colour::Colour;
 use crate::monitor::Listen;
@@ -357,8 +358,4 @@ fn split_choice(text: &str) -> Result<SplitChoice, String> {
 fn seconds(text: &str) -> Result<f64, String> {
     let positive = |seconds: &f64| seconds.is_finite() && *seconds > 0.0;
     text.parse().ok().filter(positive).ok_or_else(|| "expected a number of seconds above 0".into())
-}
-
-pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|count| *count >= 1).ok_or_else(|| "expected a whole number of 1 or more".into())
 }

@@ -1,6 +1,7 @@
 //! Options of `launch predict` and `launch evaluate`.
 
-use super::args::{at_least_one, device};
+use super::args::device;
+use super::numbers::at_least_one;
 use super::{ConfigArgs, RunArgs};
 use crate::logging::LEVELS;
 use clap::Args;

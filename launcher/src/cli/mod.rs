@@ -2,6 +2,7 @@
 
 mod args;
 mod around;
+mod numbers;
 mod infer;
 mod program;
 mod torchrun;

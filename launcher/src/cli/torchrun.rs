@@ -1,6 +1,7 @@
 //! Options and variables of torchrun, so that its command lines work here.
 
 use super::CliError;
+use super::numbers::at_least_one;
 use clap::Args;
 use spec::contract::env;
 use std::collections::BTreeSet;
@@ -66,7 +67,7 @@ fn nproc(text: &str) -> Result<Nproc, String> {
         "auto" => Ok(Nproc::Auto),
         "gpu" => Ok(Nproc::Gpu),
         "cpu" => Ok(Nproc::Cpu),
-        text => super::args::at_least_one(text)
+        text => at_least_one(text)
             .map(Nproc::Count)
             .map_err(|_| "expected a whole number of 1 or more, auto, gpu or cpu".into()),
     }
@@ -75,9 +76,9 @@ fn nproc(text: &str) -> Result<Nproc, String> {
 /// `--nnodes`: a number, or torchrun's MIN:MAX where both are the same.
 pub(super) fn nnodes(text: &str) -> Result<usize, String> {
     match text.split_once(':') {
-        Some((least, most)) if least == most => super::args::at_least_one(least),
+        Some((least, most)) if least == most => at_least_one(least),
         Some(_) => Err("the number of nodes is fixed here: give one number, or the same twice".into()),
-        None => super::args::at_least_one(text),
+        None => at_least_one(text),
     }
 }
 

@@ -2,7 +2,8 @@
 //! a folder for logs it has a run of its own ([`super::program`]).
 
 use super::early::Early;
-use super::{Error, explain, io, log_env, meeting, nodes, program, ranks, start_code};
+use super::supervised::{console_of, supervise_program};
+use super::{Error, explain, io, log_env, meeting, nodes, program, ranks};
 use crate::cli::{ProgramArgs, RunArgs};
 use crate::console::Console;
 use crate::supervise::{self, Outcome, Signals, Spec, Stream};
@@ -49,28 +50,9 @@ pub(super) fn exec(
     Ok(outcome.exit_code)
 }
 
-/// The console with the lines that `--redirects`, `--tee` and `--local-ranks-filter` leave.
-pub(super) fn console_of(with: &ProgramArgs, spec: &Spec) -> Result<Console, Error> {
-    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
-    let (with, first) = (with.clone(), spec.ranks.first().map_or(0, |rank| rank.rank));
-    Ok(console.only(move |rank, stream| with.shows(rank.saturating_sub(first) as usize, stream == Stream::Err)))
-}
-
 /// Nobody speaks of ranks: the program may start its own (torchrun, Lightning), and would take a place in the environment for that of
 /// a launcher that did so already.
 fn is_alone(run: &RunArgs) -> bool {
     let placed = run.master_addr.is_some() || run.master_port.is_some() || run.torchrun.standalone;
     run.local_ranks().is_none() && run.nnodes == 1 && !placed
-}
-
-/// Runs the program to its end, and again after failures as often as was asked for.
-pub(super) fn supervise_program(
-    run: &RunArgs,
-    spec: &Spec,
-    console: Console,
-    signals: &Signals,
-) -> Result<Outcome, Error> {
-    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console, signals);
-    console.finish();
-    outcome.map_err(|source| Error::Io { what: "cannot run the ranks".into(), code: start_code(&source), source })
 }

@@ -4,7 +4,7 @@
 //! out is the watch's: the page cache shrinks, and at the end SIGUSR1 asks the program for a checkpoint.
 
 use super::early::Early;
-use super::exec::{console_of, supervise_program};
+use super::supervised::{console_of, supervise_program};
 use super::{Error, columns, explain, figures, print, scope, shown};
 use crate::cli::{ProgramArgs, RunArgs};
 use crate::console::cache_stats;
