@@ -128,9 +128,7 @@ fn end(signal: Signal, moment: Moment) -> ! {
     let by_signal = exit::SIGNAL_BASE.saturating_add(u8::try_from(signal.as_raw()).unwrap_or(0));
     let (what, code) = match moment {
         Moment::BeforeRanks => ("stopped before the first step: no rank was started", exit::UNSTARTED),
-        Moment::BetweenStages => {
-            (BETWEEN_STAGES, exit::STOPPED)
-        }
+        Moment::BetweenStages => (BETWEEN_STAGES, exit::STOPPED),
         Moment::OfOthers => ("stopped", by_signal),
     };
     print::note(format_args!("{name}: {what}"));

@@ -101,7 +101,8 @@ pub(super) fn run(run: &RunArgs, ready: Ready, program: &Path, early: Early) -> 
     };
     listed.write(&root.path)?;
     let ends = all.iter().map(|stage| (stage.spec.name, None)).collect();
-    let mut stages = Stages { run, ready, program, early, root, earlier: Vec::new(), ends, budget_bytes: 0, stopped_by: None };
+    let mut stages =
+        Stages { run, ready, program, early, root, earlier: Vec::new(), ends, budget_bytes: 0, stopped_by: None };
     let is_wanted = |stage: &Stage| chosen.iter().any(|chosen| chosen.spec == stage.spec);
     // Stages behind the last one that is wanted do not matter.
     let behind = all.iter().rposition(is_wanted).map_or(0, |last| last + 1);
