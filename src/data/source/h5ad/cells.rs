@@ -268,8 +268,7 @@ fn is_plain(source: &Source, ids: &[i64], values: &[f64]) -> bool {
     }
     // Signs instead of comparisons, which processors take from several numbers at once: of a number, and of what it exceeds
     // the one before by, less 1.
-    let signs =
-        ids.iter().zip(ids.iter().skip(1)).fold(0, |signs, (a, b)| signs | b | b.wrapping_sub(*a).wrapping_sub(1));
+    let signs = ids.iter().zip(ids.iter().skip(1)).fold(0, |signs, (a, b)| signs | b | b.wrapping_sub(*a).wrapping_sub(1));
     let odd = values.iter().fold(0u64, |odd, value| odd | u64::from(!value.is_finite() | (*value == 0.0)));
     signs >= 0 && odd == 0
 }
