@@ -52,7 +52,7 @@ struct Comm {
   std::vector<Pending> waiting;
 };
 
-Comm* current = nullptr;  // a process has one
+Comm* current = nullptr;  // the latest: a process works with one at a time
 
 size_t width(int type) {
   static const size_t widths[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2};
@@ -153,8 +153,9 @@ FAKE_EXPORT int ncclGetVersion(int* version) {
 
 FAKE_EXPORT int ncclGetUniqueId(char* id) {
   const char* folder = getenv("FAKE_CUDA_OUT");
+  static int made = 0;
   memset(id, 0, 128);
-  snprintf(id, 128, "%s/meeting.%d", folder != nullptr ? folder : "/tmp", getpid());
+  snprintf(id, 128, "%s/meeting.%d.%d", folder != nullptr ? folder : "/tmp", getpid(), made++);
   return kSuccess;
 }
 
@@ -178,6 +179,9 @@ FAKE_EXPORT int ncclCommInitRankConfig(Comm** out, int size, Id id, int rank, co
   comm->meeting->ranks[rank].here.store(1);
   Lock hold(state().lock);
   state().inits++;
+  // Collectives are counted on from those of an earlier communicator, which has ended its work by now.
+  if (current != nullptr) comm->begun = current->begun;
+  comm->meeting->ranks[rank].begun.store(comm->begun);
   current = *out = comm;
   return comm->blocking ? kSuccess : kInProgress;
 }

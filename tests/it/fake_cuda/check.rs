@@ -25,8 +25,9 @@ fn every_check_of_a_gpu_runs_on_the_model() {
     let result: Value = serde_json::from_slice(&std::fs::read(out.join("check-gpu.json")).unwrap()).unwrap();
     assert_eq!(result["setup"]["status"], "passed");
     let checks = result["checks"].as_object().unwrap();
-    let with = |status: &'static str| -> Vec<&str> {
-        checks.iter().filter(|(_, check)| check["status"] == status).map(|(name, _)| name.as_str()).collect()
+    let with = |status: &'static str| {
+        let those = checks.iter().filter(move |(_, check)| check["status"] == status);
+        those.map(|(name, _)| name.as_str()).collect::<Vec<_>>()
     };
     assert_eq!([with("failed"), with("missed")].concat(), Vec::<&str>::new(), "{checks:#?}");
     let passed = with("passed");

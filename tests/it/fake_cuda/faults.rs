@@ -97,7 +97,7 @@ fn a_recording_that_breaks_trains_without_on_all_ranks() {
 #[test]
 fn memory_that_runs_out_is_said_and_training_continues() {
     // The allocator tries again after it has given its cache back.
-    let done = job("net", 1, &[]).fault("alloc:0:4:4").run();
+    let done = job("net", 1, &[]).fault("alloc:0:3:8").run();
     assert_eq!(done.ended.code, Some(0), "{}", done.ended);
     assert!(done.text().contains("out of memory"), "{}", done.ended);
 }
