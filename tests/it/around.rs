@@ -51,7 +51,8 @@ fn ok(words: &[&str], cwd: &Path) -> String {
 
 #[test]
 fn tensorboards_reader_finds_every_metric_also_of_a_run_that_was_resumed() {
-    let runs = Runs::new(&["log.tensorboard=true", "train.max_steps=6", "log.save_every_steps=4"]);
+    let sets = ["log.tensorboard=true", "train.max_steps=6", "log.save_every_steps=4", "watch.period=0.05"];
+    let runs = Runs::new(&sets);
     let path = runs.finish("a", &["--ranks", "2"]).path;
     let first = reader("events.py", &[path.to_str().unwrap()]);
     assert!(first["compared"].as_u64().unwrap() > 40 && first["status"] == 1, "{first}");
