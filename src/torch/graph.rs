@@ -84,7 +84,10 @@ impl Graph {
         // SAFETY: a live graph.
         api.check("begin recording", unsafe { (api.begin)(graph.raw) })?;
         // tch panics where it has no error values; recording must end in every case.
-        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // A panic within `tch::no_grad` leaves gradients off; this guard puts them back as they were.
+        let gradients = tch::no_grad_guard();
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tch::with_grad(work)));
+        drop(gradients);
         // SAFETY: as above.
         let ended = api.check("end recording", unsafe { (api.end)(graph.raw) });
         let made = made.map_err(|panic| {

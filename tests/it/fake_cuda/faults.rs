@@ -56,7 +56,7 @@ fn an_error_of_nccl_ends_the_job_with_its_words() {
 #[test]
 fn a_loss_that_is_no_number_ends_the_job_with_a_recorded_step() {
     for ranks in [1, 3] {
-        fails(ranks, &["train.cuda_graph=on"], "nonfinite:*:6", exit::NONFINITE, &["is not finite"]);
+        fails(ranks, &["train.cuda_graph=on"], "nonfinite:*:6", exit::NONFINITE, &["became not finite"]);
     }
 }
 
