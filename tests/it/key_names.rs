@@ -16,6 +16,7 @@ const NO_KEYS: &[&str] = &[
     "memory.high",
     "memory.limit_in_bytes",
     "memory.max",
+    "memory.oom.group",
     "memory.oom_control",
     "memory.pressure",
     "memory.rank",

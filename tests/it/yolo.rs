@@ -47,8 +47,10 @@ fn last_step(run: &Run) -> u64 {
 /// Six images of a step on one, two and three ranks: the same weights but for rounding.
 #[test]
 fn ranks_train_one_model() {
+    // At small rates: a large step brings anchors so near to a tie that rounding gives them to another box.
+    let small = ["train.learning_rate=1e-3", "train.warmup_epochs=0", "train.max_steps=4", "log.save_every=0"];
     let limit =
-        |ranks: usize| runs(&[&format!("train.batch_size={}", 6 / ranks), "train.max_steps=4", "log.save_every=0"]);
+        |ranks: usize| runs(&[&[format!("train.batch_size={}", 6 / ranks).as_str()], small.as_slice()].concat());
     let one = limit(1);
     let alone = one.finish("one", &["--ranks", "1"]);
     for ranks in [2, 3] {
@@ -56,14 +58,14 @@ fn ranks_train_one_model() {
         let own = many.finish("many", &["--ranks", &ranks.to_string()]);
         for (a, b) in own.losses().iter().zip(alone.losses()) {
             assert!(
-                (a / b - 1.0).abs() < 1e-3,
+                (a / b - 1.0).abs() < 1e-5,
                 "{ranks} ranks: losses {:?} against {:?}",
                 own.losses(),
                 alone.losses()
             );
         }
         let far = distance(&own.tensors(4, "model.safetensors"), &alone.tensors(4, "model.safetensors"));
-        assert!(far.norm < 1e-3, "{ranks} ranks: weights differ by {:e} in {}", far.norm, far.worst);
+        assert!(far.norm < 1e-5, "{ranks} ranks: weights differ by {:e} in {}", far.norm, far.worst);
     }
 }
 

@@ -2,8 +2,8 @@
 
 mod args;
 mod around;
-mod numbers;
 mod infer;
+mod numbers;
 mod program;
 mod torchrun;
 

@@ -423,7 +423,9 @@ fn visit(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
         }
         // Whoever listens there cannot prove that it is node 0.
         (Some(_), Ok(Word::Welcome)) => {
-            return Err(place.failed("node 0 was started without a join secret, this node with one: give both the same"));
+            return Err(
+                place.failed("node 0 was started without a join secret, this node with one: give both the same")
+            );
         }
         (None, Ok(Word::Challenge { .. })) => {
             return Err(place.failed(
