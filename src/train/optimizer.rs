@@ -6,7 +6,7 @@
 //! Where ranks divide the state among themselves ([`Ddp::own_range`]), each keeps and updates its slice, and the updated
 //! parameters are shared afterwards. The arithmetic of an element does not depend on who does it.
 
-use super::ddp::{Ddp, DdpError, Layout};
+use super::ddp::{Ddp, DdpError, Layout, Slot};
 use crate::torch::{self, AdamState, AdamStep, SgdStep, device};
 use tch::{Kind, Tensor};
 
@@ -209,9 +209,13 @@ impl Optimizer {
         all.map(|((rule, part), numbers)| (rule, part, numbers)).filter(|(_, part, _)| !part.params.is_empty())
     }
 
-    /// Bytes of the state that this rank keeps.
-    pub fn kept_bytes(&self) -> u64 {
-        self.kept.iter().map(|kept| (kept.numel() * size_of::<f32>()) as u64).sum()
+    /// Bytes of the state that this rank keeps. Gaps between parameters, below 64 bytes each, are not counted, as those of
+    /// weights and gradients are not.
+    pub fn kept_bytes(&self, ddp: &Ddp) -> u64 {
+        let (start, len) = ddp.own_range();
+        let inside = |slot: &Slot| (slot.offset + slot.len()).min(start + len).saturating_sub(slot.offset.max(start));
+        let elements: usize = self.layout.slots().iter().map(inside).sum();
+        (self.kept.len() * elements * size_of::<f32>()) as u64
     }
 
     /// Steps taken so far.

@@ -168,7 +168,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         let mut buffers = Buffers::new("buffers", named, config.ddp.buffers, Arc::clone(&fit.collective))?;
         let together = (config.ddp.buffers, &fit.collective);
         let mut averages = Averages::new(train, &fit.params, buffers.named(), together)?;
-        let held = hold_model(&fit, optimizer.kept_bytes(), &averages);
+        let held = hold_model(&fit, optimizer.kept_bytes(&ddp), &averages);
         // Scanning files and drawing weights left free pieces behind: memory of a step does not lie where they do.
         torch::release_caches();
         let mut state = LoopState {
