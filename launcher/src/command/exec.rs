@@ -3,12 +3,10 @@
 
 use super::early::Early;
 use super::supervised::{console_of, supervise_program};
-use super::{Error, explain, io, log_env, meeting, nodes, program, ranks};
+use super::{Error, explain, log_env, meeting, nodes, program, ranks};
 use crate::cli::{ProgramArgs, RunArgs};
-use crate::console::Console;
-use crate::supervise::{self, Outcome, Signals, Spec, Stream};
+use crate::supervise::Spec;
 use crate::watch::WatchSpec;
-use spec::contract::exit;
 use std::ffi::OsString;
 use std::time::Duration;
 
