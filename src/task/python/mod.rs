@@ -24,7 +24,7 @@ use crate::data::{DataError, Dataset};
 use lane::Lanes;
 use layout::Layout;
 use model::{Measures, PythonModel};
-use samples::{Samples, Source};
+use samples::{Samples, Source, Sources};
 use spec::config::Config;
 use spec::contract::{CacheMode, DataSizes};
 use spec::task::python::PythonConfig;
@@ -52,7 +52,7 @@ impl Opened {
         let facts = host.facts()?;
         let python: PythonConfig = config.section();
         let lanes = Lanes::new(host, python.workers);
-        let (mut sets, mut base, mut structure) = (Vec::new(), 0, None);
+        let (mut sources, mut base, mut structure) = (Vec::new(), 0, None);
         for (number, (name, len)) in facts.splits.iter().enumerate() {
             if *len == 0 {
                 return Err(DataError::User(format!("data set {name} is empty: expected at least one sample")));
@@ -72,14 +72,16 @@ impl Opened {
                 _ => 0,
             };
             let used = if most == 0 { *len } else { most.min(*len) };
-            let source = Source { lanes: lanes.clone(), split: number as u64, base, len: used, layout };
-            let cache = team.cache.clone();
-            let transforms = facts.transforms;
-            let mut samples = Samples::new(name.clone(), Arc::new(source), cache, transforms);
+            sources.push(Arc::new(Source { lanes: lanes.clone(), split: number as u64, base, len: used, layout }));
+            base += *len;
+        }
+        let (all, mut sets) = (Arc::new(Sources(sources)), Vec::new());
+        for ((name, _), source) in facts.splits.iter().zip(&all.0) {
+            let own = (Arc::clone(source), &all);
+            let mut samples = Samples::new(name.clone(), own, team.cache.clone(), facts.transforms);
             if name == "train" {
                 samples.order = Some(train_order(&samples, &config.data, config.seed)?);
             }
-            base += *len;
             sets.push((name.clone(), Arc::new(samples)));
         }
         Ok(Self { host, facts, sets })

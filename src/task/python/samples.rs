@@ -59,13 +59,26 @@ impl Source {
     }
 }
 
-impl EntrySource for Source {
-    fn entry_bytes(&self, _: u64) -> u64 {
-        self.layout.stored_bytes() as u64
+/// All data sets of a user, in the order of their keys. An entry that was granted ahead of need is filled by the loader that has
+/// time, which may be another data set's.
+pub struct Sources(pub Vec<Arc<Source>>);
+
+impl Sources {
+    fn of(&self, key: u64) -> Option<&Source> {
+        self.0.iter().map(Arc::as_ref).find(|source| (source.base..source.base + source.len).contains(&key))
+    }
+}
+
+impl EntrySource for Sources {
+    fn entry_bytes(&self, key: u64) -> u64 {
+        self.of(key).map_or(0, |source| source.layout.stored_bytes() as u64)
     }
 
     fn fill_entry(&self, key: u64, out: &mut [u8], _: &mut Scratch) -> Result<(), DataError> {
-        self.decode(key - self.base, out)
+        let count = self.0.iter().map(|source| source.len).sum();
+        let missing = DataError::OutOfRange { what: "entry", index: key, place: "the data sets", count };
+        let source = self.of(key).ok_or(missing)?;
+        source.decode(key - source.base, out)
     }
 }
 
@@ -74,16 +87,22 @@ pub struct Samples {
     name: String,
     pub source: Arc<Source>,
     /// `None`: there is no page cache, or samples differ from reading to reading.
-    cached: Option<CachedEntries<Source>>,
+    cached: Option<CachedEntries<Sources>>,
     transforms: bool,
     /// Order in which samples are read in every epoch, where it is known.
     pub order: Option<Order>,
 }
 
 impl Samples {
-    pub fn new(name: String, source: Arc<Source>, cache: Option<Arc<CacheClient>>, transforms: bool) -> Self {
+    /// `all` has `source` among its data sets.
+    pub fn new(
+        name: String,
+        (source, all): (Arc<Source>, &Arc<Sources>),
+        cache: Option<Arc<CacheClient>>,
+        transforms: bool,
+    ) -> Self {
         let cache = cache.filter(|_| !source.layout.is_random);
-        let cached = cache.map(|cache| CachedEntries::new(Arc::clone(&source), cache));
+        let cached = cache.map(|cache| CachedEntries::new(Arc::clone(all), cache));
         Self { name, source, cached, transforms, order: None }
     }
 
