@@ -33,15 +33,17 @@ impl Follower {
     /// The file cannot be made.
     pub fn start(folder: &Path, out: &Path, params: Params, resumed: Option<u64>, live: bool) -> io::Result<Self> {
         let file = EventFile::create(out, &hostname())?;
+        // The watch of a run that begins has a record before this one starts.
+        let continues = live && resumed.is_some();
         let tail = |name: &str| {
             let path = folder.join(name);
-            if live { Tail::at_end(&path) } else { Tail::new(&path) }
+            if continues { Tail::at_end(&path) } else { Tail::new(&path) }
         };
         let mut follower = Self {
             metrics: Tail::new(&folder.join("metrics.jsonl")),
             node: tail("memory.node.jsonl"),
             memory: BTreeMap::new(),
-            from_end: live,
+            from_end: continues,
             images: BTreeSet::new(),
             base: resumed.unwrap_or(0),
             last_step: None,
@@ -49,7 +51,7 @@ impl Follower {
             file,
             params,
         };
-        if live {
+        if continues {
             // Ranks that are known from an earlier start; further ones begin with this one.
             follower.find_ranks();
             follower.images = follower.pictures().into_keys().filter(|step| *step <= follower.base).collect();
