@@ -76,6 +76,8 @@ impl Job {
             .env("OMP_WAIT_POLICY", "passive")
             // Sizes that were measured on the model are not this machine's.
             .env("XDG_CACHE_HOME", built.join("cache"))
+            // Stacks are for whoever asks.
+            .env_remove("RUST_BACKTRACE")
             .env_remove("CUDA_VISIBLE_DEVICES");
         Job { folder, command }
     }
