@@ -24,7 +24,7 @@ fn fixtures() -> PathBuf {
     root().join("tests/fixtures/python_task")
 }
 
-/// An interpreter with PyTorch: that of the benches, or one made for the tests around the libtorch of the build.
+/// An interpreter with PyTorch: that of the set-up or of the benches, or one made for the tests around the libtorch of the build.
 fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
@@ -36,8 +36,11 @@ fn python() -> &'static Path {
         };
         let venv = rank_program().with_file_name("python-torch");
         let own = venv.join("bin/python");
-        if let Some(known) =
-            [root().join(".bench-venv/bin/python"), own.clone()].into_iter().find(|path| has_torch(path))
+        if let Some(known) = [".venv/bin/python", ".bench-venv/bin/python"]
+            .map(|path| root().join(path))
+            .into_iter()
+            .chain([own.clone()])
+            .find(|path| has_torch(path))
         {
             return known;
         }
