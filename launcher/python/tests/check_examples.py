@@ -1,19 +1,19 @@
 """The examples as whole programs, each where the packages are installed that it wants."""
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 import tempfile
 
+import helpers
 from helpers import HERE
 
 EXAMPLES = os.path.join(HERE, "..", "examples")
 
 
 def has(*names):
-    return all(importlib.util.find_spec(name) is not None for name in names)
+    return all(map(helpers.has, names))
 
 
 def output(*words):
