@@ -19,6 +19,8 @@
 //! | [`own_loop`] | memory helpers for a training loop that a user writes: lines, reports, clean-up, a guard | training |
 //! | [`rank`] | wiring and the exit code | algorithms |
 //!
+//! Package `headroom-rank` (`src/python`) is this library as an extension of the user's Python, for `task python`.
+//!
 //! Architecture invariant: two places here spawn a process: `data::source::hdf5::probe`, which opens files of others
 //! ahead in one, and `rank`, which lets `launch` draw the figures of a run that another launcher started; `hdf5` is imported by `data::source` alone; batches are a
 //! pure function of (seed, epoch, step, rank, world size), whatever the number of threads.

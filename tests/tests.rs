@@ -2,6 +2,8 @@
 
 #[path = "it/architecture.rs"]
 mod architecture;
+#[path = "it/around.rs"]
+mod around;
 #[path = "it/batch.rs"]
 mod batch;
 #[path = "it/cache.rs"]
@@ -10,6 +12,8 @@ mod cache;
 mod cell;
 #[path = "it/cell_files.rs"]
 mod cell_files;
+#[path = "it/cell_stages.rs"]
+mod cell_stages;
 #[path = "it/circles.rs"]
 mod circles;
 #[path = "it/deblur.rs"]
@@ -20,6 +24,8 @@ mod device;
 mod equal;
 #[path = "it/exits.rs"]
 mod exits;
+#[path = "it/fake_cuda/mod.rs"]
+mod fake_cuda;
 #[path = "it/golden.rs"]
 mod golden;
 #[path = "it/host.rs"]
@@ -52,6 +58,12 @@ mod policies;
 mod predict;
 #[path = "it/pressure.rs"]
 mod pressure;
+#[path = "it/program.rs"]
+mod program;
+#[path = "it/python.rs"]
+mod python;
+#[path = "it/python_task.rs"]
+mod python_task;
 #[path = "it/readme.rs"]
 mod readme;
 #[path = "it/relief.rs"]
@@ -62,6 +74,8 @@ mod resume;
 mod resume_split;
 #[path = "it/sandbox.rs"]
 mod sandbox;
+#[path = "it/shard.rs"]
+mod shard;
 #[path = "benches/simulate.rs"]
 mod simulate;
 #[path = "it/stops.rs"]
@@ -78,3 +92,7 @@ mod tasks;
 mod tools;
 #[path = "it/watch.rs"]
 mod watch;
+#[path = "it/yolo.rs"]
+mod yolo;
+#[path = "it/yolo_files.rs"]
+mod yolo_files;

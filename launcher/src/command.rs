@@ -1,23 +1,29 @@
 //! The verbs of `launch`: the other rooms joined. Errors are printed here, once.
 
+mod around;
 mod bench;
 mod close;
+mod data;
 mod early;
 mod exec;
 mod figures;
 mod help;
 mod helper;
 mod infer;
+mod interpreter;
 mod measure;
 mod nodes;
 mod print;
+mod program;
+mod scope;
 mod setup;
 mod smart;
 mod stages;
+mod supervised;
 mod tools;
 
 use crate::advise;
-use crate::cli::{self, BatchArgs, CliError, Command, PlanArgs, RunArgs, SampleDataArgs};
+use crate::cli::{self, CliError, Command, PlanArgs, RunArgs, SampleDataArgs};
 use crate::console::{self, Console};
 use crate::logging;
 use crate::machine::ProcessLimits;
@@ -25,18 +31,21 @@ use crate::machine::{self, dataset_facts};
 use crate::plots::PlotError;
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError, RunLock};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Signals, Spec, Watcher};
+use crate::track;
 use crate::watch::{self, Before, WatchSpec};
+use around::live::{Live, Tracked};
+use around::requeue::Requeue;
 use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
 use close::{close, explain};
 use early::{Early, Moment, Undo};
+use interpreter::Started;
 use setup::Setup;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};
 use spec::contract::{LineId, Machine, env, exit};
 use spec::job::{PassKind, Work};
 use spec::plan::{self, CUDA_TRAINS, Plan, PlanError, Request};
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -55,6 +64,8 @@ enum Error {
     Log(#[from] advise::LogError),
     #[error(transparent)]
     Plot(#[from] PlotError),
+    #[error(transparent)]
+    Export(#[from] track::ExportError),
     #[error("{0}")]
     Data(String),
     /// `rank describe` could not build the model.
@@ -64,6 +75,8 @@ enum Error {
     Target(String),
     #[error(transparent)]
     Meet(#[from] MeetError),
+    #[error(transparent)]
+    Secret(#[from] supervise::SecretError),
     #[error("{0}")]
     Disagree(String),
     #[error("node {node} cannot take part: {problem}")]
@@ -77,11 +90,11 @@ enum Error {
 impl Error {
     fn exit_code(&self) -> u8 {
         match self {
-            Error::Cli(_) | Error::Config(_) | Error::Target(_) | Error::Disagree(_) => exit::USAGE,
+            Error::Cli(_) | Error::Config(_) | Error::Target(_) | Error::Disagree(_) | Error::Secret(_) => exit::USAGE,
             Error::Plan(error) => plan_exit_code(error),
             Error::Limit(_) => exit::PLAN,
             Error::RunDir(error) => error.exit_code(),
-            Error::Data(_) | Error::Log(_) => exit::DATA,
+            Error::Data(_) | Error::Log(_) | Error::Export(_) => exit::DATA,
             Error::Meet(_) | Error::Node { .. } => exit::COMM,
             Error::Plot(PlotError::Draw { .. }) => exit::INTERNAL,
             Error::Plot(_) => exit::DATA,
@@ -95,6 +108,7 @@ fn plan_exit_code(error: &PlanError) -> u8 {
     match error {
         PlanError::Device { .. } => exit::DEVICE,
         PlanError::DoesNotFit { .. }
+        | PlanError::Program { .. }
         | PlanError::CacheTooLarge { .. }
         | PlanError::Budget(_)
         | PlanError::Overflow { .. } => exit::PLAN,
@@ -111,23 +125,9 @@ fn io(what: impl Into<String>, code: u8) -> impl FnOnce(std::io::Error) -> Error
 pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     let inherited = supervise::set_defaults();
     let result = Command::parse(line).map_err(Error::from).and_then(|command| show_logs(&command).map(|()| command));
-    let result = result.and_then(|command| match command {
-        Command::Train(run) if run.dry_run => show_plan(&run, None),
-        Command::Plan(args) => plan_verb(&args),
-        Command::Train(run) if run.smart => smart::smart(&run, early(Moment::BeforeRanks, &inherited)?),
-        Command::Train(run) => train(&run, early(Moment::BeforeRanks, &inherited)?),
-        Command::Predict(args) => infer::predict(&args, early(Moment::BeforeRanks, &inherited)?),
-        Command::Evaluate(args) => infer::evaluate(&args, early(Moment::BeforeRanks, &inherited)?),
-        Command::Exec { run, program, args } => exec::exec(&run, program, args, early(Moment::OfOthers, &inherited)?),
-        Command::SampleData(args) => sample_data(&args),
-        Command::Batch(args) => batch(&args),
-        Command::Recommend(args) => tools::recommend(&args),
-        Command::Doctor(args) => tools::doctor(&args),
-        Command::Analyze(args) => tools::analyze(&args),
-        Command::Monitor(args) => tools::monitor_memory(&args),
-        Command::Plot(args) => figures::plot(&args),
-        Command::BenchMemory(args) => bench::bench_memory(&args),
-        Command::Help(args) => help::help(&args),
+    let result = result.and_then(settled).and_then(|mut command| {
+        let requeue = Requeue::of(&mut command)?;
+        Ok(requeue.after(done(command, &inherited)?))
     });
     match result {
         Ok(code) => code,
@@ -141,6 +141,43 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
             code
         }
     }
+}
+
+/// Does what the command line asks for.
+fn done(command: Command, inherited: &[String]) -> Result<u8, Error> {
+    match command {
+        Command::Train(run) if run.dry_run => show_plan(&run, None, false),
+        Command::Plan(args) => plan_verb(&args),
+        Command::Train(run) if run.smart => smart::smart(&run, early(Moment::BeforeRanks, inherited)?),
+        Command::Train(run) => train(&run, early(Moment::BeforeRanks, inherited)?),
+        Command::Predict(args) => infer::predict(&args, early(Moment::BeforeRanks, inherited)?),
+        Command::Evaluate(args) => infer::evaluate(&args, early(Moment::BeforeRanks, inherited)?),
+        Command::Exec { run, with, program, args } => {
+            exec::exec(&run, &with, program, args, early(Moment::OfOthers, inherited)?)
+        }
+        Command::PlanExec { run, with, program, args } => program::show(&run, &with, &program, &args),
+        Command::SampleData(args) => data::by_rank(&args.words()),
+        Command::Convert(args) => data::by_rank(&args.words()),
+        Command::Batch(args) => data::batch(&args),
+        Command::Recommend(args) => tools::recommend(&args),
+        Command::Doctor(args) => tools::doctor(&args),
+        Command::Analyze(args) => tools::analyze(&args),
+        Command::Monitor(args) => tools::monitor_memory(&args),
+        Command::Plot(args) => figures::plot(&args),
+        Command::BenchMemory(args) => bench::bench_memory(&args),
+        Command::Help(args) => help::help(&args),
+        Command::Around(verb) => around::around(&verb),
+    }
+}
+
+/// Ranks as the command line counts them: one per GPU or core.
+fn settled(mut command: Command) -> Result<Command, Error> {
+    let machine = || {
+        let machine = machine::probe();
+        (machine.gpus.len(), machine.cores)
+    };
+    command.settle(machine)?;
+    Ok(command)
 }
 
 /// Log lines go to the console of a job that runs, else to standard error.
@@ -211,7 +248,11 @@ fn prepare_for(
     for note in &prepared.notes {
         print::note(note);
     }
-    let cli::Prepared { config, stages, .. } = prepared;
+    let cli::Prepared { mut config, stages, .. } = prepared;
+    // What is missing or impossible is the plan's to say.
+    if let (Some(task), Ok(share)) = (spec::task::find(&config.task), plan::node_share(&config, &machine, &request)) {
+        task.for_ranks(&mut config, share.asked.saturating_mul(request.nnodes));
+    }
     Ok(Ready { config, stages, machine, here, request, passes: PassKind::Train, undo: undo.clone() })
 }
 
@@ -318,10 +359,10 @@ fn plan_verb(args: &PlanArgs) -> Result<u8, Error> {
         }
     }
     let machine = args.machine.as_deref().map(measure::read_machine).transpose()?;
-    show_plan(&args.run, machine)
+    show_plan(&args.run, machine, args.json)
 }
 
-fn show_plan(run: &RunArgs, machine: Option<Machine>) -> Result<u8, Error> {
+fn show_plan(run: &RunArgs, machine: Option<Machine>, json: bool) -> Result<u8, Error> {
     let is_here = machine.is_none();
     let mut ready = prepare_for(&run.config, request(run), &Undo::default(), machine)?;
     let chosen = stages::chosen(run, &ready)?;
@@ -337,8 +378,22 @@ fn show_plan(run: &RunArgs, machine: Option<Machine>) -> Result<u8, Error> {
         if is_here {
             ready.check_limits(plan)?;
         }
+        if json {
+            continue;
+        }
         let heading = stage.map(|name| format!("stage {name}\n")).unwrap_or_default();
         print::out(format!("{heading}{}", text_of(plan)))?;
+    }
+    if json {
+        let by_stage: serde_json::Map<_, _> = plans
+            .iter()
+            .filter_map(|(stage, plan)| Some(((*stage)?.to_owned(), serde_json::to_value(plan).ok()?)))
+            .collect();
+        let text = match plans.first() {
+            Some((None, plan)) => serde_json::to_string_pretty(plan),
+            _ => serde_json::to_string_pretty(&by_stage),
+        };
+        print::out(text.unwrap_or_default())?;
     }
     Ok(exit::OK)
 }
@@ -434,6 +489,7 @@ fn supervise_run(
 ) -> Result<Outcome, Error> {
     let console =
         Console::start_on(print::is_result_apart()).map_err(io("cannot start the console", exit::INTERNAL))?;
+    let tracked = Tracked::of(&setup.config, folder);
     let mut made = None;
     let spec = |restarts: u32, last: Option<&Outcome>| {
         if restarts > 0 {
@@ -448,7 +504,9 @@ fn supervise_run(
             std::io::Error::other(text)
         })
     };
-    let outcome = supervise::run_with_restarts(run.max_restarts, spec, &console, signals);
+    let live = Live::start(&tracked, &console);
+    let outcome = supervise::run_with_restarts(run.max_restarts, spec, &live, signals);
+    live.finish(outcome.as_ref().ok());
     console.finish();
     outcome.map_err(|source| {
         made.unwrap_or(Error::Io { what: "cannot run the ranks".into(), code: start_code(&source), source })
@@ -479,9 +537,12 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
     let again = restarts > 0 || folder.resume.is_some();
     env.extend(torch_env(|name| std::env::var_os(name).is_some()));
     env.extend(log_env(run));
+    let started = Started::of(config, program)?;
+    env.extend(started.env);
     Ok(Spec {
-        program: program.to_path_buf(),
-        args: Vec::new(),
+        program: started.program,
+        args: started.words,
+        forks: started.forks,
         env,
         ranks: ranks(&meeting)?,
         log_dir: Some(folder.path.clone()),
@@ -528,33 +589,10 @@ fn meeting(run: &RunArgs, local_world_size: usize, node_ranks: Vec<usize>, threa
         master_addr: run.master_addr.clone(),
         master_port: run.master_port,
         threads_per_rank,
+        run_id: run.torchrun.rdzv_id.clone().or(run.name.clone()),
     }
 }
 
 fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
     supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
-}
-
-fn sample_data(args: &SampleDataArgs) -> Result<u8, Error> {
-    let error = rank_command(&args.words())?.exec();
-    Err(io("cannot start rank", exit::INTERNAL)(error))
-}
-
-fn batch(args: &BatchArgs) -> Result<u8, Error> {
-    let request = Request { ranks: Some(args.world), device: DeviceChoice::Cpu, ..Request::default() };
-    let ready = prepare(&args.config, request, &Undo::default())?;
-    ready.sample_if_missing()?;
-    let plan = ready.plan()?;
-    // Beside the runs, where the facts about unchanged files are kept; gone when the batch is written.
-    let runs_dir = std::path::absolute(&ready.config.log.runs_dir).map_err(io("log.runs_dir", exit::USAGE))?;
-    let folder = RunDir::scratch(&runs_dir)?;
-    let written = folder.write(&ready.config, &plan).map_err(Error::from).and_then(|(_, job)| {
-        let mut command = rank_command(&["batch".into(), "--job".into(), job.into_os_string()])?;
-        command.args(["--step", &args.step.to_string(), "--rank", &args.rank.to_string()]);
-        command.args(["--world", &args.world.to_string(), "--out"]).arg(&args.out);
-        command.status().map_err(io("cannot start rank", exit::INTERNAL))
-    });
-    folder.remove();
-    let status = written?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::INTERNAL))
 }

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant, SystemTime};
 pub const MOST_WAITING_BYTES: usize = 1 << 20;
 /// How long a file that is written once, such as `summary.json`, waits for room.
 pub const ROOM_LIMIT: Duration = Duration::from_secs(10);
+/// The same for a file beside a run that supervises meanwhile.
+pub const SHORT_LIMIT: Duration = Duration::from_millis(200);
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
 /// Longest line that is looked for at the end of a file, bytes.
 const LAST_LINE_BYTES: u64 = 1 << 20;

@@ -22,7 +22,9 @@
 //! | [`command`] | the verbs: wiring and exit codes | algorithms |
 //! | [`monitor`] | the live view of a run or a program | training |
 //! | [`advise`] | `analyze`, `doctor`, `recommend`: answers read from records | training |
+//! | [`page`] | the HTML page of a run, or of runs beside each other | training |
 //! | [`plots`] | figures of a run or of a monitor's log, as PNG | training |
+//! | [`track`] | a run's records in the forms of other tools: TensorBoard, MLflow, W&B, CSV | training |
 //! | [`smart`] | training in legs until targets are met | tensors |
 //!
 //! Architecture invariant: `machine` takes no decisions; `supervise` knows neither tensors nor YAML;
@@ -36,8 +38,10 @@ pub mod journal;
 pub mod logging;
 pub mod machine;
 pub mod monitor;
+pub mod page;
 pub mod plots;
 pub mod run_dir;
 pub mod smart;
 pub mod supervise;
+pub mod track;
 pub mod watch;

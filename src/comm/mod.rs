@@ -68,6 +68,28 @@ pub trait Collective: Send + Sync {
     fn wait(&self, event: &Event, name: &str) -> Result<(), CommError> {
         event.synchronize().map_err(|e| CommError::torch(name, e))
     }
+    /// Waits on the host until this thread's device stream has done all that it was given, as long as a collective `name` may
+    /// take: to be called before a value is read back that a collective brought. Nothing to wait for on a CPU.
+    ///
+    /// # Errors
+    /// As [`Collective::wait`].
+    fn catch_up(&self, name: &str) -> Result<(), CommError> {
+        let _ = name;
+        Ok(())
+    }
+    /// Brings every rank's slice of a contiguous flat tensor to all ranks, in place: slice `r` of `slice_len` elements, the
+    /// last one as long as there are elements, is rank `r`'s. Done for this thread's device stream when it returns.
+    ///
+    /// # Errors
+    /// A peer failed, or did not arrive in time.
+    fn gather_slices(&self, flat: &Tensor, slice_len: usize) -> Result<(), CommError> {
+        for rank in 0..self.world_size() {
+            let (start, end) = ((rank * slice_len).min(flat.numel()), ((rank + 1) * slice_len).min(flat.numel()));
+            let slice = flat.f_narrow(0, start as i64, (end - start) as i64);
+            self.broadcast(&slice.map_err(|e| CommError::torch("a rank's slice", e))?, rank)?;
+        }
+        Ok(())
+    }
     /// Copies `root`'s contiguous tensor (any dtype) to all ranks, in place.
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError>;
     /// Every rank's bytes (lengths may differ), in rank order.

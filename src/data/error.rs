@@ -103,12 +103,24 @@ pub enum DataError {
     Encode(#[source] Cause),
     #[error("{0}")]
     Other(String),
+    /// The user's own code failed, or gave what cannot be used; the text ends with its place.
+    #[error("{0}")]
+    User(String),
 }
 
 impl DataError {
     /// A problem of `key` in a text that names it.
     pub fn setting(key: &'static str, problem: impl Into<String>) -> Self {
         DataError::Setting { key, problem: problem.into() }
+    }
+
+    /// True if the user's own code is the cause.
+    pub fn is_of_user(&self) -> bool {
+        match self {
+            DataError::User(_) => true,
+            DataError::Sample { error, .. } | DataError::Frame { error, .. } => error.is_of_user(),
+            _ => false,
+        }
     }
 
     /// A failure to write `path`.

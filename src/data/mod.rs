@@ -6,6 +6,8 @@ pub(crate) mod cache_testing;
 pub mod entries;
 mod error;
 pub mod loader;
+mod pages;
+mod scratch;
 #[cfg(test)]
 #[allow(dead_code)]
 #[path = "../../tests/benches/simulate.rs"]
@@ -16,28 +18,34 @@ pub mod windows;
 
 pub use cache::client::Wake;
 pub use error::{Cause, DataError};
+pub use pages::Pages;
+pub use scratch::Scratch;
 
-use crate::ledger::{self, Holding, Part};
 use cache::client::Lent;
 use std::sync::Weak;
 
 /// Element type of a field in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
+    Bool,
     U8,
+    I8,
     I16,
+    F16,
+    Bf16,
     I32,
     F32,
     I64,
+    F64,
 }
 
 impl Dtype {
     pub fn bytes(self) -> usize {
         match self {
-            Dtype::U8 => 1,
-            Dtype::I16 => 2,
+            Dtype::Bool | Dtype::U8 | Dtype::I8 => 1,
+            Dtype::I16 | Dtype::F16 | Dtype::Bf16 => 2,
             Dtype::I32 | Dtype::F32 => 4,
-            Dtype::I64 => 8,
+            Dtype::I64 | Dtype::F64 => 8,
         }
     }
 }
@@ -187,37 +195,5 @@ pub trait Dataset: Send + Sync {
     /// Runs of samples that share stored bytes, for orders that use such a run while it is decoded. `None`: no such runs.
     fn pages(&self) -> Option<Pages> {
         None
-    }
-}
-
-/// Where runs of samples begin, each list ascending from 0.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pages {
-    /// First sample of every page: samples that one read serves, such as the windows of one chunk.
-    pub pages: Vec<u64>,
-    /// First sample of every sequence: samples that belong together, such as the windows of one recording.
-    pub sequences: Vec<u64>,
-}
-
-/// Buffers that a loader thread keeps between samples, so that reading allocates nothing in the steady state.
-#[derive(Default)]
-pub struct Scratch {
-    pub raw: Vec<u8>,
-    pub decoded: Vec<u8>,
-    /// Whatever else a data set wants to keep per thread.
-    pub extra: Option<Box<dyn std::any::Any + Send>>,
-    held: Option<Holding>,
-}
-
-impl Scratch {
-    /// Reports the present size of the buffers to the ledger.
-    pub fn count(&mut self) {
-        self.count_with(0);
-    }
-
-    /// [`Scratch::count`] with so many bytes in [`Scratch::extra`].
-    pub fn count_with(&mut self, extra_bytes: usize) {
-        let bytes = (self.raw.capacity() + self.decoded.capacity() + extra_bytes) as u64;
-        self.held.get_or_insert_with(|| ledger::hold(Part::Scratch, 0)).set(bytes);
     }
 }

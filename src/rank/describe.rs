@@ -263,6 +263,7 @@ impl Stage<'_> {
         (found.enlarged, found.short) = (*enlarged, cut);
         if self.on == Device::Cpu {
             found.runtime_bytes = gauge.runtime_bytes();
+            found.interpreter_bytes = super::INTERPRETER_BYTES.load(std::sync::atomic::Ordering::Relaxed);
             found.library_bytes = pages::library_bytes(Path::new("/proc/self"));
         }
         Ok(seconds)

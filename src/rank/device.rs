@@ -28,11 +28,18 @@ pub fn prepare(job: &Job, place: &RankEnv) -> Result<Device, RankError> {
     device::load_cuda().map_err(RankError::Device)?;
     let index = topology.devices.get(place.local_rank).map_or(place.local_rank, |&index| index as usize);
     let count = device::device_count().map_err(TrainError::from)?;
+    let index = index_of(index, count, place.local_world_size);
     if index >= count {
         return Err(RankError::NoDevice { rank: place.rank, index, count });
     }
     device::set_device(index).map_err(TrainError::from)?;
     Ok(Device::Cuda(index))
+}
+
+/// The index of this rank's device among those that it sees. Some launchers show each rank its own device alone (SLURM's
+/// `--gpus-per-task=1`): that is number 0 for all of them.
+fn index_of(planned: usize, visible: usize, local_ranks: usize) -> usize {
+    if visible == 1 && local_ranks > 1 { 0 } else { planned }
 }
 
 /// A stream of this rank's own for as long as the guard lives: a CUDA graph cannot be recorded on the default one.
@@ -85,5 +92,18 @@ pub fn options(rank: usize) -> DeviceOptions {
         always: named(ON_DEVICE).is_some_and(|value| value == "1"),
         overflow_at: at(OVERFLOW),
         short_at: at(SHORT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_that_sees_its_own_device_alone_takes_it() {
+        assert_eq!(
+            [(0, 1, 4), (3, 1, 4), (3, 4, 4), (0, 1, 1), (5, 4, 8)].map(|(p, v, l)| index_of(p, v, l)),
+            [0, 0, 3, 0, 5]
+        );
     }
 }

@@ -99,7 +99,7 @@ impl RankError {
             | RankError::Device(_)
             | RankError::NoDevice { .. }
             | RankError::Nodes { .. } => exit::USAGE,
-            RankError::Data(_) => exit::DATA,
+            RankError::Data(error) => data_code(error),
             RankError::Comm(error) => comm_code(error),
             RankError::Train(error) => train_code(error),
             RankError::NoRoom(_) => exit::PLAN,
@@ -123,15 +123,24 @@ pub fn train_code_of(error: &TrainError, own: usize) -> u8 {
 fn train_code(error: &TrainError) -> u8 {
     match error {
         TrainError::Config(_) => exit::USAGE,
-        TrainError::Data(_) => exit::DATA,
+        TrainError::Data(error) => data_code(error),
         TrainError::Comm(error) => comm_code(error),
         TrainError::Checkpoint(_) => exit::CHECKPOINT,
         TrainError::NonFinite { .. } => exit::NONFINITE,
         TrainError::OutOfMemory { .. }
         | TrainError::OutOfMemoryTogether { .. }
         | TrainError::PassOutOfMemory { .. } => exit::PLAN,
-        TrainError::Torch(_) | TrainError::Ddp(_) | TrainError::Groups(_) | TrainError::Share { .. } => exit::INTERNAL,
+        TrainError::Torch(TorchError::User { .. }) => exit::USER,
+        TrainError::Torch(_)
+        | TrainError::Ddp(_)
+        | TrainError::Groups(_)
+        | TrainError::Share { .. }
+        | TrainError::Divisor { .. } => exit::INTERNAL,
     }
+}
+
+fn data_code(error: &DataError) -> u8 {
+    if error.is_of_user() { exit::USER } else { exit::DATA }
 }
 
 fn comm_code(error: &CommError) -> u8 {

@@ -187,6 +187,9 @@ impl Inference<'_> {
                 Evaluated::OutOfMemory { message } => batch = self.smaller(batch, message)?,
             }
         };
+        if env.rank == 0 && values.is_some() {
+            crate::train::Observer::files(&mut observer, metrics.files());
+        }
         end_records(observer);
         let Some(values) = values else {
             if env.rank == 0 {

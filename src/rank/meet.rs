@@ -65,10 +65,29 @@ pub fn on_devices(
     };
     let bytes = id.len();
     let id = UniqueId::try_from(id).map_err(|_| CommError::NcclId { bytes })?;
-    let wire = match job.config.ddp.wire {
+    let place = Member { rank: place.rank, world_size: place.world_size, device: index };
+    Ok((NcclCollective::new(nccl, id, place, wire(job), timeout)?, links))
+}
+
+fn wire(job: &Job) -> Wire {
+    match job.config.ddp.wire {
         config::Wire::F32 => Wire::F32,
         config::Wire::Bf16 => Wire::Bf16,
-    };
-    let place = Member { rank: place.rank, world_size: place.world_size, device: index };
-    Ok((NcclCollective::new(nccl, id, place, wire, timeout)?, links))
+    }
+}
+
+/// `1`: a world of one uses NCCL too. A test of the way through NCCL on a machine with one GPU sets it.
+const ALONE: &str = "HEADROOM_TEST_NCCL";
+
+pub fn wants_nccl() -> bool {
+    std::env::var(ALONE).is_ok_and(|value| value == "1")
+}
+
+/// A communicator of this rank alone.
+pub fn alone(job: &Job, index: usize, timeout: Duration, reporter: &Reporter) -> Result<NcclCollective, RankError> {
+    let nccl = Nccl::load(std::env::var_os(NCCL).map(Into::into)).map_err(CommError::from)?;
+    reporter.line(format!("NCCL {} ({}), in a world of one", nccl.version(), nccl.origin()));
+    let id = nccl.unique_id().map_err(CommError::from)?;
+    let place = Member { rank: 0, world_size: 1, device: index };
+    Ok(NcclCollective::new(nccl, id, place, wire(job), timeout)?)
 }

@@ -8,6 +8,7 @@ mod infer;
 mod log;
 mod meet;
 mod node_cache;
+mod numa;
 mod observer;
 mod registrar;
 mod start;
@@ -17,12 +18,15 @@ mod train;
 pub use error::RankError;
 
 use crate::data::source::hdf5::probe;
-use crate::task::SampleRequest;
+use crate::report::memory::MemorySnapshot;
+use crate::task::{ConvertRequest, SampleRequest};
 use crate::torch::is_out_of_memory;
 use clap::{Parser, Subcommand};
 use spec::contract::{VERSION, env};
 use spec::job::Job;
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// One rank of a Headroom job. Without a verb it trains what the launcher's environment names.
@@ -37,6 +41,8 @@ struct Args {
 enum Verb {
     /// Write sample data in a task's true format.
     SampleData(SampleRequest),
+    /// Write a data set anew in a task's usual format.
+    Convert(ConvertRequest),
     /// Open files on behalf of a rank that scans them.
     #[command(name = probe::VERB, hide = true)]
     OpenAhead,
@@ -51,10 +57,31 @@ enum Verb {
 pub fn main() -> u8 {
     let inherited = launcher::supervise::set_defaults();
     let args = Args::parse();
-    std::panic::set_hook(Box::new(keep_panic));
     if let Ok(program) = std::env::current_exe() {
         probe::open_ahead_by(program);
     }
+    run(args, inherited)
+}
+
+/// The same within another program, which gives the words of the command line: `task python` runs in the user's interpreter.
+pub fn embedded(words: Vec<OsString>) -> u8 {
+    let own = MemorySnapshot::take().map_or(0, |now| now.anon_bytes);
+    INTERPRETER_BYTES.store(own, Ordering::Relaxed);
+    let inherited = launcher::supervise::set_defaults();
+    match Args::try_parse_from(std::iter::once(OsString::from("rank")).chain(words)) {
+        Ok(args) => run(args, inherited),
+        Err(error) => {
+            eprintln!("{error}");
+            spec::contract::exit::USAGE
+        }
+    }
+}
+
+/// Own memory of the user's interpreter before it was a rank; 0: there is none.
+static INTERPRETER_BYTES: AtomicU64 = AtomicU64::new(0);
+
+fn run(args: Args, inherited: Vec<String>) -> u8 {
+    std::panic::set_hook(Box::new(keep_panic));
     if let Err(error) = log::install() {
         eprintln!("rank: error: {error}");
         return error.exit_code();
@@ -67,6 +94,7 @@ pub fn main() -> u8 {
     }
     let result = std::panic::catch_unwind(|| match &verb {
         Verb::SampleData(request) => sample_data(request),
+        Verb::Convert(request) => convert(request),
         Verb::Batch(request) => batch::write(request),
         Verb::OpenAhead => probe::serve().map_err(|e| RankError::system("opening files ahead", e)),
         Verb::Describe => describe::run(),
@@ -107,6 +135,12 @@ fn panic_text() -> String {
 
 fn sample_data(request: &SampleRequest) -> Result<(), RankError> {
     Ok(crate::task::find(&request.task).map_err(RankError::Usage)?.sample_data(request)?)
+}
+
+fn convert(request: &ConvertRequest) -> Result<(), RankError> {
+    let lines = crate::task::find(&request.task).map_err(RankError::Usage)?.convert(request)?;
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok(())
 }
 
 /// Reads the job that the launcher wrote.

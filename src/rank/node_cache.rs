@@ -227,6 +227,7 @@ mod tests {
             resume_split: None,
             work: spec::job::Work::Train,
             earlier: Vec::new(),
+            origin: None,
         }
     }
 

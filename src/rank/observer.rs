@@ -7,6 +7,7 @@ use crate::own_loop::{MemorySummary, explain};
 use crate::report::Reporter;
 use crate::report::memory::{MemorySampler, MemorySnapshot};
 use crate::report::records::RecordWriter;
+use crate::task::Journal;
 use crate::train::{Observer, TrainError};
 use cache::client::CacheClient;
 use launcher::journal;
@@ -31,6 +32,8 @@ pub struct RankObserver {
     pub phase: Phase,
     /// The node's page cache, where there is one.
     pub cache: Option<Arc<CacheClient>>,
+    /// Rank 0's, where the task keeps one.
+    pub journal: Option<Box<dyn Journal>>,
     /// Ended when training fails; absent on a CPU.
     pub on_device: Option<Arc<dyn Collective>>,
 }
@@ -116,6 +119,20 @@ impl Observer for RankObserver {
             && let Err(error) = records.write(&record)
         {
             self.reporter.line(format!("warning: metrics.jsonl: {error}"));
+        }
+        let validated = record.metrics.keys().any(|name| name.starts_with("val."));
+        if let Some(journal) = self.journal.as_mut().filter(|_| validated)
+            && let Err(problem) = journal.epoch(&record)
+        {
+            self.reporter.line(format!("warning: {problem}"));
+        }
+    }
+
+    fn files(&mut self, files: Vec<(String, Vec<u8>)>) {
+        for (name, bytes) in files {
+            if let Err(error) = write_whole(&self.run_dir, &name, &bytes) {
+                self.reporter.line(format!("warning: {name}: {error}"));
+            }
         }
     }
 

@@ -51,6 +51,7 @@ pub(super) fn observer(
         first: true,
         phase: Phase::Start,
         cache,
+        journal: None,
         on_device: start.device.is_cuda().then(|| Arc::clone(&start.collective)),
     })
 }

@@ -3,6 +3,7 @@
 use super::device;
 use super::meet;
 use super::node_cache::NodeCache;
+use super::numa;
 use super::observer::{end_device_work, tell_failure};
 use super::start::{Start, end_records, named, observer, open_records, tell_skipped};
 use super::stop::Stop;
@@ -28,10 +29,11 @@ use launcher::watch;
 use spec::contract::cache::CacheStats;
 use spec::contract::{Best, CacheSummary, Held, Relief, RunStatus, Summary, env, exit};
 use spec::job::{Job, Work};
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 use tch::{Device, Tensor, nn};
 
@@ -89,12 +91,17 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
     let job = read_job(None)?;
     let env = rendezvous::from_env(|name| std::env::var(name).ok()).map_err(RankError::Environment)?;
     // A failure of a peer may arrive before this rank has met the others.
-    let meeting: Arc<OnceLock<Arc<dyn Collective>>> = Arc::new(OnceLock::new());
+    // The thread that hears of it must not keep the collective: the last owner says goodbye to the other ranks.
+    let meeting: Arc<OnceLock<Weak<dyn Collective>>> = Arc::new(OnceLock::new());
     let controls = Arc::new(Controls::new(Arc::clone(&stop.asked)));
     let peer_failed = {
         let meeting = Arc::clone(&meeting);
         move |rank, error| match meeting.get() {
-            Some(collective) => collective.abort(CommError::PeerFailed { rank, error }),
+            Some(collective) => {
+                if let Some(collective) = collective.upgrade() {
+                    collective.abort(CommError::PeerFailed { rank, error });
+                }
+            }
             None => std::process::exit(i32::from(exit::PEER)),
         }
     };
@@ -116,7 +123,15 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
     let timeout = Duration::try_from_secs_f64(job.config.train.step_timeout).unwrap_or(Duration::MAX);
     // Before any tensor is made: libtorch asks once whether there is CUDA.
     let device = device::prepare(&job, &env).map_err(told)?;
+    if let (Device::Cuda(index), true) = (device, job.config.train.bind_numa) {
+        let bound = crate::torch::device::bus_id(index).ok().and_then(|id| numa::bind(&id));
+        bound.into_iter().for_each(|line| reporter.line(line));
+    }
     let (collective, links): (Arc<dyn Collective>, _) = match device {
+        Device::Cuda(index) if env.world_size == 1 && meet::wants_nccl() => {
+            let alone = (!has_launcher()).then(|| Links::Host(Vec::new()));
+            (Arc::new(meet::alone(&job, index, timeout, &reporter).map_err(told)?), alone)
+        }
         _ if env.world_size == 1 => {
             let alone = (!has_launcher()).then(|| Links::Host(Vec::new()));
             (Arc::new(Solo::new(device)), alone)
@@ -130,7 +145,7 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
             (Arc::new(shm), links)
         }
     };
-    let _ = meeting.set(Arc::clone(&collective));
+    let _ = meeting.set(Arc::downgrade(&collective));
     Ok(Start { job, env, device, collective, links, reporter, controls, stop, began })
 }
 
@@ -190,6 +205,8 @@ fn train(start: Start) -> Result<u8, RankError> {
     let _stream = device::own_stream(*device)?;
     let threads = job.plan.topology.threads_per_rank.clamp(1, usize::from(u16::MAX)) as u16;
     crate::torch::set_threads(threads, 1).map_err(TrainError::from)?;
+    let train = &job.config.train;
+    crate::torch::operators::set_backends(train.tf32, train.cudnn_benchmark).map_err(TrainError::from)?;
     let resume = job.resume.as_deref().filter(|_| job.work == Work::Train).map(checkpoint::load).transpose()?;
     let mut node = NodeCache::join(job, env, links.as_ref(), collective, reporter)?;
     let cache = node.as_ref().map(|node| Arc::clone(&node.client));
@@ -225,6 +242,10 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
         infer::keep_carried(&job.run_dir, &datasets)?;
     }
 
+    let mut settled = config.clone();
+    let lines = task.settle(&mut settled, &datasets, plan.batch.global_batch as u64);
+    lines.into_iter().filter(|_| env.rank == 0).for_each(|line| reporter.line(line));
+    let config = &settled;
     tch::manual_seed(config.seed as i64);
     let mut vs = nn::VarStore::new(Device::Cpu);
     let mut model = task.model(config, &datasets, &vs.root())?;
@@ -241,15 +262,16 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     let (params, buffers) = named(&vs);
     let infos: Vec<ParamInfo> =
         params.iter().map(|(name, tensor)| ParamInfo { name: name.clone(), shape: tensor.size() }).collect();
-    let groups = task.groups(config, &infos);
+    let groups = task.groups(config, &infos, plan.batch.global_batch as u64);
     let facts = facts(start, task);
     let whole: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
     let resume = match resume {
         Some(loaded) => Some(resume_from(loaded, &facts, &whole)?),
-        None => first_weights(start, &whole).map(|()| None)?,
+        None => first_weights(start, task, &whole).map(|()| None)?,
     };
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
     let mut observer = observer(start, memory, recorded_step, cache)?;
+    observer.journal = (env.rank == 0).then(|| task.journal(config, &job.run_dir)).flatten();
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = || Checkpointer::open(&checkpoints, config.log.keep_last)?.with_split(datasets.split.as_ref());
     let writer = (env.rank == 0).then(writer).transpose()?;
@@ -268,7 +290,7 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
         buffers,
         groups,
         metrics: task.metrics(config, &datasets)?,
-        gallery: (env.rank == 0).then(|| task.gallery(config)).flatten(),
+        gallery: (env.rank == 0).then(|| task.gallery(config, &datasets)).flatten(),
         facts,
         checkpoints: writer,
         checkpoint_dir: &checkpoints,
@@ -290,11 +312,34 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     Ok(if finished.status == Status::Stopped { exit::STOPPED } else { exit::OK })
 }
 
-/// `train.init_from`, where it names a file.
-fn first_weights(start: &Start, whole: &[(String, Tensor)]) -> Result<(), RankError> {
+/// `train.init_from`, where it names a file. Tensors that the task lets begin anew keep what was drawn where the file has
+/// none of their shape; one line names them.
+fn first_weights(start: &Start, task: &dyn task::Task, whole: &[(String, Tensor)]) -> Result<(), RankError> {
     let Some(path) = &start.job.config.train.init_from else { return Ok(()) };
-    let weights = checkpoint::load_weights(path).and_then(|weights| checkpoint::apply(path, &weights, whole));
-    Ok(weights.map_err(CheckpointError::of_weights)?)
+    let mut weights = checkpoint::load_weights(path).map_err(CheckpointError::of_weights)?;
+    let fits =
+        |name: &str, tensor: &Tensor| weights.iter().any(|(own, found)| own == name && found.size() == tensor.size());
+    let drawn: BTreeSet<&str> = whole
+        .iter()
+        .filter(|(name, tensor)| task.begins_anew(name) && !fits(name, tensor))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    weights.retain(|(name, _)| !drawn.contains(name.as_str()));
+    let rest: Vec<(String, Tensor)> = whole
+        .iter()
+        .filter(|(name, _)| !drawn.contains(name.as_str()))
+        .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+        .collect();
+    checkpoint::apply(path, &weights, &rest).map_err(CheckpointError::of_weights)?;
+    if let (Some(first), 0) = (drawn.iter().next(), start.env.rank) {
+        start.reporter.line(format!(
+            "{}: {} of {} tensors do not fit this data set's classes and are drawn anew, such as {first}",
+            path.display(),
+            drawn.len(),
+            whole.len()
+        ));
+    }
+    Ok(())
 }
 
 /// The split of the checkpoint that this run resumes from. A checkpoint without one is from before there were any: a line

@@ -70,17 +70,32 @@ pub struct Output {
     pub prediction: Tensor,
     /// Numbers of each sample that all ranks get to see, f32 `[B, Model::share_width()]`; read in training alone.
     pub share: Option<Tensor>,
+    /// See [`Output::divided_by`]; read in training alone.
+    pub divisor: Option<Tensor>,
+    /// Numbers of the pass that the metrics read besides, such as the terms of the loss, without gradient.
+    pub terms: Option<Tensor>,
 }
 
 impl Output {
     /// A result that shares nothing.
     pub fn new(loss: Tensor, prediction: Tensor) -> Self {
-        Self { loss, prediction, share: None }
+        Self { loss, prediction, share: None, divisor: None, terms: None }
     }
 
     /// The same result with numbers of each sample for all ranks: see [`super::Model::shared`].
     pub fn sharing(self, share: Tensor) -> Self {
         Self { share: Some(share), ..self }
+    }
+
+    /// The same result of a model that [`super::Model::divides`]: its loss is this pass's part of a sum, and `divisor` (a
+    /// scalar without gradient) its part of what that sum is divided by.
+    pub fn divided_by(self, divisor: Tensor) -> Self {
+        Self { divisor: Some(divisor), ..self }
+    }
+
+    /// The same result with numbers for the metrics.
+    pub fn with_terms(self, terms: Tensor) -> Self {
+        Self { terms: Some(terms), ..self }
     }
 }
 

@@ -24,10 +24,12 @@ pub use groups::{GroupSpec, ParamInfo};
 
 use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
+use crate::torch::{TorchError, error_of};
 use cache::client::CacheClient;
 use outline::Outline;
 use pass::{Opening, Pass, StageInputs};
 use spec::config::Config;
+use spec::contract::MetricsRecord;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -47,6 +49,8 @@ tasks! {
     emg: Emg,
     deblur: Deblur,
     cell: Cell,
+    yolo: Yolo,
+    python: Python,
 }
 
 /// Data sets of a run, as a task opens them.
@@ -92,6 +96,27 @@ pub trait Model {
     /// Forward pass and loss of one micro-batch. `train`: dropout on, and the statistics of [`norm::BatchNorm`] are those of
     /// the batch.
     fn forward(&self, batch: &Batch, train: bool) -> Output;
+    /// [`Model::forward`] where the pass runs code that can fail by itself. This is what the trainer calls.
+    ///
+    /// # Errors
+    /// Memory ran out in such code, or it failed.
+    fn try_forward(&self, batch: &Batch, train: bool) -> Result<Output, TorchError> {
+        Ok(self.forward(batch, train))
+    }
+    /// Backward pass from a loss that [`Model::try_forward`] gave, weighted.
+    ///
+    /// # Errors
+    /// As [`Model::try_forward`]; libtorch refuses.
+    fn backward(&self, loss: &Tensor) -> Result<(), TorchError> {
+        loss.f_backward().map_err(|error| error_of("backward", &error))
+    }
+    /// [`Model::predict`] in the same way.
+    ///
+    /// # Errors
+    /// As [`Model::try_forward`].
+    fn try_predict(&self, batch: &Batch) -> Result<Tensor, TorchError> {
+        Ok(self.predict(batch))
+    }
     /// Numbers of each sample that every rank gets after each step, with the votes of that step; 0 for none. Each forward
     /// pass of training gives them in [`Output::share`].
     fn share_width(&self) -> usize {
@@ -111,6 +136,13 @@ pub trait Model {
     fn reads_step(&self) -> bool {
         false
     }
+    /// True if the loss of a step is a quotient of two sums over all its samples, as where it is a mean over the objects in
+    /// them: forward passes of training give their parts of both ([`Output::divided_by`]). The trainer divides the sums over
+    /// all ranks and micro-batches (by 1 where the divisor is less), so that however a step is split its update is the same.
+    /// The gradient is that of the quotient times the samples of the step.
+    fn divides(&self) -> bool {
+        false
+    }
     /// Prediction for a micro-batch of a [`Pass`], whose fields are those of the pass: it may hold no targets.
     fn predict(&self, batch: &Batch) -> Tensor {
         self.forward(batch, false).prediction
@@ -124,6 +156,17 @@ pub trait Metrics: Send {
     fn sums(&self) -> Vec<f64>;
     /// Named values from (reduced) sums, without the `train.`/`val.` prefix: `loss`, `mae_deg`, ...
     fn values(&self, sums: &[f64]) -> Vec<(String, f64)>;
+    /// What an evaluation's values need besides sums, as bytes of any length; every rank gets those of all by
+    /// [`Metrics::gather`]. `None`, on all ranks alike: sums are enough.
+    fn records(&self) -> Option<Vec<u8>> {
+        None
+    }
+    /// Takes the bytes of all ranks, in rank order, before [`Metrics::values`] of an evaluation.
+    fn gather(&mut self, _ranks: &[Vec<u8>]) {}
+    /// Files about the evaluation whose values were asked for last: name in the run's folder, content.
+    fn files(&self) -> Vec<(String, Vec<u8>)> {
+        Vec::new()
+    }
     /// Names of the values, at most three or so, that a person wants to see beside the monitored one.
     fn headline(&self) -> &[&str] {
         &[]
@@ -140,6 +183,15 @@ pub trait Gallery {
     /// # Errors
     /// It cannot be drawn; training continues without it.
     fn picture(&mut self) -> Option<Result<Vec<u8>, String>>;
+}
+
+/// Files of a task in the run's folder that follow the training, beside metrics.jsonl. Rank 0 has one.
+pub trait Journal {
+    /// Takes the record of an epoch's last step, which holds the values of its validation.
+    ///
+    /// # Errors
+    /// A file cannot be written; training continues.
+    fn epoch(&mut self, record: &MetricsRecord) -> Result<(), String>;
 }
 
 /// Gives every rank's bytes, in rank order, for this rank's.
@@ -220,11 +272,26 @@ pub trait Task: Send + Sync {
     }
     /// Groups of parameters that the optimizer treats differently. Parameters in none of them form a group called `rest`
     /// that follows the config. None by default: one group.
-    fn groups(&self, _config: &Config, _parameters: &[ParamInfo]) -> Vec<GroupSpec> {
+    /// `global_batch`: samples of a step.
+    fn groups(&self, _config: &Config, _parameters: &[ParamInfo], _global_batch: u64) -> Vec<GroupSpec> {
         Vec::new()
     }
+    /// Changes what follows from the task's keys and data, such as the optimizer under `train.optimizer: auto`. `global_batch`:
+    /// samples of a step. Returns lines that say so.
+    fn settle(&self, _config: &mut Config, _datasets: &Datasets, _global_batch: u64) -> Vec<String> {
+        Vec::new()
+    }
+    /// True for a tensor that a file of `train.init_from` may lack, or hold in another shape, as the head of a model for other
+    /// classes: it is drawn then.
+    fn begins_anew(&self, _name: &str) -> bool {
+        false
+    }
     /// Pictures after each validation, where the task has any.
-    fn gallery(&self, _config: &Config) -> Option<Box<dyn Gallery>> {
+    fn gallery(&self, _config: &Config, _datasets: &Datasets) -> Option<Box<dyn Gallery>> {
+        None
+    }
+    /// Keeps files of the task's own in the run's folder. Rank 0 has one.
+    fn journal(&self, _config: &Config, _run_dir: &Path) -> Option<Box<dyn Journal>> {
         None
     }
     /// Writes sample data in the task's true format.
@@ -233,6 +300,13 @@ pub trait Task: Send + Sync {
     /// They cannot be written, or the task has none.
     fn sample_data(&self, _request: &SampleRequest) -> Result<(), DataError> {
         Err(DataError::NoSampleData { task: self.name() })
+    }
+    /// Writes a data set in the task's usual format, and returns lines for the user.
+    ///
+    /// # Errors
+    /// It cannot be read or written, or the task reads one format alone.
+    fn convert(&self, _request: &ConvertRequest) -> Result<Vec<String>, DataError> {
+        Err(DataError::NoPass { task: self.name(), what: "has no other format to convert from" })
     }
 }
 
@@ -263,6 +337,25 @@ pub fn find(name: &str) -> Result<&'static dyn Task, String> {
     })
 }
 
+/// A data set to write anew in a task's usual format.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ConvertRequest {
+    #[arg(long, default_value = "yolo")]
+    pub task: String,
+    /// The data set, in any format that the task reads.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// The folder to make; it must not hold anything yet.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Seed of the split, where the data set has none.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Shares of training, validation and test, where the data set has no split.
+    #[arg(long, default_value = "0.7,0.2,0.1")]
+    pub split_ratio: String,
+}
+
 /// Kind and place of sample data.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SampleRequest {
@@ -274,6 +367,7 @@ pub struct SampleRequest {
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
     /// `emg`: `gzip` (chunked, shuffled) or `contiguous`. `deblur`: `packed`, `bytes` or `kair`. `cell`: `csr`, `gzip` or `dense`.
+    /// `yolo`: `yolo`, `coco` or `labelme`.
     #[arg(long)]
     pub layout: Option<String>,
     /// Sessions to write; absent: the task's own number.

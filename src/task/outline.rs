@@ -58,6 +58,22 @@ impl Team<'_> {
     }
 }
 
+/// libtorch's name of an element type.
+pub fn kind(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::Bool => Kind::Bool,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::I8 => Kind::Int8,
+        Dtype::I16 => Kind::Int16,
+        Dtype::F16 => Kind::Half,
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::I32 => Kind::Int,
+        Dtype::F32 => Kind::Float,
+        Dtype::I64 => Kind::Int64,
+        Dtype::F64 => Kind::Double,
+    }
+}
+
 /// A batch of `samples` made-up samples: numbers between 0 and 1, random bytes, zeros for whole numbers. Ragged ones are as
 /// long as they can be.
 ///
@@ -67,12 +83,11 @@ pub fn made_up(fields: &[FieldSpec], samples: usize, device: Device) -> Result<B
     let tensor = |field: &FieldSpec| {
         let rows = samples * field.most_rows();
         let shape: Vec<i64> = std::iter::once(rows).chain(field.shape.iter().copied()).map(|n| n as i64).collect();
+        let options = (kind(field.dtype), device);
         match field.dtype {
-            Dtype::U8 => Tensor::f_randint(256, &shape, (Kind::Uint8, device)),
-            Dtype::I16 => Tensor::f_zeros(&shape, (Kind::Int16, device)),
-            Dtype::I32 => Tensor::f_zeros(&shape, (Kind::Int, device)),
-            Dtype::F32 => Tensor::f_rand(&shape, (Kind::Float, device)),
-            Dtype::I64 => Tensor::f_zeros(&shape, (Kind::Int64, device)),
+            Dtype::U8 => Tensor::f_randint(256, &shape, options),
+            Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64 => Tensor::f_rand(&shape, options),
+            Dtype::Bool | Dtype::I8 | Dtype::I16 | Dtype::I32 | Dtype::I64 => Tensor::f_zeros(&shape, options),
         }
     };
     let offsets = |field: &FieldSpec| {

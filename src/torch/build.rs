@@ -3,8 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 4] =
-    ["src/torch/shim.cpp", "src/torch/autograd.cpp", "src/torch/device.cpp", "src/torch/memory.cpp"];
+const SHIM: [&str; 5] = [
+    "src/torch/shim.cpp",
+    "src/torch/autograd.cpp",
+    "src/torch/device.cpp",
+    "src/torch/memory.cpp",
+    "src/torch/operators.cpp",
+];
 const GRAPH: &str = "src/torch/graph.cpp";
 
 fn main() {

@@ -175,14 +175,6 @@ char* hr_device_sync(int device) {
   return guarded([&] { at::accelerator::synchronizeDevice(static_cast<c10::DeviceIndex>(device)); });
 }
 
-// Multiplies by `inv_scale` and sets `found` (f32 [1]) to 1 where a result is infinite or no number.
-char* hr_unscale(at::Tensor* const* grads, size_t n, at::Tensor* found, at::Tensor* inv_scale) {
-  return guarded([&] {
-    at::NoGradGuard no_grad;
-    at::_amp_foreach_non_finite_check_and_unscale_(list(grads, n), *found, *inv_scale);
-  });
-}
-
 char* hr_update_scale(at::Tensor* scale, at::Tensor* tracker, at::Tensor* found, double growth, double backoff,
                       int64_t interval) {
   return guarded([&] {
@@ -191,33 +183,34 @@ char* hr_update_scale(at::Tensor* scale, at::Tensor* tracker, at::Tensor* found,
   });
 }
 
-// As hr_fused_adam with the rate in a tensor; nothing changes where `found` holds 1.
+// As hr_fused_adam with the rate in a tensor; nothing changes where `found` holds 1. Gradients are divided by `divisor` on
+// the way, where it is not null.
 char* hr_fused_adam_unless(int adamw, at::Tensor* const* params, at::Tensor* const* grads,
                            at::Tensor* const* exp_avgs, at::Tensor* const* exp_avg_sqs, at::Tensor* const* steps,
                            size_t n, at::Tensor* lr, double beta1, double beta2, double weight_decay, double eps,
-                           at::Tensor* found) {
+                           at::Tensor* found, at::Tensor* divisor) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto p = list(params, n), g = list(grads, n), m = list(exp_avgs, n), v = list(exp_avg_sqs, n), s = list(steps, n);
-    std::optional<at::Tensor> skip(*found);
+    std::optional<at::Tensor> skip(*found), scale = divisor ? std::optional<at::Tensor>(*divisor) : std::nullopt;
     if (adamw) {
-      at::_fused_adamw_(p, g, m, v, {}, s, *lr, beta1, beta2, weight_decay, eps, false, false, {}, skip);
+      at::_fused_adamw_(p, g, m, v, {}, s, *lr, beta1, beta2, weight_decay, eps, false, false, scale, skip);
     } else {
-      at::_fused_adam_(p, g, m, v, {}, s, *lr, beta1, beta2, weight_decay, eps, false, false, {}, skip);
+      at::_fused_adam_(p, g, m, v, {}, s, *lr, beta1, beta2, weight_decay, eps, false, false, scale, skip);
     }
   });
 }
 
 char* hr_fused_sgd_unless(at::Tensor* const* params, at::Tensor* const* grads, at::Tensor* const* buffers, size_t n,
                           at::Tensor* lr, double momentum, double weight_decay, int nesterov, int first_step,
-                          at::Tensor* found) {
+                          at::Tensor* found, at::Tensor* divisor) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto p = list(params, n), g = list(grads, n);
     std::vector<at::Tensor> b;
     if (momentum != 0) b = list(buffers, n);
-    std::optional<at::Tensor> skip(*found);
-    at::_fused_sgd_(p, g, b, weight_decay, momentum, *lr, 0.0, nesterov != 0, false, first_step != 0, {}, skip);
+    std::optional<at::Tensor> skip(*found), scale = divisor ? std::optional<at::Tensor>(*divisor) : std::nullopt;
+    at::_fused_sgd_(p, g, b, weight_decay, momentum, *lr, 0.0, nesterov != 0, false, first_step != 0, scale, skip);
   });
 }
 

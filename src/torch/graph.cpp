@@ -18,15 +18,10 @@ struct Graph : at::cuda::CUDAGraph {
     if (capture_ended_ || capture_dev_ == UNDEFINED_DEVICE) return;
     for (auto& [generator, increment] : captured_generator_states_) generator->capturing_ = false;
     // Each throws where it was not begun, which is what is wanted.
-    attempt([&] {
-      c10::cuda::CUDACachingAllocator::endAllocateToPool(capture_dev_, mempool_id_);
-      c10::cuda::CUDACachingAllocator::releasePool(capture_dev_, mempool_id_);
-    });
-    attempt([&] {
-      auto* host = at::getHostAllocator(at::kCUDA);
-      host->end_allocate_to_pool(mempool_id_);
-      host->release_pool(mempool_id_);
-    });
+    attempt([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(capture_dev_, mempool_id_); });
+    attempt([&] { c10::cuda::CUDACachingAllocator::releasePool(capture_dev_, mempool_id_); });
+    attempt([&] { at::getHostAllocator(at::kCUDA)->end_allocate_to_pool(mempool_id_); });
+    attempt([&] { at::getHostAllocator(at::kCUDA)->release_pool(mempool_id_); });
   }
 
  private:

@@ -2,6 +2,7 @@
 //! program. It is loaded when first asked for; a machine without it trains without graphs.
 
 use super::TorchError;
+use super::memory::first_line;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::OnceLock;
@@ -54,7 +55,7 @@ impl Api {
         }
         // SAFETY: null or a NUL-terminated string from strdup, ours until freed.
         let message = unsafe {
-            let text = CStr::from_ptr(error).to_string_lossy().lines().next().unwrap_or_default().to_owned();
+            let text = first_line(&CStr::from_ptr(error).to_string_lossy());
             (self.text_free)(error);
             text
         };
@@ -83,12 +84,15 @@ impl Graph {
         // SAFETY: a live graph.
         api.check("begin recording", unsafe { (api.begin)(graph.raw) })?;
         // tch panics where it has no error values; recording must end in every case.
-        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // A panic within `tch::no_grad` leaves gradients off; this guard puts them back as they were.
+        let gradients = tch::no_grad_guard();
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tch::with_grad(work)));
+        drop(gradients);
         // SAFETY: as above.
         let ended = api.check("end recording", unsafe { (api.end)(graph.raw) });
         let made = made.map_err(|panic| {
             let text = panic.downcast_ref::<String>().map_or("a panic", String::as_str);
-            TorchError::Argument { call: "recording", problem: text.lines().next().unwrap_or_default().to_owned() }
+            TorchError::Argument { call: "recording", problem: first_line(text) }
         })??;
         ended?;
         Ok((graph, made))

@@ -70,7 +70,7 @@ fn allocator_words(panic: &(dyn Any + Send)) -> Option<String> {
     is_out_of_memory(text).then(|| first_line(text))
 }
 
-fn first_line(text: &str) -> String {
+pub(super) fn first_line(text: &str) -> String {
     let inner = text.split_once("Torch(\"").map_or(text, |(_, inner)| inner);
     let line = inner.lines().next().unwrap_or_default();
     line.split("\\n").next().unwrap_or_default().trim_end_matches("\")").to_owned()

@@ -7,12 +7,15 @@
 pub mod device;
 mod function;
 pub mod graph;
+mod handle;
 pub mod host;
 mod live;
 mod memory;
+pub mod operators;
 mod recompute;
 
 pub use function::with_backward;
+pub use handle::{from_handle, handle};
 pub use live::LiveBytes;
 pub use memory::{
     DeviceMemory, catch_out_of_memory, count_tensors, device_memory, device_statistics, error_of, is_out_of_memory,
@@ -35,6 +38,9 @@ pub enum TorchError {
     /// Memory of the device, or of the host.
     #[error("out of memory: {message}")]
     OutOfMemory { message: String },
+    /// The user's own code failed within a pass; the text ends with its place.
+    #[error("{message}")]
+    User { message: String },
 }
 
 type Callback = unsafe extern "C" fn(*mut c_void);
@@ -132,8 +138,8 @@ fn scalar_type(kind: Kind) -> Result<c_int, TorchError> {
 
 type GradReady = Box<dyn Fn() + Send + Sync>;
 
-/// Calls `ready` each time a gradient has been added into `leaf`'s `.grad`, on the autograd thread that did it.
-/// Replaces an earlier hook of this leaf; a panic inside ends at the C++ border and is dropped.
+/// Calls `ready` each time a gradient has been added into `leaf`'s `.grad`, on the autograd thread that did it, after a hook
+/// of the leaf's own. Replaces an earlier one of this function; a panic inside ends at the C++ border and is dropped.
 ///
 /// # Errors
 /// `leaf` is not a leaf that requires a gradient.
@@ -153,7 +159,7 @@ pub fn on_grad_ready(leaf: &Tensor, ready: GradReady) -> Result<(), TorchError> 
     check("set_post_acc_grad_hooks", unsafe { hr_set_grad_hook(raw(leaf), context, call, drop_context) })
 }
 
-/// Takes the hook of [`on_grad_ready`] away.
+/// Takes the hook of [`on_grad_ready`] away; a hook of the leaf's own stays.
 ///
 /// # Errors
 /// libtorch refuses, which it does not for a leaf.

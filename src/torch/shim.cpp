@@ -32,11 +32,16 @@ std::vector<at::Tensor> list(at::Tensor* const* tensors, size_t n) {
 
 using Callback = void (*)(void*);
 
-// Owns the Rust closure `context`; `call` must not unwind.
+// Owns the Rust closure `context`, and the hook that the leaf had before; `call` must not unwind.
 struct GradReady final : torch::autograd::PostAccumulateGradHook {
   GradReady(void* context, Callback call, Callback drop) : context_(context), call_(call), drop_(drop) {}
   ~GradReady() override { drop_(context_); }
-  void operator()(const at::Tensor&) override { call_(context_); }
+  void operator()(const at::Tensor& leaf) override {
+    if (before) (*before)(leaf);
+    call_(context_);
+  }
+
+  std::unique_ptr<torch::autograd::PostAccumulateGradHook> before;
 
  private:
   void* context_;
@@ -56,13 +61,32 @@ char* hr_set_grad_hook(at::Tensor* leaf, void* context, Callback call, Callback 
   return guarded([&] {
     hook = std::make_unique<GradReady>(context, call, drop);
     TORCH_CHECK(leaf->is_leaf() && leaf->requires_grad(), "a gradient hook needs a leaf that requires a gradient");
+    auto& slot = torch::autograd::impl::post_acc_grad_hooks(*leaf);
+    auto* ours = dynamic_cast<GradReady*>(slot.get());
+    hook->before = ours ? std::move(ours->before) : std::move(slot);
     torch::autograd::impl::set_post_acc_grad_hooks(*leaf, std::move(hook));
   });
 }
 
 char* hr_clear_grad_hook(at::Tensor* leaf) {
-  return guarded([&] { torch::autograd::impl::set_post_acc_grad_hooks(*leaf, nullptr); });
+  return guarded([&] {
+    auto* ours = dynamic_cast<GradReady*>(torch::autograd::impl::post_acc_grad_hooks(*leaf).get());
+    if (ours == nullptr) return;
+    auto before = std::move(ours->before);
+    torch::autograd::impl::set_post_acc_grad_hooks(*leaf, std::move(before));
+  });
 }
+
+// The same tensor by its TensorImpl, which somebody else holds too.
+char* hr_from_handle(void* impl, at::Tensor** out) {
+  return guarded([&] {
+    auto held = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::unsafe_reclaim_from_nonowning(
+        static_cast<c10::TensorImpl*>(impl));
+    *out = new at::Tensor(at::Tensor::wrap_tensor_impl(std::move(held)));
+  });
+}
+
+void* hr_handle(at::Tensor* tensor) { return tensor->unsafeGetTensorImpl(); }
 
 char* hr_set_grad(at::Tensor* leaf, at::Tensor* grad) {
   return guarded([&] {

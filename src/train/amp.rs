@@ -35,7 +35,7 @@ pub fn forward(
     let device = batch.fields.first().map_or(Device::Cpu, tch::Tensor::device);
     let _narrow = narrow.map(|kind| Autocast::enter(device, true, kind)).transpose()?;
     let _together = Together::with(peers);
-    Ok(model.forward(batch, train))
+    model.try_forward(batch, train)
 }
 
 /// Prediction for a batch of a pass, under autocast to `narrow` where there is one.
@@ -45,7 +45,7 @@ pub fn forward(
 pub fn predict(model: &dyn Model, batch: &Batch, narrow: Option<Kind>) -> Result<Tensor, TorchError> {
     let device = batch.fields.first().map_or(Device::Cpu, Tensor::device);
     let _narrow = narrow.map(|kind| Autocast::enter(device, true, kind)).transpose()?;
-    Ok(model.predict(batch))
+    model.try_predict(batch)
 }
 
 #[cfg(test)]

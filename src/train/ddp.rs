@@ -11,7 +11,7 @@ pub use bucket::{Layout, Slot};
 
 use crate::comm::{Collective, CommError};
 use crate::torch::{self, TorchError};
-use bucket::Plan;
+use bucket::{ALIGN, Plan};
 use reducer::Reducer;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -51,11 +51,13 @@ pub struct DdpOptions {
     pub groups: Vec<usize>,
     /// Numbers that ranks share with each step beside the votes: see [`Ddp::share`].
     pub shared: usize,
+    /// Each rank updates its slice of the parameters alone (`ddp.shard_optimizer`): see [`Ddp::own_range`].
+    pub sharded: bool,
 }
 
 impl Default for DdpOptions {
     fn default() -> Self {
-        DdpOptions { bucket_mb: 25.0, overlap: false, groups: Vec::new(), shared: 0 }
+        DdpOptions { bucket_mb: 25.0, overlap: false, groups: Vec::new(), shared: 0, sharded: false }
     }
 }
 
@@ -71,6 +73,10 @@ pub struct Ddp {
     layout: Layout,
     /// How often the layout changed.
     version: u64,
+    /// [`Ddp::params`], with a gap at the end that makes the ranks' slices of one length.
+    sliced_params: Tensor,
+    /// Elements of a rank's slice; `None`: every rank updates all.
+    slice: Option<usize>,
     flat_params: Tensor,
     /// Gradients, then [`VOTES`] more, then the numbers that ranks share.
     flat_grads: Tensor,
@@ -103,7 +109,11 @@ impl Ddp {
         let Plan { layout, buckets } = Plan::new(&shapes, &order, bucket_bytes, &options.groups);
         let tail = VOTES + options.shared;
         let flat_grads = collective.flat_buffer(layout.len() + tail)?;
-        let flat_params = Tensor::f_zeros([layout.len() as i64], (Kind::Float, flat_grads.device()))?;
+        let world = collective.world_size();
+        let slice = options.sharded.then(|| slice_of(layout.len(), world));
+        let padded = slice.map_or(layout.len(), |slice| slice * world);
+        let sliced_params = Tensor::f_zeros([padded as i64], (Kind::Float, flat_grads.device()))?;
+        let flat_params = sliced_params.f_narrow(0, 0, layout.len() as i64)?;
         let reducer = Reducer::new(collective.clone(), (&flat_grads, tail), buckets, options.overlap)?;
         let mut ddp = Ddp {
             collective,
@@ -111,6 +121,8 @@ impl Ddp {
             variables,
             layout,
             version: 0,
+            sliced_params,
+            slice,
             flat_params,
             flat_grads,
             groups: options.groups,
@@ -122,6 +134,7 @@ impl Ddp {
         };
         ddp.bind()?;
         ddp.collective.broadcast(&ddp.flat_params, 0)?;
+        ddp.collective.catch_up("rank 0's parameters")?;
         ddp.hook()?;
         Ok(ddp)
     }
@@ -198,6 +211,7 @@ impl Ddp {
         if self.rebuilt {
             return Ok(());
         }
+        self.collective.catch_up("the first step's gradients")?;
         let discard = self.device_votes()?.f_double_value(&[DISCARD as i64])?;
         self.rebuild_once(discard as f32)
     }
@@ -291,10 +305,50 @@ impl Ddp {
     /// # Errors
     /// A peer failed.
     pub fn differing_rank(&self) -> Result<Option<usize>, DdpError> {
+        self.collective.catch_up("the last step")?;
         let values = Vec::<f32>::try_from(&self.flat_params)?;
         let own = hash(|h| values.iter().for_each(|v| v.to_bits().hash(h)));
         let all = self.collective.all_gather(&own.to_le_bytes())?;
         Ok(all.iter().position(|other| *other != all[0]))
+    }
+
+    /// First element and length of the part of [`Ddp::params`] that this rank's optimizer updates: all of it, or this rank's
+    /// slice, after whose update comes [`Ddp::share_params`].
+    pub fn own_range(&self) -> (usize, usize) {
+        let Some(slice) = self.slice else { return (0, self.layout.len()) };
+        let start = (self.collective.rank() * slice).min(self.layout.len());
+        (start, slice.min(self.layout.len() - start))
+    }
+
+    /// True where ranks update slices.
+    pub fn is_sharded(&self) -> bool {
+        self.slice.is_some()
+    }
+
+    /// Gives every rank the slices that the others have updated; a no-op where each updates all.
+    ///
+    /// # Errors
+    /// A peer failed.
+    pub fn share_params(&self) -> Result<(), DdpError> {
+        match self.slice {
+            Some(slice) => Ok(self.collective.gather_slices(&self.sliced_params, slice)?),
+            None => Ok(()),
+        }
+    }
+
+    /// A tensor in the places of [`Ddp::params`] whose parts lie on their ranks, brought together: `own` is this rank's. All
+    /// ranks call it together where ranks update slices.
+    ///
+    /// # Errors
+    /// A peer failed.
+    pub fn gathered(&self, own: &Tensor) -> Result<Tensor, DdpError> {
+        let Some(slice) = self.slice else { return Ok(own.shallow_clone()) };
+        let _no_grad = tch::no_grad_guard();
+        let whole = self.sliced_params.f_zeros_like()?;
+        let (start, len) = self.own_range();
+        whole.f_narrow(0, start as i64, len as i64)?.f_copy_(own)?;
+        self.collective.gather_slices(&whole, slice)?;
+        Ok(whole.f_narrow(0, 0, self.layout.len() as i64)?)
     }
 
     /// All parameters, f32 `[layout().len()]`; gaps between them are zero.
@@ -343,6 +397,11 @@ impl Drop for Ddp {
             let _ = torch::clear_grad_ready(variable);
         }
     }
+}
+
+/// Elements of a rank's slice: parameters start on multiples of [`ALIGN`], and so do slices.
+fn slice_of(len: usize, world: usize) -> usize {
+    len.div_ceil(world.max(1)).next_multiple_of(ALIGN)
 }
 
 fn check_variables(variables: &[(String, Tensor)]) -> Result<(), DdpError> {

@@ -14,11 +14,11 @@ use super::ddp::{DISCARD, Ddp, VOTES};
 use super::graph::StepGraph;
 use super::input::{Input, Taken};
 use super::scaler::{Scaler, ScalerState, tch_error};
-use super::step::{Attempt, HALVE, LOSS, OVERDUE, Parts, STOP, StepOutcome, StepRunner, Wishes, non_finite};
+use super::step::{Attempt, DIVISOR, HALVE, LOSS, OVERDUE, Parts, STOP, StepOutcome, StepRunner, Wishes, non_finite};
 use crate::data::loader::BatchStream;
 use crate::task::{Batch, Output};
 use crate::torch::device::{Event, Stream, copy, pinned};
-use crate::torch::{TorchError, catch_out_of_memory, total_norm};
+use crate::torch::{TorchError, catch_out_of_memory};
 use spec::config::CudaGraph;
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
@@ -59,12 +59,17 @@ struct Pending {
 struct Cells {
     /// `[groups]`.
     lrs: Tensor,
-    /// `[VOTES]`: this rank's votes, but for the loss.
+    /// `[VOTES]`: this rank's votes.
     votes: Tensor,
-    /// `[1]` each, see above; then this rank's part of the loss.
+    /// `[1]` each, see above.
     found: Tensor,
     hold: Tensor,
+    /// Its place among the votes: this rank's part of the loss.
     loss: Tensor,
+    /// Its place among the votes: this rank's part of the loss's divisor.
+    divisor: Tensor,
+    /// `[1]`, 1.
+    one: Tensor,
     /// `[NUMBERS]`.
     numbers: Tensor,
 }
@@ -80,7 +85,9 @@ pub struct DeviceStep {
     places: Vec<(Tensor, Option<Event>)>,
     pending: VecDeque<Pending>,
     latest: StepOutcome,
-    /// Content of `cells.votes`.
+    /// Content of `cells.lrs`.
+    rates: Vec<f64>,
+    /// Wishes in `cells.votes`.
     voted: Wishes,
     /// Allocator's message when this rank's memory ran out, until the step is repeated.
     short: Option<String>,
@@ -106,12 +113,15 @@ impl DeviceStep {
             Device::Cuda(_) => Ok((pinned(&[NUMBERS as i64], Kind::Float)?, Some(Event::new(false)?))),
             _ => Ok::<_, TrainError>((zeros(&[NUMBERS as i64])?, None)),
         };
+        let votes = zeros(&[VOTES as i64])?;
         let cells = Cells {
             lrs: zeros(&[groups as i64])?,
-            votes: zeros(&[VOTES as i64])?,
+            loss: self::place(&votes, LOSS)?,
+            divisor: self::place(&votes, DIVISOR)?,
+            votes,
             found: zeros(&[1])?,
             hold: zeros(&[1])?,
-            loss: zeros(&[1])?,
+            one: Tensor::f_ones([1], (Kind::Float, device)).map_err(tch_error)?,
             numbers: zeros(&[NUMBERS as i64])?,
         };
         Ok(DeviceStep {
@@ -123,6 +133,7 @@ impl DeviceStep {
             places: (0..=AHEAD).map(place).collect::<Result<_, _>>()?,
             pending: VecDeque::new(),
             latest: StepOutcome::default(),
+            rates: Vec::new(),
             voted: Wishes::default(),
             short: None,
             good_step: 0,
@@ -161,9 +172,13 @@ impl DeviceStep {
         exact: bool,
     ) -> Result<Attempt, TrainError> {
         for (group, numbers) in runner.numbers.iter().enumerate() {
+            if self.rates.get(group) == Some(&numbers.lr) {
+                continue;
+            }
             let mut cell = self.cells.lrs.f_narrow(0, group as i64, 1).map_err(tch_error)?;
             let _ = cell.f_fill_(numbers.lr).map_err(tch_error)?;
         }
+        self.rates = runner.lrs();
         self.wish(runner.wishes)?;
         let micros = runner.planner.micro_batches(runner.epoch, runner.step_in_epoch);
         let injects =
@@ -341,6 +356,7 @@ impl DeviceStep {
     fn open(&mut self, ddp: &mut Ddp) -> Result<(), TrainError> {
         ddp.zero_grad()?;
         let _ = self.cells.loss.f_zero_().map_err(tch_error)?;
+        let _ = self.cells.divisor.f_zero_().map_err(tch_error)?;
         Ok(())
     }
 
@@ -355,7 +371,11 @@ impl DeviceStep {
         ddp.set_sync(last);
         let output = runner.forward(batch)?;
         runner.share(ddp, &output, batch, done)?;
-        let share = batch.len() as f64 / runner.samples() as f64;
+        let share = runner.weight(batch, &output)?;
+        if let Some(divisor) = &output.divisor {
+            let part = divisor.f_view([1]).map_err(tch_error)?;
+            let _ = self.cells.divisor.f_add_(&part).map_err(tch_error)?;
+        }
         let mut loss = output.loss.f_mul_scalar(share).map_err(tch_error)?;
         let part = loss.f_detach().and_then(|part| part.f_view([1])).map_err(tch_error)?;
         let _ = self.cells.loss.f_add_(&part).map_err(tch_error)?;
@@ -365,11 +385,11 @@ impl DeviceStep {
         if last && self.options.overflow_at == Some(runner.step) {
             loss = loss.f_mul_scalar(f64::INFINITY).map_err(tch_error)?;
         }
-        loss.f_backward().map_err(tch_error)?;
+        runner.model.backward(&loss)?;
         Ok(output)
     }
 
-    /// Everything after backward: reduce, unscale, norm, clip, update.
+    /// Everything after backward: reduce, norm, then unscale, clip and update in one.
     ///
     /// Memory that runs out in here ends the rank: votes are cast by then and others have updated their weights, so there
     /// is no step to repeat. It does not come to that: moments are there from the start, all works in place, and the few
@@ -379,55 +399,48 @@ impl DeviceStep {
         let _no_grad = tch::no_grad_guard();
         let mut votes = ddp.device_votes()?;
         votes.f_copy_(&self.cells.votes).map_err(tch_error)?;
-        place(&votes, LOSS)?.f_copy_(&self.cells.loss).map_err(tch_error)?;
         ddp.finish_on_device()?;
         let (mut grads, votes) = (ddp.grads()?, ddp.device_votes()?);
-        let _ = self.cells.found.f_zero_().map_err(tch_error)?;
-        if let Some(scaler) = &self.scaler {
-            scaler.set_down(&grads, &self.cells.found)?;
+        if runner.model.divides() {
+            divide(&mut grads, &votes, runner.samples()).map_err(tch_error)?;
         }
-        let norm = total_norm(&[grads.shallow_clone()])?.f_view([1]).map_err(tch_error)?;
-        let skip = self.flags(&norm, &votes)?;
-        let max_norm = runner.config.train.gradient_clip_norm;
-        if max_norm > 0.0 {
-            let factor = norm.f_add_scalar(1e-6).and_then(|n| n.f_reciprocal()).and_then(|n| n.f_mul_scalar(max_norm));
-            let factor = factor.and_then(|n| n.f_clamp_max(1.0)).map_err(tch_error)?;
-            let _ = grads.f_mul_(&factor).map_err(tch_error)?;
-        }
-        parts.optimizer.step_unless(ddp, &self.cells.lrs, runner.numbers, &skip)?;
+        // Of gradients as they are, lifted: the optimizer sets them down and clips them in its one pass over them.
+        let lifted = grads.f_norm().and_then(|norm| norm.f_view([1])).map_err(tch_error)?;
+        let scale = self.scaler.as_ref().map(|scaler| scaler.scale().shallow_clone());
+        let norm = match &scale {
+            Some(scale) => lifted.f_div(scale).map_err(tch_error)?,
+            None => lifted.shallow_clone(),
+        };
+        let skip = self.flags(&lifted, &votes)?;
+        let divisor = divisor(&norm, scale.as_ref(), runner.config.train.gradient_clip_norm).map_err(tch_error)?;
+        parts.optimizer.step_unless(ddp, &self.cells.lrs, runner.numbers, (&skip, divisor.as_ref()))?;
         parts.buffers.keep_unless(&self.cells.hold)?;
         // Before the scale moves: the record of a step holds the scale that it ran with.
-        let scale = match &self.scaler {
-            Some(scaler) => scaler.scale().shallow_clone(),
-            None => Tensor::f_ones([1], (Kind::Float, self.device)).map_err(tch_error)?,
-        };
-        let parts = [votes, norm, skip, scale, self.cells.loss.shallow_clone()];
-        let all = Tensor::f_cat(&parts, 0).map_err(tch_error)?;
-        self.cells.numbers.f_copy_(&all).map_err(tch_error)?;
+        let scale = scale.as_ref().unwrap_or(&self.cells.one);
+        let parts = [&votes, &norm, &skip, scale, &self.cells.loss];
+        let _ = Tensor::f_cat_out(&self.cells.numbers, &parts, 0).map_err(tch_error)?;
         if let Some(scaler) = &self.scaler {
             scaler.update(&self.cells.found)?;
         }
         Ok(())
     }
 
-    /// Sets `hold` for good where there is cause; whether this step is to change nothing, f32 `[1]`.
-    fn flags(&mut self, norm: &Tensor, votes: &Tensor) -> Result<Tensor, TrainError> {
+    /// Sets `hold` for good where there is cause; whether this step is to change nothing, f32 `[1]`. `lifted`: norm of the
+    /// gradients as they are.
+    fn flags(&mut self, lifted: &Tensor, votes: &Tensor) -> Result<Tensor, TrainError> {
         let Cells { found, hold, .. } = &mut self.cells;
-        let discard = place(votes, DISCARD)?;
-        let mut flags = || {
-            let mut cause = discard.f_clamp_max(1.0)?;
+        let (discard, loss) = (place(votes, DISCARD)?, place(votes, LOSS)?);
+        // 0 · x is no number where x is none, or infinite.
+        let bad = |x: &Tensor| x.f_mul_scalar(0.0)?.f_ne(0.0)?.f_to_kind(Kind::Float);
+        let flags = || {
+            let discard = discard.f_clamp_max(1.0)?;
             if self.scaler.is_none() {
-                let loss = votes.f_narrow(0, LOSS as i64, 1)?;
-                let good = norm.f_isfinite()?.f_logical_and(&loss.f_isfinite()?)?;
-                let bad = good.f_logical_not()?.f_to_kind(Kind::Float)?;
-                cause = cause.f_maximum(&bad)?;
+                let cause = discard.f_maximum(&bad(&lifted.f_add(&loss)?)?)?;
+                return hold.f_maximum_out(hold, &cause);
             }
-            let held = hold.f_maximum(&cause)?;
-            hold.f_copy_(&held)?;
+            let _ = hold.f_maximum_out(hold, &discard)?;
             // Under a loss scale, what overflows while the optimizer is held says nothing about the scale.
-            let free = held.f_rsub_scalar(1.0)?;
-            let own = found.f_mul(&free)?;
-            found.f_copy_(&own)?;
+            let _ = bad(lifted)?.f_mul_out(found, &hold.f_rsub_scalar(1.0)?)?;
             found.f_maximum(hold)
         };
         flags().map_err(tch_error)
@@ -490,6 +503,11 @@ impl DeviceStep {
         self.good_step
     }
 
+    /// Lets go of the recorded step: steps are given to the device one kernel at a time from here on.
+    pub fn forget_recording(&mut self) {
+        self.graph.forget();
+    }
+
     /// Lines since the last call.
     pub fn take_lines(&mut self) -> Vec<String> {
         std::mem::take(&mut self.lines)
@@ -502,6 +520,28 @@ impl DeviceStep {
     pub fn scaler_state(&self) -> Result<Option<ScalerState>, TrainError> {
         self.scaler.as_ref().map(Scaler::state).transpose()
     }
+}
+
+/// Makes gradient and loss those of the step's quotient: see [`crate::task::Model::divides`].
+fn divide(grads: &mut Tensor, votes: &Tensor, samples: u64) -> Result<(), tch::TchError> {
+    let one = |at: usize| votes.f_narrow(0, at as i64, 1);
+    let factor = one(DIVISOR)?.f_clamp_min(1.0)?.f_reciprocal()?;
+    let _ = one(LOSS)?.f_mul_(&factor)?;
+    let _ = grads.f_mul_(&factor.f_mul_scalar(samples as f64)?)?;
+    Ok(())
+}
+
+/// Divides lifted gradients so that their global two-norm is at most `max_norm`, as [`super::optimizer::clip_grad_norm`]
+/// does: the scale · max(1, (norm + 1e-6) / max_norm). `None`: nothing is to be divided.
+fn divisor(norm: &Tensor, scale: Option<&Tensor>, max_norm: f64) -> Result<Option<Tensor>, tch::TchError> {
+    if max_norm <= 0.0 {
+        return Ok(scale.map(Tensor::shallow_clone));
+    }
+    let over = norm.f_add_scalar(1e-6)?.f_mul_scalar(1.0 / max_norm)?.f_clamp_min(1.0)?;
+    Ok(Some(match scale {
+        Some(scale) => over.f_mul(scale)?,
+        None => over,
+    }))
 }
 
 fn place(votes: &Tensor, at: usize) -> Result<Tensor, TrainError> {

@@ -3,6 +3,7 @@
 use super::TrainError;
 use super::buffers::{Buffers, is_float};
 use crate::comm::Collective;
+use crate::torch::operators::lerp_all;
 use spec::config::{BufferMode, EmaBuffers, TrainConfig};
 use std::sync::Arc;
 use tch::{Tensor, no_grad};
@@ -31,13 +32,14 @@ impl Ema {
     }
 
     /// Takes update `n` of the average, from 1; `live` in the order given to [`Ema::new`].
-    pub fn update(&mut self, n: u64, live: &[(String, Tensor)]) {
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn update(&mut self, n: u64, live: &[(String, Tensor)]) -> Result<(), TrainError> {
         let weight = 1.0 - self.decay(n);
-        no_grad(|| {
-            for ((_, shadow), (_, live)) in self.shadow.iter_mut().zip(live) {
-                let _ = shadow.lerp_(live, weight);
-            }
-        });
+        let (shadows, lives): (Vec<Tensor>, Vec<Tensor>) =
+            self.shadow.iter().zip(live).map(|((_, a), (_, b))| (a.shallow_clone(), b.shallow_clone())).unzip();
+        Ok(lerp_all(&shadows, &lives, weight)?)
     }
 
     /// Exchanges the average and the live tensors, in place. Twice is the identity.
@@ -118,8 +120,11 @@ impl Averages {
     }
 
     /// Takes update `n`, from 1.
-    pub fn update(&mut self, n: u64) {
-        self.list.iter_mut().for_each(|ema| ema.update(n, &self.live));
+    ///
+    /// # Errors
+    /// libtorch refuses.
+    pub fn update(&mut self, n: u64) -> Result<(), TrainError> {
+        self.list.iter_mut().try_for_each(|ema| ema.update(n, &self.live))
     }
 
     /// Exchanges the first average and the live weights, where there is one.
@@ -183,7 +188,7 @@ mod tests {
         let params = vec![("w".to_string(), param.shallow_clone())];
         let mut ema = Ema::new(0.75, 0.0, &params);
         set(&param, 5.0);
-        ema.update(1, &params);
+        ema.update(1, &params).unwrap();
         assert_eq!(values(&ema.tensors()), [[2.0, 2.75]]);
         ema.swap(&params);
         assert_eq!(values(&params), [[2.0, 2.75]]);
@@ -220,7 +225,7 @@ mod tests {
                 no_grad(|| params[0].1.detach().copy_(&w));
                 set(&own[0].1, (n as f64).cos());
                 let _ = own[1].1.shallow_clone().g_add_scalar_(1);
-                all.update(n);
+                all.update(n).unwrap();
             }
             let content = all.content();
             assert_eq!([content[0].0, content[1].0], [0.9, 0.5]);

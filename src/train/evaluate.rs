@@ -71,6 +71,7 @@ pub fn evaluate(
     let share =
         if dataset.is_empty() { Share::Done(0) } else { run_share(model, watch, dataset, spec, collective, stops)? };
     let mut sums = watch.metrics.sums();
+    let records = watch.metrics.records();
     watch.metrics.reset();
     let votes = [matches!(share, Share::Interrupted), matches!(share, Share::OutOfMemory(_))];
     sums.extend(votes.map(|vote| f64::from(u8::from(vote))));
@@ -90,6 +91,9 @@ pub fn evaluate(
         let first = dataset.take_left_out().and_then(|lines| lines.into_iter().next());
         let first = first.map(|line| format!(" (the first: {line})")).unwrap_or_default();
         return Err(DataError::AllUnreadable(format!("none of the {len} samples of {split}{first}")).into());
+    }
+    if let Some(own) = records {
+        watch.metrics.gather(&collective.all_gather(&own)?);
     }
     let mut values = watch.metrics.values(&sums);
     if left_out > 0.0 {

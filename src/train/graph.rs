@@ -74,6 +74,10 @@ impl StepGraph {
     ) -> Result<String, TrainError> {
         let fields = like.fields.iter().map(Tensor::f_detach_copy).collect::<Result<Vec<_>, _>>().map_err(tch_error)?;
         let batch = Batch::new(fields, like.sample_ids.clone()).at(like.step, like.seed).of_step(like.step_samples);
+        // The recording takes a pool of its own: what the steps before it left free would be there twice. The device may
+        // wait for other ranks here, so it is waited for with a limit first.
+        collective.catch_up("the steps before the recording")?;
+        release_caches();
         let made = Graph::record(|| work(&batch));
         let problem = made.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let all = collective.all_gather(problem.as_bytes())?;

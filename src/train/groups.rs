@@ -102,7 +102,7 @@ fn rule(train: &TrainConfig, spec: &GroupSpec) -> Rule {
     let TrainConfig { betas, eps, nesterov, .. } = *train;
     let weight_decay = spec.weight_decay.unwrap_or(train.weight_decay);
     match train.optimizer {
-        OptimizerKind::Adamw => Rule::AdamW { betas, eps, weight_decay },
+        OptimizerKind::Adamw | OptimizerKind::Auto => Rule::AdamW { betas, eps, weight_decay },
         OptimizerKind::Adam => Rule::Adam { betas, eps, weight_decay },
         OptimizerKind::Sgd => {
             let momentum = momentum(train, spec);

@@ -3,11 +3,12 @@
 
 use super::TrainError;
 use super::scaler::tch_error;
+use crate::data::FieldSpec;
 use crate::data::loader::{BatchStream, HostBatch};
-use crate::data::{Dtype, FieldSpec};
-use crate::task::Batch;
+use crate::task::{Batch, outline};
 use crate::torch::TorchError;
-use crate::torch::device::{Event, HostMemory, HostPart, HostPin, Stream, Upload, upload};
+use crate::torch::device::{Event, HostMemory, HostPart, HostPin, Marks, Stream, Upload, upload_marked};
+use crate::torch::host::joined;
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
 
@@ -19,9 +20,7 @@ pub fn to_tensors(host: &HostBatch, device: Device) -> Batch {
     let mut fields = Vec::new();
     for (index, field) in host.fields().iter().enumerate() {
         let runs: Vec<&[u8]> = if field.is_ragged() { host.runs(index).collect() } else { vec![host.field(index)] };
-        let gathered = if runs.len() == 1 { None } else { Some(runs.concat()) };
-        let bytes = gathered.as_deref().or(runs.first().copied()).unwrap_or_default();
-        fields.push(Tensor::from_data_size(bytes, &shape(field, host.rows(index)), kind(field)).to_device(device));
+        fields.push(joined(&runs, &shape(field, host.rows(index)), kind(field)).to_device(device));
         if field.has_offsets() {
             let offsets = Tensor::from_data_size(host.offsets(index), &[host.len() as i64 + 1], Kind::Int64);
             fields.push(offsets.to_device(device));
@@ -45,13 +44,7 @@ fn extents(host: &HostBatch) -> Vec<i64> {
 }
 
 fn kind(field: &FieldSpec) -> Kind {
-    match field.dtype {
-        Dtype::U8 => Kind::Uint8,
-        Dtype::I16 => Kind::Int16,
-        Dtype::I32 => Kind::Int,
-        Dtype::F32 => Kind::Float,
-        Dtype::I64 => Kind::Int64,
-    }
+    outline::kind(field.dtype)
 }
 
 impl HostMemory for HostBatch {
@@ -155,6 +148,8 @@ pub struct Input {
     ready: VecDeque<Ready>,
     /// Copies whose slots are not back yet.
     copying: Vec<Copying>,
+    /// Marks of copies that are done.
+    marks: Vec<Marks>,
     pin: Option<((usize, usize), HostPin)>,
     /// Time spent waiting for the loader since last asked, seconds.
     waited_s: f64,
@@ -180,6 +175,7 @@ impl Input {
             next_set: 0,
             ready: VecDeque::new(),
             copying: Vec::new(),
+            marks: Vec::new(),
             pin: None,
             waited_s: 0.0,
             copied: Copied::default(),
@@ -308,20 +304,23 @@ impl Input {
         let bytes = into.iter().map(|field| (field.numel() * field.kind().elt_size_in_bytes()) as u64).sum();
         self.copied.bytes += bytes;
         self.copied.direct_bytes += host.lent().iter().map(|part| part.lent.bytes().len() as u64).sum::<u64>();
-        let upload = upload(host, &into, self.streams.map(|(_, copies)| copies))?;
+        let upload = upload_marked(host, &into, self.streams.map(|(_, copies)| copies), self.marks.pop())?;
         self.ready.push_back(Ready { set, extents, ids, copy: Copying { upload, bytes } });
         Ok(true)
     }
 
     fn give_back(&mut self) -> Result<(), TorchError> {
         let mut pending = Vec::new();
-        for copy in self.copying.drain(..) {
+        for mut copy in self.copying.drain(..) {
             if !copy.upload.is_done()? {
                 pending.push(copy);
-            } else if let Some(seconds) = copy.upload.copied_s()? {
+                continue;
+            }
+            if let Some(seconds) = copy.upload.copied_s()? {
                 self.copied.timed_bytes += copy.bytes;
                 self.copied.device_s += seconds;
             }
+            self.marks.extend(copy.upload.take_marks());
         }
         self.copying = pending;
         Ok(())

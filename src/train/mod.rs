@@ -87,6 +87,9 @@ pub enum TrainError {
     #[error("parameter groups of the task: {0}")]
     Groups(String),
     /// A forward pass did not give what its model announces.
+    #[error("the model says divides = {announced}, but its forward pass gave a divisor: {found}")]
+    Divisor { announced: bool, found: bool },
+    /// A forward pass did not give what its model announces.
     #[error("the model shares numbers of its samples, f32 {expected:?}, but its forward pass gave {found}")]
     Share { expected: [usize; 2], found: String },
 }
@@ -107,6 +110,8 @@ pub trait Observer {
         _picture: Option<Result<Vec<u8>, String>>,
     ) {
     }
+    /// Files about an evaluation, by their names in the run's folder: [`crate::task::Metrics::files`]; rank 0 only.
+    fn files(&mut self, _files: Vec<(String, Vec<u8>)>) {}
     /// Prints one line; rank 0 only.
     fn line(&mut self, text: String);
     /// Bytes of this process alone, now; 0 where that is unknown. Called on relief only: it may take milliseconds.

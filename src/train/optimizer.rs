@@ -2,8 +2,11 @@
 //!
 //! The arithmetic is PyTorch's (`torch.optim` with `fused=True`). A parameter without gradient in a step counts as one
 //! with gradient zero: its moments decay, and weight decay acts on it.
+//!
+//! Where ranks divide the state among themselves ([`Ddp::own_range`]), each keeps and updates its slice, and the updated
+//! parameters are shared afterwards. The arithmetic of an element does not depend on who does it.
 
-use super::ddp::{Ddp, DdpError, Layout};
+use super::ddp::{Ddp, DdpError, Layout, Slot};
 use crate::torch::{self, AdamState, AdamStep, SgdStep, device};
 use tch::{Kind, Tensor};
 
@@ -109,7 +112,9 @@ impl Optimizer {
         if rules.iter().any(|rule| !names.starts_with(rule.kept())) {
             return Err(DdpError::Usage("groups of one optimizer have rules of different kinds".to_owned()));
         }
-        let kept = names.iter().map(|_| ddp.params().f_zeros_like()).collect::<Result<_, _>>()?;
+        let own = [ddp.own_range().1 as i64];
+        let kept = names.iter().map(|_| Tensor::f_zeros(own, (Kind::Float, ddp.params().device())));
+        let kept = kept.collect::<Result<_, _>>()?;
         let steps = Tensor::f_zeros([], (Kind::Float, ddp.params().device()))?;
         let (layout, version) = (ddp.layout().clone(), ddp.layout_version());
         let mut new = Optimizer { rules, kept, steps, layout, version, parts: Vec::new() };
@@ -125,15 +130,23 @@ impl Optimizer {
     /// Finds the ranges of each group.
     fn divide(&mut self, ddp: &Ddp) -> Result<(), DdpError> {
         let grads = ddp.grads()?;
+        let (first, own) = ddp.own_range();
+        let (first, end) = (first as i64, (first + own) as i64);
         let part = |group: usize| {
-            let ranges = ranges(&self.layout, ddp.groups(), group);
-            let views = |flat: &Tensor| {
-                ranges.iter().map(|(start, len)| flat.f_narrow(0, *start, *len)).collect::<Result<Vec<_>, _>>()
+            let mut ranges = ranges(&self.layout, ddp.groups(), group);
+            ranges.iter_mut().for_each(|(start, len)| {
+                let last = (*start + *len).min(end);
+                *start = (*start).max(first);
+                *len = last - *start;
+            });
+            ranges.retain(|(_, len)| *len > 0);
+            let views = |flat: &Tensor, from: i64| {
+                ranges.iter().map(|(start, len)| flat.f_narrow(0, start - from, *len)).collect::<Result<Vec<_>, _>>()
             };
             Ok::<_, DdpError>(Part {
-                params: views(ddp.params())?,
-                grads: views(&grads)?,
-                kept: self.kept.iter().map(views).collect::<Result<_, _>>()?,
+                params: views(ddp.params(), 0)?,
+                grads: views(&grads, 0)?,
+                kept: self.kept.iter().map(|kept| views(kept, first)).collect::<Result<_, _>>()?,
                 steps: ranges.iter().map(|_| self.steps.shallow_clone()).collect(),
             })
         };
@@ -156,12 +169,12 @@ impl Optimizer {
                 Step::Sgd(step) => torch::fused_sgd(&part.params, &part.grads, part.buffers(), &step)?,
             }
         }
-        Ok(())
+        ddp.share_params()
     }
 
     /// As [`Optimizer::step`] with the rates in `lrs` (f32, one per group), for gradients of which the device knows whether
-    /// they are any good: where `found` (f32 `[1]`) holds 1 nothing changes, the count of steps included. The host reads
-    /// nothing.
+    /// they are any good: where `found` (f32 `[1]`) holds 1 nothing changes, the count of steps included. Gradients are
+    /// divided by `divisor` (f32 `[1]`) on the way, and keep that value. The host reads nothing.
     ///
     /// # Errors
     /// libtorch refuses.
@@ -170,7 +183,7 @@ impl Optimizer {
         ddp: &Ddp,
         lrs: &Tensor,
         numbers: &[Numbers],
-        found: &Tensor,
+        (found, divisor): (&Tensor, Option<&Tensor>),
     ) -> Result<(), DdpError> {
         self.follow(ddp)?;
         let _no_grad = tch::no_grad_guard();
@@ -179,14 +192,15 @@ impl Optimizer {
             let lr = lrs.f_select(0, group as i64)?;
             // Buffers of zeros make the first step by themselves: there is no dampening.
             match rule.numbers(numbers, false) {
-                Step::Adam(step) => device::fused_adam_unless(&part.adam(), &step, &lr, found)?,
+                Step::Adam(step) => device::fused_adam_unless(&part.adam(), &step, &lr, (found, divisor))?,
                 Step::Sgd(step) => {
-                    device::fused_sgd_unless(&part.params, &part.grads, part.buffers(), &step, &lr, found)?;
+                    let (params, grads) = (&part.params, &part.grads);
+                    device::fused_sgd_unless((params, grads, part.buffers()), &step, &lr, (found, divisor))?;
                 }
             }
         }
         let _ = self.steps.f_sub_(&found.f_squeeze()?)?;
-        Ok(())
+        ddp.share_params()
     }
 
     /// Groups that have parameters.
@@ -195,9 +209,13 @@ impl Optimizer {
         all.map(|((rule, part), numbers)| (rule, part, numbers)).filter(|(_, part, _)| !part.params.is_empty())
     }
 
-    /// Tensors of the parameters' size that are kept.
-    pub fn moments(&self) -> usize {
-        self.kept.len()
+    /// Bytes of the state that this rank keeps. Gaps between parameters, below 64 bytes each, are not counted, as those of
+    /// weights and gradients are not.
+    pub fn kept_bytes(&self, ddp: &Ddp) -> u64 {
+        let (start, len) = ddp.own_range();
+        let inside = |slot: &Slot| (slot.offset + slot.len()).min(start + len).saturating_sub(slot.offset.max(start));
+        let elements: usize = self.layout.slots().iter().map(inside).sum();
+        (self.kept.len() * elements * size_of::<f32>()) as u64
     }
 
     /// Steps taken so far.
@@ -209,16 +227,17 @@ impl Optimizer {
     }
 
     /// State as tensors of one parameter each, such as `exp_avg.encoder.weight`, and `step`: independent of buckets and
-    /// world size. They are views, to be copied before the next step.
+    /// world size. They are views, to be copied before the next step. All ranks call it together where they divide the state.
     ///
     /// # Errors
-    /// libtorch refuses.
+    /// A peer failed, or libtorch refuses.
     pub fn export(&mut self, ddp: &Ddp) -> Result<Vec<(String, Tensor)>, DdpError> {
         self.follow(ddp)?;
         let mut all = vec![("step".to_owned(), self.steps.shallow_clone())];
-        for (kind, flat) in self.names().iter().zip(&self.kept) {
+        for (kind, kept) in self.names().iter().zip(&self.kept) {
+            let flat = ddp.gathered(kept)?;
             for (index, name) in ddp.names().iter().enumerate() {
-                all.push((format!("{kind}.{name}"), self.layout.view(flat, index)?));
+                all.push((format!("{kind}.{name}"), self.layout.view(&flat, index)?));
             }
         }
         Ok(all)
@@ -243,7 +262,12 @@ impl Optimizer {
         };
         let _no_grad = tch::no_grad_guard();
         let mut copies = vec![(self.steps.shallow_clone(), find("step", &[])?)];
-        for (kind, flat) in self.names().iter().zip(&self.kept) {
+        // Where this rank keeps a slice, the whole is put together first.
+        let wholes: Vec<Tensor> = match ddp.is_sharded() {
+            true => self.kept.iter().map(|_| ddp.params().f_zeros_like()).collect::<Result<_, _>>()?,
+            false => self.kept.iter().map(Tensor::shallow_clone).collect(),
+        };
+        for (kind, flat) in self.names().iter().zip(&wholes) {
             for (index, name) in ddp.names().iter().enumerate() {
                 let place = self.layout.view(flat, index)?;
                 let source = find(&format!("{kind}.{name}"), &place.size())?;
@@ -251,16 +275,33 @@ impl Optimizer {
             }
         }
         copies.into_iter().try_for_each(|(mut place, source)| place.f_copy_(source).map(|_| ()))?;
+        if ddp.is_sharded() {
+            self.take_slices(ddp, &wholes)?;
+        }
         Ok(())
     }
 
-    /// Moves the state when buckets were rebuilt.
+    /// Takes this rank's slices of whole tensors over.
+    fn take_slices(&mut self, ddp: &Ddp, wholes: &[Tensor]) -> Result<(), DdpError> {
+        let _no_grad = tch::no_grad_guard();
+        let (start, len) = ddp.own_range();
+        for (kept, whole) in self.kept.iter_mut().zip(wholes) {
+            kept.f_copy_(&whole.f_narrow(0, start as i64, len as i64)?)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the state when buckets were rebuilt; parts of it to other ranks where these divide it.
     fn follow(&mut self, ddp: &Ddp) -> Result<(), DdpError> {
         if self.version == ddp.layout_version() {
             return Ok(());
         }
-        for flat in &self.kept {
-            ddp.layout().refill(&mut flat.shallow_clone(), &self.layout)?;
+        let mut wholes = self.kept.iter().map(|kept| ddp.gathered(kept)).collect::<Result<Vec<_>, _>>()?;
+        for flat in &mut wholes {
+            ddp.layout().refill(flat, &self.layout)?;
+        }
+        if ddp.is_sharded() {
+            self.take_slices(ddp, &wholes)?;
         }
         (self.layout, self.version) = (ddp.layout().clone(), ddp.layout_version());
         self.divide(ddp)

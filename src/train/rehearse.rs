@@ -64,8 +64,7 @@ impl<'a> Rehearsal<'a> {
             if self.online {
                 self.metrics.update(batch, &output);
             }
-            let scaled = output.loss * 1.0;
-            scaled.f_backward().map_err(|error| torch::error_of("backward", &error))
+            self.model.backward(&(output.loss * 1.0))
         })?;
         Ok(ddp.finish()?)
     }
@@ -79,7 +78,7 @@ impl<'a> Rehearsal<'a> {
             ddp.set_sync(true);
             caught(|| {
                 let output = amp::forward(self.model, batch, true, (self.narrow, None))?;
-                output.loss.f_backward().map_err(|error| torch::error_of("backward", &error))
+                self.model.backward(&output.loss)
             })?;
             Ok(ddp.finish_on_device()?)
         };

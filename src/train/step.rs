@@ -25,6 +25,8 @@ const NON_FINITE: usize = 1;
 pub(super) const LOSS: usize = 2;
 pub(super) const HALVE: usize = 3;
 pub(super) const OVERDUE: usize = 4;
+/// Divisor of a loss that is a quotient of sums: [`Model::divides`].
+pub(super) const DIVISOR: usize = 5;
 
 /// Inputs of a step.
 pub struct StepRunner<'a> {
@@ -104,8 +106,10 @@ pub struct StepOutcome {
 /// Sums over the micro-batches of a step on this rank.
 #[derive(Default)]
 struct Passes {
-    /// Losses, weighted by their share of the global batch.
+    /// Losses, weighted by their share of the global batch; those that are parts of a sum as they are.
     loss: f64,
+    /// Their divisor's parts.
+    divisor: f64,
     /// The first loss that is not finite, and its samples.
     bad: Option<(f64, Vec<u64>)>,
     data_wait_s: f64,
@@ -135,6 +139,7 @@ impl StepRunner<'_> {
             parts.buffers.forget()?;
             return Err(non_finite(self.collective, self.step, passes.bad)?);
         }
+        let loss = self.divide(parts.ddp, &votes)?;
         let grad_norm = clip_grad_norm(parts.ddp, self.config.train.gradient_clip_norm)?;
         if !grad_norm.is_finite() {
             parts.buffers.forget()?;
@@ -145,7 +150,7 @@ impl StepRunner<'_> {
         parts.buffers.keep()?;
         self.hand_out(parts.ddp)?;
         Ok(Attempt::Done(StepOutcome {
-            loss: f64::from(votes[LOSS]),
+            loss,
             lr: self.lr,
             lrs: self.lrs(),
             grad_norm,
@@ -192,8 +197,9 @@ impl StepRunner<'_> {
         drop(host);
         tch::manual_seed(self.seed(micro));
         let output = self.forward(&batch)?;
-        let share = batch.len() as f64 / self.samples() as f64;
+        let share = self.weight(&batch, &output)?;
         let value = output.loss.double_value(&[]);
+        passes.divisor += output.divisor.as_ref().map_or(0.0, |divisor| divisor.double_value(&[]));
         passes.loss += value * share;
         if !value.is_finite() && passes.bad.is_none() {
             passes.bad = Some((value, batch.sample_ids.clone()));
@@ -204,7 +210,32 @@ impl StepRunner<'_> {
         self.share(parts.ddp, &output, &batch, passes.samples)?;
         passes.samples += batch.len();
         let scaled = output.loss * share;
-        Ok(scaled.f_backward().map_err(|error| torch::error_of("backward", &error))?)
+        Ok(self.model.backward(&scaled)?)
+    }
+
+    /// Factor on the loss of a micro-batch: its share of the step's samples, or 1 where it is part of a sum.
+    ///
+    /// # Errors
+    /// The pass gave no divisor though its model divides, or the other way round.
+    pub(super) fn weight(&self, batch: &Batch, output: &Output) -> Result<f64, TrainError> {
+        match (self.model.divides(), output.divisor.is_some()) {
+            (false, false) => Ok(batch.len() as f64 / self.samples() as f64),
+            (true, true) => Ok(1.0),
+            (announced, found) => Err(TrainError::Divisor { announced, found }),
+        }
+    }
+
+    /// Makes the gradient that of the step's loss, and gives that loss.
+    fn divide(&self, ddp: &Ddp, votes: &[f32]) -> Result<f64, TrainError> {
+        let loss = f64::from(votes[LOSS]);
+        if !self.model.divides() {
+            return Ok(loss);
+        }
+        let divisor = f64::from(votes[DIVISOR]).max(1.0);
+        let factor = self.samples() as f64 / divisor;
+        let _no_grad = tch::no_grad_guard();
+        let _ = ddp.grads()?.f_mul_scalar_(factor).map_err(|error| torch::error_of("division", &error))?;
+        Ok(loss / divisor)
     }
 
     /// A batch that knows its step.
@@ -266,6 +297,7 @@ impl StepRunner<'_> {
         votes[STOP] = yes(self.wishes.stop);
         votes[NON_FINITE] = yes(passes.bad.is_some());
         votes[LOSS] = passes.loss as f32;
+        votes[DIVISOR] = passes.divisor as f32;
         votes[HALVE] = yes(self.wishes.halve);
         votes[OVERDUE] = yes(self.wishes.overdue);
         votes[DISCARD] = yes(passes.short.is_some());

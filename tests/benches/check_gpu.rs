@@ -3,6 +3,7 @@
 
 mod conformance;
 
+use cache::mapping::{ReadSpan, SharedMap};
 use clap::{Parser, ValueEnum};
 use headroom::comm::nccl::{Member, Nccl, NcclCollective, UniqueId, Wire};
 use headroom::comm::{Collective, RankEnv, ShmCollective, Solo, rendezvous};
@@ -10,7 +11,6 @@ use headroom::torch::device::{self, HostMemory, HostPart, HostPin, SLAB_BYTES, S
 use headroom::torch::{Autocast, TorchError};
 use headroom::train::ddp::{Ddp, DdpOptions};
 use headroom::train::optimizer::{Optimizer, Rule};
-use memmap2::MmapMut;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::process::ExitCode;
@@ -130,7 +130,9 @@ fn check_contract(env: &RankEnv, on: Device) -> Checked<Value> {
             let place = Member { rank: env.rank, world_size: env.world_size, device: index };
             let id = UniqueId::try_from(id).map_err(|_| "rank 0 sent no id of NCCL")?;
             let text = format!("NCCL {} ({})", nccl.version(), nccl.origin());
-            (Box::new(NcclCollective::new(nccl, id, place, Wire::F32, LIMIT)?), text)
+            let whole = NcclCollective::new(nccl, id, place, Wire::F32, LIMIT)?;
+            conformance::of_nccl(&whole, on).map_err(|problem| format!("rank {}: {problem}", env.rank))?;
+            (Box::new(whole), text)
         }
         _ if env.world_size == 1 => (Box::new(Solo::new(on)), "none".into()),
         _ => {
@@ -138,8 +140,33 @@ fn check_contract(env: &RankEnv, on: Device) -> Checked<Value> {
             (Box::new(ShmCollective::new(memfd, env.local_rank, env.local_world_size, LIMIT)?), "shm".into())
         }
     };
-    conformance::check(&*collective, on).map_err(|problem| format!("rank {}: {problem}", env.rank))?;
-    Ok(json!({ "world_size": env.world_size, "backend": collective.backend(), "library": library }))
+    let call_us = if on.is_cuda() { Some(call_us(&*collective)?) } else { None };
+    let said = |problem| format!("rank {}: {problem}", env.rank);
+    conformance::check(&*collective, on).map_err(said)?;
+    if let Device::Cuda(index) = on {
+        // A communicator of its own: it is ended on purpose.
+        let nccl = Nccl::load(std::env::var_os("HEADROOM_NCCL").map(Into::into))?;
+        let own = if env.rank == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };
+        let id = collective.all_gather(&own)?.swap_remove(0);
+        let place = Member { rank: env.rank, world_size: env.world_size, device: index };
+        let id = UniqueId::try_from(id).map_err(|_| "rank 0 sent no id of NCCL")?;
+        let narrow = NcclCollective::new(nccl, id, place, Wire::Bf16, LIMIT)?;
+        conformance::narrow_then_ended(&narrow, on).map_err(said)?;
+    }
+    let backend = collective.backend();
+    Ok(json!({ "world_size": env.world_size, "backend": backend, "library": library, "call_us": call_us }))
+}
+
+/// Microseconds of host time that one small reduction costs.
+fn call_us(collective: &dyn Collective) -> Checked<f64> {
+    const CALLS: u32 = 200;
+    let flat = collective.flat_buffer(1024)?;
+    let start = Instant::now();
+    (0..CALLS).try_for_each(|_| collective.start_all_reduce(&flat, true))?;
+    let us = start.elapsed().as_secs_f64() * 1e6 / f64::from(CALLS);
+    collective.join()?;
+    collective.catch_up("small sums")?;
+    Ok(us)
 }
 
 /// A range of some owner's memory.
@@ -166,29 +193,60 @@ fn rate<T: AsRef<[u8]> + Send + Sync>(host: &Arc<T>, bytes: usize, to: &Tensor) 
     Ok(bytes as f64 / best / 1e9)
 }
 
-/// Memory that libtorch page-locked, as bytes of a registered buffer of our own.
-fn copies(on: Device, bytes: usize) -> Checked<Value> {
-    let to = Tensor::f_zeros([bytes as i64], (Kind::Uint8, on)).map_err(Box::<dyn Error>::from)?;
-    let touched = || Arc::new(vec![7_u8; bytes]);
-    let pageable = rate(&touched(), bytes, &to).map_err(Box::<dyn Error>::from)?;
-    let io = |e: std::io::Error| format!("memory for the check: {e}");
-    let locked = touched();
-    let mut shared = MmapMut::map_anon(bytes).map_err(io)?;
-    shared.fill(9);
-    let shared = Arc::new(shared);
-    if !on.is_cuda() {
-        let shared = rate(&shared, bytes, &to).map_err(Box::<dyn Error>::from)?;
-        return Ok(json!({ "pageable_gb_s": pageable, "registered_gb_s": shared }));
+/// A part of the page cache's kind of memory: a sealed memfd that ranks share.
+fn shared_part(bytes: usize) -> Checked<(Arc<SharedMap>, ReadSpan)> {
+    let memory = cache::shared_memory("check-gpu", bytes as u64)?;
+    let file = std::fs::File::from(memory.fd);
+    file.set_len(bytes as u64)?;
+    let map = SharedMap::new(&file)?;
+    let mut filled = map.write_span(0, bytes as u64)?;
+    filled.bytes_mut().fill(9);
+    drop(filled);
+    let span = map.read_span(0, bytes as u64)?;
+    Ok((map, span))
+}
+
+/// Bytes of a span, as a copy reads them.
+struct Shown(ReadSpan);
+
+impl AsRef<[u8]> for Shown {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
     }
-    let pin = |address: *const u8, slab| HostPin::new(address as usize, bytes, slab).map_err(Box::<dyn Error>::from);
-    let _locked = pin(locked.as_ptr(), usize::MAX)?;
-    let pinned = rate(&locked, bytes, &to).map_err(Box::<dyn Error>::from)?;
+}
+
+/// GB/s of the best of several copies from memory that `cudaHostAlloc` gave.
+fn allocated_rate(bytes: usize, to: &Tensor, index: usize) -> Checked<f64> {
+    let from = device::pinned(&[bytes as i64], Kind::Uint8)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..8 {
+        let start = Instant::now();
+        device::copy(to, &from)?;
+        Stream::current(index)?.synchronize()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(bytes as f64 / best / 1e9)
+}
+
+/// GB/s from pageable memory, from page-locked memory, and from a registered part of the page cache's kind of memory.
+fn copies(on: Device, bytes: usize) -> Checked<Value> {
+    let bytes = bytes.min(SLAB_BYTES);
+    let to = Tensor::f_zeros([bytes as i64], (Kind::Uint8, on)).map_err(Box::<dyn Error>::from)?;
+    let pageable = rate(&Arc::new(vec![7_u8; bytes]), bytes, &to)?;
+    let (map, span) = shared_part(bytes)?;
+    let shared = Arc::new(Shown(span));
+    let Device::Cuda(index) = on else {
+        let shared = rate(&shared, bytes, &to)?;
+        return Ok(json!({ "pageable_gb_s": pageable, "registered_gb_s": shared }));
+    };
+    let pinned = allocated_rate(bytes, &to, index)?;
     let start = Instant::now();
-    let registered = pin(shared.as_ptr(), SLAB_BYTES)?;
+    let registered = HostPin::new(map.address(), bytes, SLAB_BYTES)?;
     let register_s = start.elapsed().as_secs_f64();
-    let mapped = rate(&shared, bytes.min(SLAB_BYTES), &to).map_err(Box::<dyn Error>::from)?;
-    let right = to.f_eq(9).and_then(|same| same.f_all()).map_err(Box::<dyn Error>::from)?.int64_value(&[]) == 1;
-    if !right {
+    let mapped = rate(&shared, bytes, &to)?;
+    // On the host: the device's own kernels are not on trial.
+    let back = Vec::<u8>::try_from(&to.f_to_device(Device::Cpu)?)?;
+    if back.iter().any(|&byte| byte != 9) {
         return Err("the device read other bytes than the mapping holds".into());
     }
     Ok(json!({
@@ -244,7 +302,7 @@ fn net(on: Device, request: &Request) -> Checked<Value> {
         ddp.set_sync(true);
         backward(ddp.variables())?;
         ddp.finish_on_device().map_err(Box::<dyn Error>::from)?;
-        optimizer.step_unless(&ddp, &lr, &[1e-3.into()], &found).map_err(Box::<dyn Error>::from)
+        optimizer.step_unless(&ddp, &lr, &[1e-3.into()], (&found, None)).map_err(Box::<dyn Error>::from)
     })?;
     Ok(json!({ "buckets_ms": buckets, "plain_ms": plain, "amp": request.amp, "width": request.width }))
 }

@@ -2,6 +2,9 @@
 //! whose devices are to be checked.
 
 use headroom::comm::{Collective, CommError};
+use headroom::torch::TorchError;
+use headroom::torch::device::{Event, Stream};
+use headroom::torch::graph::Graph;
 use tch::{Device, Kind, Tensor};
 
 /// Runs every call of the trait and compares the results with what they must be. All ranks call it together; `device` is
@@ -90,4 +93,54 @@ fn gathers(collective: &dyn Collective) -> Result<(), String> {
     expect("all_gather", &(all == right), &true)?;
     let empty = collective.all_gather(&[]).map_err(said("all_gather of nothing"))?;
     expect("all_gather of nothing", &empty, &vec![Vec::new(); collective.world_size()])
+}
+
+/// Slices that ranks bring together, and a sum that is recorded and replayed.
+///
+/// # Errors
+/// As [`check`].
+pub fn of_nccl(collective: &dyn Collective, device: Device) -> Result<(), String> {
+    let (rank, world) = (collective.rank(), collective.world_size());
+    let flat = Tensor::from_slice(&vec![rank as f32; 4 * world]).to_device(device);
+    collective.gather_slices(&flat, 4).map_err(said("gather_slices"))?;
+    collective.catch_up("gather_slices").map_err(said("catch_up"))?;
+    let right: Vec<f32> = (0..4 * world).map(|i| (i / 4) as f32).collect();
+    expect("gathered slices", &floats(&flat), &right)?;
+    recorded(collective, device)
+}
+
+/// A sum inside a CUDA graph: nothing happens while it is recorded, and it is added up with every replay.
+fn recorded(collective: &dyn Collective, device: Device) -> Result<(), String> {
+    let failed = |error: TorchError| format!("recording a sum: {error}");
+    let tensor = Tensor::from_slice(&[1.0_f32; 64]).to_device(device);
+    let (graph, ()) = Graph::record(|| {
+        collective
+            .start_all_reduce(&tensor, true)
+            .and_then(|()| collective.join())
+            .map_err(|error| TorchError::Argument { call: "a recorded sum", problem: error.to_string() })
+    })
+    .map_err(failed)?;
+    (0..2).try_for_each(|_| graph.replay()).map_err(failed)?;
+    collective.catch_up("a replayed sum").map_err(said("catch_up"))?;
+    drop(graph);
+    Ok(())
+}
+
+/// A sum on a narrow wire, a wait whose limit passes, and an abort. The collective is at its end afterwards.
+///
+/// # Errors
+/// As [`check`].
+pub fn narrow_then_ended(collective: &dyn Collective, device: Device) -> Result<(), String> {
+    let Device::Cuda(index) = device else { return Ok(()) };
+    expect("a narrow wire", &collective.narrows(), &true)?;
+    let flat = collective.flat_buffer(1000).map_err(said("flat_buffer"))?;
+    collective.start_all_reduce(&flat, false).map_err(said("a narrow sum"))?;
+    collective.join().map_err(said("join"))?;
+    let failed = |error: TorchError| format!("an event: {error}");
+    let mut event = Event::new(false).map_err(failed)?;
+    event.record(Stream::current(index).map_err(failed)?).map_err(failed)?;
+    collective.wait(&event, "a narrow sum").map_err(said("wait"))?;
+    collective.abort(CommError::GivenUp { error: "the check is over".into() });
+    let after = collective.barrier().err().map(|error| error.to_string()).unwrap_or_default();
+    expect("a call after the abort is refused with its reason", &after.contains("the check is over"), &true)
 }

@@ -68,12 +68,27 @@ const LAUNCHER: Rooms = &[
     ("logging", &["spec::contract"]),
     ("watch", &["journal", "machine", "spec::contract", "spec::config", "spec::plan"]),
     ("supervise", &["cache", "journal", "machine", "watch", "spec::contract"]),
-    ("console", &["supervise", "spec::contract", "spec::plan", "spec::config"]),
+    ("console", &["machine", "supervise", "spec::contract", "spec::plan", "spec::config"]),
     ("run_dir", &["journal", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
-    ("cli", &["logging", "run_dir", "spec::config", "spec::contract", "spec::plan", "spec::task"]),
-    ("advise", &["machine", "watch", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
+    (
+        "cli",
+        &[
+            "logging",
+            "machine",
+            "monitor",
+            "run_dir",
+            "track",
+            "spec::config",
+            "spec::contract",
+            "spec::plan",
+            "spec::task",
+        ],
+    ),
+    ("advise", &["machine", "run_dir", "watch", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
+    ("page", &["advise", "spec::contract", "spec::plan"]),
     ("plots", &["advise", "spec::contract", "spec::plan", "spec::job"]),
     ("smart", &["spec::contract", "spec::config"]),
+    ("track", &["advise", "journal", "run_dir", "spec::contract", "spec::plan"]),
     (
         "monitor",
         &[
@@ -97,11 +112,14 @@ const LAUNCHER: Rooms = &[
             "console",
             "logging",
             "machine",
+            "journal",
             "monitor",
+            "page",
             "plots",
             "run_dir",
             "smart",
             "supervise",
+            "track",
             "watch",
             "spec::contract",
             "spec::config",
@@ -111,6 +129,29 @@ const LAUNCHER: Rooms = &[
         ],
     ),
 ];
+const PYTHON: Rooms = &[
+    ("entry", &[]),
+    ("sizes", &[]),
+    ("own", &[]),
+    ("system", &["launcher::machine"]),
+    ("buffer", &["cache"]),
+    ("failure", &["entry", "cache"]),
+    ("native", &["entry", "failure"]),
+    ("windows", &["entry", "failure", "native", "cache"]),
+    ("cells", &["failure", "native"]),
+    ("images", &["entry", "failure", "native"]),
+    ("files", &["cells", "images", "memory", "native", "node", "own", "windows"]),
+    ("batch", &["buffer", "entry", "failure"]),
+    ("lane", &["cache", "launcher::supervise"]),
+    ("work", &["batch", "failure", "cache"]),
+    ("engine", &["batch", "buffer", "entry", "failure", "lane", "native", "sizes", "work", "cache"]),
+    ("memory", &["buffer", "own", "cache"]),
+    ("order", &["cache"]),
+    ("sample", &["batch", "buffer", "entry", "failure", "memory", "own", "cache"]),
+    ("node", &["memory", "own", "sample", "cache", "launcher::machine", "spec::contract"]),
+    ("loader", &["engine", "failure", "files", "lane", "memory", "node", "own", "sample"]),
+];
+const IN_PYTHON: Rooms = &[("session", &["tensor"]), ("tensor", &[])];
 /// Packages whose rooms are named one by one.
 const PACKAGES: &[&str] = &["launcher", "spec"];
 /// A package that is one room.
@@ -123,10 +164,12 @@ const UNSAFE: &[&str] = &[
     "src/data/source/hdf5/ffi/",
     "launcher/cache/src/mapping.rs",
     "launcher/src/supervise/unix.rs",
+    "src/python/session.rs",
+    "src/python/tensor.rs",
 ];
 
 /// Source folders of the packages.
-pub const SOURCES: &[&str] = &["src", "launcher/src", "launcher/spec/src", "launcher/cache/src"];
+pub const SOURCES: &[&str] = &["src", "launcher/src", "launcher/spec/src", "launcher/cache/src", "launcher/python/src"];
 /// Modules with a folder that are not yet its `mod.rs`.
 const BESIDE_THEIR_FOLDER: &[&str] = &[
     "launcher/src/command.rs",
@@ -242,7 +285,9 @@ fn check(src: &str, table: Rooms) -> Vec<String> {
     let src = root().join(src);
     let mut files = Vec::new();
     rust_files(&src, &mut files);
-    assert!(files.len() > 5, "only {} files under {}", files.len(), src.display());
+    // The rank within Python is a package of its own.
+    files.retain(|file| !src.join(room(&src, file)).join("Cargo.toml").exists());
+    assert!(files.len() > table.len(), "only {} files under {}", files.len(), src.display());
     let mut wrong = Vec::new();
     let mut seen = BTreeSet::new();
     for file in files {
@@ -295,6 +340,16 @@ fn rooms_of_the_launcher_use_only_what_they_may() {
     assert_eq!(check("launcher/src", LAUNCHER), Vec::<String>::new());
 }
 
+#[test]
+fn rooms_of_the_python_package_use_only_what_they_may() {
+    assert_eq!(check("launcher/python/src", PYTHON), Vec::<String>::new());
+}
+
+#[test]
+fn rooms_of_the_rank_within_python_use_only_what_they_may() {
+    assert_eq!(check("src/python", IN_PYTHON), Vec::<String>::new());
+}
+
 /// The page cache is for a Python module as well: it knows the contract and nothing else, and the directory knows no client.
 #[test]
 fn the_page_cache_uses_the_contract_alone() {
@@ -340,10 +395,11 @@ fn only_the_source_room_imports_hdf5_and_the_launcher_links_no_tensor_library() 
             .find(|name| text.contains(&format!("{name}::")) && !text.contains(&format!("_{name}::")));
         assert!(imported.is_none(), "{} imports {imported:?}", file.display());
     }
-    for package in ["launcher", "launcher/cache", "launcher/spec"] {
+    for package in ["launcher", "launcher/cache", "launcher/python", "launcher/spec"] {
         let manifest = std::fs::read_to_string(root().join(package).join("Cargo.toml")).unwrap();
+        let dependencies = manifest.split("dependencies]").skip(1).collect::<String>();
         for name in ["tch", "hdf5", "cudarc", "headroom"] {
-            assert!(!manifest.lines().any(|line| line.starts_with(name)), "{package} depends on {name}");
+            assert!(!dependencies.lines().any(|line| line.starts_with(name)), "{package} depends on {name}");
         }
     }
 }

@@ -35,13 +35,13 @@ stages:
 
 const STAGES: [&str; 5] = ["autoencoder", "latents", "diffusion", "classifier", "sample"];
 /// Those that train, and their last step.
-const TRAINED: [(&str, u64); 3] = [("autoencoder", 30), ("diffusion", 60), ("classifier", 30)];
+pub const TRAINED: [(&str, u64); 3] = [("autoencoder", 30), ("diffusion", 60), ("classifier", 30)];
 
-fn runs(sets: &[&str]) -> Runs {
+pub fn runs(sets: &[&str]) -> Runs {
     Runs::of(TINY, sample_cells(), sets)
 }
 
-fn stage(run: &Run, name: &str) -> Run {
+pub fn stage(run: &Run, name: &str) -> Run {
     Run { path: run.path.join(name) }
 }
 

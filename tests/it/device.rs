@@ -151,17 +151,17 @@ fn the_check_of_a_device_runs_without_one() {
 #[test]
 fn the_script_that_checks_devices_runs_dry() {
     let folder = folder();
-    let out = folder.path().join("figures.json");
+    let out = folder.path().join("out");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/check-gpu");
     let mut command = Command::new(script);
     command.arg("--dry-run").arg("--bin").arg(rank_program().parent().unwrap()).arg("--out").arg(&out);
     // Those that the other tests here do not make themselves.
-    let only = "collectives,collectives_two_nodes,two_nodes,step_net,copy,direct,data_wait,memory,fallbacks,allocator,\
+    let only = "contract,collectives,collectives_two_nodes,two_nodes,step_net,copy,direct,data_wait,memory,fallbacks,allocator,\
                 graphs,wire";
     command.arg("--work").arg(folder.path().join("work")).args(["--only", only]);
     let ended = run(&mut command, folder.path());
     assert_eq!(ended.code, Some(0), "{ended}");
-    let figures: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    let figures: Value = serde_json::from_slice(&std::fs::read(out.join("check-gpu.json")).unwrap()).unwrap();
     let checks = figures["checks"].as_object().unwrap();
     let failed: Vec<_> = checks.iter().filter(|(_, check)| check["status"] == "failed").collect();
     assert!(checks.len() >= 11 && failed.is_empty(), "{failed:?}");

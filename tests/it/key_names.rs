@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Files whose literals declare other names of keys.
 const DECLARE: &[&str] = &["/keys.rs", "/config/sections.rs", "/config/model.rs", "/config/schema.rs"];
 /// Names with a section's first word that are no keys: files of the kernel's memory controller and of a run, columns of
-/// nvidia-smi, a metric.
+/// nvidia-smi, metrics.
 const NO_KEYS: &[&str] = &[
     "memory.current",
     "memory.events",
@@ -16,6 +16,7 @@ const NO_KEYS: &[&str] = &[
     "memory.high",
     "memory.limit_in_bytes",
     "memory.max",
+    "memory.oom.group",
     "memory.oom_control",
     "memory.pressure",
     "memory.rank",
@@ -24,10 +25,13 @@ const NO_KEYS: &[&str] = &[
     "memory.total",
     "memory.usage_in_bytes",
     "memory.used",
+    "train.box_loss",
+    "train.cls_loss",
+    "train.dfl_loss",
     "train.loss",
 ];
 /// Endings of file names.
-const FILES: &[&str] = &["h5", "hdf5", "json", "jsonl", "png", "rs", "safetensors", "txt", "yaml"];
+const FILES: &[&str] = &["h5", "hdf5", "json", "jsonl", "png", "py", "rs", "safetensors", "txt", "yaml", "yml"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -116,7 +120,9 @@ fn stands(schema: &Schema, word: &str) -> bool {
     let section = schema.sections().iter().any(|section| section.name() == word);
     let begins = word.ends_with('_') && schema.keys().any(|key| key.path.starts_with(word));
     let file = word.rsplit('.').next().is_some_and(|ending| FILES.contains(&ending));
-    schema.key(word).is_some() || section || begins || file || NO_KEYS.contains(&word)
+    // A tensor of a model, by the number of its layer.
+    let weight = word.strip_prefix("model.").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    schema.key(word).is_some() || section || begins || file || weight || NO_KEYS.contains(&word)
 }
 
 #[test]
@@ -131,7 +137,10 @@ fn every_key_that_a_message_or_document_names_exists() {
     for path in paths {
         let shown = path.strip_prefix(root()).unwrap().display().to_string();
         // The Python package has names of its own, such as `data.seed`, and speaks of people's `train.py`.
-        let python = shown.starts_with("launcher/python/");
+        // So do the scripts of pages and of a rank within Python: their words are a language's, not a config's.
+        let python = shown.starts_with("launcher/python/")
+            || shown.starts_with("src/python/headroom_rank/")
+            || shown.ends_with(".js");
         let generated = shown == "configs/README.md";
         let declares = DECLARE.iter().any(|file| shown.ends_with(file));
         let Ok(text) = std::fs::read_to_string(&path) else { continue };

@@ -12,7 +12,7 @@ use std::time::Duration;
 const MIB: u64 = 1 << 20;
 
 /// A memory cgroup (v1 or v2) of a test's own, with a hard limit.
-struct Limited {
+pub struct Limited {
     dir: PathBuf,
     version: u32,
     limit_bytes: u64,
@@ -20,7 +20,7 @@ struct Limited {
 
 impl Limited {
     /// `None`: none may be made here, which is printed.
-    fn make(name: &str, limit_bytes: u64) -> Option<Self> {
+    pub fn make(name: &str, limit_bytes: u64) -> Option<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let path = |wanted: &str| {
             own.lines().find_map(|line| {
@@ -48,7 +48,7 @@ impl Limited {
     }
 
     /// The same command, run within the group.
-    fn within(&self, command: &Command) -> Command {
+    pub fn within(&self, command: &Command) -> Command {
         let mut inside = Command::new("sh");
         inside.args(["-c", "echo 0 > \"$0\" && exec \"$@\""]).arg(self.dir.join("cgroup.procs"));
         inside.arg(command.get_program()).args(command.get_args());
@@ -56,20 +56,25 @@ impl Limited {
         inside
     }
 
-    fn oom_kills(&self) -> u64 {
+    pub fn oom_kills(&self) -> u64 {
         let file = if self.version == 1 { "memory.oom_control" } else { "memory.events" };
         let text = fs::read_to_string(self.dir.join(file)).unwrap();
         text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Files of what is used and of its parts, and how the parts' names begin.
+    pub fn usage(&self) -> [PathBuf; 3] {
+        let (usage, prefix) =
+            if self.version == 1 { ("memory.usage_in_bytes", "total_") } else { ("memory.current", "") };
+        [self.dir.join(usage), self.dir.join("memory.stat"), prefix.into()]
     }
 
     /// Fills the group to the given level, and again whatever is given back.
     fn hog(&self, folder: &Path) -> Hog<'_> {
         let wanted = folder.join("wanted");
         fs::write(&wanted, "0").unwrap();
-        let (usage, prefix) =
-            if self.version == 1 { ("memory.usage_in_bytes", "total_") } else { ("memory.current", "") };
         let mut python = Command::new("python3");
-        python.args(["-c", HOG]).arg(self.dir.join(usage)).arg(self.dir.join("memory.stat")).arg(prefix).arg(&wanted);
+        python.args(["-c", HOG]).args(self.usage()).arg(&wanted);
         let child = self.within(&python).stdin(Stdio::null()).spawn().unwrap();
         Hog { group: self, child, wanted }
     }
@@ -142,7 +147,7 @@ fn planned(run: &Run) -> u64 {
 }
 
 /// Until `launch` says it.
-fn wait_for_line(running: &mut Running, part: &str) {
+pub fn wait_for_line(running: &mut Running, part: &str) {
     let said = |running: &Running| running.read("err").contains(part);
     while !said(running) {
         let alive = running.child.try_wait().unwrap().is_none();

@@ -84,7 +84,7 @@ fn the_minimal_task_of_the_readme_learns_its_line() {
         buffers: Vec::new(),
         groups: Vec::new(),
         metrics: Line.metrics(&config, &datasets).unwrap(),
-        gallery: Line.gallery(&config),
+        gallery: Line.gallery(&config, &datasets),
         facts,
         checkpoints: Some(Checkpointer::open(&checkpoints, 2).unwrap()),
         checkpoint_dir: &checkpoints,

@@ -13,6 +13,7 @@ without. See README.md.
 
 from . import _native
 from .dataset import Cached, cached
+from .files import h5ad, hdf5, images
 from .loader import DataLoader
 from .node import configure
 from .place import Place, PlaceError, place
@@ -23,6 +24,6 @@ from .worker import WorkerError
 
 __version__ = _native.__version__
 __all__ = [
-    "Cache", "Cached", "DataLoader", "Place", "PlaceError", "Sampler", "WorkerError", "cached", "configure", "memory",
-    "place", "report", "stats", "stopping",
+    "Cache", "Cached", "DataLoader", "Place", "PlaceError", "Sampler", "WorkerError", "cached", "configure", "h5ad",
+    "hdf5", "images", "memory", "place", "report", "stats", "stopping",
 ]

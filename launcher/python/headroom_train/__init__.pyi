@@ -1,6 +1,8 @@
+import os
 from typing import Any, Callable, Generic, Iterable, Iterator, Optional, Sequence, TypeVar, Union
 
 T = TypeVar("T")
+_Path = Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str]"]]]
 __version__: str
 
 class Place(tuple[int, int, int, int]):
@@ -23,6 +25,26 @@ class Cached(Generic[T]):
 def cached(
     dataset: Any, transform: Optional[Callable[[Any], Any]] = None, *, name: Optional[str] = None, seed: int = 0
 ) -> Cached[Any]: ...
+
+class Files:
+    genes: list[str]
+    classes: Optional[list[str]]
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+    def set_epoch(self, epoch: int) -> None: ...
+    def describe(self, index: int) -> str: ...
+
+def hdf5(
+    path: _Path, columns: Union[str, Sequence[str]], window: int, stride: Optional[int] = None, *,
+    dataset: Optional[str] = None, transform: Optional[Callable[[Any], Any]] = None, seed: int = 0,
+) -> Files: ...
+def h5ad(
+    path: _Path, label: Optional[str] = None, *, matrix: str = "X", transform: Optional[Callable[[Any], Any]] = None,
+    seed: int = 0,
+) -> Files: ...
+def images(
+    path: _Path, labels: Optional[Sequence[int]] = None, *, transform: Optional[Callable[[Any], Any]] = None, seed: int = 0,
+) -> Files: ...
 
 class DataLoader:
     epoch: int

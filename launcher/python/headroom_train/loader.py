@@ -9,6 +9,7 @@ import weakref
 
 from . import _native, codec, collate, node, worker
 from .dataset import Cached, Plain
+from .files import Files
 from .place import place
 from .sampler import checked_state
 
@@ -77,7 +78,8 @@ class DataLoader:
     """Batches of a data set, as `torch.utils.data.DataLoader` gives them, from the node's cache.
 
     With a data set from :func:`headroom_train.cached`, `dataset[i]` runs once per node, in `num_workers` processes that write into
-    the cache; later epochs copy stored bytes into batches, without Python. Any other data set is decoded for every use.
+    the cache; later epochs copy stored bytes into batches, without Python. Data sets of files (:func:`headroom_train.hdf5`) are
+    read in as many threads. Any other data set is decoded for every use.
 
     `batch_size` is per rank; `global_batch_size`, in its place, is divided among ranks. Rank and world size come from
     torch.distributed or the launcher's environment. With `shuffle=True` the order depends on (seed, epoch) alone: the ranks' batches
@@ -96,7 +98,7 @@ class DataLoader:
         if seed is None:
             seed = generator.initial_seed() if generator is not None else 0
         self.dataset, self.seed, self.shuffle = dataset, int(seed), bool(shuffle)
-        self.data = dataset if isinstance(dataset, Cached) else Plain(dataset, self.seed)
+        self.data = dataset if isinstance(dataset, (Cached, Files)) else Plain(dataset, self.seed)
         self.collate_fn, self.pin_memory, self.drop_last = collate_fn, bool(pin_memory), bool(drop_last)
         self.num_workers, self.prefetch_factor = _whole("num_workers", num_workers, 0), _whole(
             "prefetch_factor", prefetch_factor, 1)
@@ -214,10 +216,13 @@ class DataLoader:
         collate_fn = _first_of_one if self._single else self.collate_fn
         recipe = self.data.recipe(collate_fn)
         pool = worker.Pool(recipe, self.num_workers, self._context, self.worker_init_fn, found and found.memory)
-        lanes = [pool.start(number) for number in range(self.num_workers)]
+        files = self.data.native() if isinstance(self.data, Files) else None
+        # Files need workers for the user's own code alone.
+        workers = self.num_workers if files is None or self._builds else 0
+        lanes = [pool.start(number) for number in range(workers)]
         self._threads = _native.Loader(
-            found, self.data.base, self.data.tag, lanes, pool, build=self._builds, apart=False, timeout=self.timeout,
-            batches=self.ahead + 2,
+            found, self.data.base, self.data.tag, lanes, pool, files=files, threads=self.num_workers, build=self._builds,
+            apart=False, timeout=self.timeout, batches=self.ahead + 2,
         )
         self._pool, self._process = pool, os.getpid()
         _open.add(self)
@@ -331,7 +336,9 @@ class _Iteration:
     def _threaded(self):
         loader = self._loader
         threads = loader.threads()
-        while len(self._ends) < loader.ahead:
+        # While memory is short each worker prepares one batch ahead, no more.
+        ahead = loader.num_workers if node.is_short() else loader.ahead
+        while len(self._ends) < ahead:
             drawn = next(self._plan, None)
             if drawn is None:
                 break

@@ -1,6 +1,8 @@
 """This process's connection to the node's cache: one for all its data sets and loaders."""
 
 import atexit
+import ctypes
+import gc
 import os
 import re
 import sys
@@ -18,6 +20,7 @@ _lock = threading.RLock()
 _settings = {"size": None, "name": None}
 _found = {}
 _said = set()
+_parents = []
 
 
 def say(text):
@@ -66,7 +69,7 @@ def configure(cache=None):
     """
     size = None if cache is None else 0 if cache is False else parse_size(cache)
     with _lock:
-        if os.getpid() in _found:
+        if "node" in _found:
             raise RuntimeError("the cache is in use already: call configure() before the first data set is cached")
         _settings["size"] = size
 
@@ -96,24 +99,42 @@ def _join():
 
 def node():
     """The cache of this node, or None where there is none."""
-    process = os.getpid()
-    try:
-        return _found[process]
-    except KeyError:
-        pass
+    if "node" in _found:
+        return _found["node"]
     with _lock:
-        if process not in _found:
-            _found[process] = _join()
-        found = _found[process]
+        if "node" not in _found:
+            _found["node"] = _join()
+        found = _found["node"]
     tell_notes(found)
     return found
+
+
+def found_node():
+    """The cache of this node, if this process uses it already."""
+    return _found.get("node")
+
+
+def is_short():
+    """Memory is short: the launcher has made the cache smaller, or just did so. At the first sight of it this process gives back
+    what its allocators keep."""
+    found = _found.get("node")
+    short = found is not None and found.is_shrunk
+    if short and not _found.get("short"):
+        gc.collect()
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (OSError, AttributeError):
+            # Another C library: it has none.
+            pass
+    _found["short"] = short
+    return short
 
 
 def lose(error):
     """Goes on without the cache, whose host is gone."""
     with _lock:
-        if _found.get(os.getpid()) is not None:
-            _found[os.getpid()] = None
+        if _found.get("node") is not None:
+            _found["node"] = None
             say_once(f"{error}; samples are decoded for every use from now on")
 
 
@@ -140,7 +161,10 @@ _LINGER_S = 30.0
 
 @atexit.register
 def _linger():
-    found = _found.get(os.getpid())
+    found = _found.get("node")
+    if found is not None and not found.hosts:
+        # The host hears of all reads before this process ends.
+        found.stats()
     # One that ends by an exception has its error seen at once.
     if found is None or not found.hosts or getattr(sys, "last_type", None) is not None:
         return
@@ -156,6 +180,8 @@ def _after_fork():
     # A lock may be held by a thread that the child does not have.
     global _lock
     _lock = threading.RLock()
+    # The parent's threads are not here: the child comes in by the door itself. Its objects must not be ended here.
+    _parents.append(_found.pop("node", None))
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -110,7 +110,7 @@ def report(step, loss=None, *, epoch=None, epochs=None, steps=None, lr=None, sam
 
 
 def _counters():
-    found = node._found.get(os.getpid())
+    found = node.found_node()
     return found.stats() if found is not None else None
 
 
@@ -178,10 +178,6 @@ def stats():
     if found is None:
         return {}
     counters = found.stats()
-    if not found.hosts:
-        # The node's counters are asked for, and come a moment later.
-        time.sleep(0.002)
-        counters = found.stats()
     reads = counters["hits"] + counters["misses"] + counters["passed"]
     counters["hit_rate"] = counters["hits"] / reads if reads else None
     counters["hosts"] = found.hosts
@@ -189,8 +185,24 @@ def stats():
     return counters
 
 
+def _planned():
+    """Lines of the run's plan, where `launch` made one."""
+    folder = os.environ.get("HEADROOM_RUN_DIR")
+    if folder is None:
+        return {}
+    try:
+        with open(os.path.join(folder, "plan.json"), encoding="utf-8") as file:
+            budget = json.load(file)["budget"]
+        return {"plan: budget": budget["total_bytes"],
+                **{f"plan: {line['name'].replace('_', ' ')}": line["bytes"] for line in budget["lines"]}}
+    except (OSError, ValueError, KeyError, TypeError):
+        # A plan that cannot be read has no lines.
+        return {}
+
+
 def memory(show=False):
-    """The lines of this rank's memory budget, in bytes: this process, its share of the node's cache, what is left.
+    """The lines of this rank's memory budget, in bytes: this process, its share of the node's cache, what is left, and under `launch`
+    the lines of its plan.
 
     `show=True` prints them as a table as well.
     """
@@ -202,6 +214,7 @@ def memory(show=False):
         "node: cache, at most": counters.get("capacity_bytes", 0),
         "node: can be had": machine["available_bytes"],
         "node: all": machine["total_bytes"],
+        **_planned(),
     }
     if show:
         width = max(map(len, lines))

@@ -15,7 +15,7 @@ def _bytes_of(key):
         return b"s" + key.encode("utf-8", "surrogatepass")
     if isinstance(key, bytes):
         return b"b" + key
-    if isinstance(key, bool) or not isinstance(key, (int, os.PathLike, tuple)):
+    if not isinstance(key, (int, os.PathLike, tuple)):
         raise TypeError(f"a key is a text, bytes, a whole number, a path or a tuple of these, found {type(key).__name__}")
     if isinstance(key, int):
         return b"i%d" % key
@@ -76,11 +76,15 @@ class Cache:
 
     def get(self, key, default=None, copy=False):
         """The value of a key, or `default`."""
-        entry = self._find(key)
+        found = node.found_node()
+        try:
+            # The way of a key that was asked for before: it is what a program does most.
+            entry = found.find(*self._known[key])
+        except (KeyError, TypeError, AttributeError, _native.CacheLost):
+            entry = self._find(key)
         if entry is None:
             return default
-        value = codec.decode(entry)
-        return codec.copied(value) if copy else value
+        return codec.copied(codec.decode(entry)) if copy else codec.decode(entry)
 
     def _find(self, key):
         found = node.node()

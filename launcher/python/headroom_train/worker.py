@@ -25,6 +25,8 @@ _NO_EPOCH = _SCRATCH
 _DECODE, _PLACE, _BUILD = 1, 2, 3
 _DONE, _LONG, _FAILED = 0, 1, 2
 _ANSWER = struct.Struct("<BQ")
+# Kind; epoch, sample or count, offset, room.
+_REQUEST = struct.Struct("<BQQQQ")
 # A worker that is forked while another one starts would have its end of the socket, which then does not close with it.
 _starts = threading.Lock()
 # Seconds between two looks at whether the parent lives.
@@ -125,8 +127,7 @@ class _Worker:
 
     def serve(self):
         while True:
-            kind = self.receive(1)[0]
-            request = self.request(kind)
+            request = self.request(*_REQUEST.unpack(self.receive(_REQUEST.size)))
             try:
                 answer = request()
             except Exception as error:  # The user's own: it becomes the program's.
@@ -135,16 +136,15 @@ class _Worker:
             else:
                 self.answer(*answer)
 
-    def request(self, kind):
+    def request(self, kind, epoch, number, offset, room):
         """The work of one request, all of whose bytes are read."""
         if kind == _DECODE:
-            epoch, index, offset, room = self.numbers(4)
-            return lambda: self.decode(epoch, index, offset, room)
+            return lambda: self.decode(epoch, number, offset, room)
         if kind == _PLACE:
-            (offset,) = self.numbers(1)
             return lambda: self.place(offset)
-        epoch, count = self.numbers(2)
-        places = [self.numbers(4) for _ in range(count)]
+        count = number
+        flat = self.numbers(4 * count)
+        places = [flat[at: at + 4] for at in range(0, 4 * count, 4)]
         inline = [self.receive(place[3]) if place[1] == 1 else None for place in places]
         return lambda: self.build(epoch, places, inline)
 

@@ -1,8 +1,8 @@
 //! Batches as the loader's threads make them, without Python.
 
 use crate::buffer::{Buffer, Pool};
-use crate::engine::Failure;
 use crate::entry::{Entry, Leaf};
+use crate::failure::Failure;
 use std::sync::Arc;
 
 const ALIGN_BYTES: usize = 64;

@@ -9,11 +9,13 @@
 
 use crate::batch::{Form, Made, collate};
 use crate::buffer::Pool;
-use crate::entry::{Entry, EntryError};
+use crate::entry::{Entry, EntryError, INDEX_BITS};
+use crate::failure::Failure;
 use crate::lane::{Answer, Lane, Source};
+use crate::native::{Memory, Native};
 use crate::sizes::Sizes;
-use crate::work::{Build, Flights, Read, Work};
-use cache::client::{CacheClient, CacheError, Filling, Item, Taken, Wake};
+use crate::work::{Build, Flights, Read, Sample, Work};
+use cache::client::{CacheClient, CacheError, Filling, Item, Wake};
 use std::io;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,32 +23,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bits of a key that hold the sample's index; the rest tells data sets apart.
-pub const INDEX_BITS: u32 = 40;
 const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
 /// Longest time that the consumer waits before it looks for signals.
 const SLICE: Duration = Duration::from_millis(100);
 /// Workers that may end by themselves in [`RESTART_TIME`].
 const MOST_RESTARTS: usize = 20;
 const RESTART_TIME: Duration = Duration::from_secs(60);
-
-/// Why there is no batch.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    #[error(transparent)]
-    Entry(#[from] EntryError),
-    /// The user's own error, pickled.
-    #[error("the user's code failed")]
-    User(Vec<u8>),
-    #[error("{0}")]
-    Worker(String),
-    #[error("the loader's memory for a worker: {0}")]
-    Scratch(#[source] io::Error),
-    #[error("the loader was closed")]
-    Closed,
-}
 
 /// Starts workers anew.
 pub trait Respawn: Send + Sync {
@@ -66,6 +48,8 @@ pub struct Plan {
     pub base: u64,
     /// The data set's number in every entry.
     pub tag: u64,
+    /// Makes samples without a worker, past the cache of samples.
+    pub files: Option<Arc<dyn Native>>,
     /// Workers make batches of samples: there is a transform, or a user's way to collate.
     pub build: bool,
     /// Samples are not stacked.
@@ -79,15 +63,6 @@ impl Plan {
     fn keys(&self) -> RangeInclusive<u64> {
         self.base..=self.base | INDEX_MASK
     }
-}
-
-/// A sample of a batch.
-pub enum Sample {
-    Stored(Taken),
-    /// There was no room for it.
-    Own(Vec<u8>),
-    /// Whoever makes the batch decodes it.
-    Absent,
 }
 
 /// State shared by consumer and threads.
@@ -124,15 +99,16 @@ pub enum Next {
 }
 
 impl Engine {
-    /// Starts a thread for each worker.
+    /// Starts `threads` threads, each with a worker while there are any.
     ///
     /// # Errors
     /// A thread does not start.
-    pub fn start(plan: Plan, lanes: Vec<Lane>, respawn: Box<dyn Respawn>) -> io::Result<Self> {
+    pub fn start(plan: Plan, threads: usize, lanes: Vec<Lane>, respawn: Box<dyn Respawn>) -> io::Result<Self> {
+        let threads = threads.max(lanes.len());
         let pool = Pool::new(plan.batches + 2);
         let shared = Arc::new(Shared {
             pool,
-            flights: Mutex::new(Flights::new(lanes.len())),
+            flights: Mutex::new(Flights::new(threads)),
             work: Condvar::new(),
             ready: Condvar::new(),
             sizes: Sizes::default(),
@@ -148,10 +124,12 @@ impl Engine {
             client.wake_by(Arc::downgrade(&waker));
         }
         let mut engine = Self { shared, threads: Vec::new() };
-        for (number, mut lane) in lanes.into_iter().enumerate() {
-            lane.limit(engine.shared.plan.timeout);
+        let mut lanes = lanes.into_iter();
+        for number in 0..threads {
+            let mut lane = lanes.next();
+            lane.iter_mut().for_each(|lane| lane.limit(engine.shared.plan.timeout));
             let shared = Arc::clone(&engine.shared);
-            let serve = move || Thread { shared: &shared, number, lane }.serve();
+            let serve = move || Thread { shared: &shared, number, lane, memory: Memory::default() }.serve();
             let thread = std::thread::Builder::new().name(format!("hr-data-{number}")).stack_size(512 << 10);
             engine.threads.push(thread.spawn(serve)?);
         }
@@ -271,11 +249,12 @@ impl<F: Into<Failure>> From<F> for Stumble {
     }
 }
 
-/// One thread with its worker.
+/// One thread, with its worker where it has one.
 struct Thread<'a> {
     shared: &'a Arc<Shared>,
     number: usize,
-    lane: Lane,
+    lane: Option<Lane>,
+    memory: Memory,
 }
 
 impl Thread<'_> {
@@ -331,7 +310,17 @@ impl Thread<'_> {
         self.shared.ready.notify_all();
     }
 
+    /// The worker, for the user's own code.
+    fn lane(&mut self) -> Result<&mut Lane, Stumble> {
+        let missing = || Failure::Worker("there is no worker for the user's code: report this".into()).into();
+        self.lane.as_mut().ok_or_else(missing)
+    }
+
     fn sample(&mut self, epoch: u64, id: u64, next_use: u64) -> Result<Sample, Failure> {
+        if let Some(files) = &self.shared.plan.files {
+            self.shared.decodes.fetch_add(1, Ordering::Relaxed);
+            return files.sample(id, &mut self.memory).map(Sample::Own);
+        }
         let (mut spare, own) = (None, self.shared.plan.base | (id & INDEX_MASK));
         if let Some(client) = self.shared.client().cloned() {
             let want = Item { key: own, bytes: self.shared.sizes.guess(), next_use, offer: false };
@@ -373,7 +362,7 @@ impl Thread<'_> {
     ) -> Result<(), Stumble> {
         let place = (filling.offset(), filling.room());
         self.shared.decodes.fetch_add(1, Ordering::Relaxed);
-        match self.lane.decode(None, index, Some(place)).map_err(Stumble::Worker)? {
+        match self.lane()?.decode(None, index, Some(place)).map_err(Stumble::Worker)? {
             Answer::Done(bytes) => {
                 self.shared.sizes.saw(bytes);
                 filling.set_length(bytes);
@@ -381,10 +370,10 @@ impl Thread<'_> {
             Answer::Long(bytes) => {
                 self.shared.sizes.saw(bytes);
                 if filling.enlarge(bytes)? {
-                    let answer = self.lane.place(Some(filling.offset())).map_err(Stumble::Worker)?;
+                    let answer = self.lane()?.place(Some(filling.offset())).map_err(Stumble::Worker)?;
                     filling.set_length(done(answer)?);
                 } else if let Some(spare) = spare {
-                    let answer = self.lane.place(None).map_err(Stumble::Worker)?;
+                    let answer = self.lane()?.place(None).map_err(Stumble::Worker)?;
                     *spare = Some(self.scratch(done(answer)?)?);
                 }
             }
@@ -399,7 +388,7 @@ impl Thread<'_> {
         let epoch = self.shared.plan.client.is_none().then_some(epoch);
         self.twice(index, |thread| {
             thread.shared.decodes.fetch_add(1, Ordering::Relaxed);
-            let answer = thread.lane.decode(epoch, index, None).map_err(Stumble::Worker)?;
+            let answer = thread.lane()?.decode(epoch, index, None).map_err(Stumble::Worker)?;
             let bytes = thread.scratch(done(answer)?)?;
             Entry::parse(&bytes, thread.shared.plan.tag).map_err(Failure::from)?;
             Ok(bytes)
@@ -408,7 +397,9 @@ impl Thread<'_> {
 
     fn scratch(&self, bytes: usize) -> Result<Vec<u8>, Failure> {
         let mut out = vec![0; bytes];
-        self.lane.read_scratch(&mut out).map_err(Failure::Scratch)?;
+        if let Some(lane) = &self.lane {
+            lane.read_scratch(&mut out).map_err(Failure::Scratch)?;
+        }
         Ok(out)
     }
 
@@ -454,7 +445,7 @@ impl Thread<'_> {
         if let Some(place) = self.shared.breakers.lock().unwrap_or_else(PoisonError::into_inner).get_mut(self.number) {
             *place = Some(breaker);
         }
-        self.lane = lane;
+        self.lane = Some(lane);
         Ok(end)
     }
 
@@ -481,10 +472,11 @@ impl Thread<'_> {
         let absent = build.samples.iter().filter(|sample| matches!(sample, Sample::Absent)).count() as u64;
         self.twice(first, |thread| {
             thread.shared.decodes.fetch_add(absent, Ordering::Relaxed);
-            let answer = thread.lane.build(build.epoch, &samples).map_err(Stumble::Worker)?;
+            let answer = thread.lane()?.build(build.epoch, &samples).map_err(Stumble::Worker)?;
             let bytes = done(answer)?;
-            let lane = &thread.lane;
-            let buffer = thread.shared.pool.filled(bytes, |out| lane.read_scratch(out).map_err(Failure::Scratch))?;
+            let pool = Arc::clone(&thread.shared.pool);
+            let lane = thread.lane()?;
+            let buffer = pool.filled(bytes, |out| lane.read_scratch(out).map_err(Failure::Scratch))?;
             Entry::parse(buffer.bytes(), thread.shared.plan.tag).map_err(Failure::from)?;
             Ok(Made { buffer: Arc::new(buffer), form: Form::Built, samples: samples.len() })
         })

@@ -7,11 +7,14 @@
 //! read by Python alone. The top bit of a leaf's bytes says that they vary from sample to sample (texts, pickled objects);
 //! the bytes of the others follow from the spec, so samples with one spec can be stacked by copying.
 
+/// Bits of a key that hold the sample's index; the rest tells data sets apart.
+pub const INDEX_BITS: u32 = 40;
 /// Version of the layout.
 const MAGIC: u32 = 0x3145_5248;
 const HEAD_BYTES: usize = 24;
 const LEAF_BYTES: usize = 16;
 const VARIES: u64 = 1 << 63;
+const ALIGN_BYTES: usize = 64;
 
 /// The cache holds bytes that no sample has.
 #[derive(Debug, thiserror::Error)]
@@ -104,4 +107,27 @@ impl<'a> Entry<'a> {
     pub fn leaf(&self, leaf: Leaf) -> &'a [u8] {
         self.bytes.get(leaf.offset..leaf.offset + leaf.bytes).unwrap_or_default()
     }
+}
+
+/// An entry with room for leaves of `sizes` bytes, and where they begin.
+pub fn with_room(spec: &[u8], tag: u64, sizes: &[usize]) -> (Vec<u8>, Vec<usize>) {
+    let mut end = HEAD_BYTES + LEAF_BYTES * sizes.len() + spec.len();
+    let mut starts = Vec::with_capacity(sizes.len());
+    for size in sizes {
+        let start = end.next_multiple_of(ALIGN_BYTES);
+        starts.push(start);
+        end = start + size;
+    }
+    let mut bytes = Vec::with_capacity(end);
+    for number in [MAGIC, spec.len() as u32, sizes.len() as u32, 0] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    bytes.extend_from_slice(&tag.to_le_bytes());
+    for (start, size) in starts.iter().zip(sizes) {
+        bytes.extend_from_slice(&(*start as u64).to_le_bytes());
+        bytes.extend_from_slice(&(*size as u64).to_le_bytes());
+    }
+    bytes.extend_from_slice(spec);
+    bytes.resize(end, 0);
+    (bytes, starts)
 }

@@ -4,7 +4,8 @@
 //! DECODE index, room ─► worker: dataset[index] ─► written into the cache, or: longer than that ─► PLACE elsewhere
 //! BUILD  samples     ─► worker: transform, collate ─► written into its scratch memory, which the loader reads
 //! ```
-//! Numbers are little-endian u64, after one byte of kind. The worker answers each request once: a byte of outcome, and a
+//! A request begins with one byte of kind and four little-endian u64 (epoch, sample or count of samples, offset, room), of which it
+//! uses some: the worker reads it at once. A BUILD's samples follow. The worker answers each request once: a byte of outcome, and a
 //! number or an error. It holds no mapping: it writes to the cache's memory by offset, so it has no page tables for it.
 
 use rustix::process::Pid;
@@ -101,7 +102,7 @@ impl Lane {
     /// The worker is gone, or late.
     pub fn decode(&mut self, epoch: Option<u64>, index: u64, place: Option<(u64, usize)>) -> io::Result<Answer> {
         let (offset, room) = place.map_or((SCRATCH, u64::MAX), |(offset, room)| (offset, room as u64));
-        self.say(DECODE, &[epoch.unwrap_or(u64::MAX), index, offset, room])?;
+        self.socket.write_all(&head(DECODE, [epoch.unwrap_or(u64::MAX), index, offset, room]))?;
         self.answer()
     }
 
@@ -110,7 +111,7 @@ impl Lane {
     /// # Errors
     /// As [`Lane::decode`].
     pub fn place(&mut self, offset: Option<u64>) -> io::Result<Answer> {
-        self.say(PLACE, &[offset.unwrap_or(SCRATCH)])?;
+        self.socket.write_all(&head(PLACE, [0, 0, offset.unwrap_or(SCRATCH), 0]))?;
         self.answer()
     }
 
@@ -119,10 +120,8 @@ impl Lane {
     /// # Errors
     /// As [`Lane::decode`].
     pub fn build(&mut self, epoch: u64, samples: &[(u64, Source)]) -> io::Result<Answer> {
-        let mut request = vec![BUILD];
+        let mut request = head(BUILD, [epoch, samples.len() as u64, 0, 0]).to_vec();
         let mut put = |value: u64| request.extend_from_slice(&value.to_le_bytes());
-        put(epoch);
-        put(samples.len() as u64);
         for (index, source) in samples {
             let (kind, offset, bytes) = match source {
                 Source::Cache { offset, bytes } => (0, *offset, *bytes),
@@ -146,13 +145,6 @@ impl Lane {
     /// It is shorter than `out`.
     pub fn read_scratch(&self, out: &mut [u8]) -> io::Result<()> {
         self.scratch.read_exact_at(out, 0)
-    }
-
-    fn say(&mut self, kind: u8, values: &[u64]) -> io::Result<()> {
-        let mut request = Vec::with_capacity(1 + 8 * values.len());
-        request.push(kind);
-        values.iter().for_each(|value| request.extend_from_slice(&value.to_le_bytes()));
-        self.socket.write_all(&request)
     }
 
     /// Reads all of `out`. A worker that ended is noticed even where another process has its end of the socket, by a fork at
@@ -196,4 +188,13 @@ impl Lane {
             ))),
         }
     }
+}
+
+/// The beginning of a request.
+fn head(kind: u8, values: [u64; 4]) -> [u8; 33] {
+    let mut head = [kind; 33];
+    for (place, value) in head[1..].as_chunks_mut::<8>().0.iter_mut().zip(values) {
+        *place = value.to_le_bytes();
+    }
+    head
 }

@@ -1,6 +1,8 @@
 //! The loader's threads as Python starts and asks them.
 
-use crate::engine::{Engine, Failure, Next, Plan, Respawn};
+use crate::engine::{Engine, Next, Plan, Respawn};
+use crate::failure::Failure;
+use crate::files::Files;
 use crate::lane::Lane as Raw;
 use crate::memory::FORKED;
 use crate::node::Node;
@@ -88,7 +90,7 @@ pub struct Loader {
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (node, base, tag, lanes, pool, *, build, apart, timeout, batches))]
+    #[pyo3(signature = (node, base, tag, lanes, pool, *, files, threads, build, apart, timeout, batches))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         node: Option<PyRef<'_, Node>>,
@@ -96,6 +98,8 @@ impl Loader {
         tag: u64,
         lanes: Vec<Bound<'_, Lane>>,
         pool: Py<PyAny>,
+        files: Option<PyRef<'_, Files>>,
+        threads: usize,
         build: bool,
         apart: bool,
         timeout: f64,
@@ -105,9 +109,10 @@ impl Loader {
         let limit = Duration::try_from_secs_f64(timeout)
             .map_err(|error| PyValueError::new_err(format!("timeout={timeout}: {error}")))?;
         let timeout = (limit > Duration::ZERO).then_some(limit);
-        let plan = Plan { client, base, tag, build, apart, timeout, batches };
+        let files = files.map(|files| files.native()).transpose()?;
+        let plan = Plan { client, base, tag, files, build, apart, timeout, batches };
         let lanes: Vec<Raw> = lanes.iter().filter_map(|lane| lane.get().take()).collect();
-        let engine = Engine::start(plan, lanes, Box::new(Pool(pool)));
+        let engine = Engine::start(plan, threads, lanes, Box::new(Pool(pool)));
         let engine = engine.map_err(|error| PyOSError::new_err(format!("the loader's threads: {error}")))?;
         Ok(Self { engine: Own::new(engine) })
     }

@@ -1,6 +1,5 @@
 //! The node's page cache as a process of a user's program has it: hosted here, by another rank, or by the launcher.
 
-use crate::engine::Failure;
 use crate::memory::FORKED;
 use crate::own::Own;
 use crate::sample::Sample;
@@ -20,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Longest time in which processes of one job agree on who hosts.
 const AGREE: Duration = Duration::from_secs(20);
+/// Longest wait for the counters of a directory in another process.
+const ANSWER: Duration = Duration::from_secs(1);
 /// This share of the machine's memory stays free of cached samples.
 const KEEP_FREE: u64 = 20;
 
@@ -167,7 +168,7 @@ impl Node {
         let part = self.part()?;
         let CacheStats { capacity_bytes, used_bytes, entries, hits, misses, evictions, bypasses } = match &part.hosted {
             Some(hosted) => hosted.host.stats(),
-            None => part.client.node_stats(),
+            None => py.detach(|| part.client.fresh_stats(ANSWER)),
         };
         let own = part.client.stats();
         let stats = PyDict::new(py);
@@ -195,6 +196,12 @@ impl Node {
     #[getter]
     fn guests(&self) -> PyResult<usize> {
         Ok(self.part()?.hosted.as_ref().map_or(0, |hosted| hosted.host.guests()))
+    }
+
+    /// Part of the cache may not be used, because memory is short or was a moment ago.
+    #[getter]
+    fn is_shrunk(&self) -> PyResult<bool> {
+        Ok(self.part()?.client.is_shrunk())
     }
 
     /// Lines for the user since the last call.
@@ -253,12 +260,6 @@ impl Maker<'_> {
         self.0.call_method1("write", (filling.offset(),)).map_err(Trouble::Python)?;
         filling.set_length(bytes);
         Ok(())
-    }
-}
-
-impl From<Failure> for PyErr {
-    fn from(failure: Failure) -> Self {
-        PyRuntimeError::new_err(failure.to_string())
     }
 }
 

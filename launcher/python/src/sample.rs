@@ -2,8 +2,8 @@
 
 use crate::batch::{Column, Form, Made, collate};
 use crate::buffer::{Buffer, Pool};
-use crate::engine::Failure;
 use crate::entry::{Entry, EntryError, Leaf};
+use crate::failure::Failure;
 use crate::memory::{FORKED, Memory, Owner};
 use crate::own::Own;
 use cache::client::Taken;

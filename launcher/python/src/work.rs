@@ -1,11 +1,21 @@
 //! Batches under way: which sample is to be read next, and which batch is to be made. Pure state.
 
 use crate::batch::Made;
-use crate::engine::{Failure, Sample};
+use crate::failure::Failure;
+use cache::client::Taken;
 use std::collections::VecDeque;
 
 /// Most samples that a thread claims at once: few, so that all threads share the first batch.
 const MOST_CLAIMED: usize = 8;
+
+/// A sample of a batch.
+pub enum Sample {
+    Stored(Taken),
+    /// There was no room for it.
+    Own(Vec<u8>),
+    /// Whoever makes the batch decodes it.
+    Absent,
+}
 
 /// Samples to read.
 pub struct Read {

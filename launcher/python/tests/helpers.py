@@ -7,12 +7,27 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 
 import headroom_train as headroom
 
-HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+def has(name):
+    """Tells whether package `name` can be imported. PyTorch's wheel cannot be without the CUDA libraries that it is linked with."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or name != "torch":
+        return spec is not None
+    if not Path(spec.origin).with_name("lib").joinpath("libtorch_cuda.so").exists():
+        return True
+    try:
+        return importlib.util.find_spec("nvidia.cudnn") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+HAS_TORCH = has("torch")
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 

@@ -3,6 +3,7 @@
 Every test is a function `test_*` of a module `check_*.py` here, and runs in a process of its own, because each has a cache of its own.
 """
 
+import concurrent.futures
 import importlib
 import os
 import signal
@@ -14,6 +15,8 @@ import traceback
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Far beyond what any of them takes; only a hang reaches it.
 HANG_S = 120
+# Tests wait more than they compute.
+AT_ONCE = 3
 
 
 def names(wanted):
@@ -39,6 +42,18 @@ def start(full):
     )
 
 
+def outcome(full):
+    """Runs one test: its name, whether it passed, seconds, output."""
+    at, child = time.time(), start(full)
+    try:
+        output, _ = child.communicate(timeout=HANG_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        output, _ = child.communicate()
+        output += f"\nhangs: killed after {HANG_S} s"
+    return full, child.returncode == 0, time.time() - at, output
+
+
 def main(words):
     sys.path.insert(0, HERE)
     if words[:1] == ["--one"]:
@@ -50,19 +65,12 @@ def main(words):
             sys.exit(1)
         return 0
     failed, count, began = 0, 0, time.time()
-    for full in list(names(words)):
-        at, child = time.time(), start(full)
-        try:
-            output, _ = child.communicate(timeout=HANG_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            output, _ = child.communicate()
-            output += f"\nhangs: killed after {HANG_S} s"
-        good = child.returncode == 0
-        count, failed = count + 1, failed + (not good)
-        print(f"{'ok    ' if good else 'FAILED'} {full} ({time.time() - at:.1f} s)", flush=True)
-        if not good:
-            print("    " + output.replace("\n", "\n    "), flush=True)
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for full, good, took, output in pool.map(outcome, list(names(words))):
+            count, failed = count + 1, failed + (not good)
+            print(f"{'ok    ' if good else 'FAILED'} {full} ({took:.1f} s)", flush=True)
+            if not good:
+                print("    " + output.replace("\n", "\n    "), flush=True)
     print(f"{count - failed} passed, {failed} failed in {time.time() - began:.1f} s")
     return 1 if failed or not count else 0
 

@@ -29,6 +29,29 @@ pub struct Job {
     /// Stages before this one, whose folders it may read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier: Vec<EarlierStage>,
+    /// Where it was started, and how. `None`: a job of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// Place and command of a start, for people who look at it later. Programs do not depend on it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Origin {
+    /// Time of this start and of the run's first, seconds since the Unix epoch.
+    pub t: f64,
+    pub first_t: f64,
+    pub host: String,
+    pub pid: u32,
+    /// Words of the command line.
+    pub command: Vec<String>,
+    pub cwd: PathBuf,
+    /// Commit of the repository around `cwd`.
+    pub commit: Option<String>,
+    /// Version of Headroom.
+    pub program: String,
+    /// Names of the variables that were set.
+    pub environment: Vec<String>,
 }
 
 /// A stage of a run that has ended.

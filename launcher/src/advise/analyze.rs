@@ -46,7 +46,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn word(self) -> &'static str {
+    pub fn word(self) -> &'static str {
         match self {
             Self::True => "true",
             Self::TooSmall => "too small",
@@ -223,12 +223,15 @@ impl<'a> Last<'a> {
 fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
     let ranks: Vec<RankUse> = run.memory.iter().filter_map(|records| RankUse::of(records)).collect();
     let node = NodeUse::of(run, &ranks);
+    let of_interpreter = plan.budget.lines.iter().find(|line| line.name == LineId::Interpreter);
+    let interpreter = of_interpreter.map_or(0, |line| line.per_rank_bytes.unwrap_or(line.bytes));
     let measured = |line: &BudgetLine| {
         Some(match line.name {
             LineId::Launcher => node.launcher,
             LineId::Libraries => node.libraries,
             LineId::PageCache => node.cache,
-            LineId::Runtime => most(&ranks, |rank| rank.runtime),
+            // A rank's own memory includes what it shares with the others.
+            LineId::Runtime => most(&ranks, |rank| rank.runtime).saturating_sub(interpreter),
             LineId::ModelState => most(&ranks, |rank| rank.held.model_bytes),
             LineId::Activations => most(&ranks, |rank| rank.activations),
             LineId::Heap => most(&ranks, |rank| rank.heap),
@@ -238,7 +241,10 @@ fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
             LineId::ChunkCache => most(&ranks, |rank| rank.held.chunks_bytes),
             LineId::Collectives => most(&ranks, |rank| rank.held.meeting_bytes),
             LineId::CheckpointStaging => most(&ranks, |rank| rank.held.staging_bytes),
-            LineId::Reserve | LineId::CudaRuntime | LineId::Other => return None,
+            LineId::Program => most(&ranks, RankUse::all),
+            LineId::Reserve | LineId::CudaRuntime | LineId::Interpreter | LineId::RecordedStep | LineId::Other => {
+                return None;
+            }
         })
     };
     let check = |line: &BudgetLine| {

@@ -358,6 +358,7 @@ mod tests {
                 resume_split: None,
                 work: spec::job::Work::Train,
                 earlier: Vec::new(),
+                origin: None,
             };
             serde_json::to_value(job).unwrap()
         };

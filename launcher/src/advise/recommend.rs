@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn gpu_memory_gives_batch_microbatch_and_precision() {
+    fn checklist_67_gpu_memory_gives_the_cell_task_batch_microbatch_and_precision() {
         let of = |gb| {
             let found = recommend(&machine(64, 32, &[gb]));
             (found.batch_size, found.microbatch, found.amp)

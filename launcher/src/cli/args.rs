@@ -1,6 +1,9 @@
 //! The options of each verb.
 
+use super::numbers::at_least_one;
 use crate::logging::LEVELS;
+use crate::machine::colour::Colour;
+use crate::monitor::Listen;
 use crate::run_dir::SplitChoice;
 use clap::Args;
 use spec::config::DeviceChoice;
@@ -78,6 +81,15 @@ pub struct MonitorArgs {
     /// Seconds between two plots [default: one at the end]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub plot_interval: Option<f64>,
+    /// One JSON object per look on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// File that holds the last look as Prometheus metrics, for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE.prom")]
+    pub textfile: Option<PathBuf>,
+    /// Serve metrics: 127.0.0.1:PORT or unix:PATH
+    #[arg(long, value_name = "ADDR", value_parser = listen)]
+    pub listen: Option<Listen>,
     /// Folder for log, report and plots [default: the run's, else this one]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -88,6 +100,15 @@ pub struct MonitorArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct RecommendArgs {
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub read: ReadArgs,
     /// As JSON, for programs
     #[arg(long)]
     pub json: bool,
@@ -109,6 +130,9 @@ pub struct ConfigArgs {
     /// A config's name in configs/, or a path
     #[arg(long, value_name = "NAME")]
     pub config: Option<String>,
+    /// Train what your function gives: a PyTorch model and data sets; the key python.build
+    #[arg(long, value_name = "MODULE:FUNCTION")]
+    pub python: Option<String>,
     /// Override one key, such as train.batch_size=32
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -144,7 +168,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_restarts: u32,
     /// Nodes of the job
-    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = super::torchrun::nnodes)]
     pub nnodes: usize,
     /// This node's number, from 0
     #[arg(long, value_name = "R", default_value_t = 0)]
@@ -158,6 +182,14 @@ pub struct RunArgs {
     /// How long nodes wait for each other, seconds
     #[arg(long, value_name = "S", default_value = "600", value_parser = seconds)]
     pub join_timeout: f64,
+    /// File with a secret that all nodes share; wins over HEADROOM_JOIN_SECRET
+    #[arg(long, value_name = "FILE")]
+    pub join_secret: Option<PathBuf>,
+    /// Where a scheduler's signal stops the run, have SLURM start the job again: `scontrol requeue`
+    #[arg(long)]
+    pub requeue: bool,
+    #[command(flatten)]
+    pub torchrun: super::TorchrunArgs,
     /// Train in legs; after each, the metrics decide whether to go on: see the config's `smart` keys
     #[arg(long, conflicts_with = "nnodes")]
     pub smart: bool,
@@ -185,6 +217,14 @@ pub struct PlanArgs {
     /// Write what a plan must know of this machine to FILE; needs no config
     #[arg(long, value_name = "FILE")]
     pub write_machine: Option<PathBuf>,
+    /// As JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub program: super::ProgramArgs,
+    /// Plan for PROGRAM instead of a config; what follows is its own
+    #[arg(long)]
+    pub exec: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -242,6 +282,37 @@ impl SampleDataArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct ConvertArgs {
+    /// The data set, in any format that the task reads
+    #[arg(value_name = "DATA")]
+    pub data: PathBuf,
+    /// Folder to write to
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The task whose format is written
+    #[arg(long, value_name = "TASK", default_value = "yolo")]
+    pub task: String,
+    /// Seed of the split, where the data set has none
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// Shares of training, validation and test, where the data set has no split
+    #[arg(long, value_name = "SHARES", default_value = "0.7,0.2,0.1")]
+    pub split_ratio: String,
+}
+
+impl ConvertArgs {
+    /// The command line of the rank program that does it.
+    pub fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec!["convert".into(), "--task".into(), self.task.clone().into()];
+        words.extend(["--data".into(), self.data.clone().into_os_string()]);
+        words.extend(["--out".into(), self.out.clone().into_os_string()]);
+        words.extend(["--seed".into(), self.seed.to_string().into()]);
+        words.extend(["--split-ratio".into(), self.split_ratio.clone().into()]);
+        words
+    }
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct BatchArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
@@ -263,6 +334,19 @@ pub(super) fn device(text: &str) -> Result<DeviceChoice, String> {
     text.parse().map_err(|_| "expected auto, cpu or cuda".into())
 }
 
+fn listen(text: &str) -> Result<Listen, String> {
+    text.parse()
+}
+
+pub(super) fn colour(text: &str) -> Result<Colour, String> {
+    match text {
+        "auto" => Ok(Colour::Auto),
+        "always" => Ok(Colour::Always),
+        "never" => Ok(Colour::Never),
+        _ => Err("expected auto, always or never".into()),
+    }
+}
+
 fn split_choice(text: &str) -> Result<SplitChoice, String> {
     match text {
         "keep" => Ok(SplitChoice::Keep),
@@ -274,8 +358,4 @@ fn split_choice(text: &str) -> Result<SplitChoice, String> {
 fn seconds(text: &str) -> Result<f64, String> {
     let positive = |seconds: &f64| seconds.is_finite() && *seconds > 0.0;
     text.parse().ok().filter(positive).ok_or_else(|| "expected a number of seconds above 0".into())
-}
-
-pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|count| *count >= 1).ok_or_else(|| "expected a whole number of 1 or more".into())
 }

@@ -1,6 +1,7 @@
 //! Options of `launch predict` and `launch evaluate`.
 
-use super::args::{at_least_one, device};
+use super::args::device;
+use super::numbers::at_least_one;
 use super::{ConfigArgs, RunArgs};
 use crate::logging::LEVELS;
 use clap::Args;
@@ -68,7 +69,7 @@ pub struct TrainedArgs {
 impl TrainedArgs {
     /// The same options of a run.
     pub fn run_args(&self) -> RunArgs {
-        let config = ConfigArgs { config: None, set: self.set.clone(), device: self.device };
+        let config = ConfigArgs { config: None, python: None, set: self.set.clone(), device: self.device };
         RunArgs {
             config,
             gpus: self.gpus,

@@ -1,13 +1,21 @@
 //! The command line of `launch`, and what can be said of it before the machine is asked.
 
 mod args;
+mod around;
 mod infer;
+mod numbers;
+mod program;
+mod torchrun;
 
 pub use args::*;
+pub use around::{Around, CompareArgs, CompletionsArgs, EnvArgs, ExportArgs, ManArgs, ReportArgs, RunsArgs, SweepArgs};
 pub use infer::{EvaluateArgs, PredictArgs, TrainedArgs};
+pub use program::ProgramArgs;
+pub use torchrun::{Nproc, Streams, TorchrunArgs};
 
+use crate::machine::colour::Colour;
 use crate::run_dir::Resume;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use spec::config::{Config, ConfigError, DeviceChoice, Folders, StageSpec};
 use spec::contract::shown as shown_path;
 use std::ffi::OsString;
@@ -16,6 +24,9 @@ use std::path::{Path, PathBuf};
 /// Path of the rank program, where it does not lie beside `launch`.
 pub const RANK_PROGRAM: &str = "HEADROOM_RANK";
 
+/// torchrun's port where `--rdzv-endpoint` names none.
+const DEFAULT_PORT: u16 = 29400;
+
 const EXAMPLES: &str = "\
 Examples:
   launch --gpus 3 --config quick_demo           a first look, no data needed
@@ -23,7 +34,11 @@ Examples:
   launch --gpus 3 --config default --name night --set train.batch_size=32
   launch --gpus 3 --config default --name night --resume auto
   launch predict night --data new --out predicted   with what was trained
-  launch --ranks 3 --exec python3 worker.py     any program, with RANK set";
+  launch --ranks 3 --exec python3 worker.py     any program, with RANK set
+  launch --gpus 3 --cache 20GiB --name night --exec python3 train.py
+                                                the same with a page cache, a memory plan, records and a watch";
+
+const NO_PROGRAM: &str = "--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]...";
 
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -39,6 +54,13 @@ measured here where no device of its kind is here; its lines say so.";
 const SAMPLE_EXAMPLES: &str = "\
 Example:
   launch sample-data --task emg --out sample-data/long --sessions 4 --seconds 60";
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  launch convert data/coco --out data/coco-yolo                COCO's annotations/instances_*.json
+  launch convert data/labelled --out data/yolo --seed 7        labelme files beside their images, split 0.7,0.2,0.1
+
+Images are linked, not copied; a data set is trained on as it is as well.";
 
 const MONITOR_EXAMPLES: &str = "\
 Examples:
@@ -61,25 +83,35 @@ Example:
 #[command(name = "launch", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = EXAMPLES)]
 #[command(override_usage = "launch --gpus N --config NAME [--set key=value]... [OPTIONS]\n       \
-                            launch predict|evaluate|plan|sample-data|batch|recommend|monitor|analyze|doctor|bench-memory|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
+                            launch predict|evaluate|plan|runs|compare|report|sweep|monitor|analyze|doctor|recommend|sample-data|convert|batch|\n              bench-memory|export-metrics|env|completions|man|help ...\n       launch --ranks N --exec PROGRAM [ARGS]...")]
 struct Cli {
     #[command(subcommand)]
     verb: Option<Verb>,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    program: ProgramArgs,
     /// Run PROGRAM as every rank; what follows is its own
     #[arg(long)]
     exec: bool,
+    /// Colours: auto, always or never
+    #[arg(long, global = true, value_name = "WHEN", value_parser = args::colour)]
+    color: Option<Colour>,
 }
 
+// Only the verb that is used takes its options: the definition of all is a good part of a launcher's memory.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Verb {
     /// Print the memory plan of a run; start nothing
     #[command(after_help = PLAN_EXAMPLES)]
-    Plan(PlanArgs),
+    Plan(Box<PlanArgs>),
     /// Write sample data in a task's true format
     #[command(after_help = SAMPLE_EXAMPLES)]
     SampleData(SampleDataArgs),
+    /// Write a data set anew in a task's usual format: COCO or labelme as YOLO label files
+    #[command(after_help = CONVERT_EXAMPLES)]
+    Convert(ConvertArgs),
     /// Predict for other data with a trained run
     #[command(after_help = infer::PREDICT_EXAMPLES)]
     Predict(PredictArgs),
@@ -92,7 +124,7 @@ enum Verb {
     /// Which config, batch, workers and cache fit this machine
     Recommend(RecommendArgs),
     /// What went wrong in a run, why, and what to change
-    Doctor(ReadArgs),
+    Doctor(DoctorArgs),
     /// Memory of a run, or of a monitor's log, in numbers: range, trend, peaks, plan against truth
     Analyze(AnalyzeArgs),
     /// Watch memory: of a run, of any program, of the machine
@@ -106,6 +138,8 @@ enum Verb {
     /// Explain a key or section of a config, a verb, or exit-codes
     #[command(after_help = HELP_EXAMPLES)]
     Help(HelpArgs),
+    #[command(flatten)]
+    Around(Around),
 }
 
 /// Parsed command.
@@ -116,15 +150,18 @@ pub enum Command {
     Predict(PredictArgs),
     Evaluate(EvaluateArgs),
     SampleData(SampleDataArgs),
+    Convert(ConvertArgs),
     Batch(BatchArgs),
     Recommend(RecommendArgs),
-    Doctor(ReadArgs),
+    Doctor(DoctorArgs),
     Analyze(AnalyzeArgs),
     Monitor(MonitorArgs),
     Plot(PlotArgs),
     BenchMemory(BenchMemoryArgs),
     Help(HelpArgs),
-    Exec { run: RunArgs, program: OsString, args: Vec<OsString> },
+    Around(Around),
+    Exec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
+    PlanExec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
 }
 
 /// A command line that is not one.
@@ -154,13 +191,22 @@ impl Command {
     /// [`CliError::Shown`] for `--help` and `--version`; else what is wrong and how it is written.
     pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Self, CliError> {
         let (head, tail) = split_exec(line.into_iter().collect());
+        let variable = |name: &str| std::env::var(name).ok();
+        let head = torchrun::completed(head, tail.is_some(), variable);
         let cli = definition().try_get_matches_from(head).and_then(|found| Cli::from_arg_matches(&found));
         let cli = cli.map_err(shown)?;
+        cli.color.unwrap_or_default().choose();
         let command = match (cli.verb, tail) {
-            (Some(Verb::Plan(args)), _) => Command::Plan(args),
+            (Some(Verb::Plan(args)), Some(mut tail)) if !tail.is_empty() => {
+                let program = tail.remove(0);
+                Command::PlanExec { run: args.run, with: args.program, program, args: tail }
+            }
+            (Some(Verb::Plan(_)), Some(_)) => return Err(usage(NO_PROGRAM)),
+            (Some(Verb::Plan(args)), None) => Command::Plan(*args),
             (Some(Verb::Predict(args)), _) => Command::Predict(args),
             (Some(Verb::Evaluate(args)), _) => Command::Evaluate(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
+            (Some(Verb::Convert(args)), _) => Command::Convert(args),
             (Some(Verb::Batch(args)), _) => Command::Batch(args),
             (Some(Verb::Recommend(args)), _) => Command::Recommend(args),
             (Some(Verb::Doctor(args)), _) => Command::Doctor(args),
@@ -169,24 +215,66 @@ impl Command {
             (Some(Verb::Plot(args)), _) => Command::Plot(args),
             (Some(Verb::BenchMemory(args)), _) => Command::BenchMemory(args),
             (Some(Verb::Help(args)), _) => Command::Help(args),
+            (Some(Verb::Around(verb)), _) => Command::Around(verb),
             (None, Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
-                Command::Exec { run: cli.run, program, args: tail }
+                Command::Exec { run: cli.run, with: cli.program, program, args: tail }
             }
             (None, Some(_)) => {
-                return Err(usage("--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]..."));
+                return Err(usage(NO_PROGRAM));
             }
-            (None, None) => Command::Train(cli.run),
+            (None, None) => match cli.program.given() {
+                Some(option) => return Err(usage(format!("{option} goes with --exec: a config has keys for it"))),
+                None => Command::Train(cli.run),
+            },
         };
+        let command = command.placed();
         command.check()?;
         Ok(command)
+    }
+
+    /// With `--rdzv-endpoint` as `--master-addr` and `--master-port`.
+    fn placed(mut self) -> Self {
+        if let Some(run) = self.run_args()
+            && let Some(endpoint) = run.torchrun.rdzv_endpoint.clone()
+        {
+            run.master_addr = Some(endpoint.host);
+            run.master_port = endpoint.port.or(Some(DEFAULT_PORT));
+        }
+        self
+    }
+
+    /// Options of a run, where the verb starts or plans one.
+    pub fn run_args(&mut self) -> Option<&mut RunArgs> {
+        match self {
+            Command::Train(run) | Command::Exec { run, .. } | Command::PlanExec { run, .. } => Some(run),
+            Command::Plan(PlanArgs { run, .. }) => Some(run),
+            Command::Around(Around::Sweep(sweep)) => Some(&mut sweep.run),
+            _ => None,
+        }
+    }
+
+    /// Makes a number of ranks of `--nproc-per-node`. `machine`: usable GPUs and cores.
+    ///
+    /// # Errors
+    /// A rank per GPU is asked for, and there is none.
+    pub fn settle(&mut self, machine: impl Fn() -> (usize, usize)) -> Result<(), CliError> {
+        let Some(run) = self.run_args() else { return Ok(()) };
+        let Some(asked) = run.torchrun.nproc_per_node else { return Ok(()) };
+        let (gpus, cores) = match asked {
+            Nproc::Count(_) => (0, 0),
+            _ => machine(),
+        };
+        run.ranks = Some(asked.ranks(gpus, cores)?);
+        Ok(())
     }
 
     /// `--log-level`, where the verb has it.
     pub fn log_level(&self) -> Option<&str> {
         match self {
-            Command::Train(run) | Command::Exec { run, .. } => run.log_level.as_deref(),
+            Command::Train(run) | Command::Exec { run, .. } | Command::PlanExec { run, .. } => run.log_level.as_deref(),
             Command::Plan(args) => args.run.log_level.as_deref(),
+            Command::Around(Around::Sweep(args)) => args.run.log_level.as_deref(),
             Command::Predict(PredictArgs { of, .. }) | Command::Evaluate(EvaluateArgs { of, .. }) => {
                 of.log_level.as_deref()
             }
@@ -211,16 +299,18 @@ impl Command {
             }
             Command::Batch(args) => args.config.need(),
             Command::Predict(_) | Command::Evaluate(_) => Ok(()),
-            Command::SampleData(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
+            Command::SampleData(_) | Command::Convert(_) | Command::Recommend(_) | Command::Doctor(_) => Ok(()),
             Command::Analyze(_)
             | Command::Monitor(_)
             | Command::Plot(_)
             | Command::BenchMemory(_)
             | Command::Help(_) => Ok(()),
-            Command::Exec { run, .. } if run.config.config.is_some() => {
+            Command::Around(Around::Sweep(args)) => args.run.config.need().and_then(|()| args.check()),
+            Command::Around(_) => Ok(()),
+            Command::Exec { run, .. } | Command::PlanExec { run, .. } if run.config.config.is_some() => {
                 Err(usage("--config and --exec do not go together: a program reads its own config"))
             }
-            Command::Exec { run, .. } => run.check_nodes(),
+            Command::Exec { run, .. } | Command::PlanExec { run, .. } => run.check_nodes(),
         }
     }
 }
@@ -271,7 +361,7 @@ pub struct Stage {
 impl ConfigArgs {
     fn need(&self) -> Result<(), CliError> {
         let example = || usage("no config: name one with --config, such as --config quick_demo");
-        self.config.is_some().then_some(()).ok_or_else(example)
+        (self.config.is_some() || self.python.is_some()).then_some(()).ok_or_else(example)
     }
 
     /// Finds the config and resolves it with the profile of the device that will be used: `cuda` if one is present
@@ -280,8 +370,13 @@ impl ConfigArgs {
     /// # Errors
     /// As [`spec::config::RawConfig::find`] and [`spec::config::RawConfig::resolve`].
     pub fn prepare(&self, gpu_present: bool, folders: &Folders) -> Result<Prepared, ConfigError> {
-        let raw = spec::task::find_config(self.config.as_deref().unwrap_or("default"), folders)?;
-        let mut sets = self.set.clone();
+        let raw = match (&self.config, &self.python) {
+            // All keys at their defaults.
+            (None, Some(_)) => spec::task::parse_config("", "python.yaml")?,
+            (config, _) => spec::task::find_config(config.as_deref().unwrap_or("default"), folders)?,
+        };
+        let of_python = self.python.iter().map(|place| format!("python.build={place}"));
+        let mut sets: Vec<String> = of_python.chain(self.set.iter().cloned()).collect();
         if let Some(device) = self.device {
             sets.push(format!("train.device={}", device.word()));
         }
@@ -321,18 +416,26 @@ pub fn rank_program(named: Option<OsString>, exe: &Path) -> Result<PathBuf, CliE
 
 /// The command line, without `launch plan`'s options that mean nothing to a plan: it takes those of training, so that a line
 /// can be tried by a word put into it.
-fn definition() -> clap::Command {
+pub fn definition() -> clap::Command {
+    Cli::command()
+        .mut_subcommand("plan", |plan| plan.defer(options_of_plan))
+        .mut_subcommand("sample-data", |sample| sample.defer(options_of_sample_data))
+}
+
+fn options_of_plan(plan: clap::Command) -> clap::Command {
     const OF_TRAINING: [&str; 7] =
         ["name", "resume", "resume_split", "max_restarts", "join_timeout", "smart", "dry_run"];
+    let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
+    OF_TRAINING.into_iter().fold(PlanArgs::augment_args(plan), hide)
+}
+
+fn options_of_sample_data(sample: clap::Command) -> clap::Command {
     let layouts = spec::task::all().iter().map(|task| (task.name(), task.sample_layouts()));
     let layouts: Vec<String> = layouts
         .filter_map(|(task, layouts)| Some(format!("{task}: {} [default: {}]", layouts.join(", "), layouts.first()?)))
         .collect();
     let layouts = layouts.join("; ");
-    let hide = |plan: clap::Command, option| plan.mut_arg(option, |arg| arg.hide(true));
-    Cli::command()
-        .mut_subcommand("plan", |plan| OF_TRAINING.into_iter().fold(plan, hide))
-        .mut_subcommand("sample-data", |sample| sample.mut_arg("layout", |arg| arg.help(layouts)))
+    SampleDataArgs::augment_args(sample).mut_arg("layout", |arg| arg.help(layouts))
 }
 
 /// Cuts the line behind the first `--exec`, so that the program's own options are never taken for ours.

@@ -31,17 +31,53 @@ fn training_is_what_no_verb_means() {
     assert_eq!(run.resume_split, Some(SplitChoice::Keep));
     assert!(matches!(parse("plan --gpus 2 --config a").unwrap(), Command::Plan(args) if args.run.gpus == Some(2)));
     assert!(matches!(parse("sample-data --task emg --out d").unwrap(), Command::SampleData(args) if args.seed == 42));
+    assert!(matches!(parse("convert a --out b").unwrap(), Command::Convert(args) if args.split_ratio == "0.7,0.2,0.1"));
+    assert!(parse("convert --out b").is_err());
     let batch = parse("batch --config a --step 3 --rank 1 --world 3 --out f.safetensors").unwrap();
     assert!(matches!(batch, Command::Batch(args) if (args.step, args.rank, args.world) == (3, 1, 3)));
 }
 
 #[test]
 fn everything_behind_exec_is_the_programs() {
-    let Command::Exec { run, program, args } = parse("--ranks 2 --exec prog --gpus 9 --exec -x -- y").unwrap() else {
-        panic!()
-    };
+    let line = "--ranks 2 --cache 1GiB --exec prog --gpus 9 --exec -x -- y";
+    let Command::Exec { run, with, program, args } = parse(line).unwrap() else { panic!() };
     assert_eq!((run.ranks, run.gpus, program), (Some(2), None, "prog".into()));
+    assert_eq!(with, ProgramArgs { cache: Some(1 << 30), ..ProgramArgs::default() });
+    assert!(matches!(parse("plan --gpus 2 --exec prog -x").unwrap(), Command::PlanExec { .. }));
     assert_eq!(args, ["--gpus", "9", "--exec", "-x", "--", "y"]);
+}
+
+#[test]
+fn lines_of_torchrun_mean_the_same() {
+    let line = "--standalone --nproc_per_node=3 --max_restarts 1 --tee 3 --redirects 0:1 --exec train.py";
+    let mut command = parse(line).unwrap();
+    command.settle(|| panic!("a number needs no machine")).unwrap();
+    let Command::Exec { run, with, .. } = command else { panic!() };
+    assert_eq!((run.local_ranks(), run.max_restarts, with.given()), (Some(3), 1, Some("--redirects")));
+    assert!(with.shows(0, false) && with.shows(1, true));
+    let mut command = parse("--nproc-per-node gpu --exec train.py").unwrap();
+    assert!(command.settle(|| (0, 4)).unwrap_err().to_string().contains("no GPU can be used"));
+    let line = "--nnodes 2:2 --node-rank 1 --rdzv-endpoint host0:1234 --rdzv-id j --exec p";
+    let Command::Exec { run, .. } = parse(line).unwrap() else { panic!() };
+    assert_eq!((run.master_addr.as_deref(), run.master_port), (Some("host0"), Some(1234)));
+    let Command::Exec { with, .. } = parse("--local-ranks-filter 0,2 --exec p").unwrap() else { panic!() };
+    assert!(with.shows(2, false) && !with.shows(1, true) && with.given().is_none());
+    assert!(wrong("--nproc-per-node 2 --gpus 2 --exec p").contains("cannot be used with"));
+}
+
+#[test]
+fn verbs_around_a_run_are_read() {
+    assert!(matches!(parse("export-metrics night --to mlflow"), Ok(Command::Around(Around::ExportMetrics(_)))));
+    assert!(matches!(parse("completions zsh"), Ok(Command::Around(Around::Completions(_)))));
+    assert!(wrong("export-metrics night --to x").contains("wandb-offline"));
+    assert!(wrong("compare a").contains("2 values"));
+    let base = "sweep --config a --name s --set a=1,2";
+    assert!(matches!(parse(base), Ok(Command::Around(Around::Sweep(_)))));
+    for (more, says) in [("--resume auto", "continues by itself"), ("--smart", "trains once")] {
+        assert!(wrong(&format!("{base} {more}")).contains(says), "{more}");
+    }
+    assert!(wrong("sweep --config a --set a=1,2").contains("needs --name"));
+    assert!(wrong("monitor --listen 0.0.0.0:9000").contains("on this machine alone"));
 }
 
 #[test]
@@ -56,7 +92,10 @@ fn mistakes_say_what_to_write() {
         ("--config a --gpu 3", "--gpus"),
         ("--ranks 2 --exec", "--exec needs a program"),
         ("--config a --ranks 2 --exec p", "do not go together"),
-        ("plan --exec p", "unexpected argument '--exec'"),
+        ("plan --exec", "--exec needs a program"),
+        ("plan --config a --exec p", "do not go together"),
+        ("--config a --cache 1GiB", "--cache goes with --exec"),
+        ("--cache 40% --exec p", "such as 20GiB"),
         ("plan", "no config: name one with --config"),
         ("plan --machine a --write-machine b", "cannot be used with"),
         ("--config a --nnodes 2 --node-rank 2", "--node-rank 2 of --nnodes 2"),
@@ -81,7 +120,7 @@ fn device_decides_on_the_profile() {
     let text = "profiles: {cpu: {seed: 1}, cuda: {seed: 2}}\n";
     std::fs::write(cwd.path().join("a.yaml"), text).unwrap();
     let seed = |gpu, device| {
-        let args = ConfigArgs { config: Some("a".into()), set: vec![], device };
+        let args = ConfigArgs { config: Some("a".into()), python: None, set: vec![], device };
         args.prepare(gpu, &Folders { cwd: cwd.path(), headroom: None, home: None }).unwrap().config.seed
     };
     assert_eq!((seed(true, None), seed(false, None)), (2, 1));

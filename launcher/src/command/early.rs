@@ -15,6 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+/// Line on a signal that comes when one stage is over and the next has not begun.
+pub(super) const BETWEEN_STAGES: &str =
+    "stopped between two stages: what is done stays; to continue, add --resume auto";
+
 /// Signals of this process, from its first moment on.
 pub(super) struct Early {
     signals: Arc<Signals>,
@@ -124,9 +128,7 @@ fn end(signal: Signal, moment: Moment) -> ! {
     let by_signal = exit::SIGNAL_BASE.saturating_add(u8::try_from(signal.as_raw()).unwrap_or(0));
     let (what, code) = match moment {
         Moment::BeforeRanks => ("stopped before the first step: no rank was started", exit::UNSTARTED),
-        Moment::BetweenStages => {
-            ("stopped between two stages: what is done stays; to continue, add --resume auto", exit::STOPPED)
-        }
+        Moment::BetweenStages => (BETWEEN_STAGES, exit::STOPPED),
         Moment::OfOthers => ("stopped", by_signal),
     };
     print::note(format_args!("{name}: {what}"));

@@ -1,26 +1,37 @@
-//! `launch --exec`: any program as every rank, without plan, records or control socket.
+//! `launch --exec`: any program as every rank. Without further options it is started as it is; with a cache, a budget, a name or
+//! a folder for logs it has a run of its own ([`super::program`]).
 
 use super::early::Early;
-use super::{Error, explain, io, log_env, meeting, nodes, ranks, start_code};
-use crate::cli::RunArgs;
-use crate::console::Console;
-use crate::supervise::{self, Spec};
+use super::supervised::{console_of, supervise_program};
+use super::{Error, explain, log_env, meeting, nodes, program, ranks};
+use crate::cli::{ProgramArgs, RunArgs};
+use crate::supervise::Spec;
 use crate::watch::WatchSpec;
-use spec::contract::exit;
 use std::ffi::OsString;
 use std::time::Duration;
 
 /// Time from asking a program under `--exec` to end to SIGKILL: less than the 30 s after which a pod is killed.
 pub(super) const GRACE: Duration = Duration::from_secs(25);
 
-pub(super) fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>, mut early: Early) -> Result<u8, Error> {
+pub(super) fn exec(
+    run: &RunArgs,
+    with: &ProgramArgs,
+    program: OsString,
+    args: Vec<OsString>,
+    mut early: Early,
+) -> Result<u8, Error> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = run.local_ranks().unwrap_or(1);
+    let mut ranks = ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?;
+    if is_alone(run) {
+        ranks.iter_mut().for_each(|rank| rank.env.clear());
+    }
     let spec = Spec {
         program: program.into(),
         args,
+        forks: false,
         env: log_env(run).into_iter().collect(),
-        ranks: ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?,
+        ranks,
         log_dir: None,
         grace: GRACE,
         control: false,
@@ -28,15 +39,18 @@ pub(super) fn exec(run: &RunArgs, program: OsString, args: Vec<OsString>, mut ea
         watch: WatchSpec::silent(),
         limits: None,
     };
-    let console = Console::start().map_err(io("cannot start the console", exit::INTERNAL))?;
-    let signals = early.hand_over();
-    let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console, signals);
-    console.finish();
-    let outcome = outcome.map_err(|source| Error::Io {
-        what: "cannot run the ranks".into(),
-        code: start_code(&source),
-        source,
-    })?;
+    if run.name.is_some() || with.given().is_some() {
+        return program::run(run, with, spec, early);
+    }
+    let console = console_of(with, &spec)?;
+    let outcome = supervise_program(run, &spec, console, early.hand_over())?;
     explain(&outcome);
     Ok(outcome.exit_code)
+}
+
+/// Nobody speaks of ranks: the program may start its own (torchrun, Lightning), and would take a place in the environment for that of
+/// a launcher that did so already.
+fn is_alone(run: &RunArgs) -> bool {
+    let placed = run.master_addr.is_some() || run.master_port.is_some() || run.torchrun.standalone;
+    run.local_ranks().is_none() && run.nnodes == 1 && !placed
 }

@@ -5,6 +5,7 @@
 //! of all that shapes the model's passes, and of what shapes the data set. Where only the data set differs, the passes of a
 //! kept answer serve again. Answers are void once libtorch or the rank program has changed.
 
+use super::interpreter::Started;
 use super::{Error, Ready, io, print, rank_program, torch_env};
 use crate::machine::dataset_facts;
 use crate::supervise::prepare_helper;
@@ -18,7 +19,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Seconds that a measurement may take.
@@ -72,7 +73,8 @@ pub(super) fn measured(ready: &Ready) -> Result<Measured, Error> {
         Ok(program) => program,
         Err(error) => return Ok(assumed(&wanted, &error.to_string())),
     };
-    let store = Store::of(&wanted, &program);
+    let started = Started::of(&ready.config, &program)?;
+    let store = Store::of(&wanted, &started);
     if let Some(kept) = store.exact(wanted.limit_bytes) {
         return Ok(kept);
     }
@@ -82,7 +84,7 @@ pub(super) fn measured(ready: &Ready) -> Result<Measured, Error> {
     }
     let began = Instant::now();
     let is_fresh = known.is_none();
-    let ended = ask(&program, &wanted, known).map_err(io("cannot measure the model", exit::INTERNAL))?;
+    let ended = ask(&started, &wanted, known).map_err(io("cannot measure the model", exit::INTERNAL))?;
     let measured = answer(ended, &wanted)?;
     if is_fresh {
         print::note(format_args!("measured in {:.1} s", began.elapsed().as_secs_f64()));
@@ -120,7 +122,7 @@ fn assumed(wanted: &Wanted, why: &str) -> Measured {
 /// The program ended with the words why this config makes no model.
 fn answer(ended: Ended, wanted: &Wanted) -> Result<Measured, Error> {
     let code = ended.status.and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok());
-    if let Some(code @ (exit::USAGE | exit::DATA | exit::PLAN)) = code {
+    if let Some(code @ (exit::USAGE | exit::DATA | exit::PLAN | exit::USER)) = code {
         // A program that knows no `describe` says how it is used.
         if let Some(text) = ended.said.strip_prefix(ERROR) {
             return Err(Error::Model { code, text: text.to_owned() });
@@ -145,7 +147,7 @@ fn answer(ended: Ended, wanted: &Wanted) -> Result<Measured, Error> {
 }
 
 /// Runs `rank describe` within its time.
-fn ask(program: &Path, wanted: &Wanted, known: Option<Measured>) -> std::io::Result<Ended> {
+fn ask(started: &Started, wanted: &Wanted, known: Option<Measured>) -> std::io::Result<Ended> {
     let job = DescribeJob {
         version: VERSION,
         config: wanted.config.clone(),
@@ -156,8 +158,8 @@ fn ask(program: &Path, wanted: &Wanted, known: Option<Measured>) -> std::io::Res
         passes: wanted.passes,
         known,
     };
-    let mut command = Command::new(program);
-    command.arg("describe").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = started.command("describe");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.envs(torch_env(|name| std::env::var_os(name).is_some()));
     if std::env::var_os("OMP_WAIT_POLICY").is_none() {
         // Threads that spin for each other on cores that others use make seconds of milliseconds.
@@ -223,13 +225,20 @@ struct Store {
 }
 
 impl Store {
-    fn of(wanted: &Wanted, program: &Path) -> Self {
+    fn of(wanted: &Wanted, started: &Started) -> Self {
         let shape = Shape::of(wanted.config);
         let facts = dataset_facts(&wanted.config.data.dataset_path);
         let Wanted { device, gpu, .. } = wanted;
         Self {
             folder: folder(&wanted.config.log.runs_dir),
-            model: sum(&(VERSION, stamp(program), &shape.model, device, gpu.is_some(), wanted.passes)),
+            model: sum(&(
+                VERSION,
+                (stamp(&started.program), started.stamps()),
+                &shape.model,
+                device,
+                gpu.is_some(),
+                wanted.passes,
+            )),
             data: sum(&(shape.data, facts.exists, facts.digest)),
         }
     }

@@ -1,13 +1,14 @@
 //! A job of several nodes: the launchers' exchange before any rank starts.
 
-use super::{Error, Ready, open_folder};
+use super::{Error, Ready, open_folder, print};
 use crate::cli::RunArgs;
 use crate::run_dir::{RunDir, RunLock};
-use crate::supervise::{NodePlace, Nodes};
+use crate::supervise::{JoinSecret, NodePlace, Nodes};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use spec::config::Config;
+use spec::contract::env;
 use spec::plan::{self, NodeShare, Plan};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -42,15 +43,29 @@ struct Facts {
     config: u64,
 }
 
-fn place(run: &RunArgs) -> NodePlace {
-    NodePlace {
+fn place(run: &RunArgs) -> Result<NodePlace, Error> {
+    let variable = std::env::var(env::JOIN_SECRET).ok();
+    let secret = JoinSecret::find(run.join_secret.as_deref(), variable)?;
+    if secret.is_none() && !is_this_machine(run.master_addr.as_deref().unwrap_or_default()) {
+        print::note(
+            "the nodes meet without a secret: whoever reaches the port and knows the run's name can join; --join-secret FILE \
+             or HEADROOM_JOIN_SECRET, the same on every node, keeps others out",
+        );
+    }
+    Ok(NodePlace {
+        secret,
         job: run.name.clone().unwrap_or_default(),
         nnodes: run.nnodes,
         node_rank: run.node_rank,
         master_addr: run.master_addr.clone().unwrap_or_default(),
         master_port: run.master_port.unwrap_or_default(),
         limit: Duration::try_from_secs_f64(run.join_timeout).unwrap_or(Duration::from_secs(600)),
-    }
+    })
+}
+
+/// Nodes of a trial on one machine.
+fn is_this_machine(address: &str) -> bool {
+    address == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|at| at.is_loopback())
 }
 
 /// Ranks of every node of a job under `--exec`; empty for a job of one.
@@ -58,7 +73,7 @@ pub(super) fn ranks_of_each(run: &RunArgs, ranks: usize) -> Result<Vec<usize>, E
     if run.nnodes == 1 {
         return Ok(Vec::new());
     }
-    let mut nodes = Nodes::meet(place(run))?;
+    let mut nodes = Nodes::meet(place(run)?)?;
     let shares = agree(&mut nodes, run.node_rank, NodeShare { ranks, asked: ranks }, &Keys::new())?;
     Ok(shares.iter().map(|share| share.ranks).collect())
 }
@@ -69,7 +84,7 @@ pub(super) fn ranks_of_each(run: &RunArgs, ranks: usize) -> Result<Vec<usize>, E
 /// A node does not come, has another config, or cannot take part.
 pub(super) fn together(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir, RunLock), Error> {
     // First: whatever goes wrong on one node, the others hear of.
-    let mut nodes = Nodes::meet(place(run))?;
+    let mut nodes = Nodes::meet(place(run)?)?;
     let share = all_or_none(&mut nodes, own_part(run, ready))?;
     ready.request.nodes = agree(&mut nodes, run.node_rank, share, &shared_keys(&ready.config))?;
     let plan = ready.sample_if_missing().and_then(|()| ready.plan());

@@ -6,12 +6,13 @@
 //! ```
 
 use super::close::{conclude, tell_end, tell_stop};
-use super::early::{Early, Moment};
+use super::early::{BETWEEN_STAGES, Early, Moment};
 use super::{Error, Ready, Setup, io, pre_flight, print, shown, supervise_run, text_of};
 use crate::cli::{CliError, RunArgs, Stage};
 use crate::console::stages_table;
 use crate::machine;
 use crate::run_dir::{self, Ask, ConfigName, Resume, RunDir, StageOf, StagesOf};
+use crate::supervise::signal_name;
 use spec::config::{CachePolicy, StageKind};
 use spec::contract::{RunStatus, Summary, exit};
 use spec::job::{EarlierStage, Job, PassKind, Work};
@@ -65,6 +66,8 @@ struct Stages<'a> {
     /// All stages for the closing table.
     ends: Vec<(&'static str, Option<Summary>)>,
     budget_bytes: u64,
+    /// Signal that asked for the end while a stage ended by itself.
+    stopped_by: Option<i32>,
 }
 
 /// How a stage's folder is found.
@@ -98,7 +101,8 @@ pub(super) fn run(run: &RunArgs, ready: Ready, program: &Path, early: Early) -> 
     };
     listed.write(&root.path)?;
     let ends = all.iter().map(|stage| (stage.spec.name, None)).collect();
-    let mut stages = Stages { run, ready, program, early, root, earlier: Vec::new(), ends, budget_bytes: 0 };
+    let mut stages =
+        Stages { run, ready, program, early, root, earlier: Vec::new(), ends, budget_bytes: 0, stopped_by: None };
     let is_wanted = |stage: &Stage| chosen.iter().any(|chosen| chosen.spec == stage.spec);
     // Stages behind the last one that is wanted do not matter.
     let behind = all.iter().rposition(is_wanted).map_or(0, |last| last + 1);
@@ -106,6 +110,11 @@ pub(super) fn run(run: &RunArgs, ready: Ready, program: &Path, early: Early) -> 
     for (n, stage) in all[..behind].iter().enumerate() {
         let wanted = is_wanted(stage);
         if code != exit::OK {
+            break;
+        }
+        if let Some(signal) = stages.stopped_by {
+            print::note(format_args!("{}: {BETWEEN_STAGES}", signal_name(signal)));
+            code = exit::STOPPED;
             break;
         }
         code = if wanted { stages.stage(n, stage)? } else { stages.pass_over(n, stage, &chosen)? };
@@ -294,6 +303,7 @@ impl Stages<'_> {
         let summary = conclude(&folder, &setup, &outcome);
         tell_end(&folder, &setup, &outcome, &summary, None);
         if outcome.exit_code == exit::OK {
+            self.stopped_by = outcome.stopped_by;
             self.done(n, stage, summary);
             return Ok(exit::OK);
         }

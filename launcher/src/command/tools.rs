@@ -19,8 +19,11 @@ pub(super) fn recommend(args: &cli::RecommendArgs) -> Result<u8, Error> {
 }
 
 /// Prints what is wrong with a run; that something is wrong is no error of this program.
-pub(super) fn doctor(args: &cli::ReadArgs) -> Result<u8, Error> {
-    let folders = folders(args)?;
+pub(super) fn doctor(args: &cli::DoctorArgs) -> Result<u8, Error> {
+    let folders = folders(&args.read)?;
+    if args.json {
+        return doctor_json(&folders);
+    }
     for folder in &folders {
         if folders.len() > 1 {
             print::out(format_args!("{}:", shown(folder)))?;
@@ -37,11 +40,27 @@ fn folders(args: &cli::ReadArgs) -> Result<Vec<PathBuf>, Error> {
     Ok(if begun.is_empty() { vec![found] } else { begun })
 }
 
-fn doctor_one(folder: &Path) -> Result<(), Error> {
+/// A run with what is wrong with it.
+fn examined(folder: &Path) -> Result<(advise::Run, Vec<advise::Finding>), Error> {
     let mut run = advise::Run::read(folder, Path::new(""))?;
     let whole = run.path.canonicalize().unwrap_or_else(|_| run.path.clone());
     run.living = run.monitor.is_empty() && !Subject::Run(whole).members().is_empty();
     let findings = advise::doctor(&run, run.language.unwrap_or(Language::En));
+    Ok((run, findings))
+}
+
+fn doctor_json(folders: &[PathBuf]) -> Result<u8, Error> {
+    let mut all = Vec::new();
+    for folder in folders {
+        let (run, findings) = examined(folder)?;
+        all.push(serde_json::json!({"run": run.path, "looked_at": looked_at(&run), "findings": findings}));
+    }
+    print::out(serde_json::to_string_pretty(&all).unwrap_or_default())?;
+    Ok(exit::OK)
+}
+
+fn doctor_one(folder: &Path) -> Result<(), Error> {
+    let (run, findings) = examined(folder)?;
     for (number, finding) in findings.iter().enumerate() {
         let (number, advise::Finding { symptom, cause, change, .. }) = (number + 1, finding);
         let cause = cause.replace('\n', "\n          ");
@@ -149,10 +168,16 @@ pub(super) fn monitor_memory(args: &cli::MonitorArgs) -> Result<u8, Error> {
         interval_s: args.interval,
         plot_interval_s: args.plot_interval,
         out: args.out.clone().unwrap_or(folder),
+        json: args.json,
+        textfile: args.textfile.clone(),
+        listen: args.listen.clone(),
         draw: &draw,
     };
     let title = options.subject.title();
     let done = monitor::monitor(&options).map_err(io("cannot watch", exit::USAGE))?;
+    if args.json {
+        return Ok(exit::OK);
+    }
     if let Some(end) = &done.end {
         print::out(format_args!("{title}: {end}"))?;
     }

@@ -8,7 +8,7 @@ mod table;
 mod text;
 
 pub use self::cache::cache_stats;
-pub use table::{StageEnd, closing_table, stages_table};
+pub use table::{StageEnd, aligned, closing_table, stages_table};
 
 use crate::supervise::{Stream, Watcher};
 use screen::Screen;
@@ -40,7 +40,12 @@ pub struct Console {
     sender: Option<std::sync::mpsc::Sender<Message>>,
     waiting: Arc<AtomicUsize>,
     writer: Option<JoinHandle<()>>,
+    /// Lines of ranks that are shown; `None`: all.
+    shows: Option<Shows>,
 }
+
+/// True for a line of this rank and stream that is to be shown.
+type Shows = Box<dyn Fn(u32, Stream) -> bool + Send + Sync>;
 
 impl Console {
     /// # Errors
@@ -62,7 +67,14 @@ impl Console {
             .stack_size(512 << 10)
             .spawn(move || write_all(&receiver, &shared, apart))?;
         *current() = Some((sender.clone(), Arc::clone(&waiting)));
-        Ok(Self { sender: Some(sender), waiting, writer: Some(writer) })
+        Ok(Self { sender: Some(sender), waiting, writer: Some(writer), shows: None })
+    }
+
+    /// Leaves out lines of ranks that `shows` refuses; their logs hold them.
+    #[must_use]
+    pub fn only(mut self, shows: impl Fn(u32, Stream) -> bool + Send + Sync + 'static) -> Self {
+        self.shows = Some(Box::new(shows));
+        self
     }
 
     /// Shows everything that waits, takes the bar away and ends.
@@ -112,7 +124,9 @@ impl Drop for Console {
 
 impl Watcher for Console {
     fn line(&self, rank: u32, stream: Stream, text: &str) {
-        self.send(Message::Line { rank, stream, text: text.to_owned() });
+        if self.shows.as_ref().is_none_or(|shows| shows(rank, stream)) {
+            self.send(Message::Line { rank, stream, text: text.to_owned() });
+        }
     }
 
     fn note(&self, text: &str) {

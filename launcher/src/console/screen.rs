@@ -1,6 +1,7 @@
 //! Lines on stdout and stderr, and the progress bar below them.
 
 use super::text::{clean, duration};
+use crate::machine::colour;
 use crate::supervise::Stream;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use spec::contract::{Phase, Progress};
@@ -42,16 +43,15 @@ struct Pace {
 impl Screen {
     /// `apart`: nothing is written to standard output.
     pub fn new(apart: bool) -> Self {
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self {
-            out: Pending { text: String::new(), colour: out && !plain },
-            err: Pending { text: String::new(), colour: err && !plain },
+            out: Pending { text: String::new(), colour: colour::wanted(out) },
+            err: Pending { text: String::new(), colour: colour::wanted(err) },
             bar: None,
             apart,
             draws: err && !dumb,
-            colour_bar: !plain,
+            colour_bar: colour::wanted(err),
             node_bytes: 0,
             pace: None,
             last_plain: None,
@@ -159,11 +159,14 @@ fn new_bar(colour: bool) -> ProgressBar {
 
 /// `epoch 2/10, step 340/1200, loss 0.1234, 701 samples/s, ETA 12:05, 1.42 GiB`
 fn describe(progress: &Progress, left_s: Option<f64>, memory_bytes: u64) -> String {
+    // A user's own program may not say how many there are.
+    let of =
+        |what: &str, now: u64, all: u64| if all > 0 { format!("{what} {now}/{all}") } else { format!("{what} {now}") };
     let mut parts = match progress.phase {
         Phase::Predict => vec![format!("sample {}/{}", progress.step, progress.steps)],
         _ => vec![
-            format!("epoch {}/{}", progress.epoch, progress.epochs),
-            format!("step {}/{}", progress.step, progress.steps),
+            of("epoch", progress.epoch, progress.epochs),
+            of("step", progress.step, progress.steps),
             format!("loss {:.4}", progress.loss),
         ],
     };
@@ -200,6 +203,8 @@ mod tests {
     fn a_line_tells_where_the_run_stands() {
         let text = describe(&at(340), Some(725.0), 1_520_000_000);
         assert_eq!(text, "epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, ETA 12:05, 1.42 GiB");
+        let unknown = Progress { epochs: 0, steps: 0, ..at(340) };
+        assert_eq!(describe(&unknown, None, 0), "epoch 2, step 340, loss 0.1235, 701 samples/s");
         let phase = Progress { phase: Phase::Val, cache_hit_rate: Some(0.8245), ..at(340) };
         let text = describe(&phase, None, 0);
         assert_eq!(text, "val, epoch 2/10, step 340/1200, loss 0.1235, 701 samples/s, cache 82 %");

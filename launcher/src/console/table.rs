@@ -45,6 +45,23 @@ pub fn closing_table(summary: &Summary, plan: &Plan) -> String {
     boxed(rows.into_iter().flat_map(|(label, value)| wrap(label, &value)).collect())
 }
 
+/// Columns beside each other, two spaces between; `right`: columns of numbers.
+pub fn aligned(rows: &[Vec<String>], right: &[usize]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let chars = |text: &str| text.chars().count();
+    let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |text| chars(text));
+    let widths: Vec<usize> =
+        (0..columns).map(|column| rows.iter().map(|row| cell(row, column)).max().unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate().map(|(column, text)| {
+            let space = " ".repeat(widths[column] - chars(text));
+            if right.contains(&column) { space + text } else { text.clone() + &space }
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// A stage of a run, for the table at its end. `None`: it was not run.
 pub type StageEnd<'a> = (&'a str, Option<&'a Summary>);
 
@@ -161,6 +178,13 @@ fn wrap(label: &str, value: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [vec!["a", "bb"], vec!["ccc", "1"]].map(|row| row.into_iter().map(String::from).collect());
+        assert_eq!(aligned(&rows, &[1]), "a    bb\nccc   1");
+        assert_eq!(aligned(&[], &[]), "");
+    }
     use spec::contract::{Best, LineId, RunStatus};
     use spec::plan::{BudgetLine, BudgetPlan, Topology};
 

@@ -5,6 +5,7 @@
 
 pub mod awake;
 mod cgroup;
+pub mod colour;
 mod dataset;
 mod gpu;
 mod limits;
@@ -15,11 +16,11 @@ mod process;
 mod tests;
 
 pub use dataset::dataset_facts;
-pub use gpu::GpuMeter;
+pub use gpu::{GpuMeter, driver as gpu_driver};
 pub use limits::{ProcessLimits, low_priorities, tasks_of_user};
 pub use memory::{GroupNow, MemoryMeter, MemoryNow, Pressure};
 pub use probe::{Probe, free_disk_bytes};
-pub use process::{Resident, Shares, largest_other, lent_bytes};
+pub use process::{Resident, Shares, descendants, inner_ranks, largest_other, lent_bytes, place_of};
 
 use spec::contract::Machine;
 

@@ -1,7 +1,7 @@
 //! Memory of processes, as `/proc` has it: the one reader of this package.
 
 use procfs::process::{MMapPath, MemoryMap, Process};
-use spec::contract::Program;
+use spec::contract::{Program, env};
 
 /// Resident memory of a process, bytes; reading it takes microseconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,6 +47,61 @@ impl Shares {
 
 fn bytes(map: &MemoryMap, key: &str) -> u64 {
     map.extension.map.get(key).copied().unwrap_or(0)
+}
+
+/// Processes that descend from `pid`, in no order; without `pid` itself.
+pub fn descendants(pid: i32) -> Vec<i32> {
+    let (mut found, mut next) = (vec![pid], 0);
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(children(parent));
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+/// Number and count of ranks by a process's environment, as torchrun sets it. `None`: it says nothing of ranks, or may not be read.
+pub fn place_of(pid: i32) -> Option<(u32, u32)> {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    place_in(&environment)
+}
+
+fn place_in(environment: &[u8]) -> Option<(u32, u32)> {
+    let number = |name: &str| {
+        let mut values = environment
+            .split(|byte| *byte == 0)
+            .filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        std::str::from_utf8(values.next_back()?).ok()?.trim().parse().ok()
+    };
+    // Lightning gives its children no RANK.
+    let rank = number(env::RANK).or_else(|| number(env::LOCAL_RANK));
+    rank.zip(number(env::WORLD_SIZE)).filter(|(rank, world)| rank < world)
+}
+
+/// Ranks that the process `pid` of a job has started itself, such as torchrun's: number and process, of each the first that
+/// was started. Their environment names another number of ranks than that of `pid`.
+pub fn inner_ranks(pid: i32) -> Vec<(u32, i32)> {
+    let outer = place_of(pid).map(|(_, world)| world);
+    let (mut found, mut next) = (Vec::new(), vec![pid]);
+    while let Some(parent) = next.pop() {
+        for child in children(parent) {
+            match place_of(child) {
+                Some((rank, world)) if Some(world) != outer => found.push((rank, child)),
+                _ => next.push(child),
+            }
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Children of all threads of a process.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of_thread = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("children")).ok();
+    threads
+        .filter_map(of_thread)
+        .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }
 
 /// The process with the largest RSS that is not one of `ours`. Looks at every process of the node, or at those of this
@@ -96,6 +151,7 @@ fn lent(rss: u64, pss: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::CommandExt;
 
     #[test]
     fn pages_shared_with_the_monitor_are_counted_as_without_it() {
@@ -104,6 +160,40 @@ mod tests {
         assert_eq!(lent(3000, 1000), 500, "the monitor and a third");
         assert_eq!(lent(3000, 2000), 1000, "half of them");
         assert_eq!(lent(0, 0), 0);
+    }
+
+    #[test]
+    fn ranks_are_read_from_an_environment() {
+        assert_eq!(place_in(b"A=1\0RANK=2\0WORLD_SIZE=4\0"), Some((2, 4)));
+        assert_eq!(place_in(b"LOCAL_RANK=1\0WORLD_SIZE=2\0"), Some((1, 2)));
+        assert_eq!(place_in(b"RANK=0\0WORLD_SIZE=1\0RANK=3\0WORLD_SIZE=8"), Some((3, 8)));
+        for odd in [&b""[..], b"RANK=1\0", b"RANK=x\0WORLD_SIZE=2", b"RANK=2\0WORLD_SIZE=2", b"MYRANK=0\0WORLD_SIZE=2"]
+        {
+            assert_eq!(place_in(odd), None);
+        }
+    }
+
+    #[test]
+    fn ranks_inside_a_process_are_found_by_descent() {
+        // The shell in between is another rank of one; its children say that they are two.
+        let script = "RANK=0 WORLD_SIZE=2 sleep 60 & RANK=1 WORLD_SIZE=2 sh -c 'sleep 60 & wait' & wait";
+        let mut outer = std::process::Command::new("sh")
+            .args(["-c", script])
+            .env("RANK", "0")
+            .env("WORLD_SIZE", "1")
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let pid = outer.id() as i32;
+        let began = std::time::Instant::now();
+        while descendants(pid).len() < 3 || inner_ranks(pid).len() < 2 {
+            assert!(began.elapsed().as_secs() < 60);
+        }
+        let ranks: Vec<u32> = inner_ranks(pid).into_iter().map(|(rank, _)| rank).collect();
+        let group = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+        outer.wait().unwrap();
+        assert_eq!(ranks, [0, 1]);
     }
 
     #[test]

@@ -2,17 +2,21 @@
 //!
 //! ```text
 //! subject (who) ──► watch's sampler ──► view (bars, or lines) ──► screen
+//!                                 ├──► serve (metrics: a textfile, HTTP)
 //!                                 └──► log (JSON array, report) ──► plots
 //! ```
 //! Architecture invariant: touches nothing of what it watches; plots are drawn by who is asked to ([`Options::draw`]).
 
 mod bar;
 mod log;
+mod openmetrics;
 mod screen;
+mod serve;
 mod subject;
 mod view;
 
 pub use log::{Log, Report};
+pub use serve::Listen;
 pub use subject::{Subject, living_runs};
 pub use view::Look;
 
@@ -24,6 +28,7 @@ use crate::watch::{ProcessNow, Sampler};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process};
 use screen::Screen;
+use serve::Outlets;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -43,6 +48,11 @@ pub struct Options<'a> {
     /// Seconds between two plots. `None` makes one at the end.
     pub plot_interval_s: Option<f64>,
     pub out: PathBuf,
+    /// One JSON object per look on standard output.
+    pub json: bool,
+    /// File that always holds the last look as metrics.
+    pub textfile: Option<PathBuf>,
+    pub listen: Option<Listen>,
     /// Draws the log (first path) as PNG (second path).
     pub draw: &'a dyn Fn(&Path, &Path) -> io::Result<()>,
 }
@@ -67,11 +77,16 @@ pub fn monitor(options: &Options) -> io::Result<Done> {
     let signals = Signals::take()?;
     let stamp = time_stamp(SystemTime::now()).replace('-', "_");
     let mut session = Session::start(options, &stamp)?;
-    let screen = Screen::open();
+    let (outlets, listening) = Outlets::open(options.textfile.clone(), options.listen.as_ref())?;
+    if let Some(at) = listening {
+        let _ = writeln!(io::stderr(), "launch: metrics are at {at}");
+    }
+    let screen = Screen::open(options.json);
     let period_s = options.interval_s.unwrap_or(if screen.live { LIVE_S } else { PLAIN_S });
     loop {
         let look = session.look();
         let read = screen.show(&look)?;
+        outlets.show(&look)?;
         session.keep(&look)?;
         let gone = look.members.is_empty() && options.subject != Subject::Machine;
         if gone {
@@ -158,6 +173,7 @@ impl<'a> Session<'a> {
         let members = self.members();
         let run = self.options.subject.records();
         let cache_bytes = run.node.as_ref().map_or(0, |node| node.cache_bytes);
+        let restarts = run.plan.as_ref().and(members.first()).and_then(|member| subject::restarts(member.pid));
         let pids: Vec<i32> = members.iter().map(|member| member.pid).collect();
         if self.sampler.as_ref().is_none_or(|(known, _)| *known != pids) {
             let sampler = Sampler::new(self.meter.clone(), GpuMeter::open(), &pids);
@@ -174,7 +190,16 @@ impl<'a> Session<'a> {
         // A process that has ended meanwhile has no memory.
         let living = members.into_iter().zip(sample.ranks.clone()).filter(|(_, now)| now.rss_bytes > 0);
         let members = living.map(label).collect();
-        Look { title: self.options.subject.title(), elapsed_s: self.elapsed_s(), sample, members, run }
+        let run_name = self.options.subject.run_name();
+        Look {
+            title: self.options.subject.title(),
+            elapsed_s: self.elapsed_s(),
+            sample,
+            members,
+            run,
+            run_name,
+            restarts,
+        }
     }
 
     fn members(&mut self) -> Vec<Member> {

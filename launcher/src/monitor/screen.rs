@@ -1,21 +1,24 @@
 //! The terminal's other screen while this lives; plain lines where there is no terminal.
 
 use super::view::Look;
+use crate::machine::colour;
 use std::cell::Cell;
 use std::io::{self, IsTerminal, Write};
 
 pub struct Screen {
     pub live: bool,
     colour: bool,
+    /// One JSON object per look.
+    json: bool,
     /// The other screen is on.
     entered: Cell<bool>,
 }
 
 impl Screen {
-    pub fn open() -> Self {
+    pub fn open(json: bool) -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let screen = Self { live: io::stdout().is_terminal() && !dumb, colour: !plain, entered: Cell::new(false) };
+        let live = io::stdout().is_terminal() && !dumb && !json;
+        let screen = Self { live, colour: colour::wanted(live), json, entered: Cell::new(false) };
         screen.enter();
         screen
     }
@@ -40,7 +43,11 @@ impl Screen {
     /// # Errors
     /// It cannot be written for another reason.
     pub fn show(&self, look: &Look) -> io::Result<bool> {
-        let text = if self.live { self.drawn(look) } else { look.line() + "\n" };
+        let text = match (self.json, self.live) {
+            (true, _) => look.json() + "\n",
+            (false, true) => self.drawn(look),
+            (false, false) => look.line() + "\n",
+        };
         let mut out = io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Ok(()) => Ok(true),

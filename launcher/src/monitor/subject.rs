@@ -56,6 +56,14 @@ impl Subject {
         }
     }
 
+    /// Name of the run.
+    pub fn run_name(&self) -> Option<String> {
+        match self {
+            Subject::Run(path) => Some(path.file_name()?.to_string_lossy().into_owned()),
+            Subject::Pid(_) | Subject::Machine => None,
+        }
+    }
+
     /// Its processes now: ranks in their order; or the process, then its children.
     pub fn members(&self) -> Vec<Member> {
         match self {
@@ -148,6 +156,11 @@ pub fn living_runs() -> BTreeSet<PathBuf> {
     let jobs = processes().filter(|process| !is_zombie(process)).filter_map(|process| variable(&process, env::JOB));
     let folder = |job: OsString| real(Path::new(&job)).parent().map(Path::to_owned);
     jobs.filter_map(folder).collect()
+}
+
+/// How often the run of the rank `pid` was started again.
+pub fn restarts(pid: i32) -> Option<u64> {
+    variable(&Process::new(pid).ok()?, env::RESTARTS)?.to_str()?.parse().ok()
 }
 
 /// Without links, where it can be resolved.

@@ -39,6 +39,10 @@ pub struct Look {
     /// Label and memory of each process.
     pub members: Vec<(String, ProcessNow)>,
     pub run: RunNow,
+    /// Name of the run, where the target is one.
+    pub run_name: Option<String>,
+    /// Restarts of its ranks so far.
+    pub restarts: Option<u64>,
 }
 
 impl Look {
@@ -78,6 +82,30 @@ impl Look {
             elapsed_time: self.elapsed_s,
             job_gb: self.job_bytes().map(gb),
         }
+    }
+
+    /// One line of JSON, for programs.
+    pub fn json(&self) -> String {
+        let process = |(label, now): &(String, ProcessNow)| {
+            serde_json::json!({"process": label, "rss_bytes": now.rss_bytes, "pss_bytes": now.pss_bytes,
+                               "own_bytes": now.own_bytes})
+        };
+        let node = self.run.node.as_ref();
+        serde_json::json!({
+            "t": self.sample.t,
+            "target": self.title,
+            "elapsed_s": self.elapsed_s,
+            "memory_total_bytes": self.sample.memory.total_bytes,
+            "memory_available_bytes": self.sample.memory.available_bytes,
+            "job_bytes": self.job_bytes(),
+            "processes": self.members.iter().map(process).collect::<Vec<_>>(),
+            "gpus": self.sample.gpus,
+            "cache_bytes": node.map(|node| node.cache_bytes),
+            "level": node.map(|node| node.level),
+            "restarts": self.restarts,
+            "metrics": self.run.metrics,
+        })
+        .to_string()
     }
 
     /// One line, for logs.
@@ -241,6 +269,7 @@ mod tests {
             sample: Sample { memory, cache_bytes: 50 << 20, gpus, ..Default::default() },
             members: (0..ranks).map(one).collect(),
             run: RunNow { plan: Some(plan), metrics: Some(metrics), ..RunNow::default() },
+            ..Look::default()
         }
     }
 

@@ -1,6 +1,7 @@
 //! A run's folder, `<log.runs_dir>/<run>/`: which one a command means, and what the launcher writes there.
 
 mod lock;
+mod origin;
 mod stages;
 
 pub use lock::{LockError, RunLock};
@@ -166,6 +167,11 @@ impl RunDir {
         Ok(Self::at(path))
     }
 
+    /// True on the node that writes the files of the whole run, and for a training.
+    pub fn writes_for_all(&self) -> bool {
+        self.node_rank == 0 && self.work == Work::Train
+    }
+
     /// Removes the folder and all in it.
     pub fn remove(self) {
         let _ = std::fs::remove_dir_all(&self.path);
@@ -193,6 +199,7 @@ impl RunDir {
     /// # Errors
     /// No room, no permission.
     pub fn write(&self, config: &Config, plan: &Plan) -> Result<(Job, PathBuf), RunDirError> {
+        let node = if self.node_rank == 0 { String::new() } else { format!(".node{}", self.node_rank) };
         let job = Job {
             version: contract::VERSION,
             config: config.clone(),
@@ -203,8 +210,8 @@ impl RunDir {
             resume_split: self.resume_split,
             work: self.work.clone(),
             earlier: self.earlier.clone(),
+            origin: Some(origin::origin(&self.path.join(format!("job{node}.json")))),
         };
-        let node = if self.node_rank == 0 { String::new() } else { format!(".node{}", self.node_rank) };
         if self.node_rank == 0 {
             replace(&self.path.join("config.yaml"), config.to_yaml()?.as_bytes())?;
         }

@@ -2,11 +2,13 @@
 
 use super::cgroup::Cgroup;
 use super::lines::{Lines, Tail};
+use super::record::ErrorFiles;
 use super::unix::prepare_rank;
 use super::verdict::End;
+use super::zygote::Zygote;
 use super::{RankSpec, Spec, Stream, Watcher};
 use crate::journal::{Begin, Journal, News};
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid};
@@ -16,6 +18,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+/// Variables that name a rank's own descriptors, and the launchers' secret: a rank does not inherit them.
+const OF_A_RANK: [&str; 5] = [env::CONTROL_FD, env::COMM_FD, env::CACHE_FD, env::CACHE_MEMFD, env::JOIN_SECRET];
 /// Most bytes read from one pipe before other events are looked at.
 const READ_AT_ONCE: usize = 64 << 10;
 
@@ -47,47 +51,53 @@ pub struct Shared<'a> {
     pub comm: Option<&'a OwnedFd>,
     /// The memfd of `HEADROOM_CACHE_MEMFD`.
     pub cache: Option<&'a OwnedFd>,
+    /// Where programs that are not Headroom's write their errors.
+    pub errors: Option<&'a ErrorFiles>,
 }
 
 impl Child {
-    /// Starts one rank; it runs when this returns. `cache`: its end of the socket to the page cache's directory.
-    pub fn start(shared: &Shared, rank: &RankSpec, cache: Option<OwnedFd>) -> io::Result<Self> {
+    /// Starts one rank; it runs when this returns. `cache`: its end of the socket to the page cache's directory. `zygote` forks
+    /// it, where there is one; one that fails is gone, and the rank is spawned.
+    pub fn start(
+        shared: &Shared,
+        rank: &RankSpec,
+        cache: Option<OwnedFd>,
+        zygote: &mut Option<Zygote>,
+    ) -> io::Result<Self> {
         let spec = shared.spec;
-        let mut command = Command::new(&spec.program);
-        command.args(&spec.args).envs(spec.env.iter().cloned()).envs(rank.env.iter().cloned());
         let (out, out_end) = pipe()?;
         let (err, err_end) = pipe()?;
-        // Nothing to read: a rank in a background process group that reads the terminal would be stopped.
-        command.stdin(Stdio::null()).stdout(out_end).stderr(err_end);
-        let (mut keep, mut control, mut theirs) = (Vec::new(), None, None);
-        for name in [env::CONTROL_FD, env::COMM_FD, env::CACHE_FD, env::CACHE_MEMFD] {
-            command.env_remove(name);
-        }
+        let (mut named, mut control, mut theirs) = (Vec::new(), None, None);
         if spec.control {
             let (ours, end) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
             rustix::io::ioctl_fionbio(&ours, true)?;
-            command.env(env::CONTROL_FD, end.as_raw_fd().to_string());
-            keep.push(end.as_raw_fd());
             (control, theirs) = (Some(ours), Some(end));
         }
-        if let Some(comm) = shared.comm {
-            command.env(env::COMM_FD, comm.as_raw_fd().to_string());
-            keep.push(comm.as_raw_fd());
-        }
+        named.extend(theirs.as_ref().map(|end| (env::CONTROL_FD, end.as_fd())));
+        named.extend(shared.comm.map(|comm| (env::COMM_FD, comm.as_fd())));
         if let (Some(memfd), Some(socket)) = (shared.cache, &cache) {
-            command.env(env::CACHE_FD, socket.as_raw_fd().to_string());
-            command.env(env::CACHE_MEMFD, memfd.as_raw_fd().to_string());
-            keep.extend([socket.as_raw_fd(), memfd.as_raw_fd()]);
+            named.extend([(env::CACHE_FD, socket.as_fd()), (env::CACHE_MEMFD, memfd.as_fd())]);
         }
         let log = spec.log_dir.as_deref().map(|dir| open_log(dir, rank.rank)).transpose()?;
         let procs: Vec<OwnedFd> = shared.cgroups.iter().filter_map(|cgroup| cgroup.open_procs().ok()).collect();
-        prepare_rank(&mut command, keep, procs.iter().map(AsRawFd::as_raw_fd).collect());
-        let process = command.spawn().map_err(|e| {
-            io::Error::new(e.kind(), format!("rank {}: cannot start {}: {e}", rank.rank, spec.program.display()))
-        })?;
+        let pipes = [("1", out_end.as_fd()), ("2", err_end.as_fd())];
+        let forked = zygote.as_mut().map(|zygote| {
+            let groups = procs.iter().map(|procs| ("cgroup", procs.as_fd()));
+            let descriptors: Vec<_> = pipes.into_iter().chain(named.iter().copied()).chain(groups).collect();
+            let own = spec.env.iter().chain(&rank.env).map(|(name, value)| (name.as_str(), value.as_str()));
+            zygote.fork(own, &OF_A_RANK, &descriptors)
+        });
+        let pid = match forked {
+            Some(Ok(pid)) => pid,
+            Some(Err(error)) => {
+                tracing::warn!("{error}: ranks are started one by one");
+                *zygote = None;
+                spawn(shared, rank, pipes, &named, &procs)?
+            }
+            None => spawn(shared, rank, pipes, &named, &procs)?,
+        };
         drop((theirs, cache));
-        let pid = Pid::from_child(&process);
-        tracing::debug!(rank = rank.rank, pid = process.id(), program = %shown(&spec.program), "rank started");
+        tracing::debug!(rank = rank.rank, pid = pid.as_raw_nonzero(), program = %shown(&spec.program), "rank started");
         let pidfd = pidfd_open(pid, PidfdFlags::empty());
         Ok(Self {
             rank: rank.rank,
@@ -205,6 +215,36 @@ impl Child {
         watcher.note(&text);
         self.gaps.extend(gap);
     }
+}
+
+/// Starts the program of a rank.
+fn spawn(
+    shared: &Shared,
+    rank: &RankSpec,
+    [(_, out), (_, err)]: [(&str, BorrowedFd); 2],
+    named: &[(&str, BorrowedFd)],
+    procs: &[OwnedFd],
+) -> io::Result<Pid> {
+    let spec = shared.spec;
+    let mut command = Command::new(&spec.program);
+    command.args(&spec.args).envs(spec.env.iter().cloned()).envs(rank.env.iter().cloned());
+    // Nothing to read: a rank in a background process group that reads the terminal would be stopped.
+    command.stdin(Stdio::null()).stdout(out.try_clone_to_owned()?).stderr(err.try_clone_to_owned()?);
+    for name in OF_A_RANK {
+        command.env_remove(name);
+    }
+    for (name, fd) in named {
+        command.env(name, fd.as_raw_fd().to_string());
+    }
+    if let Some(errors) = shared.errors {
+        command.env(env::ELASTIC_ERROR_FILE, errors.path(rank.rank));
+    }
+    let keep = named.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+    prepare_rank(&mut command, keep, procs.iter().map(AsRawFd::as_raw_fd).collect());
+    let process = command.spawn().map_err(|e| {
+        io::Error::new(e.kind(), format!("rank {}: cannot start {}: {e}", rank.rank, spec.program.display()))
+    })?;
+    Ok(Pid::from_child(&process))
 }
 
 /// True if a child has ended; it is not reaped.

@@ -19,6 +19,8 @@ pub struct Meeting {
     pub master_addr: Option<String>,
     /// `None` means a free port, chosen now.
     pub master_port: Option<u16>,
+    /// Name of the job, as programs learn of it.
+    pub run_id: Option<String>,
     /// `OMP_NUM_THREADS` where the caller's environment does not set it.
     pub threads_per_rank: usize,
 }
@@ -64,11 +66,21 @@ pub fn ranks(meeting: &Meeting) -> io::Result<Vec<RankSpec>> {
             (env::WORLD_SIZE.to_owned(), world_size.to_string()),
             (env::LOCAL_WORLD_SIZE.to_owned(), meeting.local_world_size.to_string()),
             (env::GROUP_RANK.to_owned(), meeting.node_rank.to_string()),
+            (env::GROUP_WORLD_SIZE.to_owned(), nnodes.to_string()),
+            (env::ROLE_RANK.to_owned(), rank.to_string()),
+            (env::ROLE_WORLD_SIZE.to_owned(), world_size.to_string()),
+            (env::ROLE_NAME.to_owned(), "default".to_owned()),
+            (env::ELASTIC_RUN_ID.to_owned(), meeting.run_id.clone().unwrap_or_else(|| "none".to_owned())),
+            (env::ELASTIC_AGENT_STORE.to_owned(), "False".to_owned()),
             (env::MASTER_ADDR.to_owned(), addr.to_owned()),
             (env::MASTER_PORT.to_owned(), port.to_string()),
         ];
         if std::env::var_os("OMP_NUM_THREADS").is_none() {
             pairs.push(("OMP_NUM_THREADS".into(), meeting.threads_per_rank.max(1).to_string()));
+        }
+        // NVML counts devices by their place on the bus, and CUDA the fastest first: the plan's numbers are NVML's.
+        if std::env::var_os("CUDA_DEVICE_ORDER").is_none() {
+            pairs.push(("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()));
         }
         if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
             pairs.push(("GOMP_SPINCOUNT".into(), SPIN_TURNS.into()));
@@ -86,6 +98,22 @@ pub fn any_address(master_addr: &str, port: u16) -> IpAddr {
         true => Ipv6Addr::UNSPECIFIED.into(),
         false => Ipv4Addr::UNSPECIFIED.into(),
     }
+}
+
+/// Where the launcher of node 0 listens for the others: at the address of `master_addr` where that is one of this machine, else at
+/// all (a name that leads here through a translation of addresses).
+pub fn listening_address(master_addr: &str, port: u16) -> IpAddr {
+    let found = (master_addr, port).to_socket_addrs().into_iter().flatten();
+    // A port of its own, since the one that is asked for may be taken, which is to be said of it.
+    let is_here = |at: &IpAddr| TcpListener::bind((*at, 0)).is_ok();
+    let all = any_address(master_addr, port);
+    let usable = found.map(|at| at.ip()).filter(|at| !at.is_loopback() || master_addr_is_loopback(master_addr));
+    usable.filter(|at| at.is_ipv4() == all.is_ipv4()).find(is_here).unwrap_or(all)
+}
+
+/// A name of this host that resolves to loopback, as Debian's /etc/hosts has it, means its other addresses.
+fn master_addr_is_loopback(name: &str) -> bool {
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|at| at.is_loopback())
 }
 
 /// Not an address of IPv4 in the form of IPv6, which sockets of IPv4 serve.
@@ -126,6 +154,15 @@ mod tests {
     }
 
     #[test]
+    fn launchers_meet_at_the_address_that_is_named_where_it_is_of_this_machine() {
+        let at = |addr| listening_address(addr, 29500).to_string();
+        assert_eq!(
+            ["127.0.0.1", "localhost", "192.0.2.7", "no such name"].map(at),
+            ["127.0.0.1", "127.0.0.1", "0.0.0.0", "0.0.0.0"]
+        );
+    }
+
+    #[test]
     fn second_node_counts_its_ranks_after_the_first() {
         let meeting = Meeting {
             local_world_size: 3,
@@ -135,6 +172,7 @@ mod tests {
             master_addr: Some("node0".into()),
             master_port: Some(29500),
             threads_per_rank: 2,
+            run_id: Some("night".into()),
         };
         let specs = ranks(&meeting).unwrap();
         assert_eq!(specs.iter().map(|s| s.rank).collect::<Vec<_>>(), [3, 4, 5]);
@@ -142,6 +180,11 @@ mod tests {
             ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"];
         let values: Vec<String> = names.iter().map(|name| value(&specs[2], name)).collect();
         assert_eq!(values, ["5", "2", "6", "3", "1", "node0", "29500"]);
+        let names = ["ROLE_RANK", "ROLE_WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_RUN_ID"];
+        assert_eq!(names.map(|name| value(&specs[2], name)), ["5", "6", "2", "night"]);
+        if std::env::var_os("CUDA_DEVICE_ORDER").is_none() {
+            assert_eq!(value(&specs[2], "CUDA_DEVICE_ORDER"), "PCI_BUS_ID", "CUDA's numbers are NVML's");
+        }
         // The caller's own choice of how threads wait is left alone.
         let chosen = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some());
         assert_eq!(specs[2].env.iter().any(|(name, _)| name == "GOMP_SPINCOUNT"), !chosen);
@@ -158,6 +201,7 @@ mod tests {
                 master_addr: Some("node0".into()),
                 master_port: Some(29500),
                 threads_per_rank: 1,
+                run_id: None,
             };
             let specs = if node_rank == 0 {
                 // Its port may be in use on this machine.

@@ -21,6 +21,21 @@ pub struct MemoryGroup {
     pub dir: PathBuf,
 }
 
+/// Checks that ranks can have a memory cgroup here.
+///
+/// # Errors
+/// The reason why not, in words. A system without memory cgroups is no error: there, nobody can have one.
+pub fn may_limit() -> Result<(), String> {
+    if Probe::default().memory_group().is_none() {
+        return Ok(());
+    }
+    // No number of bytes is above it.
+    let none = i64::MAX as u64 / 4096 * 4096;
+    let made = MemoryGroup::make(Limits { high_bytes: none, max_bytes: none })?;
+    made.cgroup.end(100);
+    Ok(())
+}
+
 impl MemoryGroup {
     /// # Errors
     /// The reason, in words.
@@ -52,6 +67,10 @@ impl MemoryGroup {
                 cgroup.end(1);
                 return Err(refused("limited")(e));
             }
+        }
+        if version == 2 {
+            // At its limit the job ends whole, not a rank at a time; kernels before 4.19 do without.
+            let _ = fs::write(dir.join("memory.oom.group"), "1");
         }
         Ok(Self { cgroup, dir })
     }

@@ -16,16 +16,19 @@ mod limits;
 mod lines;
 mod nodes;
 mod orders;
+mod record;
+mod reports;
 mod unix;
 mod verdict;
+mod zygote;
 
 pub use child::has_ended;
 pub use env::{Meeting, ranks};
 pub use failure::Failure;
 pub use inherited::{is_ignored, set_defaults};
 pub use job::POLL;
-pub use limits::Limits;
-pub use nodes::{MeetError, NodePlace, Nodes};
+pub use limits::{Limits, may_limit};
+pub use nodes::{JoinSecret, MeetError, NodePlace, Nodes, SecretError};
 pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
 
@@ -33,7 +36,7 @@ use crate::watch::{Peaks, WatchSpec};
 use cache::PolicyKind;
 use rustix::process::Signal;
 use spec::contract::cache::CacheStats;
-use spec::contract::{Ended, Progress, RecordGap, Summary, exit};
+use spec::contract::{self, Ended, Progress, RecordGap, Summary, exit};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -45,6 +48,8 @@ pub struct Spec {
     /// Looked up in PATH when it holds no slash.
     pub program: PathBuf,
     pub args: Vec<OsString>,
+    /// The program, with the words `zygote FD`, forks the ranks once it is ready; where it refuses, they are spawned.
+    pub forks: bool,
     /// Added to the launcher's own environment for every rank.
     pub env: Vec<(String, String)>,
     pub ranks: Vec<RankSpec>,
@@ -54,7 +59,8 @@ pub struct Spec {
     pub grace: Duration,
     /// Give ranks a control socket (`HEADROOM_CONTROL_FD`) and the node's memfd (`HEADROOM_COMM_FD`).
     pub control: bool,
-    /// Host a shared page cache for the ranks (`HEADROOM_CACHE_FD`, `HEADROOM_CACHE_MEMFD`).
+    /// Host a shared page cache for the ranks (`HEADROOM_CACHE_FD`, `HEADROOM_CACHE_MEMFD`), or, where `env` names a
+    /// [`env::CACHE_DOOR`](spec::contract::env::CACHE_DOOR), for every process that comes in by it.
     pub cache: Option<CacheSpec>,
     /// How memory is watched beside the job.
     pub watch: WatchSpec,
@@ -192,7 +198,11 @@ pub fn run_with_restarts(
     let mut gaps = Vec::new();
     let mut last: Option<Outcome> = None;
     loop {
-        let spec = spec(restarts, last.as_ref())?;
+        let mut spec = spec(restarts, last.as_ref())?;
+        for rank in spec.ranks.iter_mut().filter(|rank| !rank.env.is_empty()) {
+            rank.env.push((contract::env::ELASTIC_RESTART_COUNT.to_owned(), restarts.to_string()));
+            rank.env.push((contract::env::ELASTIC_MAX_RESTARTS.to_owned(), max_restarts.to_string()));
+        }
         // It may have come before there was any rank, or while the job was made ready again.
         if let Some(signal) = signals.asked_to_end() {
             return Ok(Outcome::stopped_by(signal, spec.control, last));

@@ -46,6 +46,14 @@ pub fn killed(findings: &Findings, index: usize, after: &After) -> Killed {
     lines.extend(others(findings, after));
     if for_memory {
         lines.push(match findings.language {
+            Language::En if findings.foreign => {
+                "to go on: use fewer ranks, smaller batches or a smaller --cache, or let \
+                                                 --max-restarts N start the program again"
+                    .into()
+            }
+            Language::Zh if findings.foreign => {
+                "继续训练：减少进程数、批次大小或 --cache；或由 --max-restarts N 重新启动程序".into()
+            }
             Language::En => "to go on: --resume auto with a smaller train.microbatch or memory.budget, or let \
                              --max-restarts N do it"
                 .into(),

@@ -75,6 +75,8 @@ pub struct Findings {
     /// Why the watch ended the run.
     pub stopped_for: Option<String>,
     pub language: Language,
+    /// The ranks are a user's own program.
+    pub foreign: bool,
     pub ranks: Vec<u32>,
     pub planned: Planned,
     pub base: Option<Sample>,
@@ -94,6 +96,7 @@ impl Default for Findings {
             peaks: Peaks::default(),
             stopped_for: None,
             language: Language::En,
+            foreign: false,
             ranks: Vec::new(),
             planned: Planned::default(),
             base: None,

@@ -57,6 +57,8 @@ pub struct WatchSpec {
     pub run_dir: Option<PathBuf>,
     /// The run continues in new processes: the records say so.
     pub again: bool,
+    /// Ranks are a user's own program: what they start counts as theirs, and a stop is asked for by a signal at once.
+    pub foreign: bool,
     pub planned: Planned,
 }
 
@@ -100,6 +102,7 @@ impl WatchSpec {
             language: config.log.language,
             run_dir: run_dir.map(Path::to_owned),
             again: false,
+            foreign: false,
             planned: Planned::of(plan),
         };
         if watch.enabled { spec } else { Self { run_dir: None, ..spec.quiet() } }

@@ -2,7 +2,8 @@
 //!
 //! Three storeys, with `error` below them: `sys` (symbols of a library found at run time), `result` (numbers as errors, waiting), and this one,
 //! which is safe. Communicators are non-blocking: nothing here waits for a peer without a limit, and
-//! [`Collective::abort`] ends every wait.
+//! [`Collective::abort`] ends every wait. An aborted or destroyed communicator waits inside NCCL until every CUDA graph that
+//! recorded one of its collectives is gone, so `ending` calls both on a thread that nobody waits for without a limit.
 //!
 //! Work runs on one high-priority stream. A reduction begun by [`Collective::start_all_reduce`] starts when the caller's
 //! stream has come to this point, and [`Collective::join`] makes the caller's stream wait for all that were begun: the
@@ -10,6 +11,7 @@
 
 #![allow(unsafe_code)]
 
+mod ending;
 mod error;
 mod result;
 mod sys;
@@ -176,11 +178,16 @@ impl NcclCollective {
 
     /// One reduction whose sum is known.
     fn preflight(&self) -> Result<(), CommError> {
-        let ones = Tensor::f_ones([1024], (Kind::Float, self.device())).map_err(tch_error)?;
+        const LEN: usize = 1024;
+        let ones = Tensor::f_from_slice(&[1.0_f32; LEN]).and_then(|ones| ones.f_to_device(self.device()));
+        let ones = ones.map_err(tch_error)?;
         self.begin("the trial all-reduce", &ones, |comm, stream| self.reduce_call(&ones, comm, stream))?;
         self.drain("the trial all-reduce", self.timeout.min(PREFLIGHT_LIMIT))?;
-        let sum = ones.f_sum(Kind::Double).and_then(|sum| sum.f_double_value(&[])).map_err(tch_error)?;
-        let right = 1024.0 * self.place.world_size as f64;
+        // Added up on the host: the device's own kernels are not on trial.
+        let mut sums = [0.0_f32; LEN];
+        ones.f_to_device(Device::Cpu).and_then(|ones| ones.f_copy_data(&mut sums, LEN)).map_err(tch_error)?;
+        let sum: f64 = sums.iter().copied().map(f64::from).sum();
+        let right = (LEN * self.place.world_size) as f64;
         if sum == right {
             return Ok(());
         }
@@ -402,6 +409,29 @@ impl Collective for NcclCollective {
         self.wait_for(event, name, self.timeout)
     }
 
+    fn catch_up(&self, name: &str) -> Result<(), CommError> {
+        let mut event = Event::new(false).map_err(other)?;
+        event.record(Stream::current(self.place.device).map_err(other)?).map_err(other)?;
+        self.wait_for(&event, name, self.timeout)
+    }
+
+    fn gather_slices(&self, flat: &Tensor, slice_len: usize) -> Result<(), CommError> {
+        let (rank, world, kind) = (self.place.rank, self.place.world_size, reducible(flat.kind())?);
+        if flat.numel() != slice_len * world {
+            return Err(CommError::Tensor(format!(
+                "{} elements are not {world} slices of {slice_len}: NCCL gathers slices of one length",
+                flat.numel()
+            )));
+        }
+        let own = flat.f_narrow(0, (rank * slice_len) as i64, slice_len as i64).map_err(tch_error)?;
+        let (from, to) = (own.data_ptr(), flat.data_ptr());
+        self.begin("ncclAllGather", flat, |comm, stream| {
+            // SAFETY: this rank's part of a contiguous tensor of `world` parts on its device, kept until the stream has joined.
+            Ok(unsafe { (self.api.all_gather)(from, to, slice_len, kind, comm, stream) })
+        })?;
+        self.join()
+    }
+
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CommError> {
         if root >= self.place.world_size {
             return Err(CommError::NoRoot { root, world: self.place.world_size });
@@ -442,10 +472,9 @@ impl Collective for NcclCollective {
         while start.elapsed() < CLOSE_LIMIT {
             if let Ok(mut comm) = self.comm.try_lock() {
                 let raw = std::mem::replace(&mut comm.raw, std::ptr::null_mut());
-                if !raw.is_null() {
-                    // SAFETY: a live communicator that nobody uses from here on: its place is null now.
-                    unsafe { (self.api.comm_abort)(raw) };
-                }
+                // Not waited for: NCCL returns once the last recorded step is gone, which the caller has yet to forget. The
+                // abort's first act is to make the device's kernels leave, and that is all that anybody waits for.
+                drop(ending::end(self.api.comm_abort, raw, self.place.device));
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -464,8 +493,9 @@ impl Drop for NcclCollective {
         let ended = check(self.api, raw, "ncclCommFinalize", code).map_err(CommError::from);
         let ended = ended.and_then(|()| settle(self.api, raw, "ncclCommFinalize", CLOSE_LIMIT, || None));
         let end = if ended.is_ok() { self.api.comm_destroy } else { self.api.comm_abort };
-        // SAFETY: as above; each of the two frees it, and it is not used again.
-        unsafe { end(raw) };
+        if let Some(done) = ending::end(end, raw, self.place.device) {
+            let _ = done.recv_timeout(CLOSE_LIMIT);
+        }
     }
 }
 

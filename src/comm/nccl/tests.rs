@@ -89,6 +89,10 @@ fn a_world_of_one_keeps_the_contract_where_there_is_a_device() {
     let id = nccl.unique_id().unwrap();
     let collective = NcclCollective::new(nccl, id, place, Wire::F32, Duration::from_secs(60)).unwrap();
     conformance::check(&collective, Device::Cuda(0)).unwrap();
+    conformance::of_nccl(&collective, Device::Cuda(0)).unwrap();
+    let id = nccl.unique_id().unwrap();
+    let narrow = NcclCollective::new(nccl, id, place, Wire::Bf16, Duration::from_secs(60)).unwrap();
+    conformance::narrow_then_ended(&narrow, Device::Cuda(0)).unwrap();
     // Work that takes the device longer than no time at all: the wait ends the communicator, not only itself.
     let mut x = Tensor::ones([2048, 2048], (Kind::Float, Device::Cuda(0)));
     (0..100).for_each(|_| x = x.matmul(&x).clamp(0.0, 1.0));

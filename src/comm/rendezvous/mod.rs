@@ -44,6 +44,29 @@ const OPEN_MPI: Names = Names {
     local_world: "OMPI_COMM_WORLD_LOCAL_SIZE",
     node: None,
 };
+const MVAPICH: Names = Names {
+    rank: "MV2_COMM_WORLD_RANK",
+    local_rank: "MV2_COMM_WORLD_LOCAL_RANK",
+    world: "MV2_COMM_WORLD_SIZE",
+    local_world: "MV2_COMM_WORLD_LOCAL_SIZE",
+    node: None,
+};
+/// MVAPICH 3 and 4.
+const MVP: Names = Names {
+    rank: "MVP_COMM_WORLD_RANK",
+    local_rank: "MVP_COMM_WORLD_LOCAL_RANK",
+    world: "MVP_COMM_WORLD_SIZE",
+    local_world: "MVP_COMM_WORLD_LOCAL_SIZE",
+    node: None,
+};
+/// Hydra, the launcher of MPICH and Intel MPI. PMI itself, which others speak too, names no local rank.
+const HYDRA: Names = Names {
+    rank: "PMI_RANK",
+    local_rank: "MPI_LOCALRANKID",
+    world: "PMI_SIZE",
+    local_world: "MPI_LOCALNRANKS",
+    node: None,
+};
 /// Variables of a job step (srun). A batch script alone has SLURM_PROCID too, but no step to share.
 const SLURM: Names = Names {
     rank: "SLURM_PROCID",
@@ -53,14 +76,19 @@ const SLURM: Names = Names {
     node: Some("SLURM_NODEID"),
 };
 
-/// Reads a rank's identity as torchrun, Open MPI or SLURM sets it; without any, a world of one.
+/// Reads a rank's identity as torchrun, Open MPI, MVAPICH, Hydra (MPICH, Intel MPI) or SLURM sets it; without any, a world of one.
 ///
 /// # Errors
 /// A variable is missing beside its siblings, is no number, or contradicts another one.
 pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<RankEnv, CommError> {
-    let Some(names) = [TORCHRUN, OPEN_MPI, SLURM]
-        .into_iter()
-        .find(|n| lookup(n.rank).is_some() && (n.rank != SLURM.rank || lookup(n.world).is_some()))
+    // Hydra within a SLURM job: srun has started Hydra's own processes, one per node, and their numbers are not those of ranks.
+    let whole = |n: &Names| match n.rank {
+        rank if rank == SLURM.rank => lookup(n.world).is_some(),
+        rank if rank == HYDRA.rank => lookup(n.local_rank).is_some() && lookup(n.world).is_some(),
+        _ => true,
+    };
+    let Some(names) =
+        [TORCHRUN, OPEN_MPI, MVAPICH, MVP, HYDRA, SLURM].into_iter().find(|n| lookup(n.rank).is_some() && whole(n))
     else {
         return with_master(&lookup, RankEnv::alone());
     };
@@ -112,9 +140,17 @@ fn with_master(lookup: impl Fn(&str) -> Option<String>, env: RankEnv) -> Result<
         Some(value) => {
             spec::contract::env::host(&value).map_err(|problem| CommError::Other(format!("MASTER_ADDR {problem}")))?
         }
+        None if env.world_size > env.local_world_size => slurm_master(&lookup).unwrap_or(env.master_addr),
         None => env.master_addr,
     };
     Ok(RankEnv { master_addr, master_port, ..env })
+}
+
+/// The first node of a job step of SLURM.
+fn slurm_master(lookup: impl Fn(&str) -> Option<String>) -> Option<String> {
+    lookup(SLURM.world)?;
+    let lists = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"];
+    lists.into_iter().find_map(&lookup).as_deref().and_then(spec::contract::env::first_host)
 }
 
 fn parse(name: &str, value: &str) -> Result<usize, CommError> {
@@ -225,7 +261,30 @@ mod tests {
         ];
         let env = parse_env(&mpi).unwrap();
         assert_eq!((env.rank, env.local_rank, env.local_world_size, env.group_rank), (3, 1, 2, 1));
+        // Hydra started by srun: SLURM's numbers are those of Hydra's own processes.
+        let hydra = [
+            ("PMI_RANK", "3"),
+            ("PMI_SIZE", "4"),
+            ("MPI_LOCALRANKID", "1"),
+            ("MPI_LOCALNRANKS", "2"),
+            ("SLURM_PROCID", "1"),
+            ("SLURM_STEP_NUM_TASKS", "2"),
+            ("SLURM_STEP_NODELIST", "gpu[03-04]"),
+        ];
+        let env = parse_env(&hydra).unwrap();
+        assert_eq!((env.rank, env.local_rank, env.world_size, env.local_world_size, env.group_rank), (3, 1, 4, 2, 1));
+        assert_eq!(env.master_addr, "gpu03");
+        for prefix in ["MV2", "MVP"] {
+            let names = ["RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"].map(|name| format!("{prefix}_COMM_WORLD_{name}"));
+            let pairs: Vec<(&str, &str)> = names.iter().map(String::as_str).zip(["3", "4", "1", "2"]).collect();
+            let env = parse_env(&pairs).unwrap();
+            assert_eq!((env.rank, env.local_rank, env.local_world_size), (3, 1, 2), "{prefix}");
+        }
+        // PMI alone says nothing of the place on a node: SLURM does.
         let slurm = [
+            ("PMI_RANK", "9"),
+            ("PMI_SIZE", "11"),
+            ("SLURM_JOB_NODELIST", "a,b"),
             ("SLURM_PROCID", "9"),
             ("SLURM_LOCALID", "1"),
             ("SLURM_NODEID", "2"),
@@ -234,6 +293,7 @@ mod tests {
         ];
         let env = parse_env(&slurm).unwrap();
         assert_eq!((env.rank, env.local_rank, env.world_size, env.local_world_size, env.group_rank), (9, 1, 11, 3, 2));
+        assert_eq!(env.master_addr, "a");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Formats on disk → entries of bytes. The only room that imports `hdf5` and image decoders ([`video`]).
+//! Formats on disk → entries of bytes. The only room that imports `hdf5` and image decoders ([`video`], [`picture`]).
 //!
 //! ```text
 //! path ─► hdf5::open (libhdf5, metadata only) ─► Table ─► Reader ─► rows, widened to f32
@@ -14,6 +14,7 @@ pub mod chunks;
 pub mod h5ad;
 pub mod hdf5;
 mod identity;
+pub mod picture;
 pub mod video;
 
 pub use identity::{Identity, wide_print};

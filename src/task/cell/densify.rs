@@ -1,7 +1,7 @@
 //! Cells of a batch as a matrix, on the device of the batch: sparse counts travel, expression is made where it is used.
 
 use crate::task::Batch;
-use crate::torch::host::filled;
+use crate::torch::host::{Element, filled_rows, read};
 use tch::{Device, Kind, Tensor};
 
 /// How counts become expression.
@@ -23,79 +23,111 @@ pub fn dense(batch: &Batch, genes: i64, scale: &Scale) -> Tensor {
 /// Counts below this one have their expression worked out once per cell: there are few different ones.
 const SMALL: usize = 256;
 
+/// Where all counts of a cell are below this one, the expression of each is worked out ahead.
+const FEW: usize = 32;
+
 /// [`dense`] without a chain of tensors. `None`: the batch is not what it must be, and libtorch says how.
 fn on_this_thread(batch: &Batch, genes: usize, scale: &Scale) -> Option<Tensor> {
     let [ids, offsets, values, ..] = &batch.fields[..] else { return None };
-    let offsets = Vec::<i64>::try_from(offsets).ok()?;
-    let ids: Vec<u32> = match ids.kind() {
-        Kind::Int16 => Vec::<i16>::try_from(ids).ok()?.into_iter().map(|id| u32::from(id as u16)).collect(),
-        _ => Vec::<i32>::try_from(ids).ok()?.into_iter().map(|id| id as u32).collect(),
-    };
-    let values = match values.kind() {
-        Kind::Int16 => {
-            Values::Counts(Vec::<i16>::try_from(values).ok()?.into_iter().map(|value| value as u16).collect())
-        }
-        _ => Values::Numbers(Vec::<f32>::try_from(values).ok()?),
-    };
+    let offsets = read(offsets, |offsets: &[i64]| offsets.to_vec())?;
+    match (ids.kind(), values.kind()) {
+        (Kind::Int16, Kind::Int16) => by_kinds::<i16, i16>(ids, values, &offsets, genes, scale),
+        (Kind::Int16, Kind::Float) => by_kinds::<i16, f32>(ids, values, &offsets, genes, scale),
+        (Kind::Int, Kind::Int16) => by_kinds::<i32, i16>(ids, values, &offsets, genes, scale),
+        (Kind::Int, Kind::Float) => by_kinds::<i32, f32>(ids, values, &offsets, genes, scale),
+        _ => None,
+    }
+}
+
+fn by_kinds<I: Place, V: Amount>(
+    ids: &Tensor,
+    values: &Tensor,
+    offsets: &[i64],
+    genes: usize,
+    scale: &Scale,
+) -> Option<Tensor> {
+    read(ids, |ids: &[I]| read(values, |values: &[V]| fill(ids, values, offsets, genes, scale)))??
+}
+
+fn fill<I: Place, V: Amount>(ids: &[I], values: &[V], offsets: &[i64], genes: usize, scale: &Scale) -> Option<Tensor> {
     let cells = offsets.len().checked_sub(1)?;
     let fits = offsets.is_sorted()
         && offsets.first() == Some(&0)
-        && offsets.last().is_some_and(|end| *end as usize == ids.len() && ids.len() == values.len())
-        && ids.iter().all(|id| (*id as usize) < genes);
+        && offsets.last().is_some_and(|end| *end as usize == ids.len() && ids.len() == values.len());
     if !fits {
         return None;
     }
-    let shape = [cells as i64, genes as i64];
-    filled(&shape, |out| {
-        for (ends, row) in offsets.windows(2).zip(out.chunks_exact_mut(genes.max(1))) {
-            let range = ends[0] as usize..ends[1] as usize;
-            values.express(range.clone(), scale, |n, expressed| row[ids[range.start + n] as usize] = expressed);
+    let mut inside = true;
+    let made = filled_rows(cells, genes, |cell, row| {
+        let range = offsets[cell] as usize..offsets[cell + 1] as usize;
+        let ids = &ids[range.clone()];
+        V::express(&values[range], scale, |n, expressed| match row.get_mut(ids[n].place()) {
+            Some(cell) => *cell = expressed,
+            None => inside = false,
+        });
+    });
+    made.ok().filter(|_| inside)
+}
+
+/// A gene as a batch has it.
+trait Place: Element {
+    fn place(self) -> usize;
+}
+
+impl Place for i16 {
+    /// The bits of a u16.
+    fn place(self) -> usize {
+        usize::from(self as u16)
+    }
+}
+
+impl Place for i32 {
+    fn place(self) -> usize {
+        self as usize
+    }
+}
+
+/// Values as a batch has them.
+trait Amount: Element {
+    /// Gives `put` the expression of a cell's values, by their places among them.
+    fn express(values: &[Self], scale: &Scale, put: impl FnMut(usize, f32));
+}
+
+impl Amount for i16 {
+    /// The bits of u16: counts.
+    fn express(values: &[Self], scale: &Scale, mut put: impl FnMut(usize, f32)) {
+        let (mut sum, mut most) = (0u64, 0u16);
+        for value in values {
+            (sum, most) = (sum + u64::from(*value as u16), most.max(*value as u16));
         }
-    })
-    .ok()
-}
-
-/// Values of a batch.
-enum Values {
-    Counts(Vec<u16>),
-    Numbers(Vec<f32>),
-}
-
-impl Values {
-    fn len(&self) -> usize {
-        match self {
-            Values::Counts(counts) => counts.len(),
-            Values::Numbers(numbers) => numbers.len(),
+        let divisor = scale.divisor(sum as f64);
+        if usize::from(most) < FEW {
+            let known: [f32; FEW] =
+                std::array::from_fn(|n| if n <= usize::from(most) { scale.of(n as f32, divisor) } else { 0.0 });
+            values.iter().enumerate().for_each(|(n, value)| put(n, known[usize::from(*value as u16) % FEW]));
+            return;
+        }
+        let mut known = [f32::NAN; SMALL];
+        for (n, value) in values.iter().enumerate() {
+            let count = *value as u16;
+            let expressed = match known.get_mut(usize::from(count)) {
+                Some(known) => {
+                    if known.is_nan() {
+                        *known = scale.of(f32::from(count), divisor);
+                    }
+                    *known
+                }
+                None => scale.of(f32::from(count), divisor),
+            };
+            put(n, expressed);
         }
     }
+}
 
-    /// Gives `put` the expression of the values `range` of a cell, by their places in it.
-    fn express(&self, range: std::ops::Range<usize>, scale: &Scale, mut put: impl FnMut(usize, f32)) {
-        match self {
-            Values::Counts(counts) => {
-                let counts = &counts[range];
-                let sum: u64 = counts.iter().map(|count| u64::from(*count)).sum();
-                let divisor = scale.divisor(sum as f64);
-                let mut known = [f32::NAN; SMALL];
-                for (n, count) in counts.iter().enumerate() {
-                    let expressed = match known.get_mut(usize::from(*count)) {
-                        Some(known) => {
-                            if known.is_nan() {
-                                *known = scale.of(f32::from(*count), divisor);
-                            }
-                            *known
-                        }
-                        None => scale.of(f32::from(*count), divisor),
-                    };
-                    put(n, expressed);
-                }
-            }
-            Values::Numbers(numbers) => {
-                let numbers = &numbers[range];
-                let divisor = scale.divisor(numbers.iter().map(|number| f64::from(*number)).sum());
-                numbers.iter().enumerate().for_each(|(n, number)| put(n, scale.of(*number, divisor)));
-            }
-        }
+impl Amount for f32 {
+    fn express(values: &[Self], scale: &Scale, mut put: impl FnMut(usize, f32)) {
+        let divisor = scale.divisor(values.iter().map(|value| f64::from(*value)).sum());
+        values.iter().enumerate().for_each(|(n, value)| put(n, scale.of(*value, divisor)));
     }
 }
 
@@ -181,7 +213,9 @@ mod tests {
             }))
             .collect();
         let ids: Vec<i16> = lengths.iter().flat_map(|n| (0..*n).map(|id| id as i16)).collect();
-        let counts: Vec<i16> = (0..ids.len()).map(|n| [1, 2, 3, 700, 255, 256, -9, 1][n % 8]).collect();
+        let counts: Vec<i16> = (0..ids.len())
+            .map(|n| if n < 300 { n as i16 % 32 } else { [1, 2, 3, 700, 255, 256, -9, 1][n % 8] })
+            .collect();
         let numbers: Vec<f32> = counts.iter().map(|count| f32::from(*count as u16) / 7.0).collect();
         let wide: Vec<i32> = ids.iter().map(|id| i32::from(*id)).collect();
         let labels = Tensor::from_slice(&[0i64; 6]);

@@ -6,7 +6,7 @@ use super::diffusion::{Diffusion, StepChoice};
 use super::facts::{ModelFacts, scale};
 use super::latents::{LatentDataset, LatentFacts, MOST_CLASSES, sizes};
 use super::model::{Autoencoder, CellUnet, Classifier};
-use super::predict::PredictNet;
+use super::predict::{self, PredictNet};
 use super::read;
 use super::stage::autoencoder::AutoencoderNet;
 use super::stage::classifier::ClassifierNet;
@@ -209,7 +209,7 @@ fn weights(opening: &Opening, stage: &str, prefix: &str) -> Result<PartWeights, 
 fn latents_pass(opening: &Opening) -> Result<Pass, DataError> {
     let cell: CellConfig = opening.config.section();
     let CellData { datasets, facts, all, splits, .. } =
-        data::open_cells(opening.config, opening.team, opening.index_dir)?;
+        data::open_in_order(opening.config, opening.team, opening.index_dir)?;
     if facts.classes.len() > MOST_CLASSES {
         let problem = format!(
             "cell.label {} has {} classes; at most {MOST_CLASSES} are possible",
@@ -239,7 +239,7 @@ fn latents_pass(opening: &Opening) -> Result<Pass, DataError> {
 fn sample_pass(opening: &Opening) -> Result<Pass, DataError> {
     let config = opening.config;
     let cell: CellConfig = config.section();
-    let CellData { datasets, facts, all, splits, .. } = data::open_cells(config, opening.team, opening.index_dir)?;
+    let CellData { datasets, facts, all, splits, .. } = data::open_in_order(config, opening.team, opening.index_dir)?;
     let wanted = Wanted::new(&cell.sample, &facts.classes)?;
     let mut parts = vec![weights(opening, AUTOENCODER, "autoencoder.")?, weights(opening, DIFFUSION, "diffusion.")?];
     if !facts.classes.is_empty() {
@@ -252,7 +252,7 @@ fn sample_pass(opening: &Opening) -> Result<Pass, DataError> {
         model.classes,
         libdeflater::crc32(facts.genes.join("\n").as_bytes())
     );
-    let samples = generated(&cell.sample, &wanted, opening)?;
+    let samples = generated(&cell.sample, &wanted, &facts.genes, opening)?;
     let shape = Shape { genes: facts.genes.clone(), classes: facts.classes.clone(), latent: cell.autoencoder.latent };
     let (genes, scale) = (facts.genes.len() as i64, scale(&cell));
     let real = Box::new(move || read::of_dataset(&splits[0], genes, &scale));
@@ -264,11 +264,20 @@ fn sample_pass(opening: &Opening) -> Result<Pass, DataError> {
     })
 }
 
-/// Samples to generate: numbers alone, or cells to begin with.
-fn generated(keys: &CellSample, wanted: &Wanted, opening: &Opening) -> Result<Arc<dyn Dataset>, DataError> {
+/// Samples to generate: numbers alone, or cells to begin with, brought to the `genes` of the training by name.
+fn generated(
+    keys: &CellSample,
+    wanted: &Wanted,
+    genes: &[String],
+    opening: &Opening,
+) -> Result<Arc<dyn Dataset>, DataError> {
     let Some(path) = &keys.init_cells else { return Ok(Arc::new(WantedCells::new(wanted.clone()))) };
     let mut config = opening.config.clone();
     config.data.dataset_path = path.clone();
-    let CellData { all, .. } = data::open_cells(&config, opening.team, opening.index_dir)?;
+    let reference = predict::reference(genes, opening)?;
+    config.with_section::<CellConfig>(|cell| {
+        (cell.reference, cell.min_genes, cell.min_cells, cell.label) = (Some(reference), 0, 0, None);
+    });
+    let CellData { all, .. } = data::open_in_order(&config, opening.team, opening.index_dir)?;
     Ok(Arc::new(Repeated { cells: all, count: wanted.len() as usize }))
 }

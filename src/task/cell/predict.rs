@@ -1,7 +1,7 @@
 //! `launch predict`: cells of other files as the autoencoder sees them, with the type that the classifier assigns.
 //!
 //! Per input file an `.h5ad` of the same name: `X` is the reconstructed expression (normalised, log1p), `obs.celltype` the class where
-//! the run has a classifier. Genes are those of training, matched by name; genes that a file lacks are 0. No cell is left out.
+//! the run has a classifier, `obsm.X_latent` the latent, and cells have the names of the input. Genes are those of training, matched by name; genes that a file lacks are 0. No cell is left out.
 
 use super::data::{self, CellData};
 use super::densify::{Scale, dense};
@@ -9,6 +9,7 @@ use super::facts::{ModelFacts, scale};
 use super::model::{Autoencoder, Classifier};
 use super::stage::output::{CELLTYPE, read_row};
 use super::stage::sums::unreadable;
+use crate::data::source::h5ad;
 use crate::data::source::h5ad::write::{Column, Storage, Writer};
 use crate::data::{DataError, Dataset};
 use crate::task::pass::{Opening, PartWeights, Pass, PassOutput, PassRange, Predictor};
@@ -55,7 +56,7 @@ pub fn predictor(opening: &Opening) -> Result<Pass, DataError> {
     let mut config = opening.config.clone();
     let reference = reference(&genes, opening)?;
     config.with_section::<CellConfig>(|cell| cell.reference = Some(reference));
-    let CellData { datasets, all, store, .. } = data::open_cells(&config, opening.team, opening.index_dir)?;
+    let CellData { datasets, all, store, .. } = data::open_in_order(&config, opening.team, opening.index_dir)?;
     let part = |prefix: &str, folder: PathBuf| PartWeights { prefix: prefix.into(), folder, weights: Weights::Best };
     let has_classifier = classifier.is_some();
     let weights = std::iter::once(part("autoencoder.", autoencoder));
@@ -72,7 +73,9 @@ pub fn predictor(opening: &Opening) -> Result<Pass, DataError> {
     });
     let outputs: Vec<PassOutput> = outputs.collect();
     let identity = outputs.iter().map(|output| format!("{} {:?}\n", output.name.display(), output.samples)).collect();
-    let writer = PredictionWriter { genes, classes, outputs, identity, part: None };
+    let sources = store.reader.sources().iter().map(|source| source.path.clone()).collect();
+    let latent = config.section::<CellConfig>().autoencoder.latent;
+    let writer = PredictionWriter { genes, classes, latent, outputs, sources, identity, part: None };
     let val: Arc<dyn Dataset> = all;
     Ok(Pass {
         datasets: Datasets { val, facts: Some(Arc::new(facts)), ..datasets },
@@ -82,7 +85,10 @@ pub fn predictor(opening: &Opening) -> Result<Pass, DataError> {
 }
 
 /// A file with the names of the genes, as `cell.reference` reads it.
-fn reference(genes: &[String], opening: &Opening) -> Result<PathBuf, DataError> {
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn reference(genes: &[String], opening: &Opening) -> Result<PathBuf, DataError> {
     let text = genes.join("\n");
     let path = opening.index_dir.join(format!("genes-{:08x}.txt", libdeflater::crc32(text.as_bytes())));
     let failed = |e| DataError::output(&path, e);
@@ -120,7 +126,7 @@ impl Model for PredictNet {
         Output::new(prediction.square().mean(Kind::Float), prediction)
     }
 
-    /// `[B, G + 1]`: expression, class (−1: no classifier).
+    /// `[B, G + L + 1]`: expression, latent, class (−1: no classifier).
     fn predict(&self, batch: &Batch) -> Tensor {
         let latent = self.autoencoder.encode(&dense(batch, self.genes, &self.scale), None);
         let rows = latent.size()[0];
@@ -131,7 +137,8 @@ impl Model for PredictNet {
             }
             None => Tensor::full([rows, 1], -1.0, (Kind::Float, latent.device())),
         };
-        Tensor::cat(&[self.autoencoder.generate(&latent).to_kind(Kind::Float), class], 1)
+        let expression = self.autoencoder.generate(&latent);
+        Tensor::cat(&[expression.to_kind(Kind::Float), latent.to_kind(Kind::Float), class], 1)
     }
 }
 
@@ -139,7 +146,10 @@ impl Model for PredictNet {
 struct PredictionWriter {
     genes: Vec<String>,
     classes: Vec<String>,
+    latent: usize,
     outputs: Vec<PassOutput>,
+    /// Input of each output.
+    sources: Vec<PathBuf>,
     identity: String,
     part: Option<(PathBuf, BufWriter<File>)>,
 }
@@ -176,19 +186,24 @@ impl Predictor for PredictionWriter {
         file.sync_all().map_err(|e| DataError::output(&path, e))
     }
 
-    fn join(&mut self, _: &PassOutput, parts: &[PathBuf], into: &Path) -> Result<(), DataError> {
+    fn join(&mut self, output: &PassOutput, parts: &[PathBuf], into: &Path) -> Result<(), DataError> {
         let mut writer = Writer::create(into, &self.genes, &Storage { gzip: Some(4), ..Storage::default() })?;
-        let mut row = vec![0f32; self.genes.len() + 1];
+        writer.embedding("X_latent", self.latent)?;
+        let (genes, latent) = (self.genes.len(), self.latent);
+        let mut row = vec![0f32; genes + latent + 1];
         let mut codes = Vec::new();
         for part in parts {
             let mut file = BufReader::new(File::open(part).map_err(|e| DataError::output(part, e))?);
             while read_row(&mut file, &mut row).map_err(|e| DataError::output(part, e))? {
-                let (class, expression) = (row[self.genes.len()], &row[..self.genes.len()]);
-                writer.rows(expression)?;
-                codes.push(class as i32);
+                writer.rows(&row[..genes])?;
+                writer.embed(&row[genes..genes + latent])?;
+                codes.push(row[genes + latent] as i32);
             }
         }
         let column = Column { name: CELLTYPE.into(), codes, categories: self.classes.clone() };
-        writer.finish(None, if self.classes.is_empty() { &[] } else { std::slice::from_ref(&column) })
+        let place = self.outputs.iter().position(|other| other.name == output.name);
+        let names = place.and_then(|place| self.sources.get(place)).map(|path| h5ad::cell_names(path)).transpose()?;
+        let columns = if self.classes.is_empty() { &[] } else { std::slice::from_ref(&column) };
+        writer.finish(names.as_deref(), columns)
     }
 }

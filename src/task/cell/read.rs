@@ -7,8 +7,9 @@ use crate::data::source::Identity;
 use crate::data::source::chunks::LruChunks;
 use crate::data::source::h5ad::{self, CellReader, MISSING, Wanted};
 use crate::data::source::hdf5::array::ArrayReader;
-use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
+use crate::data::{DataError, Dataset, ReadRequest, Scratch};
 use crate::task::Batch;
+use crate::task::outline::kind;
 use std::path::Path;
 use std::sync::Arc;
 use tch::{Kind, Tensor};
@@ -55,22 +56,12 @@ fn one(dataset: &dyn Dataset, index: usize, scratch: &mut Scratch) -> Result<Bat
     let mut tensors = Vec::new();
     for (field, bytes) in fields.iter().zip(&out) {
         let rows = (bytes.len() / field.dtype.bytes()) as i64;
-        tensors.push(Tensor::from_data_size(bytes, &[rows], kind(field)));
+        tensors.push(Tensor::from_data_size(bytes, &[rows], kind(field.dtype)));
         if field.has_offsets() {
             tensors.push(Tensor::from_slice(&[0, rows]));
         }
     }
     Ok(Batch::new(tensors, vec![index as u64]))
-}
-
-fn kind(field: &FieldSpec) -> Kind {
-    match field.dtype {
-        Dtype::U8 => Kind::Uint8,
-        Dtype::I16 => Kind::Int16,
-        Dtype::I32 => Kind::Int,
-        Dtype::I64 => Kind::Int64,
-        Dtype::F32 => Kind::Float,
-    }
 }
 
 /// Cells of the file at `path`, spread evenly, as they are, with their classes in `column` by `names`.

@@ -34,7 +34,19 @@ const LPIPS: usize = SEEN + 1;
 #[derive(Default)]
 pub struct DeblurMetrics {
     sums: [f64; LPIPS + 1],
+    /// Sums of batches on a device, f64 there, so that no step waits for them: the loss, then [`OUTPUT`] and what follows.
+    pending: Option<Tensor>,
     lpips: Option<Lpips>,
+}
+
+/// Adds a device's or a batch's sums to their places.
+fn add(sums: &mut [f64], found: &Tensor) {
+    // It is a flat f64 tensor, so this cannot fail.
+    let Ok(found) = Vec::<f64>::try_from(found) else { return };
+    sums[LOSS] += found[0];
+    for (sum, part) in sums[OUTPUT..SEEN].iter_mut().zip(&found[1..]) {
+        *sum += part;
+    }
 }
 
 impl DeblurMetrics {
@@ -81,27 +93,32 @@ impl Metrics for DeblurMetrics {
         let (blur, sharp) = (voxel::frames(&batch.fields[0]), voxel::frames(&batch.fields[1]));
         let Ok((b, t, _, h, w)) = sharp.size5() else { return };
         let flat = |clips: &Tensor| clips.detach().to_kind(Kind::Float).reshape([b * t, 3, h, w]);
-        // One transfer per batch: a GPU is waited for once.
-        let sums = no_grad(|| {
+        let (clips, frames) = (b as f64, (b * t) as f64);
+        let found = no_grad(|| {
             let (restored, sharp) = (flat(&output.prediction), flat(&sharp));
             self.add_lpips(output, &restored, &sharp);
-            let loss = output.loss.detach().to_kind(Kind::Double).view([1]);
+            let loss = output.loss.detach().to_kind(Kind::Double).view([1]) * clips;
             Tensor::cat(&[loss, measure(&restored, &sharp), measure(&flat(&blur), &sharp)], 0)
         });
-        // It is a flat f64 tensor, so this cannot fail.
-        let Ok(sums) = Vec::<f64>::try_from(sums) else { return };
-        let (clips, frames) = (b as f64, (b * t) as f64);
         self.sums[CLIPS] += clips;
-        self.sums[LOSS] += sums[0] * clips;
         self.sums[FRAMES] += frames;
         self.sums[WINDOWED] += if h >= 11 && w >= 11 { frames } else { 0.0 };
-        for (sum, part) in self.sums[OUTPUT..SEEN].iter_mut().zip(&sums[1..]) {
-            *sum += part;
+        if found.device() == Device::Cpu {
+            add(&mut self.sums, &found);
+        } else {
+            self.pending = Some(match self.pending.take() {
+                Some(sums) => sums + found,
+                None => found,
+            });
         }
     }
 
     fn sums(&self) -> Vec<f64> {
-        self.sums.to_vec()
+        let mut sums = self.sums.to_vec();
+        if let Some(found) = &self.pending {
+            add(&mut sums, found);
+        }
+        sums
     }
 
     fn values(&self, sums: &[f64]) -> Vec<(String, f64)> {
@@ -132,6 +149,7 @@ impl Metrics for DeblurMetrics {
 
     fn reset(&mut self) {
         self.sums.fill(0.0);
+        self.pending = None;
     }
 }
 

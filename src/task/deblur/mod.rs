@@ -7,6 +7,7 @@
 //! The model is a video restoration transformer with a spike branch: see [`model`]; its loss is in [`loss`], what is
 //! measured in [`metrics`].
 
+mod constants;
 pub mod data;
 mod gallery;
 pub mod loss;
@@ -20,6 +21,7 @@ pub mod quality;
 pub mod sample;
 #[cfg(test)]
 mod tests;
+mod tiles;
 pub mod vgg;
 
 pub use metrics::DeblurMetrics;
@@ -101,7 +103,7 @@ impl Task for Deblur {
         format!("{keys} bins {}", deblur.voxel_bins)
     }
 
-    fn gallery(&self, config: &Config) -> Option<Box<dyn Gallery>> {
+    fn gallery(&self, config: &Config, _datasets: &Datasets) -> Option<Box<dyn Gallery>> {
         (config.log.images > 0).then(|| -> Box<dyn Gallery> { Box::new(gallery::ClipGallery::new(config.log.images)) })
     }
 

@@ -3,6 +3,7 @@
 use super::data::voxel::{self, VoxelSpec, Voxeliser};
 use super::loss::Loss;
 use super::model::{Flow, SpikeShape, Vrt, VrtShape};
+use super::tiles::in_tiles;
 use crate::data::DataError;
 use crate::task::{Batch, Model, Output};
 use spec::config::Config;
@@ -16,6 +17,8 @@ pub struct DeblurNet {
     voxels: Voxeliser,
     /// The third field holds precomputed voxels, not spikes.
     precomputed: bool,
+    /// Side of the squares in which frames of a pass are restored; 0: whole frames.
+    tile: i64,
 }
 
 impl DeblurNet {
@@ -39,6 +42,7 @@ impl DeblurNet {
             loss: Loss::new(loss, &data.loss, vs.device())?,
             voxels: Voxeliser::new(spec, data.spike_w, image_width),
             precomputed: data.use_precomputed_voxels,
+            tile: data.predict_tile as i64,
         })
     }
 
@@ -93,7 +97,14 @@ impl Model for DeblurNet {
     fn predict(&self, batch: &Batch) -> Tensor {
         let blur = voxel::frames(&batch.fields[0]);
         let size = blur.size();
-        let spikes = self.spikes(batch.fields.get(1), (size[3], size[4]));
-        self.vrt.forward(&blur, spikes.as_ref(), false)
+        let (h, w) = (size[3], size[4]);
+        let spikes = self.spikes(batch.fields.get(1), (h, w));
+        if self.tile == 0 || self.tile >= h.max(w) {
+            return self.vrt.forward(&blur, spikes.as_ref(), false);
+        }
+        in_tiles((h, w), self.tile, |[y, x, tall, wide]| {
+            let part = |of: &Tensor| of.narrow(-2, y, tall).narrow(-1, x, wide);
+            self.vrt.forward(&part(&blur), spikes.as_ref().map(part).as_ref(), false)
+        })
     }
 }

@@ -3,6 +3,7 @@
 //! PSNR is `10·log10(1 / MSE)` of frames in 0..1. SSIM (Wang et al. 2004) is taken on 8-bit frames with an 11×11 Gaussian
 //! window of sigma 1.5, its valid part alone, as the VRT paper's evaluation does. Luma is BT.601 in studio range.
 
+use super::constants::constant;
 use tch::{Device, Kind, Tensor};
 
 const WINDOW: i64 = 11;
@@ -22,7 +23,8 @@ pub fn psnr(a: &Tensor, b: &Tensor) -> Tensor {
 
 /// Luma of frames `[N, 3, h, w]` in 0..1 → `[N, 1, h, w]`: `.257R + .504G + .098B + 16/255`.
 pub fn luma(rgb: &Tensor) -> Tensor {
-    let weights = Tensor::from_slice(&[0.257f32, 0.504, 0.098]).view([1, 3, 1, 1]).to_device(rgb.device());
+    let weights =
+        constant("luma", [0; 4], rgb.device(), || Tensor::from_slice(&[0.257f32, 0.504, 0.098]).view([1, 3, 1, 1]));
     (rgb * weights).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) + 16.0 / 255.0
 }
 
@@ -61,11 +63,15 @@ fn blur(maps: &Tensor) -> Tensor {
 }
 
 fn gaussian(device: Device) -> Tensor {
+    constant("gaussian", [0; 4], device, gaussian_row)
+}
+
+fn gaussian_row() -> Tensor {
     let weight = |n: i64| (-((n - WINDOW / 2) as f64).powi(2) / (2.0 * SIGMA * SIGMA)).exp();
     let weights: Vec<f64> = (0..WINDOW).map(weight).collect();
     let sum: f64 = weights.iter().sum();
     let normal: Vec<f32> = weights.iter().map(|weight| (weight / sum) as f32).collect();
-    Tensor::from_slice(&normal).to_device(device)
+    Tensor::from_slice(&normal)
 }
 
 #[cfg(test)]

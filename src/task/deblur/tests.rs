@@ -144,3 +144,27 @@ fn live_bytes_grow_with_clips_and_with_pixels() {
         }
     }
 }
+
+/// Squares smaller than the frame: frames of the same size, near to those restored whole, and exactly those where one square holds
+/// the frame.
+#[test]
+fn predictions_in_tiles_are_frames_of_the_same_size() {
+    let whole = batch(1, 32, 48);
+    let fields = vec![whole.fields[0].shallow_clone(), whole.fields[2].shallow_clone()];
+    let pass = Batch::new(fields, vec![0]);
+    let restored = |tile: usize| {
+        let mut config = tiny();
+        config.with_section(|deblur: &mut DeblurConfig| deblur.predict_tile = tile);
+        tch::manual_seed(5);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let net = DeblurNet::new(&config, 32, &vs.root()).unwrap();
+        tch::no_grad(|| net.predict(&pass))
+    };
+    let plain = restored(0);
+    for (tile, same) in [(64, true), (24, false)] {
+        let made = restored(tile);
+        assert_eq!(made.size(), plain.size());
+        let far = (&made - &plain).abs().max().double_value(&[]);
+        assert!(if same { far == 0.0 } else { far > 0.0 && far < 0.5 }, "{tile}: {far}");
+    }
+}

@@ -1,5 +1,6 @@
 //! The decoder: one pose per rollout step, fed back into the next step.
 
+use super::rollout::{self, Head, LayerWeights};
 use super::{init, tds::Linear};
 use spec::task::emg::{DecoderType, EmgModel};
 use tch::{Tensor, nn};
@@ -40,6 +41,11 @@ impl LstmLayer {
             bias_hh: var("bias_hh", &[4 * hidden]),
         }
     }
+
+    fn weights(&self) -> LayerWeights<'_> {
+        let Self { weight_ih, weight_hh, bias_ih, bias_hh } = self;
+        LayerWeights { weight_ih, weight_hh, bias_ih, bias_hh }
+    }
 }
 
 impl Decoder {
@@ -78,6 +84,25 @@ impl Decoder {
 
     /// Features `[S, B, F]` to poses `[B, S, P]`, from an initial pose of zeros.
     pub fn forward(&self, features: &Tensor) -> Tensor {
+        match &self.core {
+            Core::Lstm(layers) if features.device().is_cuda() => self.in_few_kernels(layers, features),
+            _ => self.step_by_step(features),
+        }
+    }
+
+    /// [`Decoder::forward`] of LSTM layers where kernels cost more than what they compute.
+    fn in_few_kernels(&self, layers: &[LstmLayer], features: &Tensor) -> Tensor {
+        let weights: Vec<LayerWeights> = layers.iter().map(LstmLayer::weights).collect();
+        let head =
+            Head { conditioned: self.conditioned, velocity: self.velocity, scale: self.scale, slope: LEAKY_SLOPE };
+        match rollout::run(features, &weights, (&self.head.weight, &self.head.bias), head) {
+            Ok(poses) => poses,
+            // As tch's own operations do; the step turns it into its error.
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn step_by_step(&self, features: &Tensor) -> Tensor {
         let [steps, batch] = [features.size()[0], features.size()[1]];
         let mut cell = self.unroll(features);
         // In the parameters' type: under autocast velocities add up in f32.
@@ -207,4 +232,55 @@ impl RolloutLayer {
 
 fn leaky_relu(x: &Tensor) -> Tensor {
     x.maximum(&(x * LEAKY_SLOPE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    /// Poses, and the gradients of the features and of every variable by name.
+    fn results(vs: &nn::VarStore, features: &Tensor, run: impl Fn(&Tensor) -> Tensor) -> Vec<(String, Tensor)> {
+        let mut leaf = features.detach().copy().set_requires_grad(true);
+        for variable in vs.trainable_variables() {
+            variable.shallow_clone().zero_grad();
+        }
+        leaf.zero_grad();
+        let poses = run(&leaf);
+        let weights = (Tensor::arange(poses.numel() as i64, (Kind::Float, Device::Cpu)) * 0.37).sin();
+        (&poses * weights.view(poses.size().as_slice())).sum(Kind::Float).backward();
+        let mut all = vec![("poses".to_owned(), poses.detach()), ("features".to_owned(), leaf.grad())];
+        let mut named: Vec<_> = vs.variables().into_iter().map(|(name, v)| (name, v.grad().copy())).collect();
+        named.sort_by(|a, b| a.0.cmp(&b.0));
+        all.extend(named);
+        all
+    }
+
+    #[test]
+    fn the_rollout_in_few_kernels_has_the_poses_and_gradients_of_the_one_step_by_step() {
+        for (layers, conditioned, velocity, scale) in
+            [(2, true, true, 0.5), (1, true, false, 1.0), (3, false, true, 1.0), (1, false, false, 2.0)]
+        {
+            tch::manual_seed(3);
+            let config = EmgModel {
+                decoder_num_layers: layers,
+                decoder_hidden_size: 6,
+                output_size: 4,
+                decoder_state_condition: conditioned,
+                predict_velocity: velocity,
+                output_scale: scale,
+                ..EmgModel::default()
+            };
+            let vs = nn::VarStore::new(Device::Cpu);
+            let decoder = Decoder::new(&vs.root(), 5, &config);
+            let features = Tensor::randn([7, 3, 5], (Kind::Float, Device::Cpu));
+            let right = results(&vs, &features, |x| decoder.step_by_step(x));
+            let Core::Lstm(cells) = &decoder.core else { panic!("not an LSTM") };
+            let found = results(&vs, &features, |x| decoder.in_few_kernels(cells, x));
+            for ((name, found), (_, right)) in found.iter().zip(&right) {
+                let far = (found - right).norm().double_value(&[]) / right.norm().double_value(&[]).max(1e-6);
+                assert!(far < 1e-5, "{name}: {far:e} with {layers} layers");
+            }
+        }
+    }
 }

@@ -18,6 +18,7 @@ pub mod model;
 mod outline;
 mod predict;
 pub mod resample;
+mod rollout;
 pub mod sample;
 pub mod tds;
 #[cfg(test)]

@@ -89,6 +89,9 @@ impl Stage {
     /// The strided convolution as one matrix product: tiles of `stride` frames, each with those that follow until the
     /// kernel is covered. Backward through it is about twice as fast as through a direct convolution.
     fn convolve(&self, x: &Tensor) -> Tensor {
+        if x.device().is_cuda() {
+            return self.convolve_directly(x);
+        }
         let [b, t, inputs] = [x.size()[0], x.size()[1], x.size()[2]];
         let (kernel, tile, frames) = (self.kernel(), self.stride, self.frames(t));
         let shifts = (kernel + tile - 1) / tile;
@@ -98,6 +101,14 @@ impl Stage {
         let weight = self.conv.permute([2, 1, 0]).constant_pad_nd([0, 0, 0, 0, 0, shifts * tile - kernel]);
         let outputs = self.conv.size()[0];
         rows.matmul(&weight.reshape([shifts * tile * inputs, outputs]))
+    }
+
+    /// [`Stage::convolve`] by cuDNN: channels stay last, so that nothing is copied.
+    fn convolve_directly(&self, x: &Tensor) -> Tensor {
+        let x = x.transpose(1, 2).unsqueeze(2);
+        let bias = None::<&Tensor>;
+        let y = x.conv2d(&self.conv.unsqueeze(2), bias, [1, self.stride], [0, self.kernel() / 2], [1, 1], 1);
+        y.squeeze_dim(2).transpose(1, 2)
     }
 
     fn forward(&self, x: &Tensor, wanted: Option<&Tensor>, train: bool) -> Tensor {
@@ -153,6 +164,9 @@ impl TdsConv {
     /// times the banded matrix of the kernel. A direct convolution from 8 to 8 channels leaves most of a vector
     /// register idle.
     fn convolve(&self, x: &Tensor) -> Tensor {
+        if x.device().is_cuda() {
+            return self.convolve_directly(x);
+        }
         let [b, t] = [x.size()[0], x.size()[1]];
         let (c, w, p) = (self.channels, self.width, self.toeplitz.tile);
         let tiles = (t + p - 1) / p;
@@ -163,6 +177,19 @@ impl TdsConv {
         let y = self.bias.repeat([p]).addmm(&rows, &self.toeplitz.matrix(&self.weight));
         let y = y.view([b, tiles, w, p, c]).permute([0, 1, 3, 4, 2]).reshape([b, tiles * p, c * w]);
         if tiles * p == t { y } else { y.narrow(1, 0, t) }
+    }
+}
+
+impl TdsConv {
+    /// [`TdsConv::convolve`] by cuDNN.
+    fn convolve_directly(&self, x: &Tensor) -> Tensor {
+        let [b, t] = [x.size()[0], x.size()[1]];
+        let (c, w, kernel) = (self.channels, self.width, self.toeplitz.kernel);
+        let groups = x.view([b, t, c, w]).permute([0, 2, 3, 1]);
+        // An even kernel has one frame more on its right.
+        let groups = if kernel % 2 == 0 { groups.constant_pad_nd([0, 1]) } else { groups };
+        let y = groups.conv2d(&self.weight, Some(&self.bias), [1, 1], [0, self.toeplitz.left], [1, 1], 1);
+        y.permute([0, 3, 1, 2]).reshape([b, t, c * w])
     }
 }
 

@@ -13,11 +13,11 @@ mod stats;
 mod stream;
 mod upload;
 
-pub use pin::{HostPin, SLAB_BYTES};
-pub use scaled::{ScaleRule, fused_adam_unless, fused_sgd_unless, unscale, update_scale};
+pub use pin::{HostPin, SLAB_BYTES, bus_id};
+pub use scaled::{ScaleRule, fused_adam_unless, fused_sgd_unless, update_scale};
 pub use stats::{DeviceStats, device_memory, device_stats, empty_cache, reset_peak};
 pub use stream::{Event, Stream, StreamGuard};
-pub use upload::{HostMemory, HostPart, Upload, copy, pinned, upload};
+pub use upload::{HostMemory, HostPart, Marks, Upload, copy, pinned, upload, upload_marked};
 
 use super::{TorchError, check};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};

@@ -12,6 +12,7 @@ type Register = unsafe extern "C" fn(*mut c_void, usize, c_uint) -> c_int;
 type Unregister = unsafe extern "C" fn(*mut c_void) -> c_int;
 type LastError = unsafe extern "C" fn() -> c_int;
 type ErrorText = unsafe extern "C" fn(c_int) -> *const c_char;
+type BusId = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
 
 /// The CUDA runtime that libtorch runs with.
 struct Runtime {
@@ -19,6 +20,7 @@ struct Runtime {
     unregister: Unregister,
     last_error: LastError,
     error_text: ErrorText,
+    bus_id: BusId,
 }
 
 impl Runtime {
@@ -26,13 +28,14 @@ impl Runtime {
         static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
         let runtime = RUNTIME.get_or_init(|| {
             let all = Library::this();
-            // SAFETY: the four functions have these types in every CUDA runtime (cuda_runtime_api.h).
+            // SAFETY: the five functions have these types in every CUDA runtime (cuda_runtime_api.h).
             unsafe {
                 Some(Runtime {
                     register: *all.get::<Register>(b"cudaHostRegister\0").ok()?,
                     unregister: *all.get::<Unregister>(b"cudaHostUnregister\0").ok()?,
                     last_error: *all.get::<LastError>(b"cudaGetLastError\0").ok()?,
                     error_text: *all.get::<ErrorText>(b"cudaGetErrorString\0").ok()?,
+                    bus_id: *all.get::<BusId>(b"cudaDeviceGetPCIBusId\0").ok()?,
                 })
             }
         });
@@ -53,6 +56,21 @@ impl Runtime {
         let text = text.to_string_lossy();
         Err(TorchError::Argument { call, problem: format!("{text} (error {code})") })
     }
+}
+
+/// Place of device `index` on the machine's bus, such as `0000:3b:00.0`.
+///
+/// # Errors
+/// No CUDA, or no such device.
+pub fn bus_id(index: usize) -> Result<String, TorchError> {
+    let runtime = Runtime::get()?;
+    let mut text = [0 as c_char; 32];
+    let number = c_int::try_from(index).unwrap_or(c_int::MAX);
+    // SAFETY: room for as many bytes as are named; the runtime ends the text with a zero.
+    let code = unsafe { (runtime.bus_id)(text.as_mut_ptr(), text.len() as c_int - 1, number) };
+    runtime.check("cudaDeviceGetPCIBusId", code)?;
+    // SAFETY: the last byte is zero in any case.
+    Ok(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().to_lowercase())
 }
 
 /// Host memory that the device reads directly, registered in slabs; given back on drop.

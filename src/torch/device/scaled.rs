@@ -5,7 +5,6 @@ use std::ffi::{c_char, c_double, c_int};
 use tch::Tensor;
 
 unsafe extern "C" {
-    fn hr_unscale(grads: *const Raw, n: usize, found: Raw, inv_scale: Raw) -> *mut c_char;
     fn hr_update_scale(
         scale: Raw,
         tracker: Raw,
@@ -28,6 +27,7 @@ unsafe extern "C" {
         weight_decay: c_double,
         eps: c_double,
         found: Raw,
+        divisor: Raw,
     ) -> *mut c_char;
     fn hr_fused_sgd_unless(
         params: *const Raw,
@@ -40,18 +40,8 @@ unsafe extern "C" {
         nesterov: c_int,
         first_step: c_int,
         found: Raw,
+        divisor: Raw,
     ) -> *mut c_char;
-}
-
-/// Multiplies gradients by `inv_scale` (f32 `[1]`), and sets `found` (f32 `[1]`) to 1 where a result is infinite or no
-/// number, on their device.
-///
-/// # Errors
-/// Tensors that the kernel refuses.
-pub fn unscale(grads: &[Tensor], found: &Tensor, inv_scale: &Tensor) -> Result<(), TorchError> {
-    let list = raws(grads);
-    // SAFETY: an array of live tensors and two more; all outlive the call.
-    check("unscale", unsafe { hr_unscale(list.as_ptr(), list.len(), raw(found), raw(inv_scale)) })
 }
 
 /// How a loss scale moves.
@@ -74,11 +64,17 @@ pub fn update_scale(scale: &Tensor, tracker: &Tensor, found: &Tensor, rule: Scal
     check("update scale", error)
 }
 
-/// [`crate::torch::fused_adam`] with the rate in a tensor (`step.lr` is not read), undone on the device where `found` holds 1.
+/// [`crate::torch::fused_adam`] with the rate in a tensor (`step.lr` is not read). Nothing changes where `found` (f32 `[1]`)
+/// holds 1; gradients are divided by `divisor` (f32 `[1]`), where there is one, and keep that value.
 ///
 /// # Errors
 /// As there.
-pub fn fused_adam_unless(state: &AdamState, step: &AdamStep, lr: &Tensor, found: &Tensor) -> Result<(), TorchError> {
+pub fn fused_adam_unless(
+    state: &AdamState,
+    step: &AdamStep,
+    lr: &Tensor,
+    (found, divisor): (&Tensor, Option<&Tensor>),
+) -> Result<(), TorchError> {
     let n = state.params.len();
     let lists = [state.params, state.grads, state.exp_avgs, state.exp_avg_sqs, state.steps];
     if lists.iter().any(|list| list.len() != n) {
@@ -87,24 +83,25 @@ pub fn fused_adam_unless(state: &AdamState, step: &AdamStep, lr: &Tensor, found:
     let lists = lists.map(raws);
     let [p, g, m, v, s] = lists.each_ref().map(Vec::as_ptr);
     let AdamStep { decoupled, beta1, beta2, eps, weight_decay, .. } = *step;
-    let (lr, found) = (raw(lr), raw(found));
-    // SAFETY: five arrays of n live tensors, checked above, and two more; they outlive the call.
+    let (lr, found, divisor) = (raw(lr), raw(found), divisor.map_or(std::ptr::null_mut(), raw));
+    let kind = decoupled.into();
+    // SAFETY: five arrays of n live tensors, checked above, and three more, of which the last may be null; they outlive the
+    // call.
     let error =
-        unsafe { hr_fused_adam_unless(decoupled.into(), p, g, m, v, s, n, lr, beta1, beta2, weight_decay, eps, found) };
+        unsafe { hr_fused_adam_unless(kind, p, g, m, v, s, n, lr, beta1, beta2, weight_decay, eps, found, divisor) };
     check("_fused_adam_", error)
 }
 
-/// [`crate::torch::fused_sgd`] with the rate in a tensor (`step.lr` is not read), undone on the device where `found` holds 1.
+/// [`crate::torch::fused_sgd`] with the rate in a tensor (`step.lr` is not read), `found` and `divisor` as in
+/// [`fused_adam_unless`].
 ///
 /// # Errors
 /// As there.
 pub fn fused_sgd_unless(
-    params: &[Tensor],
-    grads: &[Tensor],
-    buffers: &[Tensor],
+    (params, grads, buffers): (&[Tensor], &[Tensor], &[Tensor]),
     step: &SgdStep,
     lr: &Tensor,
-    found: &Tensor,
+    (found, divisor): (&Tensor, Option<&Tensor>),
 ) -> Result<(), TorchError> {
     let n = params.len();
     if grads.len() != n || (step.momentum != 0.0 && buffers.len() != n) {
@@ -113,10 +110,11 @@ pub fn fused_sgd_unless(
     let (p, g, b) = (raws(params), raws(grads), raws(buffers));
     let (p, g, b) = (p.as_ptr(), g.as_ptr(), b.as_ptr());
     let SgdStep { momentum, weight_decay, nesterov, first, .. } = *step;
-    let (lr, found) = (raw(lr), raw(found));
-    // SAFETY: arrays of n live tensors, checked above, `b` read only with momentum; all outlive the call.
-    let error =
-        unsafe { hr_fused_sgd_unless(p, g, b, n, lr, momentum, weight_decay, nesterov.into(), first.into(), found) };
+    let (lr, found, divisor) = (raw(lr), raw(found), divisor.map_or(std::ptr::null_mut(), raw));
+    let (nesterov, first) = (nesterov.into(), first.into());
+    // SAFETY: arrays of n live tensors, checked above, `b` read only with momentum, `divisor` may be null; all outlive the
+    // call.
+    let error = unsafe { hr_fused_sgd_unless(p, g, b, n, lr, momentum, weight_decay, nesterov, first, found, divisor) };
     check("_fused_sgd_", error)
 }
 
@@ -139,20 +137,18 @@ mod tests {
     }
 
     #[test]
-    fn unscale_finds_what_is_not_finite_and_adam_then_changes_nothing() {
-        for (bad, kept) in [(f32::INFINITY, true), (f32::NAN, true), (4.0, false)] {
-            let (grads, found) = (Tensor::from_slice(&[2.0_f32, bad]), Tensor::from_slice(&[0_f32]));
-            unscale(&[grads.shallow_clone()], &found, &Tensor::from_slice(&[0.5_f32])).unwrap();
-            assert_eq!((grads.double_value(&[0]), found.double_value(&[0])), (1.0, f64::from(u8::from(kept))));
+    fn adam_divides_the_gradient_and_changes_nothing_where_something_was_found() {
+        for (bad, found) in [(f32::INFINITY, 1.0_f32), (f32::NAN, 1.0), (4.0, 0.0)] {
             let zeros = || [Tensor::zeros([2], (Kind::Float, Device::Cpu))];
             let (param, m, v) = ([Tensor::from_slice(&[1.0_f32, 1.0])], zeros(), zeros());
-            let steps = [Tensor::from(1_f32)];
-            let grads = [grads];
+            let (grads, steps) = ([Tensor::from_slice(&[2.0_f32, bad])], [Tensor::from(1_f32)]);
             let state = AdamState { params: &param, grads: &grads, exp_avgs: &m, exp_avg_sqs: &v, steps: &steps };
             let step = AdamStep { decoupled: true, lr: 0.0, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
-            fused_adam_unless(&state, &step, &Tensor::from(0.1_f32), &found).unwrap();
+            let (found, divisor) = (Tensor::from_slice(&[found]), Tensor::from_slice(&[2_f32]));
+            fused_adam_unless(&state, &step, &Tensor::from(0.1_f32), (&found, Some(&divisor))).unwrap();
+            let kept = !bad.is_finite();
             assert_eq!(param[0].double_value(&[0]) == 1.0, kept);
-            assert_eq!(m[0].double_value(&[0]) == 0.0, kept);
+            assert_eq!(m[0].double_value(&[0]), if kept { 0.0 } else { f64::from(0.1_f32) });
         }
     }
 }

@@ -35,19 +35,33 @@ pub struct Upload<H: HostMemory> {
     done: Option<Event>,
 }
 
-/// Begins to copy the parts of `host` into the contiguous tensors `into`, on `stream`. `None` means tensors on the CPU,
-/// copied at once. Asynchronous where the memory is page-locked.
+/// Events before and after a copy, with their times: made once, used again and again.
+pub struct Marks {
+    begun: Event,
+    done: Event,
+}
+
+/// As [`upload`], with the marks of an earlier copy that is done.
 ///
 /// # Errors
-/// The parts are not what the tensors hold, or CUDA refuses.
-pub fn upload<H: HostMemory>(host: H, into: &[Tensor], stream: Option<Stream>) -> Result<Upload<H>, TorchError> {
+/// As there.
+pub fn upload_marked<H: HostMemory>(
+    host: H,
+    into: &[Tensor],
+    stream: Option<Stream>,
+    marks: Option<Marks>,
+) -> Result<Upload<H>, TorchError> {
     let mut upload = Upload { host: Some(Box::new(host)), begun: None, done: None };
     let parts = upload.host.as_ref().map(|host| host.parts()).unwrap_or_default();
     check_parts(&parts, into)?;
+    let mut after = None;
     if let Some(stream) = stream {
-        let mut begun = Event::new(true)?;
+        let Marks { mut begun, done } = match marks {
+            Some(marks) => marks,
+            None => Marks { begun: Event::new(true)?, done: Event::new(true)? },
+        };
         begun.record(stream)?;
-        upload.begun = Some(begun);
+        (upload.begun, after) = (Some(begun), Some(done));
     }
     let mut result = Ok(());
     for HostPart { into: number, at, bytes } in &parts {
@@ -57,10 +71,9 @@ pub fn upload<H: HostMemory>(host: H, into: &[Tensor], stream: Option<Stream>) -
         result = result.and(check("copy to the device", error));
     }
     drop(parts);
-    if let Some(stream) = stream {
-        let recorded = Event::new(true).and_then(|mut event| event.record(stream).map(|()| event));
-        match recorded {
-            Ok(event) => upload.done = Some(event),
+    if let (Some(stream), Some(mut done)) = (stream, after) {
+        match done.record(stream) {
+            Ok(()) => upload.done = Some(done),
             Err(error) => {
                 // Without an event only the stream can say when the memory is free again.
                 if stream.synchronize().is_err() {
@@ -71,6 +84,15 @@ pub fn upload<H: HostMemory>(host: H, into: &[Tensor], stream: Option<Stream>) -
         }
     }
     result.map(|()| upload)
+}
+
+/// Begins to copy the parts of `host` into the contiguous tensors `into`, on `stream`. `None` means tensors on the CPU,
+/// copied at once. Asynchronous where the memory is page-locked.
+///
+/// # Errors
+/// The parts are not what the tensors hold, or CUDA refuses.
+pub fn upload<H: HostMemory>(host: H, into: &[Tensor], stream: Option<Stream>) -> Result<Upload<H>, TorchError> {
+    upload_marked(host, into, stream, None)
 }
 
 /// # Errors
@@ -122,6 +144,12 @@ impl<H: HostMemory> Upload<H> {
             (Some(begun), Some(done)) => Ok(Some(done.elapsed_ms(begun)? / 1e3)),
             _ => Ok(None),
         }
+    }
+
+    /// The marks of a copy that [`Upload::is_done`], for the next one.
+    pub fn take_marks(&mut self) -> Option<Marks> {
+        let (begun, done) = (self.begun.take()?, self.done.take()?);
+        Some(Marks { begun, done })
     }
 
     /// Waits, and gives the host memory back.

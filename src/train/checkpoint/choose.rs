@@ -152,6 +152,7 @@ mod tests {
                 rest: &[],
                 facts: facts(),
                 best,
+                keep: false,
                 last: false,
                 state: json!({}),
             };

@@ -73,6 +73,9 @@ struct Manifest {
     step: u64,
     /// The best so far when it was saved.
     best: bool,
+    /// It is never removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    keep: bool,
     facts: Facts,
     files: BTreeMap<String, FileFacts>,
     /// Rates of the averages, as `train.ema_decay` lists them.

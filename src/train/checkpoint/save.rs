@@ -33,6 +33,8 @@ pub struct Content<'a> {
     pub facts: Facts,
     /// Best value of the monitored metric so far: kept until a better one comes.
     pub best: bool,
+    /// It is never removed: `log.keep_every`.
+    pub keep: bool,
     /// Everything else that the loop needs to resume.
     pub state: serde_json::Value,
     /// The run ends with it: a full disk is waited for, a few seconds.
@@ -117,6 +119,7 @@ impl Checkpointer {
             version: VERSION,
             step: content.step,
             best: content.best,
+            keep: content.keep,
             facts: content.facts,
             files: BTreeMap::new(),
             ema: content.ema.iter().map(|(rate, _)| *rate).collect(),
@@ -293,9 +296,12 @@ fn hidden(dir: &Path, path: &Path) -> PathBuf {
 /// checkpoint may find later steps than its own.
 fn prune(dir: &Path, keep_last: usize, saved: u64) -> Result<(), CheckpointError> {
     let all = load::list(dir)?;
-    let is_best = |path: &Path| read_manifest(&path.join(MANIFEST)).is_ok_and(|manifest| manifest.best);
+    let manifest = |path: &Path| read_manifest(&path.join(MANIFEST));
+    let is_best = |path: &Path| manifest(path).is_ok_and(|manifest| manifest.best);
+    let stays = |path: &Path| manifest(path).is_ok_and(|manifest| manifest.keep);
     let best = all.iter().rev().find(|(_, path)| is_best(path)).map(|(step, _)| *step);
-    let mut others: Vec<_> = all.iter().filter(|(step, _)| Some(*step) != best && *step != saved).collect();
+    let others = all.iter().filter(|(step, path)| Some(*step) != best && *step != saved && !stays(path));
+    let mut others: Vec<_> = others.collect();
     let keep = if best == Some(saved) { keep_last } else { keep_last.saturating_sub(1) };
     others.truncate(others.len().saturating_sub(keep));
     for (_, path) in others {

@@ -21,6 +21,10 @@ pub(super) fn tensors(value: f64) -> Vec<(String, Tensor)> {
 }
 
 fn save(keeper: &mut Checkpointer, step: u64, best: bool) -> Result<(), CheckpointError> {
+    save_as(keeper, step, (best, false))
+}
+
+fn save_as(keeper: &mut Checkpointer, step: u64, (best, keep): (bool, bool)) -> Result<(), CheckpointError> {
     let (model, optimizer, ema) = (tensors(step as f64), tensors(2.0), [(0.999, tensors(3.0))]);
     let state = json!({"epoch": 2, "lr": 0.1 + 0.2, "best": null});
     let content = Content {
@@ -33,6 +37,7 @@ fn save(keeper: &mut Checkpointer, step: u64, best: bool) -> Result<(), Checkpoi
         best,
         state,
         last: false,
+        keep,
     };
     keeper.save(content)?;
     keeper.wait()
@@ -87,6 +92,7 @@ fn saving_does_not_see_later_changes_and_the_same_step_may_be_saved_again() {
             facts: facts(),
             best: false,
             last: false,
+            keep: false,
             state: json!({}),
         };
         keeper.save(content).unwrap();
@@ -112,6 +118,16 @@ fn pruning_keeps_the_last_the_newest_and_the_best() {
     assert_eq!(steps(dir.path()), [2, 13]);
     save(&mut keeper, 14, true).unwrap();
     assert_eq!(steps(dir.path()), [14]);
+}
+
+#[test]
+fn what_is_kept_for_good_is_never_pruned() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut keeper = Checkpointer::open(dir.path(), 1).unwrap();
+    for step in 1..=6 {
+        save_as(&mut keeper, step, (step == 3, step % 2 == 1 && step < 5)).unwrap();
+    }
+    assert_eq!(steps(dir.path()), [1, 3, 6]);
 }
 
 #[test]
@@ -229,6 +245,7 @@ fn a_failed_save_is_told_at_the_next_call() {
         facts: facts(),
         best: false,
         last: false,
+        keep: false,
         state: json!({}),
     };
     keeper.save(content()).unwrap();

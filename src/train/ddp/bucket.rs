@@ -5,7 +5,7 @@ use tch::{TchError, Tensor};
 /// Bytes of the first bucket: small, so that communication starts early.
 const FIRST_BUCKET_BYTES: usize = 1 << 20;
 /// Parameters start on multiples of this many elements: a cache line.
-const ALIGN: usize = 16;
+pub(super) const ALIGN: usize = 16;
 
 /// Place of one parameter in a flat tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]

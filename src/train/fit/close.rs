@@ -14,6 +14,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tch::{Device, Tensor};
 
+/// Reasons why a checkpoint stays: see [`Content`].
+#[derive(Clone, Copy, Default)]
+struct Mark {
+    best: bool,
+    keep: bool,
+    last: bool,
+}
+
 /// How an epoch ended.
 pub(super) enum EpochEnd {
     GoesOn,
@@ -47,8 +55,9 @@ impl Loop<'_, '_> {
         let log = &self.fit.config.log;
         let due = log.save_every > 0 && (epoch + 1).is_multiple_of(log.save_every) && !log.save_best_only;
         let keeps_best = improved && self.fit.config.train.restore_best_weights;
-        if due || keeps_best || (improved && log.save_best_only) {
-            self.save(improved, false)?;
+        let keep = log.keep_every > 0 && epoch.is_multiple_of(log.keep_every);
+        if due || keep || keeps_best || (improved && log.save_best_only) {
+            self.save(Mark { best: improved, keep, last: false })?;
         }
         self.write(Some(record));
         Ok(if verdict.stop { EpochEnd::EarlyStopped } else { EpochEnd::GoesOn })
@@ -172,7 +181,7 @@ impl Loop<'_, '_> {
             self.saved_step = None;
         }
         if self.saved_step != Some(step) {
-            self.save(false, true)?;
+            self.save(Mark { last: true, ..Mark::default() })?;
         }
         Ok(status)
     }
@@ -184,12 +193,14 @@ impl Loop<'_, '_> {
 
     /// A checkpoint of this step that is there already stays: it may be marked as the best.
     pub(super) fn save_once(&mut self) -> Result<(), TrainError> {
-        if self.saved_step == Some(self.state.step) { Ok(()) } else { self.save(false, false) }
+        if self.saved_step == Some(self.state.step) { Ok(()) } else { self.save(Mark::default()) }
     }
 
-    /// Every rank calls it; rank 0 writes, in the background. `last`: see [`Content::last`].
-    fn save(&mut self, best: bool, last: bool) -> Result<(), TrainError> {
+    /// Every rank calls it; rank 0 writes, in the background.
+    fn save(&mut self, Mark { best, keep, last }: Mark) -> Result<(), TrainError> {
         self.observer.phase(Phase::Checkpoint, self.state.step);
+        // Weights are read back below, and the step that made them may wait for other ranks.
+        self.fit.collective.catch_up("the step to save")?;
         let mut state = self.state.clone();
         state.train_sums = if state.step_in_epoch() == 0 { Vec::new() } else { self.train_sums()? };
         state.schedule = Some(self.schedule.state().clone());
@@ -203,8 +214,13 @@ impl Loop<'_, '_> {
                 rest.extend(buffers.of_all_ranks()?);
             }
         }
+        // Ranks that divide the optimizer's state bring it together for this.
+        let divided = self.ddp.is_sharded().then(|| self.optimizer.export(&self.ddp)).transpose()?;
         if let Some(checkpoints) = &mut self.fit.checkpoints {
-            let optimizer = self.optimizer.export(&self.ddp)?;
+            let optimizer = match divided {
+                Some(whole) => whole,
+                None => self.optimizer.export(&self.ddp)?,
+            };
             let model: Named = self.fit.params.iter().chain(self.buffers.named()).map(clone).collect();
             checkpoints.save(Content {
                 step: state.step,
@@ -214,6 +230,7 @@ impl Loop<'_, '_> {
                 rest: &rest,
                 facts: self.fit.facts.clone(),
                 best,
+                keep,
                 last,
                 state: serde_json::to_value(&state).map_err(|e| TrainError::Config(format!("loop state: {e}")))?,
             })?;
@@ -230,7 +247,12 @@ impl Loop<'_, '_> {
             self.restore_best()?;
             self.observer.phase(Phase::Test, self.state.step);
             match self.evaluate(Arc::clone(&self.fit.datasets.test), "test.")? {
-                Some(values) => self.last_values.extend(values),
+                Some(values) => {
+                    self.last_values.extend(values);
+                    if self.planner.rank == 0 {
+                        self.observer.files(self.fit.metrics.files());
+                    }
+                }
                 // All is trained and saved; a resumed run continues here.
                 None => status = Status::Stopped,
             }

@@ -35,6 +35,12 @@ impl Loop<'_, '_> {
     pub(super) fn train(&mut self) -> Result<Status, TrainError> {
         let mut loader = None;
         let ended = catch_unwind(AssertUnwindSafe(|| self.epochs(&mut loader)));
+        if let Some(device) = &mut self.on_device
+            && !matches!(ended, Ok(Ok(_)))
+        {
+            // Before the communicator ends: it waits for the last recorded step to be gone.
+            device.forget_recording();
+        }
         match &ended {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => self.observer.failing(error),
@@ -215,7 +221,7 @@ impl Loop<'_, '_> {
             Ok(Attempt::Done(outcome)) => outcome,
             Err(error) => return Err(error),
         };
-        self.averages.update(step + 1);
+        self.averages.update(step + 1)?;
         outcome.step_s = started.elapsed().as_secs_f64();
         self.tell_device(outcome.step_s)?;
         self.count(&outcome, samples);

@@ -168,7 +168,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         let mut buffers = Buffers::new("buffers", named, config.ddp.buffers, Arc::clone(&fit.collective))?;
         let together = (config.ddp.buffers, &fit.collective);
         let mut averages = Averages::new(train, &fit.params, buffers.named(), together)?;
-        let held = hold_model(&fit, optimizer.moments(), &averages);
+        let held = hold_model(&fit, optimizer.kept_bytes(&ddp), &averages);
         // Scanning files and drawing weights left free pieces behind: memory of a step does not lie where they do.
         torch::release_caches();
         let mut state = LoopState {
@@ -252,10 +252,11 @@ pub fn planner(
         micro_batch: plan.batch.micro_batch as u64,
         rank,
         world_size: world,
-        drop_last: true,
+        drop_last: train.drop_last,
         cut: Cut { even: train.sync_batchnorm && world > 1, ..Cut::default() },
     }
     .checked()?;
+    planner.drop_last |= !has_room_for_rest(&planner);
     let accumulation = train.gradient_accumulation_steps as u64;
     if train.warmup_accumulation {
         let batches = warmup_batches(train, planner.steps_per_epoch());
@@ -273,6 +274,13 @@ pub fn planner(
     Ok(planner)
 }
 
+/// True if a last, smaller step gives every rank as many passes as the others, where passes of all ranks belong together.
+fn has_room_for_rest(planner: &BatchPlanner) -> bool {
+    let rest = planner.order.len % planner.global_batch.max(1);
+    let (fewest, most) = (rest / planner.world_size, rest.div_ceil(planner.world_size).div_ceil(planner.micro_batch));
+    !planner.cut.even || fewest >= most
+}
+
 /// Parameters and gradients in flat tensors, sorted by the task's groups.
 fn parallel(fit: &Fit) -> Result<(Ddp, Groups), TrainError> {
     let names: Vec<String> = fit.params.iter().map(|(name, _)| name.clone()).collect();
@@ -281,6 +289,7 @@ fn parallel(fit: &Fit) -> Result<(Ddp, Groups), TrainError> {
         bucket_mb: fit.config.ddp.bucket_mb,
         groups: groups.of.clone(),
         shared: fit.plan.batch.global_batch * fit.model.share_width(),
+        sharded: fit.config.ddp.shard_optimizer && fit.collective.world_size() > 1,
         ..DdpOptions::default()
     };
     let params = fit.params.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect();
@@ -303,7 +312,7 @@ fn take_state(path: &Path, saved: &[(String, Tensor)], model: &dyn Model) -> Res
 }
 
 /// Weights, gradients, moments, averages and buffers, where they lie in host memory. Gradients lie where ranks meet.
-fn hold_model(fit: &Fit, moments: usize, averages: &Averages) -> [Holding; 2] {
+fn hold_model(fit: &Fit, moment_bytes: u64, averages: &Averages) -> [Holding; 2] {
     if fit.device.is_cuda() {
         return [ledger::hold(Part::Model, 0), ledger::hold(Part::ModelShared, 0)];
     }
@@ -311,7 +320,7 @@ fn hold_model(fit: &Fit, moments: usize, averages: &Averages) -> [Holding; 2] {
     let one = bytes(&fit.params);
     let averaged: u64 = averages.tensors().iter().map(bytes).sum();
     // Buffers as they are, and as they were before the step.
-    let all = one * (2 + moments as u64) + averaged + 2 * bytes(&fit.buffers) + bytes(&fit.model.state());
+    let all = one * 2 + moment_bytes + averaged + 2 * bytes(&fit.buffers) + bytes(&fit.model.state());
     let shared = if fit.collective.world_size() > 1 { one } else { 0 };
     [ledger::hold(Part::Model, all), ledger::hold(Part::ModelShared, shared)]
 }

@@ -160,7 +160,7 @@ fn clipping_and_the_update_take_no_memory_to_speak_of() {
             let watch = torch::LiveBytes::start().unwrap();
             assert!(clip_grad_norm(&ddp, 1.0).unwrap() > 1.0);
             if on_device {
-                optimizer.step_unless(&ddp, &lr, &[0.1.into()], &found).unwrap();
+                optimizer.step_unless(&ddp, &lr, &[0.1.into()], (&found, None)).unwrap();
             } else {
                 optimizer.step(&ddp, &[0.1.into()]).unwrap();
             }
@@ -182,9 +182,9 @@ fn run_groups(rules: [Rule; 2], momenta: Option<[[f64; 2]; 3]>, on_device: bool)
         let numbers = [0, 1].map(|group| Numbers { lr: lrs[group], momentum: momentum(group) });
         if on_device {
             let lrs = Tensor::from_slice(&lrs.map(|lr| lr as f32));
-            optimizer.step_unless(&ddp, &lrs, &numbers, &Tensor::from_slice(&[0_f32])).unwrap();
+            optimizer.step_unless(&ddp, &lrs, &numbers, (&Tensor::from_slice(&[0_f32]), None)).unwrap();
             set_gradients(&ddp, 7);
-            optimizer.step_unless(&ddp, &lrs, &numbers, &Tensor::from_slice(&[1_f32])).unwrap();
+            optimizer.step_unless(&ddp, &lrs, &numbers, (&Tensor::from_slice(&[1_f32]), None)).unwrap();
         } else {
             optimizer.step(&ddp, &numbers).unwrap();
         }

@@ -76,7 +76,11 @@ pub fn warmup_batches(config: &TrainConfig, steps_per_epoch: u64) -> u64 {
     let accumulation = config.gradient_accumulation_steps.max(1) as u64;
     match config.warmup_steps {
         Some(steps) => steps.saturating_mul(accumulation),
-        None => (config.warmup_epochs * steps_per_epoch.saturating_mul(accumulation) as f64).round() as u64,
+        None => {
+            // It ends before the last epoch begins.
+            let epochs = config.warmup_epochs.min(config.num_epochs.saturating_sub(1) as f64);
+            (epochs * steps_per_epoch.saturating_mul(accumulation) as f64).round_ties_even() as u64
+        }
     }
 }
 

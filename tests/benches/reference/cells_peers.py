@@ -85,7 +85,8 @@ def anncollection(job):
     adata = anndata.read_h5ad(job["data"], backed="r")
     import torch
     loader = AnnLoader(adata, batch_size=job["batch"], shuffle=True)
-    return lambda epoch: (torch.from_numpy(express(np.asarray(batch.X.to_dense() if batch.X.is_sparse else batch.X))) for batch in loader)
+    values = lambda x: x.to_dense() if getattr(x, "is_sparse", False) or getattr(x, "layout", None) == torch.sparse_csr else x
+    return lambda epoch: (torch.from_numpy(express(np.asarray(values(batch.X)))) for batch in loader)
 
 
 def annbatch(job):

@@ -2,6 +2,7 @@
 
     gpu_torch.py emg --mode eager|ddp|graph --amp off|bf16 --batch 64 --steps 60
     gpu_torch.py net --mode plain|ddp --amp off|fp16 --width 4096 --batch 512 --layers 8 --steps 30
+    gpu_torch.py serve     reads such words as lines of JSON, one list each, and answers each with a line
     gpu_torch.py replay --weights W.safetensors --batches FOLDER --steps 50 --out OUT.safetensors
 """
 
@@ -45,7 +46,8 @@ def timed(device, steps, step):
 
 
 def wrapped(model, device):
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1, store=dist.HashStore())
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1, store=dist.HashStore())
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
@@ -144,7 +146,23 @@ def replay(args, device):
     return 0.0
 
 
+def serve():
+    """One interpreter for all comparisons: starting one costs seconds, and its first use of the device as many."""
+    for line in sys.stdin:
+        try:
+            answer = answered(json.loads(line))
+        except Exception as error:  # noqa: BLE001: the next request may do better
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
 def main():
+    if sys.argv[1:] == ["serve"]:
+        return serve()
+    print(json.dumps(answered(sys.argv[1:])), flush=True)
+
+
+def answered(words):
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["emg", "net", "replay"])
     parser.add_argument("--mode", default="eager")
@@ -160,10 +178,9 @@ def main():
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--out")
     parser.add_argument("--cpu", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     device = torch.device("cpu" if args.cpu else "cuda")
-    ms = {"emg": emg, "net": net, "replay": replay}[args.what](args, device)
-    print(json.dumps({"ms": ms}), flush=True)
+    return {"ms": {"emg": emg, "net": net, "replay": replay}[args.what](args, device)}
 
 
 if __name__ == "__main__":

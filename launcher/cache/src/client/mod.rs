@@ -321,7 +321,7 @@ impl Drop for CacheClient {
     fn drop(&mut self) {
         self.expect_end();
         {
-            let _table = self.inner.lock();
+            self.inner.lock().tell_hits();
             self.closing.store(true, Ordering::Release);
             self.inner.outgoing.notify_all();
             self.inner.registering.notify_all();

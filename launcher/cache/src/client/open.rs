@@ -6,6 +6,7 @@
 
 use super::{CacheClient, CacheError, FillGuard, Filler, Inner, Item, Kind, REPLY_LIMIT, silent};
 use crate::mapping::ReadSpan;
+use spec::contract::cache::CacheStats;
 use std::ops::{Deref, RangeInclusive};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -173,6 +174,22 @@ impl CacheClient {
     pub fn stored(self: &Arc<Self>, key: u64, next_use: u64) -> Result<Option<Taken>, CacheError> {
         let want = Item { key, bytes: 0, next_use, offer: false };
         self.take(want, (Kind::Find, false), &mut Filler::None)
+    }
+
+    /// The node's counters now; as last heard where the directory does not answer within `limit`.
+    pub fn fresh_stats(&self, limit: Duration) -> CacheStats {
+        let (inner, since) = (&self.inner, Instant::now());
+        let mut table = inner.lock();
+        // An answer to an earlier question may be on its way, and is older.
+        for _ in 0..2 {
+            table.ask_stats();
+            inner.send(&mut table);
+            while table.awaits_stats() && table.failed.is_none() && since.elapsed() < limit {
+                let left = limit.saturating_sub(since.elapsed());
+                table = inner.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        table.directory
     }
 
     /// An entry to which this client has a reference already. Never waits.

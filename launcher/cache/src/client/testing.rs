@@ -91,7 +91,10 @@ fn serve(state: &Mutex<State>, mut from: UnixStream, rank: u32) {
 impl State {
     fn hear(&mut self, rank: u32, message: ToDirectory) -> Vec<(u32, FromDirectory)> {
         match message {
-            ToDirectory::Hello { .. } | ToDirectory::Resized { .. } | ToDirectory::Registers => Vec::new(),
+            ToDirectory::Hello { .. }
+            | ToDirectory::Resized { .. }
+            | ToDirectory::Registers
+            | ToDirectory::Hits { .. } => Vec::new(),
             // Of processes whose entries show their length when they are decoded: the real directory serves those.
             ToDirectory::Open { .. }
             | ToDirectory::Find { .. }

@@ -276,6 +276,7 @@ impl Directory {
             }
             // Who drains, who has answered and who registers is the server's to know.
             ToDirectory::Resized { .. } | ToDirectory::Registers => {}
+            ToDirectory::Hits { count } => self.count(rank, |stats| stats.hits = stats.hits.saturating_add(*count)),
             ToDirectory::Stats { ticket } => {
                 replies.push((rank, FromDirectory::Stats { ticket: *ticket, stats: self.stats() }));
             }

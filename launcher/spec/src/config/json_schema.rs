@@ -26,7 +26,16 @@ pub fn json_schema(schema: &Schema) -> Value {
             }
             Alias::Inert(why) => json!({ "description": format!("No effect: {why}.") }),
         };
-        place(&mut root, name, with(old, "deprecationMessage", "an old or foreign name"));
+        if schema.is_section(name) {
+            // A section that another program writes as one value: `data: coco.yaml`.
+            let section = &mut root["properties"][name];
+            if section.is_null() {
+                *section = object();
+            }
+            section["type"] = json!(["object", "null", "string"]);
+        } else {
+            place(&mut root, name, with(old, "deprecationMessage", "an old or foreign name"));
+        }
     }
     let definitions = take_sections(&mut root);
     for (alias, section) in SECTION_ALIASES {
@@ -137,6 +146,7 @@ fn kind_schema(kind: &Kind, range: Range) -> Value {
         Kind::Numbers(count) => {
             json!({ "type": "array", "items": number("number"), "minItems": count, "maxItems": count })
         }
+        Kind::Values => json!({ "type": ["object", "null"] }),
         Kind::List(kind) => json!({ "type": "array", "items": kind_schema(kind, range) }),
         Kind::Record(section) => {
             let keys: Map<String, Value> = section.keys.iter().map(|key| (key.path.into(), key_schema(key))).collect();

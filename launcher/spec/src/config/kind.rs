@@ -35,6 +35,8 @@ pub enum Kind {
     Size,
     /// A metric's name; `val_loss` is read as `val.loss`.
     Metric,
+    /// A section with any keys: numbers, flags, texts, lists, sections.
+    Values,
 }
 
 /// A Rust type that a key can have.
@@ -59,6 +61,7 @@ typed! {
     PathBuf => Kind::Path,
     super::Budget => Kind::Size,
     super::Rates => Kind::Rates,
+    super::Values => Kind::Values,
 }
 
 impl<T: Typed> Typed for Option<T> {
@@ -127,6 +130,7 @@ impl Kind {
             Kind::Record(section) => format!("a section with {}", leaves(section).join(", ")),
             Kind::Size => "a share such as 80% or a size such as 20GiB".into(),
             Kind::Metric => "the name of a metric such as val.loss".into(),
+            Kind::Values => "a section with keys of any name".into(),
         }
     }
 
@@ -151,6 +155,8 @@ impl Kind {
             (Kind::Rates, Body::List(nodes)) => list(nodes, &Kind::Number),
             (Kind::Numbers(count), Body::List(nodes)) if nodes.len() == *count => list(nodes, &Kind::Number),
             (Kind::List(kind), Body::List(nodes)) => list(nodes, kind),
+            (Kind::Values, _) if null => Some(Value::Object(Map::new())),
+            (Kind::Values, Body::Map(_)) => Some(any(node)),
             _ => None,
         }
     }
@@ -163,6 +169,30 @@ fn one_line(text: &str) -> bool {
 
 fn list(nodes: &[Node], kind: &Kind) -> Option<Value> {
     nodes.iter().map(|node| kind.read_plain(node)).collect::<Option<Vec<_>>>().map(Value::Array)
+}
+
+/// The value of a node whose type nothing declares: plain scalars are flags and numbers where they read as such.
+fn any(node: &Node) -> Value {
+    match &node.body {
+        Body::List(nodes) => nodes.iter().map(any).collect(),
+        Body::Map(entries) => {
+            let mut values = Map::new();
+            for entry in entries {
+                // Merged entries come last and give way.
+                if !(entry.merged && values.contains_key(&entry.key)) {
+                    values.insert(entry.key.clone(), any(&entry.value));
+                }
+            }
+            Value::Object(values)
+        }
+        Body::Scalar { .. } if node.is_null() => Value::Null,
+        Body::Scalar { text, plain: true } => {
+            let exact = || text.parse::<i64>().ok().map(Value::from).or_else(|| whole(text).map(Value::from));
+            let value = flag(text).map(Value::Bool).or_else(exact).or_else(|| number(text).map(Value::from));
+            value.unwrap_or_else(|| text.as_str().into())
+        }
+        Body::Scalar { text, .. } => text.as_str().into(),
+    }
 }
 
 /// One of `words`, in any case. A flag or nothing means what it must: `amp: false` is `off`, `scheduler: null` is

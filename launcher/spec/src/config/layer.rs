@@ -100,7 +100,9 @@ impl Reader<'_> {
     /// `written`: the key with its sections, as typed.
     fn entry(&mut self, written: &str, entry: &Entry, merged: bool) {
         let key = canonical(written);
-        if self.schema.is_section(&key) {
+        // `data: coco.yaml`: a name with a value that with keys is a section.
+        let is_value = matches!(&entry.value.body, Body::Scalar { .. }) && !entry.value.is_null();
+        if self.schema.is_section(&key) && !(is_value && self.schema.alias(&key).is_some()) {
             match &entry.value.body {
                 Body::Map(inner) => self.section(&format!("{written}."), inner, merged),
                 _ if entry.value.is_null() => {}

@@ -31,6 +31,7 @@ mod spelling;
 mod stages;
 mod task;
 mod tree;
+mod values;
 mod verdict;
 
 pub use crate::{choices, keys};
@@ -45,6 +46,7 @@ pub use rates::Rates;
 pub use raw::{Folders, RawConfig};
 pub use schema::{PROFILES, Schema};
 pub use sections::*;
-pub use task::{StageKind, StageSpec, TaskSpec};
+pub use task::{Interpreter, StageKind, StageSpec, TaskSpec};
 pub use tree::Mark;
+pub use values::Values;
 pub use verdict::Verdict;

@@ -192,8 +192,11 @@ impl RawConfig {
         if let Some(stage) = stage {
             value["stage"] = stage.into();
         }
-        let config: Config = serde_json::from_value(value.clone()).map_err(|e| fail(e.to_string()))?;
+        let mut config: Config = serde_json::from_value(value.clone()).map_err(|e| fail(e.to_string()))?;
         config.check_sections(self.schema.tasks()).map_err(fail)?;
+        if let Some(task) = task {
+            task.settle(&mut config);
+        }
         let verdict = check::check(&config, &value, &self.schema, task);
         let mut errors: Vec<Problem> = homeless.into_iter().chain(verdict.errors).map(blame).collect();
         errors.extend(self.unknown_stages(&config, task, &of_stages));

@@ -12,7 +12,7 @@ keys! {
     #[serde(default, deny_unknown_fields)]
     pub struct DataConfig in "data." {
         /// Folder of the data set, or one file.
-        dataset_path: PathBuf = "data".into(), range = Filled, aliases = &["data.root"];
+        dataset_path: PathBuf = "data".into(), range = Filled, aliases = &["data.root", "data"];
         /// Make sample data in the task's true format at `dataset_path` when nothing is there.
         sample_if_missing: bool = false;
         /// Distance between the starts of neighbouring samples: rows between windows, frames between clips.
@@ -89,25 +89,27 @@ keys! {
     #[serde(default, deny_unknown_fields)]
     pub struct TrainConfig in "train." {
         /// Device of the ranks; `--device` wins.
-        device: DeviceChoice = DeviceChoice::Auto;
+        device: DeviceChoice = DeviceChoice::Auto, aliases = &["device"];
         /// Samples per rank and accumulation step.
-        batch_size: usize = 64, range = AtLeast(1.0);
+        batch_size: usize = 64, range = AtLeast(1.0), aliases = &["batch"];
         /// Batches whose gradients are added up before an optimizer step.
         gradient_accumulation_steps: usize = 1, range = AtLeast(1.0);
         /// Samples per forward and backward pass. Null: the whole batch.
         microbatch: Option<usize> = None, range = AtLeast(1.0);
+        /// Leave out a last batch of an epoch that is not full.
+        drop_last: bool = true;
         /// Epochs to train.
-        num_epochs: usize = 100, range = AtLeast(1.0), aliases = &["train.epochs"];
+        num_epochs: usize = 100, range = AtLeast(1.0), aliases = &["train.epochs", "epochs"];
         /// Optimizer steps after which training stops. Null: `num_epochs` decides.
         max_steps: Option<u64> = None, range = AtLeast(1.0);
         /// Learning rate after the warm-up.
-        learning_rate: f64 = 5e-4, range = Above(0.0), aliases = &["train.lr", "train.optim.lr"];
+        learning_rate: f64 = 5e-4, range = Above(0.0), aliases = &["train.lr", "train.optim.lr", "lr0"];
         /// Weight decay; decoupled in `adamw`.
-        weight_decay: f64 = 0.01, range = AtLeast(0.0), aliases = &["train.optim.weight_decay"];
+        weight_decay: f64 = 0.01, range = AtLeast(0.0), aliases = &["train.optim.weight_decay", "weight_decay"];
         /// Optimizer.
-        optimizer: OptimizerKind = OptimizerKind::Adamw, aliases = &["train.optim.type"];
+        optimizer: OptimizerKind = OptimizerKind::Adamw, aliases = &["train.optim.type", "optimizer"];
         /// `sgd`: momentum.
-        momentum: f64 = 0.9, range = Share;
+        momentum: f64 = 0.9, range = Share, aliases = &["momentum"];
         /// `sgd`: Nesterov's form of the momentum.
         nesterov: bool = false;
         /// `adam` and `adamw`: decay of the two moments.
@@ -125,11 +127,11 @@ keys! {
         /// Lowest learning rate.
         min_learning_rate: f64 = 0.0, range = AtLeast(0.0);
         /// `linear` and `cosine`: last learning rate as a share of `learning_rate`; `min_learning_rate` where that is higher.
-        lrf: f64 = 0.0, range = Within(0.0, 1.0);
+        lrf: f64 = 0.0, range = Within(0.0, 1.0), aliases = &["lrf"];
         /// How often `linear` and `cosine` change the learning rate.
         schedule_by: ScheduleBy = ScheduleBy::Step;
         /// Warm-up in epochs.
-        warmup_epochs: f64 = 5.0, range = AtLeast(0.0), unit = "epochs";
+        warmup_epochs: f64 = 5.0, range = AtLeast(0.0), unit = "epochs", aliases = &["warmup_epochs"];
         /// Warm-up in optimizer steps; wins over `warmup_epochs`.
         warmup_steps: Option<u64> = None, unit = "steps", aliases = &["train.sched.warmup_steps"];
         /// Course of the warm-up.
@@ -137,7 +139,7 @@ keys! {
         /// `within`: learning rate at the beginning of the warm-up.
         warmup_rate: f64 = 0.0, range = AtLeast(0.0);
         /// `sgd`: momentum at the beginning of the warm-up. Null: `momentum` from the first step on.
-        warmup_momentum: Option<f64> = None, range = Share;
+        warmup_momentum: Option<f64> = None, range = Share, aliases = &["warmup_momentum"];
         /// Accumulate one batch at the beginning of the warm-up, and `gradient_accumulation_steps` at its end.
         warmup_accumulation: bool = false;
         /// The loss; which ones there are depends on the task.
@@ -147,7 +149,7 @@ keys! {
         /// Stop when the monitored metric no longer improves.
         early_stopping: bool = true;
         /// Epochs without improvement before early stopping.
-        patience: usize = 20, unit = "epochs";
+        patience: usize = 20, unit = "epochs", aliases = &["patience"];
         /// Least change of the monitored metric that counts as improvement.
         min_delta: f64 = 1e-4, range = AtLeast(0.0);
         /// Metric watched for the best weights, early stopping and `plateau`, as named in metrics.jsonl.
@@ -168,7 +170,7 @@ keys! {
         /// Safetensors file with initial weights, PyTorch `state_dict` names.
         init_from: Option<PathBuf> = None;
         /// Loader threads per rank. Null or `auto`: as many as the cores allow. 0: the step's own thread.
-        num_workers: Option<usize> = None, unit = "threads", aliases = &["train.workers", "dataloader.train_workers"];
+        num_workers: Option<usize> = None, unit = "threads", aliases = &["train.workers", "dataloader.train_workers", "workers"];
         /// Batch slots per loader thread.
         prefetch_factor: usize = 2, range = AtLeast(1.0), aliases = &["dataloader.train_prefetch_factor"];
         /// Copy to a GPU from pinned memory; no effect on CPU ranks.
@@ -184,9 +186,16 @@ keys! {
         /// Time between asking ranks to stop and SIGKILL.
         stop_grace: f64 = 25.0, range = AtLeast(0.0), unit = "s";
         /// Mixed precision.
-        amp: Amp = Amp::Off;
+        amp: Amp = Amp::Off, aliases = &["amp"];
         /// Record the step as a CUDA graph and replay it. CUDA only.
         cuda_graph: CudaGraph = CudaGraph::Auto;
+        /// Bind each rank and its loader threads to the cores next to its GPU, where the machine has several memory nodes.
+        bind_numa: bool = true, aliases = &["train.numa_affinity"];
+        /// Multiply f32 matrices on the tensor cores of a GPU, with 10 bits of precision in place of 23: several times faster.
+        /// Convolutions do so in any case, as in PyTorch. No effect on CPU ranks.
+        tf32: bool = false, aliases = &["train.allow_tf32"];
+        /// Let cuDNN try its algorithms on the first batch of each shape and keep the fastest. No effect on CPU ranks.
+        cudnn_benchmark: bool = false, aliases = &["train.benchmark"];
     }
     inert {
         "train.resume_from_checkpoint" => RESUME;
@@ -214,6 +223,8 @@ choices! {
         Adam = "adam",
         Adamw = "adamw",
         Sgd = "sgd",
+        /// The task's choice for its data; `adamw` where it has none.
+        Auto = "auto",
     }
 }
 
@@ -364,6 +375,9 @@ keys! {
         bucket_mb: f64 = 25.0, range = Above(0.0), unit = "MiB";
         /// Element type of gradients between CUDA ranks.
         wire: Wire = Wire::F32;
+        /// Keep each rank's part of the optimizer's state only (ZeRO-1): a rank updates its part of the weights, then all
+        /// ranks share the parts. The results are the same.
+        shard_optimizer: bool = false, aliases = &["ddp.zero1", "train.shard_optimizer"];
         /// Which buffers, such as running statistics, count where ranks have different ones: at the start, in each
         /// evaluation and in each checkpoint.
         buffers: BufferMode = BufferMode::Broadcast;
@@ -396,7 +410,7 @@ keys! {
     #[serde(default, deny_unknown_fields)]
     pub struct LogConfig in "log." {
         /// Folder that holds the run folders.
-        runs_dir: PathBuf = "runs".into(), range = Filled;
+        runs_dir: PathBuf = "runs".into(), range = Filled, aliases = &["project"];
         /// Optimizer steps between lines of metrics.jsonl.
         log_every: u64 = 10, range = AtLeast(1.0), unit = "steps", aliases = &["train.log_every"];
         /// Optimizer steps between memory lines.
@@ -407,17 +421,20 @@ keys! {
         save_every_steps: u64 = 0, unit = "steps";
         /// Save only checkpoints of a new best epoch.
         save_best_only: bool = false;
+        /// Epochs between checkpoints that are kept for good, counted from the first. 0: none.
+        keep_every: u64 = 0, unit = "epochs";
         /// Checkpoints kept besides the best.
         keep_last: usize = 3, range = AtLeast(1.0);
         /// Draw plots at the end.
-        plots: bool = true;
+        plots: bool = true, aliases = &["plots"];
+        /// Write TensorBoard's event files into the run's folder: `tensorboard --logdir runs`.
+        tensorboard: bool = false;
         /// Validation samples that a task with pictures writes after an epoch. 0: none.
         images: usize = 2;
         /// Language of warnings and advice.
         language: Language = Language::En;
     }
     inert {
-        "log.tensorboard" => "plots/*.png and metrics.jsonl take its place";
         "log.save_dir" => ONE_RUN_FOLDER;
         "log.checkpoint_dir" => ONE_RUN_FOLDER;
         "log.log_dir" => ONE_RUN_FOLDER;

@@ -1,7 +1,8 @@
 //! Keys as people spell them.
 
 /// Sections under the names that other trainers give them.
-pub(super) const SECTION_ALIASES: &[(&str, &str)] = &[("training", "train"), ("logging", "log")];
+pub(super) const SECTION_ALIASES: &[(&str, &str)] =
+    &[("training", "train"), ("training_config", "train"), ("logging", "log")];
 
 /// A key as written, in canonical case and section: `TRAINING.BATCH_SIZE` becomes `train.batch_size`. A word counts as
 /// upper-case as a whole or not at all.

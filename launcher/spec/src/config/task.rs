@@ -4,6 +4,7 @@ use super::keys::Section;
 use super::model::Config;
 use super::verdict::Verdict;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// A part of a task's work: stages run one after the other, each in a folder of the run that has its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,17 @@ pub enum StageKind {
     Train,
     /// Runs models over data and writes what they say.
     Pass,
+}
+
+/// The user's interpreter, in which the ranks of a task run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interpreter {
+    /// `None`: the first `python3` or `python` of PATH.
+    pub program: Option<PathBuf>,
+    /// Folders of the user's modules.
+    pub path: Vec<PathBuf>,
+    /// All ranks are forked from one process that has read the user's module.
+    pub forks: bool,
 }
 
 /// Facts on a task that both programs need: its keys, their checks, and its names. The rank's half is
@@ -46,8 +58,14 @@ pub trait TaskSpec: Sync {
     /// Values of `train.loss_type`.
     fn losses(&self) -> &'static [&'static str];
 
+    /// Sets keys of a training that follow from the number of its ranks, `ranks` over all nodes, before it is planned.
+    fn for_ranks(&self, _config: &mut Config, _ranks: usize) {}
+
     /// Changes a run's config into that of its predictions: samples may have other sizes there.
     fn predicts(&self, _config: &mut Config) {}
+
+    /// Sets the general keys that follow from the task's own ones, once all are known.
+    fn settle(&self, _config: &mut Config) {}
 
     /// Checks the task's values beyond the ranges of single keys.
     fn check(&self, config: &Config, verdict: &mut Verdict);
@@ -55,6 +73,11 @@ pub trait TaskSpec: Sync {
     /// Checks that a config without `task` means this task when it holds `key`, a key of this task.
     fn is_meant_by(&self, _key: &str) -> bool {
         true
+    }
+
+    /// The interpreter in which the task's ranks run. `None`: they are the rank program.
+    fn interpreter(&self, _config: &Config) -> Option<Interpreter> {
+        None
     }
 
     /// The name of the task's data set in lines for people.

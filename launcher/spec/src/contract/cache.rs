@@ -80,6 +80,10 @@ pub enum ToDirectory {
     },
     /// This rank registers the mapping with its device: it wants to hear how much of it has pages.
     Registers,
+    /// So many reads were of entries that this rank keeps a reference to: hits that the directory had no part in.
+    Hits {
+        count: u64,
+    },
 }
 
 /// From the directory to a rank.

@@ -31,6 +31,8 @@ codes! {
     DEVICE = 8;
     /// Stopped because another rank failed; never the launcher's own code while the cause is known.
     PEER = 9;
+    /// The user's own code raised an exception: in the model, the data set, a transform or a metric of task `python`.
+    USER = 10;
     /// Stopped on request (signal) after a checkpoint: run again with `--resume auto`. A pass over data (`launch predict`) keeps
     /// what is whole: run the same command again.
     STOPPED = 75;

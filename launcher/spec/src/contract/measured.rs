@@ -40,6 +40,9 @@ pub struct ModelSizes {
     pub library_bytes: u64,
     /// Own memory of the process before its first pass, without the model.
     pub runtime_bytes: u64,
+    /// The part of `runtime_bytes` that the user's interpreter has with his modules, before it is a rank. 0: ranks are a
+    /// program.
+    pub interpreter_bytes: u64,
     /// Memory that the device's driver and libraries take beside tensors.
     pub gpu: Option<GpuSizes>,
     /// Bytes of a real sample over those of the samples that were measured. 1 where real samples were measured.

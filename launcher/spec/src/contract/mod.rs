@@ -26,4 +26,4 @@ pub use weights::Weights;
 pub use words::*;
 
 /// Version of everything in this module; launcher and ranks of different versions refuse each other.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;

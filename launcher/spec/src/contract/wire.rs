@@ -250,6 +250,10 @@ impl Message for ToDirectory {
                 put_len(to, keys.len());
                 keys.iter().for_each(|(key, bytes)| put(to, &[*key, *bytes]));
             }
+            ToDirectory::Hits { count } => {
+                to.push(14);
+                put(to, &[*count]);
+            }
         }
     }
 
@@ -269,6 +273,7 @@ impl Message for ToDirectory {
             11 => ToDirectory::Find { ticket: f.u64()?, items: f.list(25, Fields::item)? },
             12 => ToDirectory::Enlarge { ticket: f.u64()?, key: f.u64()?, bytes: f.u64()? },
             13 => ToDirectory::Length { keys: f.list(16, |f| Ok((f.u64()?, f.u64()?)))? },
+            14 => ToDirectory::Hits { count: f.u64()? },
             kind => return Err(WireError::Kind(kind)),
         };
         f.end(message)
@@ -350,6 +355,7 @@ mod tests {
             prop::collection::vec(any::<(u64, u64)>(), 0..40).prop_map(|keys| ToDirectory::Length { keys }),
             any::<u64>().prop_map(|ticket| ToDirectory::Resized { ticket }),
             Just(ToDirectory::Registers),
+            any::<u64>().prop_map(|count| ToDirectory::Hits { count }),
         ]
     }
 

@@ -101,9 +101,12 @@ words! {
         Launcher = "launcher",
         Libraries = "libraries",
         Runtime = "runtime",
+        Interpreter = "interpreter",
         CudaRuntime = "CUDA runtime",
         ModelState = "model state",
         Activations = "activations",
+        /// Pool of a step that is recorded as a CUDA graph.
+        RecordedStep = "recorded step",
         Heap = "heap",
         StagingSlots = "staging slots",
         ValidationSlots = "validation slots",
@@ -112,6 +115,8 @@ words! {
         Collectives = "collectives",
         CheckpointStaging = "checkpoint staging",
         PageCache = "page cache",
+        /// A user's own program, as its last run was measured.
+        Program = "program",
         /// A line of a plan of another version.
         #[default]
         #[serde(other)]

@@ -23,12 +23,18 @@ pub(super) fn budget(
     draft.notes.extend(model.short.iter().map(|why| format!("model sizes: {why}")));
     let ranks = draft.topology.local_world_size as u64;
     let cuda = draft.topology.device == Device::Cuda;
-    let of_model = ModelLines::new(config, model, draft.batch.global_batch == 0);
+    let of_model = ModelLines::new(config, model, draft.topology.world_size, draft.batch.global_batch == 0);
     let mut lines = vec![reserve(machine, total_bytes)];
+    let forks = crate::task::find(&config.task).and_then(|task| task.interpreter(config)).is_some_and(|how| how.forks);
     lines.extend(runtime(draft, model, cuda, ranks)?);
+    if model.interpreter_bytes > 0 && !cuda {
+        share_interpreter(&mut lines, model, forks, ranks)?;
+    }
     let state = of_model.state(ranks)?;
     let gpu = if cuda {
-        Some(gpu_plan(machine, model, &[state, of_model.device_activations(draft, ranks)?], ranks))
+        let mut of_rank = vec![state, of_model.device_activations(draft, ranks)?];
+        of_rank.extend(of_model.recorded_step(config, draft, ranks)?);
+        Some(gpu_plan(machine, model, &of_rank, ranks))
     } else {
         lines.push(state);
         lines.extend(of_model.activations(draft, ranks)?);
@@ -42,10 +48,10 @@ pub(super) fn budget(
     }
     lines.push(of_model.checkpoint()?);
     let used = sum(&lines.iter().map(|line| line.bytes).collect::<Vec<_>>())?;
-    let room = total_bytes.saturating_sub(used).saturating_sub(launcher(ranks, 0).bytes);
+    let room = total_bytes.saturating_sub(used).saturating_sub(launcher_line(ranks, 0).bytes);
     let cache = PageCache::new(config, data);
     let line = cache.line(room);
-    lines.insert(1, launcher(ranks, cache.entries(line.bytes)));
+    lines.insert(1, launcher_line(ranks, cache.entries(line.bytes)));
     let (page_cache_bytes, cache_policy) = (line.bytes, cache.policy(line.bytes));
     lines.push(line);
     draft.notes.extend(cache.too_small(draft, page_cache_bytes));
@@ -95,7 +101,7 @@ fn check_cache_size(config: &Config, machine: &Machine) -> Result<(), PlanError>
 
 /// Bytes that others use beyond what the budget leaves to them, and a margin. Others count against physical memory and
 /// against the cgroup's limit; the worse of the two binds.
-fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
+pub(super) fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
     // Bytes available now, compared with the budget's complement.
     let beyond = |basis: u64, room: u64| total_bytes.saturating_sub(room.min(basis));
     let physical = match machine.memory_total_bytes {
@@ -116,7 +122,7 @@ fn reserve(machine: &Machine, total_bytes: u64) -> BudgetLine {
 }
 
 /// The launcher with its directory of the page cache's entries.
-fn launcher(ranks: u64, entries: u64) -> BudgetLine {
+pub(super) fn launcher_line(ranks: u64, entries: u64) -> BudgetLine {
     let own = LAUNCHER_BYTES.saturating_add(ranks.saturating_mul(LAUNCHER_PER_RANK_BYTES));
     let mut formula = "launch itself".to_owned();
     if entries > 0 {
@@ -145,6 +151,32 @@ fn runtime(draft: &Plan, model: &ModelSizes, cuda: bool, ranks: u64) -> Result<V
     let bytes = sum(&[RUNTIME_CPU_BYTES.max(model.runtime_bytes), product(&[threads, THREAD_BYTES])?])?;
     let formula = format!("libtorch's tables and heap, {}", count(threads as usize, "thread"));
     Ok(vec![once(LineId::Libraries, libraries, files).bounded(), per_rank(LineId::Runtime, bytes, ranks, formula)?])
+}
+
+/// Splits what the user's interpreter takes from the runtime of each rank. Forked ranks share it until they write to it.
+fn share_interpreter(
+    lines: &mut Vec<BudgetLine>,
+    model: &ModelSizes,
+    forks: bool,
+    ranks: u64,
+) -> Result<(), PlanError> {
+    let whole = model.interpreter_bytes.min(model.runtime_bytes);
+    let Some(runtime) = lines.iter_mut().find(|line| line.name == LineId::Runtime) else { return Ok(()) };
+    let each = runtime.per_rank_bytes.unwrap_or(runtime.bytes).saturating_sub(whole);
+    if forks {
+        let copied = whole / FORK_COPIES;
+        let formula = format!("{}, and {} of the interpreter's pages written to", runtime.formula, bytes_text(copied));
+        *runtime = per_rank(LineId::Runtime, sum(&[each, copied])?, ranks, formula)?;
+        lines.push(once(
+            LineId::Interpreter,
+            whole,
+            "Python, PyTorch and the user's modules, shared by all ranks".into(),
+        ));
+    } else {
+        *runtime = per_rank(LineId::Runtime, each, ranks, runtime.formula.clone())?;
+        lines.push(per_rank(LineId::Interpreter, whole, ranks, "Python, PyTorch and the user's modules".into())?);
+    }
+    Ok(())
 }
 
 /// One device's lines: its rank's share of the model, and what CUDA itself takes.

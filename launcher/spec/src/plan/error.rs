@@ -31,6 +31,12 @@ pub enum PlanError {
     /// `memory.budget` cannot be had.
     #[error("memory.budget: {0}")]
     Budget(String),
+    /// A user's own program and its page cache exceed the budget.
+    #[error(
+        "the memory plan of the program does not fit: it needs {} of a budget of {}; {advice}",
+        bytes_text(*.need_bytes), bytes_text(*.total_bytes)
+    )]
+    Program { need_bytes: u64, total_bytes: u64, advice: String },
     /// A key or flag with which no plan can be made.
     #[error("{0}")]
     Invalid(String),

@@ -10,6 +10,7 @@ mod error;
 mod model;
 mod page_cache;
 mod passes;
+mod program;
 mod shapes;
 mod sizes;
 mod smaller;
@@ -21,6 +22,7 @@ mod topology;
 
 pub use constants::{CUDA_TRAINS, DIRECTORY_ENTRY_BYTES};
 pub use error::PlanError;
+pub use program::{ProgramSizes, program_plan};
 pub use shapes::Shape;
 pub use smaller::{Smaller, smaller};
 pub use suggest::{Change, Suggestion};

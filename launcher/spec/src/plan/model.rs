@@ -5,7 +5,7 @@ use super::passes::{Taken, slot_bytes};
 use super::sizes::{OVERFLOW, once, per_rank, product, sum, times};
 use super::table::{bytes_text, count, grouped};
 use super::{BudgetLine, Plan, PlanError};
-use crate::config::{Config, EmaBuffers, OptimizerKind};
+use crate::config::{Config, CudaGraph, EmaBuffers, OptimizerKind};
 use crate::contract::{LineId, ModelSizes, Passes};
 
 /// Memory of a model, and the config's additions to each of its parameters.
@@ -15,6 +15,8 @@ pub(super) struct ModelLines<'a> {
     moments: u64,
     /// Averages of the weights.
     ema: u64,
+    /// Ranks that divide the moments among themselves.
+    shards: u64,
     /// Nothing is trained.
     infers: bool,
     /// Those that average the buffers too.
@@ -22,14 +24,15 @@ pub(super) struct ModelLines<'a> {
 }
 
 impl<'a> ModelLines<'a> {
-    pub fn new(config: &Config, model: &'a ModelSizes, infers: bool) -> Self {
+    pub fn new(config: &Config, model: &'a ModelSizes, world_size: usize, infers: bool) -> Self {
         let moments = match config.train.optimizer {
-            OptimizerKind::Adam | OptimizerKind::Adamw => 2,
+            OptimizerKind::Adam | OptimizerKind::Adamw | OptimizerKind::Auto => 2,
             OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
         };
         let ema = config.train.ema_decay.0.len() as u64;
         let averaged_buffers = if config.train.ema_buffers == EmaBuffers::Average { ema } else { 0 };
-        Self { model, moments, ema, averaged_buffers, infers }
+        let shards = if config.ddp.shard_optimizer { (world_size as u64).max(1) } else { 1 };
+        Self { model, moments, ema, shards, averaged_buffers, infers }
     }
 
     /// Weights, gradients, moments and moving averages, all f32; buffers, as they are and as they were before the step.
@@ -39,19 +42,29 @@ impl<'a> ModelLines<'a> {
             let formula = format!("{} parameters × 4 B", grouped(self.model.parameters));
             return per_rank(LineId::ModelState, bytes, ranks, formula);
         }
-        let copies = 2 + self.moments + self.ema;
+        let (copies, divided) = match self.shards {
+            1 => (2 + self.moments + self.ema, 0),
+            _ => (2 + self.ema, self.moments),
+        };
         let buffers = product(&[self.model.buffer_bytes, 2 + 2 * self.averaged_buffers])?;
-        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, buffers])?;
+        let moments = product(&[self.model.parameters, F32_BYTES, divided])?.div_ceil(self.shards);
+        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, moments, buffers])?;
         let ema = match self.ema {
             0 => String::new(),
             1 => " + EMA".into(),
             several => format!(" + {several} EMA"),
         };
-        let mut formula = format!(
-            "{} parameters × 4 B × {copies} (weights + gradients + {} moments{ema})",
-            grouped(self.model.parameters),
-            self.moments
-        );
+        let parameters = grouped(self.model.parameters);
+        let mut formula = match self.shards {
+            1 => format!(
+                "{parameters} parameters × 4 B × {copies} (weights + gradients + {} moments{ema})",
+                self.moments
+            ),
+            shards => format!(
+                "{parameters} parameters × 4 B × ({copies} (weights + gradients{ema}) + {} moments / {shards} ranks)",
+                self.moments
+            ),
+        };
         if buffers > 0 {
             formula += &format!(" + {} of buffers", bytes_text(buffers));
         }
@@ -119,6 +132,24 @@ impl<'a> ModelLines<'a> {
         per_rank(LineId::Activations, times(held.tensors, DEVICE_FACTOR)?, ranks, formula)
     }
 
+    /// The pool of a recorded step, which keeps its activations for good beside those of steps that are not replayed:
+    /// evaluation, and batches of another size.
+    pub fn recorded_step(&self, config: &Config, draft: &Plan, ranks: u64) -> Result<Option<BudgetLine>, PlanError> {
+        if self.infers || config.train.cuda_graph == CudaGraph::Off || draft.batch.micro_steps != 1 {
+            return Ok(None);
+        }
+        let [training, validation] = self.passes(draft)?;
+        // The larger of the two is counted as the activations already.
+        let bytes = if self.model.gpu.is_some() {
+            training.total.min(validation.total)
+        } else {
+            times(training.tensors.min(validation.tensors), DEVICE_FACTOR)?
+        };
+        let formula =
+            "activations of the recorded step beside those of evaluation (train.cuda_graph); a bound".to_owned();
+        Ok(Some(per_rank(LineId::RecordedStep, bytes, ranks, formula)?.bounded()))
+    }
+
     /// Slots of the training and the validation loader; the latter keeps none ahead but one per thread.
     pub fn staging(&self, config: &Config, draft: &Plan, ranks: u64) -> Result<Vec<BudgetLine>, PlanError> {
         let (batch, loader) = (&draft.batch, &draft.loader);
@@ -153,8 +184,14 @@ impl<'a> ModelLines<'a> {
         // Names and places of all tensors: a few KiB, and more where there are many small ones.
         let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
         let more = if buffers > 0 { format!(" + {} of buffers", bytes_text(buffers)) } else { String::new() };
-        let formula =
+        let mut formula =
             format!("rank 0: {} parameters × 4 B × {copies}{more}, and their names", grouped(self.model.parameters));
-        Ok(once(LineId::CheckpointStaging, sum(&[bytes, names])?, formula))
+        // Ranks that divide the moments bring them together on each.
+        let together =
+            if self.shards > 1 { product(&[self.model.parameters, F32_BYTES, self.moments, self.shards])? } else { 0 };
+        if together > 0 {
+            formula += &format!("; all ranks: {} of moments, brought together", bytes_text(together));
+        }
+        Ok(once(LineId::CheckpointStaging, sum(&[bytes, names, together])?, formula))
     }
 }

@@ -22,6 +22,8 @@ tasks! {
     emg: Emg,
     deblur: Deblur,
     cell: Cell,
+    yolo: Yolo,
+    python: Python,
 }
 
 /// [`TASKS`] and those of the program.

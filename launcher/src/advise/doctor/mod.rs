@@ -9,7 +9,7 @@ use super::log::Run;
 use spec::config::Language;
 
 /// One finding. All three are sentences for the user; a cause may have several lines.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
     /// `unfinished`, `failed`, `killed`, `oom`, `stopped`, `pressure`, `data_wait`, `hit_rate`, `slower`, `leak`, `skipped`.
     pub kind: &'static str,

@@ -1,14 +1,15 @@
 //! Input of the loop: signals, notes of the page cache, messages of the ranks; and the outcome.
 
 use super::Job;
-use crate::machine::ProcessLimits;
+use crate::machine::{ProcessLimits, inner_ranks};
+use crate::supervise::child::Child;
 use crate::supervise::verdict::{End, STOPS, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
 use cache::CacheHost;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 use spec::contract::{self, Event, FrameError, FromRank, RecordGap, exit};
 use std::io;
 use std::time::Duration;
@@ -67,6 +68,25 @@ impl Job<'_> {
 
     pub(super) fn forward(&mut self, signal: Signal) {
         self.forward_for(signal, "");
+    }
+
+    /// Asks ranks for a checkpoint and their end. Of a program that has started ranks itself (torchrun, say) these are asked: it
+    /// would end by the signal, and they with it.
+    pub(super) fn ask_for_checkpoint(&mut self) {
+        let running = |child: &&Child| !child.ended && self.spec.watch.foreign;
+        let inner =
+            self.children.iter().filter(running).flat_map(|child| inner_ranks(child.pid.as_raw_nonzero().get()));
+        let inner: Vec<Pid> = inner.filter_map(|(_, pid)| Pid::from_raw(pid)).collect();
+        if inner.is_empty() {
+            return self.forward(Signal::USR1);
+        }
+        let grace = self.spec.grace.as_secs_f64();
+        self.watcher.note(&format!("SIGUSR1: asking every rank inside to stop, at most {grace} s"));
+        self.verdict.forwarded(Signal::USR1.as_raw());
+        inner.into_iter().for_each(|pid| {
+            let _ = kill_process(pid, Signal::USR1);
+        });
+        self.start_grace();
     }
 
     fn forward_for(&mut self, signal: Signal, whom: &str) {

@@ -10,20 +10,23 @@ use super::cgroup::Cgroup;
 use super::child::{Child, Shared, has_ended};
 use super::limits::MemoryGroup;
 use super::orders::{Order, OrderQueue};
+use super::record::ErrorFiles;
+use super::reports::{Hearing, Reports};
 use super::unix::{Guard, Signals};
 use super::verdict::{Said, Verdict};
+use super::zygote::Zygote;
 use super::{Outcome, Spec, Stream, Watcher};
 use crate::machine::awake::{Deadline, SLICE};
 use crate::machine::{MemoryMeter, Probe, memfd_room};
 use crate::watch::{Findings, Told, Watch};
 use cache::refused::{EPOLL_CREATE, Once, PIDFD_OPEN, PRCTL};
-use cache::{CacheHost, HostPlan};
+use cache::{CacheHost, Door, HostPlan};
 use cache::{SharedMemory, shared_memory};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::Signal;
-use spec::contract::{Progress, RecordGap, Summary, ToRank};
+use spec::contract::{Progress, RecordGap, Summary, ToRank, env};
 use std::io;
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
@@ -96,14 +99,18 @@ fn run_with(
             return Err(e);
         }
     };
+    let reports = variable(spec, env::REPORTS).map(Reports::open).transpose()?;
+    let _door = open_door(spec, cache.as_ref())?;
     // Each end goes to its rank alone, so that it closes when the rank dies.
     let mut sockets: Vec<Option<OwnedFd>> =
         spec.ranks.iter().map(|rank| cache.as_mut().and_then(|host| host.take_socket(rank.rank))).collect();
     let memfd = cache.as_ref().map(|host| &host.memfd);
-    let shared = Shared { spec, cgroups: &cgroups, comm: comm.as_ref(), cache: memfd };
+    let errors = if spec.control { None } else { ErrorFiles::make() };
+    let shared = Shared { spec, cgroups: &cgroups, comm: comm.as_ref(), cache: memfd, errors: errors.as_ref() };
     let mut children = Vec::with_capacity(spec.ranks.len());
+    let mut zygote = zygote(spec, watcher, &guard, signals);
     for (rank, socket) in spec.ranks.iter().zip(&mut sockets) {
-        match Child::start(&shared, rank, socket.take()) {
+        match Child::start(&shared, rank, socket.take(), &mut zygote) {
             Ok(child) => {
                 guard.watch(child.pid);
                 children.push(child);
@@ -116,24 +123,33 @@ fn run_with(
             }
         }
     }
+    if let Some(zygote) = zygote {
+        zygote.end(&guard);
+    }
     missing_calls(&children, watcher);
     let pids: Vec<(u32, i32)> = children.iter().map(|child| (child.rank, child.pid.as_raw_nonzero().get())).collect();
     let meter = MemoryMeter::new(&Probe::default(), memory_group.as_ref().map(|group| group.dir.as_path()));
     let orders = OrderQueue::new(watcher, cache.as_ref())?;
     let (tell, told) = mpsc::channel();
+    let heard = tell.clone();
     let mut job = Job::new(spec, signals, &guard, &orders, tell, children)?;
     let findings = std::thread::scope(|scope| -> io::Result<Findings> {
         let orders = &orders;
         let watch = move || Watch::new(&spec.watch, &pids, meter, orders).run(&told);
         let watch =
             std::thread::Builder::new().name("memory".into()).stack_size(512 << 10).spawn_scoped(scope, watch)?;
+        let hearing = reports.as_ref().map(|reports| reports.hear(scope, watcher, orders.cache, heard)).transpose()?;
         let end = job.watch();
+        job.progress = hearing.and_then(Hearing::end).or(job.progress.take());
         job.hush();
         let findings = watch.join().unwrap_or_default();
         end.map(|()| findings)
     })?;
     job.children.iter_mut().for_each(|child| child.finish(watcher));
     let mut outcome = job.outcome(started.elapsed(), findings);
+    if let (Some(errors), Some(failure)) = (&errors, &mut outcome.first_failure) {
+        failure.explanation.extend(errors.read(failure.rank));
+    }
     // After the last look at the groups' counters.
     end_cgroups(&cgroups);
     drop(job);
@@ -144,6 +160,15 @@ fn run_with(
         outcome.cache = Some(host.stats());
     }
     Ok(outcome)
+}
+
+/// The process that forks the ranks, where the job wants one and it is ready.
+fn zygote(spec: &Spec, watcher: &dyn Watcher, guard: &Guard, signals: &Signals) -> Option<Zygote> {
+    if !spec.forks {
+        return None;
+    }
+    let started = Zygote::start(spec, guard, signals).unwrap_or_else(|error| Err(error.to_string()));
+    started.inspect_err(|why| watcher.note(&format!("ranks are started one by one, not forked: {why}"))).ok()
 }
 
 /// Memory in which the ranks meet.
@@ -178,9 +203,22 @@ fn reap_strangers() {
 
 fn start_cache(spec: &Spec) -> io::Result<Option<CacheHost>> {
     let Some(cache) = spec.cache else { return Ok(None) };
-    let ranks = spec.ranks.iter().map(|rank| rank.rank).collect();
+    // Those who come in by the door have numbers of their own; a rank that never speaks would hold up a shrinking cache.
+    let by_door = variable(spec, env::CACHE_DOOR).is_some();
+    let ranks = spec.ranks.iter().filter(|_| !by_door).map(|rank| rank.rank).collect();
     let plan = HostPlan { capacity_bytes: cache.capacity_bytes, policy: cache.policy, ranks };
     CacheHost::start(&plan, memfd_room).map(Some).map_err(io::Error::other)
+}
+
+/// The value of a variable that all ranks get.
+fn variable<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
+    spec.env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+}
+
+/// The way into the page cache for processes that inherit no socket.
+fn open_door(spec: &Spec, cache: Option<&CacheHost>) -> io::Result<Option<Door>> {
+    let Some((name, host)) = variable(spec, env::CACHE_DOOR).zip(cache) else { return Ok(None) };
+    Door::open(name, host.joiner()?).map(Some)
 }
 
 /// The ranks' own memory cgroup; where it may not be made, that is said.
@@ -324,7 +362,7 @@ impl<'a> Job<'a> {
                         child.tell(&message);
                     });
                 }
-                Order::Stop if self.children.iter().any(|child| !child.ended) => self.forward(Signal::USR1),
+                Order::Stop if self.children.iter().any(|child| !child.ended) => self.ask_for_checkpoint(),
                 Order::Stop => {}
             }
         }

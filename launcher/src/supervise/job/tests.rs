@@ -27,6 +27,7 @@ fn the_death_of_the_directory_alone_fails_the_job_with_its_cause() {
     let spec = Spec {
         program: "python3".into(),
         args: vec!["-c".into(), "import time; time.sleep(300)".into()],
+        forks: false,
         env: Vec::new(),
         ranks: vec![rank(0), rank(1)],
         log_dir: None,

@@ -108,10 +108,11 @@ impl<'a> Watch<'a> {
         let (records, error) = Records::open(spec.run_dir.as_deref());
         error.iter().for_each(|error| hands.say(error));
         let planned = &spec.planned;
+        let sampler = Sampler::new(meter.clone(), gpu, &pids);
         Self {
             spec,
             hands,
-            sampler: Sampler::new(meter.clone(), gpu, &pids),
+            sampler: if spec.foreign { sampler.with_families() } else { sampler },
             ladder: Ladder::new(planned.threads, planned.micro_batch, spec.recover_s),
             gauges: BTreeMap::new(),
             said: BTreeMap::new(),
@@ -126,6 +127,7 @@ impl<'a> Watch<'a> {
                 ranks: ranks.iter().map(|(rank, _)| *rank).collect(),
                 planned: planned.clone(),
                 language: spec.language,
+                foreign: spec.foreign,
                 seen: vec![Seen::default(); pids.len()],
                 meter: Some(meter),
                 ..Findings::default()
@@ -453,7 +455,7 @@ impl<'a> Watch<'a> {
         self.orders += 1;
         self.hands.relieve(self.orders, &Relief::Stop { reason: reason.clone() });
         self.tell(event, now);
-        self.stop_at = Some(now + STOP_S);
+        self.stop_at = Some(if self.spec.foreign { now } else { now + STOP_S });
         self.findings.stopped_for = Some(reason);
     }
 
@@ -470,6 +472,8 @@ impl<'a> Watch<'a> {
     fn act(&mut self, act: Act, ranks_bytes: u64, cache: &CacheNow, now: f64) {
         self.orders += 1;
         let (asked, before_bytes) = match act {
+            // A user's own program hears no orders: its package sees that the page cache shrinks.
+            Act::Ranks(_) if self.spec.foreign => return,
             Act::Ranks(action) => {
                 self.hands.relieve(self.orders, &action);
                 (Asked::Ranks { order: self.orders, action }, ranks_bytes)

@@ -210,6 +210,12 @@ impl CellReader {
 fn take_cell(source: &Source, cell: u64, range: Range<usize>, out: &mut Cells) -> Result<(), DataError> {
     let Cells { ids, values, starts, raw_ids, raw_values, order, .. } = out;
     let (raw_ids, raw_values) = (&raw_ids[range.clone()], &raw_values[range]);
+    if is_plain(source, raw_ids, raw_values) {
+        ids.extend(raw_ids.iter().map(|id| *id as u32));
+        values.extend_from_slice(raw_values);
+        starts.push(ids.len());
+        return Ok(());
+    }
     let mut last = -1;
     let mut rises = true;
     for (id, value) in raw_ids.iter().zip(raw_values) {
@@ -252,6 +258,20 @@ fn take_cell(source: &Source, cell: u64, range: Range<usize>, out: &mut Cells) -
     }
     starts.push(ids.len());
     Ok(())
+}
+
+/// A cell that can be taken as it is: its genes rise and are there, its values are numbers and not 0.
+fn is_plain(source: &Source, ids: &[i64], values: &[f64]) -> bool {
+    let [first, last] = [ids.first(), ids.last()].map(|id| id.copied().unwrap_or(0));
+    if first < 0 || last as u64 >= source.genes.max(1) {
+        return false;
+    }
+    // Signs instead of comparisons, which processors take from several numbers at once: of a number, and of what it exceeds
+    // the one before by, less 1.
+    let signs =
+        ids.iter().zip(ids.iter().skip(1)).fold(0, |signs, (a, b)| signs | b | b.wrapping_sub(*a).wrapping_sub(1));
+    let odd = values.iter().fold(0u64, |odd, value| odd | u64::from(!value.is_finite() | (*value == 0.0)));
+    signs >= 0 && odd == 0
 }
 
 fn finite(source: &Source, cell: u64, gene: u64, value: f64) -> Result<(), DataError> {

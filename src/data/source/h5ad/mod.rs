@@ -2,16 +2,18 @@
 //!
 //! ```text
 //! path ─► open (libhdf5, metadata only) ─► H5ad: matrix, genes, labels ─► CellReader ─► cells as sorted genes and values
-//!                                           └ genes × cells (CSC): transpose, once, into a file beside the index
+//!                                           ├ genes × cells (CSC): transpose, once, into a file beside the index
+//!                                           └ compressed, and read at random: repack, likewise
 //! ```
 //!
 //! Opening reads no values: the pointers of sparse rows, names of genes, and the labels alone.
 
 pub mod cells;
 mod frame;
+pub mod kept;
 mod matrix;
 mod open;
-
+pub mod repack;
 mod tenx;
 mod text;
 pub mod transpose;
@@ -23,4 +25,4 @@ mod tests;
 pub use cells::{CellReader, Cells, Source};
 pub use frame::{Labels, MISSING};
 pub use matrix::{Form, Matrix, Starts};
-pub use open::{H5ad, Wanted, genes_of, open};
+pub use open::{H5ad, Wanted, cell_names, genes_of, obsm, open};

@@ -126,6 +126,28 @@ fn check_sizes(matrix: &Matrix, genes: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// Names of the cells of the file at `path`: its index of `obs`, or the barcodes of a 10x file.
+///
+/// # Errors
+/// It cannot be read.
+pub fn cell_names(path: &Path) -> Result<Vec<String>, DataError> {
+    let file = checked(path)?;
+    let names = match tenx::group(&file).filter(|_| !file.link_exists("obs")) {
+        Some(group) => tenx::barcodes(&group),
+        None => Frame::open(&file, "obs").and_then(|obs| obs.index(obs.len().ok_or("obs has no index")?)),
+    };
+    names.map_err(|problem| file_error(path, problem))
+}
+
+/// Numbers `[cells, width]` that the file at `path` keeps of its cells under `obsm/NAME`.
+///
+/// # Errors
+/// It cannot be read, or has none of this name.
+pub fn obsm(path: &Path, name: &str) -> Result<ndarray::Array2<f32>, DataError> {
+    let read = |file: File| file.dataset(&format!("obsm/{name}"))?.read_2d::<f32>();
+    read(checked(path)?).map_err(|error| file_error(path, format!("obsm/{name}: {error}")))
+}
+
 /// The genes of a reference: of an `.h5ad`, or of text with one name a line.
 ///
 /// # Errors

@@ -38,3 +38,12 @@ pub fn open(path: &Path, (name, group): (String, Group)) -> Result<(Matrix, Vec<
     let matrix = of_arrays(&group, path, (&name, Form::Csr), (cells, genes))?;
     Ok((matrix, names))
 }
+
+/// Barcodes of the cells.
+///
+/// # Errors
+/// They are not texts.
+pub fn barcodes((name, group): &(String, Group)) -> Result<Vec<String>, String> {
+    let barcodes = group.dataset("barcodes").map_err(|_| format!("{name} has no barcodes"))?;
+    Ok(texts(&barcodes, None)?.into_iter().map(Option::unwrap_or_default).collect())
+}

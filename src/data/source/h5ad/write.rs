@@ -49,6 +49,29 @@ pub struct Writer {
     ids: Vec<i32>,
     written: usize,
     pointers: Vec<i64>,
+    embedding: Option<Embedding>,
+}
+
+/// Numbers of each cell in `obsm`.
+struct Embedding {
+    data: Dataset,
+    width: usize,
+    /// Not yet written.
+    values: Vec<f32>,
+    written: usize,
+}
+
+impl Embedding {
+    fn flush(&mut self) -> ::hdf5::Result<()> {
+        let rows = self.values.len() / self.width.max(1);
+        let (from, to) = (self.written, self.written + rows);
+        self.data.resize((to, self.width))?;
+        let block = ndarray::ArrayView2::from_shape((rows, self.width), &self.values);
+        self.data.write_slice(block.map_err(|error| ::hdf5::Error::from(error.to_string()))?, (from..to, ..))?;
+        self.values.clear();
+        self.written = to;
+        Ok(())
+    }
 }
 
 impl Writer {
@@ -62,14 +85,14 @@ impl Writer {
             return Err(file_error(path, "cannot be written by genes, cell by cell"));
         }
         let make = || -> ::hdf5::Result<Self> {
-            let file = File::create(path)?;
+            let file = File::with_options().with_fcpl(|plist| plist.obj_track_times(false)).create(path)?;
             encode(&file, "anndata", "0.1.0")?;
             for name in ["layers", "obsm", "varm", "obsp", "varp", "uns"] {
-                let group = file.create_group(name)?;
+                let group = group(&file, name)?;
                 encode(&group, "dict", "0.1.0")?;
             }
             let names: Vec<&str> = genes.iter().map(String::as_str).collect();
-            frame(&file.create_group("var")?, &names, &[])?;
+            frame(&group(&file, "var")?, &names, &[])?;
             let (data, indices) = match storage.form {
                 Form::Dense => {
                     let rows = (CHUNK_VALUES / genes.len().max(1)).max(1);
@@ -83,7 +106,7 @@ impl Writer {
                     (data, None)
                 }
                 _ => {
-                    let group = file.create_group("X")?;
+                    let group = group(&file, "X")?;
                     encode(&group, "csr_matrix", "0.1.0")?;
                     let data = growing::<f32>(&group, "data", storage.gzip)?;
                     (data, Some(growing::<i32>(&group, "indices", storage.gzip)?))
@@ -100,6 +123,7 @@ impl Writer {
                 ids: Vec::new(),
                 written: 0,
                 pointers: vec![0],
+                embedding: None,
             })
         };
         make().map_err(fail)
@@ -152,6 +176,39 @@ impl Writer {
         Ok(())
     }
 
+    /// Gives cells `width` numbers each in `obsm`, under `name`: [`Writer::embed`] then follows each cell.
+    ///
+    /// # Errors
+    /// No room.
+    pub fn embedding(&mut self, name: &str, width: usize) -> Result<(), DataError> {
+        let make = || -> ::hdf5::Result<Dataset> {
+            let rows = (CHUNK_VALUES / width.max(1)).max(1);
+            let builder = self.file.group("obsm")?.new_dataset::<f32>().chunk((rows, width.max(1)));
+            let shape = (Extent::resizable(0), Extent::fixed(width));
+            let data = builder.shape(shape).obj_track_times(false).create(name)?;
+            encode(&data, "array", "0.2.0")?;
+            Ok(data)
+        };
+        let data = make().map_err(|error| file_error(&self.path, format!("cannot be written: {error}")))?;
+        self.embedding = Some(Embedding { data, width, values: Vec::new(), written: 0 });
+        Ok(())
+    }
+
+    /// Numbers of the next cell, or cells.
+    ///
+    /// # Errors
+    /// No room, or none were announced.
+    pub fn embed(&mut self, values: &[f32]) -> Result<(), DataError> {
+        let Some(embedding) = self.embedding.as_mut().filter(|of| values.len().is_multiple_of(of.width.max(1))) else {
+            return Err(file_error(&self.path, format!("{} numbers of cells that have others", values.len())));
+        };
+        embedding.values.extend_from_slice(values);
+        if embedding.values.len() < BUFFERED {
+            return Ok(());
+        }
+        embedding.flush().map_err(|error| file_error(&self.path, format!("cannot be written: {error}")))
+    }
+
     /// Cells so far.
     pub fn cells(&self) -> usize {
         self.pointers.len() - 1
@@ -189,6 +246,13 @@ impl Writer {
     pub fn finish(mut self, names: Option<&[String]>, columns: &[Column]) -> Result<(), DataError> {
         self.flush()?;
         let cells = self.cells();
+        if let Some(embedding) = &mut self.embedding {
+            embedding.flush().map_err(|error| file_error(&self.path, format!("cannot be written: {error}")))?;
+            if embedding.written != cells {
+                let problem = format!("obsm has {} cells, there are {cells}", embedding.written);
+                return Err(file_error(&self.path, problem));
+            }
+        }
         let fits = names.is_none_or(|names| names.len() == cells) && columns.iter().all(|c| c.codes.len() == cells);
         if !fits {
             return Err(file_error(&self.path, format!("names or columns of another length than {cells} cells")));
@@ -197,7 +261,7 @@ impl Writer {
             if names.is_none() { (0..cells).map(|n| n.to_string()).collect() } else { Vec::new() };
         let names: Vec<&str> = names.unwrap_or(&numbers).iter().map(String::as_str).collect();
         let write = || -> ::hdf5::Result<()> {
-            frame(&self.file.create_group("obs")?, &names, columns)?;
+            frame(&group(&self.file, "obs")?, &names, columns)?;
             if self.form != Form::Dense {
                 let group = self.file.group("X")?;
                 let shape = [cells as i64, self.genes as i64];
@@ -217,6 +281,11 @@ impl Writer {
     }
 }
 
+/// A group without times: equal content is equal bytes, whenever it is written.
+fn group(parent: &Group, name: &str) -> ::hdf5::Result<Group> {
+    parent.create_group_builder().with_create_plist(|plist| plist.obj_track_times(false)).create(name)
+}
+
 fn growing<T: H5Type>(group: &Group, name: &str, gzip: Option<u8>) -> ::hdf5::Result<Dataset> {
     let builder = group.new_dataset::<T>().chunk(CHUNK_VALUES);
     let shape = Extent::resizable(0);
@@ -234,7 +303,7 @@ fn frame(group: &Group, names: &[&str], columns: &[Column]) -> ::hdf5::Result<()
     group.new_attr::<VarLenUnicode>().shape(order.len()).create("column-order")?.write_raw(&order)?;
     strings(group, "_index", names)?;
     for column in columns {
-        let inner = group.create_group(&column.name)?;
+        let inner = self::group(group, &column.name)?;
         encode(&inner, "categorical", "0.2.0")?;
         inner.new_attr::<bool>().create("ordered")?.write_scalar(&false)?;
         let categories: Vec<&str> = column.categories.iter().map(String::as_str).collect();

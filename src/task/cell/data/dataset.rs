@@ -6,19 +6,64 @@ use crate::data::entries::CachedEntries;
 use crate::data::loader::Order;
 use crate::data::{BatchAhead, DataError, Dataset, Dtype, FieldSpec, Pages, ReadRequest, Scratch, Wake};
 use cache::client::Reading;
-use std::sync::{Arc, Weak};
+use spec::config::{DataConfig, ShuffleMode};
+use spec::contract::CacheMode;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Cells: `ids` `[N]` and `values` `[N]`, which are ragged, and `label` i64 `[]`, -1 where there is none. Genes are columns of
 /// the model's input; bits of u16 in i16, or i32. Values are counts as bits of u16 in i16, or f32.
 pub struct CellDataset {
     store: Arc<Store>,
-    cached: Option<Arc<CachedEntries<Store>>>,
+    cached: Option<Arc<Cached>>,
     members: Members,
     /// All cells in use, by whose order they are numbered.
     all: Members,
     fields: [FieldSpec; 3],
     /// Order in which cells are read in every epoch, where the page cache is told next uses.
     order: Option<Order>,
+}
+
+/// The entries of all splits in the page cache.
+pub struct Cached {
+    entries: CachedEntries<Store>,
+    /// Entries stay once they are there, so each is announced once and never retired: a cell costs no message then.
+    kept: Option<Kept>,
+}
+
+impl Cached {
+    /// `stay`: the cache's policy evicts nothing.
+    pub fn new(entries: CachedEntries<Store>, stay: bool) -> Self {
+        Self { entries, kept: stay.then(Kept::default) }
+    }
+}
+
+/// The policy of the cache that `data.cache: auto` stands for. In blocks an entry is read for a while and not again before the
+/// next epoch; else every entry is as good as any other.
+pub fn policy_of(data: &DataConfig) -> CacheMode {
+    let in_blocks = data.shuffle && data.shuffle_mode != ShuffleMode::Global;
+    if in_blocks { CacheMode::Lru } else { CacheMode::Pin }
+}
+
+/// Entries that were announced.
+#[derive(Default)]
+struct Kept(Mutex<Vec<u64>>);
+
+impl Kept {
+    /// Those of `keys` that were not announced before.
+    fn new_ones(&self, keys: impl FnOnce() -> Vec<u64>) -> Vec<u64> {
+        let mut keys = keys();
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.retain(|key| {
+            let (word, bit) = ((key / 64) as usize, 1 << (key % 64));
+            if known.len() <= word {
+                known.resize(word + 1, 0);
+            }
+            let is_new = known[word] & bit == 0;
+            known[word] |= bit;
+            is_new
+        });
+        keys
+    }
 }
 
 /// Fields of cells with at most `most` values.
@@ -32,7 +77,7 @@ pub fn fields(store: &Store, most: usize) -> [FieldSpec; 3] {
 impl CellDataset {
     pub fn new(
         store: Arc<Store>,
-        cached: Option<Arc<CachedEntries<Store>>>,
+        cached: Option<Arc<Cached>>,
         (members, all): (Members, Members),
         fields: [FieldSpec; 3],
         order: Option<Order>,
@@ -105,16 +150,15 @@ impl Dataset for CellDataset {
             _ => -1,
         };
         label.copy_from_slice(&of.to_ne_bytes());
-        let mut fields = self.store.fields(ids, values);
         let held = match &self.cached {
-            Some(cached) => Some(cached.read_or_lend(place.key, (0..0, u64::MAX), scratch)?),
+            Some(cached) => Some(cached.entries.read_or_lend(place.key, (0..0, u64::MAX), scratch)?),
             None => None,
         };
-        match held {
-            Some(Reading::Held(entry)) => self.store.from_entry(place, &entry, &mut fields)?,
-            _ => self.store.from_file(place, &mut fields, scratch)?,
-        }
-        let (id_bytes, value_bytes) = fields.written();
+        let into = (&mut **ids, &mut **values);
+        let (id_bytes, value_bytes) = match held {
+            Some(Reading::Held(entry)) => self.store.from_entry(place, &entry, into)?,
+            _ => self.store.from_file(place, scratch, into)?,
+        };
         *ids = &mut std::mem::take(ids)[..id_bytes];
         *values = &mut std::mem::take(values)[..value_bytes];
         self.store.count(scratch);
@@ -131,20 +175,29 @@ impl Dataset for CellDataset {
     }
 
     fn announce(&self, batch: BatchAhead) {
-        if let Some(cached) = &self.cached {
-            let after = self.last_position(batch);
-            cached.announce(&self.keys(batch.ids), |key| self.next_use(key, batch.epoch, after));
+        let Some(cached) = &self.cached else { return };
+        match &cached.kept {
+            Some(kept) => {
+                let new = kept.new_ones(|| self.keys(batch.ids));
+                if !new.is_empty() {
+                    cached.entries.announce(&new, |_| u64::MAX);
+                }
+            }
+            None => {
+                let after = self.last_position(batch);
+                cached.entries.announce(&self.keys(batch.ids), |key| self.next_use(key, batch.epoch, after));
+            }
         }
     }
 
     fn retire(&self, batch: BatchAhead) {
-        if let Some(cached) = &self.cached {
-            cached.retire(&self.keys(batch.ids));
+        if let Some(cached) = self.cached.as_ref().filter(|cached| cached.kept.is_none()) {
+            cached.entries.retire(&self.keys(batch.ids));
         }
     }
 
     fn work_ahead(&self, scratch: &mut Scratch) -> bool {
-        let done = self.cached.as_ref().is_some_and(|cached| cached.work_ahead(scratch));
+        let done = self.cached.as_ref().is_some_and(|cached| cached.entries.work_ahead(scratch));
         if done {
             self.store.count(scratch);
         }
@@ -157,7 +210,7 @@ impl Dataset for CellDataset {
 
     fn wake_by(&self, waker: Weak<dyn Wake>) {
         if let Some(cached) = &self.cached {
-            cached.wake_by(waker);
+            cached.entries.wake_by(waker);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Which cells each split has. A byte per cell of the files says so, and a count per 256 finds the n-th.
+//! Which cells each split has. A byte per cell of the files says so, and a count per 64 finds the n-th.
 //!
 //! A cell's split is drawn from the seed, its file and its row alone: it stays when files are added, when filters change, and
 //! on any number of ranks.
@@ -8,7 +8,7 @@ use crate::data::split::RowSplit;
 use std::sync::Arc;
 
 /// Cells that share a count.
-const STEP: usize = 256;
+const STEP: usize = 64;
 
 /// Part that a cell is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub struct Members {
     parts: Parts,
     /// By part: its cells count.
     wanted: [bool; 4],
-    /// Cells before every 256th row.
+    /// Cells before every 64th row.
     before: Arc<[u32]>,
     len: u32,
 }

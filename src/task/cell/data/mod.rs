@@ -7,11 +7,13 @@
 //!
 //! Architecture invariant: memory is O(cells) with a few bytes each (pointers of rows, labels, splits), never O(values).
 
-pub mod dataset;
+pub mod copies;
+mod dataset;
 pub mod entry;
 mod filter;
 mod genes;
 mod index;
+mod known;
 pub(super) mod members;
 mod open;
 mod outline;
@@ -24,7 +26,7 @@ mod tests;
 
 pub use dataset::CellDataset;
 pub use filter::CellFacts;
-pub use open::{CellData, open, open_cells, open_whole};
+pub use open::{CellData, open, open_cells, open_in_order, open_whole};
 pub use outline::outline;
 
 use std::path::Path;

@@ -1,12 +1,13 @@
 //! Sizes of the cells for a plan.
 
+use super::dataset::policy_of;
 use super::open::{CellData, open_cells};
 use super::sample::{EMPTY_GENES, POOR_CELLS, SampleSpec, TYPES};
 use crate::data::{DataError, Dtype, FieldSpec};
 use crate::task::Team;
 use crate::task::outline::{Outline, SCRATCH_BYTES};
-use spec::config::{Config, ShuffleMode};
-use spec::contract::{CacheMode, DataSizes};
+use spec::config::Config;
+use spec::contract::DataSizes;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -38,19 +39,13 @@ pub fn outline(config: &Config, index_dir: &Path) -> Result<Outline, DataError> 
         useful_bytes,
         useful: format!("{} cells in {} entries", facts.cells, entries.len()),
         useful_is_exact: true,
-        auto_policy: policy(config),
+        auto_policy: policy_of(&config.data),
         facts: Vec::new(),
     };
     let fields = datasets.train.fields().to_vec();
     let mut outline = Outline::new(fields.clone(), fields, sizes);
     outline.datasets.facts = Some(Arc::clone(&facts) as _);
     Ok(outline)
-}
-
-/// In blocks an entry is read for a while and not again before the next epoch; else every entry is as good as any other.
-pub fn policy(config: &Config) -> CacheMode {
-    let in_blocks = config.data.shuffle && config.data.shuffle_mode != ShuffleMode::Global;
-    if in_blocks { CacheMode::Lru } else { CacheMode::Pin }
 }
 
 /// Shapes of the usual sample data, for a plan before it is made: all genes but the empty ones are in use.
@@ -66,7 +61,7 @@ fn of_sample(config: &Config) -> Outline {
         scratch_bytes: SCRATCH_BYTES,
         useful_bytes,
         useful: format!("{} sample cells", usual.cells),
-        auto_policy: policy(config),
+        auto_policy: policy_of(&config.data),
         ..DataSizes::default()
     };
     let mut outline = Outline::new(fields.clone(), fields, sizes);

@@ -7,7 +7,7 @@
 use super::entry;
 use super::genes::NONE;
 use crate::data::DataError;
-use crate::data::source::h5ad::{CellReader, Cells};
+use crate::data::source::h5ad::{CellReader, Cells, Form};
 use crate::data::source::hdf5::array::Buffers;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -16,6 +16,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Bytes of an entry of the page cache, about: read in one go, and small enough to be shared by few.
 const ENTRY_BYTES: u64 = 96 << 10;
+/// Most entries of a data set, about: each costs the directory and every rank a few hundred bytes.
+const MOST_ENTRIES: u64 = 1 << 18;
 /// Entries that a thread scans at a time.
 const TASK_ENTRIES: u64 = 8;
 
@@ -74,12 +76,16 @@ pub struct Wanted<'a> {
 
 /// Cells of an entry of `file`: as many as make entries of the usual size.
 pub fn entry_cells(reader: &CellReader, file: usize) -> u64 {
+    let bytes = |file: usize| {
+        let source = &reader.sources()[file];
+        // Three bytes a value; dense rows are mostly zeros.
+        let share = if source.form == Form::Dense { 4 } else { 1 };
+        reader.stored(file, 0..source.cells) * 3 / share
+    };
     let Some(source) = reader.sources().get(file) else { return 1 };
-    let values = reader.stored(file, 0..source.cells);
-    // Three bytes a value; dense rows are mostly zeros.
-    let share = if source.form == crate::data::source::h5ad::Form::Dense { 4 } else { 1 };
-    let bytes = (values * 3 / share / source.cells.max(1)).max(16);
-    (ENTRY_BYTES / bytes).clamp(1, 1024)
+    let all: u64 = (0..reader.sources().len()).map(bytes).sum();
+    let entry = ENTRY_BYTES.max(all / MOST_ENTRIES);
+    (entry / (bytes(file) / source.cells.max(1)).max(16)).clamp(1, 1024)
 }
 
 /// Scans the entries `entries` of `file` in threads.
@@ -200,7 +206,7 @@ impl Tally {
             self.totals.values += ids.len() as u64;
             self.totals.most = self.totals.most.max(ids.len() as u32);
             pages.expressed.push(expressed.min(usize::from(u16::MAX)) as u16);
-            let own = entry::cell_bytes(ids, values, wide);
+            let own = entry::both_bytes(ids, values, wide);
             bytes.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
         }
         for (list, bytes) in pages.entries.iter_mut().zip(bytes) {

@@ -49,6 +49,18 @@ struct Own {
     buffers: Buffers,
     ids: Vec<u32>,
     values: Vec<f64>,
+    kept_ids: Vec<u32>,
+    kept_values: Vec<f64>,
+}
+
+impl Own {
+    fn bytes(&self) -> usize {
+        let Self { cells, buffers, ids, values, kept_ids, kept_values } = self;
+        cells.bytes()
+            + buffers.bytes()
+            + 4 * (ids.capacity() + kept_ids.capacity())
+            + 8 * (values.capacity() + kept_values.capacity())
+    }
 }
 
 /// A cell's place.
@@ -62,25 +74,16 @@ pub struct Place {
     pub number: usize,
 }
 
-/// Slices of a batch that a cell is written to.
-pub struct Fields<'a> {
-    ids: &'a mut [u8],
-    values: &'a mut [u8],
+/// Slices of a batch that a cell is written to: genes of `I` bytes, values of `V`; counts where these are 2, else f32.
+struct Fields<'a, const I: usize, const V: usize> {
+    ids: &'a mut [[u8; I]],
+    values: &'a mut [[u8; V]],
     count: usize,
     overflown: bool,
     columns: Option<&'a [u32]>,
-    short_ids: bool,
-    short_values: bool,
 }
 
-impl Fields<'_> {
-    /// Bytes written of genes and values.
-    pub fn written(&self) -> (usize, usize) {
-        (self.count * if self.short_ids { 2 } else { 4 }, self.count * if self.short_values { 2 } else { 4 })
-    }
-}
-
-impl Sink for Fields<'_> {
+impl<const I: usize, const V: usize> Sink for Fields<'_, I, V> {
     #[inline(always)]
     fn take(&mut self, gene: u32, value: Value) {
         let column = match self.columns {
@@ -90,24 +93,61 @@ impl Sink for Fields<'_> {
                 _ => return,
             },
         };
-        let n = self.count;
-        let put = |out: &mut [u8], bytes: &[u8]| {
-            let room = out.get_mut(n * bytes.len()..(n + 1) * bytes.len());
-            room.map(|room| room.copy_from_slice(bytes)).is_some()
+        let (Some(id), Some(cell)) = (self.ids.get_mut(self.count), self.values.get_mut(self.count)) else {
+            self.overflown = true;
+            return;
         };
-        let ids = if self.short_ids {
-            put(self.ids, &(column as u16).to_ne_bytes())
-        } else {
-            put(self.ids, &column.to_ne_bytes())
-        };
-        let values = match (self.short_values, value) {
-            (true, Value::Count(count)) => put(self.values, &(count as u16).to_ne_bytes()),
-            (false, Value::Count(count)) => put(self.values, &(count as f32).to_ne_bytes()),
-            (_, Value::Number(number)) => !self.short_values && put(self.values, &number.to_ne_bytes()),
-        };
-        self.overflown |= !ids || !values;
+        *id = low(column);
+        match (V, value) {
+            (2, Value::Count(count)) => *cell = low(count),
+            (2, Value::Number(_)) => self.overflown = true,
+            (_, Value::Count(count)) => *cell = low((count as f32).to_bits()),
+            (_, Value::Number(number)) => *cell = low(number.to_bits()),
+        }
         self.count += 1;
     }
+}
+
+impl<const I: usize, const V: usize> Fields<'_, I, V> {
+    /// Takes a whole cell of counts below 65,536; their number. `None`: these are other values, or fields, or there is no room.
+    fn counts(&mut self, ids: &[u32], values: &[f64]) -> Option<usize> {
+        if V != 2 {
+            return None;
+        }
+        let (into_ids, into_values) = (self.ids.get_mut(..ids.len())?, self.values.get_mut(..ids.len())?);
+        let (mut count, mut odd) = (0, 0u64);
+        for (id, value) in ids.iter().zip(values) {
+            let column = match self.columns {
+                None => *id,
+                Some(columns) => columns.get(*id as usize).copied().unwrap_or(NONE),
+            };
+            // What is not in use is written over by the next.
+            into_ids[count] = low(column);
+            into_values[count] = low(*value as i32 as u32);
+            count += usize::from(column != NONE);
+            odd |= u64::from(!entry::is_count(*value) | (*value > f64::from(u16::MAX)));
+        }
+        (odd == 0).then_some(count)
+    }
+}
+
+/// The low bytes of a number, in this machine's order.
+#[inline(always)]
+fn low<const N: usize>(number: u32) -> [u8; N] {
+    let bytes = number.to_le_bytes();
+    let mut low = [0; N];
+    low.copy_from_slice(&bytes[..N]);
+    if cfg!(target_endian = "big") {
+        low.reverse();
+    }
+    low
+}
+
+/// Where a cell is read from.
+enum Origin<'a> {
+    /// The bytes of its entry.
+    Entry(&'a [u8]),
+    File(&'a mut Scratch),
 }
 
 impl Store {
@@ -156,38 +196,92 @@ impl Store {
             .flat_map(|(file, first)| (0..file.bytes.len() as u64).map(move |n| first + n * file.cells))
     }
 
-    /// Slices `ids` and `values` as the target of a cell.
-    pub fn fields<'a>(&'a self, ids: &'a mut [u8], values: &'a mut [u8]) -> Fields<'a> {
-        let Self { short_ids, short_values, .. } = *self;
-        Fields { ids, values, count: 0, overflown: false, columns: self.columns.as_deref(), short_ids, short_values }
-    }
-
-    /// Reads a cell out of the bytes of its entry.
+    /// Reads a cell out of the bytes of its entry, into `ids` and `values`; the bytes written to each.
     ///
     /// # Errors
     /// The entry is damaged, or not of this data set.
-    pub fn from_entry(&self, place: Place, bytes: &[u8], fields: &mut Fields) -> Result<(), DataError> {
-        let whole = entry::read(bytes, self.entry_cells(place.key), place.number, fields);
-        if whole && !fields.overflown {
-            return Ok(());
+    pub fn from_entry(
+        &self,
+        place: Place,
+        bytes: &[u8],
+        (ids, values): (&mut [u8], &mut [u8]),
+    ) -> Result<(usize, usize), DataError> {
+        if self.short_ids && self.short_values {
+            let (ids, values) = (ids.as_chunks_mut::<2>().0, values.as_chunks_mut::<2>().0);
+            if let Some(count) = entry::copy(bytes, self.entry_cells(place.key), place.number, ids, values) {
+                return Ok((2 * count, 2 * count));
+            }
         }
-        let path = &self.reader.sources()[place.file].path;
-        Err(file_error(path, format!("cell {}: its entry of the page cache is damaged: start again", place.row)))
+        self.write(place, Origin::Entry(bytes), ids, values)
     }
 
-    /// Reads a cell out of its file.
+    /// Reads a cell out of its file, into `ids` and `values`; the bytes written to each.
     ///
     /// # Errors
     /// The file cannot be read, or is not the one that was scanned.
-    pub fn from_file(&self, place: Place, fields: &mut Fields, scratch: &mut Scratch) -> Result<(), DataError> {
-        let own = own(&mut scratch.extra);
-        self.reader.read(place.file, place.row..place.row + 1, &mut own.cells, &mut own.buffers)?;
-        let (ids, values) = self.cell(place.file, 0, &own.cells, &mut own.ids, &mut own.values);
-        for (id, value) in ids.iter().zip(values) {
-            let whole = value.fract() == 0.0 && *value >= 0.0 && *value <= f64::from(u32::MAX);
-            fields.take(*id, if whole { Value::Count(*value as u32) } else { Value::Number(*value as f32) });
+    pub fn from_file(
+        &self,
+        place: Place,
+        scratch: &mut Scratch,
+        (ids, values): (&mut [u8], &mut [u8]),
+    ) -> Result<(usize, usize), DataError> {
+        self.write(place, Origin::File(scratch), ids, values)
+    }
+
+    fn write(
+        &self,
+        place: Place,
+        from: Origin,
+        ids: &mut [u8],
+        values: &mut [u8],
+    ) -> Result<(usize, usize), DataError> {
+        match (self.short_ids, self.short_values) {
+            (true, true) => self.write_as::<2, 2>(place, from, ids, values),
+            (true, false) => self.write_as::<2, 4>(place, from, ids, values),
+            (false, true) => self.write_as::<4, 2>(place, from, ids, values),
+            (false, false) => self.write_as::<4, 4>(place, from, ids, values),
         }
-        if fields.overflown { Err(self.changed(place.file, place.row)) } else { Ok(()) }
+    }
+
+    fn write_as<const I: usize, const V: usize>(
+        &self,
+        place: Place,
+        from: Origin,
+        ids: &mut [u8],
+        values: &mut [u8],
+    ) -> Result<(usize, usize), DataError> {
+        let (ids, values) = (ids.as_chunks_mut::<I>().0, values.as_chunks_mut::<V>().0);
+        let mut fields = Fields { ids, values, count: 0, overflown: false, columns: None };
+        match from {
+            Origin::Entry(bytes) => {
+                let whole = entry::read(bytes, self.entry_cells(place.key), place.number, &mut fields);
+                if !whole || fields.overflown {
+                    let path = &self.reader.sources()[place.file].path;
+                    let problem = format!("cell {}: its entry of the page cache is damaged: start again", place.row);
+                    return Err(file_error(path, problem));
+                }
+            }
+            Origin::File(scratch) => {
+                fields.columns = self.columns.as_deref();
+                let own = own(&mut scratch.extra);
+                self.reader.read(place.file, place.row..place.row + 1, &mut own.cells, &mut own.buffers)?;
+                let (ids, values) = self.cell(place.file, 0, &own.cells, &mut own.ids, &mut own.values);
+                if let Some(count) = fields.counts(ids, values) {
+                    return Ok((count * I, count * V));
+                }
+                for (id, value) in ids.iter().zip(values) {
+                    let is_count = entry::is_count(*value);
+                    fields.take(
+                        *id,
+                        if is_count { Value::Count(*value as i64 as u32) } else { Value::Number(*value as f32) },
+                    );
+                }
+                if fields.overflown {
+                    return Err(self.changed(place.file, place.row));
+                }
+            }
+        }
+        Ok((fields.count * I, fields.count * V))
     }
 
     fn changed(&self, file: usize, row: u64) -> DataError {
@@ -216,10 +310,26 @@ impl Store {
 
     /// Reports a thread's memory to the ledger.
     pub fn count(&self, scratch: &mut Scratch) {
-        let own = own(&mut scratch.extra);
-        let bytes = own.cells.bytes() + own.buffers.bytes() + 4 * own.ids.capacity() + 8 * own.values.capacity();
+        let bytes = own(&mut scratch.extra).bytes();
         scratch.count_with(bytes);
     }
+}
+
+/// Genes in use as columns of the data set, and their values.
+fn in_columns<'a>(
+    columns: &[u32],
+    (ids, values): (&[u32], &[f64]),
+    (kept_ids, kept_values): (&'a mut Vec<u32>, &'a mut Vec<f64>),
+) -> (&'a [u32], &'a [f64]) {
+    kept_ids.clear();
+    kept_values.clear();
+    for (id, value) in ids.iter().zip(values) {
+        if let Some(column) = columns.get(*id as usize).filter(|column| **column != NONE) {
+            kept_ids.push(*column);
+            kept_values.push(*value);
+        }
+    }
+    (kept_ids, kept_values)
 }
 
 fn own(extra: &mut Option<Box<dyn std::any::Any + Send>>) -> &mut Own {
@@ -245,14 +355,23 @@ impl EntrySource for Store {
         let rows = self.entry_rows(file, entry);
         let own = own(&mut scratch.extra);
         self.reader.read(file, rows.clone(), &mut own.cells, &mut own.buffers)?;
-        let cells = own.cells.len();
-        let mut pen = Pen::new(out, cells, self.coding).ok_or_else(|| self.changed(file, rows.start))?;
-        for n in 0..cells {
-            let (ids, values) = self.cell(file, n, &own.cells, &mut own.ids, &mut own.values);
-            if !pen.cell(ids, values) {
-                return Err(self.changed(file, rows.start + n as u64));
-            }
+        let Own { cells, ids, values, kept_ids, kept_values, .. } = own;
+        let (count, bytes) = (cells.len(), out.len());
+        let mut pen = Pen::new(out, count, self.coding).ok_or_else(|| self.changed(file, rows.start))?;
+        // Bytes as they were scanned, with the genes out of use.
+        let mut scanned = entry::entry_bytes(count, 0);
+        for n in 0..count {
+            let cell = self.cell(file, n, cells, ids, values);
+            let (kept, out_of_use) = match &self.columns {
+                None => (cell, None),
+                Some(columns) => {
+                    let bytes = entry::cell_bytes(cell.0, cell.1, self.coding);
+                    (in_columns(columns, cell, (kept_ids, kept_values)), Some(bytes))
+                }
+            };
+            let written = pen.cell(kept.0, kept.1).ok_or_else(|| self.changed(file, rows.start + n as u64))?;
+            scanned += out_of_use.unwrap_or(written);
         }
-        if pen.is_full() { Ok(()) } else { Err(self.changed(file, rows.start)) }
+        if pen.end() && scanned == bytes { Ok(()) } else { Err(self.changed(file, rows.start)) }
     }
 }

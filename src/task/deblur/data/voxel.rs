@@ -1,5 +1,6 @@
 //! Spikes → voxels, on the rank's device, after the crop.
 
+use super::super::constants::constant;
 use tch::{Kind, Tensor};
 
 /// How spike planes become a model's input.
@@ -33,7 +34,7 @@ impl Voxeliser {
     pub fn voxels(&self, spikes: &Tensor, h: i64, w: i64) -> Tensor {
         let (b, t, planes, rows, bytes) = spikes.size5().unwrap_or_default();
         let width = (w * self.columns.0 / self.columns.1.max(1)).min(8 * bytes);
-        let lanes = lanes().to_device(spikes.device());
+        let lanes = constant("lanes", [0; 4], spikes.device(), lanes);
         let count = |bin: i64| {
             // Planes t with bin·S <= t·K < (bin + 1)·S.
             let first = |bin: i64| (bin * planes + self.spec.bins - 1) / self.spec.bins.max(1);

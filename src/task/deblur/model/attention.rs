@@ -1,5 +1,6 @@
 //! Windowed attention: self attention over space and time, and mutual attention between two frames.
 
+use super::super::constants::constant;
 use super::layers::{Linear, Shared};
 use super::window::{Windows, sine_encoding};
 use tch::{Device, Kind, Tensor, nn};
@@ -55,7 +56,8 @@ impl WindowAttention {
     /// Queries of each frame on the other's keys and values, with a sine encoding of the place.
     fn mutual_attention(&self, qkv: &Linear, x: &Tensor, windows: &Windows) -> Tensor {
         let ([frames, h, w], size) = (windows.size, x.size());
-        let place = sine_encoding(h, w, size[4]).to_device(x.device()).to_kind(x.kind());
+        let encoding = || sine_encoding(h, w, size[4]);
+        let place = constant("sine", [h, w, size[4], 0], x.device(), encoding).to_kind(x.kind());
         let place = place.repeat([size[2] / h, size[3] / w, 1]);
         let qkv = windows.split(&qkv.forward(&(x + place)), 3, self.heads);
         let (all, n, width) = (qkv[0].size()[0], h * w, qkv[0].size()[3]);

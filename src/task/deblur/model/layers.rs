@@ -3,7 +3,7 @@
 use crate::torch;
 use std::cell::Cell;
 use std::ops::Deref;
-use tch::{Device, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 
 const LAYER_NORM_EPS: f64 = 1e-5;
 
@@ -175,7 +175,8 @@ impl Mlp {
     }
 }
 
-/// Random numbers of one forward pass: the n-th draw is a function of (seed, n), whatever else runs.
+/// Random numbers of one forward pass on a CPU: the n-th draw is a function of (seed, n), whatever else runs. Other devices
+/// draw from their own generator.
 pub struct Draws {
     seed: Option<u64>,
     count: Cell<u64>,
@@ -201,6 +202,11 @@ impl Draws {
     pub fn drop_path(&self, rate: f64, batch: i64, device: Device) -> Option<Shared> {
         let seed = self.seed.filter(|_| rate > 0.0)?;
         let kept = (1.0 / (1.0 - rate)) as f32;
+        if device != Device::Cpu {
+            // The device's own generator: a recorded step draws anew each time it runs, and nothing is copied.
+            let uniform = Tensor::rand([batch, 1, 1, 1, 1], (Kind::Float, device));
+            return Some(Shared(uniform.ge(rate).to_kind(Kind::Float) * f64::from(kept)));
+        }
         let factors: Vec<f32> = (0..batch).map(|_| if self.next(seed) < rate { 0.0 } else { kept }).collect();
         Some(Shared(Tensor::from_slice(&factors).reshape([batch, 1, 1, 1, 1]).to_device(device)))
     }
@@ -225,7 +231,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
 
     #[test]
     fn over_time_is_a_convolution_of_three_dimensions() {

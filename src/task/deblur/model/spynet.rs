@@ -1,5 +1,6 @@
 //! SpyNet: optical flow from coarse to fine (Ranjan and Black 2017), trained from scratch with the model.
 
+use super::super::constants::constant;
 use super::layers::{Conv, child};
 use super::warp::{Outside, warp};
 use tch::{Kind, Tensor, nn};
@@ -71,7 +72,9 @@ fn refine(net: &[Conv; 5], input: &Tensor) -> Tensor {
 
 /// Normalised images from fine to coarse, each half the size of the one before.
 fn pyramid(image: &Tensor, tall: i64, wide: i64) -> Vec<Tensor> {
-    let row = |values: &[f32; 3]| Tensor::from_slice(values).reshape([1, 3, 1, 1]).to_device(image.device());
+    let row = |name, values: &[f32; 3]| {
+        constant(name, [0; 4], image.device(), || Tensor::from_slice(values).reshape([1, 3, 1, 1]))
+    };
     let size = image.size();
     let image = image.to_kind(Kind::Float);
     let sized = if (size[2], size[3]) == (tall, wide) {
@@ -79,7 +82,7 @@ fn pyramid(image: &Tensor, tall: i64, wide: i64) -> Vec<Tensor> {
     } else {
         image.upsample_bilinear2d([tall, wide], false, None, None)
     };
-    let mut levels = vec![(sized - row(&MEAN)) / row(&STD)];
+    let mut levels = vec![(sized - row("mean", &MEAN)) / row("deviation", &STD)];
     while levels.len() < LEVELS {
         let half = levels[levels.len() - 1].avg_pool2d([2, 2], [2, 2], [0, 0], false, false, None);
         levels.push(half);
@@ -94,7 +97,8 @@ fn resize_flow(flow: &Tensor, h: i64, w: i64) -> Tensor {
         return flow.shallow_clone();
     }
     let factors = [w as f32 / size[3] as f32, h as f32 / size[2] as f32];
-    let factors = Tensor::from_slice(&factors).reshape([1, 2, 1, 1]).to_device(flow.device());
+    let made = || Tensor::from_slice(&factors).reshape([1, 2, 1, 1]);
+    let factors = constant("flow", [h, w, size[2], size[3]], flow.device(), made);
     flow.upsample_bilinear2d([h, w], false, None, None) * factors
 }
 

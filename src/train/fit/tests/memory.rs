@@ -15,7 +15,7 @@ fn smaller_from_step_2(dir: &tempfile::TempDir) -> Vec<Ended> {
 }
 
 #[test]
-fn out_of_memory_halves_the_micro_batch_and_repeats_the_step_on_every_rank() {
+fn checklist_36_out_of_memory_halves_the_micro_batch_and_repeats_the_step_on_every_rank() {
     let [a, b, c, d] = [0; 4].map(|_| tempfile::tempdir().unwrap());
     let reference = run(&Job::new(&a));
     let smaller = smaller_from_step_2(&d);
@@ -40,7 +40,7 @@ fn out_of_memory_halves_the_micro_batch_and_repeats_the_step_on_every_rank() {
 }
 
 #[test]
-fn the_ladder_goes_down_to_one_and_average_and_first_step_survive_it() {
+fn checklist_36_the_ladder_goes_down_to_one_and_average_and_first_step_survive_it() {
     let [a, b] = [0; 2].map(|_| tempfile::tempdir().unwrap());
     let plain = run(&Job { ema: Some(0.9), micro_batch: 1, ..Job::new(&a) });
     // The first step fails twice: on rank 2 with 4 samples, then on rank 0 in its second half.

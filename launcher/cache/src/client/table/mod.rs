@@ -130,6 +130,8 @@ pub(super) struct Table {
     enlarged: HashMap<u64, Option<WriteSpan>>,
     /// References without a user are kept while the cache has room for all.
     keeps: bool,
+    /// They were, once.
+    kept: bool,
     next_ticket: u64,
     deferred: VecDeque<u64>,
     /// Keys granted for filling, oldest first; some are no longer.
@@ -148,6 +150,8 @@ pub(super) struct Table {
     /// The directory's own counters, as last heard.
     pub(super) directory: CacheStats,
     stats_asked: bool,
+    /// Hits that the directory counted, by its grants or by what it was told.
+    counted_hits: u64,
     /// Where the usable part of the mapping ends.
     limit_bytes: u64,
     /// The ticket to be answered once nothing is held, and nothing known to a device, beyond it.
@@ -167,6 +171,7 @@ impl Table {
             offered: HashMap::new(),
             enlarged: HashMap::new(),
             keeps: false,
+            kept: false,
             next_ticket: 0,
             deferred: VecDeque::new(),
             granted: VecDeque::new(),
@@ -179,6 +184,7 @@ impl Table {
             stats: ClientStats::default(),
             directory: CacheStats::default(),
             stats_asked: false,
+            counted_hits: 0,
             limit_bytes: u64::MAX,
             resize: None,
             slabs: None,
@@ -250,6 +256,7 @@ impl Table {
 
     /// One use of `key` ended: a batch was read, or never will be.
     pub(super) fn leave(&mut self, key: u64) {
+        self.tell_many_hits();
         // What is kept has no users.
         if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.users > 0) {
             entry.users -= 1;
@@ -363,6 +370,7 @@ impl Table {
     /// Asks for the directory's counters, one question at a time.
     pub(super) fn ask_stats(&mut self) {
         if !std::mem::replace(&mut self.stats_asked, true) {
+            self.tell_hits();
             self.out.push(ToDirectory::Stats { ticket: 0 });
         }
     }
@@ -436,6 +444,7 @@ impl Table {
         }
         entry.place = match grant {
             Grant::Ready { offset, .. } => {
+                self.counted_hits += 1;
                 EntryState::Ready(Arc::new(self.map.read_span(offset, entry.bytes).map_err(wrong)?))
             }
             Grant::Fill { offset, .. } => {

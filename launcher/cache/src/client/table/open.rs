@@ -6,10 +6,13 @@ use crate::mapping::{ReadSpan, WriteSpan};
 use spec::contract::cache::{Grant, ToDirectory};
 use std::sync::Arc;
 
+/// Reads of kept entries between two messages on them.
+const UNTOLD: u64 = 4096;
+
 impl Table {
     /// From now on references without a user are kept until the directory says that entries displace each other.
     pub(in crate::client) fn keep_idle(&mut self) {
-        self.keeps = true;
+        (self.keeps, self.kept) = (true, true);
     }
 
     /// Keeps an entry without users, where that is wished. What is kept does not count as announced.
@@ -34,6 +37,11 @@ impl Table {
         }
     }
 
+    /// A question for the directory's counters is under way.
+    pub(in crate::client) fn awaits_stats(&self) -> bool {
+        self.stats_asked
+    }
+
     /// A reader of an entry that is there; paired with [`Table::exit`].
     pub(in crate::client) fn enter_kept(&mut self, key: u64) -> Option<Arc<ReadSpan>> {
         let Some(Entry { place: EntryState::Ready(span), .. }) = self.entries.get(&key) else { return None };
@@ -45,6 +53,27 @@ impl Table {
         }
         self.stats.hits += 1;
         Some(span)
+    }
+
+    /// Hits that the directory has not counted: an entry that is kept is asked for once, however often it is read.
+    fn untold_hits(&self) -> u64 {
+        if self.kept { self.stats.hits.saturating_sub(self.counted_hits) } else { 0 }
+    }
+
+    /// Tells the directory of them, for the counters of the node.
+    pub(in crate::client) fn tell_hits(&mut self) {
+        let count = self.untold_hits();
+        if count > 0 {
+            self.counted_hits += count;
+            self.out.push(ToDirectory::Hits { count });
+        }
+    }
+
+    /// The same now and then.
+    pub(super) fn tell_many_hits(&mut self) {
+        if self.untold_hits() >= UNTOLD {
+            self.tell_hits();
+        }
     }
 
     /// Gives back what is kept, and keeps nothing from now on.

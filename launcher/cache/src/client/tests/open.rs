@@ -165,3 +165,25 @@ fn guests_never_wait_in_a_circle_nor_read_wrong_bytes() {
     });
     assert!(host.stats().evictions > 0 && host.stats().hits > 0, "{:?}", host.stats());
 }
+
+/// An entry that is kept is asked for once; every read counts in the node's counters all the same.
+#[test]
+fn reads_of_kept_entries_count_for_the_node() {
+    let host = lazy(1 << 20);
+    for client in clients(&host, 2) {
+        client.keep_idle();
+        for _ in 0..50 {
+            for key in 1..100 {
+                check(&client.open(guess(key, 1 + 10 * key), false, ALL, &mut make).unwrap().unwrap(), key);
+            }
+        }
+        let own = client.stats();
+        assert_eq!(own.hits + own.misses, 50 * 99);
+        drop(client);
+    }
+    // The directory hears the rest when the second client has gone.
+    while host.stats().hits < 2 * 50 * 99 - 99 {
+        std::thread::yield_now();
+    }
+    assert_eq!((host.stats().hits, host.stats().misses), (2 * 50 * 99 - 99, 99));
+}

@@ -26,6 +26,9 @@ keys! {
         /// File whose genes, in its order, every cell is brought to: `.h5ad`, or text with one name a line. Genes that a
         /// file lacks are 0. Null: the genes that all files have.
         reference: Option<PathBuf> = None;
+        /// Decoded copy of a compressed matrix beside the index, from which any cell is read at the cost of its own bytes:
+        /// 4 bytes for a value that is not 0, written once.
+        copy: CopyPolicy = CopyPolicy::Auto;
         /// Element type of the latents that the stage `latents` keeps.
         latents: LatentType = LatentType::Bf16;
     }
@@ -42,6 +45,16 @@ keys! {
         "num_gene" => "the number of genes follows from the data";
         "num_class" => "the number of classes follows from the data";
         "max_minutes" => "train.max_steps and train.num_epochs end a stage";
+    }
+}
+
+choices! {
+    /// Use of decoded copies.
+    pub enum CopyPolicy {
+        /// Where cells are shuffled over the whole data set, the page cache holds less than all of them, and there is room.
+        Auto = "auto",
+        /// Chunks are decoded each time.
+        Off = "off",
     }
 }
 
@@ -161,8 +174,8 @@ keys! {
         num_samples: usize = 12_000, range = AtLeast(1.0), unit = "cells", aliases = &["num_samples"];
         /// Cells to generate besides of each label in the data, guided by it. 0: none.
         per_class: usize = 0, unit = "cells";
-        /// Cells generated at a time.
-        batch_size: usize = 3000, range = AtLeast(1.0), unit = "cells";
+        /// Cells generated at a time on a rank. Null: `train.batch_size` of the stage.
+        batch_size: Option<usize> = None, range = AtLeast(1.0), unit = "cells";
         /// DDIM instead of ancestral sampling.
         use_ddim: bool = false, aliases = &["use_ddim"];
         /// Share of ancestral noise in DDIM.

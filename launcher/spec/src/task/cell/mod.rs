@@ -5,8 +5,8 @@ mod keys;
 pub mod respace;
 
 pub use keys::{
-    CellAutoencoder, CellClassifier, CellConfig, CellDiffusion, CellSample, CellUnet, DecoderActivation, LatentType,
-    NoiseSchedule, ScheduleSampler,
+    CellAutoencoder, CellClassifier, CellConfig, CellDiffusion, CellSample, CellUnet, CopyPolicy, DecoderActivation,
+    LatentType, NoiseSchedule, ScheduleSampler,
 };
 
 use crate::config::{Config, Keys, Rates, SchedulerKind, Section, StageKind, StageSpec, TaskSpec, Verdict};
@@ -77,6 +77,15 @@ impl TaskSpec for Cell {
         config.with_section::<CellConfig>(|cell| (cell.min_genes, cell.min_cells, cell.label) = (0, 0, None));
     }
 
+    /// Generated cells come in batches of the stage's.
+    fn settle(&self, config: &mut Config) {
+        if let Some(batch) = config.section::<CellConfig>().sample.batch_size
+            && config.stage.as_deref() == Some(SAMPLE)
+        {
+            config.train.val_batch_size = Some(batch);
+        }
+    }
+
     fn check(&self, config: &Config, verdict: &mut Verdict) {
         check::check(&config.section::<CellConfig>(), verdict);
     }
@@ -87,5 +96,26 @@ impl TaskSpec for Cell {
 
     fn sample_layouts(&self) -> &'static [&'static str] {
         &["csr", "gzip", "dense"]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawConfig;
+
+    #[test]
+    fn cells_are_generated_in_batches_of_their_own_key_where_it_is_set() {
+        let batches = |sets: &[&str]| {
+            let raw = RawConfig::parse("task: cell", "cell.yaml", crate::task::all()).unwrap();
+            let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+            [SAMPLE, LATENTS].map(|stage| {
+                let (config, _) = raw.resolve_stage("cpu", &sets, Some(stage)).unwrap();
+                config.train.val_batch_size.unwrap_or(config.train.batch_size)
+            })
+        };
+        assert_eq!(batches(&[]), [128, 128]);
+        assert_eq!(batches(&["cell.sample.batch_size=7"]), [7, 128]);
+        assert_eq!(batches(&["stages.sample.train.batch_size=9"]), [9, 128]);
     }
 }

@@ -14,7 +14,11 @@ const COARSEST: usize = 8;
 const MOST_DEPTHS: usize = 64;
 
 pub(super) fn check(deblur: &DeblurConfig, v: &mut Verdict) {
-    for (key, value) in [("crop_size", deblur.crop_size), ("val_crop_size", deblur.val_crop_size)] {
+    for (key, value) in [
+        ("crop_size", deblur.crop_size),
+        ("val_crop_size", deblur.val_crop_size),
+        ("predict_tile", deblur.predict_tile),
+    ] {
         v.need(value == 0 || value >= COARSEST, || {
             format!("deblur.{key} is {value}; it must be 0, for whole frames, or at least {COARSEST}")
         });

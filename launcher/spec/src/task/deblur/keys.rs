@@ -32,6 +32,9 @@ keys! {
         /// Frames between the clips of `launch predict`. A frame that several clips have is taken from the one in whose middle
         /// it is. Null: clips do not overlap.
         predict_stride: Option<usize> = None, range = AtLeast(1.0), unit = "frames";
+        /// Side of the squares in which `launch predict` restores a frame, with overlaps of a quarter: memory does not grow with
+        /// the frame. 0: whole frames.
+        predict_tile: usize = 0, range = Within(0.0, MOST_WIDE), unit = "pixels";
         /// Folder of `.dat` files in each sequence.
         spike_dir: String = "spike".into(), range = Folder, aliases = &["data.spike_dir"];
         /// Rows of the spike camera.

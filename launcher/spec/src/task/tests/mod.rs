@@ -60,7 +60,7 @@ fn wrong_types_name_key_line_value_and_expectation() {
         ("data:\n  shuffle: yes\n", "data.shuffle: expected true or false, found the text \"yes\""),
         ("data:\n  split_ratio: [0.7, 0.3]\n", "expected a list of 3 numbers, found a list of 2"),
         ("train: 4\n", "my.yaml:1:8: train: expected a section, found 4"),
-        ("train:\n  optimizer: lion\n", "expected one of adam, adamw, sgd, found the text \"lion\""),
+        ("train:\n  optimizer: lion\n", "expected one of adam, adamw, sgd, auto, found the text \"lion\""),
         ("train:\n  learning_rate: .nan\n", "train.learning_rate: expected a number"),
         ("memory:\n  budget: 200%\n", "expected a share such as 80% or a size such as 20GiB"),
         ("data:\n  table_name: \"a\\nb\"\n", "expected text on one line, found the text \"a\\nb\""),
@@ -403,12 +403,13 @@ fn a_tilde_is_the_home_folder_in_every_path_and_variables_are_refused_by_name() 
         "deblur.loss.lpips_file",
         "cell.reference",
         "cell.sample.init_cells",
+        "python.interpreter",
     ];
     let schema = schema();
     let declared: Vec<&str> = schema.keys().filter(|key| key.kind.is_path()).map(|key| key.path).collect();
     assert_eq!(declared.len(), paths.len(), "{declared:?}");
     for key in paths {
-        let task = if key.starts_with("cell.") { "cell" } else { "deblur" };
+        let task = ["cell", "python"].into_iter().find(|task| key.starts_with(task)).unwrap_or("deblur");
         let text = format!("task: {task}\n");
         let raw = parse_config(&text, "my.yaml").unwrap().with_home(Some(Path::new("/home/ann")));
         let config = raw.resolve("cpu", &sets(&[&format!("{key}=~/a/b")])).unwrap();

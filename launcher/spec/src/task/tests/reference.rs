@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 
 fn paths(value: &Value, prefix: &str, into: &mut BTreeSet<String>) {
     for (key, value) in value.as_object().unwrap() {
-        match value.is_object() {
+        // A section whose keys the user chooses is one key, empty by default.
+        match value.as_object().is_some_and(|inner| !inner.is_empty()) {
             true => paths(value, &format!("{prefix}{key}."), into),
             false => assert!(into.insert(format!("{prefix}{key}"))),
         }

@@ -9,8 +9,8 @@ use crate::data::cache_testing::TestDirectory;
 use crate::data::split::KeptSplit;
 use crate::data::{Dataset, Dtype, ReadRequest, Scratch};
 use crate::task::Team;
-use spec::config::{CachePolicy, Config};
-use spec::task::cell::CellConfig;
+use spec::config::{CachePolicy, Config, ShuffleMode};
+use spec::task::cell::{CellConfig, CopyPolicy};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -102,7 +102,8 @@ fn sample_cells_are_filtered_labelled_and_the_same_in_every_layout() {
     let whole = named(&cells, &data.facts);
     assert!(cells.iter().all(|(values, label)| values.len() >= 10 && (0..5).contains(label)));
     for layout in [Layout::Gzip, Layout::Dense] {
-        let other = folder(&SampleSpec { layout, ..small() }).open();
+        let here = folder(&SampleSpec { layout, ..small() });
+        let other = here.open();
         assert_eq!(named(&all_of(&other.all), &other.facts), whole, "{layout:?}");
     }
     // Types differ, and a cell is like others of its type.
@@ -140,7 +141,8 @@ fn cells_come_through_the_cache_as_from_the_file() {
 
 #[test]
 fn the_second_start_reads_no_values() {
-    let folder = folder(&SampleSpec { layout: Layout::Gzip, ..small() });
+    let folder = folder(&SampleSpec { layout: Layout::Gzip, ..small() })
+        .with(|config| config.with_section(|cell: &mut CellConfig| cell.copy = CopyPolicy::Off));
     let first = folder.open();
     assert!(first.store.reader.reader().stats().1 > 0);
     let second = folder.open();
@@ -152,6 +154,66 @@ fn the_second_start_reads_no_values() {
     let folder = folder.with(|config| config.with_section(|cell: &mut CellConfig| cell.min_genes = 98));
     let third = folder.open();
     assert!(third.store.reader.reader().stats().1 == 0 && third.facts.cells < 395);
+}
+
+#[test]
+fn compressed_cells_read_at_random_come_from_a_plain_copy() {
+    let folder = folder(&SampleSpec { layout: Layout::Gzip, ..small() })
+        .with(|config| config.data.shuffle_mode = ShuffleMode::Global);
+    let copies = |folder: &Folder| {
+        let files = std::fs::read_dir(folder.index()).unwrap().map(|file| file.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|ext| ext == "plain")).collect::<Vec<_>>()
+    };
+    let with = |policy| {
+        let mut config = folder.config.clone();
+        config.with_section(|cell: &mut CellConfig| cell.copy = policy);
+        open_cells(&config, &Team::alone(), &folder.index()).unwrap()
+    };
+    let decoded = with(CopyPolicy::Off);
+    let cells = all_of(&decoded.all);
+    assert!(decoded.store.reader.reader().stats().1 > 0 && copies(&folder).is_empty());
+    // In the order of rows, no chunk is decoded twice.
+    open_whole(&folder.config, &Team::alone(), &folder.index()).unwrap();
+    assert!(copies(&folder).is_empty());
+    for start in ["made", "found"] {
+        let data = folder.open();
+        let lines = data.datasets.notes.join("\n");
+        assert!(lines.contains("cells are read from a copy of 0 MiB"), "{start}: {lines}");
+        assert_eq!(all_of(&data.all), cells, "{start}");
+        assert_eq!(data.store.reader.reader().stats().1, 0, "{start}");
+        assert_eq!(copies(&folder).len(), 1, "{start}");
+    }
+    // The page cache holds all.
+    let node = TestDirectory::new(1 << 20);
+    let cached = folder.open_by(&Team { cache: Some(node.client(0, 1 << 20, false)), ..Team::alone() });
+    assert!(!cached.datasets.notes.join("\n").contains("copy"));
+    assert_eq!(all_of(&cached.all), cells);
+    // One that was cut short is made again.
+    let copy = copies(&folder).pop().unwrap();
+    let whole = std::fs::read(&copy).unwrap();
+    std::fs::write(&copy, &whole[..whole.len() - 1]).unwrap();
+    assert_eq!(all_of(&folder.open().all), cells);
+    assert_eq!(std::fs::read(&copy).unwrap(), whole);
+    // No copy can be made here: the file is read, and a line says so.
+    std::fs::remove_file(&copy).unwrap();
+    std::fs::create_dir(&copy).unwrap();
+    let data = folder.open();
+    let lines = data.datasets.notes.join("\n");
+    assert!(lines.contains("warning: cells.h5ad is compressed") && lines.contains("no copy was made"), "{lines}");
+    assert_eq!(all_of(&data.all), cells);
+}
+
+#[test]
+fn equal_sample_cells_are_equal_bytes_whenever_they_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str| {
+        write_sample_data(&dir.path().join(name), &SampleSpec { cells: 60, genes: 90, ..small() }).unwrap();
+        std::fs::read(dir.path().join(name).join("cells.h5ad")).unwrap()
+    };
+    let first = write("first");
+    // HDF5 keeps times of objects in whole seconds.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert!(write("second") == first, "the same cells are other bytes a second later");
 }
 
 #[test]

@@ -3,7 +3,11 @@
 //! Each says something, and all get what all said: [`Nodes::all_gather`]. What follows from it every node finds out for
 //! itself, so that all come to the same end.
 
-use super::env::any_address;
+mod secret;
+
+pub use secret::{JoinSecret, SecretError};
+
+use super::env::listening_address;
 use crate::machine::awake::Deadline;
 use serde::{Deserialize, Serialize};
 use spec::contract::{FrameError, MAX_FRAME_BYTES, VERSION, encode, read_frame, write_frame};
@@ -17,6 +21,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const GREETING_LIMIT: Duration = Duration::from_secs(2);
 /// Longest greeting, bytes with its length: a job's name is its longest part.
 const GREETING_BYTES: u64 = 4 << 10;
+const OTHER_SECRET: &str = "the join secrets of the two nodes are not the same: give all nodes the same, by --join-secret or HEADROOM_JOIN_SECRET";
 /// Longest word, bytes with its length.
 const WORD_BYTES: u64 = MAX_FRAME_BYTES as u64 + 4;
 /// Longest wait for one address to answer: another one of the same name may, and so may the same one a little later.
@@ -35,6 +40,8 @@ pub struct NodePlace {
     pub master_port: u16,
     /// How long to wait for the others.
     pub limit: Duration,
+    /// What all nodes know and nobody else. `None`: whoever reaches the port and knows the job's name is a node.
+    pub secret: Option<JoinSecret>,
 }
 
 /// Nodes that did not come together.
@@ -48,11 +55,33 @@ pub struct MeetError {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum Word {
-    Hello { version: u32, job: String, nnodes: usize, node_rank: usize },
+    /// `nonce`: numbers of the guest for this meeting alone.
+    Hello {
+        version: u32,
+        job: String,
+        nnodes: usize,
+        node_rank: usize,
+        #[serde(default)]
+        nonce: String,
+    },
+    /// Node 0 proves the secret for the guest's nonce, and asks for the same with its own.
+    Challenge {
+        nonce: String,
+        proof: String,
+    },
+    Proof {
+        proof: String,
+    },
     Welcome,
-    Say { text: String },
-    All { texts: Vec<String> },
-    Refused { problem: String },
+    Say {
+        text: String,
+    },
+    All {
+        texts: Vec<String>,
+    },
+    Refused {
+        problem: String,
+    },
 }
 
 enum Links {
@@ -91,9 +120,9 @@ impl NodePlace {
         ))
     }
 
-    fn hello(&self) -> Word {
+    fn hello(&self, nonce: String) -> Word {
         let Self { job, nnodes, node_rank, .. } = self;
-        Word::Hello { version: VERSION, job: job.clone(), nnodes: *nnodes, node_rank: *node_rank }
+        Word::Hello { version: VERSION, job: job.clone(), nnodes: *nnodes, node_rank: *node_rank, nonce }
     }
 }
 
@@ -230,7 +259,7 @@ fn refuse(guests: &mut [TcpStream], problem: &str) {
 }
 
 fn host(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
-    let at = (any_address(&place.master_addr, place.master_port), place.master_port);
+    let at = (listening_address(&place.master_addr, place.master_port), place.master_port);
     let listener = TcpListener::bind(at).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => place.failed("the port is in use on node 0: give another --master-port"),
         _ => place.failed(format!("the port cannot be opened on node 0: {e}")),
@@ -294,7 +323,7 @@ fn seat(
 ) -> Result<Option<(usize, TcpStream)>, String> {
     let deadline = deadline.sooner(GREETING_LIMIT);
     let heard = guest.set_nonblocking(false).and_then(|()| hear(&guest, &deadline, GREETING_BYTES));
-    let Ok(Word::Hello { version, job, nnodes, node_rank }) = heard else { return Ok(None) };
+    let Ok(Word::Hello { version, job, nnodes, node_rank, nonce }) = heard else { return Ok(None) };
     // One that is started again takes the seat of the one that ended.
     let taken = || seats[node_rank - 1].as_ref().is_some_and(is_there);
     let problem = if job != place.job {
@@ -309,10 +338,45 @@ fn seat(
     } else if node_rank == 0 || node_rank >= nnodes || taken() {
         format!("two launchers say --node-rank {node_rank}: give each node its own, from 0 to {}", nnodes - 1)
     } else {
-        return Ok(Some((node_rank, guest)));
+        return Ok(proven(place, guest, node_rank, &nonce, &deadline).map(|guest| (node_rank, guest)));
     };
-    refuse(&mut [guest], &problem);
-    Err(problem)
+    // Who does not know the secret ends nothing: the word of a stranger is no word of a node.
+    match place.secret {
+        Some(_) => match proven(place, guest, node_rank, &nonce, &deadline) {
+            None => Ok(None),
+            Some(guest) => {
+                refuse(&mut [guest], &problem);
+                Err(problem)
+            }
+        },
+        None => {
+            refuse(&mut [guest], &problem);
+            Err(problem)
+        }
+    }
+}
+
+/// The guest, if it knows the secret; one that does not is told so, and is no launcher of this job.
+fn proven(
+    place: &NodePlace,
+    mut guest: TcpStream,
+    node_rank: usize,
+    nonce: &str,
+    deadline: &Deadline,
+) -> Option<TcpStream> {
+    let Some(secret) = &place.secret else { return Some(guest) };
+    let own = secret::nonce();
+    let about = |side| secret::About { side, job: &place.job, node_rank, guest: nonce, host: &own };
+    // What only a node can check proves node 0 to it.
+    let proof = secret.proof(&about(secret::Side::Host));
+    write_frame(&mut guest, &Word::Challenge { nonce: own.clone(), proof }).ok()?;
+    match hear(&guest, deadline, GREETING_BYTES) {
+        Ok(Word::Proof { proof }) if secret.holds(&about(secret::Side::Guest), &proof) => Some(guest),
+        _ => {
+            refuse(&mut [guest], OTHER_SECRET);
+            None
+        }
+    }
 }
 
 /// A connection to someone else: where nobody listens, the kernel may connect a socket of this host with itself.
@@ -344,8 +408,33 @@ fn visit(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
             }
         }
     };
-    let _ = write_frame(&mut host, &place.hello());
-    match hear(&host, deadline, WORD_BYTES) {
+    let nonce = secret::nonce();
+    let _ = write_frame(&mut host, &place.hello(nonce.clone()));
+    let first = hear(&host, deadline, GREETING_BYTES);
+    let second = match (&place.secret, first) {
+        (Some(secret), Ok(Word::Challenge { nonce: own, proof })) => {
+            let about =
+                |side| secret::About { side, job: &place.job, node_rank: place.node_rank, guest: &nonce, host: &own };
+            if !secret.holds(&about(secret::Side::Host), &proof) {
+                return Err(place.failed(OTHER_SECRET));
+            }
+            let _ = write_frame(&mut host, &Word::Proof { proof: secret.proof(&about(secret::Side::Guest)) });
+            hear(&host, deadline, GREETING_BYTES)
+        }
+        // Whoever listens there cannot prove that it is node 0.
+        (Some(_), Ok(Word::Welcome)) => {
+            return Err(
+                place.failed("node 0 was started without a join secret, this node with one: give both the same")
+            );
+        }
+        (None, Ok(Word::Challenge { .. })) => {
+            return Err(place.failed(
+                "node 0 asks for a join secret: give this node the same, by --join-secret or HEADROOM_JOIN_SECRET",
+            ));
+        }
+        (_, first) => first,
+    };
+    match second {
         Ok(Word::Welcome) => Ok(Links::Guest(host)),
         Ok(Word::Refused { problem }) => Err(place.failed(problem)),
         other if is_late(&other) => Err(place.late("another node")),
@@ -360,240 +449,4 @@ fn visit(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Instant;
-
-    fn place(node_rank: usize, nnodes: usize, port: u16, limit_s: f64) -> NodePlace {
-        let (job, master_addr) = ("night".to_owned(), "127.0.0.1".to_owned());
-        let limit = Duration::from_secs_f64(limit_s);
-        NodePlace { job, nnodes, node_rank, master_addr, master_port: port, limit }
-    }
-
-    fn port() -> u16 {
-        TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-    }
-
-    fn soon() -> Deadline {
-        Deadline::new(Duration::from_secs(30))
-    }
-
-    /// A connection to node 0, once it listens.
-    fn knock(port: u16) -> TcpStream {
-        loop {
-            if let Ok(stream) = connect("127.0.0.1", port, &soon()) {
-                return stream;
-            }
-        }
-    }
-
-    fn hello(version: u32, job: &str, node_rank: usize) -> Word {
-        Word::Hello { version, job: job.into(), nnodes: 2, node_rank }
-    }
-
-    fn error(place: NodePlace) -> String {
-        Nodes::meet(place).err().map(|e| e.to_string()).unwrap_or_default()
-    }
-
-    #[test]
-    fn every_node_gets_what_all_say_and_the_port_is_free_then() {
-        let port = port();
-        let texts = std::thread::scope(|scope| {
-            let node = |node: usize| {
-                scope.spawn(move || {
-                    let mut nodes = Nodes::meet(place(node, 3, port, 60.0)).unwrap();
-                    let first = nodes.all_gather(&format!("{node} ranks")).unwrap();
-                    let second = nodes.all_gather(if node == 1 { "ü" } else { "" }).unwrap();
-                    drop(nodes);
-                    if node == 0 {
-                        drop(TcpListener::bind(("0.0.0.0", port)).unwrap());
-                    }
-                    (first, second)
-                })
-            };
-            // Node 2 waits for node 0, and node 0, whom a stranger talks to, for node 1.
-            let (two, zero) = (node(2), node(0));
-            let mut stranger = knock(port);
-            io::Write::write_all(&mut stranger, b"hr-id-01 GET / HTTP/1.1\r\n\r\n").unwrap();
-            [two, node(1), zero].map(|node| node.join().unwrap())
-        });
-        let words = |words: [&str; 3]| words.map(String::from).to_vec();
-        assert!(texts.iter().all(|t| *t == (words(["0 ranks", "1 ranks", "2 ranks"]), words(["", "ü", ""]))));
-    }
-
-    #[test]
-    fn nodes_that_do_not_come_are_named_to_those_that_did() {
-        let port = port();
-        std::thread::scope(|scope| {
-            let zero = scope.spawn(move || error(place(0, 4, port, 0.6)));
-            let two = scope.spawn(move || error(place(2, 4, port, 30.0)));
-            for text in [zero.join().unwrap(), two.join().unwrap()] {
-                assert!(text.contains("nodes 1, 3 did not come within 0.6 s"), "{text}");
-            }
-        });
-        let alone = error(place(1, 2, port, 0.2));
-        assert!(alone.contains("node 0 did not come within 0.2 s"), "{alone}");
-    }
-
-    #[test]
-    fn contradictions_are_told_to_both_sides() {
-        for (other, nnodes, says) in
-            [(1, 3, "--nnodes 3, node 0 with --nnodes 2"), (0, 2, "two launchers say --node-rank 0")]
-        {
-            let port = port();
-            std::thread::scope(|scope| {
-                let zero = scope.spawn(move || error(place(0, 2, port, 30.0)));
-                let hello = Word::Hello { version: VERSION, job: "night".into(), nnodes, node_rank: other };
-                let mut stream = knock(port);
-                write_frame(&mut stream, &hello).unwrap();
-                let told = hear(&stream, &soon(), WORD_BYTES).unwrap();
-                let text = zero.join().unwrap();
-                assert!(text.contains(says), "{text}");
-                assert!(matches!(told, Word::Refused { problem } if text.contains(&problem)));
-            });
-        }
-    }
-
-    #[test]
-    fn another_job_and_a_taken_port_are_errors_and_a_node_that_ends_is_named() {
-        let port = port();
-        std::thread::scope(|scope| {
-            let zero = scope.spawn(move || Nodes::meet(place(0, 2, port, 60.0)).map(|mut nodes| nodes.all_gather("0")));
-            let stranger = NodePlace { job: "day".into(), ..place(1, 2, port, 60.0) };
-            let text = error(stranger);
-            assert!(text.contains("belongs to the run \"night\"") && text.contains("\"day\""), "{text}");
-            // Continues to wait for its own node, which connects and dies.
-            drop(Nodes::meet(place(1, 2, port, 60.0)).unwrap());
-            let text = zero.join().unwrap().unwrap().unwrap_err().to_string();
-            assert!(text.contains("the launcher of node 1 ended"), "{text}");
-        });
-        let taken = TcpListener::bind(("0.0.0.0", 0)).unwrap();
-        let port = taken.local_addr().unwrap().port();
-        assert!(error(place(0, 2, port, 1.0)).contains("in use on node 0: give another --master-port"));
-        std::thread::scope(|scope| {
-            let guest = scope.spawn(move || error(place(1, 2, port, 30.0)));
-            drop(taken.accept().unwrap());
-            let text = guest.join().unwrap();
-            assert!(text.contains("took the connection and closed it"), "{text}");
-            let guest = scope.spawn(move || error(place(1, 2, port, 30.0)));
-            let (mut other, _) = taken.accept().unwrap();
-            other.write_all(b"\x16\0\0\x00220 mail.example.org\r\n").unwrap();
-            let text = guest.join().unwrap();
-            assert!(text.contains("no launcher of this job listens there"), "{text}");
-        });
-    }
-
-    #[test]
-    fn a_node_that_is_started_again_while_others_are_missing_takes_its_seat() {
-        let port = port();
-        std::thread::scope(|scope| {
-            let zero = scope.spawn(move || Nodes::meet(place(0, 3, port, 60.0)).map(|mut nodes| nodes.all_gather("0")));
-            for kill in [true, false] {
-                let mut stream = knock(port);
-                write_frame(
-                    &mut stream,
-                    &Word::Hello { version: VERSION, job: "night".into(), nnodes: 3, node_rank: 1 },
-                )
-                .unwrap();
-                if kill {
-                    // Gone by a reset: it leaves words unread.
-                    rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
-                }
-            }
-            let again = |node: usize| {
-                scope.spawn(move || Nodes::meet(place(node, 3, port, 60.0)).map(|mut nodes| nodes.all_gather("x")))
-            };
-            let (one, two) = (again(1), again(2));
-            for node in [zero, one, two] {
-                assert_eq!(node.join().unwrap().unwrap().unwrap(), ["0", "x", "x"]);
-            }
-        });
-    }
-
-    #[test]
-    fn strangers_that_say_nothing_little_or_much_do_not_hold_node_0_beyond_its_limit() {
-        let port = port();
-        std::thread::scope(|scope| {
-            let zero = scope.spawn(move || {
-                let began = Instant::now();
-                (error(place(0, 2, port, 3.0)), began.elapsed())
-            });
-            let mut dripping = knock(port);
-            scope.spawn(move || {
-                // A frame of 1024 bytes, in minutes.
-                let bytes = [0, 4, 0, 0].into_iter().chain(std::iter::repeat(b' '));
-                for byte in bytes.take(1028) {
-                    if dripping.write_all(&[byte]).is_err() {
-                        break;
-                    }
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-            });
-            let mut long = knock(port);
-            write_frame(&mut long, &hello(VERSION, &"night".repeat(1000), 1)).unwrap();
-            let _silent = [0; 10].map(|_| knock(port));
-            let (text, took) = zero.join().unwrap();
-            assert!(text.contains("node 1 did not come within 3 s"), "{text}");
-            assert!(took < Duration::from_secs(10), "{took:?}");
-            assert!(hear(&long, &soon(), WORD_BYTES).is_err(), "too long for a greeting: it is not answered");
-        });
-    }
-
-    #[test]
-    fn another_job_of_another_version_does_not_end_this_one() {
-        let port = port();
-        std::thread::scope(|scope| {
-            let zero = scope.spawn(move || error(place(0, 2, port, 60.0)));
-            for (job, says) in [("day", "belongs to the run"), ("night", "all nodes need the same program")] {
-                let mut stream = knock(port);
-                write_frame(&mut stream, &hello(VERSION + 1, job, 1)).unwrap();
-                let told = hear(&stream, &soon(), WORD_BYTES).unwrap();
-                assert!(matches!(&told, Word::Refused { problem } if problem.contains(says)), "{told:?}");
-            }
-            let text = zero.join().unwrap();
-            assert!(text.contains("all nodes need the same program"), "{text}");
-        });
-    }
-
-    #[test]
-    fn more_than_a_frame_holds_is_an_error_on_all_nodes() {
-        let port = port();
-        std::thread::scope(|scope| {
-            let say = move |node: usize, bytes: usize| {
-                let mut nodes = Nodes::meet(place(node, 2, port, 60.0)).unwrap();
-                nodes.all_gather(&"x".repeat(bytes)).unwrap_err().to_string()
-            };
-            let one = scope.spawn(move || say(1, MAX_FRAME_BYTES / 2));
-            let zero = say(0, MAX_FRAME_BYTES / 2);
-            for text in [zero, one.join().unwrap()] {
-                assert!(text.contains("what 2 nodes have to say is too much"), "{text}");
-            }
-        });
-    }
-
-    #[test]
-    fn an_address_that_never_answers_is_given_up_in_time() {
-        let began = Instant::now();
-        // An address reserved for documentation.
-        let text = error(NodePlace { master_addr: "192.0.2.1".into(), ..place(1, 2, 9, 0.5) });
-        assert!(text.contains("node 0 did not come within 0.5 s"), "{text}");
-        assert!(began.elapsed() < Duration::from_secs(20));
-    }
-
-    #[test]
-    fn nodes_meet_at_an_address_of_ipv6_too() {
-        let at = |node, port| NodePlace { master_addr: "::1".into(), ..place(node, 2, port, 60.0) };
-        assert_eq!(at(0, 29500).address(), "[::1]:29500");
-        let Ok(free) = TcpListener::bind(("::1", 0)) else {
-            eprintln!("skipped: this machine has no IPv6");
-            return;
-        };
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        std::thread::scope(|scope| {
-            let one = scope.spawn(move || Nodes::meet(at(1, port)).unwrap().all_gather("1").unwrap());
-            assert_eq!(Nodes::meet(at(0, port)).unwrap().all_gather("0").unwrap(), ["0", "1"]);
-            assert_eq!(one.join().unwrap(), ["0", "1"]);
-        });
-    }
-}
+mod tests;

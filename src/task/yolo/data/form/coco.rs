@@ -1,0 +1,173 @@
+//! COCO's `annotations/instances_*.json`.
+
+use super::{Found, Item, Label, note};
+use crate::data::DataError;
+use crate::data::source::file_error;
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Beginnings of the names of splits.
+const SPLITS: [&str; 3] = ["train", "val", "test"];
+
+#[derive(Deserialize)]
+struct Json {
+    #[serde(default)]
+    images: Vec<Image>,
+    #[serde(default)]
+    annotations: Vec<Annotation>,
+    #[serde(default)]
+    categories: Vec<Category>,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    id: u64,
+    file_name: String,
+    #[serde(default)]
+    width: f64,
+    #[serde(default)]
+    height: f64,
+}
+
+#[derive(Deserialize)]
+struct Annotation {
+    image_id: u64,
+    category_id: i64,
+    #[serde(default)]
+    bbox: Vec<f64>,
+    #[serde(default)]
+    iscrowd: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+struct Category {
+    id: i64,
+    name: String,
+}
+
+/// A COCO file, read.
+#[derive(Debug, Default)]
+pub struct CocoFile {
+    pub names: Vec<String>,
+    /// Names of images, in the file's order.
+    pub images: Vec<String>,
+    /// Boxes `class, cx, cy, w, h` as shares, by the image's name; crowds are left out.
+    pub boxes: HashMap<String, Vec<[f32; 5]>>,
+}
+
+impl CocoFile {
+    /// Reads the file at `path`. Categories become classes in the order of their numbers.
+    ///
+    /// # Errors
+    /// It is no COCO file, or an annotation names what is not there.
+    pub fn read(path: &Path) -> Result<Self, DataError> {
+        let file = std::fs::File::open(path).map_err(|error| file_error(path, error.to_string()))?;
+        let json: Json = serde_json::from_reader(BufReader::with_capacity(1 << 20, file))
+            .map_err(|error| file_error(path, format!("no COCO annotations: {error}")))?;
+        let mut categories = json.categories;
+        categories.sort_by_key(|category| category.id);
+        let class_of: HashMap<i64, usize> =
+            categories.iter().enumerate().map(|(class, category)| (category.id, class)).collect();
+        let by_id: HashMap<u64, &Image> = json.images.iter().map(|image| (image.id, image)).collect();
+        let mut boxes: HashMap<String, Vec<[f32; 5]>> = HashMap::new();
+        for (number, of) in json.annotations.iter().enumerate() {
+            let bad = |problem: String| file_error(path, format!("annotations[{number}]: {problem}"));
+            if is_crowd(&of.iscrowd) || of.bbox.is_empty() {
+                continue;
+            }
+            let image = by_id
+                .get(&of.image_id)
+                .ok_or_else(|| bad(format!("image_id is {}, and no image has that id", of.image_id)))?;
+            let class = *class_of
+                .get(&of.category_id)
+                .ok_or_else(|| bad(format!("category_id is {}, and no category has that id", of.category_id)))?;
+            let [x, y, w, h] = of.bbox[..] else {
+                return Err(bad(format!("bbox is {:?}: expected x, y, width, height", of.bbox)));
+            };
+            if image.width <= 0.0 || image.height <= 0.0 {
+                return Err(bad(format!("the image {} has no width and height", image.file_name)));
+            }
+            // An empty box is no object.
+            if w > 0.0 && h > 0.0 {
+                let share = |at: f64, size: f64| (at / size) as f32;
+                boxes.entry(image.file_name.clone()).or_default().push([
+                    class as f32,
+                    share(x + w / 2.0, image.width),
+                    share(y + h / 2.0, image.height),
+                    share(w, image.width),
+                    share(h, image.height),
+                ]);
+            }
+        }
+        let names = categories.into_iter().map(|category| category.name).collect();
+        Ok(Self { names, images: json.images.into_iter().map(|image| image.file_name).collect(), boxes })
+    }
+}
+
+fn is_crowd(value: &serde_json::Value) -> bool {
+    value.as_bool().unwrap_or(false) || value.as_i64().is_some_and(|flag| flag != 0)
+}
+
+/// Finds the images of a COCO folder; `None`: it is none.
+///
+/// # Errors
+/// Splits name different classes, or one has no images.
+pub(super) fn find(root: &Path) -> Result<Option<Found>, DataError> {
+    let folder = root.join("annotations");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "json") && !name_of(path).starts_with('.'))
+        .collect();
+    files.sort();
+    let mut found = Found { notes: vec![note("COCO annotations", &folder)], ..Found::default() };
+    for path in &files {
+        let stem = name_of(path);
+        let split_name = stem.strip_prefix("instances_").unwrap_or(&stem);
+        let Some(split) = SPLITS.iter().position(|split| split_name.starts_with(split)) else { continue };
+        if stem.starts_with("instances_") || files.iter().all(|other| !name_of(other).starts_with("instances_")) {
+            take(root, (path, split_name), split, &mut found)?;
+        }
+    }
+    if found.names.is_none() {
+        return Ok(None);
+    }
+    if found.splits[1].is_empty() {
+        found.splits[1] = found.splits[2].clone();
+    }
+    if found.splits[0].is_empty() || found.splits[1].is_empty() {
+        let problem = "expected instances_train*.json and instances_val*.json with images";
+        return Err(file_error(&folder, problem));
+    }
+    Ok(Some(found))
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn take(root: &Path, (path, name): (&Path, &str), split: usize, found: &mut Found) -> Result<(), DataError> {
+    let file = CocoFile::read(path)?;
+    match &found.names {
+        Some(names) if *names != file.names => {
+            let problem = format!("{} categories that are not those of the other files", file.names.len());
+            return Err(file_error(path, format!("{problem}: all splits must have the same")));
+        }
+        _ => found.names = Some(file.names),
+    }
+    let places = [root.join("images").join(name), root.join(name), root.join(SPLITS[split]), root.join("images")];
+    let Some(folder) = places.iter().find(|folder| folder.is_dir()) else {
+        let problem = format!("there is no folder {} for its images", spec::contract::shown(&places[1]));
+        return Err(file_error(path, problem));
+    };
+    let shared = Arc::new(path.to_owned());
+    let item = |name: String| Item { image: folder.join(&name), label: Label::Coco(Arc::clone(&shared), name) };
+    found.splits[split].extend(file.images.into_iter().map(item));
+    found.splits[split].sort_by(|a, b| a.image.cmp(&b.image));
+    Ok(())
+}
