@@ -25,11 +25,8 @@ mod tools;
 use crate::advise;
 use crate::cli::{self, CliError, Command, PlanArgs, RunArgs, SampleDataArgs};
 use crate::console::{self, Console};
-use crate::logging;
-use crate::machine::ProcessLimits;
-use crate::machine::{self, dataset_facts};
 use crate::plots::PlotError;
-use crate::run_dir::{Ask, Resume, RunDir, RunDirError, RunLock};
+use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
 use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Signals, Spec, Watcher};
 use crate::track;
 use crate::watch::{self, Before, WatchSpec};
@@ -39,6 +36,10 @@ use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
 use close::{close, explain};
 use early::{Early, Moment, Undo};
+use host::lock::RunLock;
+use host::logging;
+use host::machine::ProcessLimits;
+use host::machine::{self, dataset_facts};
 use interpreter::Started;
 use setup::Setup;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};
@@ -82,7 +83,7 @@ enum Error {
     #[error("node {node} cannot take part: {problem}")]
     Node { node: usize, problem: String },
     #[error(transparent)]
-    Limit(#[from] watch::LimitError),
+    Limit(#[from] host::limits::LimitError),
     #[error("{what}")]
     Io { what: String, code: u8, source: std::io::Error },
 }
@@ -123,7 +124,7 @@ fn io(what: impl Into<String>, code: u8) -> impl FnOnce(std::io::Error) -> Error
 
 /// Runs the command line; returns the exit code.
 pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
-    let inherited = supervise::set_defaults();
+    let inherited = host::inherited::set_defaults();
     let result = Command::parse(line).map_err(Error::from).and_then(|command| show_logs(&command).map(|()| command));
     let result = result.and_then(settled).and_then(|mut command| {
         let requeue = Requeue::of(&mut command)?;
@@ -276,7 +277,7 @@ impl Ready {
 
     /// Refuses a plan that the limits of this process make impossible; says which others may matter.
     fn check_limits(&self, plan: &Plan) -> Result<(), Error> {
-        let lines = watch::check_limits(plan, &ProcessLimits::now(), machine::tasks_of_user)?;
+        let lines = host::limits::check_limits(plan, &ProcessLimits::now(), machine::tasks_of_user)?;
         lines.iter().for_each(print::note);
         Ok(())
     }

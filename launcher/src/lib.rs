@@ -4,18 +4,15 @@
 //!
 //! ```text
 //! spec: config ──► plan ──► supervise ──► ranks (package `headroom`)
-//!          machine ──┘       │ │   │
+//!    host: machine ──┘       │ │   │
 //!                      console │ cache
 //!                            watch  (memory: seen, warned of, given back, explained)
 //! ```
 //!
 //! | room | owns | may not touch |
 //! |---|---|---|
-//! | [`machine`] | probes: cores, memory, cgroups, GPUs by NVML, files of a data set | decisions |
 //! | [`watch`] | memory sampling, thresholds, response to pressure | training |
 //! | [`supervise`] | children, process groups, signals, first failure, restarts, log lines | tensors, YAML |
-//! | [`journal`] | append-only files of whole lines that survive a full disk and rotation | meaning of records |
-//! | [`logging`] | the subscriber of `tracing` events, and its filter | output |
 //! | [`console`] | lines, tables and the progress bar of a training run | decisions |
 //! | [`run_dir`] | the run's folder: names, resume, `job.json`, summary | training |
 //! | [`cli`] | the command line | work |
@@ -27,16 +24,13 @@
 //! | [`track`] | a run's records in the forms of other tools: TensorBoard, MLflow, W&B, CSV | training |
 //! | [`smart`] | training in legs until targets are met | tensors |
 //!
-//! Architecture invariant: `machine` takes no decisions; `supervise` knows neither tensors nor YAML;
+//! Architecture invariant: `supervise` knows neither tensors nor YAML;
 //! `watch` reaches ranks and page cache through `supervise` alone.
 
 pub mod advise;
 pub mod cli;
 pub mod command;
 pub mod console;
-pub mod journal;
-pub mod logging;
-pub mod machine;
 pub mod monitor;
 pub mod page;
 pub mod plots;

@@ -44,7 +44,7 @@ pub(super) fn keep_carried(run_dir: &Path, datasets: &Datasets) -> Result<(), Ra
     let failed = |e: std::io::Error| RankError::system(path.display().to_string(), e);
     let text = serde_json::to_vec_pretty(carried).map_err(|e| failed(e.into()))?;
     let sibling = run_dir.join(format!("{CARRIED}.new"));
-    launcher::journal::replace(&path, &sibling, &text, Duration::ZERO).map_err(failed)
+    host::journal::replace(&path, &sibling, &text, Duration::ZERO).map_err(failed)
 }
 
 fn carried_of(folder: &Path) -> Result<Option<Value>, RankError> {
@@ -251,7 +251,7 @@ impl Inference<'_> {
         let failed = |e: std::io::Error| RankError::Train(DataError::output(&path, e).into());
         let text = serde_json::to_vec_pretty(result).map_err(|e| failed(e.into()))?;
         let sibling = path.with_added_extension("new");
-        launcher::journal::replace(&path, &sibling, &text, launcher::journal::ROOM_LIMIT).map_err(failed)?;
+        host::journal::replace(&path, &sibling, &text, host::journal::ROOM_LIMIT).map_err(failed)?;
         let summary = Summary {
             status: RunStatus::Finished,
             wall_s: began.elapsed().as_secs_f64(),
@@ -356,7 +356,7 @@ impl Inference<'_> {
         std::fs::create_dir_all(out).map_err(|e| failed(out, e))?;
         let text = serde_json::to_vec_pretty(&now).map_err(|e| failed(&path, e.into()))?;
         let sibling = path.with_added_extension("new");
-        launcher::journal::replace(&path, &sibling, &text, launcher::journal::ROOM_LIMIT).map_err(|e| failed(&path, e))
+        host::journal::replace(&path, &sibling, &text, host::journal::ROOM_LIMIT).map_err(|e| failed(&path, e))
     }
 
     fn close_pass(&self, passed: &Passed) {

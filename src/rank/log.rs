@@ -3,7 +3,7 @@
 
 use super::RankError;
 use crate::report::Reporter;
-use launcher::logging;
+use host::logging;
 use spec::contract::env;
 use std::io::Write;
 use std::sync::OnceLock;

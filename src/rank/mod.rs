@@ -55,7 +55,7 @@ enum Verb {
 
 /// Runs the command line of the `rank` program; returns its exit code.
 pub fn main() -> u8 {
-    let inherited = launcher::supervise::set_defaults();
+    let inherited = host::inherited::set_defaults();
     let args = Args::parse();
     if let Ok(program) = std::env::current_exe() {
         probe::open_ahead_by(program);
@@ -67,7 +67,7 @@ pub fn main() -> u8 {
 pub fn embedded(words: Vec<OsString>) -> u8 {
     let own = MemorySnapshot::take().map_or(0, |now| now.anon_bytes);
     INTERPRETER_BYTES.store(own, Ordering::Relaxed);
-    let inherited = launcher::supervise::set_defaults();
+    let inherited = host::inherited::set_defaults();
     match Args::try_parse_from(std::iter::once(OsString::from("rank")).chain(words)) {
         Ok(args) => run(args, inherited),
         Err(error) => {

@@ -8,7 +8,7 @@ use crate::comm::{Collective, CommError, RankEnv};
 use crate::report::Reporter;
 use cache::client::{CacheClient, ClientSpec, inherited_memory};
 use cache::{CacheHost, HostPlan, PolicyKind, with_causes};
-use launcher::machine::memfd_room;
+use host::machine::memfd_room;
 use rustix::event::{PollFd, PollFlags, poll};
 use spec::config::CachePolicy;
 use spec::contract::cache::CacheStats;

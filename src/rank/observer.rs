@@ -10,7 +10,7 @@ use crate::report::records::RecordWriter;
 use crate::task::Journal;
 use crate::train::{Observer, TrainError};
 use cache::client::CacheClient;
-use launcher::journal;
+use host::journal;
 use spec::contract::{MetricsRecord, Phase, Progress, Relieved};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

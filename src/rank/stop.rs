@@ -30,7 +30,7 @@ impl Stop {
         let refused = |e: std::io::Error| RankError::Io(format!("signals: {e}"));
         let told = if says { Some(stop.speaker().map_err(refused)?) } else { None };
         let heeded =
-            ASKING.into_iter().filter(|signal| *signal != Signal::HUP || !launcher::supervise::is_ignored(Signal::HUP));
+            ASKING.into_iter().filter(|signal| *signal != Signal::HUP || !host::inherited::is_ignored(Signal::HUP));
         for signal in heeded.map(Signal::as_raw) {
             match &told {
                 Some(told) => told.try_clone().and_then(|told| signal_hook::low_level::pipe::register(signal, told)),

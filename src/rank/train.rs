@@ -22,10 +22,8 @@ use crate::torch::{count_tensors, most_tensor_bytes};
 use crate::train::checkpoint::{self, CheckpointError, Checkpointer, Facts, Loaded};
 use crate::train::{Controls, Finished, Fit, LoopState, Resume, Status, TrainError};
 use cache::client::CacheClient;
-use launcher::console::cache_stats;
-use launcher::machine::{self, ProcessLimits, awake};
-use launcher::run_dir::RunLock;
-use launcher::watch;
+use host::lock::RunLock;
+use host::machine::{self, ProcessLimits, awake};
 use spec::contract::cache::CacheStats;
 use spec::contract::{Best, CacheSummary, Held, Relief, RunStatus, Summary, env, exit};
 use spec::job::{Job, Work};
@@ -171,7 +169,7 @@ fn reporter(
 
 /// Refuses limits with which the run cannot work.
 fn check_limits(job: &Job, reporter: &Reporter) -> Result<(), RankError> {
-    let checked = watch::check_limits(&job.plan, &ProcessLimits::now(), machine::tasks_of_user);
+    let checked = host::limits::check_limits(&job.plan, &ProcessLimits::now(), machine::tasks_of_user);
     let lines = checked.map_err(|e| RankError::NoRoom(e.to_string()))?;
     lines.into_iter().for_each(|line| reporter.line(line));
     Ok(())
@@ -449,7 +447,7 @@ fn close(start: &Start, finished: &Finished, cache: Option<CacheStats>, wall: Du
         reporter.summary(summary);
     }
     if let Some(stats) = &cache {
-        reporter.line(cache_stats(&config.task, stats));
+        reporter.line(stats.text(&config.task));
     }
     if config.log.plots && std::env::var_os(env::CONTROL_FD).is_none() {
         plot(&job.run_dir, reporter);

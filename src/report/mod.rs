@@ -6,7 +6,7 @@ pub mod memory;
 pub mod records;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use launcher::journal::News;
+use host::journal::News;
 use spec::contract::{
     FromRank, MAX_FRAME_BYTES, Progress, RecordGap, Relief, Relieved, Summary, ToRank, VERSION, read_frame, write_frame,
 };

@@ -3,7 +3,7 @@
 //! JSON has no NaN or infinity: a value that is not finite is written as `null` and read back as NaN.
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use launcher::journal::{self, Begin, Journal, News, ROOM_LIMIT, when_there_is_room};
+use host::journal::{self, Begin, Journal, News, ROOM_LIMIT, when_there_is_room};
 use serde::Serialize;
 use spec::contract::Summary;
 use std::fs::{self, File, OpenOptions};

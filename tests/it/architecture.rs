@@ -14,9 +14,9 @@ const SPEC: Rooms = &[
 ];
 const RANK: Rooms = &[
     ("torch", &[]),
-    ("comm", &["torch", "ledger", "spec::contract", "cache", "launcher::machine"]),
+    ("comm", &["torch", "ledger", "spec::contract", "cache", "host::machine"]),
     ("ledger", &["spec::contract"]),
-    ("data", &["ledger", "spec::contract", "spec::config", "cache", "launcher::machine"]),
+    ("data", &["ledger", "spec::contract", "spec::config", "cache", "host::machine"]),
     (
         "train",
         &[
@@ -28,13 +28,13 @@ const RANK: Rooms = &[
             "spec::contract",
             "spec::config",
             "spec::plan",
-            "launcher::journal",
-            "launcher::machine",
+            "host::journal",
+            "host::machine",
         ],
     ),
     ("task", &["torch", "data", "cache", "spec::config", "spec::contract", "spec::plan", "spec::task"]),
-    ("report", &["spec::contract", "spec::config", "launcher::journal"]),
-    ("own_loop", &["torch", "report", "spec::contract", "spec::config", "launcher::machine"]),
+    ("report", &["spec::contract", "spec::config", "host::journal"]),
+    ("own_loop", &["torch", "report", "spec::contract", "spec::config", "host::machine"]),
     (
         "rank",
         &[
@@ -53,28 +53,34 @@ const RANK: Rooms = &[
             "spec::task",
             "cache",
             "launcher::console",
-            "launcher::journal",
-            "launcher::logging",
-            "launcher::machine",
+            "host::journal",
+            "host::logging",
+            "host::machine",
             "launcher::run_dir",
             "launcher::supervise",
             "launcher::watch",
         ],
     ),
 ];
-const LAUNCHER: Rooms = &[
+const HOST: Rooms = &[
+    ("stamp", &[]),
     ("machine", &["spec::contract"]),
     ("journal", &["spec::contract"]),
     ("logging", &["spec::contract"]),
-    ("watch", &["journal", "machine", "spec::contract", "spec::config", "spec::plan"]),
-    ("supervise", &["cache", "journal", "machine", "watch", "spec::contract"]),
-    ("console", &["machine", "supervise", "spec::contract", "spec::plan", "spec::config"]),
-    ("run_dir", &["journal", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
+    ("inherited", &["machine"]),
+    ("limits", &["machine", "spec::contract", "spec::plan"]),
+    ("lock", &["stamp", "spec::contract"]),
+];
+const LAUNCHER: Rooms = &[
+    ("watch", &["host::journal", "host::machine", "spec::contract", "spec::config", "spec::plan"]),
+    ("supervise", &["cache", "host::journal", "host::machine", "watch", "spec::contract"]),
+    ("console", &["host::machine", "supervise", "spec::contract", "spec::plan", "spec::config"]),
+    ("run_dir", &["host::journal", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
     (
         "cli",
         &[
-            "logging",
-            "machine",
+            "host::logging",
+            "host::machine",
             "monitor",
             "run_dir",
             "track",
@@ -84,17 +90,17 @@ const LAUNCHER: Rooms = &[
             "spec::task",
         ],
     ),
-    ("advise", &["machine", "run_dir", "watch", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
+    ("advise", &["host::machine", "run_dir", "watch", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
     ("page", &["advise", "spec::contract", "spec::plan"]),
     ("plots", &["advise", "spec::contract", "spec::plan", "spec::job"]),
     ("smart", &["spec::contract", "spec::config"]),
-    ("track", &["advise", "journal", "run_dir", "spec::contract", "spec::plan"]),
+    ("track", &["advise", "host::journal", "run_dir", "spec::contract", "spec::plan"]),
     (
         "monitor",
         &[
             "advise",
-            "journal",
-            "machine",
+            "host::journal",
+            "host::machine",
             "run_dir",
             "supervise",
             "watch",
@@ -110,9 +116,9 @@ const LAUNCHER: Rooms = &[
             "cache",
             "cli",
             "console",
-            "logging",
-            "machine",
-            "journal",
+            "host::logging",
+            "host::machine",
+            "host::journal",
             "monitor",
             "page",
             "plots",
@@ -133,7 +139,7 @@ const PYTHON: Rooms = &[
     ("entry", &[]),
     ("sizes", &[]),
     ("own", &[]),
-    ("system", &["launcher::machine"]),
+    ("system", &["host::machine"]),
     ("buffer", &["cache"]),
     ("failure", &["entry", "cache"]),
     ("native", &["entry", "failure"]),
@@ -148,12 +154,12 @@ const PYTHON: Rooms = &[
     ("memory", &["buffer", "own", "cache"]),
     ("order", &["cache"]),
     ("sample", &["batch", "buffer", "entry", "failure", "memory", "own", "cache"]),
-    ("node", &["memory", "own", "sample", "cache", "launcher::machine", "spec::contract"]),
+    ("node", &["memory", "own", "sample", "cache", "host::machine", "spec::contract"]),
     ("loader", &["engine", "failure", "files", "lane", "memory", "node", "own", "sample"]),
 ];
 const IN_PYTHON: Rooms = &[("session", &["tensor"]), ("tensor", &[])];
 /// Packages whose rooms are named one by one.
-const PACKAGES: &[&str] = &["launcher", "spec"];
+const PACKAGES: &[&str] = &["host", "launcher", "spec"];
 /// A package that is one room.
 const CACHE: &str = "cache";
 /// Files and folders that may hold `unsafe`.
@@ -163,13 +169,15 @@ const UNSAFE: &[&str] = &[
     "src/comm/shm",
     "src/data/source/hdf5/ffi/",
     "launcher/cache/src/mapping.rs",
+    "launcher/host/src/inherited/unix.rs",
     "launcher/src/supervise/unix.rs",
     "src/python/session.rs",
     "src/python/tensor.rs",
 ];
 
 /// Source folders of the packages.
-pub const SOURCES: &[&str] = &["src", "launcher/src", "launcher/spec/src", "launcher/cache/src", "launcher/python/src"];
+pub const SOURCES: &[&str] =
+    &["src", "launcher/src", "launcher/host/src", "launcher/spec/src", "launcher/cache/src", "launcher/python/src"];
 /// Modules with a folder that are not yet its `mod.rs`.
 const BESIDE_THEIR_FOLDER: &[&str] = &[
     "launcher/src/command.rs",
@@ -328,6 +336,11 @@ fn check(src: &str, table: Rooms) -> Vec<String> {
 #[test]
 fn rooms_of_the_shared_vocabulary_use_only_what_they_may() {
     assert_eq!(check("launcher/spec/src", SPEC), Vec::<String>::new());
+}
+
+#[test]
+fn rooms_of_what_both_programs_ask_of_the_machine_use_only_what_they_may() {
+    assert_eq!(check("launcher/host/src", HOST), Vec::<String>::new());
 }
 
 #[test]

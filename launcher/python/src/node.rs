@@ -5,7 +5,7 @@ use crate::own::Own;
 use crate::sample::Sample;
 use cache::client::{CacheClient, CacheError, ClientSpec, Filling, Item, Taken};
 use cache::{CacheHost, Door, DoorError, HostPlan, PolicyKind, knock, with_causes};
-use launcher::machine::{Probe, memfd_room};
+use host::machine::{Probe, memfd_room};
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;

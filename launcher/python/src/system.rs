@@ -1,6 +1,6 @@
 //! Facts on this process and this machine.
 
-use launcher::machine::{Probe, Resident, Shares};
+use host::machine::{Probe, Resident, Shares};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use rustix::process::{Signal, set_parent_process_death_signal};

@@ -1,7 +1,8 @@
 //! A run in a few values, and runs beside each other.
 
 use super::log::{Run, json};
-use crate::run_dir::{STAGES, time_stamp};
+use crate::run_dir::STAGES;
+use host::stamp::time_stamp;
 use serde::Serialize;
 use serde_json::Value;
 use spec::contract::{RunStatus, Summary};

@@ -1,11 +1,11 @@
 //! The options of each verb.
 
 use super::numbers::at_least_one;
-use crate::logging::LEVELS;
-use crate::machine::colour::Colour;
 use crate::monitor::Listen;
 use crate::run_dir::SplitChoice;
 use clap::Args;
+use host::logging::LEVELS;
+use host::machine::colour::Colour;
 use spec::config::DeviceChoice;
 use spec::contract::env;
 use std::ffi::OsString;

@@ -3,8 +3,8 @@
 use super::args::device;
 use super::numbers::at_least_one;
 use super::{ConfigArgs, RunArgs};
-use crate::logging::LEVELS;
 use clap::Args;
+use host::logging::LEVELS;
 use spec::config::DeviceChoice;
 use spec::contract::Weights;
 use std::path::PathBuf;

@@ -13,9 +13,9 @@ pub use infer::{EvaluateArgs, PredictArgs, TrainedArgs};
 pub use program::ProgramArgs;
 pub use torchrun::{Nproc, Streams, TorchrunArgs};
 
-use crate::machine::colour::Colour;
 use crate::run_dir::Resume;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use host::machine::colour::Colour;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders, StageSpec};
 use spec::contract::shown as shown_path;
 use std::ffi::OsString;

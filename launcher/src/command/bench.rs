@@ -4,7 +4,7 @@ use super::helper::Helpers;
 use super::{Error, here, io, print, rank_command, shown};
 use crate::advise;
 use crate::cli::{BenchMemoryArgs, CliError, SampleDataArgs};
-use crate::machine::dataset_facts;
+use host::machine::dataset_facts;
 use serde::Serialize;
 use spec::contract::{MemoryRecord, Phase, exit};
 use spec::plan::bytes_text;

@@ -2,7 +2,7 @@
 
 use super::setup::Setup;
 use super::{figures, print, shown};
-use crate::console::{cache_stats, closing_table};
+use crate::console::closing_table;
 use crate::run_dir::{self, RunDir};
 use crate::supervise::{self, Outcome};
 use crate::watch;
@@ -67,7 +67,7 @@ pub(super) fn conclude(folder: &RunDir, setup: &Setup, outcome: &Outcome) -> Sum
 pub(super) fn tell_end(folder: &RunDir, setup: &Setup, outcome: &Outcome, summary: &Summary, table: Option<String>) {
     let Setup { config, plan, .. } = setup;
     if let Some(stats) = &outcome.cache {
-        print::say(cache_stats(spec::task::data_name(&config.task), stats));
+        print::say(stats.text(spec::task::data_name(&config.task)));
     }
     if config.log.plots && outcome.first_failure.is_none() && plan.topology.node_rank == 0 {
         figures::of_run(&folder.path);

@@ -8,8 +8,8 @@ use super::{Error, Ready, Setup, io, pre_flight, print, rank_program, shown, sup
 use crate::advise;
 use crate::cli::{EvaluateArgs, PredictArgs, RunArgs, TrainedArgs};
 use crate::console::closing_table;
-use crate::machine;
 use crate::run_dir::{Resume, RunDir, StagesOf};
+use host::machine;
 use spec::config::{CachePolicy, DeviceChoice, StageKind};
 use spec::contract::{Evaluation, Weights, exit};
 use spec::job::{EarlierStage, Job, PassKind, Subject, Trained, Work};

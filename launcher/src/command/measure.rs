@@ -7,8 +7,8 @@
 
 use super::interpreter::Started;
 use super::{Error, Ready, io, print, rank_program, torch_env};
-use crate::machine::dataset_facts;
 use crate::supervise::prepare_helper;
+use host::machine::dataset_facts;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use spec::config::Config;

@@ -2,8 +2,9 @@
 
 use super::{Error, Ready, open_folder, print};
 use crate::cli::RunArgs;
-use crate::run_dir::{RunDir, RunLock};
+use crate::run_dir::RunDir;
 use crate::supervise::{JoinSecret, NodePlace, Nodes};
+use host::lock::RunLock;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -7,12 +7,11 @@ use super::early::Early;
 use super::supervised::{console_of, supervise_program};
 use super::{Error, columns, explain, figures, print, scope, shown};
 use crate::cli::{ProgramArgs, RunArgs};
-use crate::console::cache_stats;
-use crate::machine;
 use crate::run_dir::{self, Ask, RunDir};
 use crate::supervise::{CacheSpec, Limits, Outcome, Spec};
 use crate::watch::{self, WatchSpec};
 use cache::PolicyKind;
+use host::machine;
 use spec::config::Config;
 use spec::contract::{CacheMode, CacheSummary, LineId, Machine, RunStatus, Summary, env, exit};
 use spec::plan::{BudgetLine, BudgetPlan, Plan, ProgramSizes, Topology, bytes_text, program_plan};
@@ -181,7 +180,7 @@ fn close(folder: &RunDir, config: &Config, plan: &Plan, outcome: &Outcome) {
         print::note(format_args!("{:#}; the run itself ended as shown here", anyhow::Error::from(error)));
     }
     if let Some(stats) = &outcome.cache {
-        print::say(cache_stats(&config.name, stats));
+        print::say(stats.text(&config.name));
     }
     // There are figures of what the program reported.
     if config.log.plots && folder.path.join("metrics.jsonl").is_file() {

@@ -2,8 +2,8 @@
 
 use super::{Ready, measure};
 use crate::console::Console;
-use crate::machine;
 use crate::supervise::{Outcome, Watcher};
+use host::machine;
 use spec::config::Config;
 use spec::contract::{Machine, Measured};
 use spec::plan::{self, Plan, Request};

@@ -2,12 +2,10 @@
 //!
 //! A thread of its own writes, so that a terminal that takes no more never holds up supervision.
 
-mod cache;
 mod screen;
 mod table;
 mod text;
 
-pub use self::cache::cache_stats;
 pub use table::{StageEnd, aligned, closing_table, stages_table};
 
 use crate::supervise::{Stream, Watcher};

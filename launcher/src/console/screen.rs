@@ -1,8 +1,8 @@
 //! Lines on stdout and stderr, and the progress bar below them.
 
 use super::text::{clean, duration};
-use crate::machine::colour;
 use crate::supervise::Stream;
+use host::machine::colour;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use spec::contract::{Phase, Progress};
 use spec::plan::bytes_text;

@@ -20,11 +20,11 @@ pub use serve::Listen;
 pub use subject::{Subject, living_runs};
 pub use view::Look;
 
-use crate::journal;
-use crate::machine::{GpuMeter, MemoryMeter, Probe};
-use crate::run_dir::time_stamp;
 use crate::supervise::Signals;
 use crate::watch::{ProcessNow, Sampler};
+use host::journal;
+use host::machine::{GpuMeter, MemoryMeter, Probe};
+use host::stamp::time_stamp;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process};
 use screen::Screen;

@@ -1,7 +1,7 @@
 //! The terminal's other screen while this lives; plain lines where there is no terminal.
 
 use super::view::Look;
-use crate::machine::colour;
+use host::machine::colour;
 use std::cell::Cell;
 use std::io::{self, IsTerminal, Write};
 

@@ -1,7 +1,7 @@
 //! Who is watched: the ranks of a run, a process with its children, or the machine alone.
 
 use crate::advise;
-use crate::machine::lent_bytes;
+use host::machine::lent_bytes;
 use procfs::process::Process;
 use serde::de::DeserializeOwned;
 use spec::config::Language;

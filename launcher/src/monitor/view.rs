@@ -235,7 +235,7 @@ fn fit(mut lines: Vec<(Kind, String)>, height: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::MemoryNow;
+    use host::machine::MemoryNow;
     use spec::contract::{GpuUse, MetricsRecord};
     use spec::plan::BudgetLine;
 

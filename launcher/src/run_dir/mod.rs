@@ -1,13 +1,13 @@
 //! A run's folder, `<log.runs_dir>/<run>/`: which one a command means, and what the launcher writes there.
 
-mod lock;
 mod origin;
 mod stages;
 
-pub use lock::{LockError, RunLock};
 pub use stages::{ConfigName, STAGES, StageOf, StagesOf};
 
-use crate::journal;
+use host::journal;
+use host::lock::{self, LockError, RunLock};
+use host::stamp::time_stamp;
 use spec::config::{Config, is_folder_name};
 pub use spec::contract::files::SplitChoice;
 use spec::contract::{self, exit, shown};
@@ -400,20 +400,6 @@ fn io_error(what: &'static str, path: &Path, source: io::Error) -> RunDirError {
     RunDirError::Io { what, path: path.to_path_buf(), source }
 }
 
-/// `YYYYmmdd-HHMMSS`, UTC. Days to date: H. Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
-pub fn time_stamp(now: SystemTime) -> String {
-    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", second / 3600, second / 60 % 60, second % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,14 +425,6 @@ mod tests {
 
     fn demo() -> Config {
         Config { name: "demo".into(), ..spec::task::config("emg") }
-    }
-
-    #[test]
-    fn time_stamps() {
-        assert_eq!(time_stamp(at(0)), "19700101-000000");
-        assert_eq!(time_stamp(at(951_782_400)), "20000229-000000");
-        assert_eq!(time_stamp(at(1_763_655_609)), "20251120-162009");
-        assert_eq!(time_stamp(at(4_107_542_399)), "21000228-235959");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::unix::prepare_rank;
 use super::verdict::End;
 use super::zygote::Zygote;
 use super::{RankSpec, Spec, Stream, Watcher};
-use crate::journal::{Begin, Journal, News};
+use host::journal::{Begin, Journal, News};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};

@@ -2,7 +2,7 @@
 //! ends them, if anything, is their own limit and not the node's choice of a process to kill.
 
 use super::cgroup::Cgroup;
-use crate::machine::Probe;
+use host::machine::Probe;
 use std::fs;
 use std::path::{Path, PathBuf};
 

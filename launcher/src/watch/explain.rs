@@ -2,7 +2,7 @@
 
 use super::findings::Findings;
 use super::words::size;
-use crate::machine::{MemoryMeter, MemoryNow};
+use host::machine::{MemoryMeter, MemoryNow};
 use spec::config::Language;
 use spec::contract::Program;
 use std::path::Path;
@@ -165,7 +165,7 @@ mod tests {
     use super::super::findings::{Fullest, Moment, Seen};
     use super::super::{Planned, ProcessNow, Sample};
     use super::*;
-    use crate::machine::GroupNow;
+    use host::machine::GroupNow;
     use spec::contract::LineId;
 
     fn memory(used: u64, oom_kills: u64) -> MemoryNow {

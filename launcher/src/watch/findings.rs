@@ -3,7 +3,7 @@
 use super::Planned;
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, unix_time};
-use crate::machine::MemoryMeter;
+use host::machine::MemoryMeter;
 use spec::config::Language;
 use spec::contract::{Event, Level, NodeRecord, Program, RecordGap};
 use std::path::Path;

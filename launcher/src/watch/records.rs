@@ -1,7 +1,7 @@
 //! `memory.node.jsonl`.
 
 use super::Sample;
-use crate::journal::{Begin, Journal, News};
+use host::journal::{Begin, Journal, News};
 use spec::contract::{Event, Level, NodeRecord, RecordGap};
 use std::path::Path;
 

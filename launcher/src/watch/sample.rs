@@ -3,7 +3,7 @@
 //! `smaps_rollup` (PSS, USS) walks a process's page tables: about 10 ms per 500 MB. It is read rarely, and what RSS has
 //! grown by since (`statm`, microseconds) carries it on in between: anonymous memory, which is what grows, is exact.
 
-use crate::machine::{GpuMeter, MemoryMeter, MemoryNow, Resident, Shares, descendants, place_of};
+use host::machine::{GpuMeter, MemoryMeter, MemoryNow, Resident, Shares, descendants, place_of};
 use spec::contract::{CgroupMemory, GpuUse, RankMemory};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -270,7 +270,7 @@ pub fn unix_time() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Probe;
+    use host::machine::Probe;
 
     fn sampler(pids: &[i32]) -> Sampler {
         Sampler::new(MemoryMeter::new(&Probe::default(), None), None, pids)

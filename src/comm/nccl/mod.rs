@@ -21,7 +21,7 @@ pub use error::{NcclError, version_text};
 use super::{Collective, CommError};
 use crate::torch;
 use crate::torch::device::{Event, Stream};
-use launcher::machine::awake::{self, Deadline};
+use host::machine::awake::{self, Deadline};
 use result::{check, pause, settle};
 use std::ffi::{c_int, c_void};
 use std::path::PathBuf;

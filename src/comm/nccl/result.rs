@@ -3,7 +3,7 @@
 use super::error::NcclError;
 use super::sys::{Api, Code, IN_PROGRESS, RawComm, SUCCESS};
 use crate::comm::CommError;
-use launcher::machine::awake::{self, Deadline};
+use host::machine::awake::{self, Deadline};
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
 

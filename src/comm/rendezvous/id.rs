@@ -2,7 +2,7 @@
 
 use super::node::{is_over, late};
 use super::{CommError, RankEnv};
-use launcher::machine::awake::Deadline;
+use host::machine::awake::Deadline;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::time::Duration;
 

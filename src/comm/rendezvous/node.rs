@@ -4,7 +4,7 @@
 
 use super::{CommError, RankEnv};
 use crate::comm::shm::create_memfd;
-use launcher::machine::awake::{self, Deadline};
+use host::machine::awake::{self, Deadline};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,

@@ -2,7 +2,7 @@
 
 use super::segment::{Header, RankLine};
 use crate::comm::CommError;
-use launcher::machine::awake::{self, Deadline};
+use host::machine::awake::{self, Deadline};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 use rustix::thread::futex;

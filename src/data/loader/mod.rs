@@ -25,7 +25,7 @@ pub use slots::{slot_bytes, slot_fields};
 pub use throttle::Throttle;
 
 use super::{DataError, Dataset, FieldSpec, LentPart, Rows, Scratch, Wake};
-use launcher::machine::awake::Stopwatch;
+use host::machine::awake::Stopwatch;
 use slots::{Job, Next, Shared, Slot};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};

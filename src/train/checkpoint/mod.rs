@@ -96,7 +96,7 @@ impl CheckpointError {
     pub fn is_passing(&self) -> bool {
         match self {
             CheckpointError::NoSpace { .. } => true,
-            CheckpointError::Io { source, .. } => launcher::journal::is_passing(source),
+            CheckpointError::Io { source, .. } => host::journal::is_passing(source),
             _ => false,
         }
     }

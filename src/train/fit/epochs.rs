@@ -7,7 +7,7 @@ use crate::ledger::{self, Holding, Part};
 use crate::train::TrainError;
 use crate::train::device::DeviceStep;
 use crate::train::step::{Attempt, Parts, StepOutcome, StepRunner};
-use launcher::machine::awake::Stopwatch;
+use host::machine::awake::Stopwatch;
 use spec::contract::Phase;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;

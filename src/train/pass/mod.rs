@@ -18,7 +18,7 @@ use crate::ledger::{self, Part};
 use crate::task::Model;
 use crate::task::pass::{Pass, PassOutput};
 use crate::torch::{self, TorchError};
-use launcher::machine::awake::Stopwatch;
+use host::machine::awake::Stopwatch;
 use ranges::{Ranges, count};
 use spec::config::Config;
 use spec::contract::{Effect, Phase, Progress};

@@ -151,4 +151,47 @@ impl CacheStats {
         let lookups = self.hits + self.misses + self.bypasses;
         (lookups > 0).then(|| self.hits as f64 / lookups as f64)
     }
+
+    /// Four lines in the form of the user's guide, without a line break at their end; MB are MiB. What had to be read counts as a
+    /// miss, stored or not.
+    pub fn text(&self, source: &str) -> String {
+        let mib = |bytes: u64| bytes as f64 / (1u64 << 20) as f64;
+        let (used, capacity) = (mib(self.used_bytes), mib(self.capacity_bytes));
+        let (rate, misses) = (100.0 * self.hit_rate().unwrap_or(0.0), self.misses + self.bypasses);
+        format!(
+            "[{source}] Cache Stats:\n  - Size: {} items\n  - Memory: {used:.1} / {capacity:.1} MB\n  \
+             - Hit Rate: {rate:.2}% ({} hits / {misses} misses)",
+            self.entries, self.hits
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_those_of_the_guide() {
+        let stats = CacheStats {
+            capacity_bytes: 51_200 << 20,
+            used_bytes: (49_876 << 20) + 300_000,
+            entries: 374,
+            hits: 8245,
+            misses: 1000,
+            bypasses: 755,
+            evictions: 3,
+        };
+        let text = stats.text("SpikeDeblurDataset");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "[SpikeDeblurDataset] Cache Stats:",
+                "  - Size: 374 items",
+                "  - Memory: 49876.3 / 51200.0 MB",
+                "  - Hit Rate: 82.45% (8245 hits / 1755 misses)"
+            ]
+        );
+        assert!(CacheStats::default().text("emg").ends_with("Hit Rate: 0.00% (0 hits / 0 misses)"));
+    }
 }

@@ -3,7 +3,7 @@
 use super::super::{Error, print, rank_program};
 use crate::cli::EnvArgs;
 use crate::console::aligned;
-use crate::machine::{self, Probe, ProcessLimits, low_priorities};
+use host::machine::{self, Probe, ProcessLimits, low_priorities};
 use serde_json::{Map, Value};
 use spec::contract::exit;
 use spec::plan::bytes_text;

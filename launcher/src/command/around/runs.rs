@@ -7,7 +7,7 @@ use crate::cli::{CliError, CompareArgs, ReportArgs, RunsArgs};
 use crate::console::aligned;
 use crate::monitor::{self, Subject};
 use crate::page::{self, Gathered};
-use crate::run_dir::{self, StagesOf};
+use crate::run_dir::StagesOf;
 use spec::config::Language;
 use spec::contract::exit;
 use spec::plan::bytes_text;
@@ -128,11 +128,11 @@ pub(super) fn report(args: &ReportArgs) -> Result<u8, Error> {
         let text = format!("--out {} is a folder: name a file in it, such as report.html", shown(&out));
         return Err(CliError::Usage(text).into());
     }
-    let stamp = run_dir::time_stamp(SystemTime::now());
+    let stamp = host::stamp::time_stamp(SystemTime::now());
     let made = format!("made {stamp} UTC by Headroom {}", env!("CARGO_PKG_VERSION"));
     let text = page::page(&runs, &made);
     let sibling = out.with_added_extension("new");
-    crate::journal::replace(&out, &sibling, text.as_bytes(), crate::journal::ROOM_LIMIT)
+    host::journal::replace(&out, &sibling, text.as_bytes(), host::journal::ROOM_LIMIT)
         .map_err(io(format!("cannot write {}", shown(&out)), exit::USAGE))?;
     print::out(shown(&out))?;
     Ok(exit::OK)

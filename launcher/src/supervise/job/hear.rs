@@ -1,12 +1,12 @@
 //! Input of the loop: signals, notes of the page cache, messages of the ranks; and the outcome.
 
 use super::Job;
-use crate::machine::{ProcessLimits, inner_ranks};
 use crate::supervise::child::Child;
 use crate::supervise::verdict::{End, STOPS, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
 use cache::CacheHost;
+use host::machine::{ProcessLimits, inner_ranks};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, kill_process};

@@ -8,7 +8,7 @@ mod secret;
 pub use secret::{JoinSecret, SecretError};
 
 use super::env::listening_address;
-use crate::machine::awake::Deadline;
+use host::machine::awake::Deadline;
 use serde::{Deserialize, Serialize};
 use spec::contract::{FrameError, MAX_FRAME_BYTES, VERSION, encode, read_frame, write_frame};
 use std::io::{self, Read, Write};

@@ -8,7 +8,7 @@ use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, Sampler};
 use super::words;
 use super::{CacheNow, Hands, Told, WatchSpec};
-use crate::machine::{GpuMeter, MemoryMeter, awake, largest_other};
+use host::machine::{GpuMeter, MemoryMeter, awake, largest_other};
 use spec::contract::{Cause, Event, Level, LevelChange, Relief, Relieved, Source};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};

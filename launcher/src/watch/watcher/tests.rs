@@ -1,8 +1,8 @@
 //! Looks at made-up samples: what is said, and how often.
 
 use super::*;
-use crate::machine::{GroupNow, MemoryNow, Probe};
 use crate::watch::Planned;
+use host::machine::{GroupNow, MemoryNow, Probe};
 use spec::contract::Effect;
 use std::sync::Mutex;
 

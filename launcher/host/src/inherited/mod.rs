@@ -1,6 +1,8 @@
 //! State that a process inherits from whoever started it, set to what this program needs.
 
-use super::unix::{is_idle_for_disks, reset_signals};
+mod unix;
+
+use self::unix::{is_idle_for_disks, reset_signals};
 use crate::machine::{ProcessLimits, low_priorities};
 use rustix::fs::Mode;
 use rustix::process::umask;

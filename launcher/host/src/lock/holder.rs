@@ -159,7 +159,7 @@ pub fn stat_of(who: &str) -> Option<(char, u64)> {
 
 /// `2026-11-29 05:58:01 UTC`.
 fn readable(seconds: u64) -> String {
-    let stamp = super::super::time_stamp(UNIX_EPOCH + Duration::from_secs(seconds));
+    let stamp = crate::stamp::time_stamp(UNIX_EPOCH + Duration::from_secs(seconds));
     let part = |from: usize, to: usize| stamp.get(from..to).unwrap_or_default();
     let (date, time) = ([part(0, 4), part(4, 6), part(6, 8)], [part(9, 11), part(11, 13), part(13, 15)]);
     format!("{} {} UTC", date.join("-"), time.join(":"))
