@@ -29,7 +29,7 @@ pub(super) fn write(source: &Source, out: &Path) -> io::Result<PathBuf> {
         }
         writeln!(text)?;
     }
-    crate::journal::replace(out, &out.with_added_extension("new"), &text, crate::journal::ROOM_LIMIT)?;
+    host::journal::replace(out, &out.with_added_extension("new"), &text, host::journal::ROOM_LIMIT)?;
     Ok(out.to_owned())
 }
 

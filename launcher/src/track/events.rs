@@ -5,7 +5,7 @@
 
 use super::proto::Message;
 use super::{Param, Params};
-use crate::journal;
+use host::journal;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -10,6 +10,31 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+/// What a run had recorded before it was resumed. It is in earlier event files.
+#[derive(Debug, Clone)]
+pub struct Before {
+    /// The step that the run continues from.
+    step: u64,
+    /// Bytes of `memory.node.jsonl`, and of each rank's memory records.
+    node: u64,
+    ranks: Vec<u64>,
+}
+
+impl Before {
+    /// Looks at the records; call it before the watch and the ranks append to them.
+    pub fn of(folder: &Path, step: u64) -> Self {
+        let length = |path: PathBuf| path.metadata().ok().map(|meta| meta.len());
+        let ranks = (0..).map_while(|rank| length(memory_of(folder, rank))).collect();
+        Self { step, node: length(folder.join(NODE)).unwrap_or(0), ranks }
+    }
+}
+
+const NODE: &str = "memory.node.jsonl";
+
+fn memory_of(folder: &Path, rank: usize) -> PathBuf {
+    folder.join(format!("memory.rank{rank}.jsonl"))
+}
+
 /// Follows the records of one run.
 pub struct Follower {
     folder: PathBuf,
@@ -20,43 +45,34 @@ pub struct Follower {
     base: u64,
     last_step: Option<u64>,
     node: Tail,
-    memory: BTreeMap<usize, Tail>,
-    from_end: bool,
+    memory: Vec<Tail>,
     images: BTreeSet<u64>,
 }
 
 impl Follower {
-    /// Makes an event file in `out` and writes what is known at the start. `resumed`: the step that the run continues from; records of
-    /// earlier starts are in earlier files.
+    /// Makes an event file in `out` and writes what is known at the start. `before`: of a run that is resumed; `None`: all records are
+    /// written, from the first.
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn start(folder: &Path, out: &Path, params: Params, resumed: Option<u64>, live: bool) -> io::Result<Self> {
+    pub fn start(folder: &Path, out: &Path, params: Params, before: Option<&Before>) -> io::Result<Self> {
         let file = EventFile::create(out, &hostname())?;
-        // The watch of a run that begins has a record before this one starts.
-        let continues = live && resumed.is_some();
-        let tail = |name: &str| {
-            let path = folder.join(name);
-            if continues { Tail::at_end(&path) } else { Tail::new(&path) }
-        };
+        let ranks = before.map_or(&[][..], |before| &before.ranks);
         let mut follower = Self {
             metrics: Tail::new(&folder.join("metrics.jsonl")),
-            node: tail("memory.node.jsonl"),
-            memory: BTreeMap::new(),
-            from_end: continues,
+            node: Tail::behind(&folder.join(NODE), before.map_or(0, |before| before.node)),
+            // Ranks that had no records begin with their first.
+            memory: (0..).zip(ranks).map(|(rank, at)| Tail::behind(&memory_of(folder, rank), *at)).collect(),
             images: BTreeSet::new(),
-            base: resumed.unwrap_or(0),
+            base: before.map_or(0, |before| before.step),
             last_step: None,
             folder: folder.to_owned(),
             file,
             params,
         };
-        if continues {
-            // Ranks that are known from an earlier start; further ones begin with this one.
-            follower.find_ranks();
+        if before.is_some() {
             follower.images = follower.pictures().into_keys().filter(|step| *step <= follower.base).collect();
         }
-        follower.from_end = false;
         follower.begin()?;
         Ok(follower)
     }
@@ -90,10 +106,10 @@ impl Follower {
         more |= piece.more;
         records.extend(piece.records.iter().map(|record| scalars(record.t, record.step, &of_node(record))));
         self.find_ranks();
-        for (rank, tail) in &mut self.memory {
+        for (rank, tail) in self.memory.iter_mut().enumerate() {
             let piece = tail.next::<MemoryRecord>()?;
             more |= piece.more;
-            let lines = piece.records.iter().map(|record| scalars(record.t, record.step, &of_memory(*rank, record)));
+            let lines = piece.records.iter().map(|record| scalars(record.t, record.step, &of_memory(rank, record)));
             records.extend(lines);
         }
         self.take_images(&mut records);
@@ -122,11 +138,11 @@ impl Follower {
 
     fn find_ranks(&mut self) {
         for rank in self.memory.len().. {
-            let path = self.folder.join(format!("memory.rank{rank}.jsonl"));
+            let path = memory_of(&self.folder, rank);
             if !path.is_file() {
                 break;
             }
-            self.memory.insert(rank, if self.from_end { Tail::at_end(&path) } else { Tail::new(&path) });
+            self.memory.push(Tail::new(&path));
         }
     }
 
@@ -194,7 +210,7 @@ fn now() -> f64 {
 pub(super) fn export(source: &Source, out: &Path) -> io::Result<PathBuf> {
     use spec::contract::RunStatus;
     std::fs::create_dir_all(out)?;
-    let follower = Follower::start(&source.folder, out, source.params.clone(), None, false)?;
+    let follower = Follower::start(&source.folder, out, source.params.clone(), None)?;
     let status = source.run.summary.as_ref().map(|summary| summary.status);
     follower.finish(match status {
         _ if source.run.open_ended => SessionEnd::Running,

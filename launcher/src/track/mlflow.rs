@@ -64,7 +64,7 @@ fn experiment(out: &Path) -> io::Result<String> {
             "artifact_location: {}\nexperiment_id: '{id}'\nlifecycle_stage: active\nname: {EXPERIMENT}\n",
             quoted(&uri(&folder))
         );
-        crate::journal::replace(&meta, &meta.with_extension("new"), text.as_bytes(), crate::journal::ROOM_LIMIT)?;
+        host::journal::replace(&meta, &meta.with_extension("new"), text.as_bytes(), host::journal::ROOM_LIMIT)?;
     }
     Ok(id)
 }

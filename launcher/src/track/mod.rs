@@ -17,7 +17,7 @@ mod wandb;
 
 pub use events::SessionEnd;
 pub use facts::{Param, Params, Scalar, hostname, params};
-pub use follow::Follower;
+pub use follow::{Before, Follower};
 
 use crate::advise::{LogError, Run};
 use serde_json::Value;

@@ -30,12 +30,12 @@ pub struct Piece<T> {
 impl Tail {
     /// Begins at the file's first line.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), at: 0, part: Vec::new() }
+        Self::behind(path, 0)
     }
 
-    /// Begins behind what is there now.
-    pub fn at_end(path: &Path) -> Self {
-        Self { at: path.metadata().map_or(0, |meta| meta.len()), ..Self::new(path) }
+    /// Begins at byte `at`.
+    pub fn behind(path: &Path, at: u64) -> Self {
+        Self { path: path.to_owned(), at, part: Vec::new() }
     }
 
     /// The next whole lines, as far as they are records of this kind.
@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(tail.next::<u32>().unwrap(), Piece { records: vec![], again: false, more: false });
         std::fs::write(&path, "7\n").unwrap();
         assert_eq!(tail.next::<u32>().unwrap(), Piece { records: vec![7], again: true, more: false });
-        let mut late = Tail::at_end(&path);
+        let mut late = Tail::behind(&path, 2);
         assert!(late.next::<u32>().unwrap().records.is_empty());
     }
 }

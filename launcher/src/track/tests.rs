@@ -1,7 +1,8 @@
 //! A small run to export, and the forms that are one file each.
 
+use super::facts::of_node;
 use super::*;
-use spec::contract::{MetricsRecord, RunStatus, Summary};
+use spec::contract::{MetricsRecord, NodeRecord, RunStatus, Summary};
 use std::fmt::Write;
 
 /// A run of three steps in `root/night`.
@@ -47,12 +48,22 @@ fn a_follower_continues_behind_the_checkpoint_and_marks_steps_that_come_again() 
     let folder = run(dir.path());
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
-    let mut follower = Follower::start(&folder, &out, Vec::new(), Some(2), true).unwrap();
+    let node = folder.join("memory.node.jsonl");
+    let records = |count| format!("{}\n", serde_json::to_string(&NodeRecord::default()).unwrap()).repeat(count);
+    std::fs::write(&node, records(1)).unwrap();
+    let before = Before::of(&folder, 2);
+    // The watch may be faster than the first look.
+    std::fs::write(&node, records(2)).unwrap();
+    let mut follower = Follower::start(&folder, &out, Vec::new(), Some(&before)).unwrap();
     let size = |follower: &Follower| follower.path().metadata().unwrap().len();
     let began = size(&follower);
     follower.advance().unwrap();
     let third = size(&follower);
     assert!(third > began, "step 3 is behind the checkpoint");
+    let bytes = std::fs::read(follower.path()).unwrap();
+    let scalars = bytes.windows(12).filter(|window| *window == b"memory_gib/n").count();
+    let one = of_node(&NodeRecord::default()).iter().filter(|(name, _)| name.starts_with("memory_gib/n")).count();
+    assert!(one > 0 && scalars == one, "the node's record after the resume, once: {scalars}, {one}");
     follower.advance().unwrap();
     assert_eq!(size(&follower), third, "each record once");
     // The run is cut back to its checkpoint and trains step 3 again.

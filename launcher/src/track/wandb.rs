@@ -5,7 +5,7 @@
 use super::Source;
 use super::facts::of_metrics;
 use super::proto::Message;
-use crate::run_dir::time_stamp;
+use host::stamp::time_stamp;
 use serde_json::Value;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ pub(super) fn write(source: &Source, out: &Path) -> io::Result<PathBuf> {
     log.record(18, &Message::new().int(1, i64::from(failed)).int(2, (last - first) as i64));
     log.record(22, &Message::new());
     let path = folder.join(format!("run-{id}.wandb"));
-    crate::journal::replace(&path, &path.with_extension("new"), &log.bytes, crate::journal::ROOM_LIMIT)?;
+    host::journal::replace(&path, &path.with_extension("new"), &log.bytes, host::journal::ROOM_LIMIT)?;
     Ok(folder)
 }
 

@@ -4,7 +4,7 @@ use super::super::print;
 use crate::console::Console;
 use crate::run_dir::RunDir;
 use crate::supervise::{Outcome, Stream, Watcher};
-use crate::track::{Follower, Params, SessionEnd, params};
+use crate::track::{Before, Follower, Params, SessionEnd, params};
 use spec::config::Config;
 use spec::contract::Progress;
 use std::path::PathBuf;
@@ -15,13 +15,15 @@ use std::time::{Duration, Instant};
 const EVERY: Duration = Duration::from_secs(2);
 
 /// Facts on a run whose event file is wanted; `None`: `log.tensorboard` is off.
-pub(in crate::command) struct Tracked(Option<(PathBuf, Params, Option<u64>)>);
+pub(in crate::command) struct Tracked(Option<(PathBuf, Params, Option<Before>)>);
 
 impl Tracked {
+    /// Call it before the ranks start: what is recorded by then is in earlier event files.
     pub(in crate::command) fn of(config: &Config, folder: &RunDir) -> Self {
         let wanted = config.log.tensorboard && folder.writes_for_all();
         let flat = || params(&serde_json::to_value(config).unwrap_or_default());
-        Self(wanted.then(|| (folder.path.clone(), flat(), folder.resumed_step())))
+        let before = || folder.resumed_step().map(|step| Before::of(&folder.path, step));
+        Self(wanted.then(|| (folder.path.clone(), flat(), before())))
     }
 }
 
@@ -32,7 +34,7 @@ pub(in crate::command) struct Live<'a> {
 }
 
 struct Following<'a> {
-    tracked: &'a (PathBuf, Params, Option<u64>),
+    tracked: &'a (PathBuf, Params, Option<Before>),
     /// Made at the first look, when the ranks run already.
     follower: Option<Follower>,
     due: Instant,
@@ -40,10 +42,10 @@ struct Following<'a> {
 
 impl Following<'_> {
     fn look(&mut self) -> std::io::Result<()> {
-        let (folder, params, resumed) = self.tracked;
+        let (folder, params, before) = self.tracked;
         let follower = match &mut self.follower {
             Some(follower) => follower,
-            empty => empty.insert(Follower::start(folder, folder, params.clone(), *resumed, true)?),
+            empty => empty.insert(Follower::start(folder, folder, params.clone(), before.as_ref())?),
         };
         let more = follower.advance()?;
         self.due = Instant::now() + if more { Duration::from_millis(100) } else { EVERY };
