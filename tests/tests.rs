@@ -94,5 +94,7 @@ mod tools;
 mod watch;
 #[path = "it/yolo.rs"]
 mod yolo;
+#[path = "it/yolo_checklist.rs"]
+mod yolo_checklist;
 #[path = "it/yolo_files.rs"]
 mod yolo_files;
