@@ -208,7 +208,7 @@ fn early_stopping_counts_epochs_since_the_best() {
 /// Rates and momenta of the YOLO package's own loop: `tests/benches/reference/yolo_schedule.py` wrote them down.
 #[test]
 fn warm_up_within_the_schedule_is_the_yolo_packages() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/yolo_schedule.json");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/yolo/schedule.json");
     let file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let batches = file["batches"].as_u64().unwrap();
     for (name, case) in file["cases"].as_object().unwrap() {
