@@ -47,7 +47,7 @@ MOST_GROWTH = 10
 
 
 def words(work, name, sets, ranks=1):
-    command = [LAUNCH, "--ranks", str(ranks), "--device", "cpu", "--config", ROOT / "configs/yolov8n.yaml", "--profile", "cpu", "--name", name]
+    command = [LAUNCH, "--ranks", str(ranks), "--device", "cpu", "--config", ROOT / "configs/yolov8n.yaml", "--name", name]
     sets = {"log.runs_dir": work, "log.plots": "false", "log.images": 0, **sets}
     for key, value in sets.items():
         command += ["--set", f"{key}={value}"]

@@ -50,7 +50,7 @@ impl Matrix {
         let fresh = blend(&average, &grad, along.momentum)?;
         let update = if along.nesterov { blend(&fresh, &grad, along.momentum)? } else { fresh.shallow_clone() };
         average.f_copy_(&match held {
-            Some(held) => average.f_where_self(held, &fresh)?,
+            Some(held) => average.f_where_self(&held, &fresh)?,
             None => fresh,
         })?;
         let update = orthogonal(&update)?;
