@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn above_eighty_percent_the_guides_table_holds() {
+    fn checklist_58_above_eighty_percent_the_guides_table_holds() {
         // Batch per pass, workers, save_every: before and after.
         for (batch, workers, save_every, expected) in
             [(64, 8, 5, (32, 2, 20)), (16, 1, 50, (8, 1, 50)), (1, 0, 0, (1, 0, 0)), (7, 2, 20, (3, 2, 20))]
