@@ -35,7 +35,7 @@ pub fn python() -> &'static Path {
             Command::new(python).args(["-c", "import torch"]).output().is_ok_and(|output| output.status.success())
         };
         let known = [".venv/bin/python-cpu", ".bench-venv/bin/python"].map(|path| root().join(path));
-        known.into_iter().find(has_torch).expect("no interpreter here can import PyTorch: `scripts/setup` brings one")
+        known.into_iter().find(has_torch).expect("no interpreter here can import PyTorch: `scripts/setup --tests` brings one")
     })
 }
 
