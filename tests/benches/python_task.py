@@ -1,6 +1,6 @@
 """A user's PyTorch model by task python against torchrun + DDP + DataLoader: samples/s, first step, memory, overhead of a step
 
-usage: scripts/bench python_task [--rounds N] [--only small,tiny,three,memory,loop] [--peers PYTHON]
+usage: scripts/bench python_task [--rounds N] [--only small,tiny,three,memory,loop,cgroup] [--peers PYTHON]
 `--peers`: a Python with lightning and accelerate beside PyTorch 2.11, which are measured as well.
 """
 
@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 
-from common import PYTHON, REFERENCE, RELEASE, Job, Rows, sample_data, ROOT
+from common import PYTHON, REFERENCE, RELEASE, ROOT, Job, Rows, sample_data
+from pressure import Group
 
 BATCH = 32
 ONE_THREAD = dict(os.environ, OMP_NUM_THREADS="1")
@@ -28,8 +29,7 @@ def by_torchrun(how, python, kind, ranks, samples, epochs):
     return {**told, "first": told["first"] - job.started, "wall": job.wall_s, "pss": job.peak_bytes / 2**20}
 
 
-def launch(ranks, runs, words, sets):
-    """A run of `launch`; its job, and the folder of its records."""
+def command_of(ranks, runs, words, sets):
     sets = {
         "train.warmup_epochs": 0, "train.early_stopping": "false", "train.gradient_clip_norm": 0, "log.runs_dir": runs,
         "log.plots": "false", "train.restore_best_weights": "false", "train.num_workers": 1, **sets,
@@ -37,7 +37,12 @@ def launch(ranks, runs, words, sets):
     command = [str(RELEASE / "launch"), "--ranks", str(ranks), "--device", "cpu", "--name", "a", *words]
     for key, value in sets.items():
         command += ["--set", f"{key}={value}"]
-    job = Job(command, cwd=ROOT)
+    return command
+
+
+def launch(ranks, runs, words, sets):
+    """A run of `launch`; its job, and a reader of its records."""
+    job = Job(command_of(ranks, runs, words, sets), cwd=ROOT)
     job.wait()
     return job, lambda name: [json.loads(line) for line in open(f"{runs}/a/{name}")]
 
@@ -110,15 +115,42 @@ def memory(rounds):
           f"({pss['python'] / pss['rust']:.2f} x)")
 
 
+def cgroup():
+    """Both in a memory cgroup of four fifths of what torchrun's job takes."""
+    kind, ranks, samples, epochs = CASES["small"]
+    taken = by_torchrun("torchrun", PYTHON, kind, ranks, samples, epochs)["pss"] * 2**20
+    group, limit = Group(), int(0.8 * taken)
+    runs = tempfile.mkdtemp()
+    words = [*map(str, [PYTHON, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", REFERENCE / "python_torch.py"])]
+    commands = {
+        "torchrun": [*words, "torchrun", kind, str(samples), str(epochs), str(BATCH), "1"],
+        "headroom": command_of(ranks, runs, *of_python(kind, samples, {"train.num_epochs": epochs})),
+    }
+    try:
+        group.limit(limit)
+        print(f"\nin a memory cgroup of {limit / 2**20:.0f} MiB:")
+        for name, command in commands.items():
+            before = group.oom_kills()
+            process = group.popen(command, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            out, _ = process.communicate()
+            last = (out.strip().splitlines() or [""])[-1]
+            print(f"  {name}: exit code {process.returncode}, {group.oom_kills() - before} processes killed for memory: {last[:140]}", flush=True)
+    finally:
+        group.remove()
+        shutil.rmtree(runs)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default=",".join([*CASES, "memory", "loop"]))
+    parser.add_argument("--only", default=",".join([*CASES, "memory", "loop", "cgroup"]))
     parser.add_argument("--peers", default=PYTHON)
     args = parser.parse_args()
     for part in args.only.split(","):
         if part == "memory":
             memory(args.rounds)
+        elif part == "cgroup":
+            cgroup()
         elif part == "loop":
             command = [PYTHON, str(REFERENCE / "python_torch.py"), "loop"]
             steps = [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["step_ms"] for _ in range(args.rounds)]
