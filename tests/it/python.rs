@@ -23,7 +23,8 @@ pub fn python() -> &'static Path {
         };
         let venv = rank_program().with_file_name("python-tests");
         let own = venv.join("bin/python");
-        let known = [".venv/bin/python-cpu", ".bench-venv/bin/python", ".venv/bin/python"].map(|path| root().join(path));
+        let known =
+            [".venv/bin/python-cpu", ".bench-venv/bin/python", ".venv/bin/python"].map(|path| root().join(path));
         if let Some(known) = known.into_iter().chain([own.clone()]).find(|path| serves(path)) {
             return known;
         }

@@ -11,7 +11,8 @@ const SGD: [&str; 3] = ["train.max_steps=10", "train.optimizer=sgd", "train.mome
 fn an_optimizer_of_the_users_own_steps_as_in_a_plain_loop() {
     for (name, model) in [("groups", "dropout"), ("lion", "batchnorm")] {
         let optimizer = format!("python.optimizer=optimizers:{name}");
-        let sets = [optimizer.as_str(), "train.scheduler=cosine", "train.warmup_steps=5", "train.min_learning_rate=1.0e-5"];
+        let sets =
+            [optimizer.as_str(), "train.scheduler=cosine", "train.warmup_steps=5", "train.min_learning_rate=1.0e-5"];
         let runs = runs("models:build", &format!("{{model: {model}}}"), &sets);
         let run = runs.finish("a", &["--ranks", "1"]);
         equals_pytorch((model, Some(name)), &run, 50, runs.path());
@@ -85,7 +86,7 @@ fn optimizers_that_cannot_be_are_refused_with_the_reason() {
     let refusals = [
         ("optimizers:lbfgs", "runs passes by itself"),
         ("optimizers:clearing", "the gradient of"),
-        ("optimizers:keeper", "holds a object at keeper"),
+        ("optimizers:keeper", "holds a thing of type object at keeper"),
         ("optimizers:broken", place.as_str()),
         ("optimizers:missing", "has no attribute 'missing'"),
     ];

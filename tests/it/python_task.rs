@@ -35,7 +35,10 @@ pub fn python() -> &'static Path {
             Command::new(python).args(["-c", "import torch"]).output().is_ok_and(|output| output.status.success())
         };
         let known = [".venv/bin/python-cpu", ".bench-venv/bin/python"].map(|path| root().join(path));
-        known.into_iter().find(has_torch).expect("no interpreter here can import PyTorch: `scripts/setup --tests` brings one")
+        known
+            .into_iter()
+            .find(has_torch)
+            .expect("no interpreter here can import PyTorch: `scripts/setup --tests` brings one")
     })
 }
 
@@ -216,7 +219,10 @@ fn the_examples_train() {
     for (name, package, args) in examples.into_iter().chain(more) {
         let there = Command::new(python()).args(["-c", &format!("import {package}")]).output().unwrap();
         if !there.status.success() {
-            assert!(package == "transformers" || !python().ends_with("python-cpu"), "no {package}: scripts/setup --tests");
+            assert!(
+                package == "transformers" || !python().ends_with("python-cpu"),
+                "no {package}: scripts/setup --tests"
+            );
             continue;
         }
         let place = folder();

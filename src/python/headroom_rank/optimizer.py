@@ -128,7 +128,7 @@ class Optimizer:
             if value is None or type(value) in (bool, int, float, str):
                 return value
             raise UserFailure(
-                f"{_KEY}: the state_dict of {self.kind} holds a {type(value).__name__} at {'.'.join(map(str, path))}: a checkpoint "
+                f"{_KEY}: the state_dict of {self.kind} holds a thing of type {type(value).__name__} at {'.'.join(map(str, path))}: a checkpoint "
                 "holds tensors, numbers, texts, and lists and dicts of them"
             )
 

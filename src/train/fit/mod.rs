@@ -329,7 +329,9 @@ fn of_another_optimizer(error: DdpError, checkpoint_dir: &Path, step: u64) -> Tr
     match error {
         DdpError::Parameter { name, problem } => TrainError::Checkpoint(CheckpointError::Mismatch {
             path: checkpoint_dir.join(format!("step-{step}")),
-            problem: format!("its optimizer's {name} {problem}: keep train.optimizer, train.momentum and the task's own optimizer"),
+            problem: format!(
+                "its optimizer's {name} {problem}: keep train.optimizer, train.momentum and the task's own optimizer"
+            ),
         }),
         other => other.into(),
     }

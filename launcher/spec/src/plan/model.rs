@@ -122,12 +122,8 @@ impl<'a> ModelLines<'a> {
         let [training, validation] = self.passes(draft)?;
         let is_training = !self.infers && training.tensors >= validation.tensors;
         let held = if is_training { training } else { validation };
-        let activations = per_rank(
-            LineId::Activations,
-            self.tensors(&held, is_training),
-            ranks,
-            self.formula(&held, is_training),
-        )?;
+        let activations =
+            per_rank(LineId::Activations, self.tensors(&held, is_training), ranks, self.formula(&held, is_training))?;
         let further = (draft.topology.threads_per_rank as u64).saturating_sub(self.model.threads.max(1));
         let total = times(training.total, TRAIN_HEAP)?.max(times(validation.total, VAL_HEAP)?);
         let beside = total.saturating_sub(held.tensors);
