@@ -14,7 +14,7 @@ const SPEC: Rooms = &[
 ];
 const RANK: Rooms = &[
     ("torch", &[]),
-    ("comm", &["torch", "ledger", "spec::contract", "cache", "host::machine"]),
+    ("comm", &["torch", "ledger", "spec::contract", "cache", "host::machine", "host::nodes"]),
     ("ledger", &["spec::contract"]),
     ("data", &["ledger", "spec::contract", "spec::config", "cache", "host::machine"]),
     (
@@ -56,6 +56,7 @@ const RANK: Rooms = &[
             "host::journal",
             "host::logging",
             "host::machine",
+            "host::nodes",
             "launcher::run_dir",
             "launcher::supervise",
             "launcher::watch",
@@ -70,10 +71,11 @@ const HOST: Rooms = &[
     ("inherited", &["machine"]),
     ("limits", &["machine", "spec::contract", "spec::plan"]),
     ("lock", &["stamp", "spec::contract"]),
+    ("nodes", &["machine", "spec::contract"]),
 ];
 const LAUNCHER: Rooms = &[
     ("watch", &["host::journal", "host::machine", "spec::contract", "spec::config", "spec::plan"]),
-    ("supervise", &["cache", "host::journal", "host::machine", "watch", "spec::contract"]),
+    ("supervise", &["cache", "host::journal", "host::machine", "host::nodes", "watch", "spec::contract"]),
     ("console", &["host::machine", "supervise", "spec::contract", "spec::plan", "spec::config"]),
     ("run_dir", &["host::journal", "spec::contract", "spec::config", "spec::plan", "spec::job"]),
     (
@@ -120,6 +122,7 @@ const LAUNCHER: Rooms = &[
             "host::machine",
             "host::journal",
             "monitor",
+            "host::nodes",
             "page",
             "plots",
             "run_dir",

@@ -3,8 +3,8 @@
 use super::{Error, Ready, open_folder, print};
 use crate::cli::RunArgs;
 use crate::run_dir::RunDir;
-use crate::supervise::{JoinSecret, NodePlace, Nodes};
 use host::lock::RunLock;
+use host::nodes::{JoinSecret, NodePlace, Nodes, Party};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -54,6 +54,7 @@ fn place(run: &RunArgs) -> Result<NodePlace, Error> {
         );
     }
     Ok(NodePlace {
+        party: Party::Launchers,
         secret,
         job: run.name.clone().unwrap_or_default(),
         nnodes: run.nnodes,
@@ -85,7 +86,9 @@ pub(super) fn ranks_of_each(run: &RunArgs, ranks: usize) -> Result<Vec<usize>, E
 /// A node does not come, has another config, or cannot take part.
 pub(super) fn together(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir, RunLock), Error> {
     // First: whatever goes wrong on one node, the others hear of.
-    let mut nodes = Nodes::meet(place(run)?)?;
+    let place = place(run)?;
+    ready.ranks_key = place.secret.as_ref().map(|secret| secret.of_ranks(&place.job));
+    let mut nodes = Nodes::meet(place)?;
     let share = all_or_none(&mut nodes, own_part(run, ready))?;
     ready.request.nodes = agree(&mut nodes, run.node_rank, share, &shared_keys(&ready.config))?;
     let plan = ready.sample_if_missing().and_then(|()| ready.plan());

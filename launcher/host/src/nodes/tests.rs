@@ -6,7 +6,7 @@ use std::time::Instant;
 fn place(node_rank: usize, nnodes: usize, port: u16, limit_s: f64) -> NodePlace {
     let (job, master_addr) = ("night".to_owned(), "127.0.0.1".to_owned());
     let limit = Duration::from_secs_f64(limit_s);
-    NodePlace { job, nnodes, node_rank, master_addr, master_port: port, limit, secret: None }
+    NodePlace { party: Party::Launchers, job, nnodes, node_rank, master_addr, master_port: port, limit, secret: None }
 }
 
 fn port() -> u16 {
