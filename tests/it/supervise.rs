@@ -434,3 +434,21 @@ fn a_failed_job_is_started_again_as_often_as_allowed() {
         assert!(log.contains("attempt 0\nattempt 1\n"), "{log}");
     }
 }
+
+/// What the start needs is given back: the ranks and their data need the memory. Pages of files and of the heap, all counted.
+#[test]
+fn a_launcher_that_supervises_three_ranks_holds_seven_mebibytes_at_most() {
+    let folder = crate::support::folder();
+    let mut command = Command::new(launch_program());
+    command.args(["--ranks", "3", "--exec", "sh", "-c", "echo started; exec sleep 100"]);
+    let mut running = Running::start(&mut command, folder.path());
+    let files = running.files();
+    let started = || fs::read_to_string(files.join("out")).unwrap_or_default().matches("started").count() == 3;
+    assert!(running.until("three ranks", started), "{}", running.read("err"));
+    let status = fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
+    let resident: u64 = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap();
+    println!("{resident} KiB are resident");
+    assert!(resident <= 7 << 10, "{resident} KiB are resident\n{status}");
+    running.signal(Signal::TERM);
+    running.wait();
+}

@@ -262,3 +262,46 @@ fn guard(reader: &OwnedFd, cgroups: &[Cgroup]) -> ! {
     // SAFETY: ends this process at once, as it must: the launcher's destructors are not ours to run.
     unsafe { _exit(0) }
 }
+/// Gives back the pages of code that the start has run and the supervision does not: command line, config, plan. Whatever is called
+/// again after all comes back from the page cache.
+pub fn forget_code() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, length) in maps.lines().filter_map(code_of_a_file) {
+        // SAFETY: the range is a private mapping of a file that can be run and not written, so that every page of it is as the file
+        // has it (relocations lie in other mappings): the kernel maps the same bytes again when they are needed.
+        let _ = unsafe {
+            rustix::mm::madvise(std::ptr::with_exposed_provenance_mut(start), length, rustix::mm::Advice::LinuxDontNeed)
+        };
+    }
+}
+
+/// Start and length of a mapping, if `line` of `/proc/self/maps` shows the code of a file that is still there.
+fn code_of_a_file(line: &str) -> Option<(usize, usize)> {
+    let mut words = line.split_whitespace();
+    let (range, rights, path) = (words.next()?, words.next()?, words.nth(3)?);
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    let is_code = rights == "r-xp" && path.starts_with('/') && words.next().is_none();
+    is_code.then_some((start, end.checked_sub(start)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_of_files_alone_is_given_back() {
+        let code = "55d0c0000000-55d0c0001000 r-xp 00002000 08:01 42                 /usr/bin/launch";
+        assert_eq!(code_of_a_file(code), Some((0x55d0_c000_0000, 0x1000)));
+        for other in [
+            "55d0c0000000-55d0c0001000 rw-p 00002000 08:01 42 /usr/bin/launch",
+            "55d0c0000000-55d0c0001000 r-xp 00002000 08:01 42 /usr/bin/launch (deleted)",
+            "7ffd00000000-7ffd00001000 r-xp 00000000 00:00 0  [vdso]",
+            "7ffd00000000-7ffd00001000 r-xp 00000000 00:00 0",
+            "",
+        ] {
+            assert_eq!(code_of_a_file(other), None, "{other}");
+        }
+        forget_code();
+    }
+}

@@ -12,7 +12,7 @@ use super::limits::MemoryGroup;
 use super::orders::{Order, OrderQueue};
 use super::record::ErrorFiles;
 use super::reports::{Hearing, Reports};
-use super::unix::{Guard, Signals};
+use super::unix::{Guard, Signals, forget_code};
 use super::verdict::{Said, Verdict};
 use super::zygote::Zygote;
 use super::{Outcome, Spec, Stream, Watcher};
@@ -304,6 +304,7 @@ impl<'a> Job<'a> {
 
     /// Until every rank has ended.
     fn watch(&mut self) -> io::Result<()> {
+        forget_code();
         while self.children.iter().any(|child| !child.ended) {
             let (mut output, mut ended) = (false, Vec::new());
             for (kind, index) in wait(&self.urgent, self.timeout())? {
