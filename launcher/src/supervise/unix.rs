@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 const SIG_DFL: usize = 0;
 const SIG_IGN: usize = 1;
 const SIG_ERR: usize = usize::MAX;
+/// Its number on every architecture. The C library has a function of this name only since 2.34.
+const CLOSE_RANGE: i64 = 436;
 const CLOSE_RANGE_CLOEXEC: i32 = 4;
 
 // The C library is linked by the standard library; these are its documented signatures on Linux.
@@ -21,7 +23,7 @@ unsafe extern "C" {
     fn signal(number: i32, handler: usize) -> usize;
     fn fork() -> i32;
     fn _exit(code: i32) -> !;
-    fn close_range(first: u32, last: u32, flags: i32) -> i32;
+    fn syscall(number: i64, ...) -> i64;
 }
 
 /// Signals that [`Signals`] takes from the launcher.
@@ -165,7 +167,7 @@ pub fn prepare_rank(command: &mut Command, keep: Vec<RawFd>, cgroup_procs: Vec<R
             let _ = rustix::io::write(procs, b"0");
         }
         // SAFETY: only marks descriptors; the standard library's own are close-on-exec anyway. An old kernel refuses.
-        unsafe { close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+        unsafe { syscall(CLOSE_RANGE, 3_u32, u32::MAX, CLOSE_RANGE_CLOEXEC) };
         for fd in &keep {
             // SAFETY: the launcher holds these open until after the spawn.
             fcntl_setfd(unsafe { BorrowedFd::borrow_raw(*fd) }, FdFlags::empty())?;
@@ -231,7 +233,7 @@ fn guard(reader: &OwnedFd, cgroups: &[Cgroup]) -> ! {
     // SAFETY: in this process nothing else uses a descriptor again: it leaves by `_exit`, without destructors.
     let pipe = unsafe {
         let _ = rustix::stdio::dup2_stdin(reader);
-        close_range(1, u32::MAX, 0);
+        syscall(CLOSE_RANGE, 1_u32, u32::MAX, 0_i32);
         BorrowedFd::borrow_raw(0)
     };
     let (mut groups, mut known) = ([0i32; MOST_GROUPS], 0);
