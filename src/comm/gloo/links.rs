@@ -46,13 +46,15 @@ struct State {
     at: Vec<u64>,
     /// Nodes that have taken their leave.
     left: Vec<usize>,
+    /// This node has taken its own leave: what becomes of the others is nothing to it.
+    closed: bool,
     /// Why all collectives end.
     reason: Option<CommError>,
 }
 
 impl Board {
     fn new(nodes: usize) -> Self {
-        Self { state: Mutex::new(State { at: vec![0; nodes], left: Vec::new(), reason: None }), changed: Condvar::new() }
+        Self { state: Mutex::new(State { at: vec![0; nodes], left: Vec::new(), closed: false, reason: None }), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -73,7 +75,7 @@ impl Board {
     /// True if this is the first reason.
     pub fn end(&self, reason: CommError) -> bool {
         let mut state = self.lock();
-        let first = state.reason.is_none();
+        let first = state.reason.is_none() && !state.closed;
         state.reason.get_or_insert(reason);
         self.changed.notify_all();
         first
@@ -88,6 +90,12 @@ impl Board {
     /// A node that has taken its leave.
     pub fn left(&self) -> Option<usize> {
         self.lock().left.first().copied()
+    }
+
+    /// True if nothing more is to be heard of `node`.
+    fn is_over(&self, node: usize) -> bool {
+        let state = self.lock();
+        state.closed || state.left.contains(&node)
     }
 
     /// Nodes that have not been seen in collective `call`.
@@ -174,6 +182,7 @@ impl Links {
 
 impl Drop for Links {
     fn drop(&mut self) {
+        self.board.lock().closed = true;
         for end in self.ends.iter() {
             if !std::thread::panicking() {
                 end.tell(&Word::Done { node: self.node });
@@ -232,8 +241,8 @@ impl Listener {
                         Word::Done { node } => self.board.lock().left.push(node),
                     }
                 }
-                // After its last word.
-                Ok(None) | Err(_) if self.board.lock().left.contains(&self.from) => return,
+                // After its last word, or this node's.
+                Ok(None) | Err(_) if self.board.is_over(self.from) => return,
                 Ok(None) | Err(_) => {
                     if let CommError::PeerFailed { rank, error } = &self.lost {
                         self.pass_on(&Word::Failed { rank: *rank, error: error.clone() });
