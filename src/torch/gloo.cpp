@@ -163,6 +163,12 @@ Pending* pending(c10::intrusive_ptr<c10d::Work> work) {
   return out.release();
 }
 
+// By its table of functions: named directly it would be compiled here and ask for a function of Gloo that libtorch_cuda, which is not
+// linked, holds as well.
+__attribute__((noinline)) void set_timeout(c10d::Backend& group, std::chrono::milliseconds timeout) {
+  group.setTimeout(timeout);
+}
+
 void must_be_moved(const at::Tensor& tensor) {
   TORCH_CHECK(tensor.device().is_cpu() && tensor.is_contiguous(), "Gloo moves contiguous tensors of the CPU");
 }
@@ -188,7 +194,7 @@ char* hr_gloo_connect(int node, int nodes, const char* host, const char* interfa
     auto store = c10::make_intrusive<Meeting>(context, exchange);
     group->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(store, node, nodes, options);
     store->close();
-    group->gloo->setTimeout(kForever);
+    set_timeout(*group->gloo, kForever);
     *out = group.release();
   });
 }

@@ -137,6 +137,8 @@ fn strangers_at_the_meeting_point_do_no_harm() {
         let zero = node(0);
         // Half a length, a length without its frame, and another protocol.
         let _open = [&[7, 0][..], &[255, 0, 0, 0], b"GET / HTTP/1.1\r\n\r\n"].map(knock);
-        [zero, node(1)].map(|node| node.join().unwrap());
+        for node in [zero, node(1)] {
+            node.join().unwrap();
+        }
     });
 }

@@ -119,7 +119,7 @@ fn another_job_and_a_taken_port_are_errors_and_a_node_that_ends_is_named() {
         let (mut other, _) = taken.accept().unwrap();
         other.write_all(b"\x16\0\0\x00220 mail.example.org\r\n").unwrap();
         let text = guest.join().unwrap();
-        assert!(text.contains("no launcher of this job listens there"), "{text}");
+        assert!(text.contains("nobody of this job listens there"), "{text}");
     });
 }
 
