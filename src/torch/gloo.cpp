@@ -165,7 +165,7 @@ Pending* pending(c10::intrusive_ptr<c10d::Work> work) {
 
 // By its table of functions: named directly it would be compiled here and ask for a function of Gloo that libtorch_cuda, which is not
 // linked, holds as well.
-__attribute__((noinline)) void set_timeout(c10d::Backend& group, std::chrono::milliseconds timeout) {
+__attribute__((noinline, optimize("O0"))) void set_timeout(c10d::Backend& group, std::chrono::milliseconds timeout) {
   group.setTimeout(timeout);
 }
 

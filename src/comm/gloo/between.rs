@@ -132,3 +132,10 @@ impl Between {
         reason.unwrap_or_else(|| CommError::torch(format!("{name} between the nodes"), error))
     }
 }
+
+impl Drop for Between {
+    fn drop(&mut self) {
+        // Gloo closes its connections next, which other nodes may still wait at in their last collective.
+        self.links.leave();
+    }
+}

@@ -15,6 +15,8 @@ const WRITE_LIMIT: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(30);
 const PROBE: Duration = Duration::from_secs(10);
 const PROBES: u32 = 6;
+/// Longest wait for others to take their leave.
+const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 const STACK_BYTES: usize = 256 << 10;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +89,11 @@ impl Board {
         }
     }
 
+    fn leaves(&self, node: usize) {
+        self.lock().left.push(node);
+        self.changed.notify_all();
+    }
+
     /// A node that has taken its leave.
     pub fn left(&self) -> Option<usize> {
         self.lock().left.first().copied()
@@ -118,7 +125,7 @@ impl End {
     }
 }
 
-/// The links of this node. Dropping them takes leave of the others.
+/// The links of this node.
 pub(super) struct Links {
     pub board: Arc<Board>,
     node: usize,
@@ -161,6 +168,17 @@ impl Links {
         Ok(Self { board, node, ends })
     }
 
+    /// Takes leave of the others, and waits until all have done so, at most [`LEAVE_LIMIT`]: no collective is under way then.
+    pub fn leave(&self) {
+        if std::thread::panicking() || self.board.reason().is_some() {
+            return;
+        }
+        self.ends.iter().for_each(|end| end.tell(&Word::Done { node: self.node }));
+        let state = self.board.lock();
+        let waits = |state: &mut State| state.reason.is_none() && state.left.len() + 1 < state.at.len();
+        drop(self.board.changed.wait_timeout_while(state, LEAVE_LIMIT, waits));
+    }
+
     /// This node has waited in its `call`-th collective for a while.
     pub fn at(&self, call: u64) {
         self.board.is_at(self.node, call);
@@ -184,9 +202,6 @@ impl Drop for Links {
     fn drop(&mut self) {
         self.board.lock().closed = true;
         for end in self.ends.iter() {
-            if !std::thread::panicking() {
-                end.tell(&Word::Done { node: self.node });
-            }
             // Wakes the thread that listens; what was written before still arrives.
             let _ = end.write.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
         }
@@ -238,7 +253,7 @@ impl Listener {
                     match word {
                         Word::At { node, call } => self.board.is_at(node, call),
                         Word::Failed { rank, error } => self.failed(CommError::PeerFailed { rank, error }),
-                        Word::Done { node } => self.board.lock().left.push(node),
+                        Word::Done { node } => self.board.leaves(node),
                     }
                 }
                 // After its last word, or this node's.
