@@ -1,9 +1,9 @@
 //! The meeting of a job's ranks: in the node's shared memory, between nodes over Gloo, or over NCCL.
 
 use super::RankError;
+use crate::comm::gloo::First;
 use crate::comm::nccl::{Member, Nccl, NcclCollective, UniqueId, Wire};
 use crate::comm::rendezvous::{self, Links, Node};
-use crate::comm::gloo::First;
 use crate::comm::{Collective, CommError, GlooCollective, RankEnv, ShmCollective};
 use crate::report::Reporter;
 use host::nodes::{JoinSecret, Party};

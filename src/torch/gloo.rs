@@ -96,9 +96,8 @@ impl Group {
     /// The address is not of this machine, `meet` failed, or the others cannot be reached within `limit`.
     pub fn connect(member: &Member, limit: Duration, meet: &mut Meet) -> Result<Group, TorchError> {
         let call = "gloo";
-        let text = |text: &str| {
-            CString::new(text).map_err(|e| TorchError::Argument { call: "gloo", problem: e.to_string() })
-        };
+        let text =
+            |text: &str| CString::new(text).map_err(|e| TorchError::Argument { call: "gloo", problem: e.to_string() });
         let (host, interface) = (text(&member.address)?, text(member.interface.as_deref().unwrap_or_default())?);
         let limit_ms = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX).clamp(1, 1 << 40);
         let mut asked = Asked { meet, problem: None };

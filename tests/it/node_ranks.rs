@@ -24,7 +24,18 @@ fn free_port() -> u16 {
 
 /// `launch` as node `node` of two, with so many ranks.
 fn node(mut command: Command, name: &str, node: usize, ranks: &str, at: (&str, u16), words: &[&str]) -> Command {
-    command.args(["--name", name, "--device", "cpu", "--nnodes", "2", "--node-rank", &node.to_string(), "--ranks", ranks]);
+    command.args([
+        "--name",
+        name,
+        "--device",
+        "cpu",
+        "--nnodes",
+        "2",
+        "--node-rank",
+        &node.to_string(),
+        "--ranks",
+        ranks,
+    ]);
     command.args(["--master-addr", at.0, "--master-port", &at.1.to_string()]).args(words);
     command.env_remove("HEADROOM_JOIN_SECRET");
     command

@@ -446,7 +446,8 @@ fn a_launcher_that_supervises_three_ranks_holds_seven_mebibytes_at_most() {
     let started = || fs::read_to_string(files.join("out")).unwrap_or_default().matches("started").count() == 3;
     assert!(running.until("three ranks", started), "{}", running.read("err"));
     let status = fs::read_to_string(format!("/proc/{}/status", running.child.id())).unwrap();
-    let resident: u64 = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap();
+    let resident: u64 =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap();
     println!("{resident} KiB are resident");
     assert!(resident <= 7 << 10, "{resident} KiB are resident\n{status}");
     running.signal(Signal::TERM);

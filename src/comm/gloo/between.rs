@@ -109,7 +109,8 @@ impl Between {
 
     fn left(&self, node: usize, name: &str) -> CommError {
         let rank = self.ranks[node].first().copied().unwrap_or(0) as u32;
-        let error = format!("node {node} ended while others waited for it in {name}; the output of its launcher says why");
+        let error =
+            format!("node {node} ended while others waited for it in {name}; the output of its launcher says why");
         CommError::PeerFailed { rank, error }
     }
 

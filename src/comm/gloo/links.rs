@@ -56,7 +56,10 @@ struct State {
 
 impl Board {
     fn new(nodes: usize) -> Self {
-        Self { state: Mutex::new(State { at: vec![0; nodes], left: Vec::new(), closed: false, reason: None }), changed: Condvar::new() }
+        Self {
+            state: Mutex::new(State { at: vec![0; nodes], left: Vec::new(), closed: false, reason: None }),
+            changed: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -214,7 +217,8 @@ fn lost(node: usize, ranks: &[usize]) -> CommError {
         [one] => format!("rank {one}"),
         _ => format!("ranks {}", numbers(ranks)),
     };
-    let error = format!("node {node} with {which} is gone: the output of its launcher says why, if the machine is still there");
+    let error =
+        format!("node {node} with {which} is gone: the output of its launcher says why, if the machine is still there");
     CommError::PeerFailed { rank: ranks.first().copied().unwrap_or(0) as u32, error }
 }
 

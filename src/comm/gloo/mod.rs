@@ -46,7 +46,8 @@ impl GlooCollective {
         timeout: Duration,
     ) -> Result<GlooCollective, CommError> {
         let inner = Arc::new(inner);
-        let here: Vec<usize> = inner.all_gather(&(rank as u64).to_le_bytes())?.iter().map(|bytes| number(bytes)).collect();
+        let here: Vec<usize> =
+            inner.all_gather(&(rank as u64).to_le_bytes())?.iter().map(|bytes| number(bytes)).collect();
         inner.name_ranks(here.clone());
         let between = first.map(|first| {
             meeting::meet(first, Arc::clone(&inner), &here, world).inspect_err(|error| inner.abort(error.clone()))

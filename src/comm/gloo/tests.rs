@@ -77,7 +77,8 @@ fn sums_have_the_same_bits_on_every_rank_in_flat_buffers_and_elsewhere() {
     let right: Vec<f64> = (0..len).map(|i| parts.iter().map(|part| f64::from(part[i])).sum()).collect();
     for (flat, other) in &results {
         assert!(*flat == results[0].0 && *other == results[0].1, "bits differ between ranks");
-        let close = |sum: &[f32]| sum.iter().zip(&right).all(|(a, b)| (f64::from(*a) - b).abs() <= 1e-5 * b.abs() + 1e-4);
+        let close =
+            |sum: &[f32]| sum.iter().zip(&right).all(|(a, b)| (f64::from(*a) - b).abs() <= 1e-5 * b.abs() + 1e-4);
         assert!(close(flat) && close(other));
     }
 }
@@ -117,7 +118,10 @@ fn a_failure_is_told_to_the_ranks_of_all_nodes_and_so_is_a_node_that_leaves() {
         comm.barrier().unwrap_err().to_string()
     });
     for rank in [0, 2] {
-        assert!(errors[rank].contains("rank 1 failed: node 1 ended while others waited for it in barrier"), "{errors:?}");
+        assert!(
+            errors[rank].contains("rank 1 failed: node 1 ended while others waited for it in barrier"),
+            "{errors:?}"
+        );
     }
 }
 

@@ -27,13 +27,7 @@ pub fn share_id(
 }
 
 /// The meeting point of a job's ranks, as [`Nodes`] has it.
-pub fn place(
-    env: &RankEnv,
-    party: Party,
-    run_id: &str,
-    secret: Option<JoinSecret>,
-    limit: Duration,
-) -> NodePlace {
+pub fn place(env: &RankEnv, party: Party, run_id: &str, secret: Option<JoinSecret>, limit: Duration) -> NodePlace {
     let (nnodes, node_rank) = match party {
         Party::Ranks => (env.world_size, env.rank),
         Party::Launchers | Party::FirstRanks => (env.nodes, env.group_rank),

@@ -218,7 +218,8 @@ mod tests {
     #[test]
     fn all_ranks_get_what_rank_zero_brings() {
         let ids: Vec<Vec<u8>> = std::thread::scope(|scope| {
-            let ask = |env: RankEnv| share_id(&env, "run", None, &[env.rank as u8; 128], Duration::from_secs(60)).unwrap();
+            let ask =
+                |env: RankEnv| share_id(&env, "run", None, &[env.rank as u8; 128], Duration::from_secs(60)).unwrap();
             let ranks: Vec<_> = places(3).into_iter().rev().map(|env| scope.spawn(move || ask(env))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         });

@@ -119,10 +119,7 @@ impl NodePlace {
 
     fn late(&self, who: &str) -> MeetError {
         let limit = self.limit.as_secs_f64();
-        self.failed(format!(
-            "{who} did not come within {limit} s: {}",
-            self.party.way_out()
-        ))
+        self.failed(format!("{who} did not come within {limit} s: {}", self.party.way_out()))
     }
 
     fn hello(&self, nonce: String) -> Word {
@@ -194,7 +191,8 @@ impl Nodes {
             Links::Host(guests) => guests,
             Links::Guest(host) => std::slice::from_ref(host),
         };
-        let found: io::Result<Vec<_>> = streams.iter().map(|stream| Ok(stream.local_addr()?.ip().to_canonical())).collect();
+        let found: io::Result<Vec<_>> =
+            streams.iter().map(|stream| Ok(stream.local_addr()?.ip().to_canonical())).collect();
         let found = found?;
         let best = found.iter().find(|at| !at.is_loopback()).or(found.first());
         best.map(ToString::to_string).ok_or_else(|| io::ErrorKind::NotConnected.into())
