@@ -27,7 +27,7 @@ use crate::cli::{self, CliError, Command, PlanArgs, RunArgs, SampleDataArgs};
 use crate::console::{self, Console};
 use crate::plots::PlotError;
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
-use crate::supervise::{self, CacheSpec, Limits, Meeting, Outcome, RankSpec, Signals, Spec, Watcher};
+use crate::supervise::{self, CacheSpec, Limits, Outcome, Signals, Spec, Watcher};
 use crate::track;
 use crate::watch::{self, Before, WatchSpec};
 use around::live::{Live, Tracked};
@@ -539,7 +539,6 @@ fn train_spec(
     let Setup { config, plan, .. } = setup;
     let (_, job) = folder.write(config, plan)?;
     let topology = &plan.topology;
-    let meeting = meeting(run, topology.local_world_size, topology.node_ranks.clone(), topology.threads_per_rank);
     let mut env = vec![
         (env::JOB.to_string(), job.display().to_string()),
         (env::RUN_ID.to_string(), folder.id()),
@@ -558,7 +557,7 @@ fn train_spec(
         args: started.words,
         forks: started.forks,
         env,
-        ranks: ranks(&meeting)?,
+        ranks: nodes::ranks(run, topology.local_world_size, topology.node_ranks.clone(), topology.threads_per_rank)?,
         log_dir: Some(folder.path.clone()),
         grace: Duration::try_from_secs_f64(config.train.stop_grace).unwrap_or(exec::GRACE),
         control: true,
@@ -592,21 +591,4 @@ fn torch_env(is_set: impl Fn(&str) -> bool) -> Vec<(String, String)> {
     let tunables = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296";
     let wanted = [("TORCH_CPP_LOG_LEVEL", "ERROR"), ("GLIBC_TUNABLES", tunables)];
     wanted.into_iter().filter(|(name, _)| !is_set(name)).map(|(name, value)| (name.into(), value.into())).collect()
-}
-
-fn meeting(run: &RunArgs, local_world_size: usize, node_ranks: Vec<usize>, threads_per_rank: usize) -> Meeting {
-    Meeting {
-        local_world_size,
-        nnodes: run.nnodes,
-        node_rank: run.node_rank,
-        node_ranks,
-        master_addr: run.master_addr.clone(),
-        master_port: run.master_port,
-        threads_per_rank,
-        run_id: run.torchrun.rdzv_id.clone().or(run.name.clone()),
-    }
-}
-
-fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
-    supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
 }

@@ -1,15 +1,16 @@
 //! A job of several nodes: the launchers' exchange before any rank starts.
 
-use super::{Error, Ready, open_folder, print};
+use super::{Error, Ready, io, open_folder, print};
 use crate::cli::RunArgs;
 use crate::run_dir::RunDir;
+use crate::supervise::{self, Meeting, RankSpec};
 use host::lock::RunLock;
 use host::nodes::{JoinSecret, NodePlace, Nodes, Party};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use spec::config::Config;
-use spec::contract::env;
+use spec::contract::{env, exit};
 use spec::plan::{self, NodeShare, Plan};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -113,6 +114,26 @@ fn own_part(run: &RunArgs, ready: &Ready) -> Result<NodeShare, Error> {
         ready.sample_if_missing()?;
     }
     Ok(share)
+}
+
+/// Environment of this node's ranks.
+pub(super) fn ranks(
+    run: &RunArgs,
+    local_world_size: usize,
+    node_ranks: Vec<usize>,
+    threads_per_rank: usize,
+) -> Result<Vec<RankSpec>, Error> {
+    let meeting = Meeting {
+        local_world_size,
+        nnodes: run.nnodes,
+        node_rank: run.node_rank,
+        node_ranks,
+        master_addr: run.master_addr.clone(),
+        master_port: run.master_port,
+        threads_per_rank,
+        run_id: run.torchrun.rdzv_id.clone().or(run.name.clone()),
+    };
+    supervise::ranks(&meeting).map_err(io("the ranks cannot meet", exit::USAGE))
 }
 
 fn agree(nodes: &mut Nodes, own_rank: usize, share: NodeShare, keys: &Keys) -> Result<Vec<NodeShare>, Error> {
