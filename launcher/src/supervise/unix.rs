@@ -264,27 +264,39 @@ fn guard(reader: &OwnedFd, cgroups: &[Cgroup]) -> ! {
     // SAFETY: ends this process at once, as it must: the launcher's destructors are not ours to run.
     unsafe { _exit(0) }
 }
-/// Gives back the pages of code that the start has run and the supervision does not: command line, config, plan. Whatever is called
-/// again after all comes back from the page cache.
+/// Gives back the pages of code and constants that the start has used and the supervision does not: command line, config, plan.
+/// Whatever is needed again after all comes back from the page cache.
 pub fn forget_code() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    for (start, length) in maps.lines().filter_map(code_of_a_file) {
-        // SAFETY: the range is a private mapping of a file that can be run and not written, so that every page of it is as the file
-        // has it (relocations lie in other mappings): the kernel maps the same bytes again when they are needed.
+    for (start, length) in parts_of_files(&maps) {
+        // SAFETY: the range is a private mapping of a segment that the file declares as not writable, so that every page of it is as
+        // the file has it (what relocations write to lies in another segment): the kernel maps the same bytes when they are needed.
         let _ = unsafe {
             rustix::mm::madvise(std::ptr::with_exposed_provenance_mut(start), length, rustix::mm::Advice::LinuxDontNeed)
         };
     }
 }
 
-/// Start and length of a mapping, if `line` of `/proc/self/maps` shows the code of a file that is still there.
-fn code_of_a_file(line: &str) -> Option<(usize, usize)> {
+/// Start and length of mappings in `/proc/self/maps` that hold a file's code, or its constants: the one right before its code.
+fn parts_of_files(maps: &str) -> Vec<(usize, usize)> {
+    let parts: Vec<(usize, usize, &str, &str)> = maps.lines().filter_map(part_of_a_file).collect();
+    let is_code = |&(_, _, rights, _): &(usize, usize, &str, &str)| rights == "r-xp";
+    let code = parts.iter().filter(|part| is_code(part));
+    let constants = parts.windows(2).filter(|pair| {
+        let (own, next) = (pair[0], pair[1]);
+        own.2 == "r--p" && is_code(&next) && own.1 == next.0 && own.3 == next.3
+    });
+    let found = code.chain(constants.map(|pair| &pair[0]));
+    found.filter_map(|(start, end, ..)| Some((*start, end.checked_sub(*start)?))).collect()
+}
+
+/// Start, end, rights and path of a mapping, if it is of a file that is still there.
+fn part_of_a_file(line: &str) -> Option<(usize, usize, &str, &str)> {
     let mut words = line.split_whitespace();
     let (range, rights, path) = (words.next()?, words.next()?, words.nth(3)?);
     let (start, end) = range.split_once('-')?;
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    let is_code = rights == "r-xp" && path.starts_with('/') && words.next().is_none();
-    is_code.then_some((start, end.checked_sub(start)?))
+    (path.starts_with('/') && words.next().is_none()).then_some((start, end, rights, path))
 }
 
 #[cfg(test)]
@@ -292,18 +304,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_of_files_alone_is_given_back() {
-        let code = "55d0c0000000-55d0c0001000 r-xp 00002000 08:01 42                 /usr/bin/launch";
-        assert_eq!(code_of_a_file(code), Some((0x55d0_c000_0000, 0x1000)));
-        for other in [
-            "55d0c0000000-55d0c0001000 rw-p 00002000 08:01 42 /usr/bin/launch",
-            "55d0c0000000-55d0c0001000 r-xp 00002000 08:01 42 /usr/bin/launch (deleted)",
-            "7ffd00000000-7ffd00001000 r-xp 00000000 00:00 0  [vdso]",
-            "7ffd00000000-7ffd00001000 r-xp 00000000 00:00 0",
-            "",
-        ] {
-            assert_eq!(code_of_a_file(other), None, "{other}");
-        }
+    fn code_and_constants_of_files_are_given_back_and_nothing_that_was_written_to() {
+        let maps = "\
+55d0c0000000-55d0c0002000 r--p 00000000 08:01 42                 /usr/bin/launch
+55d0c0002000-55d0c0003000 r-xp 00002000 08:01 42                 /usr/bin/launch
+55d0c0003000-55d0c0004000 r--p 00003000 08:01 42                 /usr/bin/launch
+55d0c0004000-55d0c0005000 rw-p 00004000 08:01 42                 /usr/bin/launch
+7f0000000000-7f0000001000 r--p 00000000 08:01 43                 /lib/libgone.so (deleted)
+7f0000001000-7f0000002000 r-xp 00001000 08:01 43                 /lib/libgone.so (deleted)
+7ffd00000000-7ffd00001000 r-xp 00000000 00:00 0                  [vdso]
+7ffd00001000-7ffd00002000 r-xp 00000000 00:00 0
+";
+        let right = [(0x55d0_c000_2000, 0x1000), (0x55d0_c000_0000, 0x2000)];
+        assert_eq!(parts_of_files(maps), right);
         forget_code();
     }
 }
