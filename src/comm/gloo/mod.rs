@@ -17,6 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
+/// How long a rank waits for the launcher's word on a failure that the node's first rank has reported.
+const REASON_LIMIT: Duration = Duration::from_secs(1);
+
 /// The ranks of several nodes, on CPU.
 pub struct GlooCollective {
     inner: Arc<ShmCollective>,
@@ -92,7 +95,26 @@ impl GlooCollective {
 
     /// One that fails ends those of all nodes: they would wait for this rank.
     fn or_abort<T>(&self, result: Result<T, CommError>) -> Result<T, CommError> {
-        result.inspect_err(|error| self.abort(error.clone()))
+        result.map_err(|error| {
+            let error = self.explained(error);
+            self.abort(error.clone());
+            error
+        })
+    }
+
+    /// Ranks of a node learn from the shared memory which rank of another node failed; the first of them knows why, and speaks
+    /// first.
+    fn explained(&self, error: CommError) -> CommError {
+        match &error {
+            CommError::PeerFailed { rank, .. } if self.between.is_none() && !self.is_here(*rank as usize) => {
+                self.inner.reason_within(REASON_LIMIT).unwrap_or(error)
+            }
+            _ => error,
+        }
+    }
+
+    fn is_here(&self, rank: usize) -> bool {
+        self.places.get(rank).is_some_and(|place| place.0 == self.node)
     }
 
     fn sum(&self, tensor: &Tensor) -> Result<(), CommError> {

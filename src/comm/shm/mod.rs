@@ -261,6 +261,11 @@ impl ShmCollective {
         let _ = self.sync.names.set(names);
     }
 
+    /// The reason for which this rank was told to abort, once there is one; at most `limit` later.
+    pub(super) fn reason_within(&self, limit: Duration) -> Option<CommError> {
+        self.sync.told_within(limit)
+    }
+
     /// # Errors
     /// A rank of the node has aborted.
     pub(super) fn check(&self) -> Result<(), CommError> {

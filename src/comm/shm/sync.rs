@@ -279,6 +279,15 @@ impl Sync {
         })
     }
 
+    /// The reason that [`Sync::abort`] was called with in this process, once there is one; at most `limit` later.
+    pub fn told_within(&self, limit: Duration) -> Option<CommError> {
+        let deadline = Deadline::new(limit);
+        while self.aborted.get().is_none() && !deadline.is_over() {
+            std::thread::sleep(SLICE);
+        }
+        self.aborted.get().cloned()
+    }
+
     pub fn check(&self, header: &Header) -> Result<(), CommError> {
         match header.generation.0.load(Ordering::Acquire) & POISON {
             0 => Ok(()),
