@@ -430,7 +430,7 @@ impl DeviceStep {
     fn flags(&mut self, lifted: &Tensor, votes: &Tensor) -> Result<Tensor, TrainError> {
         let Cells { found, hold, .. } = &mut self.cells;
         let (discard, loss) = (place(votes, DISCARD)?, place(votes, LOSS)?);
-        // 0 · x is no number where x is none, or infinite.
+        // 0 · x is NaN where x is NaN or infinite.
         let bad = |x: &Tensor| x.f_mul_scalar(0.0)?.f_ne(0.0)?.f_to_kind(Kind::Float);
         let flags = || {
             let discard = discard.f_clamp_max(1.0)?;

@@ -29,7 +29,7 @@ def wait_for(name, ranks=3):
 def connect():
     global control
     control = socket.socket(fileno=int(os.environ["HEADROOM_CONTROL_FD"]))
-    send(kind="hello", version=4, rank=rank)
+    send(kind="hello", version=int(os.environ["TEST_VERSION"]), rank=rank)
 def send(**message):
     body = json.dumps(message).encode()
     control.sendall(struct.pack("<I", len(body)) + body)
@@ -48,6 +48,7 @@ impl Job {
         let mut command = self.runs.command(&["--ranks", &ranks, "--max-restarts", &restarts, "--name", "job"]);
         command.arg("--set").arg(format!("train.stop_grace={}", self.grace_s));
         command.env("HEADROOM_RANK", PROGRAM).env("JOB_SCRIPT", &self.script).env("TEST_DIR", self.runs.path());
+        command.env("TEST_VERSION", spec::contract::VERSION.to_string());
         command
     }
 

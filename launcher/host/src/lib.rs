@@ -1,4 +1,4 @@
-//! What the launcher and the ranks both ask of the machine that they run on.
+//! Probes, limits, locks and records of the machine, which the launcher and the ranks both use.
 //!
 //! A package of its own, so that a change to the command line compiles no rank anew.
 //!

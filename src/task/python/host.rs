@@ -68,7 +68,7 @@ pub struct WorkerEnds {
     pub end: String,
 }
 
-/// What the user's interpreter does for the trainer. Any thread may ask.
+/// Services of the user's interpreter for the trainer. Any thread may ask.
 pub trait Host: Send + Sync {
     /// # Errors
     /// The user's code failed, here and below.

@@ -394,7 +394,7 @@ fn seat(
     }
 }
 
-/// The guest, if it knows the secret; one that does not is told so, and is no launcher of this job.
+/// The guest, if it knows the secret; another gets the reason, and is no launcher of this job.
 fn proven(
     place: &NodePlace,
     mut guest: TcpStream,

@@ -286,7 +286,7 @@ fn a_proof_heard_before_is_no_proof() {
             write_frame(&mut stream, &hello(VERSION, "night", 1)).unwrap();
             let heard = hear(&stream, &soon(), WORD_BYTES).unwrap();
             let Word::Challenge { nonce, proof } = heard else { panic!("{heard:?}") };
-            // Sent back, node 0's own proof is none of the guest's.
+            // Node 0's own proof, sent back, does not prove the guest.
             write_frame(&mut stream, &Word::Proof { proof: proof.clone() }).unwrap();
             let told = hear(&stream, &soon(), WORD_BYTES).unwrap();
             assert!(matches!(told, Word::Refused { .. }), "{told:?}");

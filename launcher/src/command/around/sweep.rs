@@ -23,9 +23,9 @@ const MOST_RUNS: usize = 1000;
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Sweep {
     config: String,
-    /// What differs between runs: `key=value` of each, by run.
+    /// Differences between runs: `key=value` of each, by run.
     points: Vec<Vec<String>>,
-    /// What they share.
+    /// Settings that they share.
     shared: Vec<String>,
 }
 
