@@ -48,6 +48,8 @@ mod many_files;
 mod minimal_task;
 #[path = "it/moments.rs"]
 mod moments;
+#[path = "it/node_ranks.rs"]
+mod node_ranks;
 #[path = "it/nodes.rs"]
 mod nodes;
 #[path = "it/plan_truth.rs"]
