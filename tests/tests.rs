@@ -64,6 +64,8 @@ mod pressure;
 mod program;
 #[path = "it/python.rs"]
 mod python;
+#[path = "it/python_optimizer.rs"]
+mod python_optimizer;
 #[path = "it/python_task.rs"]
 mod python_task;
 #[path = "it/readme.rs"]
