@@ -203,6 +203,9 @@ pub trait Journal {
     fn epoch(&mut self, record: &MetricsRecord) -> Result<(), String>;
 }
 
+/// Draws pictures of the training data: name in the run's folder, PNG or the reason why there is none.
+pub type Drawing = Box<dyn FnOnce() -> Vec<(String, Result<Vec<u8>, String>)> + Send>;
+
 /// Gives every rank's bytes, in rank order, for this rank's.
 pub type Gather<'a> = dyn Fn(&[u8]) -> Result<Vec<Vec<u8>>, DataError> + 'a;
 
@@ -297,6 +300,11 @@ pub trait Task: Send + Sync {
     }
     /// Pictures after each validation, where the task has any.
     fn gallery(&self, _config: &Config, _datasets: &Datasets) -> Option<Box<dyn Gallery>> {
+        None
+    }
+    /// Pictures of the training data, such as its first samples. Rank 0 of a new run draws them in a thread beside training:
+    /// without tensors, which would take cores from it.
+    fn drawing(&self, _config: &Config, _datasets: &Datasets) -> Option<Drawing> {
         None
     }
     /// Keeps files of the task's own in the run's folder. Rank 0 has one.

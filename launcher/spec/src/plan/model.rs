@@ -27,7 +27,7 @@ impl<'a> ModelLines<'a> {
     pub fn new(config: &Config, model: &'a ModelSizes, world_size: usize, infers: bool) -> Self {
         let moments = match config.train.optimizer {
             _ if model.optimizer.is_some() => 0,
-            OptimizerKind::Adam | OptimizerKind::Adamw | OptimizerKind::Auto => 2,
+            OptimizerKind::Adam | OptimizerKind::Adamw | OptimizerKind::Musgd | OptimizerKind::Auto => 2,
             OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
         };
         let ema = config.train.ema_decay.0.len() as u64;
