@@ -251,7 +251,7 @@ fn a_function_is_enough_on_the_command_line() {
     let path = format!("python.path=[{}]", fixtures().display());
     let interpreter = format!("python.interpreter={}", python().display());
     for set in
-        [path.as_str(), &interpreter, "python.args={model: lstm, samples: 64}", "train.num_epochs=1", "log.plots=false"]
+        [path.as_str(), &interpreter, "python.args={model: normed, samples: 64}", "train.num_epochs=1", "log.plots=false"]
     {
         command.args(["--set", set]);
     }

@@ -298,6 +298,11 @@ impl Stage<'_> {
                 }
             }
             match self.pair(rehearsal, gauge, samples, seen) {
+                // Too few for some models, such as those that normalise over the batch.
+                Err(RankError::Train(TrainError::Torch(TorchError::User { .. }))) if samples == 1 => {
+                    *seen = Seen::default();
+                    continue;
+                }
                 Err(error) if samples > 1 && is_short(&error) => {
                     // What fewer samples took is known.
                     seen.train.truncate(if self.kind == PassKind::Train { seen.val.len() } else { 0 });
@@ -307,7 +312,7 @@ impl Stage<'_> {
                 other => other?,
             }
             (seen.last_s, seen.computed_s) = (began.elapsed().as_secs_f64(), gauge::computed_s() - computed_s);
-            if samples == 1 {
+            if first_s == 0.0 {
                 first_s = seen.last_s;
             }
         }
@@ -322,7 +327,7 @@ impl Stage<'_> {
             return self.pass(rehearsal, gauge, &of(sets.val.fields())?, seen);
         }
         let computed_s = gauge::computed_s();
-        if samples == 1 {
+        if seen.val.is_empty() {
             // Gradients are put in the order in which they come after the first pass, and libraries make their kernels.
             gauge.begin(true);
             rehearsal.train(&of(sets.train.fields())?)?;
