@@ -250,9 +250,13 @@ fn a_function_is_enough_on_the_command_line() {
     command.current_dir(place.path()).args(["--ranks", "1", "--name", "a", "--python", "models:build"]);
     let path = format!("python.path=[{}]", fixtures().display());
     let interpreter = format!("python.interpreter={}", python().display());
-    for set in
-        [path.as_str(), &interpreter, "python.args={model: normed, samples: 64}", "train.num_epochs=1", "log.plots=false"]
-    {
+    for set in [
+        path.as_str(),
+        &interpreter,
+        "python.args={model: normed, samples: 64}",
+        "train.num_epochs=1",
+        "log.plots=false",
+    ] {
         command.args(["--set", set]);
     }
     let ended = run(&mut command, place.path());
