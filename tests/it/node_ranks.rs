@@ -231,7 +231,9 @@ impl Cable {
 
 impl Drop for Cable {
     fn drop(&mut self) {
-        self.names.iter().for_each(|name| drop(ip(&["netns", "del", name])));
+        for name in &self.names {
+            let _ = ip(&["netns", "del", name]);
+        }
     }
 }
 
