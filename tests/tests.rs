@@ -64,6 +64,8 @@ mod pressure;
 mod program;
 #[path = "it/python.rs"]
 mod python;
+#[path = "it/python_optimizer.rs"]
+mod python_optimizer;
 #[path = "it/python_task.rs"]
 mod python_task;
 #[path = "it/readme.rs"]
@@ -96,5 +98,7 @@ mod tools;
 mod watch;
 #[path = "it/yolo.rs"]
 mod yolo;
+#[path = "it/yolo_checklist.rs"]
+mod yolo_checklist;
 #[path = "it/yolo_files.rs"]
 mod yolo_files;

@@ -11,10 +11,11 @@ mod host;
 mod lane;
 mod layout;
 mod model;
+mod optimizer;
 mod predict;
 mod samples;
 
-pub use self::host::{Facts, Host, Named, Passed, UserError, WorkerEnds, be_hosted_by};
+pub use self::host::{Facts, Host, Named, OptimizerState, Passed, UserError, WorkerEnds, be_hosted_by};
 
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
@@ -171,7 +172,7 @@ impl Task for Python {
             // The store keeps the tensor; the module has it already.
             let _ = place.add(last, named.tensor, named.trained);
         }
-        Ok(Box::new(PythonModel::new(host, config.train.compute_metrics_online)))
+        Ok(Box::new(PythonModel::new(host, config)))
     }
 
     fn metrics(&self, _: &Config, _: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
