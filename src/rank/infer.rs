@@ -324,7 +324,7 @@ impl Inference<'_> {
         Ok(if passed.status == Status::Stopped { exit::STOPPED } else { exit::OK })
     }
 
-    /// Rank 0 does `work` before any other rank goes on; its error is every rank's.
+    /// Rank 0 does `work` before any other rank continues; its error is every rank's.
     fn agree(&self, work: impl FnOnce() -> Result<(), RankError>) -> Result<(), RankError> {
         let Start { collective, env, .. } = self.start;
         let own = if env.rank == 0 { work() } else { Ok(()) };

@@ -3,6 +3,7 @@
 mod batch;
 mod describe;
 mod device;
+mod drawn;
 mod error;
 mod infer;
 mod log;

@@ -81,7 +81,7 @@ fn write_validation(run_dir: &Path, step: u64, values: &BTreeMap<String, f64>) -
 }
 
 /// Writes a sibling and renames it: no reader sees half a file.
-fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+pub fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let sibling = folder.join(format!("{name}.tmp-{}", std::process::id()));
     // Training waits for it: not long.

@@ -1,6 +1,7 @@
 //! A training rank, from its environment to its exit code.
 
 use super::device;
+use super::drawn::Drawn;
 use super::meet;
 use super::node_cache::NodeCache;
 use super::numa;
@@ -138,6 +139,10 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
             let (nccl, links) = meet::on_devices(&job, &env, index, timeout, &reporter).map_err(told)?;
             (Arc::new(nccl), links)
         }
+        _ if env.nodes > 1 => {
+            let (gloo, links) = meet::on_nodes(&env, timeout, &reporter).map_err(told)?;
+            (Arc::new(gloo), links)
+        }
         _ => {
             let (shm, links) = meet::on_node(&env, timeout).map_err(told)?;
             (Arc::new(shm), links)
@@ -215,7 +220,8 @@ fn train(start: Start) -> Result<u8, RankError> {
     // While the page cache is there: the device forgets its pages when its work is done, and that may wait for other ranks.
     trained.inspect_err(|error| {
         tell(reporter, env.rank, error);
-        if device.is_cuda() {
+        // On other nodes nobody else tells the ranks.
+        if device.is_cuda() || env.nodes > 1 {
             end_device_work(&**collective, error);
         }
     })
@@ -270,6 +276,8 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     let recorded_step = resume.as_ref().map(|resume| resume.state.recorded_step());
     let mut observer = observer(start, memory, recorded_step, cache)?;
     observer.journal = (env.rank == 0).then(|| task.journal(config, &job.run_dir)).flatten();
+    // Rank 0 of a new run.
+    let drawing = (env.rank == 0 && recorded_step.is_none()).then(|| task.drawing(config, &datasets)).flatten();
     let checkpoints = job.run_dir.join("checkpoints");
     let writer = || Checkpointer::open(&checkpoints, config.log.keep_last)?.with_split(datasets.split.as_ref());
     let writer = (env.rank == 0).then(writer).transpose()?;
@@ -298,7 +306,9 @@ fn with_cache(start: &Start, resume: Option<Loaded>, node: Option<&mut NodeCache
     // From here on a signal asks for a checkpoint. Ranks meet first: all begin to listen at the same time.
     collective.barrier()?;
     start.stop.begin();
+    let drawn = Drawn::start(drawing, &job.run_dir, reporter);
     let finished = fit.run(resume, &mut observer)?;
+    drop(drawn);
     let counted = match node {
         Some(node) => node.part(&**collective)?,
         None => None,

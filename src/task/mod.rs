@@ -16,11 +16,13 @@ pub mod draw;
 mod groups;
 pub mod norm;
 pub mod outline;
+mod own_optimizer;
 pub mod pass;
 pub mod sample;
 
 pub use batch::{Batch, Output};
 pub use groups::{GroupSpec, ParamInfo};
+pub use own_optimizer::OwnOptimizer;
 
 use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
@@ -126,6 +128,13 @@ pub trait Model {
     /// order of the global batch, the same for every number of ranks. Called once per step, before the next forward pass,
     /// and not for a step that is repeated. Changes [`Model::state`], in place and by operations on tensors alone.
     fn shared(&self, _values: &Tensor) {}
+    /// The optimizer that updates this model in place of the trainer's, made once for a training. `None`: the trainer's.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn own_optimizer(&self) -> Result<Option<Box<dyn OwnOptimizer>>, TorchError> {
+        Ok(None)
+    }
     /// Tensors besides parameters and buffers that the next step depends on, such as the history of [`Model::shared`]: kept
     /// in checkpoints under these names. A resumed run copies the saved values into them before its first step.
     fn state(&self) -> Vec<(String, Tensor)> {
@@ -193,6 +202,9 @@ pub trait Journal {
     /// A file cannot be written; training continues.
     fn epoch(&mut self, record: &MetricsRecord) -> Result<(), String>;
 }
+
+/// Draws pictures of the training data: name in the run's folder, PNG or the reason why there is none.
+pub type Drawing = Box<dyn FnOnce() -> Vec<(String, Result<Vec<u8>, String>)> + Send>;
 
 /// Gives every rank's bytes, in rank order, for this rank's.
 pub type Gather<'a> = dyn Fn(&[u8]) -> Result<Vec<Vec<u8>>, DataError> + 'a;
@@ -290,6 +302,11 @@ pub trait Task: Send + Sync {
     fn gallery(&self, _config: &Config, _datasets: &Datasets) -> Option<Box<dyn Gallery>> {
         None
     }
+    /// Pictures of the training data, such as its first samples. Rank 0 of a new run draws them in a thread beside training:
+    /// without tensors, which would take cores from it.
+    fn drawing(&self, _config: &Config, _datasets: &Datasets) -> Option<Drawing> {
+        None
+    }
     /// Keeps files of the task's own in the run's folder. Rank 0 has one.
     fn journal(&self, _config: &Config, _run_dir: &Path) -> Option<Box<dyn Journal>> {
         None
@@ -370,16 +387,16 @@ pub struct SampleRequest {
     /// `yolo`: `yolo`, `coco` or `labelme`.
     #[arg(long)]
     pub layout: Option<String>,
-    /// Sessions to write; absent: the task's own number.
+    /// Sessions to write; `None`: the task's own number.
     #[arg(long)]
     pub sessions: Option<usize>,
-    /// Length of a session in seconds; absent: the task's own.
+    /// Length of a session in seconds; `None`: the task's own.
     #[arg(long)]
     pub seconds: Option<f64>,
-    /// `cell`: cells to write; absent: the task's own number.
+    /// `cell`: cells to write; `None`: the task's own number.
     #[arg(long)]
     pub cells: Option<usize>,
-    /// `cell`: genes of each; absent: the task's own number.
+    /// `cell`: genes of each; `None`: the task's own number.
     #[arg(long)]
     pub genes: Option<usize>,
 }

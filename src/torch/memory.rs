@@ -165,11 +165,11 @@ mod tests {
         const HUGE: i64 = 1 << 32;
         assert!(count_tensors() && count_tensors());
         let tensor = Tensor::empty([HUGE], (Kind::Uint8, Device::Cpu));
-        // Other tests' tensors come and go meanwhile: only this test's own part is certain.
-        assert!(most_tensor_bytes() >= HUGE as u64);
+        // Other tests' tensors come meanwhile, and those from before the counting go: less than a half of this test's own.
+        assert!(most_tensor_bytes() >= HUGE as u64 / 2);
         std::thread::spawn(move || drop(tensor)).join().unwrap();
         most_tensor_bytes();
-        assert!(most_tensor_bytes() < HUGE as u64);
+        assert!(most_tensor_bytes() < HUGE as u64 / 2);
     }
 
     #[test]

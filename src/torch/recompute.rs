@@ -36,7 +36,7 @@ struct Context {
 /// - A parameter should belong to one part and to nothing outside: else its hooks fire once for each.
 /// - The result can be differentiated once.
 ///
-/// A panic of `part` goes on in the caller; during backward it becomes that pass's error.
+/// A panic of `part` continues in the caller; during backward it becomes that pass's error.
 ///
 /// # Errors
 /// libtorch refuses an operation.

@@ -413,7 +413,8 @@ impl DeviceStep {
         };
         let skip = self.flags(&lifted, &votes)?;
         let divisor = divisor(&norm, scale.as_ref(), runner.config.train.gradient_clip_norm).map_err(tch_error)?;
-        parts.optimizer.step_unless(ddp, &self.cells.lrs, runner.numbers, (&skip, divisor.as_ref()))?;
+        let numbers = (runner.lr, runner.numbers);
+        parts.optimizer.step_unless(ddp, &self.cells.lrs, numbers, (&skip, divisor.as_ref()))?;
         parts.buffers.keep_unless(&self.cells.hold)?;
         // Before the scale moves: the record of a step holds the scale that it ran with.
         let scale = scale.as_ref().unwrap_or(&self.cells.one);
@@ -430,7 +431,7 @@ impl DeviceStep {
     fn flags(&mut self, lifted: &Tensor, votes: &Tensor) -> Result<Tensor, TrainError> {
         let Cells { found, hold, .. } = &mut self.cells;
         let (discard, loss) = (place(votes, DISCARD)?, place(votes, LOSS)?);
-        // 0 · x is no number where x is none, or infinite.
+        // 0 · x is NaN where x is NaN or infinite.
         let bad = |x: &Tensor| x.f_mul_scalar(0.0)?.f_ne(0.0)?.f_to_kind(Kind::Float);
         let flags = || {
             let discard = discard.f_clamp_max(1.0)?;

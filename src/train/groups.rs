@@ -108,12 +108,13 @@ fn rule(train: &TrainConfig, spec: &GroupSpec) -> Rule {
             let momentum = momentum(train, spec);
             Rule::Sgd { momentum, nesterov: nesterov && momentum > 0.0, weight_decay }
         }
+        OptimizerKind::Musgd => Rule::MuSgd { momentum: momentum(train, spec), nesterov, weight_decay },
     }
 }
 
 fn course(train: &TrainConfig, spec: &GroupSpec) -> Course {
     let momentum = momentum(train, spec);
-    let moves = train.optimizer == OptimizerKind::Sgd && momentum > 0.0;
+    let moves = train.optimizer.has_momentum() && momentum > 0.0;
     Course {
         factor: spec.rate,
         start: spec.warmup_rate.unwrap_or(train.warmup_rate),

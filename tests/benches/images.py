@@ -24,12 +24,13 @@ CASES = [
 ]
 
 
-def data(count):
+def data(count, val=None):
     """Smooth pictures with some noise, as large in bytes as photographs are."""
-    folder = ROOT / "sample-data" / f"bench-images-{count}"
+    val = val or max(8, count // 20)
+    folder = ROOT / "sample-data" / f"bench-images-{count}-{val}"
     if not folder.exists():
         say(f"making {count} images in {folder}")
-        subprocess.run([PYTHON, REFERENCE / "images_package.py", "--make", str(folder), str(count)], check=True)
+        subprocess.run([PYTHON, REFERENCE / "images_package.py", "--make", str(folder), str(count), str(val)], check=True)
     return folder / "data.yaml"
 
 

@@ -20,41 +20,30 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn fixtures() -> PathBuf {
+pub fn fixtures() -> PathBuf {
     root().join("tests/fixtures/python_task")
 }
 
-/// An interpreter that can import PyTorch: that of the benches. The set-up's wheel lacks the CUDA libraries
-/// that its Python modules are linked with.
-fn found() -> Option<&'static Path> {
-    static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let found = PYTHON.get_or_init(|| {
+/// An interpreter that can import PyTorch: that of the set-up, whose CUDA libraries are stand-ins, or that of the benches.
+pub fn python() -> &'static Path {
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    PYTHON.get_or_init(|| {
         let trainer = rank_program().with_file_name("libheadroom_rank.so");
         let hint = "build it first with `cargo build --release -p headroom-rank`";
         assert!(trainer.is_file(), "no {}: {hint}", trainer.display());
         let has_torch = |python: &PathBuf| {
             Command::new(python).args(["-c", "import torch"]).output().is_ok_and(|output| output.status.success())
         };
-        Some(root().join(".bench-venv/bin/python")).filter(has_torch)
-    });
-    found.as_deref()
-}
-
-/// True where no interpreter can import PyTorch, which is printed.
-fn is_missing() -> bool {
-    let missing = found().is_none();
-    if missing {
-        println!("no interpreter here can import PyTorch, so nothing is tested: `scripts/setup --bench` brings one");
-    }
-    missing
-}
-
-fn python() -> &'static Path {
-    found().expect("is_missing() was asked first")
+        let known = [".venv/bin/python-cpu", ".bench-venv/bin/python"].map(|path| root().join(path));
+        known
+            .into_iter()
+            .find(has_torch)
+            .expect("no interpreter here can import PyTorch: `scripts/setup --tests` brings one")
+    })
 }
 
 /// Runs of a function of the fixtures.
-fn runs(build: &str, args: &str, sets: &[&str]) -> Runs {
+pub fn runs(build: &str, args: &str, sets: &[&str]) -> Runs {
     let own = [
         format!("python.build={build}"),
         format!("python.args={args}"),
@@ -65,9 +54,10 @@ fn runs(build: &str, args: &str, sets: &[&str]) -> Runs {
     Runs::of(CONFIG, Path::new("data"), &all)
 }
 
-fn equals_pytorch(model: &str, run: &Run, steps: u64, place: &Path) {
+/// `more`: the name of an optimizer.
+pub fn equals_pytorch((model, more): (&str, Option<&str>), run: &Run, steps: u64, place: &Path) {
     let mut command = Command::new(python());
-    command.arg(fixtures().join("eager.py")).arg(model).arg(&run.path).args([steps.to_string(), "8".into()]);
+    command.arg(fixtures().join("eager.py")).arg(model).arg(&run.path).args([steps.to_string(), "8".into()]).args(more);
     command.env("OMP_WAIT_POLICY", "passive");
     let ended = crate::support::run(&mut command, place);
     assert_eq!(ended.code, Some(0), "{ended}");
@@ -75,23 +65,17 @@ fn equals_pytorch(model: &str, run: &Run, steps: u64, place: &Path) {
 
 #[test]
 fn eight_models_train_to_the_bit_as_in_a_plain_loop() {
-    if is_missing() {
-        return;
-    }
     let models = ["batchnorm", "lstm", "transformer", "function", "checkpoint", "weight_norm", "frozen", "dropout"];
     for (number, model) in models.iter().enumerate() {
         // Both ways to start a rank.
         let start = if number % 2 == 0 { "python.start=fork" } else { "python.start=spawn" };
         let runs = runs("models:build", &format!("{{model: {model}}}"), &[start]);
-        equals_pytorch(model, &runs.finish("a", &["--ranks", "1"]), 50, runs.path());
+        equals_pytorch((model, None), &runs.finish("a", &["--ranks", "1"]), 50, runs.path());
     }
 }
 
 #[test]
 fn samples_of_different_sizes_are_collated_by_the_user() {
-    if is_missing() {
-        return;
-    }
     let of = |sets: &[&str], ranks: &str, batch: &str| {
         let mut all = vec!["train.max_steps=12", "train.optimizer=sgd", "train.momentum=0", batch];
         all.extend(sets);
@@ -109,9 +93,6 @@ fn samples_of_different_sizes_are_collated_by_the_user() {
 
 #[test]
 fn three_ranks_train_as_one_does() {
-    if is_missing() {
-        return;
-    }
     let of = |ranks: &str, batch: &str| {
         let sets = ["train.max_steps=10", "train.optimizer=sgd", "train.momentum=0", batch];
         let runs = runs("models:build", "{model: function}", &sets);
@@ -123,9 +104,6 @@ fn three_ranks_train_as_one_does() {
 
 #[test]
 fn a_stopped_run_goes_on_to_the_same_bits() {
-    if is_missing() {
-        return;
-    }
     let runs = runs("models:build", "{model: batchnorm}", &["data.shuffle=true", "train.max_steps=60"]);
     let whole = runs.finish("whole", &["--ranks", "2"]);
     let mut running = runs.start("broken", &["--ranks", "2"]);
@@ -143,9 +121,6 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
 
 #[test]
 fn an_exception_ends_with_the_users_line() {
-    if is_missing() {
-        return;
-    }
     let faults = [
         ("forward", "ValueError: no such thing", "# in forward"),
         ("backward", "ArithmeticError: no gradient", "# in backward"),
@@ -168,9 +143,6 @@ fn an_exception_ends_with_the_users_line() {
 
 #[test]
 fn memory_that_runs_out_in_the_users_code_halves_the_micro_batch() {
-    if is_missing() {
-        return;
-    }
     let runs = runs("faults:build", "{place: memory}", &["train.max_steps=5", "train.val_batch_size=4"]);
     let ended = runs.train("a", &["--ranks", "2"]);
     assert_eq!(ended.code, Some(0), "{ended}");
@@ -179,9 +151,6 @@ fn memory_that_runs_out_in_the_users_code_halves_the_micro_batch() {
 
 #[test]
 fn killed_workers_are_replaced_and_a_killed_rank_is_named() {
-    if is_missing() {
-        return;
-    }
     let pids = folder();
     let of = |kind: &str| -> Vec<Pid> {
         let names = fs::read_dir(pids.path()).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
@@ -217,9 +186,6 @@ fn killed_workers_are_replaced_and_a_killed_rank_is_named() {
 
 #[test]
 fn predictions_are_an_array() {
-    if is_missing() {
-        return;
-    }
     let runs = runs("models:build", "{model: dropout}", &["train.max_steps=25"]);
     runs.finish("a", &["--ranks", "1"]);
     let out = runs.path().join("out");
@@ -234,9 +200,6 @@ fn predictions_are_an_array() {
 
 #[test]
 fn another_pytorch_is_refused_with_the_way() {
-    if is_missing() {
-        return;
-    }
     let runs = runs("models:build", "{}", &[]);
     let fake = folder();
     fs::create_dir(fake.path().join("torch")).unwrap();
@@ -248,17 +211,18 @@ fn another_pytorch_is_refused_with_the_way() {
     assert!(err.contains("PyTorch 2.15.0") && err.contains("torch==2.11.*") && err.contains("headroom-train"), "{err}");
 }
 
-/// Those whose packages are there: the others are for whoever has them.
+/// `scripts/setup --tests` brings the packages of all but BERT, which is tested where transformers is installed.
 #[test]
 fn the_examples_train() {
-    if is_missing() {
-        return;
-    }
     let examples = [("resnet", "torchvision", "{pictures: 30}"), ("unet", "numpy", "{volumes: 10, width: 4}")];
     let more = [("bert", "transformers", "{sentences: 64}"), ("timm_model", "timm", "{side: 32, samples: 32}")];
     for (name, package, args) in examples.into_iter().chain(more) {
         let there = Command::new(python()).args(["-c", &format!("import {package}")]).output().unwrap();
         if !there.status.success() {
+            assert!(
+                package == "transformers" || !python().ends_with("python-cpu"),
+                "no {package}: scripts/setup --tests"
+            );
             continue;
         }
         let place = folder();
@@ -281,9 +245,6 @@ fn the_examples_train() {
 
 #[test]
 fn a_function_is_enough_on_the_command_line() {
-    if is_missing() {
-        return;
-    }
     let place = folder();
     let mut command = Command::new(launch_program());
     command.current_dir(place.path()).args(["--ranks", "1", "--name", "a", "--python", "models:build"]);
@@ -301,9 +262,6 @@ fn a_function_is_enough_on_the_command_line() {
 
 #[test]
 fn ranks_are_started_one_by_one_where_the_forking_process_cannot_serve() {
-    if is_missing() {
-        return;
-    }
     for (place, why) in [("thread", "1 threads run"), ("zygote", "signal: 9")] {
         let runs = runs("faults:build", &format!("{{place: {place}}}"), &["train.max_steps=3"]);
         let ended = runs.train("a", &["--ranks", "2"]);

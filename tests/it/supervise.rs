@@ -29,7 +29,7 @@ def wait_for(name, ranks=3):
 def connect():
     global control
     control = socket.socket(fileno=int(os.environ["HEADROOM_CONTROL_FD"]))
-    send(kind="hello", version=4, rank=rank)
+    send(kind="hello", version=int(os.environ["TEST_VERSION"]), rank=rank)
 def send(**message):
     body = json.dumps(message).encode()
     control.sendall(struct.pack("<I", len(body)) + body)
@@ -48,6 +48,7 @@ impl Job {
         let mut command = self.runs.command(&["--ranks", &ranks, "--max-restarts", &restarts, "--name", "job"]);
         command.arg("--set").arg(format!("train.stop_grace={}", self.grace_s));
         command.env("HEADROOM_RANK", PROGRAM).env("JOB_SCRIPT", &self.script).env("TEST_DIR", self.runs.path());
+        command.env("TEST_VERSION", spec::contract::VERSION.to_string());
         command
     }
 
@@ -433,4 +434,32 @@ fn a_failed_job_is_started_again_as_often_as_allowed() {
         let log = String::from_utf8_lossy(&job.log(1)).into_owned();
         assert!(log.contains("attempt 0\nattempt 1\n"), "{log}");
     }
+}
+
+/// What the start needs is given back: the ranks and their data need the memory. Pages of files and of the heap, all counted.
+#[test]
+fn a_launcher_that_supervises_three_ranks_holds_seven_mebibytes_at_most() {
+    let folder = crate::support::folder();
+    let mut command = Command::new(launch_program());
+    command.args(["--ranks", "3", "--exec", "sh", "-c", "echo started; exec sleep 1000"]);
+    let mut running = Running::start(&mut command, folder.path());
+    let (files, pid) = (running.files(), running.child.id());
+    let started = || fs::read_to_string(files.join("out")).unwrap_or_default().matches("started").count() == 3;
+    assert!(running.until("three ranks", started), "{}", running.read("err"));
+    let resident = || -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    // A moment after the start, and from then on.
+    assert!(running.until("7 MiB", || resident() <= 7 << 10));
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(2) {
+        let now = resident();
+        assert!(now <= 7 << 10, "{now} KiB are resident");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("{} KiB are resident", resident());
+    running.signal(Signal::TERM);
+    running.wait();
 }

@@ -15,7 +15,7 @@ train: {batch_size: 6, num_epochs: 2, warmup_epochs: 1, num_workers: 1, val_batc
 log: {log_every: 1, memory_every: 1000, plots: false}
 "#;
 
-fn shapes() -> &'static Path {
+pub fn shapes() -> &'static Path {
     static DATA: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = DATA.get_or_init(|| {
         let here = folder();
@@ -82,7 +82,9 @@ fn a_run_leaves_tables_and_weights_that_are_evaluated_and_predict() {
     for name in ["classes.csv", "PR_curve.png", "confusion_matrix.png"] {
         assert!(own.path.join(name).is_file(), "{name}");
     }
-    assert!(fs::read_dir(own.path.join("images")).unwrap().count() == 2);
+    // Samples of training, and one validation each epoch.
+    assert!(own.path.join("images/train.png").is_file());
+    assert_eq!(fs::read_dir(own.path.join("images")).unwrap().count(), 3);
     let last = last_step(&own);
     assert!(own.checkpoint(last / 2).is_dir(), "the first epoch's is kept for good");
     let record = own.metrics().into_iter().rev().find(|record| record.get("val.map50").is_some()).unwrap();

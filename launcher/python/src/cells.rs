@@ -71,7 +71,7 @@ impl AllCells {
     /// Takes the entry of a cell of zeros.
     ///
     /// # Errors
-    /// It is none.
+    /// The bytes are not such an entry.
     pub fn set_template(&self, bytes: Vec<u8>) -> PyResult<()> {
         let sizes = [self.genes.len() * 4, 8];
         let template = Template::new(bytes, if self.labels.is_empty() { &sizes[..1] } else { &sizes });

@@ -1,4 +1,4 @@
-//! What can go wrong on the way to a batch.
+//! Failures on the way to a batch.
 
 use crate::entry::EntryError;
 use cache::client::CacheError;

@@ -138,7 +138,7 @@ impl Windows {
     /// Takes the entry of a window of zeros.
     ///
     /// # Errors
-    /// It is none.
+    /// The bytes are not such an entry.
     pub fn set_template(&self, bytes: Vec<u8>) -> PyResult<()> {
         let bytes_of = |(_, typestr, shape): &Field| {
             let item = typestr.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(1);

@@ -76,7 +76,7 @@ pub(super) fn evaluate(args: &EvaluateArgs, mut early: Early) -> Result<u8, Erro
     let Some((plan, program)) = model.plan(args.of.dry_run)? else { return Ok(exit::OK) };
     let folder = make(of.folder.join("evaluate").join(format!("{word}-{}", of.weights.word())))?;
     let result = folder.join("metrics.json");
-    // A result of before is none of these weights or data.
+    // An earlier result belongs to other weights or data.
     match std::fs::remove_file(&result) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(io(format!("cannot remove {}", shown(&result)), exit::USAGE)(e));
@@ -161,6 +161,7 @@ fn trained(args: &TrainedArgs, early: &Early) -> Result<Model, Error> {
         request,
         passes: PassKind::Evaluate,
         undo: early.undo().clone(),
+        ranks_key: None,
     };
     Ok(Model { ready, run, of: Trained { folder, weights } })
 }

@@ -13,7 +13,6 @@ mod failure;
 mod job;
 mod limits;
 mod lines;
-mod nodes;
 mod orders;
 mod record;
 mod reports;
@@ -26,7 +25,6 @@ pub use env::{Meeting, ranks};
 pub use failure::Failure;
 pub use job::POLL;
 pub use limits::{Limits, may_limit};
-pub use nodes::{JoinSecret, MeetError, NodePlace, Nodes, SecretError};
 pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
 

@@ -36,7 +36,7 @@ impl ErrorFiles {
         self.folder.join(format!("rank{rank}.json"))
     }
 
-    /// What the rank wrote, a line each; the message first.
+    /// Lines that the rank wrote; the message first.
     pub fn read(&self, rank: u32) -> Vec<String> {
         let path = self.path(rank);
         if path.metadata().is_ok_and(|meta| meta.len() > MOST_BYTES) {

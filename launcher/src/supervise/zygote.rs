@@ -32,7 +32,7 @@ const LOOK_MS: i64 = 100;
 /// Most descriptors of one rank.
 const MOST_DESCRIPTORS: usize = 64;
 
-/// What one rank is to have.
+/// Environment and descriptors of one rank, as the forking process gets them.
 #[derive(Serialize)]
 struct Order<'a> {
     /// This process.

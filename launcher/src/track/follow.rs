@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// What a run had recorded before it was resumed. It is in earlier event files.
+/// Records that a run had before it was resumed. They are in earlier event files.
 #[derive(Debug, Clone)]
 pub struct Before {
     /// The step that the run continues from.

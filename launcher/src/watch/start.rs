@@ -78,6 +78,10 @@ pub fn ease(config: &Config, plan: &Plan, before: &Before) -> Option<(Config, St
         eased.log.save_every = config.log.save_every.max(LEAST_SAVE_EVERY);
         change("log.save_every", config.log.save_every.to_string(), eased.log.save_every.to_string());
     }
+    if config.log.keep_every > 0 {
+        eased.log.keep_every = config.log.keep_every.max(LEAST_SAVE_EVERY);
+        change("log.keep_every", config.log.keep_every.to_string(), eased.log.keep_every.to_string());
+    }
     eased.log.plots = false;
     change("log.plots", config.log.plots.to_string(), "false".into());
     let line = words::eased(config.log.language, before.fullest(), &changes.join(", "));
@@ -101,20 +105,20 @@ mod tests {
     }
 
     #[test]
-    fn above_eighty_percent_the_guides_table_holds() {
+    fn checklist_58_above_eighty_percent_the_guides_table_holds() {
         // Batch per pass, workers, save_every: before and after.
         for (batch, workers, save_every, expected) in
             [(64, 8, 5, (32, 2, 20)), (16, 1, 50, (8, 1, 50)), (1, 0, 0, (1, 0, 0)), (7, 2, 20, (3, 2, 20))]
         {
             let mut config = Config::default();
-            config.log.save_every = save_every;
+            (config.log.save_every, config.log.keep_every) = (save_every, save_every);
             let plan = planned(batch, workers);
             assert_eq!(ease(&config, &plan, &full(80.0)), None, "80 % is not above 80 %");
             for before in [full(80.1), Before { gpu_percent: Some(95.0), ..full(10.0) }] {
                 let (eased, _) = ease(&config, &plan, &before).unwrap();
                 let found = (eased.train.microbatch.unwrap(), eased.train.num_workers.unwrap(), eased.log.save_every);
                 assert_eq!(found, expected);
-                assert_eq!((eased.data.cache, eased.log.plots), (CachePolicy::Off, false));
+                assert_eq!((eased.data.cache, eased.log.plots, eased.log.keep_every), (CachePolicy::Off, false, expected.2));
                 assert_eq!(eased.train.batch_size, config.train.batch_size, "the global batch stays");
             }
         }

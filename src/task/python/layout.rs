@@ -25,7 +25,7 @@ pub struct Layout {
 /// Bytes of the length before an entry of a sample whose size differs.
 pub const LENGTH_BYTES: usize = 8;
 
-/// What a decode worker says.
+/// Messages of a decode worker.
 #[derive(Deserialize)]
 struct Told {
     stored: Part,

@@ -11,10 +11,11 @@ mod host;
 mod lane;
 mod layout;
 mod model;
+mod optimizer;
 mod predict;
 mod samples;
 
-pub use host::{Facts, Host, Named, Passed, UserError, WorkerEnds, be_hosted_by};
+pub use self::host::{Facts, Host, Named, OptimizerState, Passed, UserError, WorkerEnds, be_hosted_by};
 
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
@@ -48,7 +49,7 @@ struct Opened {
 
 impl Opened {
     fn new(config: &Config, team: &Team) -> Result<Self, DataError> {
-        let host = host::of_this_process()?;
+        let host = self::host::of_this_process()?;
         let facts = host.facts()?;
         let python: PythonConfig = config.section();
         let lanes = Lanes::new(host, python.workers);
@@ -163,7 +164,7 @@ impl Task for Python {
     }
 
     fn model(&self, config: &Config, _: &Datasets, vs: &nn::Path) -> Result<Box<dyn Model>, DataError> {
-        let host = host::of_this_process()?;
+        let host = self::host::of_this_process()?;
         for named in host.model(config.seed, vs.device())? {
             let mut place = vs.clone();
             let mut parts: Vec<&str> = named.name.split('.').collect();
@@ -174,11 +175,11 @@ impl Task for Python {
             // The store keeps the tensor; the module has it already.
             let _ = place.add(last, named.tensor, named.trained);
         }
-        Ok(Box::new(PythonModel::new(host, config.train.compute_metrics_online)))
+        Ok(Box::new(PythonModel::new(host, config)))
     }
 
     fn metrics(&self, _: &Config, _: &Datasets) -> Result<Box<dyn Metrics>, DataError> {
-        Ok(Box::new(Measures::new(host::of_this_process()?.facts()?.metrics)))
+        Ok(Box::new(Measures::new(self::host::of_this_process()?.facts()?.metrics)))
     }
 
     fn architecture(&self, config: &Config) -> String {

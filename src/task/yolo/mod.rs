@@ -20,9 +20,10 @@ pub mod report;
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
 use super::{
-    ConvertRequest, Datasets, Gallery, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team,
+    ConvertRequest, Datasets, Drawing, Gallery, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team,
 };
 use crate::data::DataError;
+use crate::data::loader::train_order;
 use data::YoloFacts;
 use metrics::YoloMetrics;
 use net::YoloNet;
@@ -32,6 +33,9 @@ use spec::task::yolo::YoloConfig;
 use std::path::Path;
 use std::sync::Arc;
 use tch::nn;
+
+/// Samples of `images/train.png`.
+const SAMPLES_DRAWN: u64 = 9;
 
 /// The task, as the registry knows it.
 pub struct Yolo;
@@ -95,12 +99,31 @@ impl Task for Yolo {
 
     /// The class branches, whose shapes are those of the classes.
     fn begins_anew(&self, name: &str) -> bool {
-        name.starts_with("model.22.cv3.")
+        name.starts_with(groups::CLASS_BRANCHES)
     }
 
     fn gallery(&self, config: &Config, datasets: &Datasets) -> Option<Box<dyn Gallery>> {
         let names = facts(datasets).ok()?.names.clone();
         (config.log.images > 0).then(|| -> Box<dyn Gallery> { Box::new(BoxGallery::new(config.log.images, names)) })
+    }
+
+    /// `labels.png` with the other plots, and the first samples of training with the pictures.
+    fn drawing(&self, config: &Config, datasets: &Datasets) -> Option<Drawing> {
+        let facts = facts(datasets).ok()?.clone();
+        let order = train_order(datasets.train.as_ref(), &config.data, config.seed).ok()?.epoch(0);
+        let first: Vec<u64> = (0..SAMPLES_DRAWN).map_while(|at| order.at(at)).collect();
+        let (train, plots) = (Arc::clone(&datasets.train), config.log.plots);
+        let draws = config.log.images > 0 && !first.is_empty();
+        Some(Box::new(move || {
+            let mut drawn = Vec::new();
+            if plots {
+                drawn.push(("labels.png".to_owned(), report::labels(&facts.labels, &facts.names)));
+            }
+            if draws {
+                drawn.push(("images/train.png".to_owned(), report::samples(train.as_ref(), &first, &facts.names)));
+            }
+            drawn
+        }))
     }
 
     fn journal(&self, config: &Config, run_dir: &Path) -> Option<Box<dyn Journal>> {

@@ -236,3 +236,30 @@ fn neighbours_of_a_group_are_one_range_and_kinds_do_not_mix() {
     ];
     assert!(Optimizer::with_groups(mixed, &ddp).err().unwrap().to_string().contains("different kinds"));
 }
+
+/// Right values come from the YOLO package's MuSGD, release 8.4.190 with PyTorch 2.11, whose shares are 0.2 and 1. Its
+/// orthogonalisation runs in bf16.
+#[test]
+fn musgd_is_the_yolo_packages() {
+    let near = |got: &[f32], right: &[f64]| {
+        assert_eq!(got.len(), right.len());
+        let far = got.iter().zip(right).map(|(got, right)| (f64::from(*got) - right).abs()).fold(0.0, f64::max);
+        assert!(far < 3e-5, "{got:?} against {right:?}");
+    };
+    let (got, _) = run(Rule::MuSgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 }, 0.01, 0.0);
+    near(&got, &[0.424_784_839, -0.693_843_246, 1.543_413_043, 0.238_346_815, 1.817_645_669, 0.050_872_013]);
+    let (got, _) = run(Rule::MuSgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 }, 0.01, 0.0);
+    near(&got, &[0.436_993_629, -0.778_497_279, 1.652_484_536, 0.234_411_821, 2.025_549_173, -0.018_773_489]);
+    // A filter.
+    let line = Tensor::arange(108, (Kind::Float, Device::Cpu));
+    let filter = (&line * 0.37).sin().view([4, 3, 3, 3]).set_requires_grad(true);
+    let ddp = Ddp::new(vec![("f".to_owned(), filter)], Arc::new(Solo::new(Device::Cpu)), DdpOptions::default()).unwrap();
+    let mut optimizer =
+        Optimizer::new(Rule::MuSgd { momentum: 0.8, nesterov: true, weight_decay: 5e-4 }, &ddp).unwrap();
+    for k in 0..3 {
+        ddp.variables()[0].grad().copy_(&(&line * 1.7 + k as f64).cos().view([4, 3, 3, 3]));
+        optimizer.step(&ddp, &[0.05.into()]).unwrap();
+    }
+    near(&values(&ddp)[..6], &[-0.179_850_6, 0.568_781_4, 0.799_325_8, 0.654_150_4, 0.932_706_1, 1.219_347_8]);
+    assert!((ddp.variables()[0].norm().double_value(&[]) - 7.596_254_348_754_883).abs() < 1e-4);
+}

@@ -204,3 +204,41 @@ fn early_stopping_counts_epochs_since_the_best() {
     let up = TrainConfig { monitor_mode: MonitorMode::Max, early_stopping: false, ..config };
     assert_eq!(run(&up, &[0.1, 0.3, 0.2, 0.2, 0.2]).0, [good, good, bad, bad, bad]);
 }
+
+/// Rates and momenta of the YOLO package's own loop: `tests/benches/reference/yolo_schedule.py` wrote them down.
+#[test]
+fn warm_up_within_the_schedule_is_the_yolo_packages() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/yolo/schedule.json");
+    let file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let batches = file["batches"].as_u64().unwrap();
+    for (name, case) in file["cases"].as_object().unwrap() {
+        let option = |key: &str, default: f64| case["options"][key].as_f64().unwrap_or(default);
+        let cosine = case["options"]["cos_lr"].as_bool().unwrap_or(false);
+        let config = TrainConfig {
+            scheduler: if cosine { SchedulerKind::Cosine } else { SchedulerKind::Linear },
+            schedule_by: ScheduleBy::Epoch,
+            learning_rate: option("lr0", 0.01),
+            lrf: option("lrf", 0.01),
+            num_epochs: option("epochs", 0.0) as usize,
+            warmup_epochs: option("warmup_epochs", 3.0),
+            warmup_mode: WarmupMode::Within,
+            ..TrainConfig::default()
+        };
+        let schedule = made(&config, batches);
+        let moves = case["options"]["optimizer"].is_null();
+        let momentum = (option("warmup_momentum", 0.8), option("momentum", 0.937));
+        let rows = case["rows"].as_array().unwrap();
+        assert_eq!(rows.len() as u64, batches * config.num_epochs as u64, "{name}");
+        for (step, row) in (0..).zip(rows) {
+            let expected: Vec<f64> = row.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+            let of = |start: f64| {
+                schedule.numbers(step, &Course { factor: 1.0, start, momentum: moves.then_some(momentum) })
+            };
+            let (weight, bias) = (of(0.0), of(option("warmup_bias_lr", 0.1)));
+            let own = [weight.lr, weight.lr, bias.lr, weight.momentum.unwrap_or(momentum.1)];
+            for (own, expected) in own.iter().zip(&expected) {
+                assert!((own - expected).abs() < 1e-9, "{name}, step {step}: {own} against {expected}");
+            }
+        }
+    }
+}

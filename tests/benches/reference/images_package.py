@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 
-def make(folder, count):
+def make(folder, count, val):
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    for split, number in (("train", count), ("val", max(8, count // 20))):
+    for split, number in (("train", count), ("val", val)):
         images, labels = folder / "images" / split, folder / "labels" / split
         images.mkdir(parents=True), labels.mkdir(parents=True)
         for n in range(number):
@@ -49,6 +49,6 @@ def measure(job):
 
 if __name__ == "__main__":
     if sys.argv[1] == "--make":
-        make(Path(sys.argv[2]), int(sys.argv[3]))
+        make(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
     else:
         measure(json.loads(sys.argv[1]))

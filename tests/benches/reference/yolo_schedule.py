@@ -1,6 +1,6 @@
 """Rates and momenta of the installed YOLO package's own training loop, batch by batch, for tests of the schedule.
 
-    .bench-venv/bin/python tests/benches/reference/yolo_schedule.py tests/fixtures/yolo_schedule.json
+    .bench-venv/bin/python tests/benches/reference/yolo_schedule.py tests/fixtures/yolo/schedule.json
 
 Trains the smallest model on a few images of 32 pixels; a callback writes down each group's learning rate and momentum.
 """

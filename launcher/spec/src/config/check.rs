@@ -20,6 +20,9 @@ pub(super) fn check(config: &Config, value: &Value, schema: &Schema, task: Optio
     data(&config.data, v);
     train(&config.train, v);
     optimizer(&config.train, v);
+    v.need(!(config.ddp.shard_optimizer && config.train.optimizer == OptimizerKind::Musgd), || {
+        "ddp.shard_optimizer is true and train.optimizer musgd, which needs whole gradients on every rank; set it to false".into()
+    });
     watch(&config.watch, v);
     if let Some(task) = task {
         let (found, losses) = (&config.train.loss_type, task.losses());
@@ -108,7 +111,10 @@ fn train(train: &TrainConfig, v: &mut Verdict) {
 
 /// Keys that mean something only beside others.
 fn optimizer(train: &TrainConfig, v: &mut Verdict) {
-    let sgd = train.optimizer == OptimizerKind::Sgd;
+    let sgd = train.optimizer.has_momentum();
+    v.need(train.optimizer != OptimizerKind::Musgd || train.momentum > 0.0, || {
+        "train.optimizer is musgd and train.momentum 0; it needs a momentum above 0".into()
+    });
     v.need(!(sgd && train.nesterov) || train.momentum > 0.0, || {
         "train.nesterov is true and train.momentum 0; Nesterov's form needs a momentum above 0".into()
     });
@@ -116,8 +122,9 @@ fn optimizer(train: &TrainConfig, v: &mut Verdict) {
         "train.warmup_momentum is set and train.momentum 0; set train.momentum to where the warm-up ends".into()
     });
     let used = [("train.nesterov", train.nesterov), ("train.warmup_momentum", train.warmup_momentum.is_some())];
+    let reads = sgd || train.optimizer == OptimizerKind::Auto;
     for (key, set) in used {
-        v.warn(sgd || !set, || format!("{key} is set, and train.optimizer is not sgd: it has no effect"));
+        v.warn(reads || !set, || format!("{key} is set, and train.optimizer is neither sgd nor musgd: it has no effect"));
     }
     let within = train.warmup_mode == WarmupMode::Within;
     v.warn(within || train.warmup_rate == 0.0, || {

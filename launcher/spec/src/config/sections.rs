@@ -108,9 +108,9 @@ keys! {
         weight_decay: f64 = 0.01, range = AtLeast(0.0), aliases = &["train.optim.weight_decay", "weight_decay"];
         /// Optimizer.
         optimizer: OptimizerKind = OptimizerKind::Adamw, aliases = &["train.optim.type", "optimizer"];
-        /// `sgd`: momentum.
+        /// `sgd` and `musgd`: momentum.
         momentum: f64 = 0.9, range = Share, aliases = &["momentum"];
-        /// `sgd`: Nesterov's form of the momentum.
+        /// `sgd` and `musgd`: Nesterov's form of the momentum.
         nesterov: bool = false;
         /// `adam` and `adamw`: decay of the two moments.
         betas: [f64; 2] = [0.9, 0.999], range = Share, aliases = &["train.optim.betas"];
@@ -138,7 +138,7 @@ keys! {
         warmup_mode: WarmupMode = WarmupMode::Before;
         /// `within`: learning rate at the beginning of the warm-up.
         warmup_rate: f64 = 0.0, range = AtLeast(0.0);
-        /// `sgd`: momentum at the beginning of the warm-up. Null: `momentum` from the first step on.
+        /// `sgd` and `musgd`: momentum at the beginning of the warm-up. Null: `momentum` from the first step on.
         warmup_momentum: Option<f64> = None, range = Share, aliases = &["warmup_momentum"];
         /// Accumulate one batch at the beginning of the warm-up, and `gradient_accumulation_steps` at its end.
         warmup_accumulation: bool = false;
@@ -223,8 +223,17 @@ choices! {
         Adam = "adam",
         Adamw = "adamw",
         Sgd = "sgd",
+        /// SGD, and for matrices and filters a step along their orthogonalised momentum (Muon) besides.
+        Musgd = "musgd",
         /// The task's choice for its data; `adamw` where it has none.
         Auto = "auto",
+    }
+}
+
+impl OptimizerKind {
+    /// True for the kinds that read `train.momentum` and `train.nesterov`.
+    pub fn has_momentum(self) -> bool {
+        matches!(self, Self::Sgd | Self::Musgd)
     }
 }
 

@@ -28,9 +28,9 @@ struct Sweep {
     config: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     python: Option<String>,
-    /// What differs between runs: `key=value` of each, by run.
+    /// Differences between runs: `key=value` of each, by run.
     points: Vec<Vec<String>>,
-    /// What they share.
+    /// Settings that they share.
     shared: Vec<String>,
 }
 

@@ -169,7 +169,7 @@ fn nullable_len(group: &Group) -> Result<usize, String> {
     Ok(values.shape().first().copied().unwrap_or(0))
 }
 
-/// Codes and categories; a category that is NaN is none.
+/// Codes and categories; a category that is NaN counts as missing.
 fn categorical(codes: &Dataset, categories: Vec<Option<String>>, len: usize) -> Result<Labels, String> {
     let found = wholes(codes, Some(len))?;
     let mut labels = Labels { codes: Vec::with_capacity(len), names: Vec::new() };

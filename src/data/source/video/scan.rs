@@ -92,7 +92,7 @@ struct Seen {
 /// Looks at the files of all sequences. The form of most frames is required of all.
 ///
 /// # Errors
-/// No usable frame; spikes whose encoding cannot be told; unless `skip_bad`, any frame that is not usable, by its file
+/// No usable frame; spikes whose encoding cannot be recognised; unless `skip_bad`, any frame that is not usable, by its file
 /// and clip.
 pub fn scan(splits: &[Vec<SequencePaths>], spikes: &SpikeInput, skip_bad: bool) -> Result<Scan, DataError> {
     let all: Vec<(&SequencePaths, &FramePaths)> = splits

@@ -46,7 +46,7 @@ pub struct Genes {
 /// Genes that enough cells of all files express.
 ///
 /// # Errors
-/// There is none.
+/// No gene is expressed by enough cells.
 pub fn genes(scans: &[Scan], genes: usize, rule: &Rule) -> Result<Genes, DataError> {
     let mut counts = vec![0u64; genes];
     for scan in scans {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A gene of a file that is none of the data set.
+/// A gene of a file that the data set does not have.
 pub const NONE: u32 = u32::MAX;
 
 /// Genes of the data set, and what the genes of each file are among them.

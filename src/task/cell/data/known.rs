@@ -1,4 +1,4 @@
-//! What is known of a run's files before any value is read.
+//! Facts on a run's files before any value is read.
 
 use crate::data::source::h5ad::{H5ad, Matrix};
 use spec::config::DataConfig;

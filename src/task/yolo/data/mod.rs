@@ -30,6 +30,6 @@ mod parity;
 #[cfg(test)]
 mod tests;
 
-pub use facts::YoloFacts;
+pub use facts::{GRID, LabelCounts, YoloFacts};
 pub use open::{evaluation, open, unlabelled};
 pub use outline::{outline, predict_outline};

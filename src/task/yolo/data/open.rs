@@ -1,6 +1,6 @@
 //! Opens the data sets of a run. Every rank calls it; each looks at its share of the images that the index does not know.
 
-use super::facts::YoloFacts;
+use super::facts::{LabelCounts, YoloFacts};
 use super::form::{self, Division, Found};
 use super::index::{Finding, Good};
 use super::letterbox;
@@ -184,6 +184,7 @@ fn assemble(images: Images, config: &Config, team: &Team) -> Result<Opened, Data
     let objects: [usize; 3] = splits.each_ref().map(|split| split.iter().map(|(_, rows)| rows.len()).sum());
     let most = splits.iter().flatten().map(|(_, rows)| rows.len()).max().unwrap_or(0);
     let backgrounds = splits[0].iter().filter(|(_, rows)| rows.is_empty()).count();
+    let labels = Arc::new(LabelCounts::of(splits[0].iter().flat_map(|(_, rows)| rows), names.len()));
     let [train, val, test] = splits.each_ref().map(Vec::len);
     notes.push(format!(
         "{train} + {val} + {test} images for training, validation and test with {} + {} + {} objects of {} classes; {backgrounds} \
@@ -226,7 +227,7 @@ fn assemble(images: Images, config: &Config, team: &Team) -> Result<Opened, Data
     };
     let (val, test) = (held_out(1, train), held_out(2, train + val));
     let carried = Some(serde_json::json!({ NAMES: names }));
-    let facts = YoloFacts { names, images: lists, most, backgrounds };
+    let facts = YoloFacts { names, images: lists, most, backgrounds, labels };
     let datasets = Datasets::new(Arc::clone(&training) as _, val, test);
     let datasets = Datasets { skipped, notes, facts: Some(Arc::new(facts)), carried, ..datasets };
     Ok(Opened {

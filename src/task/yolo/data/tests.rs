@@ -103,9 +103,8 @@ fn what_the_page_cache_holds_changes_no_pixel() {
     }
 }
 
-/// The checklist's item 19: the second epoch reads no file.
 #[test]
-fn the_second_epoch_reads_no_file() {
+fn checklist_19_the_second_epoch_reads_no_file() {
     let (dir, mut config) = sample(Layout::Yolo);
     config.with_section(|yolo: &mut YoloConfig| yolo.cache = ImageCache::Resized);
     let directory = TestDirectory::new(8 << 20);

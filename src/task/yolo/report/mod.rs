@@ -3,11 +3,15 @@
 mod canvas;
 mod chart;
 mod journal;
+mod labels;
 mod pictures;
+mod samples;
 
 pub use canvas::Canvas;
 pub use journal::{YoloJournal, general};
+pub use labels::labels;
 pub use pictures::{BoxGallery, Marked, boxed};
+pub use samples::samples;
 
 use super::measure::Evaluated;
 use super::measure::curves::{ClassCurves, Curves, POINTS, confidence};

@@ -60,7 +60,7 @@ fn wrong_types_name_key_line_value_and_expectation() {
         ("data:\n  shuffle: yes\n", "data.shuffle: expected true or false, found the text \"yes\""),
         ("data:\n  split_ratio: [0.7, 0.3]\n", "expected a list of 3 numbers, found a list of 2"),
         ("train: 4\n", "my.yaml:1:8: train: expected a section, found 4"),
-        ("train:\n  optimizer: lion\n", "expected one of adam, adamw, sgd, auto, found the text \"lion\""),
+        ("train:\n  optimizer: lion\n", "expected one of adam, adamw, sgd, musgd, auto, found the text \"lion\""),
         ("train:\n  learning_rate: .nan\n", "train.learning_rate: expected a number"),
         ("memory:\n  budget: 200%\n", "expected a share such as 80% or a size such as 20GiB"),
         ("data:\n  table_name: \"a\\nb\"\n", "expected text on one line, found the text \"a\\nb\""),

@@ -26,8 +26,8 @@ fn keys_that_contradict_each_other_are_refused_and_idle_ones_are_named() {
         assert!(found.contains(says), "{found}");
     }
     for (text, says) in [
-        ("{nesterov: true}", "train.nesterov is set, and train.optimizer is not sgd"),
-        ("{warmup_momentum: 0.8}", "train.warmup_momentum is set, and train.optimizer is not sgd"),
+        ("{nesterov: true}", "train.nesterov is set, and train.optimizer is neither sgd nor musgd"),
+        ("{warmup_momentum: 0.8}", "train.warmup_momentum is set, and train.optimizer is neither sgd nor musgd"),
         ("{warmup_rate: 0.1}", "train.warmup_rate is 0.1, which only train.warmup_mode: within reads"),
         ("{warmup_accumulation: true}", "train.gradient_accumulation_steps 1: it has no effect"),
         ("{ema_ramp: 2000}", "train.ema_ramp is set and train.ema_decay null"),

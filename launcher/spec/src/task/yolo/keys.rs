@@ -89,7 +89,7 @@ const CLASSIFICATION: &str = "this is detection, and it is a setting of classifi
 choices! {
     /// Content of the page cache.
     pub enum ImageCache {
-        /// Resized images where decoding is slower than the rest and memory holds them, else files as they are.
+        /// Resized images where memory holds them all, else files as they are.
         Auto = "auto",
         /// Files as they are: decoded whenever they are needed.
         Encoded = "encoded",

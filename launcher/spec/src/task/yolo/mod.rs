@@ -51,9 +51,14 @@ impl TaskSpec for Yolo {
         config.smart.targets = Some(TARGETS.into());
     }
 
-    /// Accumulates batches of all ranks up to `yolo.nbs` images, unless the config sets an accumulation.
+    /// Accumulates batches of all ranks up to `yolo.nbs` images, unless the config sets an accumulation; keeps checkpoints as
+    /// `yolo.save_period` says.
     fn for_ranks(&self, config: &mut Config, ranks: usize) {
-        let nominal = config.section::<YoloConfig>().nbs;
+        let yolo: YoloConfig = config.section();
+        let nominal = yolo.nbs;
+        if yolo.save_period >= 1.0 {
+            config.log.keep_every = yolo.save_period as u64;
+        }
         let train = &mut config.train;
         let batch = train.batch_size.saturating_mul(ranks);
         if nominal == 0 || batch == 0 || train.gradient_accumulation_steps != 1 {

@@ -112,9 +112,9 @@ fn batches_are_accumulated_up_to_the_nominal_size() {
         let train = &config.train;
         assert_eq!((train.gradient_accumulation_steps, train.warmup_accumulation), (batches, batches > 1));
     }
-    let (mut config, _) = resolved("imgsz: 64\nbatch: 8\ntrain: {gradient_accumulation_steps: 2}\n");
+    let (mut config, _) = resolved("imgsz: 64\nbatch: 8\nsave_period: 5\ntrain: {gradient_accumulation_steps: 2}\n");
     Yolo.for_ranks(&mut config, 1);
-    assert_eq!(config.train.gradient_accumulation_steps, 2);
+    assert_eq!((config.train.gradient_accumulation_steps, config.log.keep_every), (2, 5));
 }
 
 /// The shipped config: the guide's five settings on a GPU, sample shapes without one.

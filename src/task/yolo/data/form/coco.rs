@@ -111,7 +111,7 @@ fn is_crowd(value: &serde_json::Value) -> bool {
     value.as_bool().unwrap_or(false) || value.as_i64().is_some_and(|flag| flag != 0)
 }
 
-/// Finds the images of a COCO folder; `None`: it is none.
+/// Finds the images of a COCO folder; `None`: it is no COCO folder.
 ///
 /// # Errors
 /// Splits name different classes, or one has no images.

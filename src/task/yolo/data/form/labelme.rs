@@ -91,7 +91,7 @@ pub fn boxes_of(path: &Path, size: (usize, usize), names: &[String]) -> Result<V
 /// without them each file is drawn into one.
 ///
 /// # Errors
-/// A `.json` file is none of labelme, or its image is missing.
+/// A `.json` file is not of labelme, or its image is missing.
 pub(super) fn find(root: &Path, division: Division) -> Result<Option<Found>, DataError> {
     let Listing { files, unreadable, .. } = find_files(root, &["json"])?;
     if files.is_empty() {

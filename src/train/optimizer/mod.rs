@@ -1,4 +1,4 @@
-//! AdamW, Adam and SGD over the flat parameters, one fused kernel call per step and group.
+//! AdamW, Adam, SGD and MuSGD over the flat parameters, one fused kernel call per step and group.
 //!
 //! The arithmetic is PyTorch's (`torch.optim` with `fused=True`). A parameter without gradient in a step counts as one
 //! with gradient zero: its moments decay, and weight decay acts on it.
@@ -6,8 +6,11 @@
 //! Where ranks divide the state among themselves ([`Ddp::own_range`]), each keeps and updates its slice, and the updated
 //! parameters are shared afterwards. The arithmetic of an element does not depend on who does it.
 
+mod orthogonal;
+
 use super::ddp::{Ddp, DdpError, Layout, Slot};
 use crate::torch::{self, AdamState, AdamStep, SgdStep, device};
+use orthogonal::{Along, Matrix, Rate};
 use tch::{Kind, Tensor};
 
 /// Which rule, with the numbers that do not change from step to step.
@@ -19,6 +22,8 @@ pub enum Rule {
     Adam { betas: [f64; 2], eps: f64, weight_decay: f64 },
     /// Without dampening.
     Sgd { momentum: f64, nesterov: bool, weight_decay: f64 },
+    /// SGD, before which matrices and filters take a step along their orthogonalised average gradient.
+    MuSgd { momentum: f64, nesterov: bool, weight_decay: f64 },
 }
 
 impl Rule {
@@ -28,6 +33,7 @@ impl Rule {
             Rule::AdamW { .. } | Rule::Adam { .. } => &["exp_avg", "exp_avg_sq"],
             Rule::Sgd { momentum: 0.0, .. } => &[],
             Rule::Sgd { .. } => &["momentum_buffer"],
+            Rule::MuSgd { .. } => &["momentum_buffer", "average_gradient"],
         }
     }
 
@@ -40,7 +46,7 @@ impl Rule {
                 let decoupled = matches!(self, Rule::AdamW { .. });
                 Step::Adam(AdamStep { decoupled, lr, beta1, beta2, eps, weight_decay })
             }
-            Rule::Sgd { momentum, nesterov, weight_decay } => {
+            Rule::Sgd { momentum, nesterov, weight_decay } | Rule::MuSgd { momentum, nesterov, weight_decay } => {
                 let momentum = if momentum == 0.0 { 0.0 } else { now.unwrap_or(momentum) };
                 let nesterov = nesterov && momentum > 0.0;
                 Step::Sgd(SgdStep { lr, momentum, weight_decay, nesterov, first })
@@ -89,6 +95,8 @@ struct Part {
     grads: Vec<Tensor>,
     /// One list per name of [`Rule::kept`].
     kept: Vec<Vec<Tensor>>,
+    /// Parameters that take an orthogonal step.
+    matrices: Vec<Matrix>,
     /// The count of steps, once per range.
     steps: Vec<Tensor>,
 }
@@ -147,11 +155,29 @@ impl Optimizer {
                 params: views(ddp.params(), 0)?,
                 grads: views(&grads, 0)?,
                 kept: self.kept.iter().map(|kept| views(kept, first)).collect::<Result<_, _>>()?,
+                matrices: self.matrices(ddp, group, &grads)?,
                 steps: ranges.iter().map(|_| self.steps.shallow_clone()).collect(),
             })
         };
         self.parts = (0..self.rules.len()).map(part).collect::<Result<_, _>>()?;
         Ok(())
+    }
+
+    /// Parameters of a group that take an orthogonal step.
+    fn matrices(&self, ddp: &Ddp, group: usize, grads: &Tensor) -> Result<Vec<Matrix>, DdpError> {
+        let (Rule::MuSgd { .. }, Some(average)) = (self.rules[group], self.kept.get(1)) else { return Ok(Vec::new()) };
+        if ddp.is_sharded() {
+            let problem = "train.optimizer musgd needs whole gradients on every rank: set ddp.shard_optimizer: false";
+            return Err(DdpError::Usage(problem.to_owned()));
+        }
+        let member = |index: &usize| ddp.groups().get(*index).copied().unwrap_or(0) == group;
+        let slots = self.layout.slots().iter().enumerate();
+        let fitting = slots.filter(|(_, slot)| Matrix::fits(&slot.shape)).map(|(index, _)| index).filter(member);
+        let views = |index: usize| {
+            let view = |flat: &Tensor| self.layout.view(flat, index);
+            Ok(Matrix { param: view(ddp.params())?, grad: view(grads)?, average: view(average)? })
+        };
+        fitting.map(views).collect()
     }
 
     /// Changes the parameters by the gradients that [`Ddp::finish`] left; with `numbers` of each group.
@@ -166,7 +192,10 @@ impl Optimizer {
         for (rule, part, numbers) in self.groups(numbers) {
             match rule.numbers(numbers, first) {
                 Step::Adam(step) => torch::fused_adam(&part.adam(), &step)?,
-                Step::Sgd(step) => torch::fused_sgd(&part.params, &part.grads, part.buffers(), &step)?,
+                Step::Sgd(step) => {
+                    part.orthogonal(&step, Rate::Host(step.lr))?;
+                    torch::fused_sgd(&part.params, &part.grads, part.buffers(), &step)?;
+                }
             }
         }
         ddp.share_params()
@@ -194,6 +223,7 @@ impl Optimizer {
             match rule.numbers(numbers, false) {
                 Step::Adam(step) => device::fused_adam_unless(&part.adam(), &step, &lr, (found, divisor))?,
                 Step::Sgd(step) => {
+                    part.orthogonal(&step, Rate::Device { lr: &lr, found, divisor })?;
                     let (params, grads) = (&part.params, &part.grads);
                     device::fused_sgd_unless((params, grads, part.buffers()), &step, &lr, (found, divisor))?;
                 }
@@ -313,6 +343,12 @@ impl Part {
         let kept = |index: usize| self.kept.get(index).map(Vec::as_slice).unwrap_or_default();
         let (params, grads, steps) = (&self.params, &self.grads, &self.steps);
         AdamState { params, grads, exp_avgs: kept(0), exp_avg_sqs: kept(1), steps }
+    }
+
+    /// The step of MuSGD before that of SGD; none under other rules.
+    fn orthogonal(&self, step: &SgdStep, lr: Rate) -> Result<(), DdpError> {
+        let along = Along { lr, momentum: step.momentum, nesterov: step.nesterov };
+        self.matrices.iter().try_for_each(|matrix| matrix.step(&along))
     }
 
     fn buffers(&self) -> &[Tensor] {

@@ -6,7 +6,7 @@ use std::time::Instant;
 fn place(node_rank: usize, nnodes: usize, port: u16, limit_s: f64) -> NodePlace {
     let (job, master_addr) = ("night".to_owned(), "127.0.0.1".to_owned());
     let limit = Duration::from_secs_f64(limit_s);
-    NodePlace { job, nnodes, node_rank, master_addr, master_port: port, limit, secret: None }
+    NodePlace { party: Party::Launchers, job, nnodes, node_rank, master_addr, master_port: port, limit, secret: None }
 }
 
 fn port() -> u16 {
@@ -119,7 +119,7 @@ fn another_job_and_a_taken_port_are_errors_and_a_node_that_ends_is_named() {
         let (mut other, _) = taken.accept().unwrap();
         other.write_all(b"\x16\0\0\x00220 mail.example.org\r\n").unwrap();
         let text = guest.join().unwrap();
-        assert!(text.contains("no launcher of this job listens there"), "{text}");
+        assert!(text.contains("nobody of this job listens there"), "{text}");
     });
 }
 
@@ -286,7 +286,7 @@ fn a_proof_heard_before_is_no_proof() {
             write_frame(&mut stream, &hello(VERSION, "night", 1)).unwrap();
             let heard = hear(&stream, &soon(), WORD_BYTES).unwrap();
             let Word::Challenge { nonce, proof } = heard else { panic!("{heard:?}") };
-            // Sent back, node 0's own proof is none of the guest's.
+            // Node 0's own proof, sent back, does not prove the guest.
             write_frame(&mut stream, &Word::Proof { proof: proof.clone() }).unwrap();
             let told = hear(&stream, &soon(), WORD_BYTES).unwrap();
             assert!(matches!(told, Word::Refused { .. }), "{told:?}");
