@@ -270,7 +270,8 @@ fn musgd_is_the_yolo_packages() {
     // A filter.
     let line = Tensor::arange(108, (Kind::Float, Device::Cpu));
     let filter = (&line * 0.37).sin().view([4, 3, 3, 3]).set_requires_grad(true);
-    let ddp = Ddp::new(vec![("f".to_owned(), filter)], Arc::new(Solo::new(Device::Cpu)), DdpOptions::default()).unwrap();
+    let ddp =
+        Ddp::new(vec![("f".to_owned(), filter)], Arc::new(Solo::new(Device::Cpu)), DdpOptions::default()).unwrap();
     let mut optimizer =
         Optimizer::new(Rule::MuSgd { momentum: 0.8, nesterov: true, weight_decay: 5e-4 }, &ddp).unwrap();
     for k in 0..3 {
