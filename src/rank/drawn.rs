@@ -35,7 +35,8 @@ fn write(drawing: Drawing, folder: &Path, reporter: &Reporter) {
     for (name, picture) in drawing() {
         let path = PathBuf::from(&name);
         let (parent, file) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
-        let write = |png: Vec<u8>| write_whole(&folder.join(parent), &file.to_string_lossy(), &png).map_err(|e| e.to_string());
+        let write =
+            |png: Vec<u8>| write_whole(&folder.join(parent), &file.to_string_lossy(), &png).map_err(|e| e.to_string());
         let written = picture.and_then(write);
         if let Err(error) = written {
             reporter.line(format!("{name}: {error}"));

@@ -60,6 +60,8 @@ pub struct Datasets {
     pub train: Arc<dyn Dataset>,
     pub val: Arc<dyn Dataset>,
     pub test: Arc<dyn Dataset>,
+    /// The training samples as those of validation are; `None`: `train` itself will do. For evaluations of a run.
+    pub train_whole: Option<Arc<dyn Dataset>>,
     /// The constant prediction that a model must beat, where a task has one (`emg`: the mean pose of the training
     /// files, radians).
     pub baseline: Option<Vec<f64>>,
@@ -83,6 +85,7 @@ impl Datasets {
             train,
             val,
             test,
+            train_whole: None,
             baseline: None,
             skipped: Vec::new(),
             notes: Vec::new(),

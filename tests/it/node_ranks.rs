@@ -4,9 +4,8 @@ use crate::support::{Ended, Run, Running, Runs, distance, launch_program};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// SGD hands the rounding of a sum on as it is.
 const SGD: [&str; 5] = [
@@ -73,7 +72,7 @@ fn two_nodes_train_as_one_does_and_go_on_on_another_number_of_nodes() {
     let reference = runs.finish("one", &["--ranks", "3", "--set", &all]);
     let ended = start(&runs, "two", ["2", "1"], &["--set", &all]).map(Running::wait);
     assert!(ended.iter().all(|node| node.code == Some(0)), "{}\n{}", ended[0], ended[1]);
-    assert!(ended[0].err.contains("3 ranks on 2 nodes: Gloo between them"), "{}", ended[0]);
+    assert!(ended[0].out.contains("3 ranks on 2 nodes: Gloo between them"), "{}", ended[0]);
     assert_close(&runs.run("two"), &reference, "two nodes");
 
     // Asked on one node, ranks of both stop at the same step; one node goes on, and then again two.
@@ -121,8 +120,17 @@ fn ranks(running: &Running, ranks: &[usize]) -> Vec<Pid> {
     ranks.iter().map(|rank| running.rank(*rank)).collect()
 }
 
-fn is_gone(pid: &Pid) -> bool {
-    !Path::new("/proc").join(pid.as_raw_nonzero().to_string()).exists()
+/// Waits until no process of these lives; whoever reaps them takes its time.
+fn gone(pids: &[Pid]) {
+    let lives = |pid: &Pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    };
+    let since = Instant::now();
+    while let Some(pid) = pids.iter().find(|pid| lives(pid)) {
+        assert!(since.elapsed() < Duration::from_secs(60), "process {pid:?} outlives the run");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 #[test]
@@ -145,7 +153,7 @@ fn a_node_that_is_killed_is_named_on_the_other_and_strangers_find_no_way_in() {
     assert_eq!(second.code, None, "{second}");
     assert_eq!(first.code, Some(9), "{first}");
     assert!(first.err.contains("rank 2 failed: node 1 with ranks 2, 3 is gone"), "{first}");
-    assert!(pids.iter().all(is_gone), "ranks are left");
+    gone(&pids);
 }
 
 #[test]
@@ -231,7 +239,9 @@ impl Cable {
 
 impl Drop for Cable {
     fn drop(&mut self) {
-        self.names.iter().for_each(|name| drop(ip(&["netns", "del", name])));
+        for name in &self.names {
+            let _ = ip(&["netns", "del", name]);
+        }
     }
 }
 

@@ -116,13 +116,23 @@ fn checklist_43_44_60_63_memory_is_looked_at_before_given_back_and_reported_afte
 /// 61: legs of fresh processes, decided by the guide's targets on what an epoch measured; results.csv continues over the legs.
 #[test]
 fn checklist_61_the_smart_trainer_decides_from_results_and_starts_afresh() {
-    let sets = ["smart.leg_epochs=1", "smart.increment=1", "smart.max_total_epochs=3", "smart.threshold=0", "smart.window=100"];
+    let sets = [
+        "smart.leg_epochs=1",
+        "smart.increment=1",
+        "smart.max_total_epochs=3",
+        "smart.threshold=0",
+        "smart.window=100",
+    ];
     let runs = runs(&sets);
     let own = runs.finish("legs", &["--ranks", "1", "--smart"]);
     let report = json(&own.path.join("smart_report.json"));
     let legs = report["legs"].as_array().unwrap();
     let epochs: Vec<u64> = legs.iter().map(|leg| leg["epochs"].as_u64().unwrap()).collect();
-    assert_eq!((epochs.as_slice(), &legs[2]["decision"]), ([1, 2, 3].as_slice(), &Value::from("epochs_done")), "{report}");
+    assert_eq!(
+        (epochs.as_slice(), &legs[2]["decision"]),
+        ([1, 2, 3].as_slice(), &Value::from("epochs_done")),
+        "{report}"
+    );
     let text = report.to_string();
     for target in ["train.box_loss", "train.cls_loss", "train.dfl_loss", "val.map50"] {
         assert!(text.contains(target), "{target}: {text}");
@@ -161,4 +171,3 @@ fn checklist_64_keys_set_at_the_start_are_kept_and_unknown_ones_refused() {
     assert_eq!(ended.code, Some(i32::from(exit::USAGE)), "{ended}");
     assert!(ended.err.contains("yolo.close_mosaic"), "{ended}");
 }
-

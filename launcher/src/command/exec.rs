@@ -20,6 +20,10 @@ pub(super) fn exec(
     args: Vec<OsString>,
     mut early: Early,
 ) -> Result<u8, Error> {
+    let full = run.name.is_some() || with.given().is_some();
+    if full {
+        program::limited(run, with, &program, &args)?;
+    }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = run.local_ranks().unwrap_or(1);
     let mut ranks = nodes::ranks(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1))?;
@@ -39,7 +43,7 @@ pub(super) fn exec(
         watch: WatchSpec::silent(),
         limits: None,
     };
-    if run.name.is_some() || with.given().is_some() {
+    if full {
         return program::run(run, with, spec, early);
     }
     let console = console_of(with, &spec)?;

@@ -31,7 +31,7 @@ use crate::supervise::{self, CacheSpec, Limits, Outcome, Signals, Spec, Watcher}
 use crate::track;
 use crate::watch::{self, Before, WatchSpec};
 use around::live::{Live, Tracked};
-use around::requeue::Requeue;
+use around::requeue;
 use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
 use close::{close, explain};
@@ -128,8 +128,8 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     let inherited = host::inherited::set_defaults();
     let result = Command::parse(line).map_err(Error::from).and_then(|command| show_logs(&command).map(|()| command));
     let result = result.and_then(settled).and_then(|mut command| {
-        let requeue = Requeue::of(&mut command)?;
-        Ok(requeue.after(done(command, &inherited)?))
+        requeue::prepare(&mut command)?;
+        Ok(requeue::after(done(command, &inherited)?))
     });
     match result {
         Ok(code) => code,
@@ -157,7 +157,7 @@ fn done(command: Command, inherited: &[String]) -> Result<u8, Error> {
         Command::Exec { run, with, program, args } => {
             exec::exec(&run, &with, program, args, early(Moment::OfOthers, inherited)?)
         }
-        Command::PlanExec { run, with, program, args } => program::show(&run, &with, &program, &args),
+        Command::PlanExec { run, with, form, program, args } => program::show(&run, &with, &form, (&program, &args)),
         Command::SampleData(args) => data::by_rank(&args.words()),
         Command::Convert(args) => data::by_rank(&args.words()),
         Command::Batch(args) => data::batch(&args),

@@ -118,7 +118,10 @@ mod tests {
                 let (eased, _) = ease(&config, &plan, &before).unwrap();
                 let found = (eased.train.microbatch.unwrap(), eased.train.num_workers.unwrap(), eased.log.save_every);
                 assert_eq!(found, expected);
-                assert_eq!((eased.data.cache, eased.log.plots, eased.log.keep_every), (CachePolicy::Off, false, expected.2));
+                assert_eq!(
+                    (eased.data.cache, eased.log.plots, eased.log.keep_every),
+                    (CachePolicy::Off, false, expected.2)
+                );
                 assert_eq!(eased.train.batch_size, config.train.batch_size, "the global batch stays");
             }
         }

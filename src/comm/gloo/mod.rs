@@ -82,7 +82,8 @@ impl GlooCollective {
     /// For what the first rank brings from the other nodes: longer than it waits there, so that it speaks first, since it
     /// knows who is missing.
     fn patience(&self) -> Duration {
-        self.timeout + (self.timeout / 4).clamp(Duration::from_secs(1), Duration::from_secs(60)) * 2
+        let margin = (self.timeout / 4).clamp(Duration::from_secs(1), Duration::from_secs(60)) * 2;
+        self.timeout.saturating_add(margin)
     }
 
     /// Hands a tensor of the node's first rank to the others of the node.

@@ -105,6 +105,9 @@ impl Opened {
         let random: Vec<&str> =
             self.sets.iter().filter(|(_, set)| set.is_random()).map(|(name, _)| name.as_str()).collect();
         let mut datasets = Datasets::new(train, val, test);
+        if self.set("test").is_none() {
+            datasets.notes.push("python.build gives no data set test: values named test are measured on val".into());
+        }
         if !random.is_empty() {
             datasets.notes.push(format!(
                 "samples of {} differ from reading to reading, so they are not kept in the page cache: random \

@@ -257,6 +257,8 @@ pub fn planner(
     }
     .checked()?;
     planner.drop_last |= !has_room_for_rest(&planner);
+    // Where the rest is all that there is, nothing is left to train on.
+    let mut planner = planner.checked()?;
     let accumulation = train.gradient_accumulation_steps as u64;
     if train.warmup_accumulation {
         let batches = warmup_batches(train, planner.steps_per_epoch());

@@ -33,7 +33,11 @@ pub struct Along<'a> {
 pub enum Rate<'a> {
     Host(f64),
     /// A f32 scalar on the device. Where `found` (f32 `[1]`) holds 1 nothing changes; gradients are divided by `divisor`.
-    Device { lr: &'a Tensor, found: &'a Tensor, divisor: Option<&'a Tensor> },
+    Device {
+        lr: &'a Tensor,
+        found: &'a Tensor,
+        divisor: Option<&'a Tensor>,
+    },
 }
 
 impl Matrix {

@@ -124,7 +124,9 @@ fn optimizer(train: &TrainConfig, v: &mut Verdict) {
     let used = [("train.nesterov", train.nesterov), ("train.warmup_momentum", train.warmup_momentum.is_some())];
     let reads = sgd || train.optimizer == OptimizerKind::Auto;
     for (key, set) in used {
-        v.warn(reads || !set, || format!("{key} is set, and train.optimizer is neither sgd nor musgd: it has no effect"));
+        v.warn(reads || !set, || {
+            format!("{key} is set, and train.optimizer is neither sgd nor musgd: it has no effect")
+        });
     }
     let within = train.warmup_mode == WarmupMode::Within;
     v.warn(within || train.warmup_rate == 0.0, || {

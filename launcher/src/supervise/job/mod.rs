@@ -88,8 +88,9 @@ fn run_with(
 ) -> io::Result<Outcome> {
     let started = Instant::now();
     let memory_group = memory_group(spec, watcher);
-    let groups = || Cgroup::make().into_iter().chain(memory_group.as_ref().map(|group| group.cgroup.clone()));
-    let cgroups: Vec<Cgroup> = groups().collect();
+    let limited = memory_group.as_ref();
+    let own = Cgroup::make(limited.map(|group| group.dir.as_path()));
+    let cgroups: Vec<Cgroup> = own.into_iter().chain(limited.map(|group| group.cgroup.clone())).collect();
     // Dropped without `dismiss` on any error below: then the guard ends what was started.
     let guard = Guard::start(cgroups.clone())?;
     let comm = if spec.control { Some(comm_memory(watcher)?) } else { None };
@@ -140,7 +141,11 @@ fn run_with(
         let watch = move || Watch::new(&spec.watch, &pids, meter, orders).run(&told);
         let watch =
             std::thread::Builder::new().name("memory".into()).stack_size(512 << 10).spawn_scoped(scope, watch)?;
-        let hearing = reports.as_ref().map(|reports| reports.hear(scope, watcher, orders.cache, heard)).transpose()?;
+        let hearing = reports.as_ref().map(|reports| reports.hear(scope, watcher, orders.cache, heard)).transpose();
+        let hearing = hearing.unwrap_or_else(|error| {
+            watcher.note(&format!("warning: reports of the program are not heard: {error}"));
+            None
+        });
         let end = job.watch();
         job.progress = hearing.and_then(Hearing::end).or(job.progress.take());
         job.hush();
