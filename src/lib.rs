@@ -7,7 +7,7 @@
 //! | room | owns | may not touch |
 //! |---|---|---|
 //! | [`torch`] | the one C++ shim: what tch lacks | everything else |
-//! | [`comm`] | [`comm::Collective`]: `nccl`, `shm`, `solo`; rendezvous | model, data |
+//! | [`comm`] | [`comm::Collective`]: `nccl`, `shm`, `gloo`, `solo`; rendezvous | model, data |
 //! | [`data::source`] | formats on disk, sole importer of `hdf5` and image decoders | cache, tch, comm |
 //! | [`data::entries`] | a data set's entries in the node's page cache (package `cache`) | formats |
 //! | [`data::windows`] | samples that are windows over chunks: index, entries, pieces, look-ahead | tasks |

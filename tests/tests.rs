@@ -48,6 +48,8 @@ mod many_files;
 mod minimal_task;
 #[path = "it/moments.rs"]
 mod moments;
+#[path = "it/node_ranks.rs"]
+mod node_ranks;
 #[path = "it/nodes.rs"]
 mod nodes;
 #[path = "it/plan_truth.rs"]
@@ -62,6 +64,8 @@ mod pressure;
 mod program;
 #[path = "it/python.rs"]
 mod python;
+#[path = "it/python_optimizer.rs"]
+mod python_optimizer;
 #[path = "it/python_task.rs"]
 mod python_task;
 #[path = "it/readme.rs"]

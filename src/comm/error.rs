@@ -1,6 +1,7 @@
 //! Errors between ranks.
 
 use super::nccl::NcclError;
+use host::nodes::MeetError;
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -85,6 +86,15 @@ pub enum CommError {
         #[source]
         error: Box<CommError>,
     },
+    /// The nodes did not come together.
+    #[error("{0}")]
+    Meet(#[source] Arc<MeetError>),
+    /// A connection between nodes leads to somebody else.
+    #[error(
+        "whoever answers as node {node} does not know the join secret: another program came between the nodes while they \
+         connected; start them again, on a network that others do not reach"
+    )]
+    Stranger { node: usize },
     #[error("the trial all-reduce gave {sum}, expected {right}")]
     Trial { sum: f64, right: f64 },
     #[error("rank 0 sent {bytes} bytes as NCCL's id: all nodes need the same program")]

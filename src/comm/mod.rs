@@ -4,6 +4,7 @@
 #[path = "../../tests/benches/conformance.rs"]
 mod conformance;
 mod error;
+pub mod gloo;
 pub mod nccl;
 pub mod rendezvous;
 pub mod shm;
@@ -12,6 +13,7 @@ pub mod solo;
 mod tests;
 
 pub use error::CommError;
+pub use gloo::GlooCollective;
 pub use nccl::NcclCollective;
 pub use rendezvous::RankEnv;
 pub use shm::ShmCollective;
@@ -27,7 +29,7 @@ use tch::Tensor;
 pub trait Collective: Send + Sync {
     fn rank(&self) -> usize;
     fn world_size(&self) -> usize;
-    /// `solo`, `shm` or `nccl`.
+    /// `solo`, `shm`, `gloo` or `nccl`.
     fn backend(&self) -> &'static str;
     /// A zeroed f32 tensor `[len]` in memory where [`Collective::all_reduce_sum`] needs no copy. It lives as long as
     /// the collective.

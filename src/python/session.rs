@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::tensor::{to_python, to_rust};
-use headroom::task::python::{Facts, Host, Named, Passed, UserError, WorkerEnds, be_hosted_by};
+use headroom::task::python::{Facts, Host, Named, OptimizerState, Passed, UserError, WorkerEnds, be_hosted_by};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 use std::fs::File;
@@ -98,6 +98,31 @@ impl Host for Session {
 
     fn backward(&self, loss: &Tensor) -> Result<(), UserError> {
         self.ask(|session, torch| session.call_method1("backward", (to_python(torch, loss)?,)).map(drop))
+    }
+
+    fn make_optimizer(&self, rate: f64, weight_decay: f64) -> Result<(), UserError> {
+        self.ask(|session, _| session.call_method1("make_optimizer", (rate, weight_decay)).map(drop))
+    }
+
+    fn step(&self, rate: f64) -> Result<(), UserError> {
+        self.ask(|session, _| session.call_method1("step", (rate,)).map(drop))
+    }
+
+    fn optimizer_state(&self) -> Result<OptimizerState, UserError> {
+        self.ask(|session, torch| {
+            let (structure, named): (String, Vec<(String, Bound<'_, PyAny>)>) =
+                session.call_method0("optimizer_state")?.extract()?;
+            let tensors = named.into_iter().map(|(name, tensor)| Ok((name, to_rust(torch, &tensor)?)));
+            Ok((structure, tensors.collect::<PyResult<_>>()?))
+        })
+    }
+
+    fn load_optimizer(&self, structure: &str, tensors: &[(String, Tensor)]) -> Result<(), UserError> {
+        self.ask(|session, torch| {
+            let named = tensors.iter().map(|(name, tensor)| Ok((name.as_str(), to_python(torch, tensor)?)));
+            let named = named.collect::<PyResult<Vec<_>>>()?;
+            session.call_method1("load_optimizer", (structure, named)).map(drop)
+        })
     }
 
     fn predict(&self, tensors: &[Tensor]) -> Result<Tensor, UserError> {

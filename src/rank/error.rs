@@ -33,11 +33,6 @@ pub enum RankError {
          CUDA_VISIBLE_DEVICES, or train with --device cpu"
     )]
     NoDevice { rank: usize, index: usize, count: usize },
-    #[error(
-        "{world} ranks over several nodes ({local} here): CPU ranks meet in shared memory, which one node shares: start all \
-         ranks on one node"
-    )]
-    Nodes { world: usize, local: usize },
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
@@ -97,8 +92,7 @@ impl RankError {
             | RankError::Inherited { .. }
             | RankError::Job { .. }
             | RankError::Device(_)
-            | RankError::NoDevice { .. }
-            | RankError::Nodes { .. } => exit::USAGE,
+            | RankError::NoDevice { .. } => exit::USAGE,
             RankError::Data(error) => data_code(error),
             RankError::Comm(error) => comm_code(error),
             RankError::Train(error) => train_code(error),

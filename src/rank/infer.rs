@@ -155,7 +155,7 @@ impl Inference<'_> {
         self.tell(&datasets);
         let built = self.build(&datasets, &self.whole())?;
         let (dataset, prefix) = match on {
-            Subject::Train => (&datasets.train, "train."),
+            Subject::Train => (datasets.train_whole.as_ref().unwrap_or(&datasets.train), "train."),
             Subject::Val => (&datasets.val, "val."),
             Subject::Test => (&datasets.test, "test."),
             Subject::Data(_) => (&datasets.val, "data."),

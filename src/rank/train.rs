@@ -139,6 +139,10 @@ fn start(began: Instant, stop: Stop, inherited: Vec<String>) -> Result<Start, Ra
             let (nccl, links) = meet::on_devices(&job, &env, index, timeout, &reporter).map_err(told)?;
             (Arc::new(nccl), links)
         }
+        _ if env.nodes > 1 => {
+            let (gloo, links) = meet::on_nodes(&env, timeout, &reporter).map_err(told)?;
+            (Arc::new(gloo), links)
+        }
         _ => {
             let (shm, links) = meet::on_node(&env, timeout).map_err(told)?;
             (Arc::new(shm), links)
@@ -216,7 +220,8 @@ fn train(start: Start) -> Result<u8, RankError> {
     // While the page cache is there: the device forgets its pages when its work is done, and that may wait for other ranks.
     trained.inspect_err(|error| {
         tell(reporter, env.rank, error);
-        if device.is_cuda() {
+        // On other nodes nobody else tells the ranks.
+        if device.is_cuda() || env.nodes > 1 {
             end_device_work(&**collective, error);
         }
     })

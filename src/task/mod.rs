@@ -16,11 +16,13 @@ pub mod draw;
 mod groups;
 pub mod norm;
 pub mod outline;
+mod own_optimizer;
 pub mod pass;
 pub mod sample;
 
 pub use batch::{Batch, Output};
 pub use groups::{GroupSpec, ParamInfo};
+pub use own_optimizer::OwnOptimizer;
 
 use crate::data::split::{KeptSplit, SplitList};
 use crate::data::{DataError, Dataset};
@@ -58,6 +60,8 @@ pub struct Datasets {
     pub train: Arc<dyn Dataset>,
     pub val: Arc<dyn Dataset>,
     pub test: Arc<dyn Dataset>,
+    /// The training samples as those of validation are; `None`: `train` itself will do. For evaluations of a run.
+    pub train_whole: Option<Arc<dyn Dataset>>,
     /// The constant prediction that a model must beat, where a task has one (`emg`: the mean pose of the training
     /// files, radians).
     pub baseline: Option<Vec<f64>>,
@@ -81,6 +85,7 @@ impl Datasets {
             train,
             val,
             test,
+            train_whole: None,
             baseline: None,
             skipped: Vec::new(),
             notes: Vec::new(),
@@ -126,6 +131,13 @@ pub trait Model {
     /// order of the global batch, the same for every number of ranks. Called once per step, before the next forward pass,
     /// and not for a step that is repeated. Changes [`Model::state`], in place and by operations on tensors alone.
     fn shared(&self, _values: &Tensor) {}
+    /// The optimizer that updates this model in place of the trainer's, made once for a training. `None`: the trainer's.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn own_optimizer(&self) -> Result<Option<Box<dyn OwnOptimizer>>, TorchError> {
+        Ok(None)
+    }
     /// Tensors besides parameters and buffers that the next step depends on, such as the history of [`Model::shared`]: kept
     /// in checkpoints under these names. A resumed run copies the saved values into them before its first step.
     fn state(&self) -> Vec<(String, Tensor)> {

@@ -3,27 +3,34 @@
 
 use std::path::{Path, PathBuf};
 
-const SHIM: [&str; 5] = [
+const SHIM: [&str; 6] = [
     "src/torch/shim.cpp",
     "src/torch/autograd.cpp",
     "src/torch/device.cpp",
+    "src/torch/gloo.cpp",
     "src/torch/memory.cpp",
     "src/torch/operators.cpp",
 ];
+/// Where programs of a package look for libtorch, in place of where it lies on the machine that builds them.
+const RPATH: &str = "HEADROOM_RPATH";
+/// Declarations of what the wheel's headers name and do not bring.
+const DECLARED: &str = "src/torch/declared";
 const GRAPH: &str = "src/torch/graph.cpp";
 
 fn main() {
-    for file in SHIM.iter().chain(&[GRAPH, "src/torch/guarded.h", "src/torch/build.rs"]) {
+    for file in SHIM.iter().chain(&[GRAPH, DECLARED, "src/torch/guarded.h", "src/torch/build.rs"]) {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH");
+    println!("cargo:rerun-if-env-changed={RPATH}");
     let Some(libtorch) = libtorch() else {
         println!("cargo:warning=LIBTORCH names no libtorch folder: run scripts/setup, or point LIBTORCH at one");
         std::process::exit(1);
     };
-    cpp(&libtorch).files(SHIM).compile("headroom_torch");
+    cpp(&libtorch).include(DECLARED).files(SHIM).compile("headroom_torch");
     // The plain form reaches binaries, tests, benches and examples of this package alike.
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", libtorch.join("lib").display());
+    let rpath = std::env::var_os(RPATH).map_or_else(|| libtorch.join("lib"), PathBuf::from);
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", rpath.display());
     if let Err(problem) = graph(&libtorch) {
         // Training works without it: the rank says why no graph is used.
         println!("cargo:warning=no CUDA graphs in this build: {problem}");

@@ -6,6 +6,7 @@
 
 pub mod device;
 mod function;
+pub mod gloo;
 pub mod graph;
 mod handle;
 pub mod host;

@@ -413,7 +413,8 @@ impl DeviceStep {
         };
         let skip = self.flags(&lifted, &votes)?;
         let divisor = divisor(&norm, scale.as_ref(), runner.config.train.gradient_clip_norm).map_err(tch_error)?;
-        parts.optimizer.step_unless(ddp, &self.cells.lrs, runner.numbers, (&skip, divisor.as_ref()))?;
+        let numbers = (runner.lr, runner.numbers);
+        parts.optimizer.step_unless(ddp, &self.cells.lrs, numbers, (&skip, divisor.as_ref()))?;
         parts.buffers.keep_unless(&self.cells.hold)?;
         // Before the scale moves: the record of a step holds the scale that it ran with.
         let scale = scale.as_ref().unwrap_or(&self.cells.one);

@@ -40,8 +40,8 @@ impl StepGraph {
         StepGraph { wanted, must: wish == CudaGraph::On, recorded: None }
     }
 
-    /// True if this step can be recorded or replayed: warmed up, in one micro-batch, and without injected failures
-    /// later on.
+    /// True if this step can be recorded or replayed: warmed up, in one micro-batch, of full size on all ranks (a recording
+    /// holds a rank's share of the step as a number), and without injected failures later on.
     pub fn serves(&mut self, runner: &StepRunner, steps_here: u64, micros: u64, injects: bool) -> bool {
         self.wanted
             && !runner.model.reads_step()
@@ -50,6 +50,7 @@ impl StepGraph {
             && !injects
             && steps_here >= WARM_UP
             && micros == 1
+            && runner.planner.is_full(runner.epoch, runner.step_in_epoch)
     }
 
     pub fn is_recorded(&self) -> bool {

@@ -25,6 +25,7 @@ pub mod schedule;
 mod state;
 mod step;
 mod trial;
+mod update;
 
 pub use amp::narrow_kind;
 pub use controls::{Controls, Order};

@@ -126,7 +126,7 @@ fn check_contract(env: &RankEnv, on: Device) -> Checked<Value> {
             let nccl = Nccl::load(std::env::var_os("HEADROOM_NCCL").map(Into::into))?;
             let own = if env.rank == 0 { nccl.unique_id()?.to_vec() } else { Vec::new() };
             let run = std::env::var(spec::contract::env::RUN_ID).unwrap_or_default();
-            let id = rendezvous::share_id(env, &run, &own, LIMIT)?;
+            let id = rendezvous::share_id(env, &run, None, &own, LIMIT)?;
             let place = Member { rank: env.rank, world_size: env.world_size, device: index };
             let id = UniqueId::try_from(id).map_err(|_| "rank 0 sent no id of NCCL")?;
             let text = format!("NCCL {} ({})", nccl.version(), nccl.origin());

@@ -1,6 +1,6 @@
 """The Python package against PyTorch's DataLoader: samples/s, decodes, memory; the cache of 4 ranks x 4 workers; Cache.get per second.
 
-usage: scripts/bench python [--rounds N] [--samples N] [--short]
+usage: scripts/bench python [--rounds N] [--samples N] [--short] [--peers PYTHON]
 Each program runs in its own processes, one kind after the other in every round; medians over rounds.
 """
 
@@ -20,6 +20,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 PACKAGE = os.path.join(ROOT, "launcher", "python")
 KINDS = ("headroom", "quarter", "dataloader", "dict")
+PEERS = {"streaming": "mosaicml-streaming", "litdata": "litdata"}
 EPOCHS = 4
 BATCH = 64
 
@@ -303,6 +304,7 @@ def main():
     parser.add_argument("--short", action="store_true", help="two rounds, the heavy samples alone")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--windows", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--peers", default=sys.executable, help="a Python that has torch, mosaicml-streaming and litdata")
     parser.add_argument("--only", choices=[*DATA, "windows", "memory", "gets"], help="this part alone")
     args = parser.parse_args()
     if args.one:
@@ -315,26 +317,39 @@ def main():
     if args.only in (None, "windows"):
         bench_windows(rounds)
     for name in data:
-        found = {kind: [] for kind in KINDS}
+        kinds = [*KINDS, *peers(args.peers)]
+        found = {kind: [] for kind in kinds}
         for _ in range(rounds):
-            for kind in KINDS:
+            for kind in kinds:
                 command = [sys.executable, os.path.abspath(__file__), "--one", kind, name, str(args.samples)]
+                if kind in PEERS:
+                    command = [args.peers, os.path.join(HERE, "reference", "python_peers.py"), kind, name, str(args.samples)]
                 found[kind].append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]))
         print(f"\n{name}: {args.samples} samples, batch {BATCH}, 2 workers, medians of {rounds} rounds of {EPOCHS} epochs")
         print(f"{'':12}{'first epoch':>12}{'later':>10}{'first batch':>13}{'anonymous':>11}{'shared':>9}{'decodes':>9}")
         base = statistics.median(sum((one["later"] for one in found["dataloader"]), []))
-        for kind in KINDS:
+        for kind in kinds:
             runs = found[kind]
             median = lambda key: statistics.median(run[key] for run in runs)
             later = statistics.median(sum((run["later"] for run in runs), []))
             decodes = runs[0]["decodes"] if runs[0]["decodes"] is not None else args.samples // BATCH * BATCH * EPOCHS
             print(f"{kind:12}{median('first'):>10.0f}/s{later:>8.0f}/s{median('first_batch_s') * 1000:>10.0f} ms"
-                  f"{median('anonymous'):>7.0f} MiB{median('shared'):>5.0f} MiB{decodes:>9}   later {later / base:.1f} x DataLoader")
+                  f"{median('anonymous'):>7.0f} MiB{median('shared'):>5.0f} MiB{decodes:>9}   later {later / base:.1f} x DataLoader"
+                  + (f", after {median('converted_s'):.1f} s of conversion" if kind in PEERS else ""))
     if args.only in (None, "memory"):
         shared_memory(1024)
     if args.only in (None, "gets"):
         subprocess.run([sys.executable, "-c", GETS, PACKAGE], check=True)
     return 0
+
+
+def peers(python):
+    """Those that this interpreter can import."""
+    for kind, package in PEERS.items():
+        if subprocess.run([python, "-c", f"import torch, {kind}"], capture_output=True).returncode == 0:
+            yield kind
+        else:
+            print(f"{kind} is left out: {python} -m pip install {package}", flush=True)
 
 
 def build():

@@ -14,7 +14,7 @@ const SPEC: Rooms = &[
 ];
 const RANK: Rooms = &[
     ("torch", &[]),
-    ("comm", &["torch", "ledger", "spec::contract", "cache", "host::machine"]),
+    ("comm", &["torch", "ledger", "spec::contract", "cache", "host::machine", "host::nodes"]),
     ("ledger", &["spec::contract"]),
     ("data", &["ledger", "spec::contract", "spec::config", "cache", "host::machine"]),
     (
@@ -58,6 +58,7 @@ const RANK: Rooms = &[
             "host::lock",
             "host::logging",
             "host::machine",
+            "host::nodes",
         ],
     ),
 ];
@@ -69,10 +70,11 @@ const HOST: Rooms = &[
     ("inherited", &["machine"]),
     ("limits", &["machine", "spec::contract", "spec::plan"]),
     ("lock", &["stamp", "spec::contract"]),
+    ("nodes", &["machine", "spec::contract"]),
 ];
 const LAUNCHER: Rooms = &[
     ("watch", &["host::journal", "host::machine", "spec::contract", "spec::config", "spec::plan"]),
-    ("supervise", &["cache", "host::journal", "host::machine", "watch", "spec::contract"]),
+    ("supervise", &["cache", "host::journal", "host::machine", "host::nodes", "watch", "spec::contract"]),
     ("console", &["host::machine", "supervise", "spec::contract", "spec::plan", "spec::config"]),
     (
         "run_dir",
@@ -137,6 +139,7 @@ const LAUNCHER: Rooms = &[
             "host::lock",
             "host::logging",
             "host::machine",
+            "host::nodes",
             "host::stamp",
             "monitor",
             "page",

@@ -242,6 +242,48 @@ fn a_job_of_slurm_that_is_told_of_its_end_is_requeued() {
 }
 
 #[test]
+fn a_program_and_a_job_that_waits_are_requeued_by_a_schedulers_signal_alone() {
+    let (dir, bin) = (folder(), folder());
+    fake(bin.path(), "scontrol", "");
+    let program = ["--exec", "sh", "-c", "trap 'exit 0' TERM; touch up; sleep 60 & wait"];
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).unwrap();
+    let port = free.port().to_string();
+    let waits = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", &port, "--exec", "true"];
+    for (job, words, signal, requeued) in [
+        ("80", &program[..], Signal::TERM, true),
+        ("81", &waits[..], Signal::TERM, true),
+        ("82", &program[..], Signal::INT, false),
+    ] {
+        let mut command = Command::new(launch_program());
+        command.args(["--requeue", "--log-level", "info"]).args(words).env("SLURM_JOB_ID", job).current_dir(dir.path());
+        with_path(&mut command, bin.path());
+        let up = dir.path().join("up");
+        let _ = fs::remove_file(&up);
+        let mut running = Running::start(&mut command, dir.path());
+        if words[0] == "--exec" {
+            assert!(running.until("the program", || up.is_file()), "{}", running.read("err"));
+        } else {
+            // A node 0 that waits listens.
+            let at = || std::net::TcpStream::connect(free).is_ok();
+            assert!(running.until("the port", at), "{}", running.read("err"));
+        }
+        running.signal(signal);
+        let ended = running.wait();
+        let calls = fs::read_to_string(bin.path().join("calls")).unwrap_or_default();
+        assert_eq!(calls.ends_with(&format!("scontrol requeue {job}\n")), requeued, "{calls}{ended}");
+    }
+}
+
+/// Headroom's own ranks end with 2 where they are used wrongly, which no restart mends; a program's 2 means anything.
+#[test]
+fn a_program_starts_again_whatever_its_exit_code() {
+    let dir = folder();
+    let mut command = Command::new(launch_program());
+    let ended = run(command.args(["--max-restarts", "1", "--exec", "sh", "-c", "exit 2"]), dir.path());
+    assert!(ended.code == Some(2) && ended.err.contains("starting again (1 of 1 restarts)"), "{ended}");
+}
+
+#[test]
 fn nodes_of_a_slurm_step_find_each_other_and_share_a_secret() {
     let (dir, bin) = (folder(), folder());
     // Two nodes of this machine; the real one starts a task on each.

@@ -12,8 +12,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// An interpreter with numpy, h5py and pillow: that of the benches, which has PyTorch as well, that of `scripts/setup`, or one made
-/// for the tests.
+/// An interpreter with numpy, h5py and pillow: that of `scripts/setup --tests` or of the benches, which have PyTorch as well, that of
+/// `scripts/setup`, or one made for the tests.
 pub fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
@@ -23,10 +23,9 @@ pub fn python() -> &'static Path {
         };
         let venv = rank_program().with_file_name("python-tests");
         let own = venv.join("bin/python");
-        if let Some(known) = [root().join(".bench-venv/bin/python"), root().join(".venv/bin/python"), own.clone()]
-            .into_iter()
-            .find(|path| serves(path))
-        {
+        let known =
+            [".venv/bin/python-cpu", ".bench-venv/bin/python", ".venv/bin/python"].map(|path| root().join(path));
+        if let Some(known) = known.into_iter().chain([own.clone()]).find(|path| serves(path)) {
             return known;
         }
         let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv).status();

@@ -435,3 +435,31 @@ fn a_failed_job_is_started_again_as_often_as_allowed() {
         assert!(log.contains("attempt 0\nattempt 1\n"), "{log}");
     }
 }
+
+/// What the start needs is given back: the ranks and their data need the memory. Pages of files and of the heap, all counted.
+#[test]
+fn a_launcher_that_supervises_three_ranks_holds_seven_mebibytes_at_most() {
+    let folder = crate::support::folder();
+    let mut command = Command::new(launch_program());
+    command.args(["--ranks", "3", "--exec", "sh", "-c", "echo started; exec sleep 1000"]);
+    let mut running = Running::start(&mut command, folder.path());
+    let (files, pid) = (running.files(), running.child.id());
+    let started = || fs::read_to_string(files.join("out")).unwrap_or_default().matches("started").count() == 3;
+    assert!(running.until("three ranks", started), "{}", running.read("err"));
+    let resident = || -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    // A moment after the start, and from then on.
+    assert!(running.until("7 MiB", || resident() <= 7 << 10));
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(2) {
+        let now = resident();
+        assert!(now <= 7 << 10, "{now} KiB are resident");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("{} KiB are resident", resident());
+    running.signal(Signal::TERM);
+    running.wait();
+}

@@ -10,6 +10,7 @@
 //! | [`inherited`] | signals, file modes and priorities that a process gets from whoever started it | children |
 //! | [`limits`] | limits of the process against what a plan needs | how a plan is made |
 //! | [`lock`] | the lock of a run's folder | what the folder holds |
+//! | [`nodes`] | the meeting of a job's nodes: proofs of a secret, what each says to all | what is said |
 //! | [`stamp`] | time as part of a file's name | clocks |
 
 pub mod inherited;
@@ -18,4 +19,5 @@ pub mod limits;
 pub mod lock;
 pub mod logging;
 pub mod machine;
+pub mod nodes;
 pub mod stamp;

@@ -121,7 +121,7 @@ impl Overview {
     pub fn with_records(mut self, run: &Run) -> Self {
         if let Some(last) = run.metrics.last() {
             self.steps = self.steps.max(last.step);
-            if self.samples_per_s == 0.0 {
+            if self.samples_per_s == 0.0 && last.samples_per_s.is_finite() {
                 self.samples_per_s = last.samples_per_s;
             }
         }

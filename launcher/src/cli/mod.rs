@@ -38,6 +38,8 @@ Examples:
   launch --gpus 3 --cache 20GiB --name night --exec python3 train.py
                                                 the same with a page cache, a memory plan, records and a watch";
 
+/// Behind the name of an option.
+const OF_PROGRAMS: &str = "goes with --exec: a config has keys for it";
 const NO_PROGRAM: &str = "--exec needs a program: launch --ranks 3 --exec PROGRAM [ARGS]...";
 
 const PLAN_EXAMPLES: &str = "\
@@ -161,7 +163,15 @@ pub enum Command {
     Help(HelpArgs),
     Around(Around),
     Exec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
-    PlanExec { run: RunArgs, with: ProgramArgs, program: OsString, args: Vec<OsString> },
+    PlanExec { run: RunArgs, with: ProgramArgs, form: PlanForm, program: OsString, args: Vec<OsString> },
+}
+
+/// How the plan of a program is shown, and for which machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlanForm {
+    pub json: bool,
+    /// `None`: for this one.
+    pub machine: Option<PathBuf>,
 }
 
 /// A command line that is not one.
@@ -199,10 +209,17 @@ impl Command {
         let command = match (cli.verb, tail) {
             (Some(Verb::Plan(args)), Some(mut tail)) if !tail.is_empty() => {
                 let program = tail.remove(0);
-                Command::PlanExec { run: args.run, with: args.program, program, args: tail }
+                if args.write_machine.is_some() {
+                    return Err(usage("--write-machine and --exec do not go together: a machine is the same for all"));
+                }
+                let form = PlanForm { json: args.json, machine: args.machine };
+                Command::PlanExec { run: args.run, with: args.program, form, program, args: tail }
             }
             (Some(Verb::Plan(_)), Some(_)) => return Err(usage(NO_PROGRAM)),
-            (Some(Verb::Plan(args)), None) => Command::Plan(*args),
+            (Some(Verb::Plan(args)), None) => match args.program.given() {
+                Some(option) => return Err(usage(format!("{option} {OF_PROGRAMS}"))),
+                None => Command::Plan(*args),
+            },
             (Some(Verb::Predict(args)), _) => Command::Predict(args),
             (Some(Verb::Evaluate(args)), _) => Command::Evaluate(args),
             (Some(Verb::SampleData(args)), _) => Command::SampleData(args),
@@ -217,14 +234,17 @@ impl Command {
             (Some(Verb::Help(args)), _) => Command::Help(args),
             (Some(Verb::Around(verb)), _) => Command::Around(verb),
             (None, Some(mut tail)) if !tail.is_empty() => {
-                let program = tail.remove(0);
-                Command::Exec { run: cli.run, with: cli.program, program, args: tail }
+                let (run, with, program) = (cli.run, cli.program, tail.remove(0));
+                match run.dry_run {
+                    true => Command::PlanExec { run, with, form: PlanForm::default(), program, args: tail },
+                    false => Command::Exec { run, with, program, args: tail },
+                }
             }
             (None, Some(_)) => {
                 return Err(usage(NO_PROGRAM));
             }
             (None, None) => match cli.program.given() {
-                Some(option) => return Err(usage(format!("{option} goes with --exec: a config has keys for it"))),
+                Some(option) => return Err(usage(format!("{option} {OF_PROGRAMS}"))),
                 None => Command::Train(cli.run),
             },
         };
@@ -307,10 +327,9 @@ impl Command {
             | Command::Help(_) => Ok(()),
             Command::Around(Around::Sweep(args)) => args.run.config.need().and_then(|()| args.check()),
             Command::Around(_) => Ok(()),
-            Command::Exec { run, .. } | Command::PlanExec { run, .. } if run.config.config.is_some() => {
-                Err(usage("--config and --exec do not go together: a program reads its own config"))
+            Command::Exec { run, .. } | Command::PlanExec { run, .. } => {
+                run.check_program().and_then(|()| run.check_nodes())
             }
-            Command::Exec { run, .. } | Command::PlanExec { run, .. } => run.check_nodes(),
         }
     }
 }
@@ -327,6 +346,26 @@ impl RunArgs {
     /// Ranks asked for on this node, by either option.
     pub fn local_ranks(&self) -> Option<usize> {
         self.ranks.or(self.gpus)
+    }
+
+    /// Options of a config mean nothing to a program under `--exec`.
+    fn check_program(&self) -> Result<(), CliError> {
+        let Self { config, smart, stage, from, .. } = self;
+        let given = [
+            (config.config.is_some(), "--config"),
+            (config.python.is_some(), "--python"),
+            (!config.set.is_empty(), "--set"),
+            (config.device.is_some(), "--device"),
+            (*smart, "--smart"),
+            (stage.is_some(), "--stage"),
+            (from.is_some(), "--from"),
+        ];
+        match given.into_iter().find(|(given, _)| *given) {
+            Some((_, option)) => {
+                Err(usage(format!("{option} and --exec do not go together: a program reads its own config")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn check_nodes(&self) -> Result<(), CliError> {

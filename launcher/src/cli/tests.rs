@@ -48,6 +48,20 @@ fn everything_behind_exec_is_the_programs() {
 }
 
 #[test]
+fn options_that_a_program_cannot_have_are_refused_and_a_dry_run_starts_none() {
+    for option in ["--config a", "--python a:b", "--set a=1", "--device cpu", "--smart", "--stage a", "--from a"] {
+        let name = option.split(' ').next().unwrap();
+        assert!(wrong(&format!("{option} --exec prog")).starts_with(name), "{option}");
+        assert!(wrong(&format!("plan {option} --exec prog")).starts_with(name), "{option}");
+    }
+    assert!(matches!(parse("--dry-run --exec prog").unwrap(), Command::PlanExec { .. }));
+    let Command::PlanExec { form, .. } = parse("plan --json --machine m --exec prog").unwrap() else { panic!() };
+    assert_eq!(form, PlanForm { json: true, machine: Some("m".into()) });
+    assert!(wrong("plan --write-machine m --exec prog").starts_with("--write-machine"));
+    assert!(wrong("plan --config a --cache 1GiB").starts_with("--cache goes with --exec"));
+}
+
+#[test]
 fn lines_of_torchrun_mean_the_same() {
     let line = "--standalone --nproc_per_node=3 --max_restarts 1 --tee 3 --redirects 0:1 --exec train.py";
     let mut command = parse(line).unwrap();

@@ -178,15 +178,17 @@ pub(super) fn completed(
         head.push("--standalone".into());
     }
     let several = has(&["--nnodes"]) || given.contains("--nnodes");
-    let placed = has(&["--node-rank", "--master-addr", "--rdzv-endpoint"]) || given.contains("--master-addr");
+    let known = |option: &str| has(&[option]) || given.contains(option);
+    let placed = ["--node-rank", "--master-addr", "--rdzv-endpoint", "--standalone"].into_iter().any(known);
     if several && !placed {
-        head.extend(from_slurm(&lookup));
+        head.extend(from_slurm(&lookup, known("--master-port")));
     }
     head
 }
 
-/// Node's number and the address of the first node in a SLURM job step, which has one `launch` per node.
-fn from_slurm(lookup: impl Fn(&str) -> Option<String>) -> Vec<OsString> {
+/// Node's number and the address of the first node in a SLURM job step, which has one `launch` per node. `has_port`: that is
+/// given already.
+fn from_slurm(lookup: impl Fn(&str) -> Option<String>, has_port: bool) -> Vec<OsString> {
     let list = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"].into_iter().find_map(&lookup);
     let (Some(node), Some(host)) = (lookup("SLURM_NODEID"), list.as_deref().and_then(env::first_host)) else {
         return Vec::new();
@@ -195,7 +197,7 @@ fn from_slurm(lookup: impl Fn(&str) -> Option<String>) -> Vec<OsString> {
     let job: u64 = lookup("SLURM_JOB_ID").and_then(|job| job.parse().ok()).unwrap_or(0);
     let port = lookup("MASTER_PORT").unwrap_or_else(|| (29_500 + job % 10_000).to_string());
     let words = ["--node-rank", &node, "--master-addr", &host, "--master-port", &port];
-    words.map(OsString::from).to_vec()
+    words[..if has_port { 4 } else { 6 }].iter().map(OsString::from).collect()
 }
 
 /// `--nproc_per_node=2` with dashes in its name; `None`: nothing to change.
@@ -255,6 +257,13 @@ mod tests {
         );
         assert_eq!(line("--nnodes 2 --node-rank 0", false, slurm), "--nnodes 2 --node-rank 0");
         assert_eq!(line("--config a", false, slurm), "--config a");
+        assert_eq!(
+            line("--nnodes 2 --master-port 7", false, slurm),
+            "--nnodes 2 --master-port 7 --node-rank 1 --master-addr gpu03"
+        );
+        let mixed: &[(&str, &str)] =
+            &[("SLURM_NODEID", "1"), ("SLURM_JOB_NODELIST", "a,b"), ("PET_NNODES", "2"), ("PET_NODE_RANK", "0")];
+        assert_eq!(line("", false, mixed), "--nnodes 2 --node-rank 0", "a place that is given in part is not mended");
     }
 
     #[test]

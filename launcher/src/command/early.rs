@@ -3,6 +3,7 @@
 //! A thread waits for them, since the main one is busy. It undoes what is half done and ends the program, also where it is
 //! the first process of a container, to which the kernel delivers no signal that has no handler.
 
+use super::around::requeue;
 use super::print;
 use crate::supervise::{Signals, signal_name};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -132,5 +133,8 @@ fn end(signal: Signal, moment: Moment) -> ! {
         Moment::OfOthers => ("stopped", by_signal),
     };
     print::note(format_args!("{name}: {what}"));
+    if signal != Signal::INT {
+        requeue::now();
+    }
     std::process::exit(i32::from(code))
 }

@@ -3,7 +3,7 @@
 
 use super::early::Early;
 use super::supervised::{console_of, supervise_program};
-use super::{Error, explain, log_env, meeting, nodes, program, ranks};
+use super::{Error, explain, log_env, nodes, program};
 use crate::cli::{ProgramArgs, RunArgs};
 use crate::supervise::Spec;
 use crate::watch::WatchSpec;
@@ -20,9 +20,13 @@ pub(super) fn exec(
     args: Vec<OsString>,
     mut early: Early,
 ) -> Result<u8, Error> {
+    let full = run.name.is_some() || with.given().is_some();
+    if full {
+        program::limited(run, with, &program, &args)?;
+    }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = run.local_ranks().unwrap_or(1);
-    let mut ranks = ranks(&meeting(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1)))?;
+    let mut ranks = nodes::ranks(run, count, nodes::ranks_of_each(run, count)?, (cores / count).max(1))?;
     if is_alone(run) {
         ranks.iter_mut().for_each(|rank| rank.env.clear());
     }
@@ -39,7 +43,7 @@ pub(super) fn exec(
         watch: WatchSpec::silent(),
         limits: None,
     };
-    if run.name.is_some() || with.given().is_some() {
+    if full {
         return program::run(run, with, spec, early);
     }
     let console = console_of(with, &spec)?;

@@ -161,6 +161,7 @@ fn trained(args: &TrainedArgs, early: &Early) -> Result<Model, Error> {
         request,
         passes: PassKind::Evaluate,
         undo: early.undo().clone(),
+        ranks_key: None,
     };
     Ok(Model { ready, run, of: Trained { folder, weights } })
 }

@@ -4,7 +4,7 @@ use super::{Error, here, io};
 use crate::cli;
 use spec::config::Config;
 use spec::contract::{env, exit, shown};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,7 +38,8 @@ impl Started {
         };
         let program = wanted
             .program
-            .or_else(first_python)
+            .map(|named| if is_name(&named) { first_of(&[named.as_os_str()]).unwrap_or(named) } else { named })
+            .or_else(|| first_of(&["python3", "python"].map(OsStr::new)))
             .ok_or_else(|| Error::Target("no python3 in PATH: name the interpreter in python.interpreter".into()))?;
         let program = std::path::absolute(&program).map_err(io("python.interpreter", exit::USAGE))?;
         if !program.is_file() {
@@ -97,11 +98,16 @@ fn package(exe: &Path) -> Result<PathBuf, Error> {
     found.ok_or_else(|| Error::Target(format!("no folder {PACKAGE} at {}: reinstall Headroom", shown(&beside))))
 }
 
-/// The first Python of PATH.
-fn first_python() -> Option<PathBuf> {
+/// A name without a folder, which PATH is for, as in a shell.
+fn is_name(program: &Path) -> bool {
+    program.components().count() == 1 && !program.as_os_str().as_encoded_bytes().contains(&b'/')
+}
+
+/// The first of these programs that is in PATH.
+fn first_of(names: &[&OsStr]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    ["python3", "python"].iter().find_map(|name| folders.iter().map(|folder| folder.join(name)).find(|at| at.is_file()))
+    names.iter().find_map(|name| folders.iter().map(|folder| folder.join(name)).find(|at| at.is_file()))
 }
 
 /// Python files in `folder` and in the packages below it, sorted.
@@ -137,6 +143,14 @@ mod tests {
         modules(folder.path(), &mut found);
         let names: Vec<_> = found.iter().map(|path| path.strip_prefix(folder.path()).unwrap()).collect();
         assert_eq!(names, [Path::new("a.py"), Path::new("pkg/__init__.py"), Path::new("pkg/b.py")]);
+    }
+
+    #[test]
+    fn a_bare_name_is_looked_for_in_path_and_a_path_is_not() {
+        assert!(is_name(Path::new("python3.11")) && !is_name(Path::new("./python3")) && !is_name(Path::new("/a/b")));
+        assert!(
+            first_of(&[OsStr::new("no such program"), OsStr::new("sh")]).is_some_and(|found| found.ends_with("sh"))
+        );
     }
 
     #[test]

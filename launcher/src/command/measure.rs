@@ -12,7 +12,7 @@ use host::machine::dataset_facts;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use spec::config::Config;
-use spec::contract::{CacheMode, Device, FileStamp, Gpu, Machine, Measured, VERSION, exit};
+use spec::contract::{CacheMode, Device, FileStamp, Gpu, Machine, Measured, VERSION, env, exit};
 use spec::job::{DescribeJob, PassKind};
 use spec::plan::{self, Shape};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -160,7 +160,8 @@ fn ask(started: &Started, wanted: &Wanted, known: Option<Measured>) -> std::io::
     };
     let mut command = started.command("describe");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.envs(torch_env(|name| std::env::var_os(name).is_some()));
+    // The user's own code may run in it.
+    command.envs(torch_env(|name| std::env::var_os(name).is_some())).env_remove(env::JOIN_SECRET);
     if std::env::var_os("OMP_WAIT_POLICY").is_none() {
         // Threads that spin for each other on cores that others use make seconds of milliseconds.
         command.env("OMP_WAIT_POLICY", "passive");

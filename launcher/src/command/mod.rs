@@ -27,11 +27,11 @@ use crate::cli::{self, CliError, Command, PlanArgs, RunArgs, SampleDataArgs};
 use crate::console::{self, Console};
 use crate::plots::PlotError;
 use crate::run_dir::{Ask, Resume, RunDir, RunDirError};
-use crate::supervise::{self, CacheSpec, Limits, MeetError, Meeting, Outcome, RankSpec, Signals, Spec, Watcher};
+use crate::supervise::{self, CacheSpec, Limits, Outcome, Signals, Spec, Watcher};
 use crate::track;
 use crate::watch::{self, Before, WatchSpec};
 use around::live::{Live, Tracked};
-use around::requeue::Requeue;
+use around::requeue;
 use cache::refused::Refused;
 use cache::{HostError, PolicyKind};
 use close::{close, explain};
@@ -40,6 +40,7 @@ use host::lock::RunLock;
 use host::logging;
 use host::machine::ProcessLimits;
 use host::machine::{self, dataset_facts};
+use host::nodes::{MeetError, SecretError};
 use interpreter::Started;
 use setup::Setup;
 use spec::config::{Config, ConfigError, DeviceChoice, Folders};
@@ -77,7 +78,7 @@ enum Error {
     #[error(transparent)]
     Meet(#[from] MeetError),
     #[error(transparent)]
-    Secret(#[from] supervise::SecretError),
+    Secret(#[from] SecretError),
     #[error("{0}")]
     Disagree(String),
     #[error("node {node} cannot take part: {problem}")]
@@ -127,8 +128,8 @@ pub fn main(line: impl IntoIterator<Item = OsString>) -> u8 {
     let inherited = host::inherited::set_defaults();
     let result = Command::parse(line).map_err(Error::from).and_then(|command| show_logs(&command).map(|()| command));
     let result = result.and_then(settled).and_then(|mut command| {
-        let requeue = Requeue::of(&mut command)?;
-        Ok(requeue.after(done(command, &inherited)?))
+        requeue::prepare(&mut command)?;
+        Ok(requeue::after(done(command, &inherited)?))
     });
     match result {
         Ok(code) => code,
@@ -156,7 +157,7 @@ fn done(command: Command, inherited: &[String]) -> Result<u8, Error> {
         Command::Exec { run, with, program, args } => {
             exec::exec(&run, &with, program, args, early(Moment::OfOthers, inherited)?)
         }
-        Command::PlanExec { run, with, program, args } => program::show(&run, &with, &program, &args),
+        Command::PlanExec { run, with, form, program, args } => program::show(&run, &with, &form, (&program, &args)),
         Command::SampleData(args) => data::by_rank(&args.words()),
         Command::Convert(args) => data::by_rank(&args.words()),
         Command::Batch(args) => data::batch(&args),
@@ -220,6 +221,8 @@ struct Ready {
     passes: PassKind,
     /// Gets what is half done while a signal may end the program.
     undo: Undo,
+    /// What the ranks of all nodes share, where the launchers share a secret.
+    ranks_key: Option<String>,
 }
 
 fn here() -> Result<(PathBuf, PathBuf), Error> {
@@ -254,7 +257,7 @@ fn prepare_for(
     if let (Some(task), Ok(share)) = (spec::task::find(&config.task), plan::node_share(&config, &machine, &request)) {
         task.for_ranks(&mut config, share.asked.saturating_mul(request.nnodes));
     }
-    Ok(Ready { config, stages, machine, here, request, passes: PassKind::Train, undo: undo.clone() })
+    Ok(Ready { config, stages, machine, here, request, passes: PassKind::Train, undo: undo.clone(), ranks_key: None })
 }
 
 fn request(run: &RunArgs) -> Request {
@@ -498,7 +501,7 @@ fn supervise_run(
             console.note(&going_on(folder));
             setup.reduce(ready, last, &console);
         }
-        let spec = train_spec(run, setup, folder, program, restarts);
+        let spec = train_spec(run, ready, setup, folder, program, restarts);
         spec.map_err(|error| {
             let text = error.to_string();
             made = Some(error);
@@ -525,16 +528,25 @@ fn start_code(error: &std::io::Error) -> u8 {
     }
 }
 
-fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, restarts: u32) -> Result<Spec, Error> {
+fn train_spec(
+    run: &RunArgs,
+    ready: &Ready,
+    setup: &Setup,
+    folder: &RunDir,
+    program: &Path,
+    restarts: u32,
+) -> Result<Spec, Error> {
     let Setup { config, plan, .. } = setup;
     let (_, job) = folder.write(config, plan)?;
     let topology = &plan.topology;
-    let meeting = meeting(run, topology.local_world_size, topology.node_ranks.clone(), topology.threads_per_rank);
     let mut env = vec![
         (env::JOB.to_string(), job.display().to_string()),
         (env::RUN_ID.to_string(), folder.id()),
         (env::RESTARTS.to_string(), restarts.to_string()),
     ];
+    if run.nnodes > 1 {
+        env.push((env::JOIN_KEY.to_string(), ready.ranks_key.clone().unwrap_or_default()));
+    }
     let again = restarts > 0 || folder.resume.is_some();
     env.extend(torch_env(|name| std::env::var_os(name).is_some()));
     env.extend(log_env(run));
@@ -545,7 +557,7 @@ fn train_spec(run: &RunArgs, setup: &Setup, folder: &RunDir, program: &Path, res
         args: started.words,
         forks: started.forks,
         env,
-        ranks: ranks(&meeting)?,
+        ranks: nodes::ranks(run, topology.local_world_size, topology.node_ranks.clone(), topology.threads_per_rank)?,
         log_dir: Some(folder.path.clone()),
         grace: Duration::try_from_secs_f64(config.train.stop_grace).unwrap_or(exec::GRACE),
         control: true,
@@ -579,21 +591,4 @@ fn torch_env(is_set: impl Fn(&str) -> bool) -> Vec<(String, String)> {
     let tunables = "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296";
     let wanted = [("TORCH_CPP_LOG_LEVEL", "ERROR"), ("GLIBC_TUNABLES", tunables)];
     wanted.into_iter().filter(|(name, _)| !is_set(name)).map(|(name, value)| (name.into(), value.into())).collect()
-}
-
-fn meeting(run: &RunArgs, local_world_size: usize, node_ranks: Vec<usize>, threads_per_rank: usize) -> Meeting {
-    Meeting {
-        local_world_size,
-        nnodes: run.nnodes,
-        node_rank: run.node_rank,
-        node_ranks,
-        master_addr: run.master_addr.clone(),
-        master_port: run.master_port,
-        threads_per_rank,
-        run_id: run.torchrun.rdzv_id.clone().or(run.name.clone()),
-    }
-}
-
-fn ranks(meeting: &Meeting) -> Result<Vec<RankSpec>, Error> {
-    supervise::ranks(meeting).map_err(io("the ranks cannot meet", exit::USAGE))
 }

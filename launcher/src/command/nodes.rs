@@ -1,15 +1,16 @@
 //! A job of several nodes: the launchers' exchange before any rank starts.
 
-use super::{Error, Ready, open_folder, print};
+use super::{Error, Ready, io, open_folder, print};
 use crate::cli::RunArgs;
 use crate::run_dir::RunDir;
-use crate::supervise::{JoinSecret, NodePlace, Nodes};
+use crate::supervise::{self, Meeting, RankSpec};
 use host::lock::RunLock;
+use host::nodes::{JoinSecret, NodePlace, Nodes, Party};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use spec::config::Config;
-use spec::contract::env;
+use spec::contract::{env, exit};
 use spec::plan::{self, NodeShare, Plan};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -54,6 +55,7 @@ fn place(run: &RunArgs) -> Result<NodePlace, Error> {
         );
     }
     Ok(NodePlace {
+        party: Party::Launchers,
         secret,
         job: run.name.clone().unwrap_or_default(),
         nnodes: run.nnodes,
@@ -85,7 +87,9 @@ pub(super) fn ranks_of_each(run: &RunArgs, ranks: usize) -> Result<Vec<usize>, E
 /// A node does not come, has another config, or cannot take part.
 pub(super) fn together(run: &RunArgs, ready: &mut Ready) -> Result<(Plan, RunDir, RunLock), Error> {
     // First: whatever goes wrong on one node, the others hear of.
-    let mut nodes = Nodes::meet(place(run)?)?;
+    let place = place(run)?;
+    ready.ranks_key = place.secret.as_ref().map(|secret| secret.of_ranks(&place.job));
+    let mut nodes = Nodes::meet(place)?;
     let share = all_or_none(&mut nodes, own_part(run, ready))?;
     ready.request.nodes = agree(&mut nodes, run.node_rank, share, &shared_keys(&ready.config))?;
     let plan = ready.sample_if_missing().and_then(|()| ready.plan());
@@ -110,6 +114,26 @@ fn own_part(run: &RunArgs, ready: &Ready) -> Result<NodeShare, Error> {
         ready.sample_if_missing()?;
     }
     Ok(share)
+}
+
+/// Environment of this node's ranks.
+pub(super) fn ranks(
+    run: &RunArgs,
+    local_world_size: usize,
+    node_ranks: Vec<usize>,
+    threads_per_rank: usize,
+) -> Result<Vec<RankSpec>, Error> {
+    let meeting = Meeting {
+        local_world_size,
+        nnodes: run.nnodes,
+        node_rank: run.node_rank,
+        node_ranks,
+        master_addr: run.master_addr.clone(),
+        master_port: run.master_port,
+        threads_per_rank,
+        run_id: run.torchrun.rdzv_id.clone().or(run.name.clone()),
+    };
+    supervise::ranks(&meeting).map_err(io("the ranks cannot meet", exit::USAGE))
 }
 
 fn agree(nodes: &mut Nodes, own_rank: usize, share: NodeShare, keys: &Keys) -> Result<Vec<NodeShare>, Error> {

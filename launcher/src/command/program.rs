@@ -5,8 +5,8 @@
 
 use super::early::Early;
 use super::supervised::{console_of, supervise_program};
-use super::{Error, columns, explain, figures, print, scope, shown};
-use crate::cli::{ProgramArgs, RunArgs};
+use super::{Error, columns, explain, figures, measure, print, scope, shown};
+use crate::cli::{PlanForm, ProgramArgs, RunArgs};
 use crate::run_dir::{self, Ask, RunDir};
 use crate::supervise::{CacheSpec, Limits, Outcome, Spec};
 use crate::watch::{self, WatchSpec};
@@ -53,7 +53,7 @@ fn plan_of(run: &RunArgs, with: &ProgramArgs, config: &Config, machine: &Machine
     let ranks = run.local_ranks().unwrap_or(1);
     let topology = Topology {
         local_world_size: ranks,
-        world_size: ranks * run.nnodes,
+        world_size: ranks.saturating_mul(run.nnodes),
         nnodes: run.nnodes,
         node_rank: run.node_rank,
         threads_per_rank: (machine.cores / ranks).max(1),
@@ -83,19 +83,34 @@ fn table(plan: &Plan) -> String {
 }
 
 /// `launch plan --exec`: says what will be.
-pub(super) fn show(run: &RunArgs, with: &ProgramArgs, program: &OsStr, args: &[OsString]) -> Result<u8, Error> {
+pub(super) fn show(
+    run: &RunArgs,
+    with: &ProgramArgs,
+    form: &PlanForm,
+    (program, args): (&OsStr, &[OsString]),
+) -> Result<u8, Error> {
     let config = config_of(with, name_of(program, args));
-    print::out(table(&plan_of(run, with, &config, &machine::probe())?))?;
+    let machine = form.machine.as_deref().map_or_else(|| Ok(machine::probe()), measure::read_machine)?;
+    let plan = plan_of(run, with, &config, &machine)?;
+    print::out(if form.json { serde_json::to_string_pretty(&plan).unwrap_or_default() } else { table(&plan) })?;
     Ok(exit::OK)
+}
+
+/// Starts this program anew within the memory limit of its plan, where that is the only way to one. Before anything is shared
+/// with other nodes: those would meet a launcher that comes twice.
+pub(super) fn limited(run: &RunArgs, with: &ProgramArgs, program: &OsStr, args: &[OsString]) -> Result<(), Error> {
+    let config = config_of(with, name_of(program, args));
+    let plan = plan_of(run, with, &config, &machine::probe())?;
+    if let Some(limits) = limits_of(&config, plan.budget.total_bytes) {
+        scope::enter(limits);
+    }
+    Ok(())
 }
 
 /// Runs the program of `bare` with everything.
 pub(super) fn run(run: &RunArgs, with: &ProgramArgs, bare: Spec, mut early: Early) -> Result<u8, Error> {
     let config = config_of(with, name_of(bare.program.as_os_str(), &bare.args));
     let plan = plan_of(run, with, &config, &machine::probe())?;
-    if let Some(limits) = limits_of(&config, plan.budget.total_bytes) {
-        scope::enter(limits);
-    }
     let runs = runs_dir(with, &config);
     let resume = run.resume();
     let ask = Ask {
@@ -107,6 +122,10 @@ pub(super) fn run(run: &RunArgs, with: &ProgramArgs, bare: Spec, mut early: Earl
         now: SystemTime::now(),
     };
     let mut folder = RunDir::open(&ask)?;
+    if is_of_a_config(&folder.path, &config.name) {
+        let text = "a config was trained in it, and its files would be lost: give the program another --name";
+        return Err(Error::Target(format!("{}: {text}", shown(&folder.path))));
+    }
     let lock = folder.lock(&resume, print::note)?;
     early.undo().add(lock.path());
     let (_, job) = folder.write(&config, &plan)?;
@@ -119,6 +138,13 @@ pub(super) fn run(run: &RunArgs, with: &ProgramArgs, bare: Spec, mut early: Earl
     let outcome = supervise_program(run, &spec, console, early.hand_over())?;
     close(&folder, &config, &plan, &outcome);
     Ok(outcome.exit_code)
+}
+
+/// True if a run of Headroom's own tasks lies in `folder`: those keep their config there.
+fn is_of_a_config(folder: &Path, name: &str) -> bool {
+    let job: serde_json::Value = crate::advise::json(&folder.join("job.json")).unwrap_or_default();
+    let own = job.pointer("/config/name").and_then(serde_json::Value::as_str) == Some(name);
+    folder.join("config.yaml").is_file() && !own
 }
 
 /// Limits where the config wants them. Estimates are no reason to be killed: a quarter more than `high_bytes`, as for a task of
@@ -186,13 +212,7 @@ fn close(folder: &RunDir, config: &Config, plan: &Plan, outcome: &Outcome) {
     if config.log.plots && folder.path.join("metrics.jsonl").is_file() {
         figures::of_run(&folder.path);
     }
-    let peaks: Vec<String> = summary.peak_own_bytes_per_rank.iter().map(|bytes| bytes_text(*bytes)).collect();
-    print::say(format_args!(
-        "peak memory: {} on this node, of a budget of {}; of each rank alone: {}",
-        bytes_text(summary.peak_node_bytes),
-        bytes_text(plan.budget.total_bytes),
-        peaks.join(", ")
-    ));
+    print::say(peak(&summary, plan.budget.total_bytes));
     print::say(format_args!("run folder: {}", shown(&folder.path)));
     explain(outcome);
     summary.record_gaps.iter().for_each(|gap| print::note(format_args!("warning: {gap}")));
@@ -201,9 +221,40 @@ fn close(folder: &RunDir, config: &Config, plan: &Plan, outcome: &Outcome) {
     }
 }
 
+/// The most memory that was seen.
+fn peak(summary: &Summary, budget_bytes: u64) -> String {
+    if summary.peak_node_bytes == 0 {
+        return "peak memory: not measured, the program ended too soon".into();
+    }
+    let ranks: Vec<String> = summary.peak_own_bytes_per_rank.iter().map(|bytes| bytes_text(*bytes)).collect();
+    let (node, budget) = (bytes_text(summary.peak_node_bytes), bytes_text(budget_bytes));
+    format!("peak memory: {node} on this node, of a budget of {budget}; of each rank alone: {}", ranks.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_in_which_a_config_was_trained_is_no_programs() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write("job.json", r#"{"config": {"name": "quick_demo"}}"#);
+        assert!(!is_of_a_config(dir.path(), "train"));
+        write("config.yaml", "");
+        assert!(is_of_a_config(dir.path(), "train"));
+        write("job.json", r#"{"config": {"name": "train"}}"#);
+        assert!(!is_of_a_config(dir.path(), "train"), "one that was stopped while it began");
+    }
+
+    #[test]
+    fn a_peak_that_nobody_saw_is_no_peak_of_nothing() {
+        let seen =
+            Summary { peak_node_bytes: 3 << 20, peak_own_bytes_per_rank: vec![1 << 20, 2 << 20], ..Summary::default() };
+        let text = "peak memory: 3.0 MiB on this node, of a budget of 1.00 GiB; of each rank alone: 1.0 MiB, 2.0 MiB";
+        assert_eq!(peak(&seen, 1 << 30), text);
+        assert!(peak(&Summary::default(), 1 << 30).contains("not measured"));
+    }
 
     #[test]
     fn runs_have_the_name_of_what_is_run() {

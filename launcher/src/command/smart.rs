@@ -8,9 +8,12 @@ use crate::advise;
 use crate::cli::RunArgs;
 use crate::run_dir::{self, RunDir};
 use crate::smart::{self, Decision, Leg, Report};
+use crate::supervise::signal_name;
 use spec::config::Language;
 use spec::contract::{MetricsRecord, RunStatus, exit};
 use std::path::Path;
+
+const BETWEEN_LEGS: &str = "stopped between two legs: what is done stays; to continue, add --resume auto";
 
 /// Trains leg by leg until the targets are met, nothing gets better, or `smart.max_total_epochs`.
 pub(super) fn smart(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
@@ -71,6 +74,11 @@ pub(super) fn smart(run: &RunArgs, mut early: Early) -> Result<u8, Error> {
         if early || trained < up_to {
             print::say(ended_by(language, if early { "train.early_stopping" } else { "train.max_steps" }));
             return Ok(exit::OK);
+        }
+        if let Some(signal) = outcome.stopped_by {
+            // It came when all ranks had finished this leg: nobody else heeds it.
+            print::note(format_args!("{}: {BETWEEN_LEGS}", signal_name(signal)));
+            return Ok(exit::STOPPED);
         }
         folder.resume_newest();
     }

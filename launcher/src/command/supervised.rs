@@ -1,5 +1,6 @@
 //! A program that is no rank of Headroom's, from its start to its end.
 
+use super::around::requeue;
 use super::{Error, io, start_code};
 use crate::cli::{ProgramArgs, RunArgs};
 use crate::console::Console;
@@ -22,5 +23,6 @@ pub(super) fn supervise_program(
 ) -> Result<Outcome, Error> {
     let outcome = supervise::run_with_restarts(run.max_restarts, |_, _| Ok(spec.clone()), &console, signals);
     console.finish();
+    outcome.iter().for_each(requeue::look_at);
     outcome.map_err(|source| Error::Io { what: "cannot run the ranks".into(), code: start_code(&source), source })
 }

@@ -2,6 +2,8 @@
 
 use super::openmetrics::{Dialect, render};
 use super::view::Look;
+use host::journal;
+use std::cell::Cell;
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,6 +18,8 @@ use std::time::{Duration, Instant};
 /// Longest request, bytes; longest time for one.
 const REQUEST_BYTES: usize = 8 << 10;
 const REQUEST_LIMIT: Duration = Duration::from_secs(2);
+/// Time until the next try, where nobody can be let in.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// `--listen`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +68,8 @@ pub struct Outlets {
     textfile: Option<PathBuf>,
     pages: Option<Pages>,
     socket: Option<PathBuf>,
+    /// The last look could not be written.
+    failing: Cell<bool>,
 }
 
 impl Outlets {
@@ -72,7 +78,7 @@ impl Outlets {
     /// # Errors
     /// The address is taken, or the file's folder may not be written.
     pub fn open(textfile: Option<PathBuf>, listen: Option<&Listen>) -> io::Result<(Self, Option<Listen>)> {
-        let mut outlets = Self { textfile, pages: None, socket: None };
+        let mut outlets = Self { textfile, pages: None, socket: None, failing: Cell::new(false) };
         let Some(listen) = listen else { return Ok((outlets, None)) };
         let pages = Pages::default();
         let at = match listen {
@@ -81,7 +87,7 @@ impl Outlets {
                 let bound = listener.local_addr()?;
                 let pages = Arc::clone(&pages);
                 start(move || {
-                    for stream in listener.incoming().flatten() {
+                    for stream in listener.incoming().filter_map(come) {
                         let _ = stream.set_read_timeout(Some(REQUEST_LIMIT));
                         let _ = stream.set_write_timeout(Some(REQUEST_LIMIT));
                         let _ = answer(stream, &pages);
@@ -94,7 +100,7 @@ impl Outlets {
                 outlets.socket = Some(path.clone());
                 let pages = Arc::clone(&pages);
                 start(move || {
-                    for stream in listener.incoming().flatten() {
+                    for stream in listener.incoming().filter_map(come) {
                         let _ = stream.set_read_timeout(Some(REQUEST_LIMIT));
                         let _ = stream.set_write_timeout(Some(REQUEST_LIMIT));
                         let _ = answer(stream, &pages);
@@ -107,10 +113,10 @@ impl Outlets {
         Ok((outlets, Some(at)))
     }
 
-    /// Gives out a look.
+    /// Gives out a look. One that finds no room is left out, which is said once: the next one may find some.
     ///
     /// # Errors
-    /// The textfile cannot be written.
+    /// The textfile cannot be written, for a reason that does not pass.
     pub fn show(&self, look: &Look) -> io::Result<()> {
         if let Some(pages) = &self.pages {
             let new = [render(look, Dialect::OpenMetrics), render(look, Dialect::Prometheus)];
@@ -120,10 +126,19 @@ impl Outlets {
         // A sibling whose name the collector passes over.
         let sibling = path.with_extension(format!("prom.{}", std::process::id()));
         let text = render(look, Dialect::Prometheus);
-        fs::write(&sibling, text).and_then(|()| fs::rename(&sibling, path)).map_err(|error| {
-            let _ = fs::remove_file(&sibling);
-            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-        })
+        let Err(error) = fs::write(&sibling, text).and_then(|()| fs::rename(&sibling, path)) else {
+            self.failing.set(false);
+            return Ok(());
+        };
+        let _ = fs::remove_file(&sibling);
+        if !journal::is_passing(&error) {
+            return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
+        }
+        if !self.failing.replace(true) {
+            let text = format!("launch: warning: {}: {error}: it stays as it is until there is room", path.display());
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+        Ok(())
     }
 }
 
@@ -154,6 +169,11 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         }
         other => other,
     }
+}
+
+/// Who came; without a descriptor for them the next one waits a little.
+fn come<T>(stream: io::Result<T>) -> Option<T> {
+    stream.inspect_err(|_| std::thread::sleep(PAUSE)).ok()
 }
 
 fn start(serve: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -284,5 +304,21 @@ mod tests {
         assert_eq!(dir.path().read_dir().unwrap().count(), 1);
         drop(outlets);
         assert!(!path.exists());
+    }
+
+    /// `/dev/full` takes no byte.
+    #[test]
+    fn a_full_disk_ends_no_monitor_and_a_missing_folder_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.prom");
+        let sibling = path.with_extension(format!("prom.{}", std::process::id()));
+        std::os::unix::fs::symlink("/dev/full", &sibling).unwrap();
+        let (outlets, _) = Outlets::open(Some(path.clone()), None).unwrap();
+        outlets.show(&Look::default()).unwrap();
+        assert!(outlets.failing.get() && !path.exists());
+        outlets.show(&Look::default()).unwrap();
+        assert!(!outlets.failing.get() && path.exists());
+        let (outlets, _) = Outlets::open(Some(dir.path().join("none/a.prom")), None).unwrap();
+        assert!(outlets.show(&Look::default()).is_err());
     }
 }

@@ -1,13 +1,13 @@
 //! Who is watched: the ranks of a run, a process with its children, or the machine alone.
 
 use crate::advise;
-use host::machine::lent_bytes;
+use host::machine::{inner_ranks, is_first_here, lent_bytes};
 use procfs::process::Process;
 use serde::de::DeserializeOwned;
 use spec::config::Language;
 use spec::contract::{MetricsRecord, NodeRecord, Summary, env, shown};
 use spec::plan::Plan;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -158,9 +158,11 @@ pub fn living_runs() -> BTreeSet<PathBuf> {
     jobs.filter_map(folder).collect()
 }
 
-/// How often the run of the rank `pid` was started again.
+/// How often the run of the rank `pid` was started again. A program under `--exec` has torchrun's name for it alone.
 pub fn restarts(pid: i32) -> Option<u64> {
-    variable(&Process::new(pid).ok()?, env::RESTARTS)?.to_str()?.parse().ok()
+    let process = Process::new(pid).ok()?;
+    let named = |name| variable(&process, name)?.to_str()?.parse().ok();
+    named(env::RESTARTS).or_else(|| named(env::ELASTIC_RESTART_COUNT))
 }
 
 /// Without links, where it can be resolved.
@@ -186,12 +188,51 @@ fn variable(process: &Process, name: &str) -> Option<OsString> {
 fn ranks_of(job: &Path) -> Vec<Member> {
     let job = real(job);
     let of_job = |process: &Process| variable(process, env::JOB).is_some_and(|of| real(Path::new(&of)) == job);
-    let mut ranks = BTreeMap::new();
-    for process in processes().filter(of_job).filter(|process| !is_zombie(process)) {
-        let rank = variable(&process, env::RANK).and_then(|rank| rank.to_str()?.parse::<u32>().ok()).unwrap_or(0);
-        ranks.insert(rank, process.pid);
+    let found = processes().filter(of_job).filter_map(|process| {
+        let stat = process.stat().ok().filter(|stat| stat.state != 'Z')?;
+        let rank = variable(&process, env::RANK).and_then(|rank| rank.to_str()?.parse().ok()).unwrap_or(0);
+        Some(Found { pid: stat.pid, parent: stat.ppid, started: stat.starttime, rank })
+    });
+    let member = |(rank, pid)| Member { label: format!("rank {rank}"), pid };
+    with_inner(numbered(found.collect())).into_iter().map(member).collect()
+}
+
+/// In the place of one program the ranks that it has started itself (torchrun, Lightning), if there are any.
+fn with_inner(ranks: Vec<(u64, i32)>) -> Vec<(u64, i32)> {
+    let [(_, program)] = ranks[..] else { return ranks };
+    let inner = inner_ranks(program);
+    if inner.is_empty() {
+        return ranks;
     }
-    ranks.into_iter().map(|(rank, pid)| Member { label: format!("rank {rank}"), pid }).collect()
+    // One that started no first rank is that itself.
+    let own = (!inner.iter().any(|(_, pid)| is_first_here(*pid))).then_some((0, program));
+    own.into_iter().chain(inner.into_iter().map(|(rank, pid)| (u64::from(rank), pid))).collect()
+}
+
+/// A process of a job.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    pid: i32,
+    parent: i32,
+    /// In clock ticks since the machine's start.
+    started: u64,
+    /// By its first environment.
+    rank: u64,
+}
+
+/// Ranks by number. What a rank starts has its environment, and is none; ranks that one process forked have the environment of
+/// the first of them, and were forked in their order.
+fn numbered(mut found: Vec<Found>) -> Vec<(u64, i32)> {
+    let pids: BTreeSet<i32> = found.iter().map(|of| of.pid).collect();
+    found.retain(|of| !pids.contains(&of.parent));
+    found.sort_by_key(|of| (of.rank, of.started, of.pid));
+    let mut next = 0;
+    let number = |of: Found| {
+        let rank = of.rank.max(next);
+        next = rank.saturating_add(1);
+        (rank, of.pid)
+    };
+    found.into_iter().map(number).collect()
 }
 
 /// `pid` and all that descend from it.
@@ -230,6 +271,16 @@ fn last_line<T: DeserializeOwned>(path: &Path) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ranks_own_children_are_no_ranks_and_forked_ones_count_on() {
+        let of = |pid, parent, rank| Found { pid, parent, started: 9, rank };
+        let spawned = vec![of(20, 10, 0), of(21, 10, 1), of(30, 20, 0), of(31, 30, 0), of(32, 21, 1)];
+        assert_eq!(numbered(spawned), [(0, 20), (1, 21)]);
+        let forked = vec![of(22, 10, 4), of(21, 10, 4), of(20, 10, 4), of(40, 21, 4)];
+        assert_eq!(numbered(forked), [(4, 20), (5, 21), (6, 22)]);
+        assert_eq!(numbered(vec![of(20, 1, 3), of(21, 1, 5)]), [(3, 20), (5, 21)]);
+    }
 
     #[test]
     fn a_process_is_found_with_its_children_and_a_missing_one_is_nobody() {

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use spec::contract::{MetricsRecord, NodeRecord};
 use spec::plan::bytes_text;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Most points of a curve: more than a screen has columns.
@@ -140,18 +140,18 @@ fn memory(run: &Run) -> Value {
     let records: Vec<&NodeRecord> = kept.iter().map(|index| &run.node[*index]).collect();
     let began = run.began();
     let x: Vec<f64> = records.iter().map(|record| ((record.t - began) * 10.0).round() / 10.0).collect();
-    let ranks = records.iter().flat_map(|record| record.ranks.iter().map(|rank| rank.rank)).max();
+    let ranks: BTreeSet<u32> = records.iter().flat_map(|record| record.ranks.iter().map(|rank| rank.rank)).collect();
     let mut series: Vec<(String, Vec<u64>)> = vec![
         ("page cache".into(), records.iter().map(|record| record.cache_bytes).collect()),
         ("launcher".into(), records.iter().map(|record| record.launcher_bytes).collect()),
     ];
-    for rank in ranks.map(|last| 0..=last).into_iter().flatten() {
+    for rank in ranks {
         let own = |record: &&NodeRecord| record.ranks.iter().find(|of| of.rank == rank).map_or(0, |of| of.uss_bytes);
         series.push((format!("rank {rank}"), records.iter().map(own).collect()));
     }
     // Libraries, and memory that ranks meet in.
     let rest = |index: usize| {
-        let known: u64 = series.iter().map(|(_, y)| y[index]).sum();
+        let known = series.iter().fold(0u64, |sum, (_, y)| sum.saturating_add(y[index]));
         records[index].job_bytes.saturating_sub(known)
     };
     let shared: Vec<u64> = (0..records.len()).map(rest).collect();
@@ -191,6 +191,7 @@ fn pictures(folder: &Path) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spec::contract::RankMemory;
 
     #[test]
     fn a_long_curve_keeps_its_peaks_and_ends() {
@@ -202,6 +203,16 @@ mod tests {
         assert!(kept.is_sorted());
         assert_eq!(thinned(&[1.0, 2.0]), [0, 1]);
         assert_eq!(rounded(0.123_456_789), 0.123_457);
+    }
+
+    #[test]
+    fn ranks_of_a_later_node_have_their_own_numbers_whatever_these_are() {
+        let rank = |rank| RankMemory { rank, uss_bytes: u64::MAX, ..RankMemory::default() };
+        let ranks = vec![rank(7), rank(u32::MAX)];
+        let node = vec![NodeRecord { t: 1.0, job_bytes: u64::MAX, ranks, ..NodeRecord::default() }];
+        let found = memory(&Run { node, ..Run::default() });
+        let names: Vec<&str> = found["series"].as_array().unwrap().iter().filter_map(|s| s["name"].as_str()).collect();
+        assert_eq!(names, ["rank 7", "rank 4294967295"]);
     }
 
     #[test]

@@ -26,9 +26,11 @@ pub struct Cgroup {
 
 impl Cgroup {
     /// Makes a cgroup for this process's job below its own, and removes those that dead launchers left there.
-    /// `None`: no hierarchy here may be written.
-    pub fn make() -> Option<Self> {
-        own_places().into_iter().find_map(|parent| Self::make_in(&parent).ok()).map(|(made, _)| made)
+    /// `None`: no hierarchy here may be written. `limited`: the folder of the job's own memory cgroup, which has the same name:
+    /// where it lies in v2, it serves for both.
+    pub fn make(limited: Option<&Path>) -> Option<Self> {
+        let places = without(own_places(), limited);
+        places.into_iter().find_map(|parent| Self::make_in(&parent).ok()).map(|(made, _)| made)
     }
 
     /// The same in one hierarchy: `parent` is this process's own cgroup there. Returns its folder too.
@@ -148,6 +150,12 @@ fn remove_stale(parent: &Path) {
     }
 }
 
+/// Places that do not hold the folder `taken`.
+fn without(places: Vec<PathBuf>, taken: Option<&Path>) -> Vec<PathBuf> {
+    let taken = taken.and_then(Path::parent);
+    places.into_iter().filter(|place| Some(place.as_path()) != taken).collect()
+}
+
 /// Folders of this process's own cgroup in the hierarchies worth trying, v2 first.
 fn own_places() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -202,6 +210,10 @@ mod tests {
         assert_eq!(places(MOUNTS, own), expected.map(PathBuf::from));
         assert_eq!(places("", own), Vec::<PathBuf>::new());
         assert_eq!(places(MOUNTS, "garbage"), Vec::<PathBuf>::new());
+        // The limits of a group that is made anew are gone.
+        let taken = Path::new("/sys/fs/cgroup/unified/user.slice/a/headroom-1-2-3");
+        assert_eq!(without(places(MOUNTS, own), Some(taken)), [PathBuf::from(expected[1])]);
+        assert_eq!(without(places(MOUNTS, own), None).len(), 2);
     }
 
     /// Every hierarchy that may be written here: v2 by `cgroup.kill`, v1 by listing.

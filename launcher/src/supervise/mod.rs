@@ -13,7 +13,6 @@ mod failure;
 mod job;
 mod limits;
 mod lines;
-mod nodes;
 mod orders;
 mod record;
 mod reports;
@@ -26,7 +25,6 @@ pub use env::{Meeting, ranks};
 pub use failure::Failure;
 pub use job::POLL;
 pub use limits::{Limits, may_limit};
-pub use nodes::{JoinSecret, MeetError, NodePlace, Nodes, SecretError};
 pub use unix::{Signals, prepare_helper};
 pub use verdict::{End, signal_name};
 
@@ -137,7 +135,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// Stopped by `signal` while no rank ran; `last`: the attempt before.
-    fn stopped_by(signal: Signal, trains: bool, last: Option<Self>) -> Self {
+    pub(crate) fn stopped_by(signal: Signal, trains: bool, last: Option<Self>) -> Self {
         let number = signal.as_raw();
         let code = if trains { exit::UNSTARTED } else { End::Signal(number).exit_code() };
         match last {
@@ -184,8 +182,8 @@ pub fn run(spec: &Spec, watcher: &dyn Watcher) -> io::Result<Outcome> {
 }
 
 /// Runs a job, and again after a failure, at most `max_restarts` times. `spec` gets the number of restarts so far and how
-/// the last attempt ended, and gives the job to run (a new port, where to resume, a smaller plan). Stops on request, wrong
-/// usage and impossible plans are final. `signals` are the caller's: one that came before is not lost.
+/// the last attempt ended, and gives the job to run (a new port, where to resume, a smaller plan). Stops on request are final,
+/// and of Headroom's own ranks wrong usage and impossible plans. `signals` are the caller's: one that came before is not lost.
 pub fn run_with_restarts(
     max_restarts: u32,
     mut spec: impl FnMut(u32, Option<&Outcome>) -> io::Result<Spec>,
@@ -214,7 +212,9 @@ pub fn run_with_restarts(
         let Some(failure) = &outcome.first_failure else {
             return Ok(outcome);
         };
-        let hopeless = matches!(outcome.exit_code, exit::USAGE | exit::PLAN) || outcome.stopped_by.is_some();
+        // Codes of other programs mean other things.
+        let is_final = spec.control && matches!(outcome.exit_code, exit::USAGE | exit::PLAN);
+        let hopeless = is_final || outcome.stopped_by.is_some();
         if hopeless || restarts >= max_restarts {
             return Ok(outcome);
         }

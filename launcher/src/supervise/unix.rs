@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 const SIG_DFL: usize = 0;
 const SIG_IGN: usize = 1;
 const SIG_ERR: usize = usize::MAX;
+/// Its number on every architecture. The C library has a function of this name only since 2.34.
+const CLOSE_RANGE: i64 = 436;
 const CLOSE_RANGE_CLOEXEC: i32 = 4;
 
 // The C library is linked by the standard library; these are its documented signatures on Linux.
@@ -21,7 +23,7 @@ unsafe extern "C" {
     fn signal(number: i32, handler: usize) -> usize;
     fn fork() -> i32;
     fn _exit(code: i32) -> !;
-    fn close_range(first: u32, last: u32, flags: i32) -> i32;
+    fn syscall(number: i64, ...) -> i64;
 }
 
 /// Signals that [`Signals`] takes from the launcher.
@@ -165,7 +167,7 @@ pub fn prepare_rank(command: &mut Command, keep: Vec<RawFd>, cgroup_procs: Vec<R
             let _ = rustix::io::write(procs, b"0");
         }
         // SAFETY: only marks descriptors; the standard library's own are close-on-exec anyway. An old kernel refuses.
-        unsafe { close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+        unsafe { syscall(CLOSE_RANGE, 3_u32, u32::MAX, CLOSE_RANGE_CLOEXEC) };
         for fd in &keep {
             // SAFETY: the launcher holds these open until after the spawn.
             fcntl_setfd(unsafe { BorrowedFd::borrow_raw(*fd) }, FdFlags::empty())?;
@@ -231,7 +233,7 @@ fn guard(reader: &OwnedFd, cgroups: &[Cgroup]) -> ! {
     // SAFETY: in this process nothing else uses a descriptor again: it leaves by `_exit`, without destructors.
     let pipe = unsafe {
         let _ = rustix::stdio::dup2_stdin(reader);
-        close_range(1, u32::MAX, 0);
+        syscall(CLOSE_RANGE, 1_u32, u32::MAX, 0_i32);
         BorrowedFd::borrow_raw(0)
     };
     let (mut groups, mut known) = ([0i32; MOST_GROUPS], 0);
@@ -261,4 +263,60 @@ fn guard(reader: &OwnedFd, cgroups: &[Cgroup]) -> ! {
     }
     // SAFETY: ends this process at once, as it must: the launcher's destructors are not ours to run.
     unsafe { _exit(0) }
+}
+/// Gives back the pages of code and constants that the start has used and the supervision does not: command line, config, plan.
+/// Whatever is needed again after all comes back from the page cache.
+pub fn forget_code() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, length) in parts_of_files(&maps) {
+        // SAFETY: the range is a private mapping of a segment that the file declares as not writable, so that every page of it is as
+        // the file has it (what relocations write to lies in another segment): the kernel maps the same bytes when they are needed.
+        let _ = unsafe {
+            rustix::mm::madvise(std::ptr::with_exposed_provenance_mut(start), length, rustix::mm::Advice::LinuxDontNeed)
+        };
+    }
+}
+
+/// Start and length of mappings in `/proc/self/maps` that hold a file's code, or its constants: the one right before its code.
+fn parts_of_files(maps: &str) -> Vec<(usize, usize)> {
+    let parts: Vec<(usize, usize, &str, &str)> = maps.lines().filter_map(part_of_a_file).collect();
+    let is_code = |&(_, _, rights, _): &(usize, usize, &str, &str)| rights == "r-xp";
+    let code = parts.iter().filter(|part| is_code(part));
+    let constants = parts.windows(2).filter(|pair| {
+        let (own, next) = (pair[0], pair[1]);
+        own.2 == "r--p" && is_code(&next) && own.1 == next.0 && own.3 == next.3
+    });
+    let found = code.chain(constants.map(|pair| &pair[0]));
+    found.filter_map(|(start, end, ..)| Some((*start, end.checked_sub(*start)?))).collect()
+}
+
+/// Start, end, rights and path of a mapping, if it is of a file that is still there.
+fn part_of_a_file(line: &str) -> Option<(usize, usize, &str, &str)> {
+    let mut words = line.split_whitespace();
+    let (range, rights, path) = (words.next()?, words.next()?, words.nth(3)?);
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    (path.starts_with('/') && words.next().is_none()).then_some((start, end, rights, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_and_constants_of_files_are_given_back_and_nothing_that_was_written_to() {
+        let maps = "\
+55d0c0000000-55d0c0002000 r--p 00000000 08:01 42                 /usr/bin/launch
+55d0c0002000-55d0c0003000 r-xp 00002000 08:01 42                 /usr/bin/launch
+55d0c0003000-55d0c0004000 r--p 00003000 08:01 42                 /usr/bin/launch
+55d0c0004000-55d0c0005000 rw-p 00004000 08:01 42                 /usr/bin/launch
+7f0000000000-7f0000001000 r--p 00000000 08:01 43                 /lib/libgone.so (deleted)
+7f0000001000-7f0000002000 r-xp 00001000 08:01 43                 /lib/libgone.so (deleted)
+7ffd00000000-7ffd00001000 r-xp 00000000 00:00 0                  [vdso]
+7ffd00001000-7ffd00002000 r-xp 00000000 00:00 0
+";
+        let right = [(0x55d0_c000_2000, 0x1000), (0x55d0_c000_0000, 0x2000)];
+        assert_eq!(parts_of_files(maps), right);
+        forget_code();
+    }
 }

@@ -17,6 +17,7 @@ use rustix::net::{
 };
 use rustix::process::{Pid, getpid, set_child_subreaper};
 use serde::{Deserialize, Serialize};
+use spec::contract::env;
 use std::collections::BTreeMap;
 use std::io;
 use std::process::{Child, Command, Stdio};
@@ -68,7 +69,7 @@ impl Zygote {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let mut command = Command::new(&spec.program);
         command.args(&spec.args).arg("zygote").arg(theirs.as_raw_fd().to_string());
-        command.envs(spec.env.iter().cloned());
+        command.envs(spec.env.iter().cloned()).env_remove(env::JOIN_SECRET);
         // Libraries read their number of threads when they are loaded.
         command.envs(spec.ranks.iter().take(1).flat_map(|rank| rank.env.iter().cloned()));
         let err = io::stderr().as_fd().try_clone_to_owned()?;

@@ -28,6 +28,18 @@ pub(super) fn write(source: &Source, out: &Path) -> io::Result<PathBuf> {
     let id = source.id();
     let (run, partial) = (folder.join(&id), folder.join(format!(".{id}.new")));
     let _ = std::fs::remove_dir_all(&partial);
+    let written = fill(source, &partial, &meta(source, &id, &experiment_id, &run));
+    // The same start exported again replaces what was there.
+    let moved = written.and_then(|()| {
+        let _ = std::fs::remove_dir_all(&run);
+        std::fs::rename(&partial, &run)
+    });
+    moved.inspect_err(|_| drop(std::fs::remove_dir_all(&partial)))?;
+    Ok(run)
+}
+
+/// Writes a run's folder.
+fn fill(source: &Source, partial: &Path, meta: &str) -> io::Result<()> {
     for name in ["metrics", "params", "tags", "artifacts"] {
         std::fs::create_dir_all(partial.join(name))?;
     }
@@ -44,11 +56,7 @@ pub(super) fn write(source: &Source, out: &Path) -> io::Result<PathBuf> {
         to.parent().map(std::fs::create_dir_all).transpose()?;
         std::fs::copy(path, to)?;
     }
-    std::fs::write(partial.join("meta.yaml"), meta(source, &id, &experiment_id, &run))?;
-    // The same start exported again replaces what was there.
-    let _ = std::fs::remove_dir_all(&run);
-    std::fs::rename(&partial, &run)?;
-    Ok(run)
+    std::fs::write(partial.join("meta.yaml"), meta)
 }
 
 /// The store's experiment of Headroom's runs, made where it is missing.
@@ -135,7 +143,12 @@ fn uri(path: &Path) -> String {
 /// A name that the store accepts as a file's: letters, digits, `_ - . space :`; a slash makes a folder, which names here avoid.
 fn safe(name: &str) -> String {
     let good = |c: char| c.is_alphanumeric() || "_-. :".contains(c);
-    name.chars().map(|c| if good(c) { c } else { '_' }).collect()
+    match name {
+        "" => "_".into(),
+        // They are folders.
+        "." | ".." => "_".repeat(name.len()),
+        name => name.chars().map(|c| if good(c) { c } else { '_' }).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -157,6 +170,6 @@ mod tests {
         let meta = std::fs::read_to_string(first.join("meta.yaml")).unwrap();
         assert!(meta.contains("status: 3") && meta.contains("ml%20runs"), "{meta}");
         assert!(meta.contains("run_name: \"night\""), "{meta}");
-        assert_eq!(safe("a/b\"c"), "a_b_c");
+        assert_eq!(["a/b\"c", "", ".", ".."].map(safe), ["a_b_c", "_", "_", "__"]);
     }
 }

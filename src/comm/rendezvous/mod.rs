@@ -3,7 +3,7 @@
 mod id;
 mod node;
 
-pub use id::share_id;
+pub use id::{place, share_id};
 pub use node::{Links, Node, meet_node, receive, send};
 
 use super::CommError;
@@ -17,17 +17,19 @@ pub struct RankEnv {
     pub local_world_size: usize,
     /// Number of this node.
     pub group_rank: usize,
+    pub nodes: usize,
     pub master_addr: String,
     pub master_port: u16,
 }
 
-/// Names of one launcher's variables: rank, local rank, world size, ranks on this node, number of this node.
+/// Names of one launcher's variables: rank, local rank, world size, ranks on this node, number of this node, nodes.
 struct Names {
     rank: &'static str,
     local_rank: &'static str,
     world: &'static str,
     local_world: &'static str,
     node: Option<&'static str>,
+    nodes: Option<&'static str>,
 }
 
 const TORCHRUN: Names = Names {
@@ -36,6 +38,7 @@ const TORCHRUN: Names = Names {
     world: "WORLD_SIZE",
     local_world: "LOCAL_WORLD_SIZE",
     node: Some("GROUP_RANK"),
+    nodes: Some("GROUP_WORLD_SIZE"),
 };
 const OPEN_MPI: Names = Names {
     rank: "OMPI_COMM_WORLD_RANK",
@@ -43,6 +46,7 @@ const OPEN_MPI: Names = Names {
     world: "OMPI_COMM_WORLD_SIZE",
     local_world: "OMPI_COMM_WORLD_LOCAL_SIZE",
     node: None,
+    nodes: None,
 };
 const MVAPICH: Names = Names {
     rank: "MV2_COMM_WORLD_RANK",
@@ -50,6 +54,7 @@ const MVAPICH: Names = Names {
     world: "MV2_COMM_WORLD_SIZE",
     local_world: "MV2_COMM_WORLD_LOCAL_SIZE",
     node: None,
+    nodes: None,
 };
 /// MVAPICH 3 and 4.
 const MVP: Names = Names {
@@ -58,6 +63,7 @@ const MVP: Names = Names {
     world: "MVP_COMM_WORLD_SIZE",
     local_world: "MVP_COMM_WORLD_LOCAL_SIZE",
     node: None,
+    nodes: None,
 };
 /// Hydra, the launcher of MPICH and Intel MPI. PMI itself, which others speak too, names no local rank.
 const HYDRA: Names = Names {
@@ -66,6 +72,7 @@ const HYDRA: Names = Names {
     world: "PMI_SIZE",
     local_world: "MPI_LOCALNRANKS",
     node: None,
+    nodes: None,
 };
 /// Variables of a job step (srun). A batch script alone has SLURM_PROCID too, but no step to share.
 const SLURM: Names = Names {
@@ -74,6 +81,7 @@ const SLURM: Names = Names {
     world: "SLURM_STEP_NUM_TASKS",
     local_world: "SLURM_STEP_TASKS_PER_NODE",
     node: Some("SLURM_NODEID"),
+    nodes: Some("SLURM_STEP_NUM_NODES"),
 };
 
 /// Reads a rank's identity as torchrun, Open MPI, MVAPICH, Hydra (MPICH, Intel MPI) or SLURM sets it; without any, a world of one.
@@ -112,7 +120,15 @@ pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<RankEnv, Comm
         )));
     }
     let group_rank = group_rank.unwrap_or(rank / local_world_size);
-    with_master(&lookup, RankEnv { rank, local_rank, world_size, local_world_size, group_rank, ..RankEnv::alone() })
+    // Where nobody says how many there are, all have as many ranks as this one.
+    let nodes = names.nodes.map(&number).transpose()?.flatten().unwrap_or(world_size.div_ceil(local_world_size));
+    let place = RankEnv { rank, local_rank, world_size, local_world_size, group_rank, nodes, ..RankEnv::alone() };
+    if group_rank >= nodes || nodes > world_size {
+        return Err(CommError::Membership(format!(
+            "node {group_rank} of {nodes} nodes with {world_size} ranks: nodes count from 0, and each has a rank"
+        )));
+    }
+    with_master(&lookup, place)
 }
 
 impl RankEnv {
@@ -124,6 +140,7 @@ impl RankEnv {
             world_size: 1,
             local_world_size: 1,
             group_rank: 0,
+            nodes: 1,
             master_addr: "127.0.0.1".to_owned(),
             master_port: 29500,
         }
@@ -201,7 +218,8 @@ mod tests {
     #[test]
     fn all_ranks_get_what_rank_zero_brings() {
         let ids: Vec<Vec<u8>> = std::thread::scope(|scope| {
-            let ask = |env: RankEnv| share_id(&env, "run", &[env.rank as u8; 128], Duration::from_secs(60)).unwrap();
+            let ask =
+                |env: RankEnv| share_id(&env, "run", None, &[env.rank as u8; 128], Duration::from_secs(60)).unwrap();
             let ranks: Vec<_> = places(3).into_iter().rev().map(|env| scope.spawn(move || ask(env))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         });
@@ -218,8 +236,8 @@ mod tests {
         drop(free);
         let at = |rank| RankEnv { rank, world_size: 2, master_addr: "::1".into(), master_port, ..RankEnv::alone() };
         std::thread::scope(|scope| {
-            let one = scope.spawn(move || share_id(&at(1), "run", b"", Duration::from_secs(60)).unwrap());
-            assert_eq!(share_id(&at(0), "run", b"id", Duration::from_secs(60)).unwrap(), b"id");
+            let one = scope.spawn(move || share_id(&at(1), "run", None, b"", Duration::from_secs(60)).unwrap());
+            assert_eq!(share_id(&at(0), "run", None, b"id", Duration::from_secs(60)).unwrap(), b"id");
             assert_eq!(one.join().unwrap(), b"id");
         });
     }
@@ -229,12 +247,12 @@ mod tests {
         let errors: Vec<String> = std::thread::scope(|scope| {
             let [first, second] = <[RankEnv; 2]>::try_from(places(2)).unwrap();
             let limit = Duration::from_secs(2);
-            let zero = scope.spawn(move || share_id(&first, "run", b"id", limit).unwrap_err().to_string());
-            let one = scope.spawn(move || share_id(&second, "other", b"", limit).unwrap_err().to_string());
+            let zero = scope.spawn(move || share_id(&first, "run", None, b"id", limit).unwrap_err().to_string());
+            let one = scope.spawn(move || share_id(&second, "other", None, b"", limit).unwrap_err().to_string());
             [zero, one].map(|rank| rank.join().unwrap()).into()
         });
         assert!(errors[0].contains("rank 1"), "{}", errors[0]);
-        assert!(errors[1].contains("another job"), "{}", errors[1]);
+        assert!(errors[1].contains("belongs to the run"), "{}", errors[1]);
     }
 
     #[test]

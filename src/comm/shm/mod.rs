@@ -45,6 +45,13 @@ struct Regions {
     list: Vec<Arc<Region>>,
 }
 
+impl Regions {
+    /// A number that no other range has, and not 0.
+    fn place(&self, index: usize, offset: usize) -> usize {
+        self.list[..index].iter().map(|region| region.slice_bytes).sum::<usize>() + offset + 1
+    }
+}
+
 /// Makes the memory that the ranks of a node share: a memfd, or a file without a name where that is refused. Inherited over
 /// `exec` unless `close_on_exec`.
 ///
@@ -204,6 +211,67 @@ impl ShmCollective {
         })
     }
 
+    /// Copies `root`'s tensor to all ranks, piece by piece through the staging region. The wait for `root` has a limit of its
+    /// own.
+    fn copy_staged(&self, regions: &Regions, tensor: &Tensor, root: usize, limit: Duration) -> Result<(), CommError> {
+        let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let data = tensor.data_ptr().cast::<u8>();
+        let (header, stage) = (self.segment.header(), regions.list[0].slice(root));
+        for start in (0..bytes.max(1)).step_by(STAGE_BYTES) {
+            let n = STAGE_BYTES.min(bytes - start);
+            let at = data.wrapping_add(start);
+            let round = call(Name::Broadcast, start * MAX_RANKS + root, bytes);
+            if self.sync.rank == root {
+                // SAFETY: n bytes of a contiguous tensor; the last round's readers have all left.
+                unsafe { std::ptr::copy_nonoverlapping(at, stage, n) };
+            }
+            self.sync.barrier_within(header, round, limit)?;
+            if self.sync.rank != root {
+                // SAFETY: as above; the root keeps off its stage until the next barrier.
+                unsafe { std::ptr::copy_nonoverlapping(stage, at, n) };
+            }
+            self.sync.barrier(header, round)?;
+        }
+        Ok(())
+    }
+
+    /// Copies local rank 0's tensor to the others of the node, which wait for it at most `limit`: it may come from other
+    /// nodes. One in a flat buffer is read in place.
+    pub(super) fn spread(&self, tensor: &Tensor, limit: Duration) -> Result<(), CommError> {
+        check_tensor(tensor)?;
+        let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let data = tensor.data_ptr().cast::<u8>();
+        let regions = self.lock();
+        let Some((index, offset)) = self.find(&regions, data, bytes).filter(|_| bytes > 0) else {
+            return self.copy_staged(&regions, tensor, 0, limit);
+        };
+        let round = call(Name::Spread, regions.place(index, offset), bytes);
+        self.sync.barrier_within(self.segment.header(), round, limit)?;
+        if self.sync.rank != 0 {
+            let from = regions.list[index].slice(0).wrapping_add(offset);
+            // SAFETY: `offset` and `bytes` lie inside every slice of the region (`find`), slices do not overlap, and every rank
+            // copies the same range (the call was compared); local rank 0 keeps off its slice until the next barrier.
+            unsafe { std::ptr::copy_nonoverlapping(from, data, bytes) };
+        }
+        self.sync.barrier(self.segment.header(), round).map(drop)
+    }
+
+    /// Numbers of the node's ranks within the job, for messages.
+    pub(super) fn name_ranks(&self, names: Vec<usize>) {
+        let _ = self.sync.names.set(names);
+    }
+
+    /// The reason for which this rank was told to abort, once there is one; at most `limit` later.
+    pub(super) fn reason_within(&self, limit: Duration) -> Option<CommError> {
+        self.sync.told_within(limit)
+    }
+
+    /// # Errors
+    /// A rank of the node has aborted.
+    pub(super) fn check(&self) -> Result<(), CommError> {
+        self.sync.check(self.segment.header())
+    }
+
     fn all_reduce<T>(&self, tensor: &Tensor, name: Name) -> Result<(), CommError>
     where
         T: Copy + Default + std::ops::AddAssign,
@@ -214,7 +282,7 @@ impl ShmCollective {
         match self.find(&regions, data, bytes) {
             Some((index, offset)) if len > 0 => {
                 // The place is part of the call: every rank must reduce the same range.
-                let place = regions.list[..index].iter().map(|r| r.slice_bytes).sum::<usize>() + offset + 1;
+                let place = regions.place(index, offset);
                 self.reduce::<T>(&regions.list[index], offset, len, call(name, place, bytes))
             }
             _ => self.reduce_staged::<T>(&regions.list[0], data, len, name),
@@ -260,26 +328,7 @@ impl Collective for ShmCollective {
         if root >= self.sync.world {
             return Err(CommError::NoRoot { root, world: self.sync.world });
         }
-        let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let data = tensor.data_ptr().cast::<u8>();
-        let regions = self.lock();
-        let (header, stage) = (self.segment.header(), regions.list[0].slice(root));
-        for start in (0..bytes.max(1)).step_by(STAGE_BYTES) {
-            let n = STAGE_BYTES.min(bytes - start);
-            let at = data.wrapping_add(start);
-            let round = call(Name::Broadcast, start * MAX_RANKS + root, bytes);
-            if self.sync.rank == root {
-                // SAFETY: n bytes of a contiguous tensor; the last round's readers have all left.
-                unsafe { std::ptr::copy_nonoverlapping(at, stage, n) };
-            }
-            self.sync.barrier(header, round)?;
-            if self.sync.rank != root {
-                // SAFETY: as above; the root keeps off its stage until the next barrier.
-                unsafe { std::ptr::copy_nonoverlapping(stage, at, n) };
-            }
-            self.sync.barrier(header, round)?;
-        }
-        Ok(())
+        self.copy_staged(&self.lock(), tensor, root, self.sync.timeout)
     }
 
     fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {

@@ -45,7 +45,7 @@ macro_rules! names {
 
 names! {
     Join "join", Grow "flat_buffer", ReduceF32 "all_reduce_sum(f32)", ReduceF64 "all_reduce_sum(f64)",
-    Broadcast "broadcast", Gather "all_gather", Barrier "barrier",
+    Broadcast "broadcast", Gather "all_gather", Barrier "barrier", Spread "what the node's first rank brings",
 }
 
 impl Name {
@@ -88,18 +88,38 @@ pub(super) struct Sync {
     /// Processes of the other ranks, where they can be watched.
     peers: OnceLock<Vec<(usize, Peer)>>,
     aborted: OnceLock<CommError>,
+    /// Numbers of the node's ranks within the job, where they are not those within the node.
+    pub names: OnceLock<Vec<usize>>,
 }
 
 impl Sync {
     pub fn new(rank: usize, world: usize, timeout: Duration) -> Sync {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Sync { rank, world, timeout, spin: cores >= world, peers: OnceLock::new(), aborted: OnceLock::new() }
+        Sync {
+            rank,
+            world,
+            timeout,
+            spin: cores >= world,
+            peers: OnceLock::new(),
+            aborted: OnceLock::new(),
+            names: OnceLock::new(),
+        }
+    }
+
+    /// Number of the node's `rank` within the job.
+    fn name(&self, rank: usize) -> usize {
+        self.names.get().and_then(|names| names.get(rank)).copied().unwrap_or(rank)
     }
 
     /// Waits until all ranks are here, and checks that all called the same. Returns every rank's [`Call::own`].
+    pub fn barrier(&self, header: &Header, call: Call) -> Result<Vec<u64>, CommError> {
+        self.barrier_within(header, call, self.timeout)
+    }
+
+    /// [`Sync::barrier`] with a limit of its own.
     ///
     /// The rank that comes last clears the chunk counters.
-    pub fn barrier(&self, header: &Header, call: Call) -> Result<Vec<u64>, CommError> {
+    pub fn barrier_within(&self, header: &Header, call: Call, limit: Duration) -> Result<Vec<u64>, CommError> {
         let now = header.generation.0.load(Ordering::Acquire);
         if now & POISON != 0 {
             return Err(self.reason(header));
@@ -119,7 +139,7 @@ impl Sync {
             wake(&header.generation.0);
         } else {
             let late = |line: &RankLine| line.arrived_at.load(Ordering::Acquire) != next;
-            self.wait(header, &header.generation.0, |word| word & !POISON != now, call.name, late)?;
+            self.wait(header, &header.generation.0, |word| word & !POISON != now, (call.name, limit), late)?;
         }
         self.compare(header, parity)
     }
@@ -127,7 +147,7 @@ impl Sync {
     /// Waits until `total` chunks are summed, by whichever rank.
     pub fn wait_done(&self, header: &Header, total: u32, name: Name) -> Result<(), CommError> {
         let busy = |line: &RankLine| line.working.load(Ordering::Acquire) != 0;
-        self.wait(header, &header.done.0, |word| word >> 1 == total, name, busy)
+        self.wait(header, &header.done.0, |word| word >> 1 == total, (name, self.timeout), busy)
     }
 
     fn compare(&self, header: &Header, parity: usize) -> Result<Vec<u64>, CommError> {
@@ -137,10 +157,10 @@ impl Sync {
             let other = read(rank);
             if other[..3] != mine[..3] {
                 return Err(CommError::Mismatch {
-                    rank,
+                    rank: self.name(rank),
                     call: Name::text(other[0]).to_string(),
                     bytes: other[2],
-                    own_rank: self.rank,
+                    own_rank: self.name(self.rank),
                     own_call: Name::text(mine[0]).to_string(),
                     own_bytes: mine[2],
                 });
@@ -154,7 +174,7 @@ impl Sync {
         header: &Header,
         word: &AtomicU32,
         ready: impl Fn(u32) -> bool,
-        name: Name,
+        (name, limit): (Name, Duration),
         is_missing: impl Fn(&RankLine) -> bool,
     ) -> Result<(), CommError> {
         for _ in 0..if self.spin { SPINS } else { 0 } {
@@ -163,7 +183,7 @@ impl Sync {
             }
             std::hint::spin_loop();
         }
-        let deadline = Deadline::in_slices(self.timeout, SLICE);
+        let deadline = Deadline::in_slices(limit, SLICE);
         let suspended = || self.is_held_up(header, &is_missing);
         let mut dead_before = None;
         loop {
@@ -187,7 +207,7 @@ impl Sync {
             }
             if let (Some(rank), true) = (dead, dead == dead_before) {
                 // Seen twice, so that the launcher, which knows why, could speak first.
-                return Err(peer_ended(rank, name));
+                return Err(peer_ended(self.name(rank), name));
             }
             dead_before = dead;
             if left.is_zero() {
@@ -210,7 +230,7 @@ impl Sync {
     }
 
     fn timed_out(&self, name: Name, waited: Duration, missing: impl Iterator<Item = usize>) -> CommError {
-        let missing: Vec<String> = missing.map(|rank| rank.to_string()).collect();
+        let missing: Vec<String> = missing.map(|rank| self.name(rank).to_string()).collect();
         CommError::Timeout {
             collective: name.as_str().to_owned(),
             waited_s: waited.as_secs_f64(),
@@ -242,7 +262,7 @@ impl Sync {
     pub fn abort(&self, header: &Header, reason: CommError) {
         let culprit = match &reason {
             CommError::PeerFailed { rank, .. } => *rank,
-            _ => self.rank as u32,
+            _ => self.name(self.rank) as u32,
         };
         let _ = self.aborted.set(reason);
         let _ = header.culprit.0.compare_exchange(0, culprit.wrapping_add(1), Ordering::AcqRel, Ordering::Relaxed);
@@ -257,6 +277,15 @@ impl Sync {
             rank: header.culprit.0.load(Ordering::Acquire).saturating_sub(1),
             error: "it left the job; its own log says why".to_owned(),
         })
+    }
+
+    /// The reason that [`Sync::abort`] was called with in this process, once there is one; at most `limit` later.
+    pub fn told_within(&self, limit: Duration) -> Option<CommError> {
+        let deadline = Deadline::new(limit);
+        while self.aborted.get().is_none() && !deadline.is_over() {
+            std::thread::sleep(SLICE);
+        }
+        self.aborted.get().cloned()
     }
 
     pub fn check(&self, header: &Header) -> Result<(), CommError> {

@@ -98,6 +98,11 @@ impl BatchPlanner {
         self.range(epoch, step).1
     }
 
+    /// A step of the usual size, on all ranks: not the rest at the end of an epoch, nor one of a ramp.
+    pub fn is_full(&self, epoch: u64, step: u64) -> bool {
+        self.step_samples(epoch, step) == self.global_batch
+    }
+
     /// Samples of a step on this rank.
     pub fn rank_samples(&self, epoch: u64, step: u64) -> u64 {
         self.step_samples(epoch, step).saturating_sub(self.rank).div_ceil(self.world_size)
@@ -168,6 +173,16 @@ mod tests {
                 }
                 assert_eq!(items.into_iter().flatten().collect::<Vec<_>>(), whole, "world {world}");
             }
+        }
+    }
+
+    /// 31 samples in steps of 8 over two ranks: the last has 7, and rank 0's part of it is as large as ever.
+    #[test]
+    fn a_rest_is_no_full_step_on_any_rank() {
+        for rank in 0..2 {
+            let cut = planner(31, 8, 4, rank, 2);
+            assert_eq!((cut.rank_samples(0, 3), cut.micro_batches(0, 3)), (4 - rank, 1));
+            assert_eq!([0, 2, 3].map(|step| cut.is_full(0, step)), [true, true, false]);
         }
     }
 

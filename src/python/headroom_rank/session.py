@@ -1,13 +1,11 @@
 """The user's model and data sets, as Headroom's loop asks for them."""
 
 import base64
-import importlib
-import inspect
 import json
 import os
 import sys
 
-from . import failure, sample, server
+from . import failure, optimizer, sample, server, user
 
 _KNOWN = ("model", "loss", "train", "val", "test", "predict", "transform", "collate", "metrics")
 _SPLITS = ("train", "val", "test", "predict")
@@ -28,20 +26,19 @@ class Session:
         self.names = [name for name in _SPLITS if get(name) is not None]
         self.datasets = [get(name) for name in self.names]
         self._server = self.net = self.call = self.structure = None
-        self.training = None
+        self.training = self.optimizer = None
         self.buffers = []
+        # A module that is missing is found out before anything starts, and read once for all ranks.
+        self.own = optimizer.find(section["optimizer"]) if section.get("optimizer") else None
 
     def _build(self):
         place = self.section["build"]
         if not place:
             raise failure.Refused("python.build names no function: give one as module:function, such as mypkg.train:build")
-        module, _, name = place.partition(":")
         try:
-            function = importlib.import_module(module)
-            for part in name.split("."):
-                function = getattr(function, part)
+            function = user.find(place)
             arguments = dict(self.section.get("args") or {})
-            if "data" not in arguments and "data" in _parameters(function):
+            if "data" not in arguments and "data" in user.parameters_of(function):
                 arguments["data"] = self.section.get("data")
             built = function(**arguments)
         except Exception as error:
@@ -156,6 +153,19 @@ class Session:
         except Exception as error:
             raise failure.failed("backward", error) from None
 
+    def make_optimizer(self, rate, weight_decay):
+        arguments = dict(self.section.get("optimizer_args") or {})
+        self.optimizer = optimizer.Optimizer(self.own, arguments, self.net, rate, weight_decay)
+
+    def step(self, rate):
+        self.optimizer.step(rate)
+
+    def optimizer_state(self):
+        return self.optimizer.state()
+
+    def load_optimizer(self, text, tensors):
+        self.optimizer.load(text, dict(tensors))
+
     def predict(self, tensors):
         """The prediction for a batch."""
         if self.training is not False:
@@ -220,13 +230,6 @@ class Session:
                 except Exception as error:
                     raise failure.failed(f"metric {name}", error) from None
         return sums
-
-
-def _parameters(function):
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return {}
 
 
 def _tensor_of(prediction, loss):

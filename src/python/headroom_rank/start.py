@@ -31,7 +31,12 @@ def leave(code):
 
 
 def load_torch():
-    """Imports PyTorch, with one thread: a process with threads of OpenMP cannot be forked."""
+    """Imports PyTorch, with one thread: a process with threads of OpenMP cannot be forked.
+
+    PyTorch imports numpy, whose OpenBLAS starts threads at once where it may have more than one. Decode workers are as many as
+    there is work for; the trainer's own threads are set apart from this.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         import torch
     except ImportError as error:

@@ -19,6 +19,8 @@ from . import failure, sample
 DESCRIBE, DECODE, USE, READ = 0, 1, 2, 3
 _REQUEST, _ANSWER = struct.Struct("<5Q"), struct.Struct("<2Q")
 _MASK = (1 << 64) - 1
+# Longest error that is told, bytes: LONGEST_TEXT of the trainer's lanes.
+_MOST_TEXT = 1 << 20
 # Seconds after which samples of a split are taken to be the same at every reading.
 _MOST_LOOK_S = 1.0
 
@@ -165,7 +167,8 @@ def work(session, number, scratch):
                     text = f"{step} of {name}: {error}"
                 else:
                     text = str(failure.failed(f"{step} {name}[{index}]", error))
-                data = text.encode()
+                # The trainer reads no more of it, and what is left would be taken for the next answer.
+                data = text.encode()[:_MOST_TEXT]
                 answer = _ANSWER.pack(1, len(data)) + data
             connection.sendall(answer)
     except (BrokenPipeError, ConnectionError):

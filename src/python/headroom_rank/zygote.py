@@ -56,12 +56,13 @@ def _fork(order, descriptors, session, connection):
     between = os.fork()
     if between == 0:
         try:
+            own = os.getpid()
             pid = os.fork()
             if pid == 0:
                 os.close(reader)
                 os.close(writer)
                 connection.close()
-                _be_rank(order, descriptors, session)
+                _be_rank(order, descriptors, session, own)
             os.write(writer, b"%d" % pid)
         finally:
             os._exit(0)
@@ -72,15 +73,14 @@ def _fork(order, descriptors, session, connection):
     return pid
 
 
-def _be_rank(order, descriptors, session):
+def _be_rank(order, descriptors, session, between):
     code = 1
     try:
         os.setpgid(0, 0)
         libc = ctypes.CDLL(None, use_errno=True)
-        # The process in between ends at once; then the launcher is the parent, and this dies with it.
-        while os.getppid() != order["parent"]:
-            if os.getppid() == 1:
-                os._exit(0)
+        # The process in between ends at once; then the launcher is the parent, and this dies with it. Where that is gone, whoever
+        # adopts orphans is.
+        while os.getppid() == between:
             os.sched_yield()
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != order["parent"]:

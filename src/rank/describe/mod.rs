@@ -14,13 +14,13 @@ use super::start::named;
 use crate::data::FieldSpec;
 use crate::data::loader::slot_fields;
 use crate::task::outline::{Outline, made_up};
-use crate::task::{self, Batch, Task};
+use crate::task::{self, Batch, Model, Task};
 use crate::torch::{TorchError, count_tensors, device};
 use crate::train::checkpoint::staging_bytes;
 use crate::train::{Rehearsal, TrainError};
 use gauge::{Gauge, Limits};
 use spec::config::Config;
-use spec::contract::{FileStamp, GpuSizes, Measured, ModelSizes, Pass, VERSION};
+use spec::contract::{FileStamp, GpuSizes, Measured, ModelSizes, OptimizerSizes, Pass, VERSION};
 use spec::job::{DescribeJob, PassKind};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -259,6 +259,9 @@ impl Stage<'_> {
         let mut seen = Seen::default();
         let (seconds, cut) = self.passes(&mut rehearsal, &gauge, &mut seen)?;
         let found = &mut answer.model;
+        if trains {
+            found.optimizer = own_optimizer(config, model, &gauge)?;
+        }
         (found.train.seen, found.val.seen) = (seen.train, seen.val);
         (found.enlarged, found.short) = (*enlarged, cut);
         if self.on == Device::Cpu {
@@ -295,6 +298,11 @@ impl Stage<'_> {
                 }
             }
             match self.pair(rehearsal, gauge, samples, seen) {
+                // Too few for some models, such as those that normalise over the batch.
+                Err(RankError::Train(TrainError::Torch(TorchError::User { .. }))) if samples == 1 => {
+                    *seen = Seen::default();
+                    continue;
+                }
                 Err(error) if samples > 1 && is_short(&error) => {
                     // What fewer samples took is known.
                     seen.train.truncate(if self.kind == PassKind::Train { seen.val.len() } else { 0 });
@@ -304,7 +312,7 @@ impl Stage<'_> {
                 other => other?,
             }
             (seen.last_s, seen.computed_s) = (began.elapsed().as_secs_f64(), gauge::computed_s() - computed_s);
-            if samples == 1 {
+            if first_s == 0.0 {
                 first_s = seen.last_s;
             }
         }
@@ -319,7 +327,7 @@ impl Stage<'_> {
             return self.pass(rehearsal, gauge, &of(sets.val.fields())?, seen);
         }
         let computed_s = gauge::computed_s();
-        if samples == 1 {
+        if seen.val.is_empty() {
             // Gradients are put in the order in which they come after the first pass, and libraries make their kernels.
             gauge.begin(true);
             rehearsal.train(&of(sets.train.fields())?)?;
@@ -385,6 +393,17 @@ impl Seen {
     fn last(&self, kind: PassKind) -> Option<&Pass> {
         if kind == PassKind::Train { self.train.last() } else { self.val.last() }
     }
+}
+
+/// Sizes of the task's own optimizer, by a step with the gradients that the last pass left.
+fn own_optimizer(config: &Config, model: &dyn Model, gauge: &Gauge) -> Result<Option<OptimizerSizes>, RankError> {
+    let Some(mut own) = model.own_optimizer().map_err(TrainError::from)? else { return Ok(None) };
+    gauge.begin(true);
+    let stepped = crate::torch::catch_out_of_memory(|| own.step(config.train.learning_rate)).and_then(|inner| inner);
+    stepped.map_err(TrainError::from)?;
+    let pass = gauge.end(0);
+    let state_bytes = own.bytes().map_err(TrainError::from)?;
+    Ok(Some(OptimizerSizes { state_bytes, step_bytes: pass.tensor_bytes.saturating_sub(state_bytes) }))
 }
 
 /// Memory that CUDA takes beside tensors: `free_before` bytes of the device were free before this process began.

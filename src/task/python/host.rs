@@ -59,6 +59,9 @@ pub struct Passed {
     pub sums: Option<Vec<f64>>,
 }
 
+/// State of the user's optimizer: its structure as JSON, and its tensors by name.
+pub type OptimizerState = (String, Vec<(String, Tensor)>);
+
 /// A decode worker, as it was started.
 pub struct WorkerEnds {
     pub socket: UnixStream,
@@ -98,6 +101,26 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// As [`Host::facts`].
     fn backward(&self, loss: &Tensor) -> Result<(), UserError>;
+    /// Makes the user's optimizer for the model, which is there; with `train.learning_rate` and `train.weight_decay`.
+    ///
+    /// # Errors
+    /// As [`Host::facts`]; it is none that can be used here.
+    fn make_optimizer(&self, rate: f64, weight_decay: f64) -> Result<(), UserError>;
+    /// A step of that optimizer; `rate` is the schedule's.
+    ///
+    /// # Errors
+    /// As [`Host::facts`].
+    fn step(&self, rate: f64) -> Result<(), UserError>;
+    /// The state of that optimizer. Its tensors are those that it goes on with.
+    ///
+    /// # Errors
+    /// As [`Host::facts`]; it holds what a checkpoint cannot hold.
+    fn optimizer_state(&self) -> Result<OptimizerState, UserError>;
+    /// Takes over what [`Host::optimizer_state`] gave.
+    ///
+    /// # Errors
+    /// It is the state of another optimizer.
+    fn load_optimizer(&self, structure: &str, tensors: &[(String, Tensor)]) -> Result<(), UserError>;
     /// Prediction alone.
     ///
     /// # Errors

@@ -11,10 +11,11 @@ mod host;
 mod lane;
 mod layout;
 mod model;
+mod optimizer;
 mod predict;
 mod samples;
 
-pub use self::host::{Facts, Host, Named, Passed, UserError, WorkerEnds, be_hosted_by};
+pub use self::host::{Facts, Host, Named, OptimizerState, Passed, UserError, WorkerEnds, be_hosted_by};
 
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
@@ -104,6 +105,9 @@ impl Opened {
         let random: Vec<&str> =
             self.sets.iter().filter(|(_, set)| set.is_random()).map(|(name, _)| name.as_str()).collect();
         let mut datasets = Datasets::new(train, val, test);
+        if self.set("test").is_none() {
+            datasets.notes.push("python.build gives no data set test: values named test are measured on val".into());
+        }
         if !random.is_empty() {
             datasets.notes.push(format!(
                 "samples of {} differ from reading to reading, so they are not kept in the page cache: random \
@@ -171,7 +175,7 @@ impl Task for Python {
             // The store keeps the tensor; the module has it already.
             let _ = place.add(last, named.tensor, named.trained);
         }
-        Ok(Box::new(PythonModel::new(host, config.train.compute_metrics_online)))
+        Ok(Box::new(PythonModel::new(host, config)))
     }
 
     fn metrics(&self, _: &Config, _: &Datasets) -> Result<Box<dyn Metrics>, DataError> {

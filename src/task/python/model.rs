@@ -1,8 +1,11 @@
 //! The user's model and metrics as the loop sees them.
 
 use super::host::{Host, Passed};
-use crate::task::{Batch, Metrics, Model, Output};
+use super::optimizer::PythonOptimizer;
+use crate::task::{Batch, Metrics, Model, Output, OwnOptimizer};
 use crate::torch::TorchError;
+use spec::config::Config;
+use spec::task::python::PythonConfig;
 use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -17,11 +20,15 @@ pub struct PythonModel {
     host: &'static dyn Host,
     /// Training measures as well.
     online: bool,
+    /// `train.learning_rate` and `train.weight_decay`, where the user has an optimizer of his own.
+    optimizer: Option<[f64; 2]>,
 }
 
 impl PythonModel {
-    pub fn new(host: &'static dyn Host, online: bool) -> Self {
-        Self { host, online }
+    pub fn new(host: &'static dyn Host, config: &Config) -> Self {
+        let (python, train): (PythonConfig, _) = (config.section(), &config.train);
+        let optimizer = python.optimizer.map(|_| [train.learning_rate, train.weight_decay]);
+        Self { host, online: train.compute_metrics_online, optimizer }
     }
 }
 
@@ -47,6 +54,11 @@ impl Model for PythonModel {
 
     fn try_predict(&self, batch: &Batch) -> Result<Tensor, TorchError> {
         Ok(self.host.predict(&batch.fields)?)
+    }
+
+    fn own_optimizer(&self) -> Result<Option<Box<dyn OwnOptimizer>>, TorchError> {
+        let Some([rate, weight_decay]) = self.optimizer else { return Ok(None) };
+        Ok(Some(Box::new(PythonOptimizer::new(self.host, rate, weight_decay)?)))
     }
 
     /// The host's part of a pass is the user's Python, which a recorded graph would leave out.

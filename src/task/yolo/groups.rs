@@ -63,7 +63,7 @@ pub fn settle(config: &mut Config, images: usize, classes: usize, global_batch: 
         return Vec::new();
     }
     let batch = global_batch as usize / config.train.gradient_accumulation_steps.max(1);
-    let steps = images.div_ceil(batch.max(yolo.nbs).max(1)) * config.train.num_epochs;
+    let steps = images.div_ceil(batch.max(yolo.nbs).max(1)).saturating_mul(config.train.num_epochs);
     config.with_section(|yolo: &mut YoloConfig| yolo.warmup_bias_lr = 0.0);
     let train = &mut config.train;
     if steps > MANY_STEPS {

@@ -7,7 +7,8 @@
 //! | `precision`, `recall` | means over classes at the confidence of the best mean F1, overlap .50 |
 //! | `map50`, `map50_95` | mean over classes of the average precision, at overlap .50 and over .50 to .95 |
 //!
-//! Memory: fixed sums, and at most `8 + 8 · max_det` bytes for each image of a validation ([`super::measure::records`]).
+//! Memory: fixed sums, with a confusion matrix of up to 1,000 classes, and at most `8 + 8 · max_det` bytes for each image of a
+//! validation ([`super::measure::records`]).
 
 use super::data::batch::rectangles;
 use super::detect::{Detection, from_tensor};
@@ -26,6 +27,13 @@ const TERMS: usize = 3;
 const PASSES: usize = TERMS;
 const IMAGES: usize = TERMS + 1;
 const OBJECTS: usize = TERMS + 2;
+/// Most classes with a confusion matrix, whose memory grows with their square: 8 MB here.
+const MOST_CONFUSED: usize = 1000;
+
+/// Cells of the confusion matrix of so many classes.
+fn cells(classes: usize) -> usize {
+    if classes > MOST_CONFUSED { 0 } else { (classes + 1) * (classes + 1) }
+}
 
 /// Sums and records of one part of the data.
 pub struct YoloMetrics {
@@ -45,7 +53,7 @@ impl YoloMetrics {
         let classes = names.len();
         Self {
             names: names.to_vec(),
-            sums: vec![0.0; OBJECTS + classes + (classes + 1) * (classes + 1)],
+            sums: vec![0.0; OBJECTS + classes + cells(classes)],
             pending: None,
             records: Records::default(),
             gathered: Vec::new(),
@@ -223,6 +231,18 @@ mod tests {
         }
         ranks[0].reset();
         assert!(ranks[0].sums().iter().all(|sum| *sum == 0.0) && ranks[0].records().unwrap().is_empty());
+    }
+
+    #[test]
+    fn many_classes_have_no_confusion_matrix() {
+        let names: Vec<String> = (0..65_536).map(|class| class.to_string()).collect();
+        let mut all = YoloMetrics::new(&names);
+        all.update(&batch(&[0]), &output(&[found(0.9, 1)]));
+        let (sums, records) = (all.sums(), all.records().unwrap());
+        assert_eq!(sums.len(), OBJECTS + names.len());
+        all.gather(&[records]);
+        assert!((value(&all.values(&sums), "map50") - 0.995).abs() < 1e-9);
+        assert!(all.files().iter().all(|(name, _)| name != "confusion_matrix.png"));
     }
 
     #[test]

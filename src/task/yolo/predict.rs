@@ -13,8 +13,9 @@ use crate::task::Batch;
 use crate::task::pass::{Opening, Pass, PassOutput, PassRange, Predictor};
 use serde_json::{Value, json};
 use spec::task::yolo::YoloConfig;
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -55,14 +56,18 @@ struct Named {
 
 /// Names of results, all different.
 fn unique<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<Named> {
-    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut taken, mut seen) = (HashSet::new(), HashMap::<String, usize>::new());
     let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
     let named = |path: &'a Path| {
-        let stem = text(path.file_stem());
-        let count = seen.entry(stem.clone()).or_default();
-        *count += 1;
-        let stem = if *count > 1 { format!("{stem}-{count}") } else { stem };
-        Named { file: text(path.file_name()), stem }
+        let (file, mut stem) = (text(path.file_name()), text(path.file_stem()));
+        let first = stem.clone();
+        let next = seen.entry(stem.clone()).or_insert(2usize);
+        // Another image may have the very name that a number makes.
+        while !taken.insert(stem.clone()) {
+            stem = format!("{first}-{next}");
+            *next += 1;
+        }
+        Named { file, stem }
     };
     paths.map(named).collect()
 }
@@ -201,7 +206,6 @@ impl Predictor for Writer {
     }
 
     fn join(&mut self, _: &PassOutput, parts: &[PathBuf], into: &Path) -> Result<(), DataError> {
-        let mut objects: Vec<Value> = Vec::new();
         for folder in ["labels", "images"] {
             let target = into.join(folder);
             fs::create_dir_all(&target).map_err(|e| DataError::output(&target, e))?;
@@ -209,15 +213,27 @@ impl Predictor for Writer {
                 link_all(&part.join(folder), &target)?;
             }
         }
-        for part in parts {
-            let path = part.join(JSON);
-            let text = fs::read(&path).map_err(|e| DataError::output(&path, e))?;
-            let own: Vec<Value> = serde_json::from_slice(&text).map_err(|e| DataError::output(&path, e.into()))?;
-            objects.extend(own);
-        }
-        let path = into.join(JSON);
-        fs::write(&path, Value::from(objects).to_string()).map_err(|e| DataError::output(&path, e))
+        join_lists(parts, &into.join(JSON))
     }
+}
+
+/// Writes the lists of all parts as one, part by part: those of many images do not fit in memory together.
+fn join_lists(parts: &[PathBuf], into: &Path) -> Result<(), DataError> {
+    let failed = |e| DataError::output(into, e);
+    let mut out = BufWriter::new(File::create(into).map_err(failed)?);
+    let mut between = "[";
+    for part in parts {
+        let path = part.join(JSON);
+        let text = fs::read_to_string(&path).map_err(|e| DataError::output(&path, e))?;
+        let list = text.trim().strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        let list = list.ok_or_else(|| DataError::output(&path, std::io::ErrorKind::InvalidData.into()))?;
+        if !list.is_empty() {
+            out.write_all(between.as_bytes()).and_then(|()| out.write_all(list.as_bytes())).map_err(failed)?;
+            between = ",";
+        }
+    }
+    let end = if between == "[" { "[]" } else { "]" };
+    out.write_all(end.as_bytes()).and_then(|()| out.flush()).map_err(failed)
 }
 
 /// Links where the file system has them, so that files are not written twice.
@@ -243,9 +259,33 @@ mod tests {
 
     #[test]
     fn names_of_results_are_unique() {
-        let paths = ["a/one.jpg", "b/one.png", "b/two.jpg"].map(Path::new);
-        let stems: Vec<String> = unique(paths.into_iter()).into_iter().map(|named| named.stem).collect();
-        assert_eq!(stems, ["one", "one-2", "two"]);
+        let stems = |paths: &[&str]| {
+            let named = unique(paths.iter().map(Path::new));
+            named.into_iter().map(|named| named.stem).collect::<Vec<String>>()
+        };
+        assert_eq!(stems(&["a/one.jpg", "b/one.png", "b/two.jpg"]), ["one", "one-2", "two"]);
+        let clash = stems(&["a/one.jpg", "b/one.jpg", "c/one-2.jpg", "d/one.jpg", "e/one-2.jpg"]);
+        assert_eq!(clash, ["one", "one-2", "one-2-2", "one-3", "one-2-3"]);
+    }
+
+    #[test]
+    fn lists_of_parts_become_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = |name: &str, text: &str| {
+            let part = folder.path().join(name);
+            fs::create_dir_all(&part).unwrap();
+            fs::write(part.join(JSON), text).unwrap();
+            part
+        };
+        let into = folder.path().join("all.json");
+        let joined = |parts: &[PathBuf]| {
+            join_lists(parts, &into).unwrap();
+            serde_json::from_slice::<Value>(&fs::read(&into).unwrap()).unwrap()
+        };
+        let parts = [part("a", "[]"), part("b", "[{\"n\":1},{\"n\":2}]"), part("c", "[]"), part("d", "[{\"n\":3}]")];
+        assert_eq!(joined(&parts), json!([{"n": 1}, {"n": 2}, {"n": 3}]));
+        assert_eq!((joined(&parts[..1]), joined(&[])), (json!([]), json!([])));
+        assert!(join_lists(&[part("e", "{")], &into).is_err());
     }
 
     #[test]

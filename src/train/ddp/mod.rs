@@ -320,6 +320,11 @@ impl Ddp {
         (start, slice.min(self.layout.len() - start))
     }
 
+    /// Number of this rank.
+    pub fn rank(&self) -> usize {
+        self.collective.rank()
+    }
+
     /// True where ranks update slices.
     pub fn is_sharded(&self) -> bool {
         self.slice.is_some()

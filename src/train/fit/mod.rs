@@ -15,12 +15,12 @@ use super::ddp::{Ddp, DdpError, DdpOptions};
 use super::device::{DeviceOptions, DeviceStep};
 use super::ema::{Averages, Named};
 use super::groups::Groups;
-use super::optimizer::Optimizer;
 use super::pace::Pace;
 use super::peers::AllRanks;
 use super::schedule::{Monitor, Schedule, warmup_batches};
 use super::state::{BestState, LoopState};
 use super::trial::AmpTrial;
+use super::update::Update;
 use super::{Observer, TrainError};
 use crate::comm::Collective;
 use crate::data::Dataset;
@@ -115,7 +115,7 @@ struct Loop<'a, 'o> {
     /// Steps whose numbers stay on the device; absent on a CPU.
     on_device: Option<DeviceStep>,
     ddp: Ddp,
-    optimizer: Optimizer,
+    optimizer: Update,
     groups: Groups,
     buffers: Buffers,
     /// The ranks over which layers take statistics, where they do.
@@ -162,7 +162,7 @@ impl<'a, 'o> Loop<'a, 'o> {
         }
         let pace = Pace::of(&planner, train.gradient_accumulation_steps as u64);
         let (ddp, groups) = parallel(&fit)?;
-        let mut optimizer = Optimizer::with_groups(groups.rules.clone(), &ddp)?;
+        let mut optimizer = Update::new(fit.model, &groups.rules, &ddp)?;
         let clone = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.shallow_clone());
         let named = fit.buffers.iter().map(clone).collect();
         let mut buffers = Buffers::new("buffers", named, config.ddp.buffers, Arc::clone(&fit.collective))?;
@@ -257,6 +257,8 @@ pub fn planner(
     }
     .checked()?;
     planner.drop_last |= !has_room_for_rest(&planner);
+    // Where the rest is all that there is, nothing is left to train on.
+    let mut planner = planner.checked()?;
     let accumulation = train.gradient_accumulation_steps as u64;
     if train.warmup_accumulation {
         let batches = warmup_batches(train, planner.steps_per_epoch());
@@ -329,7 +331,9 @@ fn of_another_optimizer(error: DdpError, checkpoint_dir: &Path, step: u64) -> Tr
     match error {
         DdpError::Parameter { name, problem } => TrainError::Checkpoint(CheckpointError::Mismatch {
             path: checkpoint_dir.join(format!("step-{step}")),
-            problem: format!("its optimizer's {name} {problem}: keep train.optimizer and train.momentum"),
+            problem: format!(
+                "its optimizer's {name} {problem}: keep train.optimizer, train.momentum and the task's own optimizer"
+            ),
         }),
         other => other.into(),
     }

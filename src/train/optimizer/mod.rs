@@ -11,7 +11,7 @@ mod orthogonal;
 use super::ddp::{Ddp, DdpError, Layout, Slot};
 use crate::torch::{self, AdamState, AdamStep, SgdStep, device};
 use orthogonal::{Along, Matrix, Rate};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Which rule, with the numbers that do not change from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -189,7 +189,7 @@ impl Optimizer {
         let _no_grad = tch::no_grad_guard();
         let first = self.steps_taken()? == 0;
         let _ = self.steps.f_add_scalar_(1.0)?;
-        for (rule, part, numbers) in self.groups(numbers) {
+        for (_, rule, part, numbers) in self.groups(numbers) {
             match rule.numbers(numbers, first) {
                 Step::Adam(step) => torch::fused_adam(&part.adam(), &step)?,
                 Step::Sgd(step) => {
@@ -217,7 +217,7 @@ impl Optimizer {
         self.follow(ddp)?;
         let _no_grad = tch::no_grad_guard();
         let _ = self.steps.f_add_scalar_(1.0)?;
-        for (group, (rule, part, numbers)) in self.groups(numbers).enumerate() {
+        for (group, rule, part, numbers) in self.groups(numbers) {
             let lr = lrs.f_select(0, group as i64)?;
             // Buffers of zeros make the first step by themselves: there is no dampening.
             match rule.numbers(numbers, false) {
@@ -233,10 +233,11 @@ impl Optimizer {
         ddp.share_params()
     }
 
-    /// Groups that have parameters.
-    fn groups<'a>(&'a self, numbers: &'a [Numbers]) -> impl Iterator<Item = (&'a Rule, &'a Part, &'a Numbers)> {
-        let all = self.rules.iter().zip(&self.parts).zip(numbers);
-        all.map(|((rule, part), numbers)| (rule, part, numbers)).filter(|(_, part, _)| !part.params.is_empty())
+    /// Groups that have parameters here, by their numbers: a rank's slice may hold none of a group's.
+    fn groups<'a>(&'a self, numbers: &'a [Numbers]) -> impl Iterator<Item = (usize, &'a Rule, &'a Part, &'a Numbers)> {
+        let all = self.rules.iter().zip(&self.parts).zip(numbers).enumerate();
+        all.map(|(group, ((rule, part), numbers))| (group, rule, part, numbers))
+            .filter(|(_, _, part, _)| !part.params.is_empty())
     }
 
     /// Bytes of the state that this rank keeps. Gaps between parameters, below 64 bytes each, are not counted, as those of
@@ -257,7 +258,8 @@ impl Optimizer {
     }
 
     /// State as tensors of one parameter each, such as `exp_avg.encoder.weight`, and `step`: independent of buckets and
-    /// world size. They are views, to be copied before the next step. All ranks call it together where they divide the state.
+    /// world size. They are views, to be copied before the next step. Where ranks divide the state, all call it together, and
+    /// rank 0 alone gets it, in host memory: no device has room for all of it.
     ///
     /// # Errors
     /// A peer failed, or libtorch refuses.
@@ -265,7 +267,13 @@ impl Optimizer {
         self.follow(ddp)?;
         let mut all = vec![("step".to_owned(), self.steps.shallow_clone())];
         for (kind, kept) in self.names().iter().zip(&self.kept) {
-            let flat = ddp.gathered(kept)?;
+            let mut flat = ddp.gathered(kept)?;
+            if ddp.is_sharded() {
+                if ddp.rank() != 0 {
+                    continue;
+                }
+                flat = flat.f_to_device(Device::Cpu)?;
+            }
             for (index, name) in ddp.names().iter().enumerate() {
                 all.push((format!("{kind}.{name}"), self.layout.view(&flat, index)?));
             }
@@ -291,32 +299,20 @@ impl Optimizer {
             Ok(tensor)
         };
         let _no_grad = tch::no_grad_guard();
-        let mut copies = vec![(self.steps.shallow_clone(), find("step", &[])?)];
-        // Where this rank keeps a slice, the whole is put together first.
-        let wholes: Vec<Tensor> = match ddp.is_sharded() {
-            true => self.kept.iter().map(|_| ddp.params().f_zeros_like()).collect::<Result<_, _>>()?,
-            false => self.kept.iter().map(Tensor::shallow_clone).collect(),
+        let (slots, kinds) = (self.layout.slots(), self.names());
+        let of_kind = |kind: &&str| {
+            let sources = ddp.names().iter().zip(slots);
+            sources.map(|(name, slot)| find(&format!("{kind}.{name}"), &slot.shape)).collect::<Result<Vec<_>, _>>()
         };
-        for (kind, flat) in self.names().iter().zip(&wholes) {
-            for (index, name) in ddp.names().iter().enumerate() {
-                let place = self.layout.view(flat, index)?;
-                let source = find(&format!("{kind}.{name}"), &place.size())?;
-                copies.push((place, source));
+        let (step, sources) = (find("step", &[])?, kinds.iter().map(of_kind).collect::<Result<Vec<_>, _>>()?);
+        self.steps.f_copy_(step)?;
+        for (kept, sources) in self.kept.iter().zip(sources) {
+            // Where this rank keeps a slice, the whole is put together first.
+            let flat = if ddp.is_sharded() { ddp.params().f_zeros_like()? } else { kept.shallow_clone() };
+            for (index, source) in sources.into_iter().enumerate() {
+                self.layout.view(&flat, index)?.f_copy_(source)?;
             }
-        }
-        copies.into_iter().try_for_each(|(mut place, source)| place.f_copy_(source).map(|_| ()))?;
-        if ddp.is_sharded() {
-            self.take_slices(ddp, &wholes)?;
-        }
-        Ok(())
-    }
-
-    /// Takes this rank's slices of whole tensors over.
-    fn take_slices(&mut self, ddp: &Ddp, wholes: &[Tensor]) -> Result<(), DdpError> {
-        let _no_grad = tch::no_grad_guard();
-        let (start, len) = ddp.own_range();
-        for (kept, whole) in self.kept.iter_mut().zip(wholes) {
-            kept.f_copy_(&whole.f_narrow(0, start as i64, len as i64)?)?;
+            take_slice(ddp, kept, &flat)?;
         }
         Ok(())
     }
@@ -326,16 +322,25 @@ impl Optimizer {
         if self.version == ddp.layout_version() {
             return Ok(());
         }
-        let mut wholes = self.kept.iter().map(|kept| ddp.gathered(kept)).collect::<Result<Vec<_>, _>>()?;
-        for flat in &mut wholes {
-            ddp.layout().refill(flat, &self.layout)?;
-        }
-        if ddp.is_sharded() {
-            self.take_slices(ddp, &wholes)?;
+        // One after the other: a device that keeps slices has no room for all of them whole.
+        for kept in &self.kept {
+            let mut flat = ddp.gathered(kept)?;
+            ddp.layout().refill(&mut flat, &self.layout)?;
+            take_slice(ddp, kept, &flat)?;
         }
         (self.layout, self.version) = (ddp.layout().clone(), ddp.layout_version());
         self.divide(ddp)
     }
+}
+
+/// Takes this rank's slice of a whole tensor over, where ranks keep slices.
+fn take_slice(ddp: &Ddp, kept: &Tensor, whole: &Tensor) -> Result<(), DdpError> {
+    if ddp.is_sharded() {
+        let _no_grad = tch::no_grad_guard();
+        let (start, len) = ddp.own_range();
+        kept.shallow_clone().f_copy_(&whole.f_narrow(0, start as i64, len as i64)?)?;
+    }
+    Ok(())
 }
 
 impl Part {

@@ -219,6 +219,23 @@ fn groups_with_their_own_decay_rate_and_momentum_are_pytorchs_param_groups() {
     }
 }
 
+/// As on a rank whose slice holds no parameter of the first group.
+#[test]
+fn a_group_without_parameters_here_does_not_take_the_rates_of_others() {
+    let rule = Rule::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let options = DdpOptions { groups: vec![1, 2], ..DdpOptions::default() };
+    let ddp = Ddp::new(variables(), Arc::new(Solo::new(Device::Cpu)), options).unwrap();
+    let mut optimizer = Optimizer::with_groups(vec![rule; 3], &ddp).unwrap();
+    for variable in ddp.variables() {
+        let _ = variable.grad().fill_(1.0);
+    }
+    let rates = [100.0, 0.5, 0.25];
+    let lrs = Tensor::from_slice(&rates.map(|rate| rate as f32));
+    let found = Tensor::from_slice(&[0_f32]);
+    optimizer.step_unless(&ddp, &lrs, &rates.map(Numbers::from), (&found, None)).unwrap();
+    assert_eq!(values(&ddp), [0.0, -1.5, 1.5, -0.25, 2.75, -0.375]);
+}
+
 #[test]
 fn neighbours_of_a_group_are_one_range_and_kinds_do_not_mix() {
     let parameters = |n: usize| -> Vec<(String, Tensor)> {

@@ -7,8 +7,9 @@
 use super::amp;
 use super::buffers::Buffers;
 use super::ddp::{DISCARD, Ddp};
-use super::optimizer::{Numbers, Optimizer, clip_grad_norm};
+use super::optimizer::{Numbers, clip_grad_norm};
 use super::peers::AllRanks;
+use super::update::Update;
 use super::{TrainError, to_tensors};
 use crate::comm::Collective;
 use crate::data::loader::{BatchPlanner, BatchStream, HostBatch};
@@ -57,7 +58,7 @@ pub struct StepRunner<'a> {
 /// State that a step changes.
 pub struct Parts<'a> {
     pub ddp: &'a mut Ddp,
-    pub optimizer: &'a mut Optimizer,
+    pub optimizer: &'a mut Update,
     pub metrics: &'a mut dyn Metrics,
     pub buffers: &'a mut Buffers,
 }
@@ -146,7 +147,7 @@ impl StepRunner<'_> {
             let first = (self.collective.rank() == 0).then(|| (grad_norm, Vec::new()));
             return Err(non_finite(self.collective, self.step, first)?);
         }
-        parts.optimizer.step(parts.ddp, self.numbers)?;
+        parts.optimizer.step(parts.ddp, self.lr, self.numbers)?;
         parts.buffers.keep()?;
         self.hand_out(parts.ddp)?;
         Ok(Attempt::Done(StepOutcome {

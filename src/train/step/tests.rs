@@ -7,7 +7,7 @@ use crate::data::{DataError, Dataset, Dtype, FieldSpec, ReadRequest, Scratch};
 use crate::task::emg::loss::Loss;
 use crate::task::emg::{EmgMetrics, EmgNet};
 use crate::train::ddp::DdpOptions;
-use crate::train::optimizer::Rule;
+use crate::train::optimizer::{Optimizer, Rule};
 use spec::task::emg::{EmgConfig, EmgLoss, EmgModel, TdsStage};
 use std::sync::Arc;
 use tch::{Tensor, nn};
@@ -118,7 +118,7 @@ fn train(way: Way, global_batch: u64, steps: u64) -> Trained {
     let solo: Arc<dyn Collective> = Arc::new(Solo::new(Device::Cpu));
     let mut ddp = Ddp::new(params, Arc::clone(&solo), DdpOptions::default()).unwrap();
     let rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
-    let mut optimizer = Optimizer::new(rule, &ddp).unwrap();
+    let mut optimizer = Update::Flat(Optimizer::new(rule, &ddp).unwrap());
     let mut metrics = EmgMetrics::new(20, 2000.0, None);
     let mode = spec::config::BufferMode::Broadcast;
     let mut buffers = Buffers::new("buffers", vec![], mode, Arc::clone(&solo)).unwrap();

@@ -65,16 +65,23 @@ pub fn place_of(pid: i32) -> Option<(u32, u32)> {
     place_in(&environment)
 }
 
+/// True if the environment of process `pid` makes it the first rank of this machine.
+pub fn is_first_here(pid: i32) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    number_in(&environment, env::LOCAL_RANK).or_else(|| number_in(&environment, env::RANK)) == Some(0)
+}
+
 fn place_in(environment: &[u8]) -> Option<(u32, u32)> {
-    let number = |name: &str| {
-        let mut values = environment
-            .split(|byte| *byte == 0)
-            .filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
-        std::str::from_utf8(values.next_back()?).ok()?.trim().parse().ok()
-    };
+    let number = |name| number_in(environment, name);
     // Lightning gives its children no RANK.
     let rank = number(env::RANK).or_else(|| number(env::LOCAL_RANK));
     rank.zip(number(env::WORLD_SIZE)).filter(|(rank, world)| rank < world)
+}
+
+fn number_in(environment: &[u8], name: &str) -> Option<u32> {
+    let mut values =
+        environment.split(|byte| *byte == 0).filter_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+    std::str::from_utf8(values.next_back()?).ok()?.trim().parse().ok()
 }
 
 /// Ranks that the process `pid` of a job has started itself, such as torchrun's: number and process, of each the first that
@@ -189,11 +196,13 @@ mod tests {
         while descendants(pid).len() < 3 || inner_ranks(pid).len() < 2 {
             assert!(began.elapsed().as_secs() < 60);
         }
-        let ranks: Vec<u32> = inner_ranks(pid).into_iter().map(|(rank, _)| rank).collect();
+        let found = inner_ranks(pid);
+        let ranks: Vec<u32> = found.iter().map(|(rank, _)| *rank).collect();
+        let firsts: Vec<bool> = found.iter().map(|(_, pid)| is_first_here(*pid)).collect();
         let group = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
         outer.wait().unwrap();
-        assert_eq!(ranks, [0, 1]);
+        assert_eq!((ranks, firsts), (vec![0, 1], vec![true, false]));
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub const CACHE_DOOR: &str = "HEADROOM_CACHE_DOOR";
 pub const REPORTS: &str = "HEADROOM_REPORTS";
 /// Secret that the launchers of all nodes share. Ranks do not get it.
 pub const JOIN_SECRET: &str = "HEADROOM_JOIN_SECRET";
+/// Secret that the ranks of all nodes share, made of the launchers'.
+pub const JOIN_KEY: &str = "HEADROOM_JOIN_KEY";
 /// The run's folder, where a user's own program writes its records.
 pub const RUN_DIR: &str = "HEADROOM_RUN_DIR";
 /// Set where `launch` runs in a scope of systemd that limits its memory.

@@ -43,12 +43,24 @@ pub struct ModelSizes {
     /// The part of `runtime_bytes` that the user's interpreter has with his modules, before it is a rank. 0: ranks are a
     /// program.
     pub interpreter_bytes: u64,
+    /// The optimizer that the task brings; `None`: the trainer's, whose sizes follow from the config.
+    pub optimizer: Option<OptimizerSizes>,
     /// Memory that the device's driver and libraries take beside tensors.
     pub gpu: Option<GpuSizes>,
     /// Bytes of a real sample over those of the samples that were measured. 1 where real samples were measured.
     pub enlarged: f64,
     /// Why passes were measured with smaller or fewer samples than wanted, or not at all; `None` where all were.
     pub short: Option<String>,
+}
+
+/// Sizes of a task's own optimizer, on the rank's device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptimizerSizes {
+    /// State after a step.
+    pub state_bytes: u64,
+    /// Tensors that a step holds besides.
+    pub step_bytes: u64,
 }
 
 /// Passes of one kind: training steps, or evaluation.

@@ -148,7 +148,8 @@ impl Held {
     /// Bytes that belong to this rank alone, without the tensors of steps.
     pub fn own_bytes(&self) -> u64 {
         let model = self.model_bytes.saturating_sub(self.model_shared_bytes);
-        model + self.slots_bytes + self.val_slots_bytes + self.scratch_bytes + self.chunks_bytes + self.staging_bytes
+        let parts = [self.slots_bytes, self.val_slots_bytes, self.scratch_bytes, self.chunks_bytes, self.staging_bytes];
+        parts.into_iter().fold(model, u64::saturating_add)
     }
 }
 

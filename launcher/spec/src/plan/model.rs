@@ -26,6 +26,7 @@ pub(super) struct ModelLines<'a> {
 impl<'a> ModelLines<'a> {
     pub fn new(config: &Config, model: &'a ModelSizes, world_size: usize, infers: bool) -> Self {
         let moments = match config.train.optimizer {
+            _ if model.optimizer.is_some() => 0,
             OptimizerKind::Adam | OptimizerKind::Adamw | OptimizerKind::Musgd | OptimizerKind::Auto => 2,
             OptimizerKind::Sgd => u64::from(config.train.momentum > 0.0),
         };
@@ -48,7 +49,8 @@ impl<'a> ModelLines<'a> {
         };
         let buffers = product(&[self.model.buffer_bytes, 2 + 2 * self.averaged_buffers])?;
         let moments = product(&[self.model.parameters, F32_BYTES, divided])?.div_ceil(self.shards);
-        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, moments, buffers])?;
+        let own = self.own_state();
+        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, moments, buffers, own])?;
         let ema = match self.ema {
             0 => String::new(),
             1 => " + EMA".into(),
@@ -56,6 +58,10 @@ impl<'a> ModelLines<'a> {
         };
         let parameters = grouped(self.model.parameters);
         let mut formula = match self.shards {
+            1 if self.model.optimizer.is_some() => format!(
+                "{parameters} parameters × 4 B × {copies} (weights + gradients{ema}) + {} of the task's own optimizer",
+                bytes_text(own)
+            ),
             1 => format!(
                 "{parameters} parameters × 4 B × {copies} (weights + gradients + {} moments{ema})",
                 self.moments
@@ -69,6 +75,17 @@ impl<'a> ModelLines<'a> {
             formula += &format!(" + {} of buffers", bytes_text(buffers));
         }
         per_rank(LineId::ModelState, bytes, ranks, formula)
+    }
+
+    /// Bytes of the state of the task's own optimizer.
+    fn own_state(&self) -> u64 {
+        self.model.optimizer.map_or(0, |own| own.state_bytes)
+    }
+
+    /// Tensors of a training step: those of its passes, or those of the task's own optimizer after them.
+    fn tensors(&self, held: &Taken, is_training: bool) -> u64 {
+        let own = self.model.optimizer.filter(|_| is_training).map_or(0, |own| own.step_bytes);
+        held.tensors.max(own)
     }
 
     /// A step of training, where there is one, and a batch of evaluation.
@@ -105,7 +122,8 @@ impl<'a> ModelLines<'a> {
         let [training, validation] = self.passes(draft)?;
         let is_training = !self.infers && training.tensors >= validation.tensors;
         let held = if is_training { training } else { validation };
-        let activations = per_rank(LineId::Activations, held.tensors, ranks, self.formula(&held, is_training))?;
+        let activations =
+            per_rank(LineId::Activations, self.tensors(&held, is_training), ranks, self.formula(&held, is_training))?;
         let further = (draft.topology.threads_per_rank as u64).saturating_sub(self.model.threads.max(1));
         let total = times(training.total, TRAIN_HEAP)?.max(times(validation.total, VAL_HEAP)?);
         let beside = total.saturating_sub(held.tensors);
@@ -124,7 +142,8 @@ impl<'a> ModelLines<'a> {
         if self.model.gpu.is_some() {
             let kept = held.total.saturating_sub(held.tensors);
             let formula = format!("{formula} + {} that the allocator keeps", bytes_text(kept));
-            return per_rank(LineId::Activations, held.total, ranks, formula);
+            let bytes = held.total.max(self.tensors(&held, is_training));
+            return per_rank(LineId::Activations, bytes, ranks, formula);
         }
         let (numerator, denominator) = DEVICE_FACTOR;
         let factor = numerator as f64 / denominator as f64;
@@ -180,10 +199,14 @@ impl<'a> ModelLines<'a> {
         let copies = 1 + self.moments + self.ema;
         // Each file of weights holds the buffers.
         let buffers = product(&[self.model.buffer_bytes, 1 + self.ema])?;
-        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, buffers])?;
+        let own = self.own_state();
+        let bytes = sum(&[product(&[self.model.parameters, F32_BYTES, copies])?, buffers, own])?;
         // Names and places of all tensors: a few KiB, and more where there are many small ones.
         let names = (bytes / 24).saturating_add(STAGING_NAMES_BYTES);
-        let more = if buffers > 0 { format!(" + {} of buffers", bytes_text(buffers)) } else { String::new() };
+        let mut more = if buffers > 0 { format!(" + {} of buffers", bytes_text(buffers)) } else { String::new() };
+        if own > 0 {
+            more += &format!(" + {} of the task's own optimizer", bytes_text(own));
+        }
         let mut formula =
             format!("rank 0: {} parameters × 4 B × {copies}{more}, and their names", grouped(self.model.parameters));
         // Ranks that divide the moments bring them together on each.

@@ -8,6 +8,7 @@ use crate::contract::{CacheMode, LineId, Machine};
 
 /// Bytes of an entry that the directory's table is sized for: programs' samples are larger mostly.
 const ENTRY_BYTES: u64 = 16 << 10;
+const MIB: u64 = 1 << 20;
 
 /// Sizes of a program, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,8 +61,10 @@ pub fn program_plan(
     if need_bytes > total_bytes {
         let rest = total_bytes.saturating_sub(need_bytes - cache_bytes);
         let advice = match (cache_bytes, rest) {
-            (0, _) => "use fewer ranks, or end other programs".to_owned(),
-            (_, 0) => "leave --cache out, use fewer ranks, or end other programs".to_owned(),
+            (0, _) => "use fewer ranks, a larger --memory-budget, or end other programs".to_owned(),
+            (_, ..MIB) => {
+                "leave --cache out, use fewer ranks or a larger --memory-budget, or end other programs".to_owned()
+            }
             (_, rest) => format!("give --cache {}MiB or less, use fewer ranks, or end other programs", rest >> 20),
         };
         let error = PlanError::Program { need_bytes, total_bytes, advice };
@@ -101,6 +104,9 @@ mod tests {
     fn what_does_not_fit_is_refused_with_what_would() {
         let error = planned(20 << 30, Some(1 << 30)).unwrap_err().to_string();
         assert!(error.contains("give --cache ") && error.contains("MiB or less"), "{error}");
-        assert!(planned(0, Some(9 << 30)).unwrap_err().to_string().contains("use fewer ranks"));
+        assert!(
+            planned(0, Some(9 << 30)).unwrap_err().to_string().contains("use fewer ranks, a larger --memory-budget")
+        );
+        assert!(planned(1 << 20, Some(9 << 30)).unwrap_err().to_string().contains("leave --cache out"));
     }
 }

@@ -32,17 +32,17 @@ const VARIABLES: [&str; 18] = [
     "TORCH_CPP_LOG_LEVEL",
 ];
 
+/// The fact on one GPU.
+const GPU: &str = "GPU";
+
 type Facts = Vec<(&'static str, String)>;
 
 pub(super) fn env(args: &EnvArgs) -> Result<u8, Error> {
     let sections =
         [("programs", programs()), ("machine", machine_facts()), ("limits", limits()), ("environment", variables())];
     if args.json {
-        let map = |facts: &Facts| -> Map<String, Value> {
-            facts.iter().map(|(name, value)| ((*name).to_owned(), Value::from(value.as_str()))).collect()
-        };
         let all: Map<String, Value> =
-            sections.iter().map(|(name, facts)| ((*name).to_owned(), map(facts).into())).collect();
+            sections.iter().map(|(name, facts)| ((*name).to_owned(), by_name(facts).into())).collect();
         print::out(serde_json::to_string_pretty(&all).unwrap_or_default())?;
         return Ok(exit::OK);
     }
@@ -53,6 +53,21 @@ pub(super) fn env(args: &EnvArgs) -> Result<u8, Error> {
         .collect();
     print::out(aligned(&rows, &[]))?;
     Ok(exit::OK)
+}
+
+/// Facts by their names; what there may be several of is a list.
+fn by_name(facts: &Facts) -> Map<String, Value> {
+    let mut found = Map::new();
+    for (name, value) in facts {
+        let value = Value::from(value.as_str());
+        if *name == GPU {
+            let list = found.entry(*name).or_insert_with(|| Value::Array(Vec::new()));
+            list.as_array_mut().into_iter().for_each(|list| list.push(value.clone()));
+        } else {
+            found.insert((*name).to_owned(), value);
+        }
+    }
+    found
 }
 
 fn programs() -> Facts {
@@ -110,7 +125,7 @@ fn machine_facts() -> Facts {
             facts.extend(machine::gpu_driver().map(|driver| ("driver", driver)));
             for gpu in &machine.gpus {
                 let (free, total) = (bytes_text(gpu.memory_free_bytes), bytes_text(gpu.memory_total_bytes));
-                facts.push(("GPU", format!("{}: {}, {free} free of {total}", gpu.index, gpu.name)));
+                facts.push((GPU, format!("{}: {}, {free} free of {total}", gpu.index, gpu.name)));
             }
         }
     }
@@ -208,6 +223,12 @@ mod tests {
         assert_eq!(assigned(text, "cuda").as_deref(), Some("13.0"));
         assert_eq!(assigned(text, "hip"), None);
         assert_eq!(assigned("PRETTY_NAME=\"Debian\"\n", "PRETTY_NAME").as_deref(), Some("Debian"));
+    }
+
+    #[test]
+    fn every_gpu_is_in_the_json() {
+        let facts = vec![("GPUs", "2".to_owned()), (GPU, "0: a".to_owned()), (GPU, "1: b".to_owned())];
+        assert_eq!(Value::from(by_name(&facts)), serde_json::json!({"GPUs": "2", "GPU": ["0: a", "1: b"]}));
     }
 
     #[test]

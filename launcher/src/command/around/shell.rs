@@ -4,16 +4,18 @@ use super::super::{Error, io, print, shown};
 use crate::cli::{self, CliError, CompletionsArgs, ManArgs};
 use spec::contract::exit;
 
-/// Keys of configs, for bash: clap knows options, not what stands behind `--set`.
+/// Keys of configs, for bash: clap knows options, not what stands behind `--set`. `compgen -W` runs what stands in `$(…)`, so a
+/// name with such characters is none.
 const BASH_KEYS: &str = r#"
 _launch_keys() { launch help --markdown 2>/dev/null | sed -n 's/^| `\([a-z_0-9.]*\)`.*/\1=/p'; }
+_launch_names() { ls "$1" 2>/dev/null | grep -E '^[A-Za-z0-9_.-]+$'; }
 _launch_values() {
     local cur="${COMP_WORDS[COMP_CWORD]}" prev="${COMP_WORDS[COMP_CWORD-1]}"
     case "$prev" in
         --set) COMPREPLY=($(compgen -W "$(_launch_keys)" -- "$cur")); compopt -o nospace; return ;;
-        --config) COMPREPLY=($(compgen -f -X '!*.yaml' -- "$cur") $(compgen -W "$(ls configs 2>/dev/null | sed -n 's/\.yaml$//p')" -- "$cur")); return ;;
+        --config) COMPREPLY=($(compgen -f -X '!*.yaml' -- "$cur") $(compgen -W "$(_launch_names configs | sed -n 's/\.yaml$//p')" -- "$cur")); return ;;
         --name|--run|report|compare|analyze|doctor|predict|evaluate|export-metrics)
-            COMPREPLY=($(compgen -W "$(ls runs 2>/dev/null)" -- "$cur")); [ ${#COMPREPLY[@]} -gt 0 ] && return ;;
+            COMPREPLY=($(compgen -W "$(_launch_names runs)" -- "$cur")); [ ${#COMPREPLY[@]} -gt 0 ] && return ;;
     esac
     _launch "$@"
 }
@@ -87,5 +89,20 @@ mod tests {
         clap_complete::generate(clap_complete::Shell::Bash, &mut cli::definition(), "launch", &mut text);
         let text = String::from_utf8(text).unwrap();
         assert!(text.contains("export-metrics") && text.contains("--max-restarts"), "{text}");
+    }
+
+    #[test]
+    fn a_folders_name_is_completed_and_never_run() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["night", "$(touch hit)"] {
+            std::fs::create_dir_all(dir.path().join("runs").join(name)).unwrap();
+        }
+        let ask = "COMP_WORDS=(launch report ''); COMP_CWORD=2; _launch_values; echo ${COMPREPLY[@]}";
+        let script = format!("_launch() {{ :; }}\n{BASH_KEYS}\n{ask}");
+        let Ok(done) = std::process::Command::new("bash").args(["-c", &script]).current_dir(dir.path()).output() else {
+            return println!("no bash here");
+        };
+        assert_eq!(String::from_utf8_lossy(&done.stdout).trim(), "night");
+        assert!(!dir.path().join("hit").exists());
     }
 }

@@ -6,16 +6,19 @@ use super::runs::is_training;
 use crate::advise::{self, Overview, Standing};
 use crate::cli::{CliError, SweepArgs};
 use crate::console::aligned;
-use crate::run_dir;
+use crate::run_dir::{self, StagesOf};
 use serde::{Deserialize, Serialize};
 use spec::contract::exit;
 use spec::plan::bytes_text;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 /// This program, also where its file was replaced by a newer build meanwhile.
 const SELF: &str = "/proc/self/exe";
+/// Key of the folder that the runs lie in.
+const RUNS_DIR: &str = "log.runs_dir";
 /// Most runs of one sweep.
 const MOST_RUNS: usize = 1000;
 
@@ -23,6 +26,8 @@ const MOST_RUNS: usize = 1000;
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Sweep {
     config: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    python: Option<String>,
     /// Differences between runs: `key=value` of each, by run.
     points: Vec<Vec<String>>,
     /// Settings that they share.
@@ -54,14 +59,23 @@ fn values(set: &str) -> Option<(&str, Vec<&str>)> {
 impl Sweep {
     fn of(config: &str, sets: &[String]) -> Result<Self, String> {
         let (mut points, mut shared): (Vec<Vec<String>>, Vec<String>) = (vec![Vec::new()], Vec::new());
+        let mut swept = BTreeSet::new();
         for set in sets {
             let (key, values) = values(set).ok_or_else(|| format!("--set {set}: expected KEY=VALUE"))?;
+            // One value before a list is a default of the caller's; behind it, it would do nothing.
+            if swept.contains(key) {
+                return Err(format!("--set {set}: {key} has a list of values already: put all of them into one list"));
+            }
             if let Some(empty) = values.iter().position(|value| value.trim().is_empty()).filter(|_| values.len() > 1) {
                 return Err(format!("--set {set}: value {} is empty", empty + 1));
             }
             if values.len() == 1 {
                 shared.push(set.clone());
                 continue;
+            }
+            swept.insert(key);
+            if key == RUNS_DIR {
+                return Err(format!("--set {set}: all runs of a sweep lie in one folder"));
             }
             if points.len() * values.len() > MOST_RUNS {
                 return Err(format!("a sweep of more than {MOST_RUNS} runs: give fewer values"));
@@ -74,8 +88,23 @@ impl Sweep {
                 "nothing to sweep over: give a key several values, such as --set train.learning_rate=1e-3,3e-4".into(),
             );
         }
-        Ok(Self { config: config.to_owned(), points, shared })
+        Ok(Self { config: config.to_owned(), python: None, points, shared })
     }
+}
+
+/// A point's run; of one in stages the last stage that has begun. `living`: its processes are there; `whole`: all of its stages
+/// are wanted.
+fn overview(folder: &Path, living: bool, whole: bool) -> Option<Overview> {
+    let Some(stages) = StagesOf::read(folder) else { return Overview::read(folder, living) };
+    let begun = stages.begun(folder);
+    let mut found: Vec<Overview> = begun.iter().filter_map(|stage| Overview::read(stage, living)).collect();
+    let done = |of: &Overview| matches!(of.standing, Standing::Finished | Standing::EarlyStopped);
+    let last = found.iter().position(|stage| !done(stage)).or(found.len().checked_sub(1))?;
+    let mut last = found.swap_remove(last);
+    if whole && done(&last) && begun.len() < stages.stages.len() {
+        last.standing = Standing::Unfinished;
+    }
+    Some(last)
 }
 
 pub(super) fn sweep(args: &SweepArgs) -> Result<u8, Error> {
@@ -83,16 +112,23 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<u8, Error> {
     let name = run.name.as_deref().unwrap_or_default();
     let config = run.config.config.as_deref().unwrap_or_default();
     let sweep = Sweep::of(config, &run.config.set).map_err(CliError::Usage)?;
+    let sweep = Sweep { python: run.config.python.clone(), ..sweep };
     let runs_dir = runs_dir(args)?;
     let list = runs_dir.join(format!("{name}.sweep.json"));
-    same_or_new(&list, &sweep)?;
     let folder = |number: usize| runs_dir.join(format!("{name}-{number:03}"));
+    if !run.dry_run {
+        // One of which nothing has begun was a trial, or a mistake.
+        let begun = (0..MOST_RUNS).any(|number| folder(number).is_dir());
+        same_or_new(&list, &sweep, begun)?;
+    }
+    let whole = run.stage.is_none();
     let mut helpers = Helpers::take().map_err(io("cannot take signals", exit::INTERNAL))?;
     let mut code = exit::OK;
     for (number, point) in sweep.points.iter().enumerate() {
         let folder = folder(number);
         let words = point.join(" ");
-        match Overview::read(&folder, is_training(&folder)).map(|overview| overview.standing) {
+        match overview(&folder, is_training(&folder), whole).map(|overview| overview.standing) {
+            _ if run.dry_run => {}
             Some(Standing::Finished | Standing::EarlyStopped) => {
                 print::say(format_args!("sweep: {} has finished already ({words})", shown(&folder)));
                 continue;
@@ -106,13 +142,20 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<u8, Error> {
         let ended = start(args, &format!("{name}-{number:03}"), &sweep.shared, point, &mut helpers)?;
         if ended != exit::OK {
             code = ended;
-            let stopped = matches!(ended, exit::STOPPED | exit::UNSTARTED) || helpers.asked_to_end().is_some();
-            if stopped || !args.keep_going {
-                break;
-            }
+        }
+        // A signal that came when the run had ended by itself is the sweep's alone.
+        let asked = helpers.asked_to_end().is_some() && number + 1 < sweep.points.len();
+        if asked && ended == exit::OK {
+            code = exit::STOPPED;
+        }
+        let failed = ended != exit::OK && !args.keep_going;
+        if asked || failed || matches!(ended, exit::STOPPED | exit::UNSTARTED) {
+            break;
         }
     }
-    print::say(table(&sweep, folder));
+    if !run.dry_run {
+        print::say(table(&sweep, folder, whole));
+    }
     if matches!(code, exit::STOPPED | exit::UNSTARTED) {
         print::note("the sweep was stopped: the same command continues it");
     } else if code != exit::OK && !args.keep_going {
@@ -123,20 +166,18 @@ pub(super) fn sweep(args: &SweepArgs) -> Result<u8, Error> {
 
 /// Where the runs lie, by the config.
 fn runs_dir(args: &SweepArgs) -> Result<PathBuf, Error> {
-    let set = args.run.config.set.iter().rev().find_map(|set| set.strip_prefix("log.runs_dir="));
-    if let Some(dir) = set {
-        return Ok(PathBuf::from(dir));
-    }
     let (exe, cwd) = super::super::here()?;
     let (headroom, home) = (crate::cli::home(&exe), std::env::home_dir());
     let folders = spec::config::Folders { cwd: &cwd, headroom: headroom.as_deref(), home: home.as_deref() };
-    let plain = crate::cli::ConfigArgs { set: Vec::new(), ..args.run.config.clone() };
+    // Lists of values are no values; this key has none.
+    let set = args.run.config.set.iter().filter(|set| set.starts_with(RUNS_DIR)).cloned().collect();
+    let plain = crate::cli::ConfigArgs { set, ..args.run.config.clone() };
     Ok(plain.prepare(false, &folders)?.config.log.runs_dir)
 }
 
-/// A sweep of the same name that is another one is not continued.
-fn same_or_new(list: &Path, sweep: &Sweep) -> Result<(), Error> {
-    let known: Option<Sweep> = advise::json(list);
+/// A sweep of the same name that is another one is not continued. `begun`: there are runs of it.
+fn same_or_new(list: &Path, sweep: &Sweep, begun: bool) -> Result<(), Error> {
+    let known: Option<Sweep> = advise::json(list).filter(|known| begun || known == sweep);
     match known {
         Some(known) if known == *sweep => Ok(()),
         Some(_) => Err(Error::Target(format!(
@@ -177,6 +218,7 @@ fn words(args: &SweepArgs, name: &str, shared: &[String], point: &[String]) -> V
         }
     };
     option("--config", run.config.config.clone());
+    option("--python", run.config.python.clone());
     option("--device", run.config.device.map(|device| device.word().to_owned()));
     option("--gpus", run.gpus.map(|count| count.to_string()));
     option("--ranks", run.ranks.map(|count| count.to_string()));
@@ -196,7 +238,7 @@ fn words(args: &SweepArgs, name: &str, shared: &[String], point: &[String]) -> V
     words
 }
 
-fn table(sweep: &Sweep, folder: impl Fn(usize) -> PathBuf) -> String {
+fn table(sweep: &Sweep, folder: impl Fn(usize) -> PathBuf, whole: bool) -> String {
     let keys: Vec<String> = sweep.points[0].iter().filter_map(|set| Some(set.split_once('=')?.0.to_owned())).collect();
     let mut rows = vec![
         [vec!["run".to_owned()], keys, ["status", "best", "samples/s", "time", "memory"].map(String::from).to_vec()]
@@ -207,7 +249,7 @@ fn table(sweep: &Sweep, folder: impl Fn(usize) -> PathBuf) -> String {
         let mut row = vec![path.file_name().unwrap_or_default().to_string_lossy().into_owned()];
         row.extend(point.iter().filter_map(|set| Some(set.split_once('=')?.1.to_owned())));
         let dash = || "-".to_owned();
-        match Overview::read(&path, false) {
+        match overview(&path, false, whole) {
             Some(run) => {
                 let best = run.best.as_ref().map(|best| format!("{} {}", best.metric, advise::number(best.value)));
                 row.extend([run.standing.text().to_owned(), best.unwrap_or_else(dash)]);
@@ -240,6 +282,7 @@ mod tests {
         assert_eq!(points, ["a.b=1 d=[1,2]", "a.b=1 d=[3]", "a.b=2 d=[1,2]", "a.b=2 d=[3]"]);
         assert_eq!(values("k=\"a,b\",c"), Some(("k", vec!["\"a,b\"", "c"])));
         assert_eq!(sweep(&["d={a: 1, b: 2},null"]).unwrap().points.len(), 2);
+        assert_eq!(sweep(&["a=3", "a=1,2"]).unwrap().points, [["a=1"], ["a=2"]]);
     }
 
     #[test]
@@ -249,7 +292,12 @@ mod tests {
             (vec![], "several values"),
             (vec!["a"], "KEY=VALUE"),
             (vec!["a=1,,2"], "value 2 is empty"),
-            (vec!["a=1,2,3,4,5,6,7,8,9,10,11"; 3], "more than 1000 runs"),
+            (vec!["a=1,2", "a=3"], "a has a list of values already"),
+            (vec!["log.runs_dir=a,b"], "in one folder"),
+            (
+                vec!["a=1,2,3,4,5,6,7,8", "b=1,2,3,4,5,6,7,8,9,10,11", "c=1,2,3,4,5,6,7,8,9,10,11,12"],
+                "more than 1000 runs",
+            ),
         ] {
             let error = sweep(&sets).unwrap_err();
             assert!(error.contains(says), "{error}");
@@ -261,9 +309,46 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("s.sweep.json");
         let first = sweep(&["a=1,2"]).unwrap();
-        same_or_new(&list, &first).unwrap();
-        same_or_new(&list, &first).unwrap();
-        let error = same_or_new(&list, &sweep(&["a=1,3"]).unwrap()).unwrap_err();
+        same_or_new(&list, &first, false).unwrap();
+        same_or_new(&list, &first, true).unwrap();
+        let other = sweep(&["a=1,3"]).unwrap();
+        let error = same_or_new(&list, &other, true).unwrap_err();
         assert!(error.to_string().contains("of another sweep"), "{error}");
+        same_or_new(&list, &other, false).unwrap();
+        let of_python = Sweep { python: Some("a:b".into()), ..sweep(&["a=1,3"]).unwrap() };
+        assert!(same_or_new(&list, &of_python, true).is_err());
+    }
+
+    #[test]
+    fn the_users_function_goes_to_every_run() {
+        let line = "launch sweep --python a:b --name s --set x=1,2 --ranks 2";
+        let parsed = crate::cli::Command::parse(line.split(' ').map(OsString::from)).unwrap();
+        let crate::cli::Command::Around(crate::cli::Around::Sweep(args)) = parsed else { panic!() };
+        let words = words(&args, "s-000", &[], &["x=1".into()]);
+        let text: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        assert_eq!(text.join(" "), "--name s-000 --resume auto --python a:b --ranks 2 --max-restarts 0 --set x=1");
+    }
+
+    #[test]
+    fn a_run_in_stages_has_finished_once_all_of_them_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = |name: &str| crate::run_dir::StageOf { name: name.into(), kind: spec::config::StageKind::Train };
+        let stages = StagesOf { stages: vec![stage("a"), stage("b")], ..StagesOf::default() };
+        stages.write(dir.path()).unwrap();
+        let standing = |whole| overview(dir.path(), false, whole).map(|found| found.standing);
+        assert_eq!(standing(true), None);
+        for (name, status, found, of_part) in [
+            ("a", "finished", Standing::Unfinished, Standing::Finished),
+            ("b", "stopped", Standing::Stopped, Standing::Stopped),
+            ("b", "finished", Standing::Finished, Standing::Finished),
+        ] {
+            let folder = dir.path().join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("job.json"), r#"{"start": "x"}"#).unwrap();
+            let status = serde_json::from_value(serde_json::json!(status)).unwrap();
+            let summary = spec::contract::Summary { status, start: "x".into(), ..Default::default() };
+            std::fs::write(folder.join("summary.json"), serde_json::to_vec(&summary).unwrap()).unwrap();
+            assert_eq!((standing(true), standing(false)), (Some(found), Some(of_part)), "{name} {status:?}");
+        }
     }
 }

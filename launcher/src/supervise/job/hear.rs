@@ -1,12 +1,11 @@
 //! Input of the loop: signals, notes of the page cache, messages of the ranks; and the outcome.
 
 use super::Job;
-use crate::supervise::child::Child;
 use crate::supervise::verdict::{End, STOPS, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
 use crate::watch::{Findings, Told};
 use cache::CacheHost;
-use host::machine::{ProcessLimits, inner_ranks};
+use host::machine::{ProcessLimits, inner_ranks, is_first_here};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, kill_process};
@@ -71,15 +70,20 @@ impl Job<'_> {
     }
 
     /// Asks ranks for a checkpoint and their end. Of a program that has started ranks itself (torchrun, say) these are asked: it
-    /// would end by the signal, and they with it.
+    /// would end by the signal, and they with it. One that is the first of its ranks itself (Lightning) is asked as well.
     pub(super) fn ask_for_checkpoint(&mut self) {
-        let running = |child: &&Child| !child.ended && self.spec.watch.foreign;
-        let inner =
-            self.children.iter().filter(running).flat_map(|child| inner_ranks(child.pid.as_raw_nonzero().get()));
-        let inner: Vec<Pid> = inner.filter_map(|(_, pid)| Pid::from_raw(pid)).collect();
+        let mut inner = match &self.children[..] {
+            [child] if !child.ended && self.spec.watch.foreign => inner_ranks(child.pid.as_raw_nonzero().get()),
+            // Ranks of this launcher: what they start is theirs.
+            _ => Vec::new(),
+        };
         if inner.is_empty() {
             return self.forward(Signal::USR1);
         }
+        if !inner.iter().any(|(_, pid)| is_first_here(*pid)) {
+            inner.extend(self.children.iter().map(|child| (0, child.pid.as_raw_nonzero().get())));
+        }
+        let inner: Vec<Pid> = inner.into_iter().filter_map(|(_, pid)| Pid::from_raw(pid)).collect();
         let grace = self.spec.grace.as_secs_f64();
         self.watcher.note(&format!("SIGUSR1: asking every rank inside to stop, at most {grace} s"));
         self.verdict.forwarded(Signal::USR1.as_raw());

@@ -12,7 +12,7 @@ use super::limits::MemoryGroup;
 use super::orders::{Order, OrderQueue};
 use super::record::ErrorFiles;
 use super::reports::{Hearing, Reports};
-use super::unix::{Guard, Signals};
+use super::unix::{Guard, Signals, forget_code};
 use super::verdict::{Said, Verdict};
 use super::zygote::Zygote;
 use super::{Outcome, Spec, Stream, Watcher};
@@ -35,6 +35,8 @@ use std::time::{Duration, Instant};
 pub const POLL: Duration = Duration::from_millis(20);
 /// How long output waits before it is looked at again when the watcher cannot take more.
 const HOLD: Duration = Duration::from_millis(20);
+/// Time after which the start is over, of the launcher and of ranks that train.
+const CALM: Duration = Duration::from_secs(1);
 /// Longest error text passed on to other ranks, characters: must fit into a socket's buffer.
 const LONGEST_ERROR: usize = 2000;
 
@@ -86,8 +88,9 @@ fn run_with(
 ) -> io::Result<Outcome> {
     let started = Instant::now();
     let memory_group = memory_group(spec, watcher);
-    let groups = || Cgroup::make().into_iter().chain(memory_group.as_ref().map(|group| group.cgroup.clone()));
-    let cgroups: Vec<Cgroup> = groups().collect();
+    let limited = memory_group.as_ref();
+    let own = Cgroup::make(limited.map(|group| group.dir.as_path()));
+    let cgroups: Vec<Cgroup> = own.into_iter().chain(limited.map(|group| group.cgroup.clone())).collect();
     // Dropped without `dismiss` on any error below: then the guard ends what was started.
     let guard = Guard::start(cgroups.clone())?;
     let comm = if spec.control { Some(comm_memory(watcher)?) } else { None };
@@ -138,7 +141,11 @@ fn run_with(
         let watch = move || Watch::new(&spec.watch, &pids, meter, orders).run(&told);
         let watch =
             std::thread::Builder::new().name("memory".into()).stack_size(512 << 10).spawn_scoped(scope, watch)?;
-        let hearing = reports.as_ref().map(|reports| reports.hear(scope, watcher, orders.cache, heard)).transpose()?;
+        let hearing = reports.as_ref().map(|reports| reports.hear(scope, watcher, orders.cache, heard)).transpose();
+        let hearing = hearing.unwrap_or_else(|error| {
+            watcher.note(&format!("warning: reports of the program are not heard: {error}"));
+            None
+        });
         let end = job.watch();
         job.progress = hearing.and_then(Hearing::end).or(job.progress.take());
         job.hush();
@@ -304,9 +311,16 @@ impl<'a> Job<'a> {
 
     /// Until every rank has ended.
     fn watch(&mut self) -> io::Result<()> {
+        let mut calm = Some(Instant::now() + CALM);
         while self.children.iter().any(|child| !child.ended) {
             let (mut output, mut ended) = (false, Vec::new());
-            for (kind, index) in wait(&self.urgent, self.timeout())? {
+            let until_calm = calm.map(|at| at.saturating_duration_since(Instant::now()));
+            if until_calm.is_some_and(|left| left.is_zero()) {
+                forget_code();
+                calm = None;
+            }
+            let timeout = [self.timeout(), until_calm.filter(|left| !left.is_zero())].into_iter().flatten().min();
+            for (kind, index) in wait(&self.urgent, timeout)? {
                 match kind {
                     SIGNALS => self.take_signals(),
                     OUTPUTS => output = true,

@@ -334,17 +334,7 @@ fn assemble(
     let emg = Transform { rectify: config.emg.rectify, normalise: config.emg.normalize.then(|| affine(&statistics)) };
     let [train, val, test] = sets.map(|windows| dataset(windows, config, &emg, seed));
     Ok(EmgData {
-        datasets: Datasets {
-            train,
-            val,
-            test,
-            baseline: None,
-            skipped,
-            notes,
-            facts: None,
-            carried: None,
-            split: Some(list),
-        },
+        datasets: Datasets { skipped, notes, split: Some(list), ..Datasets::new(train, val, test) },
         mean_pose,
         statistics,
         reader,

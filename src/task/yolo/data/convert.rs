@@ -20,7 +20,7 @@ const SPLITS: [&str; 3] = ["train", "val", "test"];
 pub fn convert(request: &ConvertRequest) -> Result<Vec<String>, DataError> {
     let shares = shares(&request.split_ratio)?;
     let root = request.data.as_path();
-    let found = form::find(root, Division { shares, seed: request.seed })?;
+    let found = form::find(root, Division { shares, seed: request.seed, trains: false })?;
     // Findings are of this once: nothing is kept beside the data.
     let scratch = std::env::temp_dir().join(format!("headroom-convert-{}", std::process::id()));
     let findings = scan(&found, root, &Team::alone(), &scratch);
@@ -130,7 +130,7 @@ mod tests {
             };
             let lines = convert(&request).unwrap();
             assert!(lines.iter().any(|line| line.starts_with("train: 4 images with ")), "{lines:?}");
-            let found = form::find(&out, Division { shares: [1.0, 0.0, 0.0], seed: 0 }).unwrap();
+            let found = form::find(&out, Division { shares: [1.0, 0.0, 0.0], seed: 0, trains: true }).unwrap();
             assert_eq!(found.names.unwrap(), ["circle", "square", "triangle"]);
             assert_eq!(found.splits.each_ref().map(Vec::len), [4, 2, 0]);
             let (_, rows) = super::super::sample::picture(1, &spec);

@@ -1,6 +1,6 @@
 //! Findings about unchanged images and labels, kept from run to run.
 //!
-//! `yolo-<key>.bin`: for each image a key made of what the system says of both files (size, times, inode), then what was found;
+//! `yolo-<key>.bin`: for each image that can be used a key made of what the system says of both files (size, times, inode), then what was found;
 //! at the end the CRC-32 of all before. Anything unexpected in it means that the images are looked at again, never an error.
 
 use super::form::Item;

@@ -7,6 +7,8 @@ pub type Row = [f32; 5];
 const MOST: f32 = 1.01;
 /// Smallest.
 const LEAST: f32 = -0.01;
+/// Most classes: their numbers travel as u16.
+pub const MOST_CLASSES: usize = 1 << 16;
 
 /// Boxes of a label file for `classes` classes (`None`: any number). Polygons become the boxes around them, equal boxes are one.
 ///
@@ -49,20 +51,16 @@ fn row(words: &[&str], polygons: bool, classes: Option<usize>) -> Result<Row, St
     if let Some(classes) = classes.filter(|classes| *class >= *classes as f32) {
         return Err(format!("class {class}: there are {classes} classes, 0 to {}", classes - 1));
     }
-    if let Some(place) = places.iter().find(|place| **place > MOST) {
-        return Err(format!("{place} is above 1: coordinates are shares of the image's width and height"));
+    if *class >= MOST_CLASSES as f32 {
+        return Err(format!("class {class}: at most {MOST_CLASSES} classes are possible"));
     }
+    no_more(places)?;
     if !polygons {
         let [x, y, w, h] = *places else {
             return Err(format!("{} numbers: expected class, centre x, centre y, width, height", words.len()));
         };
-        if let Some(place) = [x, y].into_iter().find(|place| *place < LEAST) {
-            return Err(format!("{place} is below 0: coordinates are shares of the image's width and height"));
-        }
-        if let Some(side) = [w, h].into_iter().find(|side| *side < 0.0) {
-            return Err(format!("a side of {side}: expected 0 or more"));
-        }
-        return Ok([*class, x, y, w, h]);
+        let row = [*class, x, y, w, h];
+        return inside(&row).map(|()| row);
     }
     if places.len() < 6 || places.len() % 2 != 0 {
         return Err(format!(
@@ -79,6 +77,28 @@ fn row(words: &[&str], polygons: bool, classes: Option<usize>) -> Result<Row, St
     };
     let ((left, right), (top, bottom)) = (ends(0), ends(1));
     Ok([*class, (left + right) / 2.0, (top + bottom) / 2.0, right - left, bottom - top])
+}
+
+fn no_more(places: &[f32]) -> Result<(), String> {
+    match places.iter().find(|place| **place > MOST) {
+        Some(place) => Err(format!("{place} is above 1: coordinates are shares of the image's width and height")),
+        None => Ok(()),
+    }
+}
+
+/// A box that lies on its image, but for rounding.
+///
+/// # Errors
+/// The number that does not, and what was expected.
+pub fn inside([_, x, y, w, h]: &Row) -> Result<(), String> {
+    no_more(&[*x, *y, *w, *h])?;
+    if let Some(place) = [x, y].into_iter().find(|place| **place < LEAST) {
+        return Err(format!("{place} is below 0: coordinates are shares of the image's width and height"));
+    }
+    match [w, h].into_iter().find(|side| **side < 0.0) {
+        Some(side) => Err(format!("a side of {side}: expected 0 or more")),
+        None => Ok(()),
+    }
 }
 
 /// Lines of a label file for `rows`.
@@ -127,5 +147,9 @@ mod tests {
             assert!(error(text).contains(says), "{text:?}: {}", error(text));
         }
         assert!(parse(b"0 .5 .5 .1 .1\n\xff\xfe", Some(3)).unwrap_err().contains("line 2 is not UTF-8"));
+        for class in ["65536", "1e38"] {
+            let error = parse(format!("{class} .5 .5 .1 .1").as_bytes(), None).unwrap_err();
+            assert!(error.contains("at most 65536 classes are possible"), "{error}");
+        }
     }
 }

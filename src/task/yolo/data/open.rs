@@ -3,6 +3,7 @@
 use super::facts::{LabelCounts, YoloFacts};
 use super::form::{self, Division, Found};
 use super::index::{Finding, Good};
+use super::labels::MOST_CLASSES;
 use super::letterbox;
 use super::scan::scan;
 use super::shared::Shared;
@@ -17,6 +18,7 @@ use crate::data::{DataError, Dataset};
 use crate::task::pass::Opening;
 use crate::task::{Datasets, Team};
 use spec::config::{CachePolicy, Config};
+use spec::contract::shown;
 use spec::task::yolo::{DctScaling, ImageCache, YoloConfig};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -43,7 +45,7 @@ pub struct Totals {
     pub files: u64,
     /// Bytes of their pixels at the size of training.
     pub pixels: u64,
-    /// Bytes of the largest one: its file, and its pixels at full size.
+    /// Bytes of decoding the largest one: its file, and its pixels at full size.
     pub largest: u64,
 }
 
@@ -54,7 +56,7 @@ impl Totals {
             images: images.len() as u64,
             files: sum(&|image| image.bytes),
             pixels: sum(&|image| letterbox::fitted(image.header.size, imgsz).bytes() as u64),
-            largest: images.iter().map(|(image, _)| image.header.size.bytes() as u64 + image.bytes).max().unwrap_or(0),
+            largest: images.iter().map(|(image, _)| image.decoding_bytes()).max().unwrap_or(0),
         }
     }
 }
@@ -83,7 +85,7 @@ pub fn open(config: &Config, team: &Team, index_dir: &Path) -> Result<Datasets, 
 pub fn open_images(config: &Config, team: &Team, index_dir: &Path) -> Result<Opened, DataError> {
     let yolo: YoloConfig = config.section();
     let root = &config.data.dataset_path;
-    let found = form::find(root, Division { shares: config.data.split_ratio, seed: config.seed })?;
+    let found = form::find(root, Division { shares: config.data.split_ratio, seed: config.seed, trains: true })?;
     let mut images = used(found, root, config, team, index_dir)?;
     let [train, val, _] = &mut images.splits;
     let wanted = ((train.len() as f64 * yolo.fraction).round() as usize).max(1);
@@ -101,19 +103,34 @@ pub fn open_images(config: &Config, team: &Team, index_dir: &Path) -> Result<Ope
 pub fn evaluation(opening: &Opening) -> Result<Datasets, DataError> {
     let Opening { config, team, index_dir, carried } = *opening;
     let root = &config.data.dataset_path;
-    let mut found = form::find(root, Division { shares: [0.0, 1.0, 0.0], seed: 0 })?;
-    if let Some(trained) = carried_names(carried) {
-        let own = found.names.get_or_insert_with(|| trained.clone());
-        if *own != trained {
-            let problem = format!("its classes are {}, the run was trained on {}", own.join(", "), trained.join(", "));
-            return Err(file_error(root, format!("{problem}: write the labels with the run's classes, in its order")));
-        }
+    let mut found = form::find(root, Division { shares: [0.0, 1.0, 0.0], seed: 0, trains: false })?;
+    let trained = carried_names(carried);
+    if let Some(trained) = trained.as_ref().filter(|_| !config.section::<YoloConfig>().single_cls) {
+        take_names(&mut found, root, trained)?;
     }
     if found.splits[1].is_empty() {
         found.splits.swap(0, 1);
     }
     found.splits = [Vec::new(), std::mem::take(&mut found.splits[1]), Vec::new()];
-    Ok(assemble(used(found, root, config, team, index_dir)?, config, team)?.datasets)
+    let mut images = used(found, root, config, team, index_dir)?;
+    images.names = trained.unwrap_or(images.names);
+    Ok(assemble(images, config, team)?.datasets)
+}
+
+/// Gives labels the classes of the training.
+///
+/// # Errors
+/// They have others, or these in another order.
+fn take_names(found: &mut Found, root: &Path, trained: &[String]) -> Result<(), DataError> {
+    let own = found.names.get_or_insert_with(|| trained.to_vec());
+    // Labels that name their classes need not have all of them.
+    let fits = *own == trained || (found.names_of_labels && own.iter().all(|name| trained.contains(name)));
+    if !fits {
+        let problem = format!("its classes are {}, the run was trained on {}", own.join(", "), trained.join(", "));
+        return Err(file_error(root, format!("{problem}: write the labels with the run's classes, in its order")));
+    }
+    *own = trained.to_vec();
+    Ok(())
 }
 
 /// Images without labels, in `val`, for predictions; in the order of their paths.
@@ -139,7 +156,7 @@ fn carried_names(carried: Option<&serde_json::Value>) -> Option<Vec<String>> {
 fn used(found: Found, root: &Path, config: &Config, team: &Team, index_dir: &Path) -> Result<Images, DataError> {
     let yolo: YoloConfig = config.section();
     let findings = scan(&found, root, team, index_dir)?;
-    let Found { names, splits, unreadable, notes } = found;
+    let Found { names, splits, unreadable, notes, .. } = found;
     let mut images = Images { names: Vec::new(), splits: Default::default(), skipped: unreadable, notes };
     let mut counts = [0; 3];
     for (split, (items, findings)) in splits.into_iter().zip(findings).enumerate() {
@@ -165,6 +182,10 @@ fn used(found: Found, root: &Path, config: &Config, team: &Team, index_dir: &Pat
         }
     }
     images.names = names.unwrap_or_else(|| numbered(&images.splits));
+    if images.names.len() > MOST_CLASSES {
+        let problem = format!("{} classes: at most {MOST_CLASSES} are possible", images.names.len());
+        return Err(file_error(root, problem));
+    }
     if yolo.single_cls {
         images.names = vec![images.names.first().cloned().filter(|_| images.names.len() == 1).unwrap_or("item".into())];
         images.splits.iter_mut().flatten().flat_map(|(_, rows)| rows).for_each(|row| row[0] = 0.0);
@@ -194,6 +215,7 @@ fn assemble(images: Images, config: &Config, team: &Team) -> Result<Opened, Data
         objects[2],
         names.len()
     ));
+    notes.extend(no_objects(&splits[0]));
     let cache = team.cache.clone().filter(|_| yolo.cache != ImageCache::Off && config.data.cache != CachePolicy::Off);
     let sizes = splits.each_ref().map(|split| split.iter().map(|(image, _)| image.header.size).collect::<Vec<_>>());
     let paths = splits.each_ref().map(|split| split.iter().map(|(image, _)| image.path.clone()).collect::<Vec<_>>());
@@ -226,16 +248,32 @@ fn assemble(images: Images, config: &Config, team: &Team) -> Result<Opened, Data
         Arc::new(ValImages::new(Arc::clone(&shared), images, shapes))
     };
     let (val, test) = (held_out(1, train), held_out(2, train + val));
+    let (whole, shapes) = rectangles(&sizes[0], &yolo, config.train.batch_size);
+    let whole = whole.into_iter().map(|n| n as u32).collect();
+    let train_whole: Option<Arc<dyn Dataset>> = Some(Arc::new(ValImages::new(Arc::clone(&shared), whole, shapes)));
     let carried = Some(serde_json::json!({ NAMES: names }));
     let facts = YoloFacts { names, images: lists, most, backgrounds, labels };
     let datasets = Datasets::new(Arc::clone(&training) as _, val, test);
-    let datasets = Datasets { skipped, notes, facts: Some(Arc::new(facts)), carried, ..datasets };
+    let datasets = Datasets { train_whole, skipped, notes, facts: Some(Arc::new(facts)), carried, ..datasets };
     Ok(Opened {
         datasets,
         totals,
         #[cfg(test)]
         train: training,
     })
+}
+
+/// A warning where training would see backgrounds alone, as it does with labels in the wrong place.
+fn no_objects(training: &[Used]) -> Option<String> {
+    let (first, _) = training.first().filter(|_| training.iter().all(|(_, rows)| rows.is_empty()))?;
+    let place = form::label_path(&first.path);
+    Some(format!(
+        "warning: none of the {} training images has an object: nothing can be learned; labels of {} are looked for in {} (or in \
+         the COCO or labelme file)",
+        training.len(),
+        shown(&first.path),
+        shown(&place)
+    ))
 }
 
 /// Order and shapes of validation images.

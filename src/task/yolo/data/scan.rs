@@ -26,18 +26,22 @@ pub fn scan(found: &Found, root: &Path, team: &Team, index_dir: &Path) -> Result
     let keys: Vec<u64> = in_threads(threads(team), &items, |item| index::key(item, settings));
     let place = index::path(index_dir, root);
     let mut known = index::load(&place);
-    let lacks = keys.iter().any(|key| !known.contains_key(key));
-    // One rank whose index lacks something has all of them share.
-    let any = (team.gather)(&[u8::from(lacks)])?.iter().any(|vote| vote.first() == Some(&1));
-    if any {
-        let share = share(&items, &keys, &known, found, team)?;
+    let lacking: Vec<usize> = (0..keys.len()).filter(|at| !known.contains_key(&keys[*at])).collect();
+    let votes = (team.gather)(&print(lacking.iter().map(|at| keys[*at])).to_le_bytes())?;
+    if votes.iter().any(|vote| *vote != print([]).to_le_bytes()) {
+        // Ranks that lack different findings, as those of several nodes may, share all.
+        let alike = votes.windows(2).all(|pair| pair[0] == pair[1]);
+        let wanted = if alike { lacking } else { (0..keys.len()).collect() };
+        let share = share((&items, &wanted), &keys, &known, found, team)?;
         let lent: Vec<(u64, &Finding)> = share.iter().map(|(key, finding)| (*key, finding)).collect();
         for part in (team.gather)(&index::encode(&lent))? {
             let bad = || DataError::RanksDiffer("a rank sent findings about images that cannot be read".into());
             known.extend(index::decode(&part).ok_or_else(bad)?);
         }
         if team.rank == 0 {
-            let all: Vec<(u64, &Finding)> = keys.iter().filter_map(|key| Some((*key, known.get(key)?))).collect();
+            // What cannot be used is looked at again: another start may be able to read it.
+            let all = keys.iter().filter_map(|key| Some((*key, known.get(key)?)));
+            let all: Vec<(u64, &Finding)> = all.filter(|(_, finding)| matches!(finding, Finding::Good(_))).collect();
             // Without it the next start looks at the images again, that is all.
             let _ = index::save(&place, &all);
         }
@@ -68,15 +72,23 @@ fn threads(team: &Team) -> usize {
     (cores / team.world_size.max(1)).clamp(1, THREADS)
 }
 
-/// This rank's share of the items, every so-manyth.
+/// A number that stands for these keys.
+fn print(keys: impl IntoIterator<Item = u64>) -> u64 {
+    let mut hash = fnv::FnvHasher::default();
+    keys.into_iter().for_each(|key| std::hash::Hasher::write_u64(&mut hash, key));
+    std::hash::Hasher::finish(&hash)
+}
+
+/// This rank's share of the wanted items, every so-manyth.
 fn share(
-    items: &[&Item],
+    (items, wanted): (&[&Item], &[usize]),
     keys: &[u64],
     known: &HashMap<u64, Finding>,
     found: &Found,
     team: &Team,
 ) -> Result<Vec<(u64, Finding)>, DataError> {
-    let own: Vec<(usize, &&Item)> = items.iter().enumerate().skip(team.rank).step_by(team.world_size.max(1)).collect();
+    let own = wanted.iter().skip(team.rank).step_by(team.world_size.max(1));
+    let own: Vec<(usize, &Item)> = own.map(|at| (*at, items[*at])).collect();
     let mut coco: HashMap<PathBuf, CocoFile> = HashMap::new();
     for (place, item) in &own {
         if let Label::Coco(file, _) = &item.label
@@ -120,7 +132,9 @@ fn good(item: &Item, names: Option<&[String]>, coco: &HashMap<PathBuf, CocoFile>
         Label::Labelme(path) => labelme_boxes(path, (size.height, size.width), names.unwrap_or_default())
             .map_err(|error| error.to_string())?,
         Label::Coco(path, name) => {
-            coco.get(path.as_path()).and_then(|file| file.boxes.get(name)).cloned().unwrap_or_default()
+            let objects = coco.get(path.as_path()).and_then(|file| file.objects.get(name));
+            let boxes = objects.map_or(Ok(Vec::new()), |objects| objects.on((size.height, size.width)));
+            boxes.map_err(|problem| format!("{}: {problem}", shown(&item.image)))?
         }
         Label::Unknown => Vec::new(),
     };

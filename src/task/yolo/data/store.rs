@@ -30,6 +30,14 @@ pub struct Image {
     pub exact: bool,
 }
 
+impl Image {
+    /// Bytes of memory that decoding takes: the file and its pixels, which are copied where EXIF says that they are turned.
+    pub fn decoding_bytes(&self) -> u64 {
+        let copies = if self.header.orientation > 1 { 2 } else { 1 };
+        self.bytes + copies * self.header.size.bytes() as u64
+    }
+}
+
 /// Content of entries of the page cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {

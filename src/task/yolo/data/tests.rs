@@ -184,8 +184,15 @@ fn bad_labels_and_images_are_left_out_by_name() {
     for says in ["00001.txt: line 2: 1.5 is above 1", "00002.png: no picture", "00004.png: an image of 9×20 pixels"] {
         assert!(text.contains(says), "{text}");
     }
-    config.data.skip_bad = false;
+    // Of these nothing is kept: the next start says so again, and looks whether they can be used now.
     let index = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let again = open(&config, &Team::alone(), index.path()).unwrap();
+        assert_eq!((again.train.len(), again.skipped.len()), (9, 3));
+        let kept = super::index::load(&super::index::path(index.path(), &root));
+        assert!(kept.len() == 14 && kept.values().all(|finding| matches!(finding, super::index::Finding::Good(_))));
+    }
+    config.data.skip_bad = false;
     let error = open(&config, &Team::alone(), index.path()).err().unwrap().to_string();
     assert!(error.contains("line 2") && error.contains("data.skip_bad: true leaves such images out"), "{error}");
 }
@@ -275,6 +282,79 @@ fn images_without_labels_can_be_predicted_for() {
     std::fs::write(&yaml, std::fs::read_to_string(&yaml).unwrap().replace("circle", "ring")).unwrap();
     let error = evaluation(&opening(&config)).err().unwrap().to_string();
     assert!(error.contains("its classes are ring, square, triangle, the run was trained on circle"), "{error}");
+}
+
+/// An evaluation of the training images sees them without augmentation, and judges what is found.
+#[test]
+fn training_images_are_evaluated_whole() {
+    let (_dir, config) = sample(Layout::Yolo);
+    let data = opened(&config, None);
+    let whole = data.train_whole.as_ref().unwrap();
+    assert_eq!((whole.len(), whole.fields().len()), (12, data.val.fields().len()));
+    let (first, again) = (read(whole.as_ref(), 0, 0), read(whole.as_ref(), 5, 0));
+    assert!(first == again && !floats(&first[2]).is_empty());
+    // Square shapes of one size keep their order.
+    assert!(whole.describe(0).ends_with("images/train/00000.png"), "{}", whole.describe(0));
+}
+
+/// Labelled images of another place need no training images among them, and no object of every class.
+#[test]
+fn a_run_is_evaluated_on_labelled_images_of_any_form() {
+    let (_dir, config) = sample(Layout::Yolo);
+    let carried = opened(&config, None).carried.unwrap();
+    let team = Team::alone();
+    for layout in [Layout::Yolo, Layout::Coco, Layout::Labelme] {
+        let (dir, config) = sample(layout);
+        let root = dir.path().join("shapes");
+        match layout {
+            Layout::Yolo => {
+                let text = "path: .\nval: images/val\nnames: [circle, square, triangle]\n";
+                std::fs::write(root.join("data.yaml"), text).unwrap();
+            }
+            Layout::Coco => std::fs::remove_file(root.join("annotations/instances_train2017.json")).unwrap(),
+            Layout::Labelme => {
+                // All in one folder, of which one image with circles alone stays.
+                let one = dir.path().join("one");
+                std::fs::create_dir(&one).unwrap();
+                let shapes = "{\"label\": \"circle\", \"points\": [[5, 5], [30, 30]], \"shape_type\": \"rectangle\"}";
+                std::fs::write(one.join("a.json"), format!("{{\"shapes\": [{shapes}]}}")).unwrap();
+                let image = facts(&opened(&config, None)).images[1][0].clone();
+                std::fs::copy(image, one.join("a.png")).unwrap();
+                std::fs::remove_dir_all(&root).unwrap();
+                std::fs::rename(&one, &root).unwrap();
+            }
+        }
+        let opening = Opening { config: &config, team: &team, index_dir: dir.path(), carried: Some(&carried) };
+        let all = evaluation(&opening).unwrap_or_else(|error| panic!("{layout:?}: {error}"));
+        let images = if layout == Layout::Labelme { 1 } else { 5 };
+        assert_eq!(
+            (all.val.len(), facts(&all).names.join(" ")),
+            (images, "circle square triangle".into()),
+            "{layout:?}"
+        );
+    }
+}
+
+/// All objects are of one class in the training, so they are in an evaluation.
+#[test]
+fn a_run_of_one_class_is_evaluated_on_the_labels_that_it_was_trained_on() {
+    let (dir, mut config) = sample(Layout::Yolo);
+    config.with_section(|yolo: &mut YoloConfig| yolo.single_cls = true);
+    let carried = opened(&config, None).carried.unwrap();
+    let team = Team::alone();
+    let opening = Opening { config: &config, team: &team, index_dir: dir.path(), carried: Some(&carried) };
+    let all = evaluation(&opening).unwrap();
+    assert_eq!((all.val.len(), facts(&all).names.clone()), (5, vec!["item".to_owned()]));
+}
+
+#[test]
+fn training_without_an_object_is_warned_of() {
+    let (dir, config) = sample(Layout::Yolo);
+    assert!(!opened(&config, None).notes.concat().contains("warning"));
+    std::fs::rename(dir.path().join("shapes/labels"), dir.path().join("shapes/label")).unwrap();
+    let notes = opened(&config, None).notes.join("\n");
+    assert!(notes.contains("warning: none of the 12 training images has an object"), "{notes}");
+    assert!(notes.contains("shapes/labels/train/00000.txt"), "{notes}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Canvas {
             let _ = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
         });
         let (width, height) = (width.max(1), height.max(1));
-        Self { width, height, pixels: vec![255; (width * height * 3) as usize] }
+        Self { width, height, pixels: vec![255; 3 * width as usize * height as usize] }
     }
 
     /// Copies pixels `[rows, columns, 3]` to a place; what lies outside is cut.
@@ -47,7 +47,7 @@ impl Canvas {
         for (row, line) in (0..).zip(pixels.chunks_exact(columns.max(1) as usize * 3)) {
             let (top, room) = (y + row, (self.width - x).clamp(0, columns));
             if (0..self.height).contains(&top) && x >= 0 {
-                let at = ((top * self.width + x) * 3) as usize;
+                let at = 3 * (top as usize * self.width as usize + x as usize);
                 self.pixels[at..at + room as usize * 3].copy_from_slice(&line[..room as usize * 3]);
             }
         }

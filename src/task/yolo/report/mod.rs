@@ -36,7 +36,9 @@ pub fn files(last: &Evaluated, names: &[String]) -> Vec<(String, Vec<u8>)> {
     add("P_curve.png", curve(curves, names, ("precision over confidence", "confidence"), &precision));
     let recall = |class: &ClassCurves, at: usize| class.recall[at];
     add("R_curve.png", curve(curves, names, ("recall over confidence", "confidence"), &recall));
-    add("confusion_matrix.png", chart::matrix(&last.confusion, names));
+    if !last.confusion.is_empty() {
+        add("confusion_matrix.png", chart::matrix(&last.confusion, names));
+    }
     files
 }
 

@@ -12,6 +12,8 @@ use tch::{Device, Kind, TchError, Tensor};
 const SHOWN: f32 = 0.25;
 /// Columns of an image on the sheet, about.
 const WIDTH: i64 = 320;
+/// Rows of pixels of a sheet, about: what `log.images` asks for beyond them is left out, since all are held until it is drawn.
+const MOST_ROWS: i32 = 20_000;
 const GAP: i32 = 8;
 const CAPTION: i32 = 24;
 
@@ -86,7 +88,8 @@ impl BoxGallery {
             let samples = (rectangle.places.start, rectangle.places.len());
             let truths = truths(&boxes, samples, size, self.names.len())?;
             for (at, (place, truth)) in rectangle.places.zip(truths).enumerate() {
-                if self.rows.len() >= self.wanted {
+                let rows: i32 = self.rows.iter().map(|row| row.size.0).sum();
+                if self.rows.len() >= self.wanted || rows >= MOST_ROWS {
                     return Ok(());
                 }
                 let (pixels, size, scale) = shrunk(&rectangle.images.get(at as i64))?;
@@ -177,5 +180,10 @@ mod tests {
         let png = gallery.picture().unwrap().unwrap();
         let info = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap().info().clone();
         assert_eq!((info.width, info.height), (2 * 328 + 8, 213 + 24 + 16));
+        // However many are asked for, a sheet has an end: 94 · 213 are more than 20,000.
+        let mut gallery = BoxGallery::new(usize::MAX, vec!["circle".into()]);
+        (0..100).for_each(|_| gallery.look(&batch, &output));
+        assert_eq!(gallery.rows.len(), 94);
+        assert!(gallery.picture().unwrap().is_ok());
     }
 }

@@ -1,6 +1,6 @@
 //! Keys of the section `python`.
 
-use crate::config::Range::AtLeast;
+use crate::config::Range::{AtLeast, Filled};
 use crate::config::{Kind, Values};
 use crate::{choices, keys};
 use std::path::PathBuf;
@@ -21,6 +21,11 @@ keys! {
         workers: Option<usize> = None, range = AtLeast(1.0);
         /// Most bytes of a sample where a `collate` takes samples of different sizes. Null: twice the longest of 32 samples.
         sample_bytes: Option<u64> = None, kind = Kind::Optional(&Kind::Bytes), unit = "bytes";
+        /// Function that makes an optimizer of `torch.optim` for the model, or a class of optimizers: `module:factory`. Takes the
+        /// place of `train.optimizer`; the schedule of `train.learning_rate` moves its rates. Null: Headroom's.
+        optimizer: Option<String> = None, range = Filled;
+        /// Arguments of that function or class, by name.
+        optimizer_args: Values = Values::default();
         /// Hand the model to `torch.compile`.
         compile: bool = false;
         /// How ranks come to be.

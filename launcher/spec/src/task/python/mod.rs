@@ -27,7 +27,7 @@ impl TaskSpec for Python {
     }
 
     fn check(&self, config: &Config, verdict: &mut Verdict) {
-        check::check(&config.section(), verdict);
+        check::check(&config.section(), config, verdict);
     }
 
     fn interpreter(&self, config: &Config) -> Option<Interpreter> {

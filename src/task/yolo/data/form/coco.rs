@@ -1,6 +1,7 @@
 //! COCO's `annotations/instances_*.json`.
 
-use super::{Found, Item, Label, note};
+use super::super::labels;
+use super::{Division, Found, Item, Label, note};
 use crate::data::DataError;
 use crate::data::source::file_error;
 use serde::Deserialize;
@@ -9,6 +10,8 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Part by which an image's shape may differ from the stated one: sides are rounded when it is resized.
+const SHAPE_SLACK: f64 = 0.02;
 /// Beginnings of the names of splits.
 const SPLITS: [&str; 3] = ["train", "val", "test"];
 
@@ -54,8 +57,39 @@ pub struct CocoFile {
     pub names: Vec<String>,
     /// Names of images, in the file's order.
     pub images: Vec<String>,
-    /// Boxes `class, cx, cy, w, h` as shares, by the image's name; crowds are left out.
-    pub boxes: HashMap<String, Vec<[f32; 5]>>,
+    /// Objects by the image's name, where it has any; crowds are left out.
+    pub objects: HashMap<String, Objects>,
+}
+
+/// Objects of an image.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objects {
+    /// Height and width that the file states.
+    pub size: [f64; 2],
+    /// `class, cx, cy, w, h` as shares.
+    pub boxes: Vec<[f32; 5]>,
+}
+
+impl Objects {
+    /// The boxes for an image of `size` (height, width), which may have been resized since.
+    ///
+    /// # Errors
+    /// The stated size has another shape, or a box does not lie on the image.
+    pub fn on(&self, size: (usize, usize)) -> Result<Vec<[f32; 5]>, String> {
+        let [height, width] = self.size;
+        let along = (size.0 as f64 / height, size.1 as f64 / width);
+        if (along.0 - along.1).abs() > SHAPE_SLACK * along.0.max(along.1) {
+            return Err(format!(
+                "the COCO file says {height}×{width} pixels, the upright image has {}×{}: its boxes are those of another picture \
+                 (one that is turned by EXIF, or was cut): write them for this one",
+                size.0, size.1
+            ));
+        }
+        for row in &self.boxes {
+            labels::inside(row).map_err(|problem| format!("a box of class {}: {problem}", row[0]))?;
+        }
+        Ok(self.boxes.clone())
+    }
 }
 
 impl CocoFile {
@@ -72,7 +106,7 @@ impl CocoFile {
         let class_of: HashMap<i64, usize> =
             categories.iter().enumerate().map(|(class, category)| (category.id, class)).collect();
         let by_id: HashMap<u64, &Image> = json.images.iter().map(|image| (image.id, image)).collect();
-        let mut boxes: HashMap<String, Vec<[f32; 5]>> = HashMap::new();
+        let mut objects: HashMap<String, Objects> = HashMap::new();
         for (number, of) in json.annotations.iter().enumerate() {
             let bad = |problem: String| file_error(path, format!("annotations[{number}]: {problem}"));
             if is_crowd(&of.iscrowd) || of.bbox.is_empty() {
@@ -93,7 +127,9 @@ impl CocoFile {
             // An empty box is no object.
             if w > 0.0 && h > 0.0 {
                 let share = |at: f64, size: f64| (at / size) as f32;
-                boxes.entry(image.file_name.clone()).or_default().push([
+                let own = objects.entry(image.file_name.clone()).or_default();
+                own.size = [image.height, image.width];
+                own.boxes.push([
                     class as f32,
                     share(x + w / 2.0, image.width),
                     share(y + h / 2.0, image.height),
@@ -103,7 +139,7 @@ impl CocoFile {
             }
         }
         let names = categories.into_iter().map(|category| category.name).collect();
-        Ok(Self { names, images: json.images.into_iter().map(|image| image.file_name).collect(), boxes })
+        Ok(Self { names, images: json.images.into_iter().map(|image| image.file_name).collect(), objects })
     }
 }
 
@@ -114,8 +150,8 @@ fn is_crowd(value: &serde_json::Value) -> bool {
 /// Finds the images of a COCO folder; `None`: it is no COCO folder.
 ///
 /// # Errors
-/// Splits name different classes, or one has no images.
-pub(super) fn find(root: &Path) -> Result<Option<Found>, DataError> {
+/// Splits name different classes, or one that is needed has no images.
+pub(super) fn find(root: &Path, division: Division) -> Result<Option<Found>, DataError> {
     let folder = root.join("annotations");
     let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
         .into_iter()
@@ -140,7 +176,9 @@ pub(super) fn find(root: &Path) -> Result<Option<Found>, DataError> {
     if found.splits[1].is_empty() {
         found.splits[1] = found.splits[2].clone();
     }
-    if found.splits[0].is_empty() || found.splits[1].is_empty() {
+    let lacks =
+        if division.trains { found.splits[0].is_empty() || found.splits[1].is_empty() } else { found.is_empty() };
+    if lacks {
         let problem = "expected instances_train*.json and instances_val*.json with images";
         return Err(file_error(&folder, problem));
     }

@@ -109,9 +109,9 @@ pub(super) fn find(root: &Path, division: Division) -> Result<Option<Found>, Dat
         let split = split_of(root, path).unwrap_or_else(|| drawn(root, path, division));
         found.splits[split].push(Item { image, label: Label::Labelme(path.clone()) });
     }
-    found.names = Some(names.into_iter().collect());
+    (found.names, found.names_of_labels) = (Some(names.into_iter().collect()), true);
     for split in [0, 1] {
-        if found.splits[split].is_empty() {
+        if found.splits[split].is_empty() && division.trains {
             let name = ["training", "validation"][split];
             let problem = format!("{} labelled images leave none for {name}", files.len());
             return Err(file_error(root, format!("{problem}: add images, or change data.split_ratio")));

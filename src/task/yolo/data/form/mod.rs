@@ -18,6 +18,7 @@ use crate::data::DataError;
 use crate::data::source::picture::EXTENSIONS;
 use crate::data::source::{Listing, file_error, find_files};
 use spec::contract::shown;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,6 +63,15 @@ pub struct Found {
     /// Lines on entries that cannot be read.
     pub unreadable: Vec<String>,
     pub notes: Vec<String>,
+    /// `names` are those that the labels have, and not a list that numbers classes.
+    pub names_of_labels: bool,
+}
+
+impl Found {
+    /// No split has an image.
+    fn is_empty(&self) -> bool {
+        self.splits.iter().all(Vec::is_empty)
+    }
 }
 
 /// How a data set is divided where nothing else says so.
@@ -69,6 +79,8 @@ pub struct Found {
 pub struct Division {
     pub shares: [f64; 3],
     pub seed: u64,
+    /// Images of training and validation are needed; otherwise of any split.
+    pub trains: bool,
 }
 
 /// Finds the images of the data set at `root`: a `data.yaml`, or a folder.
@@ -78,7 +90,7 @@ pub struct Division {
 pub fn find(root: &Path, division: Division) -> Result<Found, DataError> {
     if root.is_file() {
         return match extension(root).as_deref() {
-            Some("yaml" | "yml") => yaml::find(root),
+            Some("yaml" | "yml") => yaml::find(root, division),
             _ => Err(missing(root, "is neither a folder nor a .yaml file")),
         };
     }
@@ -87,13 +99,13 @@ pub fn find(root: &Path, division: Division) -> Result<Found, DataError> {
     }
     for name in ["data.yaml", "data.yml", "dataset.yaml"] {
         if root.join(name).is_file() {
-            return yaml::find(&root.join(name));
+            return yaml::find(&root.join(name), division);
         }
     }
-    if let Some(found) = coco::find(root)? {
+    if let Some(found) = coco::find(root, division)? {
         return Ok(found);
     }
-    if let Some(found) = yaml::find_folders(root)? {
+    if let Some(found) = yaml::find_folders(root, division)? {
         return Ok(found);
     }
     labelme::find(root, division)?.ok_or_else(|| missing(root, "holds no data set that is recognised"))
@@ -128,13 +140,15 @@ fn is_picture(path: &Path) -> bool {
 }
 
 /// The label file of an image: the last folder `images` becomes `labels`, and the ending `.txt`.
+///
+/// By the path's parts: names need not be UTF-8, and a relative path may begin with `images`.
 pub fn label_path(image: &Path) -> PathBuf {
-    let text = image.to_string_lossy();
-    let moved = match text.rfind("/images/") {
-        Some(at) => format!("{}/labels/{}", &text[..at], &text[at + "/images/".len()..]),
-        None => text.into_owned(),
-    };
-    PathBuf::from(moved).with_extension("txt")
+    let parts: Vec<&OsStr> = image.iter().collect();
+    let folders = parts.len().saturating_sub(1);
+    let last = parts[..folders].iter().rposition(|part| *part == "images");
+    let moved = |(at, part): (usize, &OsStr)| if Some(at) == last { OsString::from("labels") } else { part.to_owned() };
+    let path: PathBuf = parts.into_iter().enumerate().map(moved).collect();
+    path.with_extension("txt")
 }
 
 fn items_of(listing: &mut Listing) -> Vec<Item> {

@@ -1,7 +1,8 @@
 use super::*;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 
-const DIVISION: Division = Division { shares: [0.7, 0.2, 0.1], seed: 1 };
+const DIVISION: Division = Division { shares: [0.7, 0.2, 0.1], seed: 1, trains: true };
 
 /// Writes empty files; they are not looked at here.
 fn touch(root: &Path, names: &[&str]) {
@@ -80,9 +81,18 @@ fn labels_lie_where_the_last_folder_of_images_says() {
         ("/a/images/train/x.jpg", "/a/labels/train/x.txt"),
         ("/images/b/images/x.y.png", "/images/b/labels/x.y.txt"),
         ("/a/pictures/x.jpg", "/a/pictures/x.txt"),
+        ("images/train/x.jpg", "labels/train/x.txt"),
+        ("images/images", "labels/images.txt"),
+        ("a/images2/x.jpg", "a/images2/x.txt"),
+        ("./images/x.jpg", "./labels/x.txt"),
     ] {
         assert_eq!(label_path(Path::new(image)), Path::new(label));
     }
+    let odd = |folder: &str, ending: &str| {
+        let name = [folder.as_bytes(), b"caf\xe9", ending.as_bytes()].concat();
+        PathBuf::from(OsString::from_vec(name))
+    };
+    assert_eq!(label_path(&odd("/a/images/", ".jpg")), odd("/a/labels/", ".txt"));
 }
 
 #[test]
@@ -94,8 +104,10 @@ fn folders_without_a_file_are_a_data_set() {
         (stems(&found.splits[0]), stems(&found.splits[1]), found.names),
         (vec!["a".into()], vec!["b".into()], None)
     );
-    fs::write(dir.path().join("classes.txt"), "cat\ndog\n").unwrap();
-    assert_eq!(find(dir.path(), DIVISION).unwrap().names.unwrap(), ["cat", "dog"]);
+    for (text, names) in [("cat\ndog\n", &["cat", "dog"][..]), ("\u{feff}cat\r\n\r\ndog\n\n", &["cat", "", "dog"])] {
+        fs::write(dir.path().join("classes.txt"), text).unwrap();
+        assert_eq!(find(dir.path(), DIVISION).unwrap().names.unwrap(), names);
+    }
 }
 
 fn coco(annotations: &str) -> String {
@@ -125,7 +137,25 @@ fn coco_is_read_as_it_is() {
     assert!(found.splits[1][0].image.ends_with("images/val2017/a.jpg"));
     let Label::Coco(file, name) = &found.splits[0][0].label else { panic!("{:?}", found.splits[0][0]) };
     let read = CocoFile::read(file).unwrap();
-    assert_eq!((read.boxes[name].as_slice(), read.boxes.len()), (&[[1.0, 0.2, 0.2, 0.2, 0.2]][..], 1));
+    let expected = vec![[1.0, 0.2, 0.2, 0.2, 0.2]];
+    assert_eq!((&read.objects[name].boxes, read.objects.len()), (&expected, 1));
+    // An image that was made smaller keeps its boxes; one that is turned does not.
+    for size in [(50, 100), (25, 50), (33, 67)] {
+        assert_eq!(read.objects[name].on(size).as_ref(), Ok(&expected), "{size:?}");
+    }
+    let turned = read.objects[name].on((100, 50)).unwrap_err();
+    assert!(turned.contains("says 50×100 pixels, the upright image has 100×50"), "{turned}");
+    let outside = |bbox: &str| {
+        let path = dir.path().join("outside.json");
+        fs::write(&path, coco(&format!("{{\"image_id\": 5, \"category_id\": 2, \"bbox\": {bbox}}}"))).unwrap();
+        CocoFile::read(&path).unwrap().objects["a.jpg"].on((50, 100)).unwrap_err()
+    };
+    assert!(
+        outside("[90, 5, 110, 20]").contains("a box of class 0: 1.45 is above 1"),
+        "{}",
+        outside("[90, 5, 110, 20]")
+    );
+    assert!(outside("[-30, 5, 20, 20]").contains("-0.2 is below 0"));
     for (annotations, says) in [
         ("{\"image_id\": 7, \"category_id\": 2, \"bbox\": [1,1,2,2]}", "annotations[0]: image_id is 7, and no image"),
         ("{\"image_id\": 5, \"category_id\": 1, \"bbox\": [1,1,2,2]}", "category_id is 1, and no category"),

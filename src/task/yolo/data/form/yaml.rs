@@ -1,6 +1,7 @@
 //! `data.yaml`: names of classes, and where the images of each split are.
 
-use super::{Found, Item, Label, extension, is_picture, items_of, label_path, note};
+use super::super::labels::MOST_CLASSES;
+use super::{Division, Found, Item, Label, extension, is_picture, items_of, label_path, note};
 use crate::data::DataError;
 use crate::data::source::picture::EXTENSIONS;
 use crate::data::source::{file_error, find_files};
@@ -14,7 +15,7 @@ const SPLITS: [&[&str]; 3] = [&["train"], &["val", "validation", "valid"], &["te
 ///
 /// # Errors
 /// Broken YAML; a key is missing or contradicts another; a folder or list is not there.
-pub(super) fn find(file: &Path) -> Result<Found, DataError> {
+pub(super) fn find(file: &Path, division: Division) -> Result<Found, DataError> {
     let text = std::fs::read_to_string(file).map_err(|error| file_error(file, error.to_string()))?;
     let yaml: Value = serde_yaml::from_str(text.trim_start_matches('\u{feff}'))
         .map_err(|error| file_error(file, format!("not valid YAML: {error}")))?;
@@ -38,11 +39,13 @@ pub(super) fn find(file: &Path) -> Result<Found, DataError> {
         }
         Ok(())
     };
-    wanted(0, "train")?;
-    if found.splits[1].is_empty() && found.splits[2].is_empty() {
+    if division.trains {
+        wanted(0, "train")?;
+    }
+    if found.splits[1].is_empty() && found.splits[2].is_empty() && (division.trains || found.is_empty()) {
         wanted(1, "val")?;
     }
-    if found.splits[1].is_empty() {
+    if found.splits[1].is_empty() && !found.splits[2].is_empty() {
         found.notes.push("data.yaml has no val: the test images are those of validation".into());
         found.splits[1] = found.splits[2].clone();
     }
@@ -75,9 +78,9 @@ fn names(file: &Path, yaml: &Value) -> Result<Option<Vec<String>>, DataError> {
     };
     let count = match yaml.get("nc") {
         None | Some(Value::Null) => None,
-        Some(value) => match value.as_u64().filter(|count| (1..=65_536).contains(count)) {
+        Some(value) => match value.as_u64().filter(|count| (1..=MOST_CLASSES as u64).contains(count)) {
             Some(count) => Some(count as usize),
-            None => return bad(format!("nc is {value:?}: expected the number of classes, 1 to 65536")),
+            None => return bad(format!("nc is {value:?}: expected the number of classes, 1 to {MOST_CLASSES}")),
         },
     };
     let names: Option<Vec<String>> = match yaml.get("names") {
@@ -183,7 +186,7 @@ fn listed(file: &Path) -> Result<Vec<Item>, DataError> {
 ///
 /// # Errors
 /// A folder cannot be listed.
-pub(super) fn find_folders(root: &Path) -> Result<Option<Found>, DataError> {
+pub(super) fn find_folders(root: &Path, division: Division) -> Result<Option<Found>, DataError> {
     let mut found = Found { notes: vec![note("folders of images and labels", root)], ..Found::default() };
     for (split, names) in SPLITS.iter().enumerate() {
         let folders = names.iter().flat_map(|name| [root.join("images").join(name), root.join(name).join("images")]);
@@ -193,18 +196,20 @@ pub(super) fn find_folders(root: &Path) -> Result<Option<Found>, DataError> {
             found.splits[split] = items_of(&mut listing);
         }
     }
-    if found.splits[0].is_empty() {
+    if found.is_empty() || (division.trains && found.splits[0].is_empty()) {
         return Ok(None);
     }
     if found.splits[1].is_empty() {
         found.splits[1] = found.splits[2].clone();
     }
-    if found.splits[1].is_empty() {
+    if found.splits[1].is_empty() && division.trains {
         return Err(file_error(root, "images has train, and neither val nor test: add images of validation"));
     }
     let classes = root.join("classes.txt");
     if let Ok(text) = std::fs::read_to_string(classes) {
-        found.names = Some(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect());
+        // A line's number is that of its class: blank ones count, but for those at the end.
+        let lines = text.trim_start_matches('\u{feff}').trim_end().lines();
+        found.names = Some(lines.map(|line| line.trim().to_owned()).collect());
     }
     Ok(Some(found))
 }

@@ -1,14 +1,18 @@
-//! Launchers of several nodes meet before their ranks do, at the place where rank 0 will listen later.
+//! Launchers of several nodes meet before their ranks do, at the place where rank 0 will listen later; ranks meet in the same way.
 //!
 //! Each says something, and all get what all said: [`Nodes::all_gather`]. What follows from it every node finds out for
 //! itself, so that all come to the same end.
 
+mod address;
+mod party;
 mod secret;
 
-pub use secret::{JoinSecret, SecretError};
+pub use address::any_address;
+pub use party::Party;
+pub use secret::{JoinSecret, SecretError, hex, nonce, same, unhex};
 
-use super::env::listening_address;
-use host::machine::awake::Deadline;
+use crate::machine::awake::Deadline;
+use address::listening_address;
 use serde::{Deserialize, Serialize};
 use spec::contract::{FrameError, MAX_FRAME_BYTES, VERSION, encode, read_frame, write_frame};
 use std::io::{self, Read, Write};
@@ -32,6 +36,7 @@ const PART_LIMIT: Duration = Duration::from_secs(1);
 /// Where a node stands in its job, and where the launchers meet.
 #[derive(Clone, Debug)]
 pub struct NodePlace {
+    pub party: Party,
     /// Name of the job, the same on all nodes; it may be empty.
     pub job: String,
     pub nnodes: usize,
@@ -114,22 +119,13 @@ impl NodePlace {
 
     fn late(&self, who: &str) -> MeetError {
         let limit = self.limit.as_secs_f64();
-        self.failed(format!(
-            "{who} did not come within {limit} s: start `launch` with the same --nnodes, --master-addr and --master-port on \
-             every node, see that the port can be reached, or raise --join-timeout"
-        ))
+        self.failed(format!("{who} did not come within {limit} s: {}", self.party.way_out()))
     }
 
     fn hello(&self, nonce: String) -> Word {
         let Self { job, nnodes, node_rank, .. } = self;
         Word::Hello { version: VERSION, job: job.clone(), nnodes: *nnodes, node_rank: *node_rank, nonce }
     }
-}
-
-/// `node 1`, or `nodes 1, 3`.
-fn named(nodes: impl Iterator<Item = usize>) -> String {
-    let nodes: Vec<String> = nodes.map(|node| node.to_string()).collect();
-    format!("node{} {}", if nodes.len() == 1 { "" } else { "s" }, nodes.join(", "))
 }
 
 impl Nodes {
@@ -158,7 +154,7 @@ impl Nodes {
                     match hear(&guests[number], &deadline, WORD_BYTES) {
                         Ok(Word::Say { text }) => texts.push(text),
                         other => {
-                            let who = named(std::iter::once(number + 1));
+                            let who = place.party.named(std::iter::once(number + 1));
                             let error = if is_late(&other) { place.late(&who) } else { ended(place, &who) };
                             refuse(guests, &error.problem);
                             return Err(error);
@@ -177,10 +173,45 @@ impl Nodes {
                 match hear(host, &deadline, WORD_BYTES) {
                     Ok(Word::All { texts }) if texts.len() == place.nnodes => Ok(texts),
                     Ok(Word::Refused { problem }) => Err(place.failed(problem)),
-                    other if is_late(&other) => Err(place.late("the word of node 0")),
-                    _ => Err(ended(place, "node 0")),
+                    other if is_late(&other) => Err(place.late(&format!("the word of {} 0", place.party.one()))),
+                    _ => Err(ended(place, &format!("{} 0", place.party.one()))),
                 }
             }
+        }
+    }
+}
+
+impl Nodes {
+    /// Address of this machine that the others reach.
+    ///
+    /// # Errors
+    /// The system does not know it.
+    pub fn local_address(&self) -> io::Result<String> {
+        let streams: &[TcpStream] = match &self.links {
+            Links::Host(guests) => guests,
+            Links::Guest(host) => std::slice::from_ref(host),
+        };
+        let found: io::Result<Vec<_>> =
+            streams.iter().map(|stream| Ok(stream.local_addr()?.ip().to_canonical())).collect();
+        let found = found?;
+        let best = found.iter().find(|at| !at.is_loopback()).or(found.first());
+        best.map(ToString::to_string).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// What each proves the secret with, by number, about a text that all know. Empty without a secret.
+    pub fn proofs(&self, about: &str) -> Vec<String> {
+        let NodePlace { secret, job, nnodes, .. } = &self.place;
+        let one = |secret: &JoinSecret, node_rank| {
+            secret.proof(&secret::About { side: secret::Side::Guest, job, node_rank, guest: about, host: "again" })
+        };
+        secret.iter().flat_map(|secret| (0..*nnodes).map(move |node| one(secret, node))).collect()
+    }
+
+    /// The connections, with who is at the other end: number 0 has one with each, the others with number 0.
+    pub fn into_streams(mut self) -> Vec<(usize, TcpStream)> {
+        match std::mem::replace(&mut self.links, Links::Host(Vec::new())) {
+            Links::Host(guests) => guests.into_iter().enumerate().map(|(at, guest)| (at + 1, guest)).collect(),
+            Links::Guest(host) => vec![(0, host)],
         }
     }
 }
@@ -210,12 +241,12 @@ fn tell_all(place: &NodePlace, guests: &mut [TcpStream], texts: &[String]) -> Re
     let mut gone = told.iter().enumerate().filter(|(_, told)| !**told).map(|(at, _)| at + 1).peekable();
     match gone.peek() {
         None => Ok(()),
-        Some(_) => Err(ended(place, &named(gone))),
+        Some(_) => Err(ended(place, &place.party.named(gone))),
     }
 }
 
 fn ended(place: &NodePlace, who: &str) -> MeetError {
-    place.failed(format!("the launcher of {who} ended: its own output says why"))
+    place.failed(format!("{} ended: its own output says why", place.party.process_of(who)))
 }
 
 fn is_late(heard: &io::Result<Word>) -> bool {
@@ -273,7 +304,7 @@ fn host(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
     while !all_present(&mut seats) {
         if deadline.is_over() {
             let missing = seats.iter().enumerate().filter(|(_, seat)| seat.is_none()).map(|(at, _)| at + 1);
-            let error = place.late(&named(missing));
+            let error = place.late(&place.party.named(missing));
             return refuse_all(seats, error);
         }
         let guest = match listener.accept() {
@@ -324,19 +355,26 @@ fn seat(
     let deadline = deadline.sooner(GREETING_LIMIT);
     let heard = guest.set_nonblocking(false).and_then(|()| hear(&guest, &deadline, GREETING_BYTES));
     let Ok(Word::Hello { version, job, nnodes, node_rank, nonce }) = heard else { return Ok(None) };
+    let one = place.party.one();
     // One that is started again takes the seat of the one that ended.
     let taken = || seats[node_rank - 1].as_ref().is_some_and(is_there);
     let problem = if job != place.job {
         // Another job, which is no reason to end this one.
-        let problem = format!("the port belongs to the run {:?}, node {node_rank} is to join {job:?}", place.job);
+        let problem = format!("the port belongs to the run {:?}, {one} {node_rank} is to join {job:?}", place.job);
         refuse(&mut [guest], &problem);
         return Ok(None);
     } else if version != VERSION {
-        format!("node {node_rank} speaks contract {version}, node 0 {VERSION}: all nodes need the same program")
+        format!("{one} {node_rank} speaks contract {version}, {one} 0 {VERSION}: all nodes need the same program")
     } else if nnodes != place.nnodes {
-        format!("node {node_rank} was started with --nnodes {nnodes}, node 0 with --nnodes {}", place.nnodes)
+        match place.party {
+            Party::Ranks => format!("rank {node_rank} counts {nnodes} ranks, rank 0 {}", place.nnodes),
+            _ => format!("node {node_rank} was started with --nnodes {nnodes}, node 0 with --nnodes {}", place.nnodes),
+        }
     } else if node_rank == 0 || node_rank >= nnodes || taken() {
-        format!("two launchers say --node-rank {node_rank}: give each node its own, from 0 to {}", nnodes - 1)
+        match place.party {
+            Party::Ranks => format!("two processes are rank {node_rank}: give each its own, from 0 to {}", nnodes - 1),
+            _ => format!("two launchers say --node-rank {node_rank}: give each node its own, from 0 to {}", nnodes - 1),
+        }
     } else {
         return Ok(proven(place, guest, node_rank, &nonce, &deadline).map(|guest| (node_rank, guest)));
     };
@@ -403,7 +441,7 @@ fn visit(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
             // Node 0 is not listening yet, and nothing announces when it will.
             Err(_) if !deadline.is_over() => std::thread::sleep(PAUSE),
             Err(e) => {
-                let error = place.late("node 0");
+                let error = place.late(&format!("{} 0", place.party.one()));
                 return Err(MeetError { problem: format!("{} ({e})", error.problem), ..error });
             }
         }
@@ -437,14 +475,15 @@ fn visit(place: &NodePlace, deadline: &Deadline) -> Result<Links, MeetError> {
     match second {
         Ok(Word::Welcome) => Ok(Links::Guest(host)),
         Ok(Word::Refused { problem }) => Err(place.failed(problem)),
-        other if is_late(&other) => Err(place.late("another node")),
+        other if is_late(&other) => Err(place.late(&format!("another {}", place.party.one()))),
         Err(e) if [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset].contains(&e.kind()) => {
-            Err(place.failed(
-                "whoever listens there took the connection and closed it: the launcher of node 0 ended (its own output says \
-                 why), the job has begun already, or another program has the port",
-            ))
+            Err(place.failed(format!(
+                "whoever listens there took the connection and closed it: {} ended (its own output says why), the job has begun \
+                 already, or another program has the port",
+                place.party.process_of(&format!("{} 0", place.party.one()))
+            )))
         }
-        _ => Err(place.failed("no launcher of this job listens there: another program has the port")),
+        _ => Err(place.failed("nobody of this job listens there: another program has the port")),
     }
 }
 

@@ -89,6 +89,11 @@ impl JoinSecret {
         Self::named(&format!("the join secret {}", shown(path)), bytes).map(Some)
     }
 
+    /// The secret of the ranks of `job`, which are not to know this one.
+    pub fn of_ranks(&self, job: &str) -> String {
+        self.proof(&About { side: Side::Host, job, node_rank: 0, guest: "ranks", host: "" })
+    }
+
     fn mac(&self, about: &About) -> Option<Vec<u8>> {
         let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.0).ok()?;
         let side = match about.side {
@@ -111,8 +116,13 @@ impl JoinSecret {
     /// In a time that does not depend on where the proof is wrong.
     pub(super) fn holds(&self, about: &About, proof: &str) -> bool {
         let right = self.proof(about);
-        !right.is_empty() && bool::from(right.as_bytes().ct_eq(proof.as_bytes()))
+        !right.is_empty() && same(right.as_bytes(), proof.as_bytes())
     }
+}
+
+/// In a time that does not depend on where they differ.
+pub fn same(one: &[u8], other: &[u8]) -> bool {
+    bool::from(one.ct_eq(other))
 }
 
 impl fmt::Debug for JoinSecret {
@@ -122,7 +132,7 @@ impl fmt::Debug for JoinSecret {
 }
 
 /// Numbers that no other meeting has.
-pub(super) fn nonce() -> String {
+pub fn nonce() -> String {
     let mut bytes = [0; NONCE_BYTES];
     let filled = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
     if filled.is_err() {
@@ -134,8 +144,19 @@ pub(super) fn nonce() -> String {
     hex(&bytes)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as a text that can be said.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes that [`hex`] gave. `None`: it did not.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let one = |pair: &[u8]| match *pair {
+        [high, low] => Some((digit(high)? << 4 | digit(low)?) as u8),
+        _ => None,
+    };
+    text.as_bytes().chunks(2).map(one).collect()
 }
 
 #[cfg(test)]
@@ -162,6 +183,20 @@ mod tests {
         assert!(!JoinSecret::new(b"another horse".to_vec()).unwrap().holds(&about, &proof));
         assert_ne!(nonce(), nonce());
         assert_eq!(format!("{secret:?}"), "JoinSecret(…)");
+    }
+
+    #[test]
+    fn bytes_survive_as_text() {
+        assert_eq!(unhex(&hex(&[0, 7, 255])), Some(vec![0, 7, 255]));
+        assert_eq!((unhex(""), unhex("0"), unhex("+1"), unhex("xy")), (Some(Vec::new()), None, None, None));
+    }
+
+    #[test]
+    fn ranks_of_each_job_have_a_secret_that_shows_nothing_of_the_launchers() {
+        let secret = JoinSecret::new(b"correct horse".to_vec()).unwrap();
+        assert_eq!(secret.of_ranks("night"), secret.of_ranks("night"));
+        assert_ne!(secret.of_ranks("night"), secret.of_ranks("day"));
+        assert!(JoinSecret::new(secret.of_ranks("night").into_bytes()).is_ok());
     }
 
     #[test]

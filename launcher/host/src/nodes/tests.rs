@@ -6,7 +6,7 @@ use std::time::Instant;
 fn place(node_rank: usize, nnodes: usize, port: u16, limit_s: f64) -> NodePlace {
     let (job, master_addr) = ("night".to_owned(), "127.0.0.1".to_owned());
     let limit = Duration::from_secs_f64(limit_s);
-    NodePlace { job, nnodes, node_rank, master_addr, master_port: port, limit, secret: None }
+    NodePlace { party: Party::Launchers, job, nnodes, node_rank, master_addr, master_port: port, limit, secret: None }
 }
 
 fn port() -> u16 {
@@ -119,7 +119,7 @@ fn another_job_and_a_taken_port_are_errors_and_a_node_that_ends_is_named() {
         let (mut other, _) = taken.accept().unwrap();
         other.write_all(b"\x16\0\0\x00220 mail.example.org\r\n").unwrap();
         let text = guest.join().unwrap();
-        assert!(text.contains("no launcher of this job listens there"), "{text}");
+        assert!(text.contains("nobody of this job listens there"), "{text}");
     });
 }
 
