@@ -156,6 +156,7 @@ def shapes(count):
     if folder.exists():
         return folder
     say(f"making {count} shapes in {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:
         whole = Path(made) / "whole"
         for seed in range(count // 80):
