@@ -1,6 +1,6 @@
 //! A page for runs: one HTML file that needs no network, with curves that can be hovered and zoomed.
 //!
-//! The page's program draws what [`gather`] collected, as JSON within the page.
+//! The page's program draws what [`gather()`] collected, as JSON within the page.
 //!
 //! Architecture invariant: reads records; the page holds text of users as text alone, never as markup.
 
