@@ -40,8 +40,8 @@ VAL = (0.25, 320, 16)
 MEMORY = (0.125, 640, 1, 8)
 MEMORY_IMAGES = 1500
 MOST_MEMORY = 1 / 3
-# Limit: width, side, batch of a rank, images, epochs, bytes.
-LIMIT = (0.125, 320, 8, 3200, 3, 2_600_000_000)
+# Limit: width, side, batch of a rank, images, steps, bytes.
+LIMIT = (0.125, 160, 8, 3200, 120, 2_300_000_000)
 # KiB of own memory that a rank may gain per step.
 MOST_GROWTH = 10
 
@@ -172,11 +172,12 @@ def shapes(count):
 
 def limit(args, work, found):
     """The same run without a limit and with one, and the package with it."""
-    width, side, batch, count, epochs, most = LIMIT
+    width, side, batch, count, steps, most = LIMIT
     data = shapes(count) / "data.yaml"
     sets = {
-        **settings(data, width, side, batch, "null"), "train.num_epochs": epochs, "yolo.cache": "ram", "train.num_workers": 1,
-        "train.warmup_epochs": 0.5, "data.max_val_windows": 200, "yolo.augment.mosaic": 0.5, "log.log_every": 20,
+        **settings(data, width, side, batch, steps), "train.num_epochs": 1, "yolo.cache": "ram", "train.num_workers": 1,
+        "train.warmup_epochs": 0, "data.max_val_windows": 200, "yolo.augment.mosaic": 0.5, "log.log_every": 20,
+        "data.chunk_cache_size": 16 << 20,
     }
     group, rows, scores = Group(), [], []
     try:

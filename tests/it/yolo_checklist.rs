@@ -128,18 +128,17 @@ fn checklist_61_the_smart_trainer_decides_from_results_and_starts_afresh() {
     let report = json(&own.path.join("smart_report.json"));
     let legs = report["legs"].as_array().unwrap();
     let epochs: Vec<u64> = legs.iter().map(|leg| leg["epochs"].as_u64().unwrap()).collect();
-    assert_eq!(
-        (epochs.as_slice(), &legs[2]["decision"]),
-        ([1, 2, 3].as_slice(), &Value::from("epochs_done")),
-        "{report}"
-    );
+    // Whether losses of so few epochs fall is chance.
+    assert!([[1, 2].as_slice(), &[1, 2, 3]].contains(&epochs.as_slice()), "{report}");
+    let last = &legs[legs.len() - 1]["decision"];
+    assert_eq!(last, if epochs.len() == 3 { "epochs_done" } else { "no_progress" }, "{report}");
     let text = report.to_string();
     for target in ["train.box_loss", "train.cls_loss", "train.dfl_loss", "val.map50"] {
         assert!(text.contains(target), "{target}: {text}");
     }
     let table = fs::read_to_string(own.path.join("results.csv")).unwrap();
     let firsts: Vec<&str> = table.lines().map(|line| line.split(',').next().unwrap()).collect();
-    assert_eq!(firsts, ["epoch", "1", "2", "3"]);
+    assert_eq!(firsts, ["epoch", "1", "2", "3"][..=epochs.len()]);
     let peaks: Vec<f64> = report["peak_pss_bytes"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
     assert!(peaks.iter().all(|peak| *peak < 1.3 * peaks[0]), "{peaks:?}");
 }

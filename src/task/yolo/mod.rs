@@ -20,7 +20,8 @@ pub mod report;
 use super::outline::Outline;
 use super::pass::{Opening, Pass};
 use super::{
-    ConvertRequest, Datasets, Drawing, Gallery, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task, Team,
+    ConvertRequest, Datasets, Drawing, Gallery, GroupSpec, Journal, Metrics, Model, ParamInfo, SampleRequest, Task,
+    Team,
 };
 use crate::data::DataError;
 use crate::data::loader::train_order;

@@ -129,10 +129,7 @@ pub fn open_clips(spec: &ClipSpec, seed: u64, team: &Team, order: Option<&DataCo
     };
     let (val, test) = (evaluation(val_clips), evaluation(test_clips));
     let train: Arc<dyn Dataset> = Arc::new(ClipDataset::new(source, train_clips, train, Some(seed), train_order));
-    Ok(ClipData {
-        datasets: Datasets { skipped, notes, split: Some(list), ..Datasets::new(train, val, test) },
-        frames,
-    })
+    Ok(ClipData { datasets: Datasets { skipped, notes, split: Some(list), ..Datasets::new(train, val, test) }, frames })
 }
 
 /// Sequences to predict for.

@@ -36,8 +36,7 @@ pub struct LabelCounts {
 impl LabelCounts {
     /// Counts rows of `classes` classes.
     pub fn of<'a>(rows: impl Iterator<Item = &'a Row>, classes: usize) -> Self {
-        let mut counts =
-            Self { classes: vec![0; classes], centres: vec![0; GRID * GRID], sizes: vec![0; GRID * GRID] };
+        let mut counts = Self { classes: vec![0; classes], centres: vec![0; GRID * GRID], sizes: vec![0; GRID * GRID] };
         // A float becomes an integer by saturation: what lies outside counts at the border.
         let cell = |down: f32, across: f32| {
             let [row, column] = [down, across].map(|share| ((share * GRID as f32) as usize).min(GRID - 1));

@@ -77,7 +77,9 @@ mod tests {
 
     #[test]
     fn few_many_and_no_objects_become_a_picture() {
-        for (rows, classes) in [(vec![], 0), (vec![[1.0, 0.5, 0.5, 0.1, 0.2]; 3], 2), (vec![[999.0, 0.0, 1.0, 1.0, 1.0]], 1000)] {
+        for (rows, classes) in
+            [(vec![], 0), (vec![[1.0, 0.5, 0.5, 0.1, 0.2]; 3], 2), (vec![[999.0, 0.0, 1.0, 1.0, 1.0]], 1000)]
+        {
             let names: Vec<String> = (0..classes).map(|class| class.to_string()).collect();
             let png = labels(&LabelCounts::of(rows.iter(), classes), &names).unwrap();
             let info = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap().info().clone();

@@ -67,7 +67,10 @@ mod tests {
         for (text, word) in [
             ("python: {optimizer: NAdam}", "python.optimizer is \"NAdam\""),
             ("python: {optimizer: 'a:b'}\nddp: {shard_optimizer: true}", "ddp.shard_optimizer divides"),
-            ("python: {optimizer: 'a:b'}\ntrain: {optimizer: sgd, warmup_momentum: 0.8}", "train.warmup_momentum moves"),
+            (
+                "python: {optimizer: 'a:b'}\ntrain: {optimizer: sgd, warmup_momentum: 0.8}",
+                "train.warmup_momentum moves",
+            ),
             ("python: {optimizer_args: {eps: 1}}", "python.optimizer is not"),
         ] {
             assert!(problem(text).contains(word), "{text}: {}", problem(text));

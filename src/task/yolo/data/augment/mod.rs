@@ -1,5 +1,5 @@
 //! Augmentation of a training sample: mosaic, affine, mixup, colours, flips. Random numbers come from [`draw`], places from
-//! [`geometry`], pixels from [`warp`] and [`colour`].
+//! [`geometry`], pixels from [`mod@warp`] and [`colour`].
 
 pub mod colour;
 pub mod draw;
