@@ -98,8 +98,8 @@ def memory(rounds):
     """The network of the task emg in Rust, and the same in Python: own memory of a rank at its peak."""
     data = sample_data(ROOT / "sample-data" / "bench-contiguous", "contiguous")
     short = {"train.max_steps": 12, "train.batch_size": 8, "log.memory_every": 1, "log.save_every": 0, "data.max_val_windows": 16}
-    rust = ["--config", str(ROOT / "configs/default.yaml")], {"data.dataset_path": data, "data.stride": 100, "data.cache_size": "64MiB", **short}
-    python = of_python("emg", 384, {"data.cache_size": "64MiB", **short})
+    rust = ["--config", str(ROOT / "configs/default.yaml")], {"data.dataset_path": data, "data.stride": 100, "data.cache_size_gb": 0.0625, **short}
+    python = of_python("emg", 384, {"data.cache_size_gb": 0.0625, **short})
     seen = {"rust": [], "python": []}
     for _ in range(rounds):
         for kind, (words, sets) in {"rust": rust, "python": python}.items():
