@@ -32,6 +32,8 @@ using Exchange = int (*)(void* context, const uint8_t* own, size_t n, Take take,
 
 // Longer than any run: who waits for a collective looks at its own clock.
 constexpr auto kForever = std::chrono::hours(24 * 365);
+// libtorch's recorder of collectives takes up a new group without a lock: threads with a group each must not begin at once.
+std::mutex beginning;
 // Gloo needs one round per context; more is a fault.
 constexpr int kMostRounds = 16;
 
@@ -216,6 +218,7 @@ char* hr_gloo_sum(Group* group, at::Tensor* tensor, Pending** out) {
     std::vector<at::Tensor> tensors{tensor->detach().view({-1})};
     c10d::AllreduceOptions options;
     options.timeout = kForever;
+    std::lock_guard<std::mutex> alone(beginning);
     *out = pending(group->gloo->allreduce(tensors, options));
   });
 }
@@ -228,6 +231,7 @@ char* hr_gloo_broadcast(Group* group, at::Tensor* tensor, int root, Pending** ou
     c10d::BroadcastOptions options;
     options.rootRank = root;
     options.timeout = kForever;
+    std::lock_guard<std::mutex> alone(beginning);
     *out = pending(group->gloo->broadcast(tensors, options));
   });
 }
