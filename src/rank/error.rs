@@ -75,8 +75,8 @@ impl RankError {
         RankError::System { what: what.into(), source: error.into() }
     }
 
-    /// Exit code of rank `own`: all ranks learn of a loss that is not finite, or of memory that ran out; the one that met
-    /// it is to be named.
+    /// Exit code of rank `own`. All ranks learn of memory that ran out, and the one that met it is to be named. A loss that is not
+    /// finite is every rank's own finding, in numbers that all share; its text names the rank.
     pub fn exit_code_of(&self, own: usize) -> u8 {
         match self {
             RankError::Train(error) => train_code_of(error, own),
@@ -109,7 +109,7 @@ impl RankError {
 /// As [`RankError::exit_code_of`].
 pub fn train_code_of(error: &TrainError, own: usize) -> u8 {
     match error {
-        TrainError::NonFinite { rank, .. } | TrainError::OutOfMemory { rank, .. } if *rank != own => exit::PEER,
+        TrainError::OutOfMemory { rank, .. } if *rank != own => exit::PEER,
         _ => train_code(error),
     }
 }

@@ -152,8 +152,8 @@ fn a_node_that_is_killed_is_named_on_the_other_and_strangers_find_no_way_in() {
     let [first, second] = nodes.map(Running::wait);
     assert_eq!(second.code, None, "{second}");
     assert_eq!(first.code, Some(9), "{first}");
-    // Its launcher is missed first, or the rank that died with it a moment before the other.
-    let named = ["rank 2 failed: node 1 with ranks 2, 3 is gone", "rank 3 failed: it left the job"];
+    // Its launcher is missed first, or a rank that dies with it and says why.
+    let named = ["rank 2 failed: ", "rank 3 failed: "];
     assert!(named.iter().any(|words| first.err.contains(words)), "{first}");
     gone(&pids);
 }

@@ -231,7 +231,14 @@ fn the_smart_loop_trains_in_legs_of_fresh_processes_without_growth() {
     assert_eq!(steps, (1..=2 * epochs.last().unwrap()).collect::<Vec<_>>());
     let peaks: Vec<f64> = report["peak_pss_bytes"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
     assert_eq!(peaks.len(), legs.len());
-    assert!(peaks.iter().all(|peak| *peak < 1.3 * peaks[0]), "{peaks:?}");
+    // What other processes share with a rank changes from moment to moment; its own memory does not grow from leg to leg.
+    let records = fs::read_to_string(done.path.join("memory.rank0.jsonl")).unwrap();
+    let mut own = vec![0; legs.len()];
+    for record in records.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let leg = epochs.iter().position(|epochs| record["step"].as_u64().unwrap() <= 2 * epochs).unwrap();
+        own[leg] = own[leg].max(record["anon_bytes"].as_u64().unwrap());
+    }
+    assert!(own.iter().all(|bytes| (1..own[0] / 10 * 13).contains(bytes)), "{own:?}");
 }
 
 #[test]
