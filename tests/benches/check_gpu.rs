@@ -77,7 +77,10 @@ struct Request {
 }
 
 fn main() -> ExitCode {
-    match run(&Request::parse()) {
+    let done = run(&Request::parse());
+    // An abort of NCCL runs on a thread that nobody joins: it ends before the libraries under it are taken down.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("check-gpu: error: {error}");
