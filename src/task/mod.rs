@@ -390,16 +390,16 @@ pub struct SampleRequest {
     /// `yolo`: `yolo`, `coco` or `labelme`.
     #[arg(long)]
     pub layout: Option<String>,
-    /// Sessions to write; `None`: the task's own number.
+    /// Sessions to write. Default: the task's own number.
     #[arg(long)]
     pub sessions: Option<usize>,
-    /// Length of a session in seconds; `None`: the task's own.
+    /// Length of a session in seconds. Default: the task's own.
     #[arg(long)]
     pub seconds: Option<f64>,
-    /// `cell`: cells to write; `None`: the task's own number.
+    /// `cell`: cells to write. Default: the task's own number.
     #[arg(long)]
     pub cells: Option<usize>,
-    /// `cell`: genes of each; `None`: the task's own number.
+    /// `cell`: genes of each. Default: the task's own number.
     #[arg(long)]
     pub genes: Option<usize>,
 }
