@@ -1,8 +1,7 @@
 //! `python.optimizer`: an optimizer of the user's own trains as in a plain loop, and is saved and resumed to the bit.
 
-use crate::python_task::{equal_pytorch, fixtures, runs};
-use crate::support::{assert_same_checkpoint, distance, run};
-use rustix::process::Signal;
+use crate::python_task::{equal_pytorch, fixtures, runs, stopped_and_resumed};
+use crate::support::{distance, run};
 use std::fs;
 
 const SGD: [&str; 3] = ["train.max_steps=10", "train.optimizer=sgd", "train.momentum=0.9"];
@@ -57,16 +56,7 @@ fn a_stopped_run_with_it_resumes_to_the_same_bits() {
         "train.gradient_accumulation_steps=2",
     ];
     let runs = runs("models:build", "{model: batchnorm}", &sets);
-    let whole = runs.finish("whole", &["--ranks", "2"]);
-    let mut running = runs.start("broken", &["--ranks", "2"]);
-    let broken = runs.run("broken");
-    assert!(running.until("a few steps", || broken.steps_so_far() >= 5), "{}", running.wait());
-    running.signal(Signal::TERM);
-    let ended = running.wait();
-    // It may have been done by then.
-    assert!(matches!(ended.code, Some(75 | 0)), "{ended}");
-    let broken = runs.finish("broken", &["--ranks", "2", "--resume", "auto"]);
-    assert_same_checkpoint(&whole, &broken, 60, "resumed");
+    stopped_and_resumed(&runs);
 
     let other = ["--ranks", "2", "--resume", "auto", "--set", "train.max_steps=70", "--set"];
     for (optimizer, says) in [

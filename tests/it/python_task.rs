@@ -105,9 +105,8 @@ fn three_ranks_train_as_one_does() {
     assert!(far.norm < 1e-5, "{} of {}", far.norm, far.worst);
 }
 
-#[test]
-fn a_stopped_run_goes_on_to_the_same_bits() {
-    let runs = runs("models:build", "{model: batchnorm}", &["data.shuffle=true", "train.max_steps=60"]);
+/// Trains 60 steps on two ranks as one run and as `broken`, which is stopped on the way and resumed; both end with the same bits.
+pub fn stopped_and_resumed(runs: &Runs) -> Run {
     let whole = runs.finish("whole", &["--ranks", "2"]);
     let mut running = runs.start("broken", &["--ranks", "2"]);
     let broken = runs.run("broken");
@@ -118,6 +117,13 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
     assert!(matches!(ended.code, Some(75 | 0)), "{ended}");
     let broken = runs.finish("broken", &["--ranks", "2", "--resume", "auto"]);
     assert_same_checkpoint(&whole, &broken, 60, "resumed");
+    whole
+}
+
+#[test]
+fn a_stopped_run_goes_on_to_the_same_bits() {
+    let runs = runs("models:build", "{model: batchnorm}", &["data.shuffle=true", "train.max_steps=60"]);
+    let whole = stopped_and_resumed(&runs);
     let names: Vec<String> = whole.tensors(60, "model.safetensors").into_keys().collect();
     assert!(names.iter().any(|name| name == "body.2.running_mean"), "{names:?}");
 }
