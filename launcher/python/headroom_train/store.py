@@ -100,7 +100,8 @@ class Cache:
         return self._find(key) is not None
 
     def put(self, key, value):
-        """Stores a value. False: there is no room for it. What is stored under the key already stays."""
+        """Stores a value. False: there is no room for it. What is stored under the key already stays. Other processes find it a
+        moment later, and not at all if this one is killed, or leaves by `os._exit`, at once."""
         return self._store(key, lambda: value)[0] is not None
 
     def get_or(self, key, make, copy=False):
