@@ -462,6 +462,8 @@ impl Server {
     /// Nobody uses anything beyond the limit. Returns what has pages, looked up at the same time: pages may be going, and
     /// those of a limit that rises again before they have gone stay.
     fn clear(&self) -> u64 {
+        // Counters first: whoever sees that pages have gone sees what was evicted for it.
+        self.publish_stats();
         let mut memory = lock(&self.shared.memory);
         memory.cleared = self.limit;
         self.shared.memory_changed.notify_all();
