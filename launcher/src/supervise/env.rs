@@ -26,10 +26,11 @@ pub struct Meeting {
     pub threads_per_rank: usize,
 }
 
-/// Turns that an idle OpenMP thread of a rank waits awake before it sleeps: microseconds. libgomp's own 300,000 are
+/// Turns that an idle OpenMP thread of a rank waits awake before it sleeps: about 0.1 ms. libgomp's own 300,000 are
 /// milliseconds, which a thread takes from the very one it waits for when ranks, loader threads and others share the
-/// cores: steps then last tens of times as long.
-const SPIN_TURNS: &str = "200";
+/// cores: steps then last tens of times as long. Waking a thread that sleeps costs more than most operators take: with 200
+/// turns and two threads, steps of small models take twice the time.
+const SPIN_TURNS: &str = "3000";
 
 /// One [`RankSpec`] per local rank with the names torchrun sets, and how long its threads wait awake.
 ///
