@@ -23,7 +23,6 @@ const USUAL_SCALE: usize = 2;
 const PEEKED_BYTES: u64 = 64 << 10;
 /// Entries of the page cache start on cache lines.
 const LINE_BYTES: usize = 64;
-const PAGE_BYTES: u64 = 4096;
 /// Factor by which the sides of a shrunk clip are smaller.
 const SHRINK: usize = 2;
 /// Smallest side of a shrunk clip, pixels: a stage at an eighth of it still has a window of its own.
@@ -236,7 +235,7 @@ impl Frame {
             scratch_bytes: entries.max(SCRATCH_BYTES),
             chunk_bytes: None,
             // Whole pages, so that all of it fits a cache of this size.
-            useful_bytes: count.checked_mul(entries)?.checked_next_multiple_of(PAGE_BYTES)?,
+            useful_bytes: count.checked_mul(entries)?,
             useful: format!("{} frames × {} B of entries", grouped(count), grouped(entries)),
             useful_is_exact: true,
             auto_policy: auto_policy(config),

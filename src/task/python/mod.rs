@@ -33,9 +33,8 @@ use std::path::Path;
 use std::sync::Arc;
 use tch::nn;
 
-/// Entries of the page cache begin at multiples of this, and the cache has whole pages.
+/// Entries of the page cache begin at multiples of this.
 const ENTRY_BYTES: u64 = 64;
-const PAGE_BYTES: u64 = 4096;
 
 /// The task, as the registry knows it.
 pub struct Python;
@@ -129,8 +128,14 @@ impl Opened {
             kept.map(|(name, set)| format!("{} {name} samples × {} B", set.len(), entry_of(set))).collect();
         DataSizes {
             entry_bytes: [entry("train"); 2],
-            scratch_bytes: self.sets.iter().map(|(_, set)| set.source.layout.scratch_bytes() as u64).max().unwrap_or(0),
-            useful_bytes: useful_bytes.next_multiple_of(PAGE_BYTES),
+            // Threads that load for training and those for validation keep theirs.
+            scratch_bytes: 2 * self
+                .sets
+                .iter()
+                .map(|(_, set)| set.source.layout.scratch_bytes() as u64)
+                .max()
+                .unwrap_or(0),
+            useful_bytes,
             useful: words.join(" + "),
             useful_is_exact: true,
             auto_policy: CacheMode::Pin,

@@ -37,7 +37,9 @@ impl<'a> PageCache<'a> {
         let room = self.beside_directory(room);
         let cap = self.config.data.cache_size_gb.map(|gb| (gb * GIB as f64) as u64);
         let useful = self.data.useful_bytes;
-        let capacity = room.min(cap.unwrap_or(u64::MAX)).min(useful) / PAGE_BYTES * PAGE_BYTES;
+        // Whole pages: no more than there is room for, no less than all entries need.
+        let pages = room.min(cap.unwrap_or(u64::MAX)) / PAGE_BYTES;
+        let capacity = pages.min(useful.div_ceil(PAGE_BYTES)) * PAGE_BYTES;
         let off = self.config.data.cache == CachePolicy::Off;
         let bytes = if off { 0 } else { capacity };
         let cut = match capacity {

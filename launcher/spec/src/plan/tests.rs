@@ -288,6 +288,17 @@ fn page_cache_is_a_line_cut_by_config_and_data_set() {
 }
 
 #[test]
+fn a_page_cache_for_all_holds_the_last_entry_too() {
+    let (config, machine) = (emg(), machine(8, 64 << 30));
+    for (useful, wanted) in [(4096, 4096), (4097, 8192), (16_348_031, 16_351_232)] {
+        let mut measured = with_data(&config, useful);
+        measured.data.useful_bytes = useful;
+        let plan = plan(&config, &machine, &measured, &ranks(1)).unwrap();
+        assert_eq!(plan.budget.page_cache_bytes, wanted, "of {useful}");
+    }
+}
+
+#[test]
 fn a_cache_above_half_of_the_memory_is_refused_with_the_number_that_passes() {
     let mut config = emg();
     config.data.cache_size_gb = Some(50.0);
