@@ -221,17 +221,18 @@ impl<'a> Last<'a> {
 /// One check per line of the host's table that a run leaves a trace of, then sums. What the plan counts per rank is
 /// compared with the rank that used most.
 fn checks(run: &Last, plan: &Plan) -> Vec<Check> {
-    let ranks: Vec<RankUse> = run.memory.iter().filter_map(|records| RankUse::of(records)).collect();
-    let node = NodeUse::of(run, &ranks);
     let of_interpreter = plan.budget.lines.iter().find(|line| line.name == LineId::Interpreter);
-    let interpreter = of_interpreter.map_or(0, |line| line.per_rank_bytes.unwrap_or(line.bytes));
+    // Ranks that were forked have it in common; the kernel counts it as each rank's own.
+    let common = of_interpreter.filter(|line| line.per_rank_bytes.is_none()).map_or(0, |line| line.bytes);
+    let own = of_interpreter.and_then(|line| line.per_rank_bytes).unwrap_or(0);
+    let ranks: Vec<RankUse> = run.memory.iter().filter_map(|records| RankUse::of(records, common)).collect();
+    let node = NodeUse::of(run, &ranks, common);
     let measured = |line: &BudgetLine| {
         Some(match line.name {
             LineId::Launcher => node.launcher,
             LineId::Libraries => node.libraries,
             LineId::PageCache => node.cache,
-            // A rank's own memory includes what it shares with the others.
-            LineId::Runtime => most(&ranks, |rank| rank.runtime).saturating_sub(interpreter),
+            LineId::Runtime => most(&ranks, |rank| rank.runtime).saturating_sub(own),
             LineId::ModelState => most(&ranks, |rank| rank.held.model_bytes),
             LineId::Activations => most(&ranks, |rank| rank.activations),
             LineId::Heap => most(&ranks, |rank| rank.heap),
@@ -295,14 +296,14 @@ struct NodeUse {
 impl NodeUse {
     /// Ranks reach their peaks in the same step, which samples of the node hit by chance alone: the job's is their sum, or what
     /// was sampled where that is more.
-    fn of(run: &Last, ranks: &[RankUse]) -> Self {
+    fn of(run: &Last, ranks: &[RankUse], common: u64) -> Self {
         let launcher = run.node.iter().map(|record| record.launcher_bytes).max().unwrap_or(0);
         let cache = run.node.iter().map(|record| record.cache_bytes);
         let cache = cache.chain(run.memory.iter().flatten().map(|record| record.cache_bytes)).max().unwrap_or(0);
         let libraries = most(ranks, |rank| rank.libraries);
         let sampled = run.node.iter().map(|record| record.job_bytes);
         let sampled = sampled.chain(run.peak_bytes).max().unwrap_or(0);
-        let parts = launcher + libraries + cache + ranks.iter().map(RankUse::all).sum::<u64>();
+        let parts = launcher + libraries + cache + common + ranks.iter().map(RankUse::all).sum::<u64>();
         Self { launcher, libraries, cache, job: if ranks.is_empty() { sampled } else { parts.max(sampled) } }
     }
 }
@@ -323,13 +324,14 @@ struct RankUse {
 }
 
 impl RankUse {
-    /// `None`: records without these numbers, as older ones are, or training never began.
-    fn of(records: &[MemoryRecord]) -> Option<Self> {
+    /// Without `common` bytes of own memory, which the ranks share. `None`: records without these numbers, as older ones are, or
+    /// training never began.
+    fn of(records: &[MemoryRecord], common: u64) -> Option<Self> {
         let first = records.iter().position(|record| record.phase == Phase::Train && record.held.model_bytes > 0)?;
         // Memory is counted a moment after it came: the least is the one without such a moment.
         let start = records[first..].iter().take_while(|record| record.step == 0);
         let runtime = start.map(|record| record.anon_bytes.saturating_sub(record.held.own_bytes())).min()?;
-        let mut used = Self { runtime, ..Self::default() };
+        let mut used = Self { runtime: runtime.saturating_sub(common), ..Self::default() };
         let (mut phase, mut there, mut grown) = (Phase::Other, Held::default(), 0);
         for record in &records[first..] {
             used.held = used.held.max(&record.held);
@@ -350,7 +352,7 @@ impl RankUse {
             let model = used.held.model_bytes.saturating_sub(used.held.model_shared_bytes);
             used.activations = record.held.tensors_bytes.saturating_sub(model).max(used.activations);
             used.libraries = used.libraries.max(record.file_bytes);
-            used.own = used.own.max(record.anon_peak_bytes);
+            used.own = used.own.max(record.anon_peak_bytes.saturating_sub(common));
         }
         used.heap = grown.saturating_sub(used.activations);
         Some(used)
@@ -556,8 +558,27 @@ mod tests {
     }
 
     #[test]
+    fn what_forked_ranks_have_in_common_counts_once() {
+        let mut run = run();
+        let lines = &mut run.plan.as_mut().unwrap().budget.lines;
+        lines.push(BudgetLine { name: LineId::Interpreter, bytes: 50 << 20, ..BudgetLine::default() });
+        run.node.clear();
+        let found = analyze(&run);
+        let seen = |name: &str| found.checks.iter().find(|check| check.name == name).unwrap().measured_bytes >> 20;
+        assert_eq!((seen("runtime"), seen("a rank, in all")), (78 - 50, 277 - 50));
+        let each: u64 =
+            run.memory.iter().map(|of| of.iter().map(|r| r.anon_peak_bytes >> 20).max().unwrap() - 50).sum();
+        assert_eq!(seen("all of the job"), 70 + 512 + 50 + each);
+        // With an interpreter each, its bytes are the rank's.
+        run.plan.as_mut().unwrap().budget.lines.last_mut().unwrap().per_rank_bytes = Some(50 << 20);
+        let found = analyze(&run);
+        let seen = |name: &str| found.checks.iter().find(|check| check.name == name).unwrap().measured_bytes >> 20;
+        assert_eq!((seen("runtime"), seen("a rank, in all")), (78 - 50, 277));
+    }
+
+    #[test]
     fn a_rank_that_never_trained_and_old_records_are_no_measure() {
-        assert!(RankUse::of(&[MemoryRecord { phase: Phase::Other, anon_bytes: 9, ..Default::default() }]).is_none());
+        assert!(RankUse::of(&[MemoryRecord { phase: Phase::Other, anon_bytes: 9, ..Default::default() }], 0).is_none());
         let old = Run { memory: vec![vec![MemoryRecord { phase: Phase::Train, ..Default::default() }]], ..run() };
         let found = analyze(&old);
         assert!(found.checks.iter().any(|check| check.verdict() == Verdict::NotMeasured), "{:?}", found.checks);

@@ -166,7 +166,7 @@ fn share_interpreter(
     if forks {
         let copied = whole / FORK_COPIES;
         let formula = format!("{}, and {} of the interpreter's pages written to", runtime.formula, bytes_text(copied));
-        *runtime = per_rank(LineId::Runtime, sum(&[each, copied])?, ranks, formula)?;
+        *runtime = per_rank(LineId::Runtime, sum(&[each, copied])?, ranks, format!("{formula}; a bound"))?.bounded();
         lines.push(once(
             LineId::Interpreter,
             whole,
