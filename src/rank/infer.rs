@@ -19,7 +19,7 @@ use spec::contract::{Evaluation, Phase, RunStatus, Summary, env, exit};
 use spec::job::{Job, Subject, Trained, Work};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tch::{Tensor, nn};
 
 /// [`Datasets::carried`] of a run, in its folder.
@@ -167,7 +167,8 @@ impl Inference<'_> {
         collective.barrier()?;
         self.start.stop.begin();
         crate::train::Observer::phase(&mut observer, Phase::Val, 0);
-        let values = loop {
+        let (values, pass_s) = loop {
+            let passing = Instant::now();
             let spec = EvalSpec {
                 batch,
                 threads: plan.loader.threads,
@@ -182,8 +183,8 @@ impl Inference<'_> {
                     controls.stops()
                 })?;
             match evaluated {
-                Evaluated::Values(values) => break Some(values),
-                Evaluated::Interrupted => break None,
+                Evaluated::Values(values) => break (Some(values), passing.elapsed().as_secs_f64()),
+                Evaluated::Interrupted => break (None, 0.0),
                 Evaluated::OutOfMemory { message } => batch = self.smaller(batch, message)?,
             }
         };
@@ -215,7 +216,7 @@ impl Inference<'_> {
                 metrics: values,
                 headline,
             };
-            self.close_evaluation(&result)?;
+            self.close_evaluation(&result, pass_s)?;
         }
         Ok(exit::OK)
     }
@@ -245,7 +246,8 @@ impl Inference<'_> {
         Ok(list.map(|list| KeptSplit { list, choice: Some(SplitChoice::Keep), checkpoint }))
     }
 
-    fn close_evaluation(&self, result: &Evaluation) -> Result<(), RankError> {
+    /// Writes what was found in a pass of `pass_s` seconds.
+    fn close_evaluation(&self, result: &Evaluation, pass_s: f64) -> Result<(), RankError> {
         let Start { job, reporter, began, .. } = self.start;
         let path = job.run_dir.join("metrics.json");
         let failed = |e: std::io::Error| RankError::Train(DataError::output(&path, e).into());
@@ -256,6 +258,7 @@ impl Inference<'_> {
             status: RunStatus::Finished,
             wall_s: began.elapsed().as_secs_f64(),
             samples: Some(result.samples),
+            samples_per_s: result.samples as f64 / pass_s.max(1e-9),
             metrics: result.metrics.clone().into_iter().filter(|(_, value)| value.is_finite()).collect(),
             headline: result.headline.clone(),
             files_skipped: result.files_skipped,

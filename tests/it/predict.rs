@@ -92,6 +92,9 @@ fn evaluation_repeats_what_training_validated_on_any_number_of_ranks() {
         let kept: Value =
             serde_json::from_slice(&fs::read(a.path.join("evaluate/val-last/metrics.json")).unwrap()).unwrap();
         assert_eq!(kept, three);
+        let summary: Value =
+            serde_json::from_slice(&fs::read(a.path.join("evaluate/val-last/summary.json")).unwrap()).unwrap();
+        assert!(summary["samples_per_s"].as_f64().unwrap() > 0.0, "{summary}");
         // The training closed with the best weights' test metrics.
         let ended = done(runs.path(), &["evaluate", "a", "--split", "test", "--json", "--ranks", "1"]);
         let test: Value = serde_json::from_str(&ended.out).unwrap();
