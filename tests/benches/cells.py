@@ -1,14 +1,13 @@
 """Cells per CPU second of the loader (no model), shuffled batches of 128 densified and log1p'd, against loaders of others.
 
-    scripts/bench cells [--cells 100000] [--genes 5000] [--repeats 5] [--quick] [--json FILE]
+    scripts/bench cells [--cells 100000] [--genes 5000] [--repeats 5] [--quick] [--peers PYTHON] [--json FILE]
 
 The same sample cells as a plain and as a gzip .h5ad; all runs interleaved, medians, each with its peak PSS. Cases: everything cached,
 nothing cached (plain, and gzip by its decoded copy), in blocks. Peers: the seed's dense loader, scipy's CSR in memory, sorted rows by h5py; AnnLoader, annbatch
-and scDataset where they are installed in .bench-venv (annbatch needs Python 3.12). Bits of entropy of a batch's labels and entries stand beside those of random batches.
+and scDataset where .bench-venv or `--peers` has them (annbatch needs Python 3.12). Bits of entropy of a batch's labels and entries stand beside those of random batches.
 """
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from common import PYTHON, REFERENCE, RELEASE, ROOT, Job, Rows, median, say
+from common import PYTHON, REFERENCE, RELEASE, ROOT, Job, Rows, has, median, say
 from loader import built
 
 BATCH = 128
@@ -99,9 +98,9 @@ def ours(bench, path, options):
     return once([bench, "--data", str(path), "--batch", str(BATCH), *words])
 
 
-def theirs(name, path, samples):
+def theirs(python, name, path, samples):
     job = {"peer": name, "data": str(path), "batch": BATCH, "epochs": 2, "samples": samples}
-    return once([PYTHON, str(REFERENCE / "cells_peers.py"), json.dumps(job)])
+    return once([python, str(REFERENCE / "cells_peers.py"), json.dumps(job)])
 
 
 def main():
@@ -110,19 +109,22 @@ def main():
     parser.add_argument("--genes", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repeat")
+    parser.add_argument("--peers", default=PYTHON, help="an interpreter with PyTorch and peers that .bench-venv lacks")
     parser.add_argument("--json", help="write every figure to this file")
     args = parser.parse_args()
     bench = built("cells")
     paths = {layout: data(layout, args.cells, args.genes) for layout in ("csr", "gzip")}
-    peers = [peer for peer in PEERS if importlib.util.find_spec(peer[3])]
+    homes = {module: next((python for python in (PYTHON, args.peers) if has(python, module)), None) for *_, module in PEERS}
     found = {}
     for repeat in range(1 if args.quick else args.repeats):
         for name, layout, options, _goal in CASES:
             say(f"{name}, repeat {repeat + 1}")
             found.setdefault(("Headroom", name), []).append(ours(bench, paths[layout], options))
-        for name, layout, samples, _module in peers:
+        for name, layout, samples, module in PEERS:
+            if homes[module] is None:
+                continue
             say(f"{name} on {layout}, repeat {repeat + 1}")
-            found.setdefault((name, layout), []).append(theirs(name, paths[layout], samples))
+            found.setdefault((name, layout), []).append(theirs(homes[module], name, paths[layout], samples))
     table = Rows(["cells per CPU second", "last epoch", "first", "per s", "goal", "peak MiB", "labels", "entries"], first=44)
     goals = {name: goal for name, _layout, _options, goal in CASES}
     for (who, name), runs in found.items():

@@ -78,6 +78,12 @@ class Job:
         return out
 
 
+def has(python, package):
+    """True if an interpreter can import `package`."""
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec('{package}') is None)"
+    return subprocess.run([python, "-c", look], capture_output=True).returncode == 0
+
+
 def median(values):
     return statistics.median(values)
 

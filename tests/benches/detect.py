@@ -69,7 +69,8 @@ def records(work, name):
 def package(job, ranks=1, **options):
     """A run of the package; its line of JSON with the job."""
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", str(ranks), PEER] if ranks > 1 else [PYTHON, PEER]
-    run = Job([*command, json.dumps({**job, "ranks": ranks})], cwd=tempfile.gettempdir(), **options)
+    # The package takes a relative `path` of data.yaml from the working directory.
+    run = Job([*command, json.dumps({**job, "ranks": ranks})], cwd=Path(job["data"]).parent, **options)
     return json.loads(run.wait().strip().splitlines()[-1]), run
 
 
@@ -198,7 +199,8 @@ def limit(args, work, found):
             job = {"work": "train", "data": str(data), "width": width, "imgsz": side, "batch": batch, "steps": 10, "cache": "ram", "ranks": RANKS}
             kills = group.oom_kills()
             command = [*TORCHRUN, "--standalone", "--nproc-per-node", str(RANKS), PEER, json.dumps(job)]
-            ended = group.popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD).wait()
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            ended = group.popen([str(word) for word in command], cwd=data.parent, env=ONE_THREAD, **quiet).wait()
             rows.append([f"limit of {most / 1e9:.1f} GB: exit code, processes killed", "0, 0", f"{ended}, {group.oom_kills() - kills}", "-", ""])
             if not ended:
                 found["missed"].append("limit: it does not kill the package, so it shows nothing")

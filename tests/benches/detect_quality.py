@@ -73,8 +73,11 @@ def evaluated(run, weights):
 
 
 def package(work, weights, data, **options):
-    words = [PYTHON, REFERENCE / "yolo_validate.py", work, weights, data / "data.yaml", json.dumps({**MODEL, **options})]
-    done = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True)
+    words = [PYTHON, REFERENCE / "yolo_validate.py", work, weights.resolve(), data.resolve() / "data.yaml", json.dumps({**MODEL, **options})]
+    # The package takes a relative `path` of data.yaml from the working directory.
+    done = subprocess.run([str(word) for word in words], cwd=data, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
 
 

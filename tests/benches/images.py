@@ -36,7 +36,8 @@ def data(count, val=None):
 
 def package(path, cache, epochs):
     job = {"data": str(path), "batch": 16, "imgsz": 640, "workers": WORKERS, "cache": cache, "epochs": epochs}
-    out = subprocess.run([PYTHON, REFERENCE / "images_package.py", json.dumps(job)], check=True, stdout=subprocess.PIPE, text=True)
+    out = subprocess.run([PYTHON, REFERENCE / "images_package.py", json.dumps(job)], check=True, stdout=subprocess.PIPE, text=True,
+                         cwd=path.parent)
     return json.loads(out.stdout.splitlines()[-1])["images_per_s"]
 
 

@@ -12,14 +12,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
-from common import PYTHON, REFERENCE, RELEASE, ROOT, Job, Rows, sample_data
+from common import PYTHON, REFERENCE, RELEASE, ROOT, Job, Rows, has, sample_data
 from pressure import Group
 
 BATCH = 32
 ONE_THREAD = dict(os.environ, OMP_NUM_THREADS="1")
-# Model, ranks, samples, epochs: decoding in Python; the step alone; the start of three ranks.
-CASES = {"small": ("small", 2, 2048, 4), "tiny": ("tiny", 1, 32 * 400, 4), "three": ("small", 3, 384, 1)}
+# Model, ranks, samples, epochs: decoding in Python; the step alone; the start of three ranks; under a limit.
+CASES = {"small": ("small", 2, 2048, 4), "tiny": ("tiny", 1, 32 * 400, 4), "three": ("small", 3, 384, 1), "cgroup": ("small", 4, 2048, 4)}
 
 
 def by_torchrun(how, python, kind, ranks, samples, epochs):
@@ -68,10 +69,6 @@ def headroom(kind, ranks, samples, epochs, optimizer=None):
     return {"rate": rate, "first": first, "wall": job.wall_s, "pss": job.peak_bytes / 2**20, "step_ms": 1e3 * step_s}
 
 
-def has(python, package):
-    return subprocess.run([python, "-c", f"import {package}"], capture_output=True).returncode == 0
-
-
 def compare(name, rounds, peers):
     case = CASES[name]
     kinds = {"headroom": lambda: headroom(*case), "torchrun": lambda: by_torchrun("torchrun", PYTHON, *case)}
@@ -116,25 +113,37 @@ def memory(rounds):
 
 
 def cgroup():
-    """Both in a memory cgroup of four fifths of what torchrun's job takes."""
-    kind, ranks, samples, epochs = CASES["small"]
-    taken = by_torchrun("torchrun", PYTHON, kind, ranks, samples, epochs)["pss"] * 2**20
-    group, limit = Group(), int(0.8 * taken)
-    runs = tempfile.mkdtemp()
+    """Both in a memory cgroup of four fifths of what torchrun's job takes there, file pages that can be dropped aside."""
+    kind, ranks, samples, epochs = CASES["cgroup"]
+    group, runs = Group(), tempfile.mkdtemp()
     words = [*map(str, [PYTHON, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", REFERENCE / "python_torch.py"])]
     commands = {
         "torchrun": [*words, "torchrun", kind, str(samples), str(epochs), str(BATCH), "1"],
         "headroom": command_of(ranks, runs, *of_python(kind, samples, {"train.num_epochs": epochs})),
     }
+
+    def run(name):
+        """Exit code, processes killed, most bytes, last line."""
+        before, most = group.oom_kills(), 0
+        with tempfile.TemporaryFile("w+") as out:
+            process = group.popen(commands[name], cwd=ROOT, env=ONE_THREAD, stdout=out, stderr=subprocess.STDOUT)
+            while process.poll() is None:
+                most = max(most, group.look()[0])
+                time.sleep(0.05)
+            out.seek(0)
+            last = (out.read().strip().splitlines() or [""])[-1]
+        return process.returncode, group.oom_kills() - before, most, last[:140]
+
     try:
+        code, _, taken, last = run("torchrun")
+        if code:
+            sys.exit(f"torchrun without a limit: {code}: {last}")
+        limit = int(0.8 * taken)
         group.limit(limit)
-        print(f"\nin a memory cgroup of {limit / 2**20:.0f} MiB:")
-        for name, command in commands.items():
-            before = group.oom_kills()
-            process = group.popen(command, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            out, _ = process.communicate()
-            last = (out.strip().splitlines() or [""])[-1]
-            print(f"  {name}: exit code {process.returncode}, {group.oom_kills() - before} processes killed for memory: {last[:140]}", flush=True)
+        print(f"\ncgroup: {ranks} ranks; torchrun takes {taken / 2**20:.0f} MiB, the limit is {limit / 2**20:.0f} MiB:")
+        for name in commands:
+            code, killed, most, last = run(name)
+            print(f"  {name}: exit code {code}, {killed} processes killed for memory, at most {most / 2**20:.0f} MiB: {last}", flush=True)
     finally:
         group.remove()
         shutil.rmtree(runs)
@@ -143,7 +152,7 @@ def cgroup():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default=",".join([*CASES, "memory", "loop", "cgroup"]))
+    parser.add_argument("--only", default="small,tiny,three,memory,loop,cgroup")
     parser.add_argument("--peers", default=PYTHON)
     args = parser.parse_args()
     for part in args.only.split(","):
