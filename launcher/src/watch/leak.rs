@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_synthetic_leak_is_flagged_within_200_samples() {
+    fn checklist_49_a_synthetic_leak_is_flagged_within_200_samples() {
         for (slope, jitter) in [(0.2, 0.5), (1.0, 5.0), (0.12, 1.0), (10.0, 0.0)] {
             let mut state = 7;
             let (at, leak) = seen(200, 10, |n| 400.0 + slope * n + jitter * noise(&mut state)).unwrap();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn flat_memory_noise_and_warm_up_are_not_flagged() {
+    fn checklist_49_flat_memory_noise_and_warm_up_are_not_flagged() {
         for tau in [3.0, 10.0, 20.0, 40.0] {
             let found = seen(1000, 10, |n| 300.0 + 500.0 * (1.0 - (-n / tau).exp()));
             assert_eq!(found, None, "warm-up of {tau} samples");

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_give_three_levels() {
+    fn checklist_48_thresholds_give_three_levels() {
         use Level::*;
         for (used, level) in [(700, Normal), (701, Note), (801, Warning), (900, Warning), (901, Critical)] {
             assert_eq!(scale(used, 500).level(RAM), level, "{used}");
