@@ -138,6 +138,10 @@ pub trait Model {
     fn own_optimizer(&self) -> Result<Option<Box<dyn OwnOptimizer>>, TorchError> {
         Ok(None)
     }
+    /// True if a pass makes code for the shapes it meets, as a compiled graph does: its memory stays, whatever the samples.
+    fn compiles(&self) -> bool {
+        false
+    }
     /// Tensors besides parameters and buffers that the next step depends on, such as the history of [`Model::shared`]: kept
     /// in checkpoints under these names. A resumed run copies the saved values into them before its first step.
     fn state(&self) -> Vec<(String, Tensor)> {

@@ -5,6 +5,7 @@ use crate::report::memory::{MemorySnapshot, forget_peak};
 use crate::torch::{device, most_tensor_bytes, release_caches};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use spec::contract::Pass;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 use tch::Device;
 
@@ -88,18 +89,47 @@ pub struct Gauge {
     /// Weights, gradients and buffers.
     model_bytes: u64,
     runtime_bytes: u64,
+    /// Most memory that making code took.
+    code_bytes: Cell<u64>,
+    /// See [`crate::task::Model::compiles`].
+    compiles: bool,
+    /// Most memory of a pass beside its tensors.
+    most_beside: Cell<u64>,
 }
 
 impl Gauge {
     /// Begins to measure. Must be called before the first pass, with a model in place.
-    pub fn start(on: Device, model_bytes: u64) -> Self {
+    pub fn start(on: Device, model_bytes: u64, compiles: bool) -> Self {
         release_caches();
-        Self { on, model_bytes, runtime_bytes: own_bytes() }
+        Self {
+            on,
+            model_bytes,
+            runtime_bytes: own_bytes(),
+            code_bytes: Cell::new(0),
+            compiles,
+            most_beside: Cell::new(0),
+        }
     }
 
     /// Own memory of the process before its first pass, without the model.
     pub fn runtime_bytes(&self) -> u64 {
         self.runtime_bytes
+    }
+
+    /// Most memory that making code took, which passes do not count as theirs.
+    pub fn code_bytes(&self) -> u64 {
+        self.code_bytes.get()
+    }
+
+    /// Makes passes of a new shape with `pass` where they make code, whose memory is none of the samples'.
+    pub fn settle<E>(&self, pass: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        if !self.compiles {
+            return Ok(());
+        }
+        self.most_beside.set(0);
+        pass()?;
+        self.code_bytes.set(self.code_bytes() + self.most_beside.get());
+        Ok(())
     }
 
     /// A pass begins. `fresh`: nothing that is free is kept from the one before.
@@ -131,10 +161,33 @@ impl Gauge {
             _ => {
                 let tensors = most_tensor_bytes();
                 let now = MemorySnapshot::take().unwrap_or_default();
-                (tensors, now.anon_peak_bytes.saturating_sub(self.runtime_bytes))
+                (tensors, now.anon_peak_bytes.saturating_sub(self.runtime_bytes + self.code_bytes()))
             }
         };
         let tensor_bytes = tensors.saturating_sub(self.model_bytes);
-        Pass { samples, tensor_bytes, beside_bytes: all.saturating_sub(tensors) }
+        let beside_bytes = all.saturating_sub(tensors);
+        self.most_beside.set(beside_bytes.max(self.most_beside.get()));
+        Pass { samples, tensor_bytes, beside_bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_that_passes_make_is_counted_apart_from_their_samples() {
+        let none: Result<(), &str> = Gauge::start(Device::Cpu, 0, false).settle(|| Err("a pass that nobody needs"));
+        let gauge = Gauge::start(Device::Cpu, 0, true);
+        gauge.most_beside.set(100);
+        for bytes in [5, 7] {
+            let pass = || {
+                assert_eq!(gauge.most_beside.get(), 0, "of this pass alone");
+                gauge.most_beside.set(bytes);
+                Ok::<(), ()>(())
+            };
+            gauge.settle(pass).unwrap();
+        }
+        assert_eq!((none, gauge.code_bytes()), (Ok(()), 12));
     }
 }

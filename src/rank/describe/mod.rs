@@ -255,9 +255,11 @@ impl Stage<'_> {
             true => Rehearsal::new(config, model, params, metrics, self.on)?,
             false => Rehearsal::of_passes(config, model, metrics, self.on),
         };
-        let gauge = Gauge::start(self.on, parameters * 4 * if trains { 2 } else { 1 } + buffer_bytes);
+        let gauge = Gauge::start(self.on, parameters * 4 * if trains { 2 } else { 1 } + buffer_bytes, model.compiles());
         let mut seen = Seen::default();
         let (seconds, cut) = self.passes(&mut rehearsal, &gauge, &mut seen)?;
+        // It stays, whatever the samples.
+        seen.train.iter_mut().chain(&mut seen.val).for_each(|pass| pass.beside_bytes += gauge.code_bytes());
         let found = &mut answer.model;
         if trains {
             found.optimizer = own_optimizer(config, model, &gauge)?;
@@ -281,7 +283,6 @@ impl Stage<'_> {
     ) -> Result<(f64, Option<String>), RankError> {
         let mut first_s = 0.0;
         for samples in SAMPLES {
-            let (began, computed_s) = (Instant::now(), gauge::computed_s());
             if let Some(last) = seen.last(self.kind) {
                 let ratio = samples as f64 / last.samples as f64;
                 let (bytes, seconds) = (last.tensor_bytes as f64 * ratio, seen.last_s * ratio);
@@ -297,7 +298,9 @@ impl Stage<'_> {
                     return Ok((first_s, cut));
                 }
             }
-            match self.pair(rehearsal, gauge, samples, seen) {
+            let settled = gauge.settle(|| self.pair(rehearsal, gauge, samples, &mut Seen::default()));
+            let (began, computed_s) = (Instant::now(), gauge::computed_s());
+            match settled.and_then(|()| self.pair(rehearsal, gauge, samples, seen)) {
                 // Too few for some models, such as those that normalise over the batch.
                 Err(RankError::Train(TrainError::Torch(TorchError::User { .. }))) if samples == 1 => {
                     *seen = Seen::default();

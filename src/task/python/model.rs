@@ -22,13 +22,15 @@ pub struct PythonModel {
     online: bool,
     /// `train.learning_rate` and `train.weight_decay`, where the user has an optimizer of his own.
     optimizer: Option<[f64; 2]>,
+    /// `python.compile`.
+    compiles: bool,
 }
 
 impl PythonModel {
     pub fn new(host: &'static dyn Host, config: &Config) -> Self {
         let (python, train): (PythonConfig, _) = (config.section(), &config.train);
         let optimizer = python.optimizer.map(|_| [train.learning_rate, train.weight_decay]);
-        Self { host, online: train.compute_metrics_online, optimizer }
+        Self { host, online: train.compute_metrics_online, optimizer, compiles: python.compile }
     }
 }
 
@@ -59,6 +61,10 @@ impl Model for PythonModel {
     fn own_optimizer(&self) -> Result<Option<Box<dyn OwnOptimizer>>, TorchError> {
         let Some([rate, weight_decay]) = self.optimizer else { return Ok(None) };
         Ok(Some(Box::new(PythonOptimizer::new(self.host, rate, weight_decay)?)))
+    }
+
+    fn compiles(&self) -> bool {
+        self.compiles
     }
 
     /// The host's part of a pass is the user's Python, which a recorded graph would leave out.
