@@ -239,7 +239,7 @@ fn the_launchers_directory_grows_with_the_page_cache() {
         let plan = plan(&config, &machine(8, 256 * GIB), &with_data(&config, data), &ranks(2)).unwrap();
         (line(&plan, "launcher").bytes, line(&plan, "launcher").bound)
     };
-    let own = (7552 + 2 * 16) << 10;
+    let own = (8448 + 2 * 16) << 10;
     assert_eq!(launcher(0, None), (own, false));
     // All data in chunks of 256 KiB at the least; a part of it in halves of windows.
     assert_eq!(launcher(10 * GIB, None), (own + 20 * 4096 * 448, true));
