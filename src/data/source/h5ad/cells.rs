@@ -4,6 +4,7 @@
 //! within a cell is free.
 
 use super::matrix::{Form, Matrix, Starts};
+use super::narrow::{Raw, narrow};
 use crate::data::DataError;
 use crate::data::source::hdf5::array::{Array, ArrayReader, Buffers, Number};
 use std::ops::Range;
@@ -38,6 +39,7 @@ pub struct Cells {
     pub ids: Vec<u32>,
     pub values: Vec<f64>,
     bytes: Vec<u8>,
+    id_bytes: Vec<u8>,
     raw_ids: Vec<i64>,
     raw_values: Vec<f64>,
     order: Vec<u32>,
@@ -61,10 +63,11 @@ impl Cells {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        let Self { starts, ids, values, bytes, raw_ids, raw_values, order } = self;
+        let Self { starts, ids, values, bytes, id_bytes, raw_ids, raw_values, order } = self;
         8 * (starts.capacity() + values.capacity() + raw_ids.capacity() + raw_values.capacity())
             + 4 * (ids.capacity() + order.capacity())
             + bytes.capacity()
+            + id_bytes.capacity()
     }
 
     fn clear(&mut self) {
@@ -145,14 +148,46 @@ impl CellReader {
         out: &mut Cells,
         buffers: &mut Buffers,
     ) -> Result<(), DataError> {
-        let count = self.sources.len() as u64;
-        let missing = DataError::OutOfRange { what: "file", index: file as u64, place: "the data set", count };
-        let source = self.sources.get(file).ok_or(missing)?;
-        out.clear();
+        let source = self.source(file)?;
         match source.form {
             Form::Dense => self.dense(source, cells, out, buffers),
-            _ => self.sparse(source, cells, out, buffers),
+            _ => {
+                self.load(source, &cells, out, buffers)?;
+                self.sparse(source, cells, out)
+            }
         }
+    }
+
+    /// Reads cell `cell` of `file` as u16 into `ids` and `values`; the number of values. `columns`: place of each gene, u32::MAX for
+    /// those left out; `None`: the gene itself. `None`: the cell cannot be written so, and lies in `out` as by [`read`](Self::read).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_narrow(
+        &self,
+        (file, cell): (usize, u64),
+        out: &mut Cells,
+        buffers: &mut Buffers,
+        columns: Option<&[u32]>,
+        (ids, values): (&mut [[u8; 2]], &mut [[u8; 2]]),
+    ) -> Result<Option<usize>, DataError> {
+        let (source, cells) = (self.source(file)?, cell..cell + 1);
+        if source.form == Form::Dense {
+            return self.dense(source, cells, out, buffers).map(|()| None);
+        }
+        self.load(source, &cells, out, buffers)?;
+        let index = self.reader.arrays()[source.indices].number;
+        let raw = Raw { ids: (index, &out.id_bytes), values: (source.number, &out.bytes), genes: source.genes };
+        match narrow(raw, columns, ids, values) {
+            Some(count) => Ok(Some(count)),
+            None => self.sparse(source, cells, out).map(|()| None),
+        }
+    }
+
+    fn source(&self, file: usize) -> Result<&Source, DataError> {
+        let count = self.sources.len() as u64;
+        let missing = DataError::OutOfRange { what: "file", index: file as u64, place: "the data set", count };
+        self.sources.get(file).ok_or(missing)
     }
 
     fn dense(
@@ -162,6 +197,7 @@ impl CellReader {
         out: &mut Cells,
         buffers: &mut Buffers,
     ) -> Result<(), DataError> {
+        out.clear();
         out.bytes.clear();
         self.reader.read(source.data, cells.clone(), &mut out.bytes, buffers)?;
         let row_bytes = source.genes as usize * source.number.bytes();
@@ -180,21 +216,27 @@ impl CellReader {
         Ok(())
     }
 
-    fn sparse(
+    /// Reads the raw genes and values of sparse cells.
+    fn load(
         &self,
         source: &Source,
-        cells: Range<u64>,
+        cells: &Range<u64>,
         out: &mut Cells,
         buffers: &mut Buffers,
     ) -> Result<(), DataError> {
         let range = source.starts.at(cells.start)..source.starts.at(cells.end);
+        out.id_bytes.clear();
+        self.reader.read(source.indices, range.clone(), &mut out.id_bytes, buffers)?;
+        out.bytes.clear();
+        self.reader.read(source.data, range, &mut out.bytes, buffers)
+    }
+
+    /// Cells out of what [`load`](Self::load) read.
+    fn sparse(&self, source: &Source, cells: Range<u64>, out: &mut Cells) -> Result<(), DataError> {
+        out.clear();
         out.raw_ids.clear();
+        self.reader.arrays()[source.indices].number.whole(&out.id_bytes, &mut out.raw_ids);
         out.raw_values.clear();
-        out.bytes.clear();
-        self.reader.read(source.indices, range.clone(), &mut out.bytes, buffers)?;
-        self.reader.arrays()[source.indices].number.whole(&out.bytes, &mut out.raw_ids);
-        out.bytes.clear();
-        self.reader.read(source.data, range, &mut out.bytes, buffers)?;
         source.number.widen(&out.bytes, &mut out.raw_values);
         let mut at = 0;
         for cell in cells {

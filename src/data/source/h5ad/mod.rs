@@ -12,6 +12,7 @@ pub mod cells;
 mod frame;
 pub mod kept;
 mod matrix;
+mod narrow;
 mod open;
 pub mod repack;
 mod tenx;

@@ -108,29 +108,6 @@ impl<const I: usize, const V: usize> Sink for Fields<'_, I, V> {
     }
 }
 
-impl<const I: usize, const V: usize> Fields<'_, I, V> {
-    /// Takes a whole cell of counts below 65,536; their number. `None`: these are other values, or fields, or there is no room.
-    fn counts(&mut self, ids: &[u32], values: &[f64]) -> Option<usize> {
-        if V != 2 {
-            return None;
-        }
-        let (into_ids, into_values) = (self.ids.get_mut(..ids.len())?, self.values.get_mut(..ids.len())?);
-        let (mut count, mut odd) = (0, 0u64);
-        for (id, value) in ids.iter().zip(values) {
-            let column = match self.columns {
-                None => *id,
-                Some(columns) => columns.get(*id as usize).copied().unwrap_or(NONE),
-            };
-            // What is not in use is written over by the next.
-            into_ids[count] = low(column);
-            into_values[count] = low(*value as i32 as u32);
-            count += usize::from(column != NONE);
-            odd |= u64::from(!entry::is_count(*value) | (*value > f64::from(u16::MAX)));
-        }
-        (odd == 0).then_some(count)
-    }
-}
-
 /// The low bytes of a number, in this machine's order.
 #[inline(always)]
 fn low<const N: usize>(number: u32) -> [u8; N] {
@@ -147,7 +124,8 @@ fn low<const N: usize>(number: u32) -> [u8; N] {
 enum Origin<'a> {
     /// The bytes of its entry.
     Entry(&'a [u8]),
-    File(&'a mut Scratch),
+    /// A cell as it was read.
+    File(&'a mut Own),
 }
 
 impl Store {
@@ -225,7 +203,17 @@ impl Store {
         scratch: &mut Scratch,
         (ids, values): (&mut [u8], &mut [u8]),
     ) -> Result<(usize, usize), DataError> {
-        self.write(place, Origin::File(scratch), ids, values)
+        let own = own(&mut scratch.extra);
+        if self.short_ids && self.short_values && self.maps.get(place.file).is_some_and(Option::is_none) {
+            let narrow = (ids.as_chunks_mut::<2>().0, values.as_chunks_mut::<2>().0);
+            let (cell, columns) = ((place.file, place.row), self.columns.as_deref());
+            if let Some(count) = self.reader.read_narrow(cell, &mut own.cells, &mut own.buffers, columns, narrow)? {
+                return Ok((2 * count, 2 * count));
+            }
+        } else {
+            self.reader.read(place.file, place.row..place.row + 1, &mut own.cells, &mut own.buffers)?;
+        }
+        self.write(place, Origin::File(own), ids, values)
     }
 
     fn write(
@@ -261,14 +249,9 @@ impl Store {
                     return Err(file_error(path, problem));
                 }
             }
-            Origin::File(scratch) => {
+            Origin::File(own) => {
                 fields.columns = self.columns.as_deref();
-                let own = own(&mut scratch.extra);
-                self.reader.read(place.file, place.row..place.row + 1, &mut own.cells, &mut own.buffers)?;
                 let (ids, values) = self.cell(place.file, 0, &own.cells, &mut own.ids, &mut own.values);
-                if let Some(count) = fields.counts(ids, values) {
-                    return Ok((count * I, count * V));
-                }
                 for (id, value) in ids.iter().zip(values) {
                     let is_count = entry::is_count(*value);
                     fields.take(
