@@ -4,8 +4,8 @@
 //! file). Runs are permuted per epoch; `window` runs in that order make a group, and positions inside a group are
 //! permuted again. With a cache that holds a window of pages, an epoch reads each page once.
 //!
-//! Memory: 8 bytes per run, and 8 per group for each of the last two epochs. Group sizes follow from (seed, epoch)
-//! alone, so that an order remains a pure function of (seed, epoch, position).
+//! Memory: 8 bytes per run, 8 per group for each of the last two epochs, and 16 per run of the last few groups. All of it follows
+//! from (seed, epoch) alone, so that an order remains a pure function of (seed, epoch, position).
 
 use super::Permutation;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +13,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Epochs whose group ends are kept: the one that runs and the next, which look-ahead reaches.
 const EPOCHS_KEPT: usize = 2;
 
+/// Groups whose runs are kept: those that a reader, the look-ahead and a search for next uses are in.
+const GROUPS_KEPT: usize = 4;
+
 /// Group ends of an epoch, with the keys they belong to.
 type Kept = (u64, Arc<[u64]>);
+
+/// The runs of a group, in the order of the epoch.
+#[derive(Debug)]
+struct Group {
+    /// Key of (seed, epoch), and number of the group.
+    of: (u64, usize),
+    runs: Box<[u64]>,
+    /// Samples of the group before the end of each run.
+    ends: Box<[u64]>,
+}
 
 /// Runs of samples, drawn from `window` of them at a time.
 #[derive(Debug)]
@@ -25,6 +38,7 @@ pub struct Paged {
     /// Samples of a group in their own order, not shuffled.
     in_order: bool,
     kept: Mutex<Vec<Kept>>,
+    groups: Mutex<Vec<Arc<Group>>>,
 }
 
 impl Paged {
@@ -36,7 +50,8 @@ impl Paged {
                 whole.push(start);
             }
         }
-        Self { starts: whole.into(), window: window.max(1) as u64, in_order, kept: Mutex::default() }
+        let (kept, groups) = Default::default();
+        Self { starts: whole.into(), window: window.max(1) as u64, in_order, kept, groups }
     }
 
     fn runs(&self) -> u64 {
@@ -94,13 +109,29 @@ impl PagedEpoch {
         (first, Permutation::new(self.ends[group] - first, super::mix(self.start ^ super::mix(group as u64 + 1))))
     }
 
-    /// Runs of `group`, in the order of the epoch.
-    fn runs_of(&self, group: usize) -> impl Iterator<Item = u64> {
+    /// Runs of `group`: O(window) where it is not one of the last few.
+    fn runs_of(&self, group: usize) -> Arc<Group> {
+        let of = (self.start, group);
+        let mut groups = self.paged.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = groups.iter().rev().find(|known| known.of == of) {
+            return Arc::clone(known);
+        }
         let first = group as u64 * self.paged.window;
-        (first..(first + self.paged.window).min(self.paged.runs())).filter_map(|place| self.runs.at(place))
+        let places = first..(first + self.paged.window).min(self.paged.runs());
+        let runs: Box<[u64]> = places.filter_map(|place| self.runs.at(place)).collect();
+        let ends = runs.iter().scan(0, |total, run| {
+            *total += self.paged.run_len(*run);
+            Some(*total)
+        });
+        let made = Arc::new(Group { of, ends: ends.collect(), runs });
+        if groups.len() == GROUPS_KEPT {
+            groups.remove(0);
+        }
+        groups.push(Arc::clone(&made));
+        made
     }
 
-    /// O(log groups + window).
+    /// O(log groups + log window), and once per group O(window).
     pub fn at(&self, position: u64) -> Option<u64> {
         let group = self.ends.partition_point(|end| *end <= position);
         if group == self.ends.len() {
@@ -111,13 +142,10 @@ impl PagedEpoch {
         if !self.paged.in_order {
             at = inside.at(at)?;
         }
-        for run in self.runs_of(group) {
-            match at.checked_sub(self.paged.run_len(run)) {
-                Some(rest) => at = rest,
-                None => return Some(self.paged.starts[run as usize] + at),
-            }
-        }
-        None
+        let Group { runs, ends, .. } = &*self.runs_of(group);
+        let place = ends.partition_point(|end| *end <= at);
+        let before = place.checked_sub(1).map_or(0, |before| ends[before]);
+        runs.get(place).map(|run| self.paged.starts[*run as usize] + at - before)
     }
 
     /// O(log runs + window).
@@ -127,8 +155,9 @@ impl PagedEpoch {
         }
         let run = self.paged.starts.partition_point(|start| *start <= sample) as u64 - 1;
         let group = (self.runs.position_of(run)? / self.paged.window) as usize;
-        let before: u64 =
-            self.runs_of(group).take_while(|other| *other != run).map(|run| self.paged.run_len(run)).sum();
+        let Group { runs, ends, .. } = &*self.runs_of(group);
+        let place = runs.iter().position(|other| *other == run)?;
+        let before = place.checked_sub(1).map_or(0, |before| ends[before]);
         let mut at = before + sample - self.paged.starts[run as usize];
         let (first, inside) = self.group(group);
         if !self.paged.in_order {
