@@ -7,8 +7,8 @@ drawn, densified and log1p'd per batch), `sorted` (h5py, sorted rows of a batch 
 AnnLoader), `annbatch` and `scdataset` (where they are installed; annbatch on a copy of its own format). Source of the seed's steps: scanpy's normalize_total to 1e4, log1p.
 """
 
+import importlib.util
 import json
-import os
 import resource
 import sys
 import time
@@ -40,6 +40,21 @@ def express(dense):
     return np.log1p(dense / divisor[:, None])
 
 
+def expressed(counts, pointers):
+    """Of the values of sparse rows: the zeros of a matrix need no logarithm."""
+    sums = np.concatenate([[0.0], np.cumsum(counts, dtype="f8")])[pointers]
+    sums = sums[1:] - sums[:-1]
+    divisor = np.where(sums > 0, sums / TARGET, 1).astype("f4")
+    return np.log1p(counts / np.repeat(divisor, np.diff(pointers)))
+
+
+def densified(matrix):
+    """A scipy matrix by rows as expression, dense."""
+    import torch
+    matrix.data = expressed(matrix.data.astype("f4", copy=False), matrix.indptr)
+    return torch.from_numpy(matrix.toarray())
+
+
 def batches(cells, batch, epoch):
     order = np.random.default_rng(epoch).permutation(cells)
     return (order[n:n + batch] for n in range(0, cells - batch + 1, batch))
@@ -56,11 +71,10 @@ def dense(job):
 
 
 def csr(job):
-    import torch
     matrix, _ = read(job["data"])
     def epoch(number):
         for rows in batches(matrix.shape[0], job["batch"], number):
-            yield torch.from_numpy(express(matrix[rows].toarray()))
+            yield densified(matrix[rows])
     return epoch
 
 
@@ -90,24 +104,30 @@ def anncollection(job):
 
 
 def annbatch(job):
+    """Its loader refuses matrices of .h5ad files, so it reads a copy in its own format, made once and shuffled."""
     import annbatch as ab
-    import torch
-    store = job["data"] + ".annbatch"
-    if not os.path.exists(store):
-        ab.DatasetCollection(store).add_adatas([job["data"]]) if hasattr(ab, "DatasetCollection") else ab.create_anndata_collection([job["data"]], store)
-    loader = ab.Loader(batch_size=job["batch"], chunk_size=job.get("chunk", 32), preload_nchunks=job.get("preload", 128))
-    loader.use_collection(store) if hasattr(loader, "use_collection") else loader.add_anndatas([store])
-    return lambda epoch: (torch.from_numpy(express(np.asarray(batch["X"].to_dense()))) for batch in loader)
+    import zarr
+    if importlib.util.find_spec("zarrs"):
+        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+    store = job["data"] + ".annbatch.zarr"
+    collection = ab.DatasetCollection(store)
+    if collection.is_empty:
+        began = time.perf_counter()
+        collection.add_adatas([job["data"]])
+        print(f"annbatch: {time.perf_counter() - began:.1f} s of conversion", file=sys.stderr)
+    loader = ab.Loader(batch_size=job["batch"], chunk_size=job.get("chunk", 32), preload_nchunks=job.get("preload", 128), shuffle=True,
+                       preload_to_gpu=False)
+    loader.use_collection(collection)
+    return lambda epoch: (densified(batch["X"]) for batch in loader)
 
 
 def scdataset(job):
     import anndata
-    import torch
     from scdataset import BlockShuffling, scDataset
     from torch.utils.data import DataLoader
-    adata = anndata.read_h5ad(job["data"], backed="r")
-    sets = scDataset(adata.X, BlockShuffling(block_size=job.get("block", 1)), batch_size=job["batch"], fetch_factor=16,
-                     fetch_callback=lambda x, rows: x[np.sort(rows)], batch_transform=lambda x: torch.from_numpy(express(np.asarray(x.toarray()))))
+    cells = anndata.read_h5ad(job["data"], backed="r")
+    sets = scDataset(cells, BlockShuffling(block_size=job.get("block", 1)), batch_size=job["batch"], fetch_factor=job.get("fetch", 16),
+                     fetch_callback=lambda cells, rows: cells.X[np.sort(rows)], batch_transform=densified)
     loader = DataLoader(sets, batch_size=None)
     return lambda epoch: iter(loader)
 
