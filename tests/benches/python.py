@@ -19,7 +19,9 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 PACKAGE = os.path.join(ROOT, "launcher", "python")
-KINDS = ("headroom", "quarter", "dataloader", "dict")
+# `disk`: a cache of a quarter, and a file for the rest.
+OURS = ("headroom", "quarter", "disk")
+KINDS = (*OURS, "dataloader", "dict")
 PEERS = {"streaming": "mosaicml-streaming", "litdata": "litdata"}
 EPOCHS = 4
 BATCH = 64
@@ -196,13 +198,14 @@ def one(kind, data, samples):
     torch.set_num_threads(1)
     made = DATA[data](samples)
     sample_bytes = made[0][0].nbytes + 8
-    if kind in ("headroom", "quarter"):
+    if kind in OURS:
         sys.path.insert(0, PACKAGE)
         import headroom_train as headroom
 
         # An entry has a head of some 200 bytes.
         headroom.configure(cache=(sample_bytes + 512) * samples * (1 if kind == "headroom" else 0.25) + (1 << 20))
-        loader = headroom.DataLoader(headroom.cached(made), batch_size=BATCH, shuffle=True, num_workers=2, drop_last=True)
+        disk = tempfile.mkdtemp(prefix="headroom-bench-") if kind == "disk" else None
+        loader = headroom.DataLoader(headroom.cached(made, disk=disk), batch_size=BATCH, shuffle=True, num_workers=2, drop_last=True)
     else:
         from torch.utils.data import DataLoader
 
@@ -218,12 +221,15 @@ def one(kind, data, samples):
         times.append(time.perf_counter() - began)
     del x, y
     anonymous, shared = memory_of([os.getpid(), *children()])
-    decodes = loader.decodes if kind in ("headroom", "quarter") else None
+    decodes = loader.decodes if kind in OURS else None
     steps = samples // BATCH * BATCH
     print(json.dumps(dict(first=steps / times[0], later=[steps / t for t in times[1:]], first_batch_s=first,
                           anonymous=anonymous, shared=shared, decodes=decodes)), flush=True)
-    if kind in ("headroom", "quarter"):
+    if kind in OURS:
         loader.close()
+    if kind == "disk":
+        # Nothing is left in it.
+        os.rmdir(disk)
 
 
 RANK = """

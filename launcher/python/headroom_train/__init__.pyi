@@ -23,7 +23,8 @@ class Cached(Generic[T]):
     def set_epoch(self, epoch: int) -> None: ...
 
 def cached(
-    dataset: Any, transform: Optional[Callable[[Any], Any]] = None, *, name: Optional[str] = None, seed: int = 0
+    dataset: Any, transform: Optional[Callable[[Any], Any]] = None, *, name: Optional[str] = None, seed: int = 0,
+    disk: Union[str, os.PathLike[str], None] = None,
 ) -> Cached[Any]: ...
 
 class Files:

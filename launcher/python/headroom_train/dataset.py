@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _native, codec, node
 from .codec import loaded_torch
+from .place import job_name, place
 from .worker import Recipe, seed_of, seeded
 
 _INDEX_BITS = _native.INDEX_BITS
@@ -85,13 +86,27 @@ class _Maker:
         self.parts = None
 
     def make(self):
-        with seeded(seed_of(self._cached.seed, 0, self._index)):
-            sample = self._cached.dataset[self._index]
-        self.parts, total = codec.encode(sample, self._cached.tag)
-        self.total = total
-        self._cached.decodes += 1
-        self._cached.guess = max(self._cached.guess, total)
-        return total
+        cached = self._cached
+        stored = cached.disk.get(self._index) if cached.disk is not None else None
+        if stored is not None:
+            self.parts, self.total = [stored], len(stored)
+        else:
+            with seeded(seed_of(cached.seed, 0, self._index)):
+                sample = cached.dataset[self._index]
+            self.parts, self.total = codec.encode(sample, cached.tag)
+            cached.decodes += 1
+        cached.guess = max(cached.guess, self.total)
+        if stored is None and cached.disk is not None:
+            self._keep()
+        return self.total
+
+    def _keep(self):
+        """Writes the sample to disk, where its data set does not fit into the cache with room to spare."""
+        found = node.found_node()
+        if found is None or found.is_shrunk or self._cached.length * self.total > found.capacity // 2:
+            note = self._cached.disk.put(self._index, codec.joined(self.parts, self.total))
+            if note:
+                node.say_once(note)
 
     def write(self, offset):
         codec.write(self._memory, self.parts, offset)
@@ -100,7 +115,7 @@ class _Maker:
 class Cached:
     """A data set whose samples are decoded once per node: see :func:`cached`."""
 
-    def __init__(self, dataset, transform=None, *, name=None, seed=0):
+    def __init__(self, dataset, transform=None, *, name=None, seed=0, disk=None):
         self.length = check_length(dataset)
         if self.length >= 1 << _INDEX_BITS:
             raise ValueError(f"{self.length} samples: at most {1 << _INDEX_BITS} can be cached")
@@ -110,6 +125,7 @@ class Cached:
         self.epoch, self.decodes, self.guess = 0, 0, 4096
         # Here, so that processes that a program starts later find this one's cache.
         node.node()
+        self.disk = None if disk is None else _disk(disk, self.tag, self.length)
 
     def __len__(self):
         return self.length
@@ -122,7 +138,7 @@ class Cached:
 
     def __getstate__(self):
         # A process that is started afresh finds the same cache.
-        return {**vars(self), "_cache": node.name_of_cache()}
+        return {**vars(self), "disk": None, "_cache": node.name_of_cache()}
 
     def __setstate__(self, state):
         vars(self).update(state)
@@ -168,7 +184,12 @@ class Cached:
         return Recipe(self.dataset, self.transform, collate_fn, self.seed, self.tag, True)
 
 
-def cached(dataset, transform=None, *, name=None, seed=0):
+def _disk(folder, tag, length):
+    here = place()
+    return _native.Disk(os.fspath(folder), node.name_of_cache() or job_name(), (here.local_rank, here.local_world_size), tag, length)
+
+
+def cached(dataset, transform=None, *, name=None, seed=0, disk=None):
     """Decodes each sample of `dataset` once per node, and keeps it for all processes and epochs while there is room.
 
     `dataset` has `len()` and `[i]`. `transform(sample)` runs at every use; Python's, numpy's and torch's generators are seeded by
@@ -178,12 +199,17 @@ def cached(dataset, transform=None, *, name=None, seed=0):
     Processes know a data set again by its class, length and attributes; where two differ in nothing of these, `name` tells them
     apart. The result has `len()` and `[i]` like any data set, and every other attribute of `dataset`; with
     :class:`headroom_train.DataLoader` it is read without Python.
+
+    `disk` names a folder on a local disk for a data set that is larger than the cache: decoded samples without room in memory are
+    read from a file there in later epochs, and not decoded again. One file serves the node's ranks, and is gone when they are. It
+    grows to the size of the decoded data set, and stops where a twentieth of the file system is left. Raises OSError where nothing
+    can be written.
     """
     if isinstance(dataset, Cached):
-        if transform is None:
+        if transform is None and disk is None:
             return dataset
-        raise TypeError("the data set is cached already: give transform= where cached() is called first")
-    return Cached(dataset, transform, name=name, seed=seed)
+        raise TypeError("the data set is cached already: give transform= and disk= where cached() is called first")
+    return Cached(dataset, transform, name=name, seed=seed, disk=disk)
 
 
 class Plain:

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! push ─► flights ─► threads: samples of the earliest batch first ─► batch, in order ─► next
-//!                      │  cache: stored, or decoded by this thread's worker into the room that was granted
+//!                      │  cache: stored, or read from disk or decoded by this thread's worker into the room that was granted
 //!                      └─ with nothing to read: entries granted ahead of need
 //! ```
 //! What a batch holds depends on its samples alone, never on threads or on what was stored.
 
 use crate::batch::{Form, Made, collate};
 use crate::buffer::Pool;
+use crate::disk::Disk;
 use crate::entry::{Entry, EntryError, INDEX_BITS};
 use crate::failure::Failure;
 use crate::lane::{Answer, Lane, Source};
@@ -50,6 +51,10 @@ pub struct Plan {
     pub tag: u64,
     /// Makes samples without a worker, past the cache of samples.
     pub files: Option<Arc<dyn Native>>,
+    /// Decoded samples in a file.
+    pub disk: Option<Arc<Disk>>,
+    /// Number of samples.
+    pub samples: u64,
     /// Workers make batches of samples: there is a transform, or a user's way to collate.
     pub build: bool,
     /// Samples are not stacked.
@@ -343,7 +348,7 @@ impl Thread<'_> {
         }
         match spare {
             Some(bytes) => Ok(Sample::Own(bytes)),
-            None if self.shared.plan.build => Ok(Sample::Absent),
+            None if self.shared.plan.build && self.shared.plan.disk.is_none() => Ok(Sample::Absent),
             None => self.alone(epoch, id).map(Sample::Own),
         }
     }
@@ -351,7 +356,46 @@ impl Thread<'_> {
     /// Decodes an entry into its room. One that finds no room is left in `spare`.
     fn fill(&mut self, filling: &mut Filling, mut spare: Option<&mut Option<Vec<u8>>>) -> Result<(), Failure> {
         let index = filling.key() & INDEX_MASK;
+        if self.fill_from_disk(index, filling, spare.as_deref_mut())? {
+            return Ok(());
+        }
         self.twice(index, |thread| thread.fill_once(index, filling, spare.as_deref_mut()))
+    }
+
+    /// Reads an entry from disk into its room. False: it has to be decoded.
+    fn fill_from_disk(
+        &self,
+        index: u64,
+        filling: &mut Filling,
+        spare: Option<&mut Option<Vec<u8>>>,
+    ) -> Result<bool, Failure> {
+        let Some(disk) = &self.shared.plan.disk else { return Ok(false) };
+        let Some((offset, bytes)) = disk.find(index) else { return Ok(false) };
+        self.shared.sizes.saw(bytes);
+        if bytes > filling.room() && !filling.enlarge(bytes)? {
+            if let Some(spare) = spare {
+                *spare = disk.get(index);
+            }
+            return Ok(true);
+        }
+        let read = disk.read(index, offset, &mut filling.bytes_mut()[..bytes]);
+        if read {
+            filling.set_length(bytes);
+        }
+        Ok(read)
+    }
+
+    /// Writes a decoded entry to disk, where its data set does not fit into the cache with room to spare, or this one found no room.
+    fn keep(&self, index: u64, entry: &[u8], has_room: bool) {
+        let (Some(disk), Plan { samples, .. }) = (&self.shared.plan.disk, &self.shared.plan) else { return };
+        let capacity =
+            self.shared.client().map_or(0, |client| if client.is_shrunk() { 0 } else { client.capacity_bytes() });
+        if has_room && samples.saturating_mul(entry.len() as u64) <= capacity / 2 {
+            return;
+        }
+        if let Some(note) = disk.put(index, entry) {
+            self.shared.respawn.note(&note);
+        }
     }
 
     fn fill_once(
@@ -366,15 +410,20 @@ impl Thread<'_> {
             Answer::Done(bytes) => {
                 self.shared.sizes.saw(bytes);
                 filling.set_length(bytes);
+                self.keep(index, filling.bytes_mut().get(..bytes).unwrap_or_default(), true);
             }
             Answer::Long(bytes) => {
                 self.shared.sizes.saw(bytes);
                 if filling.enlarge(bytes)? {
                     let answer = self.lane()?.place(Some(filling.offset())).map_err(Stumble::Worker)?;
-                    filling.set_length(done(answer)?);
+                    let bytes = done(answer)?;
+                    filling.set_length(bytes);
+                    self.keep(index, filling.bytes_mut().get(..bytes).unwrap_or_default(), true);
                 } else if let Some(spare) = spare {
                     let answer = self.lane()?.place(None).map_err(Stumble::Worker)?;
-                    *spare = Some(self.scratch(done(answer)?)?);
+                    let entry = self.scratch(done(answer)?)?;
+                    self.keep(index, &entry, false);
+                    *spare = Some(entry);
                 }
             }
             Answer::Failed(error) => return Err(Failure::User(error).into()),
@@ -384,6 +433,9 @@ impl Thread<'_> {
 
     /// Decodes a sample past the cache.
     fn alone(&mut self, epoch: u64, index: u64) -> Result<Vec<u8>, Failure> {
+        if let Some(entry) = self.shared.plan.disk.as_ref().and_then(|disk| disk.get(index)) {
+            return Ok(entry);
+        }
         // What is cached is the same in every epoch.
         let epoch = self.shared.plan.client.is_none().then_some(epoch);
         self.twice(index, |thread| {
@@ -391,6 +443,7 @@ impl Thread<'_> {
             let answer = thread.lane()?.decode(epoch, index, None).map_err(Stumble::Worker)?;
             let bytes = thread.scratch(done(answer)?)?;
             Entry::parse(&bytes, thread.shared.plan.tag).map_err(Failure::from)?;
+            thread.keep(index, &bytes, false);
             Ok(bytes)
         })
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! headroom_train (Python) ─► loader ─► engine (threads) ─► lane (worker processes: the user's dataset[i])
 //!        │                               │
+//!        │                               ├─► disk (decoded samples that the cache has no room for)
 //!        │                               ├─► native (windows, cells, images: files, read without Python)
 //!        │                               └─► cache::client ─► directory (launcher, or a rank)
 //!        └─► node, order, sample, memory (numpy and torch see bytes in place)
@@ -16,6 +17,7 @@
 //! | [`buffer`] | memory of batches, used again | samples |
 //! | [`failure`] | what can go wrong | |
 //! | [`batch`] | samples stacked, or put one behind the other | Python |
+//! | [`disk`] | decoded samples in a file, for which the cache has no room | what a spec means |
 //! | [`lane`] | a decode worker: its socket, its messages | Python |
 //! | [`work`] | batches under way, pure state | Python |
 //! | [`engine`] | the threads: reading, filling, making batches | Python |
@@ -39,6 +41,7 @@
 mod batch;
 mod buffer;
 mod cells;
+mod disk;
 mod engine;
 mod entry;
 mod failure;
@@ -71,6 +74,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sample::Stacker>()?;
     module.add_class::<memory::Memory>()?;
     module.add_class::<files::Files>()?;
+    module.add_class::<disk::PyDisk>()?;
     module.add_class::<loader::Lane>()?;
     module.add_class::<loader::Loader>()?;
     module.add_function(wrap_pyfunction!(files::find_files, module)?)?;

@@ -1,5 +1,6 @@
 //! The loader's threads as Python starts and asks them.
 
+use crate::disk::PyDisk;
 use crate::engine::{Engine, Next, Plan, Respawn};
 use crate::failure::Failure;
 use crate::files::Files;
@@ -12,7 +13,7 @@ use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The loader's end of a worker that is about to start.
@@ -90,7 +91,7 @@ pub struct Loader {
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (node, base, tag, lanes, pool, *, files, threads, build, apart, timeout, batches))]
+    #[pyo3(signature = (node, base, tag, lanes, pool, *, files, disk, samples, threads, build, apart, timeout, batches))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         node: Option<PyRef<'_, Node>>,
@@ -99,6 +100,8 @@ impl Loader {
         lanes: Vec<Bound<'_, Lane>>,
         pool: Py<PyAny>,
         files: Option<PyRef<'_, Files>>,
+        disk: Option<PyRef<'_, PyDisk>>,
+        samples: u64,
         threads: usize,
         build: bool,
         apart: bool,
@@ -110,7 +113,8 @@ impl Loader {
             .map_err(|error| PyValueError::new_err(format!("timeout={timeout}: {error}")))?;
         let timeout = (limit > Duration::ZERO).then_some(limit);
         let files = files.map(|files| files.native()).transpose()?;
-        let plan = Plan { client, base, tag, files, build, apart, timeout, batches };
+        let disk = disk.map(|disk| Arc::clone(&disk.0));
+        let plan = Plan { client, base, tag, files, disk, samples, build, apart, timeout, batches };
         let lanes: Vec<Raw> = lanes.iter().filter_map(|lane| lane.get().take()).collect();
         let engine = Engine::start(plan, threads, lanes, Box::new(Pool(pool)));
         let engine = engine.map_err(|error| PyOSError::new_err(format!("the loader's threads: {error}")))?;

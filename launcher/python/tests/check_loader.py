@@ -339,3 +339,63 @@ def test_sizes_are_read_as_people_write_them():
     for text, size in [("20GiB", 20 << 30), ("512 MB", 512 * 10**6), ("1.5k", 1536), (7, 7), ("1TiB", 1 << 40), ("3kb", 3000)]:
         assert parse_size(text) == size, text
     assert parse_size("40%", available=1000) == 400
+
+
+def test_what_the_cache_has_no_room_for_is_read_from_disk_and_nothing_is_left_there():
+    headroom.configure(cache=1 << 20)
+    with tempfile.TemporaryDirectory() as folder:
+        log, disk = os.path.join(folder, "log"), os.path.join(folder, "disk")
+        os.mkdir(disk)
+        # Eight times the cache.
+        data = headroom.cached(Numbers(200, log=log, size=10_000), disk=disk)
+        assert os.listdir(disk) == [], "the file has no name"
+        expected = ids_of(loader(Numbers(200, size=10_000), batch_size=8))
+        for workers in (2, 0):
+            it = loader(data, batch_size=8, num_workers=workers)
+            assert ids_of(it) == expected
+            for _ in range(2):
+                assert sorted(sum(ids_of(it), [])) == list(range(200))
+            it.close()
+        decodes = listed(open(log))
+        assert sorted(decodes) == list(range(200)), "each once"
+        read, written = data.disk.counts
+        assert written == 200 and read > 500, (read, written)
+        doubled = headroom.cached(Numbers(200, size=10_000), transform=lambda sample: (sample[0] * 2, *sample[1:]), disk=disk, name="doubled")
+        it = loader(doubled, batch_size=8, num_workers=2)
+        for epoch in range(3):
+            for array, number, _ in it:
+                assert (np.asarray(array)[:, 0] == 2 * np.asarray(number)).all()
+        assert it.decodes <= 201, it.decodes
+        it.close()
+
+
+def test_a_small_data_set_is_not_written_to_disk_and_bad_folders_are_refused():
+    with tempfile.TemporaryDirectory() as disk:
+        data = headroom.cached(Numbers(50), disk=disk)
+        it = loader(data, num_workers=2)
+        assert len(sum(ids_of(it), [])) == 50 and data.disk.counts == (0, 0)
+        it.close()
+        error = raises(OSError, "give a folder on a local disk", lambda: headroom.cached(Numbers(50), disk=os.path.join(disk, "absent")))
+        assert "absent" in str(error)
+        # Without a cache the file is all there is.
+        again = pickle.loads(pickle.dumps(data))
+        assert again.disk is None and int(again[7][1]) == 7
+
+
+def test_a_damaged_record_is_decoded_again():
+    headroom.configure(cache=1 << 20)
+    with tempfile.TemporaryDirectory() as disk:
+        data = headroom.cached(Numbers(100, size=10_000), disk=disk, name="damaged")
+        it = loader(data, batch_size=10, num_workers=1)
+        assert len(sum(ids_of(it), [])) == 100
+        links = {int(fd): os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+        fd = min(fd for fd, link in links.items() if ".samples" in link)
+        # A byte within each of the first records, and a head that points far behind the end.
+        at = 16 * 100 + 1
+        for record in range(5):
+            os.pwrite(fd, b"\xff\xfe", at + record * (32 + 40_192) + 20_000)
+        os.pwrite(fd, (1 << 50).to_bytes(8, "little"), 16 * 99)
+        for _ in range(2):
+            assert sorted(sum(ids_of(it), [])) == list(range(100))
+        assert 100 < it.decodes < 130, it.decodes
+        it.close()

@@ -157,3 +157,31 @@ def test_a_fork_of_the_user_reads_the_same_cache():
         os._exit(0 if good else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert cache.get("b") == 7
+
+
+DISK = """
+import json, os, sys
+import headroom_train as headroom
+from helpers import Numbers, ids_of
+headroom.configure(cache=1 << 20)
+data = headroom.cached(Numbers(240, log=sys.argv[2], size=10_000), name="disk of ranks", disk=sys.argv[1])
+loader = headroom.DataLoader(data, batch_size=8, shuffle=True, num_workers=1)
+found = [ids_of(loader) for _ in range(4)]
+print(json.dumps([sum(batches, []) for batches in found]))
+"""
+
+
+def test_ranks_share_one_file_on_disk():
+    with tempfile.TemporaryDirectory() as folder:
+        disk, log = os.path.join(folder, "disk"), os.path.join(folder, "log")
+        os.mkdir(disk)
+        # Of a job whose ranks never all came.
+        left = os.path.join(disk, f"headroom-{os.getuid()}-left-0.samples")
+        for name in (left, f"{left}.1"):
+            open(name, "w").close()
+        found = ranks(3, DISK, (disk, log))
+        for epoch in range(4):
+            assert sorted(sum((of_rank[epoch] for of_rank in found), [])) == list(range(240))
+        decodes = open(log).read().split()
+        assert set(decodes) == set(map(str, range(240))) and len(decodes) < 260, len(decodes)
+        assert os.listdir(disk) == []
