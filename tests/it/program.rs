@@ -192,6 +192,36 @@ fn a_full_cgroup_kills_a_program_and_not_one_whose_samples_are_in_the_cache() {
     }
 }
 
+const DEAF: &str = "
+import os, time
+held = bytearray(b'x') * (100 << 20)
+open('warm', 'w').close()
+while not os.path.exists('go'): time.sleep(0.02)
+print('all', len(held), flush=True)
+";
+
+/// The signal that asks for a checkpoint would end it.
+#[test]
+fn a_program_without_a_handler_is_not_ended_for_memory() {
+    let place = folder();
+    let Some(group) = Limited::make("deaf", 400 << 20) else { return };
+    let there = |name: &str| place.path().join(name).exists();
+    let command = launch(place.path(), &["--cache", "16MiB", "--memory-budget", "95%", "--name", "deaf"], DEAF);
+    let mut running = Running::start(group.within(&command).current_dir(place.path()), place.path());
+    assert!(running.until("the program", || there("warm")), "{}", running.read("err"));
+    let full = 396 << 20;
+    let mut filler = Command::new("python3");
+    filler.args(["-c", ONCE]).args(group.usage()).arg(full.to_string());
+    let mut filler = Running::start(group.within(&filler).current_dir(place.path()), place.path());
+    assert!(filler.until("the hog", || there(&format!("filled{full}"))), "{}", filler.read("err"));
+    wait_for_line(&mut running, "no process of the program takes SIGUSR1");
+    drop(filler);
+    fs::write(place.path().join("go"), "").unwrap();
+    let ended = running.wait();
+    assert!(ended.code == Some(0) && ended.out.contains("all 104857600"), "{ended}");
+    assert!(!format!("{}{}", ended.out, ended.err).contains("stopped for memory"), "{ended}");
+}
+
 const AGENT: &str = "
 import os, subprocess, sys
 inner = '''

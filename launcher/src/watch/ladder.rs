@@ -118,6 +118,11 @@ impl Ladder {
         if now < self.acted_at + settle_s { None } else { self.climb(now, view) }
     }
 
+    /// The run goes on after [`Act::Stop`]: it could not be asked. It is asked again after a time without pressure.
+    pub fn was_not_stopped(&mut self) {
+        self.stopped = false;
+    }
+
     /// The user wants memory back now: half the page cache.
     pub fn by_hand(&mut self, now: f64, view: &View) -> Option<Act> {
         self.calm_since = Some(now + MANUAL_HOLD_S);

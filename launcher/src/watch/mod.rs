@@ -32,6 +32,7 @@ pub use start::{Before, ease};
 pub use watcher::Watch;
 pub use words::{advice, event_text, pre_flight, stopped};
 
+use rustix::process::Signal;
 use spec::config::{Config, Language};
 use spec::contract::{LineId, Relief, Relieved};
 use spec::plan::Plan;
@@ -142,6 +143,9 @@ pub struct CacheNow {
     pub wanted_bytes: u64,
     pub resident_bytes: u64,
 }
+
+/// The signal by which a user's program is asked for a checkpoint and its end.
+pub const REQUEST: Signal = Signal::USR1;
 
 /// Actions of the watch. Calls must not block.
 pub trait Hands: Sync {

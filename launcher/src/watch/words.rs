@@ -78,6 +78,7 @@ pub fn event_text(language: Language, event: &Event) -> String {
         Event::RanAgain { ranks, seconds } => run_again(language, ranks, *seconds),
         Event::DidNotRun { seconds } => did_not_run(language, *seconds),
         Event::Stop { at, cause } => stop_reason(language, at, cause),
+        Event::Unstoppable { at, cause } => unstoppable(language, &stop_reason(language, at, cause)),
         Event::Failed { text, .. } | Event::Text { text } => text.clone(),
     }
 }
@@ -292,6 +293,20 @@ pub fn stop_reason(language: Language, at: &Fill, cause: &Cause) -> String {
     match language {
         Language::En => format!("{full} after all that can be given back was given; {advice}"),
         Language::Zh => format!("已释放全部可释放的内存，仍占用{full}；{advice}"),
+    }
+}
+
+/// A program that a request to stop would end at once.
+fn unstoppable(language: Language, reason: &str) -> String {
+    match language {
+        Language::En => format!(
+            "{reason}\nno process of the program takes SIGUSR1, which would end it without a checkpoint: it goes on, and the kernel may \
+             kill it; a program that asks headroom.stopping() at each step, or has a handler of its own, is asked to save and stop"
+        ),
+        Language::Zh => format!(
+            "{reason}\n程序中没有进程处理 SIGUSR1，该信号会使其在保存前终止，因此程序继续运行，但可能被内核终止；在每一步调用 \
+             headroom.stopping() 或自行处理该信号的程序，会被要求保存并停止"
+        ),
     }
 }
 

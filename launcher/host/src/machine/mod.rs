@@ -20,7 +20,10 @@ pub use gpu::{GpuMeter, driver as gpu_driver};
 pub use limits::{ProcessLimits, low_priorities, tasks_of_user};
 pub use memory::{GroupNow, MemoryMeter, MemoryNow, Pressure};
 pub use probe::{Probe, free_disk_bytes};
-pub use process::{Resident, Shares, descendants, inner_ranks, is_first_here, largest_other, lent_bytes, place_of};
+pub use process::{
+    Resident, Shares, catches, descendants, first_that_catch, inner_ranks, is_first_here, largest_other, lent_bytes,
+    place_of,
+};
 
 use spec::contract::Machine;
 

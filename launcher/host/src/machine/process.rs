@@ -59,6 +59,25 @@ pub fn descendants(pid: i32) -> Vec<i32> {
     found.split_off(1)
 }
 
+/// True if the process `pid` has a handler for `signal`, which would else end it.
+pub fn catches(pid: i32, signal: i32) -> bool {
+    let caught = Process::new(pid).and_then(|process| process.status()).map_or(0, |status| status.sigcgt);
+    signal > 0 && caught >> (signal - 1) & 1 == 1
+}
+
+/// The processes of a job that a request by `signal` reaches: of each line of descent from `pid` the first that has a handler.
+pub fn first_that_catch(pid: i32, signal: i32) -> Vec<i32> {
+    let (mut found, mut next) = (Vec::new(), vec![pid]);
+    while let Some(pid) = next.pop() {
+        if catches(pid, signal) {
+            found.push(pid);
+        } else {
+            next.extend(children(pid));
+        }
+    }
+    found
+}
+
 /// Number and count of ranks by a process's environment, as torchrun sets it. `None`: it says nothing of ranks, or may not be read.
 pub fn place_of(pid: i32) -> Option<(u32, u32)> {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
@@ -111,10 +130,11 @@ fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-/// The process with the largest RSS that is not one of `ours`. Looks at every process of the node, or at those of this
+/// The process with the largest RSS that is not one of `ours` and descends from none of them. Looks at every process of the node, or at those of this
 /// process's memory cgroup and below.
 pub fn largest_other(ours: &[i32], in_group: bool) -> Option<Program> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let ours: Vec<i32> = ours.iter().flat_map(|pid| [vec![*pid], descendants(*pid)].concat()).collect();
     let group = memory_group_of(own).filter(|_| in_group);
     let inside =
         |pid: i32| group.as_ref().is_none_or(|group| memory_group_of(pid).is_some_and(|at| at.starts_with(group)));
@@ -203,6 +223,28 @@ mod tests {
         rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
         outer.wait().unwrap();
         assert_eq!((ranks, firsts), (vec![0, 1], vec![true, false]));
+    }
+
+    #[test]
+    fn processes_with_a_handler_are_found_below_those_without() {
+        // The outer shell has none, one of the inner shells has, and so has what that one starts.
+        let script = "sh -c 'trap : USR1; sleep 60 & wait' & sleep 60 & wait";
+        let mut outer = std::process::Command::new("sh").args(["-c", script]).process_group(0).spawn().unwrap();
+        let pid = outer.id() as i32;
+        let began = std::time::Instant::now();
+        let usr1 = rustix::process::Signal::USR1.as_raw();
+        while descendants(pid).len() < 3 || first_that_catch(pid, usr1).is_empty() {
+            assert!(began.elapsed().as_secs() < 60);
+        }
+        let found = first_that_catch(pid, usr1);
+        let (own, below) = (catches(pid, usr1), descendants(pid));
+        let other = largest_other(&[pid, std::process::id() as i32], false).map(|program| program.pid);
+        let group = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+        outer.wait().unwrap();
+        assert!(found.len() == 1 && below.contains(&found[0]) && !own, "{found:?}");
+        assert!(other.is_none_or(|other| !below.contains(&other)));
+        assert!(!catches(i32::MAX, usr1) && !catches(pid, 0));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum Event {
     Leak { rank: u32, bytes_per_step: f64, steps_left: f64, hours_left: Option<f64> },
     /// The watch stops the run: `at` stays full after all that can be given back was given.
     Stop { at: Fill, cause: Cause },
+    /// The watch would stop the run, and no process of the user's program has a handler for the request: it goes on.
+    Unstoppable { at: Fill, cause: Cause },
     /// Ranks are suspended, by a signal or by the freezer of their cgroup.
     Suspended { ranks: Vec<u32> },
     /// They run again.

@@ -3,13 +3,14 @@
 use super::Job;
 use crate::supervise::verdict::{End, STOPS, Said, signal_name};
 use crate::supervise::{Failure, Outcome};
-use crate::watch::{Findings, Told};
+use crate::watch::{Findings, REQUEST, Told};
 use cache::CacheHost;
-use host::machine::{ProcessLimits, inner_ranks, is_first_here};
+use host::machine::{ProcessLimits, catches, first_that_catch, inner_ranks, is_first_here};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use spec::contract::{self, Event, FrameError, FromRank, RecordGap, exit};
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -69,26 +70,20 @@ impl Job<'_> {
         self.forward_for(signal, "");
     }
 
-    /// Asks ranks for a checkpoint and their end. Of a program that has started ranks itself (torchrun, say) these are asked: it
-    /// would end by the signal, and they with it. One that is the first of its ranks itself (Lightning) is asked as well.
+    /// Asks ranks for a checkpoint and their end. Of a user's program those processes are asked that have a handler: the signal ends
+    /// others, and what is below them with them. Where it has started ranks itself (torchrun, say) it is these; one that is the first
+    /// of its ranks itself (Lightning) is asked as well.
     pub(super) fn ask_for_checkpoint(&mut self) {
-        let mut inner = match &self.children[..] {
-            [child] if !child.ended && self.spec.watch.foreign => inner_ranks(child.pid.as_raw_nonzero().get()),
-            // Ranks of this launcher: what they start is theirs.
-            _ => Vec::new(),
-        };
-        if inner.is_empty() {
-            return self.forward(Signal::USR1);
+        if !self.spec.watch.foreign {
+            return self.forward(REQUEST);
         }
-        if !inner.iter().any(|(_, pid)| is_first_here(*pid)) {
-            inner.extend(self.children.iter().map(|child| (0, child.pid.as_raw_nonzero().get())));
-        }
-        let inner: Vec<Pid> = inner.into_iter().filter_map(|(_, pid)| Pid::from_raw(pid)).collect();
+        let running = self.children.iter().filter(|child| !child.ended).map(|child| child.pid.as_raw_nonzero().get());
+        let asked: BTreeSet<i32> = running.flat_map(|pid| asked_of(pid, REQUEST.as_raw())).collect();
         let grace = self.spec.grace.as_secs_f64();
         self.watcher.note(&format!("SIGUSR1: asking every rank inside to stop, at most {grace} s"));
-        self.verdict.forwarded(Signal::USR1.as_raw());
-        inner.into_iter().for_each(|pid| {
-            let _ = kill_process(pid, Signal::USR1);
+        self.verdict.forwarded(REQUEST.as_raw());
+        asked.into_iter().filter_map(Pid::from_raw).for_each(|pid| {
+            let _ = kill_process(pid, REQUEST);
         });
         self.start_grace();
     }
@@ -237,4 +232,16 @@ impl Job<'_> {
         let of_logs = self.children.iter_mut().flat_map(|child| std::mem::take(&mut child.gaps));
         self.gaps.drain(..).chain(of_logs).chain(of_node).collect()
     }
+}
+
+/// Processes of the program `pid` that are asked to stop by `signal`.
+fn asked_of(pid: i32, signal: i32) -> Vec<i32> {
+    let inner: Vec<i32> = inner_ranks(pid).into_iter().map(|(_, pid)| pid).collect();
+    let is_rank = inner.is_empty() || !inner.iter().any(|pid| is_first_here(*pid));
+    let mut asked: Vec<i32> =
+        inner.into_iter().chain(is_rank.then_some(pid)).filter(|pid| catches(*pid, signal)).collect();
+    if asked.is_empty() {
+        asked = first_that_catch(pid, signal);
+    }
+    asked
 }

@@ -7,8 +7,8 @@ use super::level::{Gauge, Scale, is_gpu};
 use super::records::{Records, record};
 use super::sample::{ProcessNow, Sample, Sampler};
 use super::words;
-use super::{CacheNow, Hands, Told, WatchSpec};
-use host::machine::{GpuMeter, MemoryMeter, awake, largest_other};
+use super::{CacheNow, Hands, REQUEST, Told, WatchSpec};
+use host::machine::{GpuMeter, MemoryMeter, awake, first_that_catch, largest_other};
 use spec::contract::{Cause, Event, Level, LevelChange, Relief, Relieved, Source};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -450,7 +450,12 @@ impl<'a> Watch<'a> {
     }
 
     fn stop(&mut self, worst: &Scale, sample: &Sample, now: f64) {
-        let event = Event::Stop { at: worst.fill(), cause: self.cause(worst, sample) };
+        let (at, cause) = (worst.fill(), self.cause(worst, sample));
+        if self.spec.foreign && !self.pids.iter().any(|pid| !first_that_catch(*pid, REQUEST.as_raw()).is_empty()) {
+            self.ladder.was_not_stopped();
+            return self.tell(Event::Unstoppable { at, cause }, now);
+        }
+        let event = Event::Stop { at, cause };
         let reason = words::event_text(self.spec.language, &event);
         self.orders += 1;
         self.hands.relieve(self.orders, &Relief::Stop { reason: reason.clone() });

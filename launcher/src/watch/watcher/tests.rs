@@ -206,3 +206,18 @@ fn the_fullest_sample_before_a_kill_is_kept() {
     (60..80).for_each(|second| see(&mut watch, sample(3 * GIB), f64::from(second)));
     assert_eq!(used(&watch), 3, "of long ago is not of late");
 }
+
+#[test]
+fn a_program_that_cannot_be_asked_to_stop_goes_on() {
+    let mut spec = spec();
+    spec.foreign = true;
+    let log = Log::default();
+    let mut watch = watch(&spec, &log);
+    see(&mut watch, sample(GIB), 0.0);
+    for n in 0..600 {
+        see(&mut watch, sample(159 * GIB / 10), 1.0 + 0.1 * f64::from(n));
+    }
+    let said = log.said.lock().unwrap().join("\n");
+    assert_eq!(said.matches("no process of the program takes SIGUSR1").count(), 1, "{said}");
+    assert_eq!((*log.stops.lock().unwrap(), watch.findings.stopped_for.clone()), (0, None));
+}
