@@ -3,31 +3,40 @@
 //! Source: torch/distributed/elastic/multiprocessing/errors/error_handler.py.
 
 use serde_json::Value;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Longest file that is read, bytes.
 const MOST_BYTES: u64 = 1 << 20;
 /// Most lines of a traceback that are shown: its end says what happened.
 const MOST_LINES: usize = 12;
 
-/// A folder with a file per rank; gone when dropped.
+/// Behind it stands the number of the launcher's process.
+const NAME: &str = "headroom-errors-";
+
+/// A folder with a file per rank; gone when dropped. That of a launcher that was killed goes when the next one starts.
 #[derive(Debug)]
 pub struct ErrorFiles {
     folder: PathBuf,
+    /// The folder, locked while its launcher lives.
+    _lock: File,
 }
 
 impl ErrorFiles {
     /// Makes the folder, for this user alone. `None`: it cannot be made, and nothing is recorded.
     pub fn make() -> Option<Self> {
         let roots = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(std::env::temp_dir())];
-        let name = format!("headroom-errors-{}", std::process::id());
+        let name = format!("{NAME}{}", std::process::id());
         roots.into_iter().flatten().find_map(|root| {
+            sweep(&root);
             let folder = root.join(&name);
             // Of an earlier process of this number, or of an attempt before.
             let _ = fs::remove_dir_all(&folder);
-            DirBuilder::new().mode(0o700).create(&folder).ok().map(|()| Self { folder })
+            DirBuilder::new().mode(0o700).create(&folder).ok()?;
+            let lock = File::open(&folder).ok()?;
+            lock.try_lock().ok()?;
+            Some(Self { folder, _lock: lock })
         })
     }
 
@@ -50,6 +59,18 @@ impl ErrorFiles {
 impl Drop for ErrorFiles {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Removes folders of launchers that are gone: nobody holds their lock.
+fn sweep(root: &Path) {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(NAME)));
+    for folder in named.map(|entry| entry.path()) {
+        // Another user's cannot be removed, nor opened.
+        if File::open(&folder).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(&folder);
+        }
     }
 }
 
@@ -87,6 +108,11 @@ mod tests {
         let path = files.path(3);
         std::fs::write(&path, r#"{"message": {"message": "x"}}"#).unwrap();
         assert_eq!((files.read(3), files.read(4)), (vec!["recorded: x".to_owned()], vec![]));
+        // Of a launcher that was killed; that of one that lives stays.
+        let left = files.folder.with_file_name(format!("{NAME}killed"));
+        std::fs::create_dir_all(left.join("inner")).unwrap();
+        sweep(files.folder.parent().unwrap());
+        assert!(!left.exists() && path.exists());
         drop(files);
         assert!(!path.exists());
     }
