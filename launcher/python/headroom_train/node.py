@@ -120,7 +120,8 @@ def is_short():
     found = _found.get("node")
     short = found is not None and found.is_shrunk
     if short and not _found.get("short"):
-        gc.collect()
+        # The young generations alone: a look at all objects writes to all their pages, which workers that were forked share.
+        gc.collect(1)
         try:
             ctypes.CDLL(None).malloc_trim(0)
         except (OSError, AttributeError):

@@ -4,6 +4,7 @@ A worker holds no mapping of the cache. It writes by offset, where the loader's 
 pair; see src/lane.rs for the messages.
 """
 
+import gc
 import os
 import pickle
 import random
@@ -301,12 +302,17 @@ class Pool:
             target=main, args=(self.recipe, ends, info, self.init_fn, node.name_of_cache()),
             name=f"headroom-decode-{number}", daemon=True,
         )
+        # The child's collector leaves the parent's objects alone: their pages stay shared.
+        had = gc.get_freeze_count()
+        gc.freeze()
         try:
             with warnings.catch_warnings():
                 # The child runs Python alone; none of the loader's threads is needed there.
                 warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
                 process.start()
         finally:
+            if not had:
+                gc.unfreeze()
             os.close(connection)
         self.processes[number] = process
         if not under_server:

@@ -1,6 +1,7 @@
 """Forks decode workers. A process of one thread, made before the rank has any: forking from it is safe at any time."""
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -43,6 +44,8 @@ class Server:
                 ours.close()
                 end_with_parent(parent)
                 close_descriptors()
+                # As in the zygote, for the workers' sake.
+                gc.freeze()
                 _serve(theirs, session)
             finally:
                 os._exit(0)

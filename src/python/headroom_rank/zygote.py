@@ -5,6 +5,7 @@ becomes a child of the launcher, which adopts it when the process in between has
 """
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -40,6 +41,9 @@ def serve(number):
     connection.sendall(json.dumps({"refused": refused}).encode())
     if refused is not None:
         return 0
+    # A collector that visits these objects writes to their pages, which all ranks share.
+    gc.collect()
+    gc.freeze()
     while True:
         data, descriptors, _, _ = socket.recv_fds(connection, _MOST_BYTES, _MOST_DESCRIPTORS)
         if not data:
