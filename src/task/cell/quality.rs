@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | Spearman | rank correlation of the genes' means | 1; unit noise through the decoder has .98: it cannot fail alone |
 //! | MMD | squared maximum mean discrepancy on the first 50 principal components of both, biased estimate, sum of five Gaussians | 0 |
+//! | joint MMD | the same with kernels as wide as both sets together ask for, as published scripts take it | 0 |
 //! | share per type | cells by the nearest centroid of the real types | that of the real cells |
 
 use tch::{Kind, Tensor};
@@ -63,15 +64,25 @@ pub fn principal_components(cells: &Tensor, count: i64) -> Tensor {
     }
 }
 
-/// Biased squared MMD of two sets of cells on the first 50 principal components of both together; as many cells of each as
-/// the smaller set has.
-pub fn mmd(real: &Tensor, generated: &Tensor) -> f64 {
+/// Biased squared MMD of two sets of cells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mmd {
+    /// Widths of the kernels follow from the real cells alone: values of several runs on the same cells can be compared.
+    pub by_real: f64,
+    /// Widths follow from both sets, as in published scripts. Generated cells that are far off widen the kernels until these take
+    /// them for near ones.
+    pub joint: f64,
+}
+
+/// [`Mmd`] on the first 50 principal components of both sets together; as many cells of each as the smaller set has. `None`: a set
+/// has fewer than two cells.
+pub fn mmd(real: &Tensor, generated: &Tensor) -> Option<Mmd> {
     let cells = real.size()[0].min(generated.size()[0]);
     if cells < 2 {
-        return f64::NAN;
+        return None;
     }
     let both = Tensor::cat(&[evenly(real, cells), evenly(generated, cells)], 0);
-    mmd_of(&principal_components(&both, COMPONENTS))
+    Some(mmd_of(&principal_components(&both, COMPONENTS)))
 }
 
 /// `count` rows at even distances: files may be sorted by type.
@@ -81,19 +92,22 @@ pub fn evenly(cells: &Tensor, count: i64) -> Tensor {
     cells.index_select(0, &Tensor::from_slice(&places))
 }
 
-/// MMD of the first half of the rows and the second.
-fn mmd_of(both: &Tensor) -> f64 {
-    let all = both.size()[0];
+/// MMD of the first half of the rows, which are real, and the second.
+fn mmd_of(both: &Tensor) -> Mmd {
+    let half = both.size()[0] / 2;
     let norms = both.square().sum_dim_intlist([1i64].as_slice(), true, Kind::Double);
     let distances = (&norms + norms.transpose(0, 1) - both.matmul(&both.transpose(0, 1)) * 2.0).clamp_min(0.0);
-    let mean = distances.sum(Kind::Double).double_value(&[]) / (all * (all - 1)) as f64;
-    let kernel = |n: i32| (&distances / -(mean / 4.0 * 2f64.powi(n))).exp();
-    let sum = (1..KERNELS).fold(kernel(0), |sum, n| sum + kernel(n));
-    let half = all / 2;
-    let part = |row: i64, column: i64| {
-        sum.narrow(0, row * half, half).narrow(1, column * half, half).mean(Kind::Double).double_value(&[])
+    let with_width_of = |rows: i64| {
+        let of = distances.narrow(0, 0, rows).narrow(1, 0, rows);
+        let mean = of.sum(Kind::Double).double_value(&[]) / (rows * (rows - 1)) as f64;
+        let kernel = |n: i32| (&distances / -(mean / 4.0 * 2f64.powi(n))).exp();
+        let sum = (1..KERNELS).fold(kernel(0), |sum, n| sum + kernel(n));
+        let part = |row: i64, column: i64| {
+            sum.narrow(0, row * half, half).narrow(1, column * half, half).mean(Kind::Double).double_value(&[])
+        };
+        part(0, 0) + part(1, 1) - part(0, 1) - part(1, 0)
     };
-    part(0, 0) + part(1, 1) - part(0, 1) - part(1, 0)
+    Mmd { by_real: with_width_of(half), joint: with_width_of(2 * half) }
 }
 
 /// Real cells by type.
@@ -178,21 +192,39 @@ mod tests {
     fn mmd_is_small_for_one_distribution_and_large_for_two() {
         tch::manual_seed(2);
         let draw = |shift: f64| Tensor::randn([300, 20], CPU) + shift;
-        let (same, other) = (mmd(&draw(0.0), &draw(0.0)), mmd(&draw(0.0), &draw(2.0)));
-        assert!(same < 0.05 && other > 1.0, "{same} and {other}");
-        assert!(mmd(&draw(0.0), &draw(0.0).narrow(0, 0, 1)).is_nan());
+        for of in [|mmd: Mmd| mmd.by_real, |mmd: Mmd| mmd.joint] {
+            let value = |a: f64, b: f64| of(mmd(&draw(a), &draw(b)).unwrap());
+            let (same, other) = (value(0.0, 0.0), value(0.0, 2.0));
+            assert!(same < 0.05 && other > 1.0, "{same} and {other}");
+        }
+        assert_eq!(mmd(&draw(0.0), &draw(0.0).narrow(0, 0, 1)), None);
+    }
+
+    /// All cells are five times as spread out as real ones, and one in ten is very far off. The same by numpy: 1.88 and .05.
+    #[test]
+    fn cells_that_are_far_off_do_not_hide_behind_wide_kernels() {
+        tch::manual_seed(3);
+        let draw = |rows: i64, spread: f64| Tensor::randn([rows, 20], CPU) * spread;
+        let Mmd { by_real, joint } =
+            mmd(&draw(300, 1.0), &Tensor::cat(&[draw(270, 5.0), draw(30, 1000.0)], 0)).unwrap();
+        assert!(by_real > 1.7 && joint < 0.1, "{by_real} {joint}");
     }
 
     /// The formula, on two points of each: one kernel sum written out.
     #[test]
     fn mmd_is_the_formula() {
         let both = Tensor::from_slice(&[0.0f64, 1.0, 3.0, 4.0]).view([4, 1]);
-        // Squared distances: 1 within both sets; 9, 16, 4, 9 across. Mean over the 12 ordered pairs.
-        let mean = (2.0 * (1.0 + 1.0) + 2.0 * (9.0 + 16.0 + 4.0 + 9.0)) / 12.0;
-        let kernel = |d: f64| (0..5).map(|n| (-d / (mean / 4.0 * 2f64.powi(n))).exp()).sum::<f64>();
-        let within = (2.0 * kernel(0.0) + 2.0 * kernel(1.0)) / 4.0;
-        let across = (kernel(9.0) + kernel(16.0) + kernel(4.0) + kernel(9.0)) / 4.0;
-        assert!((mmd_of(&both) - 2.0 * (within - across)).abs() < 1e-12);
+        // Squared distances: 1 within both sets; 9, 16, 4, 9 across. Mean over the 12 ordered pairs, and over the 2 of real points.
+        let joint = (2.0 * (1.0 + 1.0) + 2.0 * (9.0 + 16.0 + 4.0 + 9.0)) / 12.0;
+        let expected = |mean: f64| {
+            let kernel = |d: f64| (0..5).map(|n| (-d / (mean / 4.0 * 2f64.powi(n))).exp()).sum::<f64>();
+            let within = (2.0 * kernel(0.0) + 2.0 * kernel(1.0)) / 4.0;
+            let across = (kernel(9.0) + kernel(16.0) + kernel(4.0) + kernel(9.0)) / 4.0;
+            2.0 * (within - across)
+        };
+        let found = mmd_of(&both);
+        assert!((found.joint - expected(joint)).abs() < 1e-12, "{found:?}");
+        assert!((found.by_real - expected(1.0)).abs() < 1e-12, "{found:?}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Cells {
 ///
 /// | value | meaning |
 /// |---|---|
-/// | `gene_mean_spearman`, `mmd` | of unguided cells, or of all where all are guided: see [`super::quality`] |
+/// | `gene_mean_spearman`, `mmd`, `mmd_joint` | of unguided cells, or of all where all are guided: see [`super::quality`] |
 /// | `type_share`, `type_share_real` | by type: share of unguided cells nearest to its centroid, and of the real cells |
 /// | `guided_share` | share of guided cells that are nearest to the centroid of their class; `guided_share_of` by class |
 /// | `variance_within_types` | of the real cells, mean over entries: what the autoencoder's error should be below |
@@ -35,7 +35,9 @@ pub fn compare(real: &Cells, generated: &Cells, names: &[String]) -> Map<String,
     values.insert("cells".into(), json!(generated.classes.len()));
     values.insert("real_cells_compared".into(), json!(real.classes.len()));
     values.insert("gene_mean_spearman".into(), json!(spearman(&gene_means(&real.expression), &gene_means(&judged))));
-    values.insert("mmd".into(), json!(Some(mmd(&real.expression, &judged)).filter(|mmd| mmd.is_finite())));
+    let mmd = mmd(&real.expression, &judged);
+    values.insert("mmd".into(), json!(mmd.map(|mmd| mmd.by_real).filter(|mmd| mmd.is_finite())));
+    values.insert("mmd_joint".into(), json!(mmd.map(|mmd| mmd.joint).filter(|mmd| mmd.is_finite())));
     let Some(types) = Types::new(&real.expression, &real.classes) else { return values };
     values.insert("variance_within_types".into(), json!(types.variance_within));
     let name = |class: i64| names.get(class as usize).cloned().unwrap_or_else(|| class.to_string());
