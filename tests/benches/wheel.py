@@ -67,6 +67,9 @@ def one(name, python, wheel, args):
               f"{done - began:.1f} s: {'good' if good else ran.stdout + ran.stderr}", flush=True)
         if args.torch:
             subprocess.run([*pip, "torch"], check=True, env=env)
+            version = subprocess.run([os.path.join(own, "python"), "-c", "import torch; print(torch.__version__)"], env=env,
+                                     capture_output=True, text=True).stdout.strip()
+            print(f"{name}: torch {version}", flush=True)
         if args.tests:
             subprocess.run([*pip, "h5py", "pillow"], check=True, env=env)
             for part in ("tests", "examples"):

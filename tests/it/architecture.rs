@@ -165,6 +165,7 @@ const PYTHON: Rooms = &[
     ("buffer", &["cache"]),
     ("failure", &["entry", "cache"]),
     ("native", &["entry", "failure"]),
+    ("disk", &["entry"]),
     ("windows", &["entry", "failure", "native", "cache"]),
     ("cells", &["failure", "native"]),
     ("images", &["entry", "failure", "native"]),
@@ -172,12 +173,12 @@ const PYTHON: Rooms = &[
     ("batch", &["buffer", "entry", "failure"]),
     ("lane", &["cache", "launcher::supervise"]),
     ("work", &["batch", "failure", "cache"]),
-    ("engine", &["batch", "buffer", "entry", "failure", "lane", "native", "sizes", "work", "cache"]),
+    ("engine", &["batch", "buffer", "disk", "entry", "failure", "lane", "native", "sizes", "work", "cache"]),
     ("memory", &["buffer", "own", "cache"]),
     ("order", &["cache"]),
     ("sample", &["batch", "buffer", "entry", "failure", "memory", "own", "cache"]),
     ("node", &["memory", "own", "sample", "cache", "host::machine", "spec::contract"]),
-    ("loader", &["engine", "failure", "files", "lane", "memory", "node", "own", "sample"]),
+    ("loader", &["disk", "engine", "failure", "files", "lane", "memory", "node", "own", "sample"]),
 ];
 const IN_PYTHON: Rooms = &[("session", &["tensor"]), ("tensor", &[])];
 /// Packages whose rooms are named one by one.
