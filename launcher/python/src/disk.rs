@@ -36,6 +36,8 @@ const TRIES: usize = 10;
 /// This process's use of the file.
 pub struct Disk {
     file: File,
+    /// Its name, which it has until all ranks have opened it.
+    path: PathBuf,
     tag: u64,
     samples: u64,
     process: u32,
@@ -77,7 +79,7 @@ impl Disk {
         }
         let [written, reads, writes] = [0; 3].map(AtomicU64::new);
         let (appender, full) = (Mutex::new((id(), appender)), AtomicBool::new(false));
-        Ok(Self { file, tag, samples, process: id(), appender, full, written, reads, writes })
+        Ok(Self { file, path, tag, samples, process: id(), appender, full, written, reads, writes })
     }
 
     /// Offset of a sample's record, and bytes of its entry.
@@ -188,6 +190,15 @@ impl Disk {
     }
 }
 
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // The last one removes the name, where some ranks never came.
+        if self.process == id() && is_at(&self.file, &self.path) && self.file.try_lock().is_ok() {
+            unname(&self.path);
+        }
+    }
+}
+
 fn prefix() -> String {
     format!("headroom-{}-", getuid().as_raw())
 }
@@ -220,6 +231,13 @@ fn named(path: &Path) -> io::Result<File> {
     Err(io::Error::other("the file disappears again and again"))
 }
 
+/// True if `path` names this file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let (own, there) = (file.metadata().map(place), std::fs::metadata(path).map(place));
+    own.is_ok_and(|own| there.is_ok_and(|there| own == there))
+}
+
 /// The same file with a position of its own, whose writes go behind everything that is there.
 fn appending(file: &File) -> io::Result<File> {
     OpenOptions::new().append(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
@@ -229,7 +247,11 @@ fn appending(file: &File) -> io::Result<File> {
 fn unname(path: &Path) {
     // Names that another rank removed at the same time are gone.
     let _ = std::fs::remove_file(path);
-    (0..).map(|rank| mark(path, rank)).take_while(|mark| std::fs::remove_file(mark).is_ok()).for_each(drop);
+    let marks = format!("{}.", path.file_name().unwrap_or_default().display());
+    let beside = path.parent().map(std::fs::read_dir).into_iter().flatten().flatten().flatten();
+    for entry in beside.filter(|entry| entry.file_name().to_string_lossy().starts_with(&marks)) {
+        let _ = std::fs::remove_file(entry.path());
+    }
 }
 
 /// Removes the files of this user that no process has open.

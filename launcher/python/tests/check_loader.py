@@ -399,3 +399,13 @@ def test_a_damaged_record_is_decoded_again():
             assert sorted(sum(ids_of(it), [])) == list(range(100))
         assert 100 < it.decodes < 130, it.decodes
         it.close()
+
+
+def test_the_name_of_a_file_on_disk_goes_with_its_last_user():
+    with tempfile.TemporaryDirectory() as disk:
+        # One of two ranks, whose other one never comes.
+        os.environ.update(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_PORT="1")
+        data = headroom.cached(Numbers(5), disk=disk, name="alone")
+        assert len(os.listdir(disk)) == 2, os.listdir(disk)
+        data.disk = None
+        assert os.listdir(disk) == []

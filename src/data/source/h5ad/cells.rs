@@ -224,7 +224,7 @@ impl CellReader {
         out: &mut Cells,
         buffers: &mut Buffers,
     ) -> Result<(), DataError> {
-        let range = source.starts.at(cells.start)..source.starts.at(cells.end);
+        let range = source.starts.range(cells);
         out.id_bytes.clear();
         self.reader.read(source.indices, range.clone(), &mut out.id_bytes, buffers)?;
         out.bytes.clear();

@@ -6,6 +6,7 @@ use crate::data::source::hdf5::array::{self, Array, ArrayReader, Buffers};
 use crate::data::source::hdf5::open::stamp;
 use ::hdf5::{Dataset, File, Group};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,6 +49,15 @@ impl Starts {
         let base = self.bases.get(block).copied().unwrap_or(0);
         let end = (row as usize).min(self.lengths.len());
         base + self.lengths[(block * STEP).min(end)..end].iter().map(|length| u64::from(*length)).sum::<u64>()
+    }
+
+    /// Values of `rows`.
+    pub fn range(&self, rows: &Range<u64>) -> Range<u64> {
+        let start = self.at(rows.start);
+        if rows.end != rows.start + 1 {
+            return start..self.at(rows.end);
+        }
+        start..start + self.lengths.get(rows.start as usize).map_or(0, |length| u64::from(*length))
     }
 
     pub fn rows(&self) -> u64 {

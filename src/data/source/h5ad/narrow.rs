@@ -118,14 +118,29 @@ fn doubles(from: &[[u8; 8]], out: &mut [[u8; 2]]) -> bool {
     odd == 0
 }
 
-/// Replaces genes by their columns and closes the gaps of those left out; the number left.
+/// Genes without a column, in 16 bits, where columns are fewer.
+const LEFT_OUT: u16 = u16::MAX;
+
+/// Replaces genes by their columns and closes the gaps of those left out; the number left. Few cells have one of those: they are rare
+/// genes.
 fn in_columns(columns: &[u32], ids: &mut [[u8; 2]], values: &mut [[u8; 2]]) -> Option<usize> {
+    let mut most = 0;
+    for id in ids.iter_mut() {
+        let column = columns.get(usize::from(u16::from_ne_bytes(*id))).copied().unwrap_or(u32::MAX);
+        most = most.max(column);
+        *id = (column as u16).to_ne_bytes();
+    }
+    if most < u32::MAX {
+        return Some(ids.len());
+    }
+    if columns.len() > usize::from(LEFT_OUT) {
+        return None;
+    }
     let mut count = 0;
     for n in 0..ids.len() {
-        let column = *columns.get(usize::from(u16::from_ne_bytes(ids[n])))?;
         // What is left out is written over by the next.
-        (ids[count], values[count]) = ((column as u16).to_ne_bytes(), values[n]);
-        count += usize::from(column != u32::MAX);
+        (ids[count], values[count]) = (ids[n], values[n]);
+        count += usize::from(u16::from_ne_bytes(ids[n]) != LEFT_OUT);
     }
     Some(count)
 }
@@ -198,6 +213,13 @@ mod tests {
         let columns = [2, u32::MAX, 0, 7];
         let found = made((Number::I32, Number::F32), &[0.0, 1.0, 3.0], &[5.0, 6.0, 65_535.0], 4, Some(&columns));
         assert_eq!(found, Some(vec![(2, 5), (7, 65_535)]));
+        // The last of 65,536 columns has the number of none.
+        let many: Vec<u32> = (0..65_536).collect();
+        let last =
+            |columns: &[u32]| made((Number::I32, Number::F32), &[1.0, 65_535.0], &[5.0, 6.0], 65_536, Some(columns));
+        assert_eq!(last(&many), Some(vec![(1, 5), (65_535, 6)]));
+        let holed: Vec<u32> = many.iter().map(|gene| if *gene == 1 { u32::MAX } else { *gene }).collect();
+        assert_eq!(last(&holed), None);
     }
 
     #[test]
