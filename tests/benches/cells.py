@@ -1,6 +1,6 @@
 """Cells per CPU second of the loader (no model), shuffled batches of 128 densified and log1p'd, against loaders of others.
 
-    scripts/bench cells [--cells 100000] [--genes 5000] [--repeats 5] [--quick] [--peers PYTHON] [--json FILE]
+    scripts/bench cells [--cells 100000] [--genes 5000] [--repeats 5] [--quick] [--only TEXT,...] [--peers PYTHON] [--json FILE]
 
 The same sample cells as a plain and as a gzip .h5ad; all runs interleaved, medians, each with its peak PSS. Cases: everything cached,
 nothing cached (plain, and gzip by its decoded copy), in blocks. Peers: the seed's dense loader, scipy's CSR in memory, sorted rows by h5py; AnnLoader, annbatch
@@ -43,6 +43,7 @@ PEERS = [
     ("sorted", "gzip", 2_000, "h5py"),
     ("anncollection", "csr", 5_000, "anndata"),
     ("annbatch", "csr", 0, "annbatch"),
+    ("annbatch_dense", "csr", 0, "annbatch"),
     ("scdataset", "csr", 20_000, "scdataset"),
 ]
 
@@ -109,19 +110,23 @@ def main():
     parser.add_argument("--genes", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one repeat")
+    parser.add_argument("--only", default="", help="cases and peers whose names contain one of these texts")
     parser.add_argument("--peers", default=PYTHON, help="an interpreter with PyTorch and peers that .bench-venv lacks")
     parser.add_argument("--json", help="write every figure to this file")
     args = parser.parse_args()
     bench = built("cells")
+    wanted = lambda name: any(text in name for text in args.only.split(","))
     paths = {layout: data(layout, args.cells, args.genes) for layout in ("csr", "gzip")}
     homes = {module: next((python for python in (PYTHON, args.peers) if has(python, module)), None) for *_, module in PEERS}
     found = {}
     for repeat in range(1 if args.quick else args.repeats):
         for name, layout, options, _goal in CASES:
+            if not wanted(name):
+                continue
             say(f"{name}, repeat {repeat + 1}")
             found.setdefault(("Headroom", name), []).append(ours(bench, paths[layout], options))
         for name, layout, samples, module in PEERS:
-            if homes[module] is None:
+            if homes[module] is None or not wanted(name):
                 continue
             say(f"{name} on {layout}, repeat {repeat + 1}")
             found.setdefault((name, layout), []).append(theirs(homes[module], name, paths[layout], samples))
@@ -134,8 +139,9 @@ def main():
         goal = goals.get(name) if who == "Headroom" else None
         table.add([f"{who}: {name}", f"{of(-1, 'samples_per_cpu_s'):,.0f}", f"{of(0, 'samples_per_cpu_s'):,.0f}", f"{of(-1, 'samples_per_s'):,.0f}",
                    f"{goal:,}" if goal else "", f"{median(peak for _, peak in runs) / 2**20:,.0f}", mixed("labels"), mixed("entries")])
-    line = found[("Headroom", CASES[0][0])][0][0]
-    print(f"\n{line['bytes_per_cell']:,.0f} bytes per cached cell, {line['bytes_per_value']:.2f} per value that is not 0")
+    if of_us := [runs for (who, _), runs in found.items() if who == "Headroom"]:
+        line = of_us[0][0][0]
+        print(f"\n{line['bytes_per_cell']:,.0f} bytes per cached cell, {line['bytes_per_value']:.2f} per value that is not 0")
     if args.json:
         with open(args.json, "w") as file:
             json.dump({f"{who}: {name}": runs for (who, name), runs in found.items()}, file, indent=1)

@@ -60,11 +60,7 @@ fn fill<I: Place, V: Amount>(ids: &[I], values: &[V], offsets: &[i64], genes: us
     let mut inside = true;
     let made = filled_rows(cells, genes, |cell, row| {
         let range = offsets[cell] as usize..offsets[cell + 1] as usize;
-        let ids = &ids[range.clone()];
-        V::express(&values[range], scale, |n, expressed| match row.get_mut(ids[n].place()) {
-            Some(cell) => *cell = expressed,
-            None => inside = false,
-        });
+        inside &= V::spread(&ids[range.clone()], &values[range], scale, row);
     });
     made.ok().filter(|_| inside)
 }
@@ -89,28 +85,42 @@ impl Place for i32 {
 
 /// Values as a batch has them.
 trait Amount: Element {
-    /// Gives `put` the expression of a cell's values, by their places among them.
-    fn express(values: &[Self], scale: &Scale, put: impl FnMut(usize, f32));
+    /// Writes the expression of a cell's values to the places of its genes in `row`. False: a gene has no place.
+    fn spread<I: Place>(ids: &[I], values: &[Self], scale: &Scale, row: &mut [f32]) -> bool;
+}
+
+/// Writes `expressed` of each value to its gene's place.
+#[inline(always)]
+fn write<I: Place, V: Copy>(ids: &[I], values: &[V], row: &mut [f32], mut expressed: impl FnMut(V) -> f32) -> bool {
+    let mut inside = true;
+    for (id, value) in ids.iter().zip(values) {
+        match row.get_mut(id.place()) {
+            Some(cell) => *cell = expressed(*value),
+            None => inside = false,
+        }
+    }
+    inside
 }
 
 impl Amount for i16 {
     /// The bits of u16: counts.
-    fn express(values: &[Self], scale: &Scale, mut put: impl FnMut(usize, f32)) {
+    fn spread<I: Place>(ids: &[I], values: &[Self], scale: &Scale, row: &mut [f32]) -> bool {
         let (mut sum, mut most) = (0u64, 0u16);
-        for value in values {
-            (sum, most) = (sum + u64::from(*value as u16), most.max(*value as u16));
+        // Sums of a few values fit 32 bits, of which processors add more at once.
+        for some in values.chunks(1 << 15) {
+            sum += u64::from(some.iter().fold(0u32, |sum, value| sum + u32::from(*value as u16)));
+            most = some.iter().fold(most, |most, value| most.max(*value as u16));
         }
         let divisor = scale.divisor(sum as f64);
         if usize::from(most) < FEW {
             let known: [f32; FEW] =
                 std::array::from_fn(|n| if n <= usize::from(most) { scale.of(n as f32, divisor) } else { 0.0 });
-            values.iter().enumerate().for_each(|(n, value)| put(n, known[usize::from(*value as u16) % FEW]));
-            return;
+            return write(ids, values, row, |value| known[usize::from(value as u16) % FEW]);
         }
         let mut known = [f32::NAN; SMALL];
-        for (n, value) in values.iter().enumerate() {
-            let count = *value as u16;
-            let expressed = match known.get_mut(usize::from(count)) {
+        write(ids, values, row, |value| {
+            let count = value as u16;
+            match known.get_mut(usize::from(count)) {
                 Some(known) => {
                     if known.is_nan() {
                         *known = scale.of(f32::from(count), divisor);
@@ -118,16 +128,15 @@ impl Amount for i16 {
                     *known
                 }
                 None => scale.of(f32::from(count), divisor),
-            };
-            put(n, expressed);
-        }
+            }
+        })
     }
 }
 
 impl Amount for f32 {
-    fn express(values: &[Self], scale: &Scale, mut put: impl FnMut(usize, f32)) {
+    fn spread<I: Place>(ids: &[I], values: &[Self], scale: &Scale, row: &mut [f32]) -> bool {
         let divisor = scale.divisor(values.iter().map(|value| f64::from(*value)).sum());
-        values.iter().enumerate().for_each(|(n, value)| put(n, scale.of(*value, divisor)));
+        write(ids, values, row, |value| scale.of(value, divisor))
     }
 }
 

@@ -118,7 +118,15 @@ def annbatch(job):
     loader = ab.Loader(batch_size=job["batch"], chunk_size=job.get("chunk", 32), preload_nchunks=job.get("preload", 128), shuffle=True,
                        preload_to_gpu=False)
     loader.use_collection(collection)
+    if job.get("dense"):
+        import torch
+        return lambda epoch: (torch.from_numpy(express(batch["X"].toarray())) for batch in loader)
     return lambda epoch: (densified(batch["X"]) for batch in loader)
+
+
+def annbatch_dense(job):
+    """As its own examples do: dense first, then the arithmetic on whole matrices."""
+    return annbatch({**job, "dense": True})
 
 
 def scdataset(job):
@@ -132,7 +140,7 @@ def scdataset(job):
     return lambda epoch: iter(loader)
 
 
-PEERS = dict(dense=dense, csr=csr, sorted=sorted_rows, anncollection=anncollection, annbatch=annbatch, scdataset=scdataset)
+PEERS = dict(dense=dense, csr=csr, sorted=sorted_rows, anncollection=anncollection, annbatch=annbatch, annbatch_dense=annbatch_dense, scdataset=scdataset)
 
 
 def main():
