@@ -206,10 +206,10 @@ fn a_program_without_a_handler_is_not_ended_for_memory() {
     let place = folder();
     let Some(group) = Limited::make("deaf", 400 << 20) else { return };
     let there = |name: &str| place.path().join(name).exists();
-    let command = launch(place.path(), &["--cache", "16MiB", "--memory-budget", "95%", "--name", "deaf"], DEAF);
+    let command = launch(place.path(), &["--cache", "1MiB", "--memory-budget", "95%", "--name", "deaf"], DEAF);
     let mut running = Running::start(group.within(&command).current_dir(place.path()), place.path());
     assert!(running.until("the program", || there("warm")), "{}", running.read("err"));
-    let full = 396 << 20;
+    let full = 394 << 20;
     let mut filler = Command::new("python3");
     filler.args(["-c", ONCE]).args(group.usage()).arg(full.to_string());
     let mut filler = Running::start(group.within(&filler).current_dir(place.path()), place.path());
