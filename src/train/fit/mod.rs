@@ -155,6 +155,9 @@ impl<'a, 'o> Loop<'a, 'o> {
         let (config, train) = (fit.config, &fit.config.train);
         let (rank, world) = (fit.collective.rank() as u64, fit.collective.world_size() as u64);
         let mut planner = planner(config, fit.plan, fit.datasets.train.as_ref(), (rank, world))?;
+        if let Some(note) = left_out(&planner, train.drop_last).filter(|_| planner.rank == 0) {
+            observer.line(note);
+        }
         let on_device = fit.device.is_cuda() || fit.device_options.always;
         let (narrow, note) = amp::narrow_kind(train.amp, on_device);
         if let Some(note) = note.filter(|_| planner.rank == 0) {
@@ -281,6 +284,19 @@ fn has_room_for_rest(planner: &BatchPlanner) -> bool {
     let rest = planner.order.len % planner.global_batch.max(1);
     let (fewest, most) = (rest / planner.world_size, rest.div_ceil(planner.world_size).div_ceil(planner.micro_batch));
     !planner.cut.even || fewest >= most
+}
+
+/// A line about samples at the end of an epoch that [`planner`] leaves out although the config does not.
+fn left_out(planner: &BatchPlanner, wanted: bool) -> Option<String> {
+    let BatchPlanner { global_batch, world_size, order, .. } = planner;
+    let rest = order.len % global_batch;
+    (planner.drop_last && !wanted && rest > 0).then(|| {
+        format!(
+            "train.sync_batchnorm: a last step of {rest} samples gives some of {world_size} ranks fewer passes than others, so \
+             each epoch leaves {rest} of {} samples out",
+            order.len
+        )
+    })
 }
 
 /// Parameters and gradients in flat tensors, sorted by the task's groups.

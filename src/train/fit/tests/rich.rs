@@ -300,4 +300,14 @@ fn ranks_that_belong_together_need_a_sample_each_in_every_pass() {
     assert!(error.contains("batches of 12 samples in micro-batches of 1 leave some of 5 ranks"), "{error}");
     let ended = run(&Job { ranks: 5, micro_batch: 2, faults: vec![vec![]; 5], ..job(&dir, change) });
     assert_eq!(ended.iter().map(|rank| sizes(rank)[..2].to_vec()).collect::<Vec<_>>()[3..], [vec![1, 1], vec![1, 1]]);
+    let said = |ranks: usize, change: fn(&mut Config)| {
+        let ended = run(&Job { ranks, micro_batch: 2, faults: vec![vec![]; ranks], ..job(&dir, change) });
+        let lines = ended.iter().flat_map(|rank| &rank.told.lines);
+        lines.filter(|line| line.contains("each epoch leaves 2 of 50 samples out")).count()
+    };
+    let whole: fn(&mut Config) = |config| {
+        config.train.sync_batchnorm = true;
+        config.train.drop_last = false;
+    };
+    assert_eq!([said(5, whole), said(2, whole), said(5, change)], [1, 0, 0]);
 }
