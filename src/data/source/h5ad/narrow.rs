@@ -148,6 +148,7 @@ fn in_columns(columns: &[u32], ids: &mut [[u8; 2]], values: &mut [[u8; 2]]) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::source::hdf5::array::with_type;
     use proptest::prelude::*;
 
     fn bytes_of(number: Number, values: &[f64]) -> Vec<u8> {
@@ -156,18 +157,7 @@ mod tests {
                 values.iter().flat_map(|value| (*value as $type).to_ne_bytes()).collect()
             };
         }
-        match number {
-            Number::U8 => each!(u8),
-            Number::I8 => each!(i8),
-            Number::U16 => each!(u16),
-            Number::I16 => each!(i16),
-            Number::U32 => each!(u32),
-            Number::I32 => each!(i32),
-            Number::U64 => each!(u64),
-            Number::I64 => each!(i64),
-            Number::F32 => each!(f32),
-            Number::F64 => each!(f64),
-        }
+        with_type!(number, each)
     }
 
     type Pairs = Vec<(u16, u16)>;

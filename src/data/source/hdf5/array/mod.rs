@@ -30,6 +30,25 @@ pub enum Number {
     F64,
 }
 
+/// `$each!(type)` with the Rust type of a [`Number`].
+macro_rules! with_type {
+    ($number:expr, $each:ident) => {
+        match $number {
+            Number::U8 => $each!(u8),
+            Number::I8 => $each!(i8),
+            Number::U16 => $each!(u16),
+            Number::I16 => $each!(i16),
+            Number::U32 => $each!(u32),
+            Number::I32 => $each!(i32),
+            Number::U64 => $each!(u64),
+            Number::I64 => $each!(i64),
+            Number::F32 => $each!(f32),
+            Number::F64 => $each!(f64),
+        }
+    };
+}
+pub(crate) use with_type;
+
 impl Number {
     pub const fn bytes(self) -> usize {
         match self {
@@ -52,18 +71,7 @@ impl Number {
                 out.extend(cells.iter().map(|cell| <$type>::from_ne_bytes(*cell) as f64));
             }};
         }
-        match self {
-            Number::U8 => out.extend(bytes.iter().map(|byte| f64::from(*byte))),
-            Number::I8 => out.extend(bytes.iter().map(|byte| f64::from(*byte as i8))),
-            Number::U16 => each!(u16),
-            Number::I16 => each!(i16),
-            Number::U32 => each!(u32),
-            Number::I32 => each!(i32),
-            Number::U64 => each!(u64),
-            Number::I64 => each!(i64),
-            Number::F32 => each!(f32),
-            Number::F64 => each!(f64),
-        }
+        with_type!(self, each);
     }
 
     /// Appends `bytes` of whole numbers; those beyond i64 become its greatest, which nothing that is counted reaches.

@@ -1,6 +1,6 @@
 //! Rows of arrays, read by `pread` and decoded in the calling thread.
 
-use super::{Array, Number, Place};
+use super::{Array, Number, Place, with_type};
 use crate::data::DataError;
 use crate::data::source::Identity;
 use crate::data::source::chunks::{Chunk, ChunkKey, ChunkStore};
@@ -264,19 +264,7 @@ impl ArrayReader {
                 })
             };
         }
-        match array.number {
-            Number::U8 => each!(u8),
-            Number::I8 => each!(i8),
-            Number::U16 => each!(u16),
-            Number::I16 => each!(i16),
-            Number::U32 => each!(u32),
-            Number::I32 => each!(i32),
-            Number::U64 => each!(u64),
-            Number::I64 => each!(i64),
-            Number::F32 => each!(f32),
-            Number::F64 => each!(f64),
-        }
-        .map_err(failed)
+        with_type!(array.number, each).map_err(failed)
     }
 }
 
