@@ -28,11 +28,12 @@ const RANK: Rooms = &[
             "spec::contract",
             "spec::config",
             "spec::plan",
+            "host::disk",
             "host::journal",
             "host::machine",
         ],
     ),
-    ("task", &["torch", "data", "cache", "spec::config", "spec::contract", "spec::plan", "spec::task"]),
+    ("task", &["torch", "data", "cache", "host::disk", "spec::config", "spec::contract", "spec::plan", "spec::task"]),
     ("report", &["spec::contract", "spec::config", "host::journal"]),
     ("own_loop", &["torch", "report", "spec::contract", "spec::config", "host::machine"]),
     (
@@ -64,7 +65,9 @@ const RANK: Rooms = &[
 ];
 const HOST: Rooms = &[
     ("stamp", &[]),
-    ("machine", &["spec::contract"]),
+    ("disk", &[]),
+    ("scratch", &[]),
+    ("machine", &["disk", "spec::contract"]),
     ("journal", &["spec::contract"]),
     ("logging", &["spec::contract"]),
     ("inherited", &["machine"]),
@@ -74,7 +77,10 @@ const HOST: Rooms = &[
 ];
 const LAUNCHER: Rooms = &[
     ("watch", &["host::journal", "host::machine", "spec::contract", "spec::config", "spec::plan"]),
-    ("supervise", &["cache", "host::journal", "host::machine", "host::nodes", "watch", "spec::contract"]),
+    (
+        "supervise",
+        &["cache", "host::journal", "host::machine", "host::nodes", "host::scratch", "watch", "spec::contract"],
+    ),
     ("console", &["host::machine", "supervise", "spec::contract", "spec::plan", "spec::config"]),
     (
         "run_dir",
@@ -165,7 +171,7 @@ const PYTHON: Rooms = &[
     ("buffer", &["cache"]),
     ("failure", &["entry", "cache"]),
     ("native", &["entry", "failure"]),
-    ("disk", &["entry"]),
+    ("disk", &["entry", "node", "cache", "host::disk", "host::scratch", "spec::plan"]),
     ("windows", &["entry", "failure", "native", "cache"]),
     ("cells", &["failure", "native"]),
     ("images", &["entry", "failure", "native"]),

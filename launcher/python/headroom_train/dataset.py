@@ -101,9 +101,8 @@ class _Maker:
         return self.total
 
     def _keep(self):
-        """Writes the sample to disk, where its data set does not fit into the cache with room to spare."""
-        found = node.found_node()
-        if found is None or found.is_shrunk or self._cached.length * self.total > found.capacity // 2:
+        """Writes the sample to disk, where that is worth it."""
+        if self._cached.disk.wants(self.total, node.found_node()):
             note = self._cached.disk.put(self._index, codec.joined(self.parts, self.total))
             if note:
                 node.say_once(note)
@@ -137,11 +136,13 @@ class Cached:
         return getattr(self.dataset, name)
 
     def __getstate__(self):
-        # A process that is started afresh finds the same cache.
-        return {**vars(self), "disk": None, "_cache": node.name_of_cache()}
+        # A process that is started afresh finds the same cache, and the same file on disk.
+        return {**vars(self), "disk": self.disk and self.disk.handle, "_cache": node.name_of_cache()}
 
     def __setstate__(self, state):
         vars(self).update(state)
+        if self.disk is not None:
+            self.disk = _native.Disk.of(self.disk)
         if state.get("_cache"):
             node.use_cache(state["_cache"])
 
@@ -202,8 +203,8 @@ def cached(dataset, transform=None, *, name=None, seed=0, disk=None):
 
     `disk` names a folder on a local disk for a data set that is larger than the cache: decoded samples without room in memory are
     read from a file there in later epochs, and not decoded again. One file serves the node's ranks, and is gone when they are. It
-    grows to the size of the decoded data set, and stops where a twentieth of the file system is left. Raises OSError where nothing
-    can be written.
+    grows to the size of the decoded data set, and stops where a twentieth of the file system is left, or less but no more than the
+    file takes itself. Raises OSError where nothing can be written.
     """
     if isinstance(dataset, Cached):
         if transform is None and disk is None:

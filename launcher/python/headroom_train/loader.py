@@ -222,7 +222,7 @@ class DataLoader:
         lanes = [pool.start(number) for number in range(workers)]
         self._threads = _native.Loader(
             found, self.data.base, self.data.tag, lanes, pool, files=files, disk=getattr(self.data, "disk", None),
-            samples=self.data.length, threads=self.num_workers, build=self._builds, apart=False, timeout=self.timeout, batches=self.ahead + 2,
+            threads=self.num_workers, build=self._builds, apart=False, timeout=self.timeout, batches=self.ahead + 2,
         )
         self._pool, self._process = pool, os.getpid()
         _open.add(self)

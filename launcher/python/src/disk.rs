@@ -9,12 +9,16 @@
 //! dies; a name that was left earlier, because ranks did not come, goes when a file is next opened in that folder.
 
 use crate::entry::Entry;
+use crate::node::Node;
+use cache::client::CacheClient;
+use host::disk::DiskRoom;
+use host::scratch::{Holders, hold, is_at, is_last, sweep};
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use rustix::fs::fstatvfs;
 use rustix::process::getuid;
-use std::fs::{File, OpenOptions, TryLockError};
+use spec::plan::bytes_text;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -27,11 +31,8 @@ const RECORD_HEAD_BYTES: usize = 32;
 const PLACE_BYTES: u64 = 16;
 /// Behind the name of a file.
 const ENDING: &str = ".samples";
-/// Bytes between two looks at what the file system has left, of which a twentieth stays free.
+/// Bytes between two looks at what the file system has left.
 const LOOK_BYTES: u64 = 64 << 20;
-const KEEP_FREE: u64 = 20;
-/// Times that a file is opened anew because its name went in between.
-const TRIES: usize = 10;
 
 /// This process's use of the file.
 pub struct Disk {
@@ -47,6 +48,17 @@ pub struct Disk {
     written: AtomicU64,
     pub reads: AtomicU64,
     pub writes: AtomicU64,
+}
+
+/// A file that a process has open: the process, the number there, device and inode, and what is in it.
+#[derive(FromPyObject, IntoPyObject)]
+#[pyo3(from_item_all)]
+struct Handle {
+    process: u32,
+    file: i32,
+    identity: (u64, u64),
+    tag: u64,
+    samples: u64,
 }
 
 /// Who opens a file, and for what.
@@ -67,19 +79,51 @@ impl Disk {
     /// The folder is absent, or nothing can be written there.
     pub fn open(opening: &Opening) -> io::Result<Self> {
         let Opening { folder, job, place: (rank, ranks), tag, samples } = *opening;
-        sweep(folder)?;
+        sweep_killed(folder)?;
         let path = folder.join(format!("{}{job}-{tag:016x}{ENDING}", prefix()));
-        let file = named(&path)?;
+        let file = hold(&path, Holders::Many, |path| {
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+        })?;
         // By writing the last byte: it makes the file longer and never shorter, whoever appends meanwhile.
         file.write_all_at(&[0], PLACE_BYTES * samples)?;
-        let appender = appending(&file)?;
         OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(mark(&path, rank))?;
         if (0..ranks).all(|rank| mark(&path, rank).exists()) {
             unname(&path);
         }
+        Self::new(file, path, tag, samples)
+    }
+
+    /// Where another process of this user finds the file, which may have no name.
+    fn handle(&self) -> io::Result<Handle> {
+        let metadata = self.file.metadata()?;
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(Handle { process: id(), file: self.file.as_raw_fd(), identity, tag: self.tag, samples: self.samples })
+    }
+
+    /// Opens the file of a process that still has it open.
+    fn of(handle: &Handle) -> io::Result<Self> {
+        let Handle { process, file, identity, tag, samples } = *handle;
+        let path = PathBuf::from(format!("/proc/{process}/fd/{file}"));
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let metadata = file.metadata()?;
+        if (metadata.dev(), metadata.ino()) != identity {
+            return Err(io::Error::other("that process has another file under this number"));
+        }
+        Self::new(file, path, tag, samples)
+    }
+
+    fn new(file: File, path: PathBuf, tag: u64, samples: u64) -> io::Result<Self> {
+        let appender = Mutex::new((id(), appending(&file)?));
         let [written, reads, writes] = [0; 3].map(AtomicU64::new);
-        let (appender, full) = (Mutex::new((id(), appender)), AtomicBool::new(false));
+        let full = AtomicBool::new(false);
         Ok(Self { file, path, tag, samples, process: id(), appender, full, written, reads, writes })
+    }
+
+    /// True where decoded samples of `bytes` are worth writing: all of them fit into no cache with room to spare. `client`: the cache
+    /// that has room for this one.
+    pub fn wants(&self, bytes: usize, client: Option<&CacheClient>) -> bool {
+        let cache_bytes = client.filter(|client| !client.is_shrunk()).map_or(0, CacheClient::capacity_bytes);
+        self.samples.saturating_mul(bytes as u64) > cache_bytes / 2
     }
 
     /// Offset of a sample's record, and bytes of its entry.
@@ -181,19 +225,24 @@ impl Disk {
     }
 
     fn check_room(&self) -> Result<(), String> {
-        let system = fstatvfs(&self.file).map_err(|error| error.to_string())?;
-        if system.f_bavail < system.f_blocks / KEEP_FREE {
-            let free = system.f_bavail.saturating_mul(system.f_frsize) >> 20;
-            return Err(format!("the file system has {free} MiB left, less than a twentieth"));
+        let taken = self.file.metadata().map_err(|error| error.to_string())?.len();
+        let room = DiskRoom::of_file(&self.file).map_err(|error| error.to_string())?;
+        if room.may_grow(taken) {
+            return Ok(());
         }
-        Ok(())
+        Err(format!(
+            "the file has {}, and its file system {} of {} left",
+            bytes_text(taken),
+            bytes_text(room.free_bytes),
+            bytes_text(room.total_bytes)
+        ))
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
         // The last one removes the name, where some ranks never came.
-        if self.process == id() && is_at(&self.file, &self.path) && self.file.try_lock().is_ok() {
+        if self.process == id() && is_at(&self.file, &self.path) && is_last(&self.file) {
             unname(&self.path);
         }
     }
@@ -207,35 +256,6 @@ fn mark(path: &Path, rank: usize) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{rank}"));
     name.into()
-}
-
-/// Opens `path` with a lock that says that the file is in use; it goes with the last process that has it.
-fn named(path: &Path) -> io::Result<File> {
-    for _ in 0..TRIES {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        match file.try_lock_shared() {
-            Ok(()) => {}
-            // Somebody is about to remove it.
-            Err(TryLockError::WouldBlock) => {
-                std::thread::sleep(std::time::Duration::from_millis(2));
-                continue;
-            }
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-        let here = std::fs::metadata(path)
-            .is_ok_and(|there| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino())));
-        if here {
-            return Ok(file);
-        }
-    }
-    Err(io::Error::other("the file disappears again and again"))
-}
-
-/// True if `path` names this file.
-fn is_at(file: &File, path: &Path) -> bool {
-    let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let (own, there) = (file.metadata().map(place), std::fs::metadata(path).map(place));
-    own.is_ok_and(|own| there.is_ok_and(|there| own == there))
 }
 
 /// The same file with a position of its own, whose writes go behind everything that is there.
@@ -255,18 +275,14 @@ fn unname(path: &Path) {
 }
 
 /// Removes the files of this user that no process has open.
-fn sweep(folder: &Path) -> io::Result<()> {
+fn sweep_killed(folder: &Path) -> io::Result<()> {
+    let prefix = prefix();
+    sweep(folder, |name| name.starts_with(&prefix) && name.ends_with(ENDING), unname)?;
     for entry in std::fs::read_dir(folder)?.flatten() {
         let name = entry.file_name();
-        let Some(name) = name.to_str().filter(|name| name.starts_with(&prefix())) else { continue };
-        if name.ends_with(ENDING) {
-            let file = File::open(entry.path());
-            if file.is_ok_and(|file| file.try_lock().is_ok()) {
-                unname(&entry.path());
-            }
-        } else if let Some((of, _)) = name.rsplit_once('.').filter(|(of, _)| of.ends_with(ENDING))
-            && !folder.join(of).exists()
-        {
+        let of = name.to_str().filter(|name| name.starts_with(&prefix)).and_then(|name| name.rsplit_once('.'));
+        if of.is_some_and(|(of, _)| of.ends_with(ENDING) && !folder.join(of).exists()) {
+            // A mark whose file is gone.
             let _ = std::fs::remove_file(entry.path());
         }
     }
@@ -294,6 +310,24 @@ impl PyDisk {
             PyOSError::new_err(format!("disk={folder}: {error}: give a folder on a local disk that you can write to"))
         })?;
         Ok(Self(Arc::new(disk)))
+    }
+
+    /// What a process needs that is started afresh, for [`of`](Self::of).
+    #[getter]
+    fn handle(&self) -> PyResult<Handle> {
+        self.0.handle().map_err(|error| PyOSError::new_err(error.to_string()))
+    }
+
+    /// The file of a process that still has it open; `None`: it has gone.
+    #[staticmethod]
+    fn of(handle: Handle) -> Option<Self> {
+        Disk::of(&handle).ok().map(|disk| Self(Arc::new(disk)))
+    }
+
+    /// True where decoded samples of `bytes` are worth writing, beside a cache that has room for this one.
+    fn wants(&self, bytes: usize, node: Option<PyRef<'_, Node>>) -> PyResult<bool> {
+        let part = node.as_ref().map(|node| node.part()).transpose()?;
+        Ok(self.0.wants(bytes, part.map(|part| &*part.client)))
     }
 
     /// The entry of a sample, if it is there.

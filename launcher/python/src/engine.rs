@@ -53,8 +53,6 @@ pub struct Plan {
     pub files: Option<Arc<dyn Native>>,
     /// Decoded samples in a file.
     pub disk: Option<Arc<Disk>>,
-    /// Number of samples.
-    pub samples: u64,
     /// Workers make batches of samples: there is a transform, or a user's way to collate.
     pub build: bool,
     /// Samples are not stacked.
@@ -385,15 +383,13 @@ impl Thread<'_> {
         Ok(read)
     }
 
-    /// Writes a decoded entry to disk, where its data set does not fit into the cache with room to spare, or this one found no room.
+    /// Writes a decoded entry to disk, where that is worth it. `has_room`: it was stored.
     fn keep(&self, index: u64, entry: &[u8], has_room: bool) {
-        let (Some(disk), Plan { samples, .. }) = (&self.shared.plan.disk, &self.shared.plan) else { return };
-        let capacity =
-            self.shared.client().map_or(0, |client| if client.is_shrunk() { 0 } else { client.capacity_bytes() });
-        if has_room && samples.saturating_mul(entry.len() as u64) <= capacity / 2 {
-            return;
-        }
-        if let Some(note) = disk.put(index, entry) {
+        let Some(disk) = &self.shared.plan.disk else { return };
+        let client = self.shared.client().filter(|_| has_room);
+        if disk.wants(entry.len(), client.map(Arc::as_ref))
+            && let Some(note) = disk.put(index, entry)
+        {
             self.shared.respawn.note(&note);
         }
     }

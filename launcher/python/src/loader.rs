@@ -91,7 +91,7 @@ pub struct Loader {
 #[pymethods]
 impl Loader {
     #[new]
-    #[pyo3(signature = (node, base, tag, lanes, pool, *, files, disk, samples, threads, build, apart, timeout, batches))]
+    #[pyo3(signature = (node, base, tag, lanes, pool, *, files, disk, threads, build, apart, timeout, batches))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         node: Option<PyRef<'_, Node>>,
@@ -101,7 +101,6 @@ impl Loader {
         pool: Py<PyAny>,
         files: Option<PyRef<'_, Files>>,
         disk: Option<PyRef<'_, PyDisk>>,
-        samples: u64,
         threads: usize,
         build: bool,
         apart: bool,
@@ -114,7 +113,7 @@ impl Loader {
         let timeout = (limit > Duration::ZERO).then_some(limit);
         let files = files.map(|files| files.native()).transpose()?;
         let disk = disk.map(|disk| Arc::clone(&disk.0));
-        let plan = Plan { client, base, tag, files, disk, samples, build, apart, timeout, batches };
+        let plan = Plan { client, base, tag, files, disk, build, apart, timeout, batches };
         let lanes: Vec<Raw> = lanes.iter().filter_map(|lane| lane.get().take()).collect();
         let engine = Engine::start(plan, threads, lanes, Box::new(Pool(pool)));
         let engine = engine.map_err(|error| PyOSError::new_err(format!("the loader's threads: {error}")))?;

@@ -1,8 +1,11 @@
 """Order, resume, samplers, workers: what a user of PyTorch's DataLoader relies on."""
 
+import contextlib
+import io
 import os
 import pickle
 import random
+import resource
 import tempfile
 
 import numpy as np
@@ -377,9 +380,47 @@ def test_a_small_data_set_is_not_written_to_disk_and_bad_folders_are_refused():
         it.close()
         error = raises(OSError, "give a folder on a local disk", lambda: headroom.cached(Numbers(50), disk=os.path.join(disk, "absent")))
         assert "absent" in str(error)
-        # Without a cache the file is all there is.
-        again = pickle.loads(pickle.dumps(data))
-        assert again.disk is None and int(again[7][1]) == 7
+        # A copy has the same file, while it is open.
+        state = pickle.dumps(data)
+        again = pickle.loads(state)
+        assert again.disk.handle["identity"] == data.disk.handle["identity"] and int(again[7][1]) == 7
+        again.disk = data.disk = None
+        assert pickle.loads(state).disk is None
+
+
+def test_torchs_workers_read_the_file_however_they_are_started():
+    if not HAS_TORCH:
+        return
+    import torch.utils.data
+
+    headroom.configure(cache=1 << 20)
+    with tempfile.TemporaryDirectory() as folder:
+        for start in ("fork", "spawn"):
+            log, disk = os.path.join(folder, start), os.path.join(folder, f"{start} disk")
+            os.mkdir(disk)
+            data = headroom.cached(Numbers(200, log=log, size=10_000), disk=disk, name=start)
+            it = torch.utils.data.DataLoader(data, batch_size=8, num_workers=2, multiprocessing_context=start, persistent_workers=True)
+            for _ in range(3):
+                assert sum((numbers.tolist() for _, numbers, _ in it), []) == list(range(200))
+            assert sorted(listed(open(log))) == list(range(200)), "each once"
+            del it
+
+
+def test_a_limit_on_files_ends_writing_with_a_line_and_changes_no_sample():
+    headroom.configure(cache=1 << 20)
+    with tempfile.TemporaryDirectory() as disk:
+        data = headroom.cached(Numbers(100, size=10_000), disk=disk, name="limited")
+        it = loader(data, batch_size=10, num_workers=1)
+        # More than the cache's memory, which counts as a file, and less than the samples.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, resource.RLIM_INFINITY))
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            for _ in range(3):
+                assert sorted(sum(ids_of(it), [])) == list(range(100))
+        assert said.getvalue().count("no more decoded samples are written to disk") == 1, said.getvalue()
+        read, written = data.disk.counts
+        assert 20 < written < 40 and read > 0 and it.decodes > 150, (read, written, it.decodes)
+        it.close()
 
 
 def test_a_damaged_record_is_decoded_again():

@@ -2,8 +2,10 @@
 //!
 //! Source: torch/distributed/elastic/multiprocessing/errors/error_handler.py.
 
+use host::scratch::{Holders, hold, sweep};
 use serde_json::Value;
 use std::fs::{self, DirBuilder, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +21,8 @@ const NAME: &str = "headroom-errors-";
 #[derive(Debug)]
 pub struct ErrorFiles {
     folder: PathBuf,
-    /// The folder, locked while its launcher lives.
-    _lock: File,
+    /// The folder, held while its launcher lives; `None`: its file system has no locks, and no launcher removes what another one left.
+    _held: Option<File>,
 }
 
 impl ErrorFiles {
@@ -29,14 +31,22 @@ impl ErrorFiles {
         let roots = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some(std::env::temp_dir())];
         let name = format!("{NAME}{}", std::process::id());
         roots.into_iter().flatten().find_map(|root| {
-            sweep(&root);
+            sweep_killed(&root);
             let folder = root.join(&name);
             // Of an earlier process of this number, or of an attempt before.
             let _ = fs::remove_dir_all(&folder);
-            DirBuilder::new().mode(0o700).create(&folder).ok()?;
-            let lock = File::open(&folder).ok()?;
-            lock.try_lock().ok()?;
-            Some(Self { folder, _lock: lock })
+            let mut made = false;
+            let open = |folder: &Path| {
+                match DirBuilder::new().mode(0o700).create(folder) {
+                    Ok(()) => made = true,
+                    // Made a moment ago: another launcher looks whether anybody holds it.
+                    Err(error) if made && error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(error),
+                }
+                File::open(folder)
+            };
+            let held = hold(&folder, Holders::One, open).ok();
+            (made && folder.is_dir()).then_some(Self { folder, _held: held })
         })
     }
 
@@ -62,16 +72,10 @@ impl Drop for ErrorFiles {
     }
 }
 
-/// Removes folders of launchers that are gone: nobody holds their lock.
-fn sweep(root: &Path) {
-    let entries = fs::read_dir(root).into_iter().flatten().flatten();
-    let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(NAME)));
-    for folder in named.map(|entry| entry.path()) {
-        // Another user's cannot be removed, nor opened.
-        if File::open(&folder).is_ok_and(|lock| lock.try_lock().is_ok()) {
-            let _ = fs::remove_dir_all(&folder);
-        }
-    }
+/// Removes folders of launchers that are gone.
+fn sweep_killed(root: &Path) {
+    // A folder that cannot be read holds nothing of ours.
+    let _ = sweep(root, |name| name.starts_with(NAME), |folder| drop(fs::remove_dir_all(folder)));
 }
 
 fn lines(value: &Value) -> Vec<String> {
@@ -111,7 +115,7 @@ mod tests {
         // Of a launcher that was killed; that of one that lives stays.
         let left = files.folder.with_file_name(format!("{NAME}killed"));
         std::fs::create_dir_all(left.join("inner")).unwrap();
-        sweep(files.folder.parent().unwrap());
+        sweep_killed(files.folder.parent().unwrap());
         assert!(!left.exists() && path.exists());
         drop(files);
         assert!(!path.exists());

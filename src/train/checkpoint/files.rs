@@ -123,12 +123,6 @@ pub(super) fn read_manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     manifest.map_err(|e| corrupt(format!("the manifest is of another version: {e}")))
 }
 
-/// Bytes that this user may still write beside `path`.
-pub(super) fn available_bytes(path: &Path) -> io::Result<u64> {
-    let room = rustix::fs::statvfs(path)?;
-    Ok(room.f_bavail.saturating_mul(room.f_frsize))
-}
-
 /// Torch's kinds and the format's types, both ways.
 const TYPES: [(Kind, Dtype); 10] = [
     (Kind::Bool, Dtype::BOOL),

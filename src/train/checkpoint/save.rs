@@ -1,11 +1,12 @@
 //! Saving: staged on the caller's thread, written by another, published by a rename.
 
-use super::files::{Image, available_bytes, encode_manifest, read_manifest, stage};
+use super::files::{Image, encode_manifest, read_manifest, stage};
 use super::{CheckpointError, Facts, LOOP, MANIFEST, MODEL, Manifest, OPTIMIZER, SPLIT, VERSION};
 use super::{ema_file, io_error, load};
 use crate::data::split::SplitList;
 use crate::ledger::{self, Part};
 use crate::train::ema::Named;
+use host::disk::DiskRoom;
 use host::journal::ROOM_LIMIT;
 use host::machine::awake::Deadline;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -221,7 +222,7 @@ fn insist(
 /// Writes a sibling folder, syncs it and renames it to `path`; on failure nothing of it stays.
 fn publish(dir: &Path, path: &Path, images: &[(String, Image)], manifest: &Manifest) -> Result<(), CheckpointError> {
     let needed: u64 = images.iter().map(|(_, image)| image.bytes()).sum();
-    let available = available_bytes(dir).map_err(io_error(dir, "ask for free space"))?;
+    let available = DiskRoom::of(dir).map_err(io_error(dir, "ask for free space"))?.free_bytes;
     check_room(path, needed, available)?;
     let sibling = hidden(dir, path);
     let done = write_folder(&sibling, images, manifest.clone())
@@ -232,7 +233,7 @@ fn publish(dir: &Path, path: &Path, images: &[(String, Image)], manifest: &Manif
         let _ = fs::remove_dir_all(&sibling);
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                let available_bytes = available_bytes(dir).unwrap_or(0);
+                let available_bytes = DiskRoom::of(dir).map_or(0, |room| room.free_bytes);
                 CheckpointError::NoSpace { path: path.to_owned(), needed_bytes: needed, available_bytes }
             }
             _ => io_error(path, "write")(source),

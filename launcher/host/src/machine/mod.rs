@@ -19,7 +19,7 @@ pub use dataset::dataset_facts;
 pub use gpu::{GpuMeter, driver as gpu_driver};
 pub use limits::{ProcessLimits, low_priorities, tasks_of_user};
 pub use memory::{GroupNow, MemoryMeter, MemoryNow, Pressure};
-pub use probe::{Probe, free_disk_bytes};
+pub use probe::Probe;
 pub use process::{
     Resident, Shares, catches, descendants, first_that_catch, inner_ranks, is_first_here, largest_other, lent_bytes,
     place_of,

@@ -1,8 +1,9 @@
 //! Facts from `/proc` and `/sys`, below a root that tests replace.
 
 use super::{Machine, cgroup};
+use crate::disk::free_disk_bytes;
 use rustix::thread::sched_getaffinity;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where to look: `/` on a machine, a fixture tree in tests.
 #[derive(Clone, Debug)]
@@ -79,14 +80,4 @@ fn affinity_cores() -> usize {
 pub(super) fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// Bytes that an unprivileged process may still write below `path`, or below its nearest existing ancestor. `None`
-/// means that the file system does not say.
-pub fn free_disk_bytes(path: &Path) -> Option<u64> {
-    // The last ancestor of a relative path is empty: the working folder.
-    let folders = path.ancestors().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
-    let existing = folders.into_iter().find(|p| p.exists())?;
-    let facts = rustix::fs::statvfs(existing).ok()?;
-    facts.f_bavail.checked_mul(facts.f_frsize)
 }

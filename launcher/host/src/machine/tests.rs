@@ -207,15 +207,6 @@ fn an_empty_root_or_garbage_gives_absent_facts() {
 }
 
 #[test]
-fn disk_room_is_asked_of_the_nearest_existing_folder() {
-    let root = tree(&[]);
-    let here = free_disk_bytes(root.path()).unwrap();
-    let deeper = free_disk_bytes(&root.path().join("runs/next")).unwrap();
-    assert!(here > 0 && deeper > 0);
-    assert!(free_disk_bytes(Path::new("runs/relative")).is_some());
-}
-
-#[test]
 fn memory_is_read_again_with_events_of_v1_and_the_jobs_own_group() {
     let root = tree(&[
         ("proc/meminfo", MEMINFO),

@@ -8,6 +8,7 @@ use crate::data::source::Identity;
 use crate::data::source::h5ad::kept::{self, Kinds};
 use crate::data::source::h5ad::{CellReader, Form, Matrix, repack, transpose};
 use crate::task::Team;
+use host::disk::DiskRoom;
 use spec::config::{CachePolicy, ShuffleMode};
 use spec::contract::shown;
 use spec::task::cell::CopyPolicy;
@@ -101,8 +102,7 @@ fn room_for(matrix: &Matrix, kinds: Kinds, folder: &Path) -> Result<(), DataErro
     let bytes = kept::file_bytes(matrix.cells, matrix.values(), kinds);
     let fails = |problem: String| DataError::File { path: folder.to_owned(), problem };
     std::fs::create_dir_all(folder).map_err(|error| fails(error.to_string()))?;
-    let room = rustix::fs::statvfs(folder).map_err(|error| fails(error.to_string()))?;
-    let free = room.f_bavail.saturating_mul(room.f_frsize);
+    let free = DiskRoom::of(folder).map_err(|error| fails(error.to_string()))?.free_bytes;
     if bytes <= free / 2 {
         return Ok(());
     }
