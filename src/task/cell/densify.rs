@@ -23,7 +23,7 @@ pub fn dense(batch: &Batch, genes: i64, scale: &Scale) -> Tensor {
 /// Counts below this one have their expression worked out once per cell: there are few different ones.
 const SMALL: usize = 256;
 
-/// Where all counts of a cell are below this one, the expression of each is worked out ahead.
+/// Counts below this one, which most are, have it worked out ahead.
 const FEW: usize = 32;
 
 /// [`dense`] without a chain of tensors. `None`: the batch is not what it must be, and libtorch says how.
@@ -106,28 +106,29 @@ impl Amount for i16 {
     /// The bits of u16: counts.
     fn spread<I: Place>(ids: &[I], values: &[Self], scale: &Scale, row: &mut [f32]) -> bool {
         let (mut sum, mut most) = (0u64, 0u16);
-        // Sums of a few values fit 32 bits, of which processors add more at once.
+        // Sums of a few values fit 32 bits, of which processors add more at once where nobody checks each.
         for some in values.chunks(1 << 15) {
-            sum += u64::from(some.iter().fold(0u32, |sum, value| sum + u32::from(*value as u16)));
+            sum += u64::from(some.iter().fold(0u32, |sum, value| sum.wrapping_add(u32::from(*value as u16))));
             most = some.iter().fold(most, |most, value| most.max(*value as u16));
         }
         let divisor = scale.divisor(sum as f64);
+        let few: [f32; FEW] =
+            std::array::from_fn(|n| if n <= usize::from(most) { scale.of(n as f32, divisor) } else { 0.0 });
         if usize::from(most) < FEW {
-            let known: [f32; FEW] =
-                std::array::from_fn(|n| if n <= usize::from(most) { scale.of(n as f32, divisor) } else { 0.0 });
-            return write(ids, values, row, |value| known[usize::from(value as u16) % FEW]);
+            return write(ids, values, row, |value| few[usize::from(value as u16) % FEW]);
         }
         let mut known = [f32::NAN; SMALL];
         write(ids, values, row, |value| {
             let count = value as u16;
-            match known.get_mut(usize::from(count)) {
-                Some(known) => {
+            match (few.get(usize::from(count)), known.get_mut(usize::from(count))) {
+                (Some(few), _) => *few,
+                (None, Some(known)) => {
                     if known.is_nan() {
                         *known = scale.of(f32::from(count), divisor);
                     }
                     *known
                 }
-                None => scale.of(f32::from(count), divisor),
+                (None, None) => scale.of(f32::from(count), divisor),
             }
         })
     }

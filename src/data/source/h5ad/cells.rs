@@ -198,7 +198,6 @@ impl CellReader {
         buffers: &mut Buffers,
     ) -> Result<(), DataError> {
         out.clear();
-        out.bytes.clear();
         self.reader.read(source.data, cells.clone(), &mut out.bytes, buffers)?;
         let row_bytes = source.genes as usize * source.number.bytes();
         let bytes = std::mem::take(&mut out.bytes);
@@ -225,9 +224,7 @@ impl CellReader {
         buffers: &mut Buffers,
     ) -> Result<(), DataError> {
         let range = source.starts.range(cells);
-        out.id_bytes.clear();
         self.reader.read(source.indices, range.clone(), &mut out.id_bytes, buffers)?;
-        out.bytes.clear();
         self.reader.read(source.data, range, &mut out.bytes, buffers)
     }
 

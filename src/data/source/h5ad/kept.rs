@@ -27,6 +27,11 @@ pub struct Kinds {
 }
 
 impl Kinds {
+    /// Those of a sparse matrix as it is.
+    pub fn of(matrix: &Matrix) -> Option<Self> {
+        matrix.indices.as_ref().map(|indices| Self { gene: indices.number, value: matrix.data.number })
+    }
+
     fn bytes(self) -> u64 {
         (self.gene.bytes() + self.value.bytes()) as u64
     }

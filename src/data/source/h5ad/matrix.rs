@@ -214,7 +214,6 @@ fn pointers(indptr: Array, values: u64, (place, what): (&str, &str)) -> Result<S
     let mut lengths = Vec::with_capacity(rows.saturating_sub(1) as usize);
     let mut before: Option<i64> = None;
     for start in (0..rows).step_by(BLOCK as usize) {
-        bytes.clear();
         block.clear();
         let end = (start + BLOCK).min(rows);
         reader.read(0, start..end, &mut bytes, &mut buffers).map_err(|error| match error {

@@ -1,4 +1,4 @@
-//! A compressed matrix by cells, decoded once into a plain file that later starts find: a cell read alone costs its own bytes
+//! A matrix by cells, decoded once into a plain file of few bytes that later starts find: a cell read alone costs its own bytes
 //! then, and not those of two chunks.
 
 use super::kept::{Draft, Kinds};
@@ -22,7 +22,7 @@ pub fn kinds(matrix: &Matrix, counts: bool) -> Kinds {
     }
 }
 
-/// Writes the copy of `matrix`, a compressed matrix by cells of the file at `source`, and describes it.
+/// Writes the copy of `matrix`, a matrix by cells of the file at `source`, and describes it.
 ///
 /// # Errors
 /// The file cannot be read, or holds other values than it was found to; there is no room for the copy.
@@ -41,7 +41,6 @@ pub fn write(source: &Path, matrix: &Matrix, copy: &Path, kinds: Kinds) -> Resul
         let odd = |what: &str| {
             content(format!("{}: {what} of value {first} or behind it is not as it was found", matrix.place))
         };
-        bytes.clear();
         whole.clear();
         genes.clear();
         reader.read(0, range.clone(), &mut bytes, &mut buffers)?;
@@ -54,7 +53,6 @@ pub fn write(source: &Path, matrix: &Matrix, copy: &Path, kinds: Kinds) -> Resul
             Number::U16 => genes.extend(whole.iter().flat_map(|gene| (*gene as u16).to_ne_bytes())),
             _ => genes.extend(whole.iter().flat_map(|gene| (*gene as u32).to_ne_bytes())),
         }
-        bytes.clear();
         wide.clear();
         values.clear();
         reader.read(1, range, &mut bytes, &mut buffers)?;

@@ -101,7 +101,6 @@ impl Pass<'_> {
         let (mut gene, mut gene_end) = (0, self.matrix.starts.at(1));
         for start in (0..self.matrix.values()).step_by(BLOCK as usize) {
             self.read_ids(start)?;
-            block.clear();
             self.reader.read(1, start..start + self.ids.len() as u64, &mut block, &mut self.buffers)?;
             for (n, (id, value)) in (start..).zip(self.ids.iter().zip(block.chunks_exact(width))) {
                 while n >= gene_end {
@@ -120,7 +119,6 @@ impl Pass<'_> {
     }
 
     fn read_ids(&mut self, start: u64) -> Result<(), DataError> {
-        self.bytes.clear();
         self.ids.clear();
         let end = (start + BLOCK).min(self.matrix.values());
         self.reader.read(0, start..end, &mut self.bytes, &mut self.buffers)?;

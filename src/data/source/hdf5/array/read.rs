@@ -10,7 +10,7 @@ use crate::data::source::hdf5::{ChunkAt, library};
 use ::hdf5::{Dataset, H5Type};
 use lru::LruCache;
 use spec::contract::USERS;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -45,7 +45,9 @@ pub struct ArrayReader {
     /// Identities of the files at opening: a file that was replaced is an error.
     identities: Vec<(PathBuf, Identity)>,
     store: Arc<dyn ChunkStore>,
-    files: Mutex<LruCache<PathBuf, Arc<File>>>,
+    /// Number of the file of each array: the first array in it.
+    numbers: Vec<usize>,
+    files: Mutex<LruCache<usize, Arc<File>>>,
     /// Opened by libhdf5.
     datasets: Mutex<LruCache<(PathBuf, String), Dataset>>,
     /// Bytes that came by `pread`.
@@ -57,7 +59,11 @@ impl ArrayReader {
     /// `arrays[i]` is array `i` of every later call; each must have passed [`Array::validate`].
     pub fn new(arrays: Vec<Array>, identities: Vec<(PathBuf, Identity)>, store: Arc<dyn ChunkStore>) -> Self {
         let (files, datasets) = (Mutex::new(LruCache::new(OPEN_FILES)), Mutex::new(LruCache::new(OPEN_DATASETS)));
-        Self { arrays, identities, store, files, datasets, bytes: AtomicU64::new(0), decoded_chunks: AtomicU64::new(0) }
+        let mut first = HashMap::new();
+        let number = |(n, array): (usize, &Array)| *first.entry(array.path.clone()).or_insert(n);
+        let numbers = arrays.iter().enumerate().map(number).collect();
+        let [bytes, decoded_chunks] = [0; 2].map(AtomicU64::new);
+        Self { arrays, identities, store, numbers, files, datasets, bytes, decoded_chunks }
     }
 
     pub fn arrays(&self) -> &[Array] {
@@ -76,7 +82,7 @@ impl ArrayReader {
         self.datasets.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Appends `rows` of array `index`, row by row in its own type, to `out`.
+    /// Reads `rows` of array `index`, row by row in its own type, into `out`, which then holds nothing else.
     ///
     /// # Errors
     /// The file is gone, has changed, or holds bytes that do not decode; rows are out of range.
@@ -97,16 +103,19 @@ impl ArrayReader {
         if rows.start > rows.end || rows.end > array.rows {
             return Err(fail(format!("out of range, there are {}", array.rows)));
         }
-        let (at, bytes) = (out.len(), (rows.end - rows.start) * array.row_bytes());
-        out.resize(at + bytes as usize, 0);
-        let room = &mut out[at..];
+        // What is there is written over: only more than that is zeroed.
+        out.resize(((rows.end - rows.start) * array.row_bytes()) as usize, 0);
+        let room = out.as_mut_slice();
         match &array.place {
-            Place::Empty => Ok(()),
-            Place::Contiguous { addr } => self.pread(array, addr + rows.start * array.row_bytes(), room),
+            Place::Empty => {
+                room.fill(0);
+                Ok(())
+            }
+            Place::Contiguous { addr } => self.pread((index, array), addr + rows.start * array.row_bytes(), room),
             Place::Chunked { .. } => return self.read_chunks((index, array), rows.clone(), room, buffers),
             Place::Library { reason } => {
                 warn_once(array, reason);
-                self.by_library(array, rows.clone(), 0..array.columns, room)
+                self.by_library((index, array), rows.clone(), 0..array.columns, room)
             }
         }
         .map_err(fail)
@@ -169,7 +178,7 @@ impl ArrayReader {
             let first = tile.chunk / array.chunks_across(*columns) * rows + tile.first;
             for n in 0..tile.rows {
                 let row = first + n..first + n + 1;
-                place(n, out, &mut |out| self.by_library(array, row.clone(), tile.columns.clone(), out))?;
+                place(n, out, &mut |out| self.by_library((index, array), row.clone(), tile.columns.clone(), out))?;
             }
             return Ok(());
         }
@@ -178,11 +187,11 @@ impl ArrayReader {
         if is_raw && bytes == row_bytes && stride as usize == row_bytes {
             // Rows of the chunk are rows of the array.
             let into = tile.into as usize * row_bytes..(tile.into + tile.rows) as usize * row_bytes;
-            return Ok(self.pread(array, addr + tile.first * stride, &mut out[into])?);
+            return Ok(self.pread((index, array), addr + tile.first * stride, &mut out[into])?);
         }
         if is_raw {
             for n in 0..tile.rows {
-                place(n, out, &mut |out| self.pread(array, addr + (tile.first + n) * stride, out))?;
+                place(n, out, &mut |out| self.pread((index, array), addr + (tile.first + n) * stride, out))?;
             }
             return Ok(());
         }
@@ -192,10 +201,12 @@ impl ArrayReader {
         let chunk = self.store.get(key, &mut || {
             let Buffers { stored: raw, spare, inflater } = &mut *buffers;
             raw.resize(stored_bytes as usize, 0);
-            self.pread(array, addr, raw).and_then(|()| undo(&stored, raw, spare, inflater)).map_err(|problem| {
-                let (name, chunk) = (&array.dataset, tile.chunk);
-                library::failed(&array.path, format!("chunk {chunk} of {name} {problem}"))
-            })?;
+            self.pread((index, array), addr, raw).and_then(|()| undo(&stored, raw, spare, inflater)).map_err(
+                |problem| {
+                    let (name, chunk) = (&array.dataset, tile.chunk);
+                    library::failed(&array.path, format!("chunk {chunk} of {name} {problem}"))
+                },
+            )?;
             self.decoded_chunks.fetch_add(1, Ordering::Relaxed);
             Ok(Chunk { bytes: raw.as_slice().into() })
         });
@@ -210,8 +221,8 @@ impl ArrayReader {
         Ok(())
     }
 
-    fn pread(&self, array: &Array, addr: u64, out: &mut [u8]) -> Result<(), String> {
-        let opened = self.opened(array)?;
+    fn pread(&self, of: (usize, &Array), addr: u64, out: &mut [u8]) -> Result<(), String> {
+        let opened = self.opened(of)?;
         opened.read_exact_at(out, addr).map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => {
                 format!("the file ends before byte {}: it was cut while in use", addr + out.len() as u64)
@@ -222,8 +233,9 @@ impl ArrayReader {
         Ok(())
     }
 
-    fn opened(&self, array: &Array) -> Result<Arc<File>, String> {
-        if let Some(opened) = self.files.lock().unwrap_or_else(PoisonError::into_inner).get(&array.path) {
+    fn opened(&self, (index, array): (usize, &Array)) -> Result<Arc<File>, String> {
+        let number = self.numbers[index];
+        if let Some(opened) = self.files.lock().unwrap_or_else(PoisonError::into_inner).get(&number) {
             return Ok(opened.clone());
         }
         let opened = File::open(&array.path).map_err(|error| error.to_string())?;
@@ -241,14 +253,20 @@ impl ArrayReader {
             })?;
         }
         let opened = Arc::new(opened);
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).put(array.path.clone(), opened.clone());
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).put(number, opened.clone());
         Ok(opened)
     }
 
     /// The way through libhdf5 and its global lock.
-    fn by_library(&self, array: &Array, rows: Range<u64>, columns: Range<u64>, out: &mut [u8]) -> Result<(), String> {
+    fn by_library(
+        &self,
+        (index, array): (usize, &Array),
+        rows: Range<u64>,
+        columns: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<(), String> {
         // Its size and time are compared there.
-        self.opened(array)?;
+        self.opened((index, array))?;
         let failed = |error: ::hdf5::Error| format!("cannot be read by libhdf5: {error}");
         let mut datasets = self.datasets.lock().unwrap_or_else(PoisonError::into_inner);
         let dataset = datasets.try_get_or_insert((array.path.clone(), array.dataset.clone()), || {
