@@ -3,7 +3,7 @@
     scripts/bench cells [--cells 100000] [--genes 5000] [--repeats 5] [--quick] [--only TEXT,...] [--peers PYTHON] [--json FILE]
 
 The same sample cells as a plain and as a gzip .h5ad; all runs interleaved, medians, each with its peak PSS. Cases: everything cached,
-nothing cached (plain, and gzip by its decoded copy), in blocks. Peers: the seed's dense loader, scipy's CSR in memory, sorted rows by h5py; AnnLoader, annbatch
+nothing cached (plain, a copy of it, and gzip by its decoded copy), in blocks. Peers: the seed's dense loader, scipy's CSR in memory, sorted rows by h5py; AnnLoader, annbatch
 and scDataset where .bench-venv or `--peers` has them (annbatch needs Python 3.12). Bits of entropy of a batch's labels and entries stand beside those of random batches.
 """
 
@@ -30,6 +30,8 @@ CASES = [
     ("plain file, no cache, full shuffle", "csr", dict(cache_share=0, epochs=2), 80_000),
     ("plain file, cache 20 %, full shuffle", "csr", dict(cache_share=0.2, epochs=3), 80_000),
     ("plain file, cache 20 %, blocks", "csr", dict(cache_share=0.2, epochs=2, shuffle="block", policy="lru"), None),
+    ("copy of the plain file, cache 20 %, blocks", "csr", dict(cache_share=0.2, epochs=2, shuffle="block", policy="lru", copy="always"), None),
+    ("copy of the plain file, cache 20 %, full shuffle", "csr", dict(cache_share=0.2, epochs=3, copy="always"), 80_000),
     ("gzip, cached, full shuffle", "gzip", dict(cache_share=1.05, epochs=3), None),
     ("gzip, cache 20 %, blocks", "gzip", dict(cache_share=0.2, epochs=2, shuffle="block", policy="lru"), 20_000),
     ("gzip, no cache, full shuffle", "gzip", dict(cache_share=0, epochs=2), 20_000),
@@ -130,7 +132,7 @@ def main():
                 continue
             say(f"{name} on {layout}, repeat {repeat + 1}")
             found.setdefault((name, layout), []).append(theirs(homes[module], name, paths[layout], samples))
-    table = Rows(["cells per CPU second", "last epoch", "first", "per s", "goal", "peak MiB", "labels", "entries"], first=44)
+    table = Rows(["cells per CPU second", "last epoch", "first", "per s", "goal", "peak MiB", "labels", "entries"], first=58)
     goals = {name: goal for name, _layout, _options, goal in CASES}
     for (who, name), runs in found.items():
         of = lambda n, key: median(run["epochs"][n][key] for run, _ in runs)

@@ -2,7 +2,7 @@
 //!
 //! `cells --data FILE [--threads 1] [--batch 128] [--slots 6] [--epochs 2] [--samples N: at most so many of an epoch]
 //! [--cache-share 1.0: of all entries, 0: no page cache] [--policy pin|lru|next_use] [--shuffle global|block] [--shuffle-window 64]
-//! [--chunk-cache-mb 64] [--label celltype] [--matrix X] [--dense 1]`
+//! [--copy auto|always|off] [--chunk-cache-mb 64] [--label celltype] [--matrix X] [--dense 1]`
 //!
 //! `cpu_s` is that of the whole process, the directory's thread included. Entropies are in bits: of the labels and of the files
 //! of a batch, on average, beside those of batches drawn at random.
@@ -17,7 +17,7 @@ use headroom::task::cell::densify::{Scale, dense, labels};
 use headroom::train::to_tensors;
 use serde_json::json;
 use spec::config::{CachePolicy, Config, ShuffleMode};
-use spec::task::cell::CellConfig;
+use spec::task::cell::{CellConfig, CopyPolicy};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
@@ -64,9 +64,16 @@ fn options() -> Result<Options> {
         PolicyKind::NextUse => CachePolicy::NextUse,
     };
     let label = value("--label", "celltype");
+    let copy = match value("--copy", "auto").as_str() {
+        "auto" => CopyPolicy::Auto,
+        "always" => CopyPolicy::Always,
+        "off" => CopyPolicy::Off,
+        _ => return Err("--copy takes auto, always or off".into()),
+    };
     config.with_section(|cell: &mut CellConfig| {
         cell.label = (!label.is_empty()).then_some(label);
         cell.matrix = value("--matrix", "X");
+        cell.copy = copy;
     });
     let (batch, threads) = (number("--batch", "128")?, number("--threads", "1")?);
     Ok(Options {

@@ -39,8 +39,9 @@ pub fn transposed(
     Ok(())
 }
 
-/// Brings compressed matrices into plain copies, where cells are read at random and the page cache does not hold them all. True:
-/// a matrix is another one than before. Without room on the disk, or permission, the file itself is read, and a note says so.
+/// Brings matrices into plain copies of few bytes where the page cache does not hold all cells: compressed ones whose cells are read
+/// at random, or all, as `cell.copy` says. True: a matrix is another one than before. Without room on the disk, or permission, the
+/// file itself is read, and a note says so.
 ///
 /// # Errors
 /// Ranks cannot hear of each other.
@@ -51,10 +52,15 @@ pub fn repacked(
     index_dir: &Path,
     notes: &mut Vec<String>,
 ) -> Result<bool, DataError> {
-    let at_random = keys.data.shuffle && keys.data.shuffle_mode == ShuffleMode::Global && !keys.in_order;
-    let compressed = |file: usize| known[file].matrix.form == Form::Csr && !reader.is_plain(file);
-    let files: Vec<usize> = (0..known.len()).filter(|file| compressed(*file)).collect();
-    if !at_random || keys.cell.copy == CopyPolicy::Off || files.is_empty() {
+    let at_random = keys.data.shuffle && keys.data.shuffle_mode == ShuffleMode::Global;
+    let wanted = |file: &usize| match keys.cell.copy {
+        CopyPolicy::Off => false,
+        CopyPolicy::Auto => at_random && !reader.is_plain(*file),
+        CopyPolicy::Always => true,
+    };
+    let files: Vec<usize> =
+        (0..known.len()).filter(|file| known[*file].matrix.form == Form::Csr).filter(wanted).collect();
+    if keys.in_order || files.is_empty() {
         return Ok(false);
     }
     let cache = team.cache.as_ref().filter(|_| keys.data.cache != CachePolicy::Off);
@@ -67,19 +73,30 @@ pub fn repacked(
     }
     let mut changed = false;
     for file in files {
-        let (of, totals) = (&known[file], &scans[file].totals);
+        let (of, totals, is_plain) = (&known[file], &scans[file].totals, reader.is_plain(file));
         let counts = totals.fraction.is_none() && totals.negative.is_none() && totals.max <= f64::from(u16::MAX);
         let (kinds, name) = (repack::kinds(&of.matrix, counts), super::name(&of.h5ad.path));
+        let bytes_of = |kinds| kept::file_bytes(of.matrix.cells, of.matrix.values(), kinds);
+        let bytes = bytes_of(kinds);
+        if is_plain && Kinds::of(&of.matrix).is_none_or(|own| bytes_of(own) <= bytes) {
+            continue;
+        }
         let copy = kept::path(index_dir, of.h5ad.print, &of.matrix.place, repack::WHY);
         let make = || {
             room_for(&of.matrix, kinds, index_dir).and_then(|()| repack::write(&of.h5ad.path, &of.matrix, &copy, kinds))
         };
-        let bytes = kept::file_bytes(of.matrix.cells, of.matrix.values(), kinds);
+        let (large, otherwise, instead) = match is_plain {
+            true => ("more than the page cache holds", "reads the file itself", "the file itself is read"),
+            false => (
+                "compressed and more than the page cache holds",
+                "decodes chunks each time",
+                "every cell read at random decodes two chunks; data.shuffle_mode: block reads them in order",
+            ),
+        };
         match by_first(team, || kept::find(&copy, &of.matrix, kinds), make)? {
             Ok(matrix) => {
                 notes.push(format!(
-                    "{name} is compressed and more than the page cache holds: cells are read from a copy of {} MiB, {} (cell.copy: off \
-                     decodes chunks each time)",
+                    "{name} is {large}: cells are read from a copy of {} MiB, {} (cell.copy: off {otherwise})",
                     bytes >> 20,
                     shown(&copy)
                 ));
@@ -88,10 +105,9 @@ pub fn repacked(
                 known[file].matrix = matrix;
                 changed = true;
             }
-            Err(error) => notes.push(format!(
-                "warning: {name} is compressed and more than the page cache holds, and no copy was made ({error}): every cell read at \
-                 random decodes two chunks; data.shuffle_mode: block reads them in order"
-            )),
+            Err(error) => {
+                notes.push(format!("warning: {name} is {large}, and no copy was made ({error}): {instead}"));
+            }
         }
     }
     Ok(changed)

@@ -26,8 +26,8 @@ keys! {
         /// File whose genes, in its order, every cell is brought to: `.h5ad`, or text with one name a line. Genes that a
         /// file lacks are 0. Null: the genes that all files have.
         reference: Option<PathBuf> = None;
-        /// Decoded copy of a compressed matrix beside the index, from which any cell is read at the cost of its own bytes:
-        /// 4 bytes for a value that is not 0, written once.
+        /// Decoded copy of a matrix beside the index, from which any cell is read at the cost of its own bytes: 4 bytes for a
+        /// count that is not 0, written once. Only where the page cache holds less than all cells, and there is room.
         copy: CopyPolicy = CopyPolicy::Auto;
         /// Element type of the latents that the stage `latents` keeps.
         latents: LatentType = LatentType::Bf16;
@@ -51,8 +51,10 @@ keys! {
 choices! {
     /// Use of decoded copies.
     pub enum CopyPolicy {
-        /// Where cells are shuffled over the whole data set, the page cache holds less than all of them, and there is room.
+        /// Of compressed matrices whose cells are shuffled over the whole data set.
         Auto = "auto",
+        /// Of all sparse matrices and in every order: a plain file has 8 bytes for a value, mostly, and may be far away.
+        Always = "always",
         /// Chunks are decoded each time.
         Off = "off",
     }

@@ -204,6 +204,39 @@ fn compressed_cells_read_at_random_come_from_a_plain_copy() {
 }
 
 #[test]
+fn cells_of_every_sparse_layout_come_from_a_copy_where_that_is_asked_for() {
+    for (layout, mode) in
+        [(Layout::Csr, ShuffleMode::Block), (Layout::Csr, ShuffleMode::Global), (Layout::Gzip, ShuffleMode::Block)]
+    {
+        let folder = folder(&SampleSpec { layout, ..small() }).with(|config| config.data.shuffle_mode = mode);
+        let plain = folder.open();
+        assert!(
+            !plain.datasets.notes.join("\n").contains("copy") || mode == ShuffleMode::Global,
+            "{:?}",
+            plain.datasets.notes
+        );
+        let cells = all_of(&plain.all);
+        let read = plain.store.reader.reader().stats().0;
+        let folder = folder.with(|config| config.with_section(|cell: &mut CellConfig| cell.copy = CopyPolicy::Always));
+        let copied = folder.open();
+        let lines = copied.datasets.notes.join("\n");
+        assert!(lines.contains("more than the page cache holds: cells are read from a copy of"), "{lines}");
+        let before = copied.store.reader.reader().stats();
+        assert_eq!(all_of(&copied.all), cells, "{layout:?} {mode:?}");
+        let after = copied.store.reader.reader().stats();
+        assert_eq!(after.1, 0, "nothing is decoded");
+        assert!(layout != Layout::Csr || 2 * (after.0 - before.0) <= read, "{} of {read} bytes", after.0 - before.0);
+        // The copy itself needs no copy.
+        let again = folder.open();
+        assert_eq!(all_of(&again.all), cells);
+    }
+    // Rows of dense matrices are read where they lie.
+    let folder = folder(&SampleSpec { layout: Layout::Dense, ..small() })
+        .with(|config| config.with_section(|cell: &mut CellConfig| cell.copy = CopyPolicy::Always));
+    assert!(!folder.open().datasets.notes.join("\n").contains("copy"));
+}
+
+#[test]
 fn equal_sample_cells_are_equal_bytes_whenever_they_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str| {
