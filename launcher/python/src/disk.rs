@@ -119,8 +119,8 @@ impl Disk {
         Ok(Self { file, path, tag, samples, process: id(), appender, full, written, reads, writes })
     }
 
-    /// True where decoded samples of `bytes` are worth writing: all of them fit into no cache with room to spare. `client`: the cache
-    /// that has room for this one.
+    /// True where a decoded sample of `bytes` is worth writing: as many samples of its size take more than half of the cache. `client`:
+    /// the cache, unless it had no room for this one.
     pub fn wants(&self, bytes: usize, client: Option<&CacheClient>) -> bool {
         let cache_bytes = client.filter(|client| !client.is_shrunk()).map_or(0, CacheClient::capacity_bytes);
         self.samples.saturating_mul(bytes as u64) > cache_bytes / 2
@@ -324,7 +324,7 @@ impl PyDisk {
         Disk::of(&handle).ok().map(|disk| Self(Arc::new(disk)))
     }
 
-    /// True where decoded samples of `bytes` are worth writing, beside a cache that has room for this one.
+    /// True where a decoded sample of `bytes` is worth writing. `node`: the cache, unless it had no room for this one.
     fn wants(&self, bytes: usize, node: Option<PyRef<'_, Node>>) -> PyResult<bool> {
         let part = node.as_ref().map(|node| node.part()).transpose()?;
         Ok(self.0.wants(bytes, part.map(|part| &*part.client)))

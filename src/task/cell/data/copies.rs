@@ -56,7 +56,8 @@ pub fn repacked(
     let wanted = |file: &usize| match keys.cell.copy {
         CopyPolicy::Off => false,
         CopyPolicy::Auto => at_random && !reader.is_plain(*file),
-        CopyPolicy::Always => true,
+        // What was transposed is a copy already.
+        CopyPolicy::Always => known[*file].matrix.data.path == known[*file].h5ad.path,
     };
     let files: Vec<usize> =
         (0..known.len()).filter(|file| known[*file].matrix.form == Form::Csr).filter(wanted).collect();
