@@ -201,6 +201,7 @@ impl Command {
     /// [`CliError::Shown`] for `--help` and `--version`; else what is wrong and how it is written.
     pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Self, CliError> {
         let (head, tail) = split_exec(line.into_iter().collect());
+        let head = colour_last(head);
         let variable = |name: &str| std::env::var(name).ok();
         let head = torchrun::completed(head, tail.is_some(), variable);
         let cli = definition().try_get_matches_from(head).and_then(|found| Cli::from_arg_matches(&found));
@@ -484,6 +485,19 @@ fn split_exec(mut line: Vec<OsString>) -> (Vec<OsString>, Option<Vec<OsString>>)
     };
     let tail = line.split_off(at + 1);
     (line, Some(tail))
+}
+
+/// Puts a leading `--color` last: no option may stand before a verb, because those of training do not go with one.
+fn colour_last(mut line: Vec<OsString>) -> Vec<OsString> {
+    let words = match line.get(1).and_then(|word| word.to_str()) {
+        Some("--color") => 2,
+        Some(word) if word.starts_with("--color=") => 1,
+        _ => 0,
+    };
+    if line.len() > words + 1 {
+        line[1..].rotate_left(words);
+    }
+    line
 }
 
 fn shown(error: clap::Error) -> CliError {

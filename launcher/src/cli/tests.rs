@@ -95,6 +95,19 @@ fn verbs_around_a_run_are_read() {
 }
 
 #[test]
+fn colours_are_chosen_before_or_behind_a_verb() {
+    for line in ["--color auto runs", "--color=auto runs", "runs --color auto"] {
+        assert!(matches!(parse(line).unwrap(), Command::Around(_)), "{line}");
+    }
+    assert!(matches!(parse("--color auto --gpus 2 --config a").unwrap(), Command::Train(run) if run.gpus == Some(2)));
+    assert!(
+        matches!(parse("--color auto --ranks 2 --exec prog --color x").unwrap(), Command::Exec { args, .. } if args.len() == 2)
+    );
+    assert!(wrong("--color").contains("--color <WHEN>"));
+    assert!(wrong("--color pink runs").contains("pink"));
+}
+
+#[test]
 fn mistakes_say_what_to_write() {
     for (line, says) in [
         ("", "no config: name one with --config"),
