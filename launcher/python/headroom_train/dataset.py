@@ -203,8 +203,8 @@ def cached(dataset, transform=None, *, name=None, seed=0, disk=None):
 
     `disk` names a folder on a local disk for a data set that is larger than the cache: decoded samples without room in memory are
     read from a file there in later epochs, and not decoded again. One file serves the node's ranks, and is gone when they are. It
-    grows to the size of the decoded data set, and stops where a twentieth of the file system is left, or less but no more than the
-    file takes itself. Raises OSError where nothing can be written.
+    grows to the size of the decoded data set, and leaves a twentieth of the file system free, or, where less is free, as much as it
+    takes itself. Raises OSError where nothing can be written.
     """
     if isinstance(dataset, Cached):
         if transform is None and disk is None:
